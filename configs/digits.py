@@ -1,0 +1,25 @@
+"""Handwritten digits on any machine, in under a minute."""
+
+from ml_collections import ConfigDict
+
+from jaxcls.config import base
+
+
+def get_config() -> ConfigDict:
+    c = base()
+    c.batch_size = 64
+    c.length = "40 epochs"
+    c.model.name = "cnn(widths=(32, 64), dense=128, dropout=0.3)"
+    c.data.name = "digits"
+    c.data.train = "train[:90%]"
+    c.data.eval = "train[90%:]"
+    c.data.test = "test"
+    c.data.train_ops = "decode(1) | resize(8)"
+    c.data.eval_ops = "decode(1) | resize(8)"
+    c.augment = "random_crop(1)"
+    c.optim.name = "adamw"
+    c.optim.lr = 2e-3
+    c.optim.weight_decay = 0.05
+    c.optim.warmup = "2 epochs"
+    c.loss.smoothing = 0.1
+    return c

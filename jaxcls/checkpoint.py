@@ -1,0 +1,285 @@
+"""States on disk: orbax, and digests, since orbax does not checksum arrays.
+
+A checkpoint is a folder ``checkpoints/N``, the state after N updates, in three items:
+"weights" (params, batch_stats, ema), "rest" (everything else of the state) and "meta"
+(format, digests). Weights stand alone so that they load without an optimizer.
+"""
+
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxcls.errors import InputError
+from jaxcls.optimizers import path_name
+from jaxcls.step import Best, State
+
+FORMAT = 1
+_WEIGHTS = ("params", "batch_stats", "ema")
+
+
+class CorruptError(Exception):
+    """A checkpoint that does not hold what was saved; its text says why."""
+
+
+class Checkpoints:
+    """Asynchronous, atomic saves into a folder; keeps the last few and the best one.
+
+    A context manager: leaving it waits for the save under way.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int) -> None:
+        self._policy = _KeepLastAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, state: State, digests: dict[str, str]) -> None:
+        """Begin to write `state` at its own step; `digests` are those of the state."""
+        step = int(state.step)
+        if not bool(_finite(state)):
+            raise RuntimeError(f"state of step {step} is not finite, and is not saved")
+        self._policy.best = int(state.best.step)
+        tree = _to_tree(state)
+        meta = {"format": FORMAT, "step": step, "best_step": int(state.best.step)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave({k: tree[k] for k in _WEIGHTS}),
+                rest=ocp.args.StandardSave({k: tree[k] for k in tree if k not in _WEIGHTS}),
+                meta=ocp.args.JsonSave({**meta, "digests": digests}),
+            ),
+            force=True,  # Our loop decides when; orbax's own policy would skip some.
+        )
+
+    def wait(self) -> None:
+        """Return when the save under way is on disk."""
+        self._manager.wait_until_finished()
+
+
+class _KeepLastAndBest:
+    """Which checkpoints stay: the last `keep`, and `best`."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.best = -1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        last = {info.step for info in checkpoints[-self.keep :]}
+        return [info.step in last or info.step == self.best for info in checkpoints]
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps that have a checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def restore_newest(folder: pathlib.Path, like: State) -> State | None:
+    """The newest checkpoint that is whole, or None where there is none at all.
+
+    One that is not whole is said loudly and moved aside to ``N.corrupt``.
+    Raises `InputError` where there are checkpoints and none is whole.
+    """
+    found = steps(folder)
+    reasons = []
+    for step in reversed(found):
+        try:
+            state = restore(folder, step, like)
+        except CorruptError as error:
+            reasons.append(f"{step}: {error}")
+            logging.warning("checkpoint %s is not whole, trying an older one", reasons[-1])
+            continue
+        for bad in found[found.index(step) + 1 :]:
+            _move_aside(folder / str(bad))
+        return state
+    if reasons:
+        raise InputError(
+            f"no checkpoint in {folder} is whole ({'; '.join(reasons)}); move the folder"
+            " away to start from step 0"
+        )
+    return None
+
+
+def restore(folder: pathlib.Path, step: int, like: State) -> State:
+    """The state of a checkpoint, with the shapes and shardings of `like`, verified.
+
+    Raises `CorruptError` where it cannot be read or a digest differs.
+    """
+    tree = _to_tree(like)
+    rest = [k for k in tree if k not in _WEIGHTS]
+    items = {
+        "weights": ocp.args.StandardRestore({k: tree[k] for k in _WEIGHTS}),
+        "rest": ocp.args.StandardRestore({k: tree[k] for k in rest}),
+    }
+    read = _read(folder, step, items)
+    state = _from_tree({**read["weights"], **read["rest"]})
+    _verify(digests(state), read["meta"]["digests"])
+    if int(state.step) != step:
+        raise CorruptError(f"it holds step {int(state.step)}")
+    return state
+
+
+def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, Any]:
+    """{"params", "batch_stats", "ema"} of a checkpoint, verified; needs no optimizer.
+
+    Raises `CorruptError` like `restore`.
+    """
+    wanted = {k: _to_tree(like)[k] for k in _WEIGHTS}
+    read = _read(folder, step, {"weights": ocp.args.StandardRestore(wanted)})
+    _verify(_digests(read["weights"]), read["meta"]["digests"])
+    return read["weights"]
+
+
+def find(folder: pathlib.Path, which: str) -> int:
+    """The step of "best", "last" or "N" in a folder of checkpoints.
+
+    Raises `InputError` naming the steps that there are.
+    """
+    found = steps(folder)
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint; train first")
+    if which == "last":
+        return found[-1]
+    if which == "best":
+        best = _meta(folder, found[-1])["best_step"]
+        return best if best in found else found[-1]
+    if which.isdigit() and int(which) in found:
+        return int(which)
+    raise InputError(
+        f"--checkpoint={which} is not in {folder}; there are best, last,"
+        f" {', '.join(map(str, found))}"
+    )
+
+
+def digests(state: State) -> dict[str, str]:
+    """Path of each array -> 16 hex digits of its bits, the same on any sharding."""
+    return _digests(_to_tree(state))
+
+
+def combine(digests: dict[str, str]) -> str:
+    """One digest, 16 hex digits, of the digests of all arrays."""
+    text = "".join(f"{path}={value}\n" for path, value in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digests(tree: Any) -> dict[str, str]:
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    words = np.asarray(_hash_all(list(leaves)))
+    return {
+        path_name(path): f"{high:08x}{low:08x}"
+        for path, (high, low) in zip(paths, words.tolist(), strict=True)
+    }
+
+
+@jax.jit
+def _hash_all(leaves: list[jax.Array]) -> jax.Array:
+    """Leaves -> uint32 [N, 2]: two sums, mod 2**32, of every element's mixed bits."""
+    return jnp.stack(
+        [jnp.stack([_hash(x, 0x9E3779B9), _hash(x, 0x85EBCA77)]) for x in leaves]
+    )
+
+
+def _hash(x: jax.Array, salt: int) -> jax.Array:
+    """A sum over the elements, so no order of adding matters; keyed by position."""
+    if x.dtype == bool:
+        bits = x.astype(jnp.uint32)
+    else:
+        width = x.dtype.itemsize * 8
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # The finaliser of MurmurHash3 over bits and position.
+    mixed = bits ^ ((position + 1) * jnp.uint32(salt))
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+@jax.jit
+def _finite(state: State) -> jax.Array:
+    trees = (state.params, state.batch_stats, state.opt_state, state.ema)
+    floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _to_tree(state: State) -> dict[str, Any]:
+    """The state as plain dicts, keys as their raw integers: what is on disk."""
+    tree = state._asdict()
+    tree["best"] = state.best._asdict()
+    tree["key"] = {name: _raw_key(key) for name, key in state.key.items()}
+    return tree
+
+
+def _raw_key(key: Any) -> Any:
+    if isinstance(key, jax.ShapeDtypeStruct):
+        raw = jax.eval_shape(jax.random.key_data, key)
+        return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=key.sharding)
+    return jax.random.key_data(key)
+
+
+def _from_tree(tree: dict[str, Any]) -> State:
+    keys = {
+        name: jax.random.wrap_key_data(raw, impl="threefry2x32")
+        for name, raw in tree["key"].items()
+    }
+    return State(**{**tree, "key": keys, "best": Best(**tree["best"])})
+
+
+def _read(folder: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    meta = _meta(folder, step)
+    if meta["format"] != FORMAT:
+        raise CorruptError(f"format {meta['format']}, and this jaxcls reads {FORMAT}")
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            read = checkpointer.restore(folder / str(step), ocp.args.Composite(**items))
+    except Exception as error:  # Orbax and tensorstore raise many kinds for bad files.
+        first = str(error).strip().splitlines() or [""]
+        raise CorruptError(f"{type(error).__name__}: {first[0][:200]}") from error
+    return {**read, "meta": meta}
+
+
+def _meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    path = folder / str(step) / "meta" / "metadata"
+    try:
+        meta = json.loads(path.read_text())
+        if not isinstance(meta["digests"], dict):
+            raise KeyError("digests")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
+
+
+def _verify(now: dict[str, str], saved: dict[str, str]) -> None:
+    for path, digest in now.items():
+        if saved.get(path) != digest:
+            raise CorruptError(f"the digest of {path} differs")
+
+
+def _move_aside(path: pathlib.Path) -> None:
+    target, i = path.with_name(f"{path.name}.corrupt"), 1
+    while target.exists():
+        target, i = path.with_name(f"{path.name}.corrupt-{i}"), i + 1
+    path.rename(target)

@@ -1,0 +1,105 @@
+"""Command lines: flags -> values; every bad input -> one line and status 2.
+
+absl's `app.run` is not used: under it a bad input ends in status 1 behind a traceback,
+stray arguments are ignored, and NaN or dict overrides pass.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from jaxcls.errors import DivergedError, InputError
+
+DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+
+EXIT_STATUS = (
+    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 130 interrupted"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are `InputError`, on one line."""
+
+    def __init__(self, verb: str, about: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"python -m jaxcls.{verb}",
+            description=about,
+            epilog=f"{epilog}\n{EXIT_STATUS}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what there is")
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """``--config.key=value`` (or ``--config.key value``) apart from the other arguments.
+
+    Raises `InputError` for a key without a value, given twice, or given a dict.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not arguments or arguments[0].startswith("--"):
+                raise InputError(f"--config.{key} has no value; write --config.{key}=VALUE")
+            value = arguments.pop(0)
+        if value.strip().startswith("{"):
+            raise InputError(
+                f"--config.{key}={value} would replace a whole group; set one key at a"
+                f" time: --config.{key}.NAME=VALUE"
+            )
+        if key in overrides:
+            raise InputError(f"--config.{key} is given twice; give it once")
+        overrides[key] = value
+    return rest, overrides
+
+
+def refuse_overrides(overrides: Mapping[str, str], verb: str) -> None:
+    """Raise `InputError` for --config.KEY where the run's folder holds the config."""
+    for key in overrides:
+        raise InputError(
+            f"--config.{key}: {verb} takes the config that the run's folder holds; leave it out"
+        )
+
+
+def whole_number(text: str, flag: str, least: int = 0) -> int:
+    """The value of a flag that counts something; raises `InputError`."""
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(f"{flag}={text} must be a whole number, at least {least}")
+    return int(text)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Call ``main(sys.argv[1:])`` and leave with its status.
+
+    `InputError` becomes one line on standard error and status 2, `DivergedError` one
+    line and 3, Ctrl-C 130; any other exception is a bug and keeps its traceback.
+    """
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except InputError as error:
+        status = _say(f"error: {error}", BAD_INPUT)
+    except DivergedError as error:
+        status = _say(f"diverged: {error}", DIVERGED)
+    except KeyboardInterrupt:
+        status = _say("interrupted; the same command continues", INTERRUPTED)
+    except BrokenPipeError:  # The reader of our output left: not our error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = DONE
+    sys.exit(status)
+
+
+def _say(text: str, status: int) -> int:
+    print(" ".join(text.split()), file=sys.stderr)
+    return status

@@ -1,0 +1,343 @@
+"""Every knob once: its default, its unit and reason, and whether it identifies a run.
+
+A config is plain, independent facts; what follows from them (steps, effective rate,
+sizes, classes) is computed in `experiment.build`. A config file starts from `base()`,
+which is locked, so a misspelt key fails in the file as it does on the command line:
+
+    from jaxcls.config import base
+
+    def get_config():
+        c = base()
+        c.model.name = "resnet50"
+        return c
+"""
+
+import importlib.util
+import json
+import math
+import pathlib
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxcls import durations
+from jaxcls.errors import InputError, did_you_mean
+
+
+class Knob(NamedTuple):
+    """A config key. `identity`: part of what a run *is*; else only how it is run."""
+
+    default: bool | int | float | str
+    about: str
+    identity: bool = True
+
+
+KNOBS: dict[str, Knob] = {
+    "seed": Knob(0, "decides init, order, crops, augmentation and dropout"),
+    "batch_size": Knob(128, "examples a step, over all devices and hosts"),
+    "length": Knob("10 epochs", "of the run: epochs, steps or examples"),
+    "model.name": Knob("cnn", "an entry of MODELS, with options: 'cnn(dropout=0.2)'"),
+    "model.dtype": Knob(
+        "auto",
+        "of the computation; params are float32. auto: bfloat16 on accelerators,"
+        " float32 on CPU (which one is the topology's, so part of law 1's inputs)",
+    ),
+    "data.name": Knob("digits", "a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'"),
+    "data.dir": Knob("", "where it is; '': TFDS_DATA_DIR or ~/tensorflow_datasets", False),
+    "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
+    "data.eval": Knob("", "split that drives keep-best and early stopping; '': none"),
+    "data.test": Knob("", "split scored once, at the end; '': none"),
+    "data.train_ops": Knob("decode", "host pipeline, bytes -> uint8 pixels of one size"),
+    "data.eval_ops": Knob("decode", "the same for evaluation and prediction"),
+    "data.threads": Knob(0, "decoding threads a host; 0: one a core", False),
+    "data.prefetch": Knob(2, "batches kept ready", False),
+    "augment": Knob("", "device pipeline over uint8 images, keyed per example"),
+    "mix": Knob("", "mixing of examples within the batch, after augment and normalize"),
+    "normalize": Knob("unit", "uint8 -> float32, an entry of NORMALIZATIONS"),
+    "loss.name": Knob("softmax", "an entry of LOSSES"),
+    "loss.smoothing": Knob(0.0, "label smoothing, share of the target spread over all"),
+    "optim.name": Knob("sgd", "an entry of OPTIMIZERS: 'adamw(b2=0.95)'"),
+    "optim.lr": Knob(0.1, "peak learning rate"),
+    "optim.lr_per": Knob(0, "batch size that optim.lr is meant for; 0: lr is absolute"),
+    "optim.weight_decay": Knob(0.0, "coupled (L2) for sgd and adam, decoupled for adamw"),
+    "optim.decay_on": Knob(
+        "kernel$",
+        "regular expression on 'layer/param': what decays; biases and norms do not",
+    ),
+    "optim.schedule": Knob("cosine", "an entry of SCHEDULES, from peak to the end"),
+    "optim.warmup": Knob("0 steps", "linear from 0 to the peak"),
+    "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
+    "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
+    "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),
+    "eval.batch_size": Knob(0, "examples a batch; 0: batch_size", False),
+    "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),
+    "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
+    "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
+    "early_stop.min_delta": Knob(0.0, "least gain in best.metric that counts for patience"),
+    "checkpoint.every": Knob("1 epoch", "besides each new best and the last step", False),
+    "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
+    "log.every": Knob("50 steps", "training records", False),
+    "log.tensorboard": Knob(True, "write event files too", False),
+    "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
+}
+
+
+def base() -> ConfigDict:
+    """Every knob at its default, locked: an unknown key is an error."""
+    return from_flat({})
+
+
+def from_flat(values: Mapping[str, Any]) -> ConfigDict:
+    """``{"optim.lr": 0.1}`` over the defaults; raises `InputError` for an unknown key."""
+    for key in values:
+        _require_known(key)
+    tree: dict[str, Any] = {}
+    for key, knob in KNOBS.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = values.get(key, knob.default)
+    return ConfigDict(tree).lock()
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
+    return {key: _get(config, key) for key in KNOBS}
+
+
+def to_text(config: ConfigDict) -> str:
+    """One ``key = value`` line a knob: what --dry_run prints and golden files hold."""
+    return "".join(f"{key} = {value!r}\n" for key, value in flat(config).items())
+
+
+def load(path: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """A checked config from a Python file that defines ``get_config()``.
+
+    `path` may end in ``:text``, handed to ``get_config(text)``. A relative path that is
+    not on disk is looked for among the configs that ship with jaxcls.
+    `overrides`: ``{"optim.lr": "0.1"}`` as given on a command line.
+    Raises `InputError` for a missing or failing file, an unknown key, a wrong value.
+    """
+    config = _run_file(path)
+    for key, text in (overrides or {}).items():
+        override(config, key, text)
+    check(config)
+    return config
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Set `key` from the text of a command line, in the type that its default has."""
+    _require_known(key)
+    value = _parse(key, text)
+    *parents, leaf = key.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+
+
+def check(config: ConfigDict) -> None:
+    """The rules that need nothing but the config; raises `InputError`."""
+    values = flat(config)
+    for key, value in values.items():
+        default = KNOBS[key].default
+        if isinstance(default, float) and not math.isfinite(value):
+            raise InputError(f"{key}={value} is not a finite number; try {default}")
+    for key in ("batch_size", "checkpoint.keep", "data.prefetch"):
+        _require(values, key, values[key] >= 1, "must be at least 1")
+    for key, knob in KNOBS.items():
+        if not isinstance(knob.default, (bool, str)) and key != "seed":
+            _require(values, key, values[key] >= 0, "must not be negative")
+    _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
+    _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
+    _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
+    _require(values, "optim.lr", values["optim.lr"] > 0, "must be above 0")
+    for key in ("length", "optim.warmup", "eval.every", "checkpoint.every", "log.every"):
+        number, unit = durations.parse(values[key], key)
+        if key != "optim.warmup" and number <= 0:
+            raise InputError(f"{key}={values[key]!r} must be above 0; try '1 epoch'")
+        if key == "length" and unit == "percent":
+            raise InputError(f"length={values[key]!r}: give epochs, steps or examples")
+    try:
+        re.compile(values["optim.decay_on"])
+    except re.error as error:
+        raise InputError(
+            f"optim.decay_on={values['optim.decay_on']!r} is not a regular expression"
+            f" ({error}); try 'kernel$'"
+        ) from None
+    dtypes = ("auto", "float32", "bfloat16")
+    _require(values, "model.dtype", values["model.dtype"] in dtypes, f"is one of {dtypes}")
+    if values["early_stop.patience"] and not values["data.eval"]:
+        raise InputError(
+            f"early_stop.patience={values['early_stop.patience']} needs evaluations and"
+            " data.eval is ''; try data.eval='train[90%:]' and data.train='train[:90%]'"
+        )
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, each with (old, new)."""
+    before, after = flat(old), flat(new)
+    return {k: (before[k], after[k]) for k in KNOBS if before[k] != after[k]}
+
+
+def describe() -> str:
+    """The table of knobs for ``--help``: key, default, whether identity, and why."""
+    width = max(map(len, KNOBS))
+    rows = []
+    for key, knob in KNOBS.items():
+        mark = "*" if knob.identity else " "
+        rows.append(f"  {mark} {key:<{width}}  {knob.about} [{json.dumps(knob.default)}]")
+    return "\n".join(rows)
+
+
+def _run_file(path: str) -> ConfigDict:
+    """What the file's ``get_config`` returns."""
+    name, _, argument = path.partition(":")
+    file = _find(name)
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config {name} is not a Python file; try configs/digits.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(
+                f"config {name} defines no get_config(); see configs/digits.py"
+            )
+        config = module.get_config(argument) if argument else module.get_config()
+    except InputError:
+        raise
+    except Exception as error:  # The file is the user's code: whatever it does is input.
+        raise InputError(_file_error(file, name, error)) from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"config {name}: get_config() must return the ConfigDict of base()"
+        )
+    return from_flat(_flatten(config, name))
+
+
+def _find(name: str) -> pathlib.Path:
+    """The file on disk, or the one of that name that ships with jaxcls."""
+    given = pathlib.Path(name)
+    if given.is_file():
+        return given
+    ours = _shipped()
+    if given.parent.name in ("", "configs") and (ours / given.name).is_file():
+        return ours / given.name
+    known = sorted(p.name for p in ours.glob("*.py") if not p.name.startswith("_"))
+    near = did_you_mean(given.name, known)
+    raise InputError(
+        f"config {name} is not a file{near}; jaxcls ships configs/"
+        f"{{{','.join(k.removesuffix('.py') for k in known)}}}.py"
+    )
+
+
+def _shipped() -> pathlib.Path:
+    """The folder of our configs: jaxcls/configs in a wheel, configs/ in a checkout."""
+    here = pathlib.Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    where = f"{name}:{lines[-1]}" if lines else name
+    first = (str(error).strip("\"' ").splitlines() or [""])[0]
+    unknown = re.search(r"[\"']?(\w+)[\"']? (?:does not exist|is not a known)", first)
+    names = {part for key in KNOBS for part in key.split(".")}
+    key = getattr(error, "name", None) or (unknown[1] if unknown else None)
+    if isinstance(error, (AttributeError, KeyError)) and key and key not in names:
+        return f"{where}: unknown config key {key!r}{did_you_mean(key, names)}"
+    return f"{where}: {type(error).__name__}: {first}"
+
+
+def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
+    """Values by dotted key, with types held to those of `KNOBS`."""
+
+    def walk(node: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, ConfigDict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    values = dict(walk(config, ""))
+    for key, value in values.items():
+        _require_known(key)
+        wanted = type(KNOBS[key].default)
+        if wanted is float and type(value) is int:
+            values[key] = float(value)
+        elif type(value) is not wanted:
+            raise InputError(
+                f"{name}: {key}={value!r} is {type(value).__name__}, and must be"
+                f" {wanted.__name__}; the default is {KNOBS[key].default!r}"
+            )
+    return values
+
+
+def _parse(key: str, text: str) -> Any:
+    """`text` in the type of the knob's default."""
+    default = KNOBS[key].default
+    if isinstance(default, str):
+        return text
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        value = float(text)
+    except (ValueError, KeyError):
+        raise InputError(
+            f"--config.{key}={text} must be {_KINDS[type(default)]};"
+            f" try --config.{key}={_spell(default)}"
+        ) from None
+    if not math.isfinite(value):
+        raise InputError(
+            f"--config.{key}={text} must be a finite number; try --config.{key}={default}"
+        )
+    return value
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _spell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _require_known(key: str) -> None:
+    if key in KNOBS:
+        return
+    inside = [k for k in KNOBS if k.startswith(key + ".")]
+    if inside:
+        raise InputError(
+            f"config.{key} is a group of keys; set one of: {', '.join(inside)}"
+        )
+    raise InputError(f"unknown config key {key!r}{_near_key(key)}; --help lists every key")
+
+
+def _near_key(key: str) -> str:
+    """The nearest key by its whole name, or by its last part."""
+    near = did_you_mean(key, KNOBS)
+    leaf = key.split(".")[-1]
+    same = [k for k in KNOBS if k.split(".")[-1] == leaf]
+    return near if near or not same else f" (did you mean {same[0]!r}?)"
+
+
+def _require(values: Mapping[str, Any], key: str, true: bool, rule: str) -> None:
+    if not true:
+        default = KNOBS[key].default
+        raise InputError(f"{key}={values[key]!r} {rule}; the default is {default!r}")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node[part]
+    return node

@@ -1,0 +1,242 @@
+"""Encoded images -> uint8 pixels of one size: the ops of `data.train_ops`.
+
+An op is built once from its arguments and then called as ``op(image, rng)``; `rng` is
+a `numpy.random.Generator` keyed by the example, so any thread gives the same pixels.
+Only decoding, cropping and resizing happen here; the rest happens on the device.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxcls.errors import InputError
+
+cv2.setNumThreads(1)  # The threads are those of batches.py, one an image.
+
+Op = Callable[[Any, np.random.Generator], np.ndarray]
+
+# The largest image that is decoded, in pixels, checked from its header.
+MAX_PIXELS = 100_000_000
+
+
+class DecodeError(ValueError):
+    """Bytes that are no image; its text says why."""
+
+
+def decode(channels: int = 3) -> Op:
+    """bytes -> uint8 [H, W, channels]; 1 is grey, 3 is RGB. EXIF rotation is ignored.
+
+    As ImageNet's protocols do; `clean` applies the rotation to people's own files.
+    Raises `DecodeError` for bytes that are no image.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels} must be 1 or 3")
+    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    flags = mode | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def apply(image: bytes, rng: np.random.Generator) -> np.ndarray:
+        try:
+            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+        except cv2.error:
+            pixels = None
+        if pixels is None:
+            raise DecodeError(f"{len(image)} bytes that are no complete JPEG or PNG")
+        return pixels[:, :, None] if channels == 1 else pixels
+
+    return apply
+
+
+def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
+    """To `size` (or (height, width)), whatever the aspect; filters: see FILTERS."""
+    height, width = _pair(size)
+    scale = _filter(filter)
+    return lambda image, rng: scale(image, height, width)
+
+
+def resize_short(size: int, filter: str = "bilinear") -> Op:
+    """The shorter side to `size`, the longer in proportion, rounded half to even."""
+    (side, _), scale = _pair(size), _filter(filter)
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        ratio = side / min(height, width)
+        return scale(
+            image, max(side, round(height * ratio)), max(side, round(width * ratio))
+        )
+
+    return apply
+
+
+def center_crop(size: int | tuple[int, int]) -> Op:
+    """The middle `size` (or (height, width)) pixels; smaller images are padded black."""
+    height, width = _pair(size)
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        pad_y, pad_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+        if pad_y or pad_x:
+            sides = (pad_y // 2, pad_y - pad_y // 2), (pad_x // 2, pad_x - pad_x // 2)
+            image = np.pad(image, (*sides, (0, 0)))
+        # Half to even, as torchvision rounds it.
+        top = round((image.shape[0] - height) / 2)
+        left = round((image.shape[1] - width) / 2)
+        return image[top : top + height, left : left + width]
+
+    return apply
+
+
+def random_resized_crop(
+    size: int | tuple[int, int],
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    filter: str = "linear",
+) -> Op:
+    """A random part of the image, resized to `size` (Szegedy et al., arXiv:1409.4842).
+
+    `area`: share of the image; `ratio`: width over height, log-uniform. After ten draws
+    that do not fit, the largest central crop within `ratio`, as torchvision does.
+    """
+    height, width = _pair(size)
+    scale = _filter(filter)
+    if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(
+            f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
+        )
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        top, left, h, w = _random_box(image.shape[0], image.shape[1], area, ratio, rng)
+        return scale(image[top : top + h, left : left + w], height, width)
+
+    return apply
+
+
+def clean(data: bytes) -> bytes:
+    """People's image files -> bytes that `decode` reads right; most come back as given.
+
+    EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB.
+    Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
+    """
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim"):
+        raise DecodeError(
+            "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
+        )
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DecodeError(
+                    f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
+                )
+            if getattr(image, "n_frames", 1) > 1:
+                raise DecodeError(f"animated, {image.n_frames} frames; one still is needed")
+            image.load()
+            plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+            if plain and image.getexif().get(0x0112, 1) == 1:
+                if "transparency" not in image.info:
+                    return data
+            return _to_png(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DecodeError):
+            raise
+        reason = str(error).split(" <")[0]
+        raise DecodeError(f"not a readable image ({reason})") from None
+
+
+def _to_png(image: Image.Image) -> bytes:
+    """Upright RGB (or grey) PNG of any image."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
+        wide = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.rint(wide / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    if image.mode != "L":
+        image = image.convert("RGB")
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return png.getvalue()
+
+
+def _random_box(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop of an image of that size."""
+    areas = rng.uniform(*area, size=10) * (height * width)
+    ratios = np.exp(rng.uniform(*np.log(ratio), size=10))
+    place = rng.uniform(size=2)
+    heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+    widths = np.rint(np.sqrt(areas * ratios)).astype(int)
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    if fits.any():
+        first = int(np.argmax(fits))
+        h, w = int(heights[first]), int(widths[first])
+        top, left = (place * (height - h + 1, width - w + 1)).astype(int)
+        return int(top), int(left), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
+        raise ValueError(f"size={size!r} must be a whole number or (height, width)")
+    return pair[0], pair[1]
+
+
+def _filter(name: str) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    if name not in FILTERS:
+        raise InputError(f"unknown filter {name!r}; known: {', '.join(FILTERS)}")
+    return FILTERS[name]
+
+
+def _opencv(interpolation: int) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
+        if image.shape[:2] == (height, width):
+            return image
+        out = cv2.resize(image, (width, height), interpolation=interpolation)
+        return out.reshape(height, width, image.shape[2])
+
+    return scale
+
+
+def _pillow(resample: Image.Resampling) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
+        if image.shape[:2] == (height, width):
+            return image
+        grey = image.shape[2] == 1
+        picture = Image.fromarray(image[:, :, 0] if grey else image)
+        out = np.asarray(picture.resize((width, height), resample))
+        return out.reshape(height, width, image.shape[2])
+
+    return scale
+
+
+# Pillow's filters are antialiased, as published evaluations used them; OpenCV's linear
+# and cubic are not, and are the faster choice for training crops.
+FILTERS = {
+    "bilinear": _pillow(Image.Resampling.BILINEAR),
+    "bicubic": _pillow(Image.Resampling.BICUBIC),
+    "linear": _opencv(cv2.INTER_LINEAR),
+    "cubic": _opencv(cv2.INTER_CUBIC),
+    "area": _opencv(cv2.INTER_AREA),
+}
+
+OPS: dict[str, Callable[..., Op]] = {
+    "decode": decode,
+    "resize": resize,
+    "resize_short": resize_short,
+    "center_crop": center_crop,
+    "random_resized_crop": random_resized_crop,
+}

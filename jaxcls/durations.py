@@ -1,0 +1,60 @@
+"""How long and how often: "90 epochs", "112600 steps", "115e6 examples", "5 percent".
+
+A duration is an exact fraction of steps, so "k epochs" is step round(k * n / B) on
+every machine and no error piles up over epochs.
+"""
+
+import re
+from fractions import Fraction
+
+from jaxcls.errors import InputError
+
+_FORM = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*(step|epoch|example|percent)s?")
+
+
+def parse(text: str, key: str) -> tuple[Fraction, str]:
+    """``"1.5 epochs"`` -> ``(Fraction(3, 2), "epoch")``; raises `InputError`."""
+    match = _FORM.fullmatch(text.strip())
+    try:
+        if match:
+            return Fraction(match[1]), match[2]
+    except ValueError:
+        pass
+    raise InputError(
+        f"{key}={text!r} is not a duration; write a number and a unit, such as"
+        " '90 epochs', '112600 steps', '115e6 examples' or '5 percent'"
+    )
+
+
+def to_steps(
+    text: str, key: str, *, examples: int, batch_size: int, total: int | None = None
+) -> Fraction:
+    """The duration in steps, exactly; `examples` is the size of one epoch.
+
+    `total`: steps of the whole run, which "percent" refers to.
+    """
+    number, unit = parse(text, key)
+    if unit == "step":
+        return number
+    if unit == "epoch":
+        return number * examples / batch_size
+    if unit == "example":
+        return number / batch_size
+    if total is None:
+        raise InputError(f"{key}={text!r}: percent of what? use epochs, steps, examples")
+    return number * total / 100
+
+
+def step_of(count: int | Fraction, every: Fraction) -> int:
+    """The step at which the `count`-th period ends: round(count * every), half up."""
+    return int((count * every + Fraction(1, 2)).__floor__())
+
+
+def is_due(step: int, every: Fraction) -> bool:
+    """Whether a period of `every` steps ends exactly at `step`; 0 means never."""
+    if every <= 0 or step <= 0:
+        return False
+    if every <= 1:
+        return True
+    count = round(step / every)
+    return any(step_of(k, every) == step for k in (count - 1, count, count + 1) if k > 0)

@@ -1,0 +1,38 @@
+"""What a bad input says: one line, and status 2."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(Exception):
+    """A bad input. Its text names the thing, the value, the rule, a value that works.
+
+    `cli.run` prints it on one line and leaves with status 2.
+    """
+
+
+class DivergedError(Exception):
+    """A loss or gradient that is not finite ended a run; `cli.run` leaves with 3."""
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry of `table` called `name`; a typo is answered with the nearest name.
+
+    The only way a name in a config becomes a thing.
+    Raises `InputError` naming `kind`, the near miss and every known name.
+    """
+    if name in table:
+        return table[name]
+    raise InputError(
+        f"unknown {kind} {name!r}{did_you_mean(name, table)};"
+        f" known: {', '.join(sorted(table))}"
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' for the nearest of `known`, or '' when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

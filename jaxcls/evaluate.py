@@ -1,0 +1,106 @@
+"""Every example once -> metrics. ``python -m jaxcls.evaluate --workdir=RUN``."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcls import checkpoint, cli, experiment, logs
+from jaxcls.errors import InputError
+from jaxcls.workdir import Workdir
+
+
+def score(
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    split: str,
+    key: str,
+    batch_size: int = 0,
+) -> tuple[int, dict[str, float]]:
+    """(n, {metric: mean over exactly the n examples of `split`}).
+
+    weights: params, batch_stats and ema as in the state; where ema is on, its scores
+    are there too, as ``ema_<metric>``. key: what `split` is called in messages.
+    Raises RuntimeError if any example was not counted exactly once.
+    """
+    sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
+    if weights["ema"]:
+        sets["ema_"] = weights["ema"]
+    pending: list[dict[str, Any]] = []
+    found: list[dict[str, np.ndarray]] = []
+    for batch in exp.eval_batches(split, key, batch_size):
+        outs = {
+            prefix: exp.eval_step(variables, batch) for prefix, variables in sets.items()
+        }
+        pending.append(outs)
+        if len(pending) > 1:  # One batch behind, so that the device never waits for us.
+            found.append(_fetch(pending.pop(0)))
+    found += [_fetch(outs) for outs in pending]
+    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    index = columns.pop("index")
+    n = exp.dataset.source(split, key).__len__()
+    if not np.array_equal(np.sort(index), np.arange(n)):
+        raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
+    # fsum is exact, so no batch size and no order of adding can change the mean.
+    return n, {name: math.fsum(values.tolist()) / n for name, values in columns.items()}
+
+
+def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The scores of a batch's real examples, as numpy, by prefixed name."""
+    rows: dict[str, np.ndarray] = {}
+    for prefix, out in outs.items():
+        host = {name: np.asarray(values) for name, values in out.items()}
+        mask, index = host.pop("mask"), host.pop("index")
+        rows["index"] = index[mask]
+        rows |= {f"{prefix}{name}": values[mask] for name, values in host.items()}
+    return rows
+
+
+def load(path: str, which: str) -> tuple[experiment.Experiment, int, dict[str, Any]]:
+    """(experiment, step, weights) of a run's folder and checkpoint "best", "last" or "N"."""
+    folder = Workdir(path)
+    exp = experiment.from_workdir(folder)
+    step = checkpoint.find(folder.checkpoints, which)
+    try:
+        return (
+            exp,
+            step,
+            checkpoint.restore_weights(folder.checkpoints, step, exp.state_like),
+        )
+    except checkpoint.CorruptError as error:
+        others = [s for s in checkpoint.steps(folder.checkpoints) if s != step]
+        remedy = f"try --checkpoint={others[-1]}" if others else "there is no other"
+        raise InputError(
+            f"checkpoint {step} of --workdir={path} is not whole ({error}); {remedy}"
+        ) from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    parser = cli.Parser("evaluate", "Score a trained run on every example of a split.")
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (default), last or a step"
+    )
+    parser.add_argument(
+        "--split", default="test", help="test (default), eval, train, or a TFDS split"
+    )
+    parser.add_argument("--batch_size", default="0", help="examples a batch; 0: the run's")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    cli.refuse_overrides(overrides, "evaluate")
+    batch_size = cli.whole_number(args.batch_size, "--batch_size")
+    exp, step, weights = load(args.workdir, args.checkpoint)
+    role = args.split if args.split in ("test", "eval", "train") else ""
+    split = exp.config.data[role] if role else args.split
+    if not split:
+        raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
+    n, values = score(exp, weights, split, "--split", batch_size)
+    record = {"step": step, "at": args.checkpoint, "split": split, "n": n, **values}
+    print(f"evaluate: {logs.summary(record, args.workdir)}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main)

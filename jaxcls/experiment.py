@@ -1,0 +1,543 @@
+"""config -> Experiment: the only road from a config to objects.
+
+Everything is built on first use, so `predict` works where the dataset is absent and a
+dry run starts no device. What a config implies (steps, rate, sizes, classes) is
+computed here, once.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxcls import (
+    augment,
+    batches,
+    decode,
+    durations,
+    losses,
+    mesh,
+    metrics,
+    optimizers,
+    pipeline,
+    sources,
+    step,
+)
+from jaxcls.config import check, to_text
+from jaxcls.errors import InputError
+from jaxcls.models import MODELS
+from jaxcls.workdir import Workdir
+
+DeviceBatch = dict[str, jax.Array]
+
+# Streams of device randomness, each its own key, so that a study can vary one alone.
+_STREAMS = {"init": 0, "augment": 1, "dropout": 2}
+
+
+def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment":
+    """The experiment that a config describes; raises `InputError` for a bad one.
+
+    `facts`: what is known of the dataset, where it need not (or cannot) be opened.
+    """
+    check(config)
+    return Experiment(config, facts)
+
+
+def from_workdir(folder: Workdir) -> "Experiment":
+    """The experiment of a run's folder, which needs no dataset to be there."""
+    facts = dict(folder.read()["implied"]["facts"])
+    facts["image_shape"] = tuple(facts["image_shape"])
+    facts["class_names"] = tuple(facts["class_names"])
+    return build(folder.config(), sources.Facts(**facts))
+
+
+class Experiment:
+    """A config's objects, each made when first asked for."""
+
+    def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
+        self.config = config
+        self._facts = facts
+
+    # What the config implies.
+
+    @functools.cached_property
+    def facts(self) -> sources.Facts:
+        """Counts, classes and image shape of the dataset."""
+        return self._facts or self.dataset.facts
+
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model sees in evaluation."""
+        shape = self.facts.image_shape
+        return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
+
+    @functools.cached_property
+    def train_image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model trains on."""
+        shape = batches.output_shape(
+            self.train_ops, self.facts.image_shape, "data.train_ops"
+        )
+        if shape[2] != self.image_shape[2]:
+            raise InputError(
+                f"data.train_ops gives {shape[2]} channels and data.eval_ops"
+                f" {self.image_shape[2]}; give decode the same number in both"
+            )
+        return shape
+
+    @functools.cached_property
+    def examples(self) -> int:
+        """How many examples one epoch has."""
+        return self.count("train")
+
+    def count(self, role: str) -> int:
+        """Examples of data.train, data.eval or data.test; 0 where the split is ''."""
+        split = self.config.data[role]
+        return sources.count(split, self.facts.splits, f"data.{role}") if split else 0
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        steps = durations.step_of(1, self._duration("length"))
+        if steps < 1:
+            raise InputError(
+                f"length={self.config.length!r} is less than a step; try '1 epoch'"
+            )
+        return steps
+
+    @functools.cached_property
+    def every(self) -> dict[str, Fraction]:
+        """Steps, exactly, between evaluations ("eval"), "checkpoint"s and "log" records."""
+        return {
+            name: self._duration(f"{name}.every", self.steps)
+            for name in ("eval", "checkpoint", "log")
+        }
+
+    @functools.cached_property
+    def lr(self) -> float:
+        """The peak learning rate in effect: optim.lr, scaled where optim.lr_per is set."""
+        optim = self.config.optim
+        return (
+            optim.lr * self.config.batch_size / optim.lr_per if optim.lr_per else optim.lr
+        )
+
+    @functools.cached_property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        warmup = durations.step_of(1, self._duration("optim.warmup", self.steps))
+        if warmup >= self.steps:
+            raise InputError(
+                f"optim.warmup={self.config.optim.warmup!r} is {warmup} steps and the whole"
+                f" run has {self.steps}; try '5 percent'"
+            )
+        return warmup
+
+    def _duration(self, key: str, total: int | None = None) -> Fraction:
+        text: Any = self.config
+        for part in key.split("."):
+            text = text[part]
+        return durations.to_steps(
+            text,
+            key,
+            examples=self.examples,
+            batch_size=self.config.batch_size,
+            total=total,
+        )
+
+    def implied(self) -> dict[str, Any]:
+        """What config.json keeps of what follows from config and data."""
+        return {
+            "facts": self.facts._asdict(),
+            "image_shape": self.image_shape,
+            "train_image_shape": self.train_image_shape,
+            "steps": self.steps,
+            "examples": {role: self.count(role) for role in ("train", "eval", "test")},
+            "lr": self.lr,
+            "order": batches.ORDER,
+        }
+
+    def describe(self) -> str:
+        """What --dry_run prints; everything is built, from shapes alone."""
+        self.check_batch_size()
+        shapes = self.state_shapes
+        jax.eval_shape(self._raw_train_step(), shapes, self.batch_like)
+        params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
+        state, kept = tree_bytes(shapes), self.activation_bytes()
+        devices, batch_size = self.mesh.size, self.config.batch_size
+        rows = {
+            "model": f"{self.config.model.name}, {params:,} parameters, computing in {self.dtype}",
+            "images": f"train {_by(self.train_image_shape)}, eval {_by(self.image_shape)};"
+            f" {self.facts.num_classes} classes",
+            "examples": ", ".join(
+                f"{role} {self.count(role):,}" for role in ("train", "eval", "test")
+            ),
+            "steps": f"{self.steps:,} of {batch_size} examples"
+            f" ({self.steps * batch_size / self.examples:.4g} epochs)",
+            "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
+            f" {self.mesh.devices.flat[0].device_kind} device(s)",
+            "learning rate": f"peak {self.lr:g} after {self.warmup:,} steps of warm-up,"
+            f" then {self.config.optim.schedule}",
+            "memory": f"about {_size(state + kept // devices)} a device: state {_size(state)},"
+            f" activations {_size(kept // devices)}",
+        }
+        lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
+        return "".join(lines) + "\n" + to_text(self.config).rstrip("\n")
+
+    # The pure half.
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """Of the computation, with "auto" decided by the mesh."""
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "bfloat16" if mesh.is_accelerator(self.mesh) else "float32"
+        return jnp.dtype(name)
+
+    @functools.cached_property
+    def model(self) -> step.Model:
+        """The model as pure functions."""
+        module = pipeline.build_one(
+            self.config.model.name,
+            MODELS,
+            "model.name",
+            num_classes=self.facts.num_classes,
+            dtype=self.dtype,
+        )
+
+        def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
+            return module.init({"params": key}, images, False)
+
+        def apply(
+            variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
+        ) -> tuple[jax.Array, Any]:
+            if not train:
+                return module.apply(variables, images, False), variables["batch_stats"]
+            logits, updated = module.apply(
+                variables, images, True, mutable=["batch_stats"], rngs={"dropout": key}
+            )
+            return logits, updated.get("batch_stats", {})
+
+        return step.Model(init, apply)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """optax's, at a learning rate of 1: see optimizers.py."""
+        optim = self.config.optim
+        made = pipeline.build_one(
+            optim.name,
+            optimizers.OPTIMIZERS,
+            "optim.name",
+            weight_decay=optim.weight_decay,
+            mask=optimizers.decay_mask(optim.decay_on),
+        )
+        return optimizers.clip(made, optim.clip_norm)
+
+    @functools.cached_property
+    def schedule(self) -> optimizers.Schedule:
+        """The learning rate as a function of the step."""
+        after = pipeline.build_one(
+            self.config.optim.schedule,
+            optimizers.SCHEDULES,
+            "optim.schedule",
+            peak=self.lr,
+            steps=self.steps - self.warmup,
+        )
+        return optimizers.warm_up(after, self.lr, self.warmup)
+
+    @functools.cached_property
+    def loss(self) -> losses.Loss:
+        """The loss, one value an example."""
+        return pipeline.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
+
+    @functools.cached_property
+    def normalize(self) -> augment.Normalization:
+        """uint8 images -> what the model takes."""
+        table = augment.NORMALIZATIONS
+        return pipeline.build_one(self.config.normalize, table, "normalize")
+
+    @functools.cached_property
+    def metrics(self) -> list[metrics.Metric]:
+        """The metrics of training records and evaluations, besides the loss."""
+        return pipeline.build(self.config.eval.metrics, metrics.METRICS, "eval.metrics")
+
+    @functools.cached_property
+    def higher_is_better(self) -> bool:
+        """The direction of best.metric."""
+        directions = {"loss": False, **{m.name: m.higher for m in self.metrics}}
+        if self.config.ema.decay:
+            directions |= {f"ema_{name}": up for name, up in directions.items()}
+        name = self.config.best.metric
+        if name not in directions:
+            raise InputError(
+                f"best.metric={name!r} is not evaluated; one of {', '.join(directions)},"
+                " or add it to eval.metrics"
+            )
+        return directions[name]
+
+    def _raw_init(self) -> step.Init:
+        return step.make_init(
+            self.model,
+            self.optimizer,
+            image_shape=self.train_image_shape,
+            ema=bool(self.config.ema.decay),
+            higher=self.higher_is_better,
+        )
+
+    def _raw_train_step(self) -> step.TrainStep:
+        mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
+        if len(mixes) > 1:
+            raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
+        table = augment.AUGMENTATIONS
+        return step.make_train_step(
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.loss,
+            num_classes=self.facts.num_classes,
+            smoothing=self.config.loss.smoothing,
+            augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
+            normalize=self.normalize,
+            mix=mixes[0] if mixes else None,
+            metrics=self.metrics,
+            ema_decay=self.config.ema.decay,
+        )
+
+    # On the mesh.
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices of the run."""
+        return mesh.make(self.config.mesh.devices)
+
+    @functools.cached_property
+    def state_shapes(self) -> step.State:
+        """The state as shapes and dtypes, found without computing anything."""
+        return jax.eval_shape(self._raw_init(), *self._keys())
+
+    @functools.cached_property
+    def state_like(self) -> step.State:
+        """The same with the sharding that a restored state gets."""
+        sharding = mesh.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self.state_shapes,
+        )
+
+    def init(self) -> step.State:
+        """The state at step 0, on the mesh."""
+        made = jax.jit(self._raw_init(), out_shardings=mesh.replicated(self.mesh))
+        return made(*self._keys())
+
+    def _keys(self) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The key of init, and those that the state carries."""
+        root = jax.random.key(self.config.seed, impl="threefry2x32")
+        keys = {name: jax.random.fold_in(root, i) for name, i in _STREAMS.items()}
+        return keys.pop("init"), keys
+
+    @functools.cached_property
+    def train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+        """The jitted train_step(state, batch) -> (state, metrics); it donates the state."""
+        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(
+            self._raw_train_step(),
+            donate_argnums=0,
+            in_shardings=(state, batch),
+            out_shardings=(state, state),
+        )
+
+    def compile_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+        """`train_step`, compiled ahead; raises `InputError` where it cannot fit."""
+        self.check_batch_size()
+        like = self.batch_like
+        compiled = self.train_step.lower(self.state_like, like).compile()  # type: ignore[attr-defined]
+        check_memory(
+            compiled.memory_analysis(),
+            limit=mesh.memory_limit(self.mesh),
+            fixed=tree_bytes(self.state_shapes),
+            batch_size=self.config.batch_size,
+            devices=self.mesh.size,
+        )
+        return compiled
+
+    def check_batch_size(self) -> None:
+        """Raise `InputError` unless the batch spreads evenly over devices and hosts."""
+        mesh.check_divides(self.mesh, self.config.batch_size, "batch_size")
+
+    @property
+    def batch_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A training batch as shapes."""
+        size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
+        image = (size, *self.train_image_shape)
+        return {
+            "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+        }
+
+    @functools.cached_property
+    def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
+        """The jitted eval_step(variables, batch) -> {name: [B]}, plus index and mask [B]."""
+        raw = step.make_eval_step(
+            self.model,
+            self.loss,
+            num_classes=self.facts.num_classes,
+            normalize=self.normalize,
+            metrics=self.metrics,
+        )
+
+        def with_index(variables: dict[str, Any], batch: DeviceBatch) -> DeviceBatch:
+            scores = raw(variables, {k: batch[k] for k in ("image", "label")})
+            return {**scores, "index": batch["index"], "mask": batch["mask"]}
+
+        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(with_index, in_shardings=(state, batch), out_shardings=state)
+
+    @functools.cached_property
+    def record_evaluation(self) -> Callable[[step.State, float], step.State]:
+        """The jitted record_evaluation(state, value of best.metric) -> state."""
+        stop = self.config.early_stop
+        raw = functools.partial(
+            step.record_evaluation,
+            higher=self.higher_is_better,
+            min_delta=stop.min_delta,
+            patience=stop.patience,
+        )
+        return jax.jit(raw, donate_argnums=0, out_shardings=mesh.replicated(self.mesh))
+
+    @functools.cached_property
+    def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> probabilities."""
+        raw = step.make_predict_step(self.model, self.normalize)
+        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(
+            lambda variables, images: jax.nn.softmax(raw(variables, images)),
+            in_shardings=(state, batch),
+            out_shardings=state,
+        )
+
+    # The data.
+
+    @functools.cached_property
+    def dataset(self) -> sources.Dataset:
+        """The dataset on disk; raises `InputError` where it is not."""
+        return sources.Dataset(self.config.data.name, self.config.data.dir)
+
+    @functools.cached_property
+    def train_ops(self) -> list[decode.Op]:
+        """The host ops of training."""
+        return pipeline.build(self.config.data.train_ops, decode.OPS, "data.train_ops")
+
+    @functools.cached_property
+    def eval_ops(self) -> list[decode.Op]:
+        """The host ops of evaluation and prediction."""
+        return pipeline.build(self.config.data.eval_ops, decode.OPS, "data.eval_ops")
+
+    def train_batches(self, start: int = 0) -> Iterator[DeviceBatch]:
+        """The batches of steps start..steps-1, on the mesh: image, label."""
+        self.check_batch_size()
+        host = batches.train_batches(
+            self.dataset.source(self.config.data.train, "data.train"),
+            self.train_ops,
+            order_seed=self.config.seed,
+            crop_seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            start=start,
+            stop=self.steps,
+            rows=mesh.host_rows(self.config.batch_size),
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+        )
+        for batch in host:
+            yield mesh.put(self.mesh, {k: batch[k] for k in ("image", "label")})
+
+    def eval_batches(
+        self, split: str, key: str, batch_size: int = 0
+    ) -> Iterator[DeviceBatch]:
+        """Every example of a TFDS split once, on the mesh: image, label, index, mask.
+
+        `key`: the config key or flag that `split` came from. `batch_size` 0: eval's.
+        """
+        size = batch_size or self.config.eval.batch_size or self.config.batch_size
+        size = mesh.round_up(size, self.mesh)
+        host = batches.eval_batches(
+            self.dataset.source(split, key),
+            self.eval_ops,
+            batch_size=size,
+            rows=mesh.host_rows(size),
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+        )
+        for batch in host:
+            batch["index"] = batch["index"].astype(np.int32)
+            yield mesh.put(self.mesh, batch)
+
+    def activation_bytes(self) -> int:
+        """Bytes that the backward pass keeps from the forward one, by shapes alone."""
+        shapes = self.state_shapes
+        images = jax.ShapeDtypeStruct(
+            (self.config.batch_size, *self.train_image_shape), jnp.float32
+        )
+
+        def residuals(params: Any, batch_stats: Any, images: jax.Array, key: Any) -> Any:
+            def forward(params: Any) -> tuple[jax.Array, Any]:
+                variables = {"params": params, "batch_stats": batch_stats}
+                return self.model.apply(variables, images, True, key)
+
+            return jax.vjp(forward, params, has_aux=True)[1]
+
+        kept = jax.eval_shape(
+            residuals, shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
+        )
+        return max(0, tree_bytes(kept) - tree_bytes(shapes.params))
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**20:,.1f} MiB" if n < 2**30 else f"{n / 2**30:,.2f} GiB"
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(
+        int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 4)
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def check_memory(
+    analysis: Any, *, limit: int | None, fixed: int, batch_size: int, devices: int
+) -> None:
+    """Raise `InputError` where a compiled step needs more than a device holds.
+
+    analysis: of the compiled step, bytes a device; fixed: bytes that do not grow with
+    the batch. The message names a batch that fits, assuming the rest grows with it.
+    """
+    if analysis is None or limit is None:
+        return
+    needed = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    if needed <= limit:
+        return
+    a_row = max(1.0, (needed - fixed) / batch_size)
+    fits = int((limit - fixed) / a_row * 0.95) // devices * devices
+    fits = min(fits, (batch_size - 1) // devices * devices)
+    remedy = (
+        f"about batch_size={fits} fits"
+        if fits > 0
+        else "no batch fits; take a smaller model, smaller images, or more memory"
+    )
+    raise InputError(
+        f"batch_size={batch_size} needs {needed / 2**30:.2f} GiB a device and it has"
+        f" {limit / 2**30:.2f} GiB; {remedy}"
+    )

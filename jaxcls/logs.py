@@ -1,0 +1,293 @@
+"""What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, TensorBoard.
+
+metrics.jsonl holds no time of any clock, so it is the same for the same run; how long
+things took is in timing.jsonl. All of them go to disk before a checkpoint does, and a
+resume from step N first drops the records after N.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Record = dict[str, Any]
+
+
+class RunLog:
+    """The records of a run, and its progress. A context manager."""
+
+    def __init__(
+        self,
+        *,
+        metrics: pathlib.Path,
+        timing: pathlib.Path,
+        digests: pathlib.Path,
+        tensorboard: pathlib.Path | None,
+        start: int,
+        steps: int,
+        batch_size: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        for path in (metrics, digests):
+            trim(path, start)
+        self._files: dict[str, TextIO] = {
+            "metrics": metrics.open("a"),
+            "timing": timing.open("a"),
+            "digests": digests.open("a"),
+        }
+        self._events = _event_writer(tensorboard, start) if tensorboard else None
+        self.meter = Meter(start, steps, batch_size, clock)
+        self._console = _console(steps, start)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._console.close()
+        self.sync()
+        for file in self._files.values():
+            file.close()
+        if self._events:
+            self._events.close()
+
+    def step(self, step: int) -> None:
+        """One more step was begun; shows it."""
+        self._console.step(step, self.meter)
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """The values of training step `step`, and how fast it goes."""
+        self._write("metrics", {"step": step, "kind": "train", **values})
+        self._write("timing", {"step": step, **self.meter.since_last()})
+        self._scalars("train", step, values)
+        self._console.line(f"step {step}: {_pairs(values)} | {self.meter}")
+
+    def evaluation(
+        self,
+        step: int,
+        kind: str,
+        split: str,
+        n: int,
+        values: dict[str, float],
+        **more: Any,
+    ) -> None:
+        """The means over exactly `n` examples; `kind` is "eval" or "final"."""
+        record = {"step": step, "kind": kind, **more, "split": split, "n": n, **values}
+        self._write("metrics", record)
+        self._scalars(kind, step, values)
+        self._console.line(f"step {step}: {kind} split={split} n={n} {_pairs(values)}")
+
+    def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
+        """The digest of the state at a scheduled save."""
+        self._write("digests", {"step": step, "digest": whole, "arrays": arrays})
+
+    def line(self, text: str) -> None:
+        """A line for the person who watches."""
+        self._console.line(text)
+
+    def sync(self) -> None:
+        """Everything said so far is on disk when this returns."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        if self._events:
+            self._events.flush()
+
+    def _write(self, name: str, record: Record) -> None:
+        self._files[name].write(json.dumps(_plain(record), allow_nan=False) + "\n")
+
+    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(f"{group}/{name}", value, step)
+
+
+class Meter:
+    """How fast a run goes, and what share of its time it waits for data."""
+
+    def __init__(
+        self, start: int, steps: int, batch_size: int, clock: Callable[[], float]
+    ) -> None:
+        self._clock, self._steps, self._batch_size = clock, steps, batch_size
+        self._done, self._seconds, self._waited = 0, 0.0, 0.0
+        self._apart = {"eval": 0.0, "save": 0.0}
+        self._step = start
+        self._marked: dict[str, float] = {}
+        self._mark()
+
+    def stepped(self, seconds: float, waited: float) -> None:
+        """A step took `seconds` in all, of which `waited` were for its batch."""
+        self._step += 1
+        self._done += 1
+        self._seconds += seconds
+        self._waited += waited
+
+    def apart(self, what: str, seconds: float) -> None:
+        """`seconds` went into "eval" or "save", which are not training."""
+        self._apart[what] += seconds
+
+    @property
+    def rate(self) -> float:
+        """Images a second of training."""
+        return self._done * self._batch_size / self._seconds if self._seconds else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """The share of training time spent waiting for batches."""
+        return self._waited / self._seconds if self._seconds else 0.0
+
+    @property
+    def eta(self) -> float:
+        """Seconds to the last step at the mean pace so far, evaluations included."""
+        if not self._done:
+            return math.inf
+        whole = self._seconds + sum(self._apart.values())
+        return whole / self._done * (self._steps - self._step)
+
+    def since_last(self) -> Record:
+        """What happened since the last call, for timing.jsonl; times in seconds."""
+        now = self._totals()
+        part = {name: now[name] - self._marked[name] for name in now}
+        self._mark()
+        seconds = part["seconds"]
+        return {
+            "images_per_s": part["steps"] * self._batch_size / seconds if seconds else 0.0,
+            "data_wait": part["waited"] / seconds if seconds else 0.0,
+            "train_s": seconds,
+            "eval_s": part["eval"],
+            "save_s": part["save"],
+        }
+
+    def _mark(self) -> None:
+        self._marked = self._totals()
+
+    def _totals(self) -> dict[str, float]:
+        totals = {
+            "steps": float(self._done),
+            "seconds": self._seconds,
+            "waited": self._waited,
+        }
+        return totals | self._apart
+
+    def __str__(self) -> str:
+        eta = _duration(self.eta) if math.isfinite(self.eta) else "?"
+        return f"{self.rate:,.0f} images/s, data wait {self.wait_share:.0%}, ETA {eta}"
+
+
+def read(path: pathlib.Path) -> list[Record]:
+    """The whole records of a .jsonl file, [] where there is none; a torn last line is not."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            records.pop()
+    return records
+
+
+def trim(path: pathlib.Path, last: int) -> None:
+    """Drop the records after step `last`, atomically, and with them a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for record in read(path):
+        if record["step"] > last:
+            break
+        kept.append(json.dumps(record) + "\n")
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write("".join(kept))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def summary(record: Record, workdir: str) -> str:
+    """The last line of a run, from its final record."""
+    shown = {k: v for k, v in record.items() if k != "kind"}
+    return f"{_pairs(shown)} workdir={workdir}"
+
+
+class _Plain:
+    """Lines as they come: for files, pipes and CI."""
+
+    def step(self, step: int, meter: Meter) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """A progress bar under the lines, for a terminal."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(highlight=False, markup=False),
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task(
+            "", total=steps, completed=start, pace="compiling"
+        )
+        self._progress.start()
+
+    def step(self, step: int, meter: Meter) -> None:
+        pace = f"{meter.rate:,.0f} images/s, data wait {meter.wait_share:.0%}"
+        self._progress.update(self._task, completed=step, pace=pace)
+
+    def line(self, text: str) -> None:
+        self._progress.console.print(text)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _console(steps: int, start: int) -> _Plain | _Bar:
+    return _Bar(steps, start) if sys.stdout.isatty() else _Plain()
+
+
+def _event_writer(folder: pathlib.Path, start: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    # Events of a later step, left by a killed start, are not shown.
+    return SummaryWriter(str(folder), purge_step=start + 1, write_to_disk=True)
+
+
+def _plain(record: Record) -> Record:
+    return {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+
+
+def _pairs(values: Record) -> str:
+    return " ".join(
+        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,49 @@
+"""``python -m jaxcls.main --config=configs/digits.py``: train a classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxcls import cli
+
+ABOUT = """Train an image classifier; the same command again continues, or says that the
+run is finished. Any config key is set with --config.KEY=VALUE."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    from jaxcls import config as configs
+
+    keys = (
+        "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
+        f" refused\n{configs.describe()}\n"
+    )
+    parser = cli.Parser("main", ABOUT, keys)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
+    )
+    parser.add_argument(
+        "--workdir",
+        default="",
+        help="folder of the run; runs/<name of the config> if not given",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would be trained; needs no data"
+    )
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    config = configs.load(args.config, overrides)
+    workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
+
+    from jaxcls import experiment, sources, train
+
+    if args.dry_run:
+        facts = sources.published_facts(config.data.name)
+        print(experiment.build(config, facts).describe())
+        return cli.DONE
+    result = train.run(experiment.build(config), workdir)
+    print(f"{'already finished' if result.already else 'done'}: {result.line}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main)

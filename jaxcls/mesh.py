@@ -1,0 +1,96 @@
+"""Devices, shardings and hosts.
+
+One mesh axis, "data": examples are spread over it and the state is on every device, so
+BatchNorm and means are over the global batch by construction.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcls.errors import InputError
+
+
+def make(devices_per_host: int = 0) -> Mesh:
+    """A mesh over the first `devices_per_host` devices of every host; 0: over all."""
+    chosen = []
+    for host in range(jax.process_count()):
+        local = [d for d in jax.devices() if d.process_index == host]
+        if devices_per_host > len(local):
+            raise InputError(
+                f"mesh.devices={devices_per_host}, and host {host} has {len(local)}"
+                f" {local[0].platform} devices; give at most that, or 0 for all"
+            )
+        chosen += local[: devices_per_host or len(local)]
+    return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of the state: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_example(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This host's rows of every array [b, ...] -> global arrays [B, ...] on the mesh."""
+    sharding = by_example(mesh)
+    hosts = jax.process_count()
+
+    def one(local: np.ndarray) -> jax.Array:
+        shape = (local.shape[0] * hosts, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return {name: one(array) for name, array in batch.items()}
+
+
+def host_rows(batch_size: int) -> slice:
+    """This host's contiguous rows of a global batch.
+
+    Contiguous, not strided: the global batch is then the same on any number of hosts.
+    """
+    local = batch_size // jax.process_count()
+    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def check_divides(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Raise `InputError` unless a batch spreads evenly over the devices."""
+    n = mesh.size
+    if batch_size % n:
+        below, above = batch_size // n * n, -(-batch_size // n) * n
+        fits = f"{below} or {above}" if below else f"{above}"
+        raise InputError(f"{key}={batch_size} does not divide over {n} devices; try {fits}")
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The least multiple of the device count that is at least `batch_size`."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def is_accelerator(mesh: Mesh) -> bool:
+    """Whether the devices are anything but CPUs."""
+    platforms: set[Any] = {device.platform for device in mesh.devices.flat}
+    return platforms != {"cpu"}
+
+
+def memory_limit(mesh: Mesh) -> int | None:
+    """Bytes that one device may hold, or None where it is not known.
+
+    CPU devices share the host's memory, so each has its part of what is available.
+    """
+    device = mesh.local_devices[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("bytes_limit")
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+    except OSError:
+        return None
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    return available // len(mesh.local_devices)

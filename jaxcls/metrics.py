@@ -1,0 +1,52 @@
+"""Metrics: ``(logits [B, K] float32, labels [B] int32) -> [B] float32``, one an example.
+
+What is not a mean over examples (AUC, calibration) is no metric here: it belongs to
+the predictions of a whole split.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Function = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Metric(NamedTuple):
+    """A named `function`; `higher`: whether more is better."""
+
+    name: str
+    function: Function
+    higher: bool = True
+
+
+def top1() -> Metric:
+    """1 where the largest logit is the label's; the lowest class wins a tie."""
+
+    def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+    return Metric("top1", function)
+
+
+def topk(k: int = 5) -> Metric:
+    """1 where the label's logit is among the `k` largest; lower classes win ties."""
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1")
+
+    def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        classes = jnp.arange(logits.shape[-1])
+        ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+        # A logit that is no number ranks nothing, so it is never a hit.
+        hit = (ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])
+        return hit.astype(jnp.float32)
+
+    return Metric(f"top{k}", function)
+
+
+METRICS: dict[str, Callable[..., Metric]] = {
+    "top1": top1,
+    "topk": topk,
+}

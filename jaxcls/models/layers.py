@@ -1,0 +1,96 @@
+"""Layers that several families share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the global batch (Ioffe and Szegedy, arXiv:1502.03167).
+
+    images [B, ..., C] -> the same, in `dtype`; statistics are float32.
+    momentum: of the running statistics, new = momentum * old + (1 - momentum) * batch.
+    unbiased: keep N/(N-1) times the batch variance, as PyTorch does and Flax does not;
+    what training normalises by is the biased one in both.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+    dtype: Dtype = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape = (x.shape[-1],)
+        mean_var = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            mean = wide.mean(axes)
+            # One pass over memory instead of two; never below 0 by rounding.
+            var = jnp.maximum(0.0, jnp.square(wide).mean(axes) - jnp.square(mean))
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                kept = var * (n / max(n - 1, 1)) if self.unbiased else var
+                m = self.momentum
+                mean_var.value = m * mean_var.value + (1.0 - m) * mean
+                var_var.value = m * var_var.value + (1.0 - m) * kept
+        else:
+            mean, var = mean_var.value, var_var.value
+        # Folded to one multiply and one add an element.
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        return (x * factor + shift).astype(self.dtype)
+
+
+def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """x [B, H, W, C] -> its maxima over square windows.
+
+    Explicit padding is -inf and then VALID: converters to ONNX get the padded form of
+    `reduce_window` silently wrong.
+    """
+    if padding:
+        sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        x = jnp.pad(x, sides, constant_values=-jnp.inf)
+    return nn.max_pool(x, (window, window), strides=(stride, stride), padding="VALID")
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """x [B, H, W, C] -> [B, C] float32, the mean over the positions."""
+    return x.astype(jnp.float32).mean(axis=(1, 2))
+
+
+def conv(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dtype: Dtype,
+    bias: bool = False,
+    name: str | None = None,
+    padding: Sequence[tuple[int, int]] | None = None,
+) -> nn.Conv:
+    """A square convolution, padded by kernel // 2 on every side as PyTorch pads.
+
+    Initialised as He et al. (arXiv:1502.01852), fan out, as ResNets are.
+    """
+    side = (kernel // 2, kernel // 2)
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=padding or (side, side),
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        name=name,
+    )

@@ -1,0 +1,113 @@
+"""One line of text -> calls: ``"decode | random_resized_crop(224)"``.
+
+The text is Python's own grammar, parsed with `ast`, literals only; nothing in it is
+ever evaluated, so a config read from a run folder can run no code.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxcls.errors import InputError, lookup
+
+
+class Call(NamedTuple):
+    """One step of a pipeline: ``name(*args, **kwargs)``."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def parse(text: str, key: str) -> list[Call]:
+    """``"a | b(1, c=2)"`` -> calls in order; ``""`` -> none.
+
+    `key` is the config key the text came from, for the message of `InputError`.
+    """
+    if not text.strip():
+        return []
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise _malformed(text, key) from None
+    nodes: list[ast.expr] = []
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        nodes.append(tree.right)
+        tree = tree.left
+    return [_call(node, text, key) for node in [tree, *reversed(nodes)]]
+
+
+def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[Any]:
+    """``"a(1) | b"`` -> ``[table["a"](1), table["b"]()]``.
+
+    Raises `InputError` for an unknown name, or arguments that the entry does not take.
+    """
+    return [_bind(call, table, key) for call in parse(text, key)]
+
+
+def build_one(
+    text: str, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
+) -> Any:
+    """``"sgd(momentum=0.9)"`` -> ``table["sgd"](momentum=0.9, **given)``.
+
+    Raises `InputError` like `build`, and for anything but exactly one call.
+    """
+    calls = parse(text, key)
+    if len(calls) != 1:
+        raise InputError(
+            f"{key}={text!r} names {len(calls)} things where one is needed;"
+            f" one of: {', '.join(sorted(table))}"
+        )
+    return _bind(calls[0], table, key, **given)
+
+
+def _call(node: ast.expr, text: str, key: str) -> Call:
+    if isinstance(node, ast.Name):
+        return Call(node.id, (), {})
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise _malformed(text, key)
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise _malformed(text, key)
+    try:
+        args = tuple(ast.literal_eval(arg) for arg in node.args)
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except ValueError:
+        raise InputError(
+            f"{key}={text!r}: the arguments of {node.func.id!r} must be literals,"
+            " such as 224, 0.5, True, 'text' or (1, 2)"
+        ) from None
+    return Call(node.func.id, args, kwargs)
+
+
+def _bind(
+    call: Call, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
+) -> Any:
+    function = lookup(table, call.name, key)
+    signature = inspect.signature(function)
+    shown = ", ".join(
+        str(p).split(":")[0] if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in signature.parameters.values()
+        if p.name not in given and p.name not in ("name", "parent")
+    )
+    clash = set(given) & set(call.kwargs)
+    try:
+        if clash:
+            raise TypeError(f"{sorted(clash)[0]!r} is not set here")
+        signature.bind(*call.args, **call.kwargs, **given)
+    except TypeError as error:
+        raise InputError(
+            f"{key}: {call.name} does not take these arguments ({error});"
+            f" it takes {call.name}({shown})"
+        ) from None
+    try:
+        return function(*call.args, **call.kwargs, **given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}: {call.name}: {error}") from None
+
+
+def _malformed(text: str, key: str) -> InputError:
+    return InputError(
+        f"{key}={text!r} is not a pipeline; write names with literal arguments"
+        " joined by '|', such as 'decode | center_crop(224)'"
+    )

@@ -1,0 +1,248 @@
+"""The state of a run and the pure functions that advance and score it.
+
+Closures hold what never changes, arguments what does; devices, files and configs are
+unknown here. ``experiment.py`` jits these with the shardings of a mesh.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls.augment import Augmentation, Mix, Normalization, row_keys
+from jaxcls.losses import Loss, smooth
+from jaxcls.metrics import Metric
+from jaxcls.optimizers import Schedule
+
+Batch = Mapping[str, jax.Array]
+Tree = Any
+
+
+class Best(NamedTuple):
+    """The best evaluation so far; step -1 before the first."""
+
+    value: jax.Array
+    step: jax.Array
+
+
+class State(NamedTuple):
+    """Everything that a run is at one step; arrays only.
+
+    step: updates done, which is also the number of batches consumed.
+    ema: {"params", "batch_stats"}, or {} where ema.decay is 0.
+    key: a typed key for each random stream of the step, "augment" and "dropout".
+    patience: evaluations since one was better by min_delta than `mark`, the value that
+    the last such one had.
+    halted: the run has ended (early stopping). bad_step: the step whose loss or gradient
+    was not finite, or -1; from then on the state stays as it was before that step.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree
+    key: dict[str, jax.Array]
+    best: Best
+    mark: jax.Array
+    patience: jax.Array
+    halted: jax.Array
+    bad_step: jax.Array
+
+
+class Model(NamedTuple):
+    """A model as functions.
+
+    init: (key, images) -> variables; apply: (variables, images, train, key) ->
+    (logits [B, K] float32, batch_stats). `key` is for dropout and may be None if not
+    `train`.
+    """
+
+    init: Callable[[jax.Array, jax.Array], dict[str, Tree]]
+    apply: Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
+
+
+Init = Callable[[jax.Array, dict[str, jax.Array]], State]
+TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
+
+
+def make_init(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    ema: bool,
+    higher: bool,
+) -> Init:
+    """Returns init(init_key, step_keys) -> the state at step 0.
+
+    `higher`: whether a larger best metric is better.
+    """
+
+    def init(init_key: jax.Array, step_keys: dict[str, jax.Array]) -> State:
+        variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32))
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        worst = jnp.full((), -jnp.inf if higher else jnp.inf, jnp.float32)
+        average = {"params": params, "batch_stats": batch_stats} if ema else {}
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # A copy: a donated state must not hold one buffer twice.
+            ema=jax.tree.map(jnp.copy, average),
+            key=step_keys,
+            best=Best(worst, jnp.full((), -1, jnp.int32)),
+            mark=jnp.copy(worst),
+            patience=jnp.zeros((), jnp.int32),
+            halted=jnp.zeros((), bool),
+            bad_step=jnp.full((), -1, jnp.int32),
+        )
+
+    return init
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    loss: Loss,
+    *,
+    num_classes: int,
+    smoothing: float,
+    augment: Augmentation,
+    normalize: Normalization,
+    mix: Mix | None,
+    metrics: Sequence[Metric],
+    ema_decay: float,
+) -> TrainStep:
+    """Returns train_step(state, batch) -> (state, metrics): one update.
+
+    batch: image uint8 [B, H, W, C], label int32 [B]. metrics: means over the batch of
+    loss and each metric, lr, grad_norm; bad_step of the new state. Pure, shape-stable, unaware of devices;
+    randomness is a function of (state.key, state.step, row).
+    """
+
+    def prepare(state: State, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.fold_in(state.key["augment"], state.step)
+        row_key, mix_key = jax.random.split(key)
+        images = augment(row_keys(row_key, batch["image"].shape[0]), batch["image"])
+        images = normalize(images)
+        targets = smooth(batch["label"], num_classes, smoothing)
+        return mix(mix_key, images, targets) if mix else (images, targets)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        images, targets = prepare(state, batch)
+        dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
+
+        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, batch_stats = model.apply(variables, images, True, dropout_key)
+            return loss(logits, targets).mean(), (logits, batch_stats)
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (value, (logits, batch_stats)), grads = gradient(state.params)
+        lr = schedule(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
+        new = state._replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_average(state.ema, params, batch_stats, ema_decay),
+        )
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & all_finite(new)
+        scores = {m.name: m.function(logits, batch["label"]).mean() for m in metrics}
+        kept = _freeze(finite & (state.bad_step < 0), state, new)
+        scores = {"loss": value, **scores, "lr": lr, "grad_norm": grad_norm}
+        return kept, {**scores, "bad_step": kept.bad_step}
+
+    return train_step
+
+
+def make_eval_step(
+    model: Model,
+    loss: Loss,
+    *,
+    num_classes: int,
+    normalize: Normalization,
+    metrics: Sequence[Metric],
+) -> EvalStep:
+    """Returns eval_step(variables, batch) -> {name: [B]}: every example's own scores.
+
+    Not sums: examples are summed once, on the host in float64, so the batch size and
+    the number of devices cannot change the mean. The loss is without smoothing.
+    """
+
+    def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
+        logits, _ = model.apply(variables, normalize(batch["image"]), False, None)
+        targets = smooth(batch["label"], num_classes, 0.0)
+        scores = {m.name: m.function(logits, batch["label"]) for m in metrics}
+        return {"loss": loss(logits, targets), **scores}
+
+    return eval_step
+
+
+def make_predict_step(
+    model: Model, normalize: Normalization
+) -> Callable[[dict[str, Tree], jax.Array], jax.Array]:
+    """Returns predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+
+    def predict_step(variables: dict[str, Tree], images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalize(images), False, None)[0]
+
+    return predict_step
+
+
+def record_evaluation(
+    state: State, value: float, *, higher: bool, min_delta: float, patience: int
+) -> State:
+    """The state after an evaluation of `value` at `state.step`.
+
+    Updates best (any gain), patience (a gain over `mark` of more than `min_delta`) and,
+    where `patience` evaluations passed without such a gain, halted. A value that is not
+    finite is never best.
+    """
+    sign = 1.0 if higher else -1.0
+    new = jnp.where(jnp.isfinite(value), sign * jnp.float32(value), -jnp.inf)
+    better = new > sign * state.best.value
+    gained = new > sign * state.mark + min_delta
+    waited = jnp.where(gained, 0, state.patience + 1)
+    return state._replace(
+        best=Best(
+            jnp.where(better, sign * new, state.best.value),
+            jnp.where(better, state.step, state.best.step),
+        ),
+        mark=jnp.where(gained, sign * new, state.mark),
+        patience=waited,
+        halted=state.halted | ((patience > 0) & (waited >= patience)),
+    )
+
+
+def all_finite(state: State) -> jax.Array:
+    """Whether params, batch_stats, optimizer state and average hold finite numbers only."""
+    trees = (state.params, state.batch_stats, state.opt_state, state.ema)
+    floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _average(ema: Tree, params: Tree, batch_stats: Tree, decay: float) -> Tree:
+    """The moving average one update later; {} stays {}."""
+    if not ema:
+        return ema
+    now = {"params": params, "batch_stats": batch_stats}
+    return jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, now)
+
+
+def _freeze(ok: jax.Array, old: State, new: State) -> State:
+    """`new` where `ok`; else `old`, with the step that went bad. No host sync."""
+    kept = jax.tree.map(
+        lambda a, b: jnp.where(ok, b, a), old._replace(key={}), new._replace(key={})
+    )
+    bad = jnp.where(ok | (old.bad_step >= 0), old.bad_step, old.step)
+    return kept._replace(key=old.key, bad_step=bad)

@@ -1,0 +1,224 @@
+"""The loop: next batch, step, log, evaluate, save.
+
+At a step with several duties the order is: evaluate, write the records, sync them to
+disk, save. A resume from checkpoint N drops the records after N, so a killed run ends
+with the very files of one that was not.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxcls import checkpoint, durations, evaluate, logs
+from jaxcls.errors import DivergedError, InputError
+from jaxcls.experiment import DeviceBatch, Experiment
+from jaxcls.step import State
+from jaxcls.workdir import Workdir
+
+
+class Result(NamedTuple):
+    """How a run ended: its final record, and whether it had already ended before."""
+
+    record: dict[str, Any]
+    workdir: str
+    already: bool
+
+    @property
+    def line(self) -> str:
+        """The closing line: ``step=... at=best split=test n=... workdir=...``."""
+        return logs.summary(self.record, self.workdir)
+
+
+def run(exp: Experiment, workdir: str) -> Result:
+    """Train `exp` in `workdir` to its end, from wherever the folder has got to.
+
+    Raises `InputError` for a folder that is not this run's or is in use, and
+    `DivergedError` where a loss or gradient was not finite.
+    """
+    folder = Workdir(workdir)
+    folder.check_identity(exp.config)
+    if final := finished(folder):
+        return Result(final, folder.given, already=True)
+    implied = exp.implied()
+    exp.check_batch_size()
+    with folder.lock():
+        folder.check_identity(exp.config)
+        folder.adopt(exp.config, implied)
+        reason = "failed"
+        try:
+            record = _run_locked(exp, folder)
+            reason = "done"
+        except DivergedError:
+            reason = "diverged"
+            raise
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
+        finally:
+            folder.end(reason)
+    return Result(record, folder.given, already=False)
+
+
+def finished(folder: Workdir) -> dict[str, Any] | None:
+    """The final record of a run that has ended, or None; changes nothing."""
+    records = logs.read(folder.metrics)
+    if records and records[-1]["kind"] == "final":
+        return {k: v for k, v in records[-1].items() if k != "kind"}
+    return None
+
+
+def _run_locked(exp: Experiment, folder: Workdir) -> dict[str, Any]:
+    """From the newest checkpoint (or step 0) to the final record."""
+    restored = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+    state = exp.init() if restored is None else restored
+    start = int(state.step)
+    folder.begin(
+        [d.device_kind for d in exp.mesh.devices.flat], start if restored else None
+    )
+    log = logs.RunLog(
+        metrics=folder.metrics,
+        timing=folder.timing,
+        digests=folder.digests,
+        tensorboard=folder.tensorboard if exp.config.log.tensorboard else None,
+        start=start,
+        steps=exp.steps,
+        batch_size=exp.config.batch_size,
+    )
+    saves = checkpoint.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
+    with log, saves:
+        log.line(f"resuming from step {start}" if restored else "starting from step 0")
+        state = _Loop(exp, folder, log, saves).run(state)
+        saves.wait()
+        return _finish(exp, folder, log, state)
+
+
+class _Loop:
+    """One pass from a state to the last step."""
+
+    def __init__(
+        self,
+        exp: Experiment,
+        folder: Workdir,
+        log: logs.RunLog,
+        saves: checkpoint.Checkpoints,
+    ) -> None:
+        self.exp, self.folder, self.log, self.saves = exp, folder, log, saves
+
+    def run(self, state: State) -> State:
+        """`state` advanced to the last step, or to where early stopping halts it."""
+        self._check_finite(state, int(state.bad_step))
+        step = int(state.step)
+        if step == self.exp.steps or bool(state.halted):
+            return state
+        train_step = self.exp.compile_train_step()
+        behind: tuple[int, dict[str, jax.Array]] | None = None
+        for batch, waited, began in _timed(self.exp.train_batches(step)):
+            state, scores = train_step(state, batch)
+            step += 1
+            if behind:
+                # Wait for the step before: two under way keep the device busy, and
+                # more would only pile up batches in its memory.
+                self._settle(state, *behind)
+            behind = (step, scores)
+            self.log.meter.stepped(time.perf_counter() - began, waited)
+            self.log.step(step)
+            if self._has_duties(step):
+                self._settle(state, *behind)
+                behind = None
+                state = self._duties(state, step)
+                if bool(state.halted):
+                    self.log.line(
+                        f"early stopping at step {step}: best at {state.best.step}"
+                    )
+                    break
+        return state
+
+    def _settle(self, state: State, step: int, scores: dict[str, jax.Array]) -> None:
+        """Wait for a step; write its record if it is due."""
+        jax.block_until_ready(scores["loss"])
+        if durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps:
+            values = {name: float(value) for name, value in scores.items()}
+            self._check_finite(state, int(values.pop("bad_step")))
+            self.log.train(step, values)
+
+    def _has_duties(self, step: int) -> bool:
+        every, last = self.exp.every, step == self.exp.steps
+        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
+        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+
+    def _duties(self, state: State, step: int) -> State:
+        """Evaluate, record, sync, save: what is due at `step`, in this order."""
+        self._check_finite(state, int(state.bad_step))
+        config, last = self.exp.config, step == self.exp.steps
+        is_eval = durations.is_due(step, self.exp.every["eval"]) or last
+        if config.data.eval and is_eval:
+            began = time.perf_counter()
+            state = self._evaluate(state, step)
+            self.log.meter.apart("eval", time.perf_counter() - began)
+        improved = int(state.best.step) == step
+        is_save = durations.is_due(step, self.exp.every["checkpoint"])
+        if is_save or improved or last or bool(state.halted):
+            began = time.perf_counter()
+            digests = checkpoint.digests(state)
+            self.log.digest(step, checkpoint.combine(digests), digests)
+            self.log.sync()
+            self.saves.save(state, digests)
+            self.log.meter.apart("save", time.perf_counter() - began)
+        return state
+
+    def _evaluate(self, state: State, step: int) -> State:
+        """The state that knows of the evaluation at `step`."""
+        config = self.exp.config
+        n, values = evaluate.score(self.exp, state._asdict(), config.data.eval, "data.eval")
+        self.log.evaluation(step, "eval", config.data.eval, n, values)
+        return self.exp.record_evaluation(state, values[config.best.metric])
+
+    def _check_finite(self, state: State, bad_step: int) -> None:
+        """Raise `DivergedError` after a bad step, with the last finite state saved."""
+        if bad_step < 0:
+            return
+        if bad_step not in checkpoint.steps(self.folder.checkpoints):
+            self.log.sync()
+            self.saves.save(state, checkpoint.digests(state))
+            self.saves.wait()
+        raise DivergedError(
+            f"the loss or a gradient was not finite in the update after step {bad_step}"
+            f" (lr peak {self.exp.lr:g}); the state before it is"
+            f" {self.folder.given}/checkpoints/{bad_step}; in a new --workdir try a lower"
+            " --config.optim.lr or --config.optim.clip_norm=1"
+        )
+
+
+def _timed(batches: Iterator[DeviceBatch]) -> Iterator[tuple[DeviceBatch, float, float]]:
+    """(batch, seconds waited for it, when the wait began)."""
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - began, began
+
+
+def _finish(
+    exp: Experiment, folder: Workdir, log: logs.RunLog, state: State
+) -> dict[str, Any]:
+    """Score the best (or last) state on data.test, once, and write the final record."""
+    step, best = int(state.step), int(state.best.step)
+    weights = state._asdict()
+    if best not in (-1, step):
+        try:
+            weights = checkpoint.restore_weights(folder.checkpoints, best, exp.state_like)
+        except checkpoint.CorruptError as error:
+            raise InputError(
+                f"the best checkpoint, {folder.checkpoints / str(best)}, is not whole"
+                f" ({error}); the last one is: evaluate it with --checkpoint=last"
+            ) from None
+    at = {"at": "best", "best_step": best} if best >= 0 else {"at": "last"}
+    split = next((exp.config.data[r] for r in ("test", "eval") if exp.config.data[r]), "")
+    key = "data.test" if exp.config.data.test else "data.eval"
+    n, values = evaluate.score(exp, weights, split, key) if split else (0, {})
+    log.evaluation(step, "final", split, n, values, **at)
+    log.sync()
+    return finished(folder) or {}

@@ -1,0 +1,244 @@
+"""The folder of a run: its lock, config.json and manifest.json.
+
+config.json says what the run is, manifest.json how each start was made; both are
+replaced atomically. Nothing here overwrites another run: an old folder is continued
+only by a config of the same identity.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcls import __version__
+from jaxcls import config as configs
+from jaxcls.errors import InputError
+
+FORMAT = 1
+_RECORDED = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections",
+    "tensorflow-datasets", "array-record", "opencv-python-headless", "Pillow",
+)  # fmt: skip
+
+
+class Workdir:
+    """The files of a run in `path`; making one touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if "://" in str(path):
+            raise InputError(
+                f"--workdir={path} is a URL, and must be a folder; try --workdir=runs/name"
+            )
+        self.given = str(path)
+        self.path = pathlib.Path(path).expanduser().resolve()
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.digests = self.path / "digests.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    def read(self) -> dict[str, Any]:
+        """config.json of a run; raises `InputError` where the folder holds none."""
+        file = self.path / "config.json"
+        try:
+            saved = json.loads(file.read_text())
+        except FileNotFoundError:
+            step = ""
+            if (self.path.parent.parent / "config.json").is_file():
+                step = f"; the run's folder is {self.path.parent.parent}"
+            what = "is not a run's folder: it has no config.json"
+            raise InputError(f"--workdir={self.given} {what}{step}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from None
+        if saved.get("format") != FORMAT:
+            raise InputError(
+                f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
+                f" {FORMAT}; use the jaxcls that wrote it"
+            )
+        return saved
+
+    def config(self) -> ConfigDict:
+        """The config of the run in this folder."""
+        return configs.from_flat(self.read()["config"])
+
+    def check_identity(self, config: ConfigDict) -> None:
+        """Raise `InputError` unless `config` may run here: a new folder, or the same run."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise InputError(f"--workdir={self.given} is a file; name a folder")
+        if not (self.path / "config.json").exists():
+            foreign = sorted(e.name for e in self.path.iterdir() if e.name != "lock")
+            if foreign:
+                raise InputError(
+                    f"--workdir={self.given} holds {foreign[0]!r} and no run; name a new or"
+                    f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
+                )
+            return
+        changed = configs.differences(self.config(), config)
+        identity = {k: v for k, v in changed.items() if configs.KNOBS[k].identity}
+        if identity:
+            listed = ", ".join(
+                f"{k} {old!r} -> {new!r}" for k, (old, new) in identity.items()
+            )
+            raise InputError(
+                f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
+                f" it is; start this one with --workdir={self._free_name()}"
+            )
+
+    def _free_name(self) -> str:
+        """A name beside this folder's that is not taken."""
+        i = 2
+        while self.path.with_name(f"{self.path.name}-{i}").exists():
+            i += 1
+        return f"{self.given.rstrip('/')}-{i}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, which is made if need be, against every other process.
+
+        Raises `InputError` naming who holds it. The kernel lets go when a process dies.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(
+                os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644), "r+"
+            )
+        except OSError as error:
+            raise InputError(
+                f"--workdir={self.given} cannot be written ({error.strerror}); give a folder"
+                " you may write to: --workdir=DIR"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = file.read().strip() or "another process"
+                raise InputError(
+                    f"--workdir={self.given} is in use by {holder}; wait for it, or give"
+                    f" another folder: --workdir={self._free_name()}"
+                ) from None
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
+            file.flush()
+            yield
+
+    def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
+        """Write config.json for a new run; for an old one, check and record changes.
+
+        `implied`: what follows from config and data (classes, counts, steps).
+        Raises `InputError` where the data are not those that the run began with.
+        """
+        file = self.path / "config.json"
+        if file.exists():
+            before = self.read()["implied"]
+            for key in (k for k in implied if before.get(k) != implied[k]):
+                raise InputError(
+                    f"--workdir={self.given}: the data changed: {key} was {before.get(key)}"
+                    f" and is {implied[key]}; restore the data, or use --workdir="
+                    f"{self._free_name()}"
+                )
+        saved = {"format": FORMAT, "config": configs.flat(config), "implied": implied}
+        text = json.dumps(saved, indent=1) + "\n"
+        if not file.exists() or file.read_text() != text:
+            write_atomically(file, text)
+
+    def begin(self, devices: list[str], resumed_from: int | None) -> None:
+        """Add this start to manifest.json; one left without a reason was killed."""
+        starts = self._starts()
+        for start in starts:
+            start.setdefault("reason", "killed")
+        starts.append(
+            {
+                "started": _now(),
+                "resumed_from": resumed_from,
+                "command": shlex.join(_command()),
+                "jaxcls": __version__,
+                "commit": _commit(),
+                "python": platform.python_version(),
+                "versions": {name: _version(name) for name in _RECORDED},
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                "devices": devices,
+            }
+        )
+        self._write_starts(starts)
+
+    def end(self, reason: str) -> None:
+        """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
+        starts = self._starts()
+        starts[-1] |= {"ended": _now(), "reason": reason}
+        self._write_starts(starts)
+
+    def _starts(self) -> list[dict[str, Any]]:
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text())["starts"] if file.exists() else []
+
+    def _write_starts(self, starts: list[dict[str, Any]]) -> None:
+        text = json.dumps({"format": FORMAT, "starts": starts}, indent=1) + "\n"
+        write_atomically(self.path / "manifest.json", text)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replace a file by one that holds `text`: a reader sees the old or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _command() -> list[str]:
+    """The command line as typed: no absolute path of the interpreter or the module."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = (
+        ["python", "-m", spec.name] if spec else ["python", os.path.basename(sys.argv[0])]
+    )
+    return [*program, *sys.argv[1:]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" if changed; None for a wheel."""
+    here = pathlib.Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
