@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import InputError
+
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 Normalization = Callable[[jax.Array], jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -91,9 +93,14 @@ def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
         raise ValueError(f"mean={mean}, std={std} must be as long, std above 0")
 
     def apply(images: jax.Array) -> jax.Array:
-        scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
-        shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-        return images.astype(jnp.float32) * scale - shift
+        if images.shape[-1] != len(mean) != 1:
+            raise InputError(
+                f"normalize has {len(mean)} channels and the images have"
+                f" {images.shape[-1]}; try 'unit', or decode({len(mean)})"
+            )
+        center = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
+        scale = 1.0 / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
+        return (images.astype(jnp.float32) / 255.0 - center) * scale
 
     return apply
 

@@ -68,7 +68,8 @@ def refuse_overrides(overrides: Mapping[str, str], verb: str) -> None:
     """Raise `InputError` for --config.KEY where the run's folder holds the config."""
     for key in overrides:
         raise InputError(
-            f"--config.{key}: {verb} takes the config that the run's folder holds; leave it out"
+            f"--config.{key}: {verb} takes the config that the run's folder holds;"
+            " leave it out"
         )
 
 

@@ -6,6 +6,7 @@ Only decoding, cropping and resizing happen here; the rest happens on the device
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,13 +130,14 @@ def clean(data: bytes) -> bytes:
                 raise DecodeError(
                     f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
                 )
-            if getattr(image, "n_frames", 1) > 1:
-                raise DecodeError(f"animated, {image.n_frames} frames; one still is needed")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DecodeError(f"animated, {frames} frames; one still is needed")
             image.load()
             plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
-            if plain and image.getexif().get(0x0112, 1) == 1:
-                if "transparency" not in image.info:
-                    return data
+            upright = image.getexif().get(0x0112, 1) == 1
+            if plain and upright and "transparency" not in image.info:
+                return data
             return _to_png(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DecodeError):
@@ -170,7 +172,7 @@ def _random_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop of an image of that size."""
     areas = rng.uniform(*area, size=10) * (height * width)
-    ratios = np.exp(rng.uniform(*np.log(ratio), size=10))
+    ratios = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=10))
     place = rng.uniform(size=2)
     heights = np.rint(np.sqrt(areas / ratios)).astype(int)
     widths = np.rint(np.sqrt(areas * ratios)).astype(int)

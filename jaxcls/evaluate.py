@@ -39,7 +39,7 @@ def score(
     found += [_fetch(outs) for outs in pending]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
-    n = exp.dataset.source(split, key).__len__()
+    n = len(exp.dataset.source(split, key))
     if not np.array_equal(np.sort(index), np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
     # fsum is exact, so no batch size and no order of adding can change the mean.
@@ -58,7 +58,7 @@ def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def load(path: str, which: str) -> tuple[experiment.Experiment, int, dict[str, Any]]:
-    """(experiment, step, weights) of a run's folder and checkpoint "best", "last" or "N"."""
+    """(experiment, step, weights) of a run's folder; `which`: "best", "last" or a step."""
     folder = Workdir(path)
     exp = experiment.from_workdir(folder)
     step = checkpoint.find(folder.checkpoints, which)

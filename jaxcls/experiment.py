@@ -22,6 +22,7 @@ from jaxcls import (
     decode,
     durations,
     losses,
+    memory,
     mesh,
     metrics,
     optimizers,
@@ -29,7 +30,7 @@ from jaxcls import (
     sources,
     step,
 )
-from jaxcls.config import check, to_text
+from jaxcls.config import check
 from jaxcls.errors import InputError
 from jaxcls.models import MODELS
 from jaxcls.workdir import Workdir
@@ -161,33 +162,6 @@ class Experiment:
             "order": batches.ORDER,
         }
 
-    def describe(self) -> str:
-        """What --dry_run prints; everything is built, from shapes alone."""
-        self.check_batch_size()
-        shapes = self.state_shapes
-        jax.eval_shape(self._raw_train_step(), shapes, self.batch_like)
-        params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
-        state, kept = tree_bytes(shapes), self.activation_bytes()
-        devices, batch_size = self.mesh.size, self.config.batch_size
-        rows = {
-            "model": f"{self.config.model.name}, {params:,} parameters, computing in {self.dtype}",
-            "images": f"train {_by(self.train_image_shape)}, eval {_by(self.image_shape)};"
-            f" {self.facts.num_classes} classes",
-            "examples": ", ".join(
-                f"{role} {self.count(role):,}" for role in ("train", "eval", "test")
-            ),
-            "steps": f"{self.steps:,} of {batch_size} examples"
-            f" ({self.steps * batch_size / self.examples:.4g} epochs)",
-            "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
-            f" {self.mesh.devices.flat[0].device_kind} device(s)",
-            "learning rate": f"peak {self.lr:g} after {self.warmup:,} steps of warm-up,"
-            f" then {self.config.optim.schedule}",
-            "memory": f"about {_size(state + kept // devices)} a device: state {_size(state)},"
-            f" activations {_size(kept // devices)}",
-        }
-        lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
-        return "".join(lines) + "\n" + to_text(self.config).rstrip("\n")
-
     # The pure half.
 
     @functools.cached_property
@@ -288,7 +262,8 @@ class Experiment:
             higher=self.higher_is_better,
         )
 
-    def _raw_train_step(self) -> step.TrainStep:
+    def raw_train_step(self) -> step.TrainStep:
+        """The pure train_step, before jit."""
         mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
         if len(mixes) > 1:
             raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
@@ -344,7 +319,7 @@ class Experiment:
         """The jitted train_step(state, batch) -> (state, metrics); it donates the state."""
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
-            self._raw_train_step(),
+            self.raw_train_step(),
             donate_argnums=0,
             in_shardings=(state, batch),
             out_shardings=(state, state),
@@ -355,10 +330,10 @@ class Experiment:
         self.check_batch_size()
         like = self.batch_like
         compiled = self.train_step.lower(self.state_like, like).compile()  # type: ignore[attr-defined]
-        check_memory(
+        memory.check_fits(
             compiled.memory_analysis(),
             limit=mesh.memory_limit(self.mesh),
-            fixed=tree_bytes(self.state_shapes),
+            fixed=memory.tree_bytes(self.state_shapes),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )
@@ -380,7 +355,7 @@ class Experiment:
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
-        """The jitted eval_step(variables, batch) -> {name: [B]}, plus index and mask [B]."""
+        """The jitted eval_step(variables, batch) -> {name: [B]}, with index and mask."""
         raw = step.make_eval_step(
             self.model,
             self.loss,
@@ -410,7 +385,7 @@ class Experiment:
 
     @functools.cached_property
     def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> probabilities."""
+        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
         raw = step.make_predict_step(self.model, self.normalize)
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
@@ -474,70 +449,3 @@ class Experiment:
         for batch in host:
             batch["index"] = batch["index"].astype(np.int32)
             yield mesh.put(self.mesh, batch)
-
-    def activation_bytes(self) -> int:
-        """Bytes that the backward pass keeps from the forward one, by shapes alone."""
-        shapes = self.state_shapes
-        images = jax.ShapeDtypeStruct(
-            (self.config.batch_size, *self.train_image_shape), jnp.float32
-        )
-
-        def residuals(params: Any, batch_stats: Any, images: jax.Array, key: Any) -> Any:
-            def forward(params: Any) -> tuple[jax.Array, Any]:
-                variables = {"params": params, "batch_stats": batch_stats}
-                return self.model.apply(variables, images, True, key)
-
-            return jax.vjp(forward, params, has_aux=True)[1]
-
-        kept = jax.eval_shape(
-            residuals, shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
-        )
-        return max(0, tree_bytes(kept) - tree_bytes(shapes.params))
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _size(n: int) -> str:
-    return f"{n / 2**20:,.1f} MiB" if n < 2**30 else f"{n / 2**30:,.2f} GiB"
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or shapes) of a tree."""
-    return sum(
-        int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 4)
-        for x in jax.tree.leaves(tree)
-    )
-
-
-def check_memory(
-    analysis: Any, *, limit: int | None, fixed: int, batch_size: int, devices: int
-) -> None:
-    """Raise `InputError` where a compiled step needs more than a device holds.
-
-    analysis: of the compiled step, bytes a device; fixed: bytes that do not grow with
-    the batch. The message names a batch that fits, assuming the rest grows with it.
-    """
-    if analysis is None or limit is None:
-        return
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-    )
-    if needed <= limit:
-        return
-    a_row = max(1.0, (needed - fixed) / batch_size)
-    fits = int((limit - fixed) / a_row * 0.95) // devices * devices
-    fits = min(fits, (batch_size - 1) // devices * devices)
-    remedy = (
-        f"about batch_size={fits} fits"
-        if fits > 0
-        else "no batch fits; take a smaller model, smaller images, or more memory"
-    )
-    raise InputError(
-        f"batch_size={batch_size} needs {needed / 2**30:.2f} GiB a device and it has"
-        f" {limit / 2**30:.2f} GiB; {remedy}"
-    )

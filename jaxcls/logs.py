@@ -187,7 +187,7 @@ class Meter:
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """The whole records of a .jsonl file, [] where there is none; a torn last line is not."""
+    """The records of a .jsonl file, without a torn last line; [] where there is none."""
     if not path.exists():
         return []
     records = []

@@ -63,7 +63,7 @@ def path_name(path: Any) -> str:
 def clip(
     optimizer: optax.GradientTransformation, max_norm: float
 ) -> optax.GradientTransformation:
-    """`optimizer` over gradients scaled to a global norm of at most `max_norm`; 0: as is."""
+    """`optimizer` over gradients of a global norm of at most `max_norm`; 0: as it is."""
     if not max_norm:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
@@ -85,7 +85,7 @@ def cosine(peak: float, steps: int, end: float = 0.0) -> Schedule:
 
 
 def warm_up(schedule: Schedule, peak: float, warmup: int) -> Schedule:
-    """Linear from 0 at step 0 to `peak` at step `warmup`, then `schedule` from its start."""
+    """Linear from 0 at step 0 to `peak` at step `warmup`, then `schedule`."""
     if not warmup:
         return schedule
 

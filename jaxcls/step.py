@@ -122,8 +122,8 @@ def make_train_step(
     """Returns train_step(state, batch) -> (state, metrics): one update.
 
     batch: image uint8 [B, H, W, C], label int32 [B]. metrics: means over the batch of
-    loss and each metric, lr, grad_norm; bad_step of the new state. Pure, shape-stable, unaware of devices;
-    randomness is a function of (state.key, state.step, row).
+    loss and each metric, lr, grad_norm; bad_step of the new state. Pure, shape-stable,
+    unaware of devices; randomness is a function of (state.key, state.step, row).
     """
 
     def prepare(state: State, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -155,7 +155,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, params, batch_stats, ema_decay),
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & all_finite(new)
         scores = {m.name: m.function(logits, batch["label"]).mean() for m in metrics}
         kept = _freeze(finite & (state.bad_step < 0), state, new)

@@ -46,6 +46,7 @@ def run(exp: Experiment, workdir: str) -> Result:
     with folder.lock():
         folder.check_identity(exp.config)
         folder.adopt(exp.config, implied)
+        folder.begin([device.device_kind for device in exp.mesh.devices.flat])
         reason = "failed"
         try:
             record = _run_locked(exp, folder)
@@ -74,9 +75,7 @@ def _run_locked(exp: Experiment, folder: Workdir) -> dict[str, Any]:
     restored = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
     state = exp.init() if restored is None else restored
     start = int(state.step)
-    folder.begin(
-        [d.device_kind for d in exp.mesh.devices.flat], start if restored else None
-    )
+    folder.note(resumed_from=start if restored else None)
     log = logs.RunLog(
         metrics=folder.metrics,
         timing=folder.timing,
@@ -141,7 +140,7 @@ class _Loop:
         if durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps:
             values = {name: float(value) for name, value in scores.items()}
             self._check_finite(state, int(values.pop("bad_step")))
-            self.log.train(step, values)
+            self.log.train(step, {"loss": values.pop("loss"), **values})
 
     def _has_duties(self, step: int) -> bool:
         every, last = self.exp.every, step == self.exp.steps

@@ -74,7 +74,7 @@ class Workdir:
         return configs.from_flat(self.read()["config"])
 
     def check_identity(self, config: ConfigDict) -> None:
-        """Raise `InputError` unless `config` may run here: a new folder, or the same run."""
+        """Raise `InputError` unless the folder is new, or holds this very run."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -118,8 +118,8 @@ class Workdir:
             )
         except OSError as error:
             raise InputError(
-                f"--workdir={self.given} cannot be written ({error.strerror}); give a folder"
-                " you may write to: --workdir=DIR"
+                f"--workdir={self.given} cannot be written ({error.strerror}); give a"
+                " folder you may write to: --workdir=DIR"
             ) from None
         with file:
             try:
@@ -155,7 +155,7 @@ class Workdir:
         if not file.exists() or file.read_text() != text:
             write_atomically(file, text)
 
-    def begin(self, devices: list[str], resumed_from: int | None) -> None:
+    def begin(self, devices: list[str]) -> None:
         """Add this start to manifest.json; one left without a reason was killed."""
         starts = self._starts()
         for start in starts:
@@ -163,7 +163,6 @@ class Workdir:
         starts.append(
             {
                 "started": _now(),
-                "resumed_from": resumed_from,
                 "command": shlex.join(_command()),
                 "jaxcls": __version__,
                 "commit": _commit(),
@@ -177,11 +176,15 @@ class Workdir:
         )
         self._write_starts(starts)
 
+    def note(self, **facts: Any) -> None:
+        """Add to the entry of this start, such as the step that it resumed from."""
+        starts = self._starts()
+        starts[-1] |= facts
+        self._write_starts(starts)
+
     def end(self, reason: str) -> None:
         """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
-        starts = self._starts()
-        starts[-1] |= {"ended": _now(), "reason": reason}
-        self._write_starts(starts)
+        self.note(ended=_now(), reason=reason)
 
     def _starts(self) -> list[dict[str, Any]]:
         file = self.path / "manifest.json"

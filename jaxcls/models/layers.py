@@ -37,7 +37,7 @@ class BatchNorm(nn.Module):
             wide = x.astype(jnp.float32)
             mean = wide.mean(axes)
             # One pass over memory instead of two; never below 0 by rounding.
-            var = jnp.maximum(0.0, jnp.square(wide).mean(axes) - jnp.square(mean))
+            var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 kept = var * (n / max(n - 1, 1)) if self.unbiased else var
@@ -49,7 +49,10 @@ class BatchNorm(nn.Module):
         # Folded to one multiply and one add an element.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
-        return (x * factor + shift).astype(self.dtype)
+        wide_shape = (1,) * (x.ndim - 1) + shape
+        return (x * factor.reshape(wide_shape) + shift.reshape(wide_shape)).astype(
+            self.dtype
+        )
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:

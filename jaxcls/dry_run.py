@@ -1,0 +1,63 @@
+"""What a run would be, from shapes alone: ``python -m jaxcls.main ... --dry_run``."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.config import to_text
+from jaxcls.experiment import Experiment
+from jaxcls.memory import activation_bytes, tree_bytes
+
+
+def describe(exp: Experiment) -> str:
+    """The model, data, steps, rate and memory of a run, and its resolved config.
+
+    Traces the whole train step, so what would fail there fails here; needs no data.
+    """
+    exp.check_batch_size()
+    shapes = exp.state_shapes
+    jax.eval_shape(exp.raw_train_step(), shapes, exp.batch_like)
+    params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
+    devices, batch_size = exp.mesh.size, exp.config.batch_size
+    counts = ", ".join(f"{role} {exp.count(role):,}" for role in ("train", "eval", "test"))
+    rows = {
+        "model": f"{exp.config.model.name}, {params:,} parameters, {exp.dtype} compute",
+        "images": f"train {_by(exp.train_image_shape)}, eval {_by(exp.image_shape)};"
+        f" {exp.facts.num_classes} classes",
+        "examples": counts,
+        "steps": f"{exp.steps:,} of {batch_size} examples"
+        f" ({exp.steps * batch_size / exp.examples:.4g} epochs)",
+        "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
+        f" {exp.mesh.devices.flat[0].device_kind} device(s)",
+        "learning rate": f"peak {exp.lr:g} after {exp.warmup:,} steps of warm-up,"
+        f" then {exp.config.optim.schedule}",
+        "memory": _memory(exp),
+    }
+    lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
+    return "".join(lines) + "\n" + to_text(exp.config).rstrip("\n")
+
+
+def _memory(exp: Experiment) -> str:
+    """The estimate for one device."""
+    shapes, size = exp.state_shapes, exp.config.batch_size
+    images = jax.ShapeDtypeStruct((size, *exp.train_image_shape), jnp.float32)
+
+    def forward(params, batch_stats, images, key):  # type: ignore[no-untyped-def]
+        variables = {"params": params, "batch_stats": batch_stats}
+        return exp.model.apply(variables, images, True, key)
+
+    arguments = shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
+    kept = activation_bytes(forward, size, *arguments) // exp.mesh.size
+    state = tree_bytes(shapes) + tree_bytes(shapes.params)
+    return (
+        f"about {_size(state + kept)} a device: state and gradients {_size(state)},"
+        f" activations {_size(kept)}"
+    )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**20:,.1f} MiB" if n < 2**30 else f"{n / 2**30:,.2f} GiB"

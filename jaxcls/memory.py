@@ -1,0 +1,75 @@
+"""How much memory a step takes: what is known before it runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcls.errors import InputError
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(
+        int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 4)
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def activation_bytes(forward: Callable[..., Any], batch_size: int, *shapes: Any) -> int:
+    """About what the backward pass keeps of ``forward(*shapes)``, computing nothing.
+
+    What convolutions and matrix products take and give, over the batch; the rest is
+    fused away. Within 15 % of the compiled steps of ResNet-18 and ResNet-50 on CPU.
+    """
+    return sum(_product_arrays(jax.make_jaxpr(forward)(*shapes).jaxpr, batch_size).values())
+
+
+def _product_arrays(jaxpr: Any, batch_size: int) -> dict[int, int]:
+    """Bytes of each array of a batch that a convolution or matrix product touches."""
+    found: dict[int, int] = {}
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                found |= _product_arrays(inner.jaxpr, batch_size)
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            for array in (*equation.invars, *equation.outvars):
+                if array.aval.shape[:1] == (batch_size,):
+                    found[id(array)] = tree_bytes(array.aval)
+    return found
+
+
+def check_fits(
+    analysis: Any, *, limit: int | None, fixed: int, batch_size: int, devices: int
+) -> None:
+    """Raise `InputError` where a compiled step needs more than a device holds.
+
+    analysis: of the compiled step, bytes a device; limit: bytes of a device, None where
+    not known; fixed: bytes that do not grow with the batch. The message names a batch
+    that fits, assuming that the rest grows with it.
+    """
+    if analysis is None or limit is None:
+        return
+    needed = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    if needed <= limit:
+        return
+    a_row = max(1.0, (needed - fixed) / batch_size)
+    fits = int((limit - fixed) / a_row * 0.95) // devices * devices
+    fits = min(fits, (batch_size - 1) // devices * devices)
+    remedy = (
+        f"about batch_size={fits} fits"
+        if fits > 0
+        else "no batch fits; take a smaller model, smaller images, or more memory"
+    )
+    raise InputError(
+        f"batch_size={batch_size} needs {needed / 2**30:.2f} GiB a device and it has"
+        f" {limit / 2**30:.2f} GiB; {remedy}"
+    )

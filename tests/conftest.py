@@ -1,0 +1,83 @@
+"""Eight fake CPU devices, one prepared digits dataset, and small configs for tests."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+# Before jax is imported anywhere: the count is fixed when the backend starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import jax
+import pytest
+
+from jaxcls import config, sources
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder in which digits is prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    sources.Dataset("digits", str(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """``tiny(**{"optim.lr": 0.1})`` -> a config that trains in a second or two."""
+
+    def make(**overrides):
+        values = {
+            "batch_size": 64,
+            "length": "12 steps",
+            "model.name": "cnn(widths=(4, 8), dense=16, dropout=0.2, batch_norm=True)",
+            "data.dir": str(data_dir),
+            "data.train": "train[:90%]",
+            "data.eval": "train[90%:]",
+            "data.test": "test",
+            "data.train_ops": "decode(1)",
+            "data.eval_ops": "decode(1)",
+            "augment": "random_crop(1) | flip",
+            "mix": "mixup(0.2)",
+            "optim.name": "adamw",
+            "optim.lr": 0.01,
+            "optim.weight_decay": 0.01,
+            "ema.decay": 0.9,
+            "eval.every": "4 steps",
+            "checkpoint.every": "3 steps",
+            "log.every": "2 steps",
+            "log.tensorboard": False,
+            "mesh.devices": 1,
+            **overrides,
+        }
+        return config.from_flat(values)
+
+    return make
+
+
+@pytest.fixture
+def command(data_dir, tmp_path):
+    """``command("main", "--config=...")`` -> the finished process, one CPU device."""
+
+    def run(verb, *arguments, devices=1, cwd=None, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", f"jaxcls.{verb}", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd or ROOT,
+            timeout=300,
+            env={
+                **os.environ,
+                "TFDS_DATA_DIR": str(data_dir),
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "PYTHONPATH": str(ROOT),
+                **environment,
+            },
+        )
+
+    return run
