@@ -36,6 +36,8 @@ def chain(augmentations: Sequence[Augmentation]) -> Augmentation:
 
 def flip(probability: float = 0.5) -> Augmentation:
     """Left to right, with a probability."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability={probability} must be from 0 to 1, such as 0.5")
 
     def apply(keys: jax.Array, images: jax.Array) -> jax.Array:
         flipped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)

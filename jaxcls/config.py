@@ -224,7 +224,7 @@ def _find(name: str) -> pathlib.Path:
     """The file on disk, or the one of that name that ships with jaxcls."""
     given = pathlib.Path(name)
     if given.is_file():
-        return given
+        return given.absolute()  # As tracebacks name it.
     ours = _shipped()
     if given.parent.name in ("", "configs") and (ours / given.name).is_file():
         return ours / given.name
@@ -249,11 +249,12 @@ def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
         lines.append(error.lineno)
     where = f"{name}:{lines[-1]}" if lines else name
     first = (str(error).strip("\"' ").splitlines() or [""])[0]
-    unknown = re.search(r"[\"']?(\w+)[\"']? (?:does not exist|is not a known)", first)
-    names = {part for key in KNOBS for part in key.split(".")}
-    key = getattr(error, "name", None) or (unknown[1] if unknown else None)
-    if isinstance(error, (AttributeError, KeyError)) and key and key not in names:
-        return f"{where}: unknown config key {key!r}{did_you_mean(key, names)}"
+    written = re.match(r'Key "(\w+)" does not exist', first)
+    key = written[1] if written else None
+    if isinstance(error, AttributeError) and isinstance(error.obj, ConfigDict):
+        key = error.name
+    if key:
+        return f"{where}: unknown config key {key!r}{_near_name(key)}"
     return f"{where}: {type(error).__name__}: {first}"
 
 
@@ -328,6 +329,13 @@ def _near_key(key: str) -> str:
     leaf = key.split(".")[-1]
     same = [k for k in KNOBS if k.split(".")[-1] == leaf]
     return near if near or not same else f" (did you mean {same[0]!r}?)"
+
+
+def _near_name(name: str) -> str:
+    """The nearest key or group, or the keys of that very name in other groups."""
+    same = [k for k in KNOBS if k.split(".")[-1] == name]
+    names = {part for key in KNOBS for part in key.split(".")}
+    return f" here; there is {', '.join(same)}" if same else did_you_mean(name, names)
 
 
 def _require(values: Mapping[str, Any], key: str, true: bool, rule: str) -> None:

@@ -22,6 +22,7 @@ Op = Callable[[Any, np.random.Generator], np.ndarray]
 
 # The largest image that is decoded, in pixels, checked from its header.
 MAX_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
 
 
 class DecodeError(ValueError):
@@ -131,17 +132,17 @@ def clean(data: bytes) -> bytes:
                     f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
                 )
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
+            if frames > 1 and image.format != "MPO":  # A phone's JPEG with a second view.
                 raise DecodeError(f"animated, {frames} frames; one still is needed")
             image.load()
-            plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+            plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
             upright = image.getexif().get(0x0112, 1) == 1
             if plain and upright and "transparency" not in image.info:
                 return data
             return _to_png(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DecodeError):
-            raise
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for bad files.
         reason = str(error).split(" <")[0]
         raise DecodeError(f"not a readable image ({reason})") from None
 

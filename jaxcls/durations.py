@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from jaxcls.errors import InputError
 
-_FORM = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*(step|epoch|example|percent)s?")
+_FORM = re.compile(r"([0-9.]+(?:e[0-9]{1,2})?)\s*(step|epoch|example|percent)s?")
 
 
 def parse(text: str, key: str) -> tuple[Fraction, str]:

@@ -325,7 +325,8 @@ class Experiment:
             out_shardings=(state, state),
         )
 
-    def compile_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+    @functools.cached_property
+    def compiled_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
         """`train_step`, compiled ahead; raises `InputError` where it cannot fit."""
         self.check_batch_size()
         like = self.batch_like

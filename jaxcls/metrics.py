@@ -25,7 +25,9 @@ def top1() -> Metric:
     """1 where the largest logit is the label's; the lowest class wins a tie."""
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        # The maximum is NaN where any logit is, and argmax would point at it: no hit.
+        first = jnp.argmax(logits, axis=-1) == labels
+        return (first & jnp.isfinite(logits.max(axis=-1))).astype(jnp.float32)
 
     return Metric("top1", function)
 
@@ -37,7 +39,7 @@ def topk(k: int = 5) -> Metric:
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        classes = jnp.arange(logits.shape[-1])
+        classes = jnp.arange(logits.shape[-1])[None, :]
         ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
         # A logit that is no number ranks nothing, so it is never a hit.
         hit = (ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])

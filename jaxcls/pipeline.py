@@ -72,11 +72,13 @@ def _call(node: ast.expr, text: str, key: str) -> Call:
     try:
         args = tuple(ast.literal_eval(arg) for arg in node.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except ValueError:
+    except (TypeError, ValueError):
         raise InputError(
             f"{key}={text!r}: the arguments of {node.func.id!r} must be literals,"
             " such as 224, 0.5, True, 'text' or (1, 2)"
         ) from None
+    if len(kwargs) < len(node.keywords):
+        raise InputError(f"{key}={text!r}: {node.func.id!r} is given an argument twice")
     return Call(node.func.id, args, kwargs)
 
 

@@ -111,7 +111,7 @@ class _Loop:
         step = int(state.step)
         if step == self.exp.steps or bool(state.halted):
             return state
-        train_step = self.exp.compile_train_step()
+        train_step = self.exp.compiled_train_step
         behind: tuple[int, dict[str, jax.Array]] | None = None
         for batch, waited, began in _timed(self.exp.train_batches(step)):
             state, scores = train_step(state, batch)

@@ -143,12 +143,12 @@ class Workdir:
         """
         file = self.path / "config.json"
         if file.exists():
-            before = self.read()["implied"]
-            for key in (k for k in implied if before.get(k) != implied[k]):
+            before, now = _leaves(self.read()["implied"]), _leaves(implied)
+            for key in (k for k in now if before.get(k) != now[k]):
                 raise InputError(
                     f"--workdir={self.given}: the data changed: {key} was {before.get(key)}"
-                    f" and is {implied[key]}; restore the data, or use --workdir="
-                    f"{self._free_name()}"
+                    f" and is {now[key]}; restore the data, or start another run with"
+                    f" --workdir={self._free_name()}"
                 )
         saved = {"format": FORMAT, "config": configs.flat(config), "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
@@ -203,6 +203,17 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted key -> JSON text of each value of nested dicts."""
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = json.dumps(value)
+    return leaves
 
 
 def _now() -> str:

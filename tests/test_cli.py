@@ -1,0 +1,155 @@
+"""Command lines: what is bad ends in one line and a status that says which kind."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxcls import cli
+from jaxcls.errors import DivergedError, InputError
+
+
+def message(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_overrides_are_split_from_the_other_arguments():
+    rest, overrides = cli.split_overrides(
+        ["--config=a.py", "--config.seed", "-1", "x", "--config.optim.lr=1e-3"]
+        + ["--dry_run", "--config.data.eval=", "--config.model.name=cnn(dense=8)"]
+    )
+    assert rest == ["--config=a.py", "x", "--dry_run"]
+    assert overrides == {
+        "seed": "-1",
+        "optim.lr": "1e-3",
+        "data.eval": "",
+        "model.name": "cnn(dense=8)",
+    }
+
+
+@pytest.mark.parametrize("argv", [["--config.seed"], ["--config.seed", "--dry_run"]])
+def test_an_override_without_a_value_is_refused(argv):
+    assert message(cli.split_overrides, argv) == (
+        "--config.seed has no value; write --config.seed=VALUE"
+    )
+
+
+def test_an_override_given_twice_is_refused():
+    assert message(cli.split_overrides, ["--config.seed=1", "--config.seed", "2"]) == (
+        "--config.seed is given twice; give it once"
+    )
+
+
+@pytest.mark.parametrize(
+    "argv", [["--config.optim={'lr': 1}"], ["--config.optim", "{'lr': 1}"]]
+)
+def test_a_dict_for_a_group_is_refused(argv):
+    assert message(cli.split_overrides, argv) == (
+        "--config.optim={'lr': 1} would replace a whole group; set one key at a time:"
+        " --config.optim.NAME=VALUE"
+    )
+
+
+def test_an_override_is_refused_where_the_run_holds_the_config():
+    cli.refuse_overrides({}, "evaluate")
+    assert message(cli.refuse_overrides, {"seed": "1"}, "evaluate") == (
+        "--config.seed: evaluate takes the config that the run's folder holds; leave it out"
+    )
+
+
+@pytest.fixture
+def parser():
+    made = cli.Parser("train", "Train.")
+    made.add_argument("--config", required=True)
+    made.add_argument("--workdir")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config=a", "stray"], "unrecognized arguments: stray"),
+        (["--config=a", "--work=b"], "unrecognized arguments: --work=b"),
+        (["--config=a", "--workdir"], "argument --workdir: expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_an_input_error_that_names_the_help(parser, argv, said):
+    assert message(parser.parse_args, argv) == (
+        f"{said}; python -m jaxcls.train --help shows what there is"
+    )
+
+
+def test_help_leaves_with_0_and_states_the_exit_statuses(parser, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--help"])
+    assert caught.value.code == 0
+    assert cli.EXIT_STATUS in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "least", "expected"), [("0", 0, 0), ("12", 1, 12)])
+def test_a_whole_number_is_taken(text, least, expected):
+    assert cli.whole_number(text, "--top", least) == expected
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "0"])
+def test_anything_but_a_whole_number_is_refused(text):
+    assert message(cli.whole_number, text, "--top", 1) == (
+        f"--top={text} must be a whole number, at least 1"
+    )
+
+
+def leave(monkeypatch, capsys, outcome):
+    """The status and the two outputs of a command whose main does `outcome`."""
+
+    def main(argv):
+        assert argv == ["--flag", "x"]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        print("said")
+        return outcome
+
+    monkeypatch.setattr(sys, "argv", ["program", "--flag", "x"])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    return caught.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "line"),
+    [
+        (InputError("seed=-1\n  is   bad"), 2, "error: seed=-1 is bad\n"),
+        (DivergedError("at step 3"), 3, "diverged: at step 3\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
+    ],
+)
+def test_each_failure_is_one_line_and_its_status(
+    monkeypatch, capsys, outcome, status, line
+):
+    assert leave(monkeypatch, capsys, outcome) == (status, "", line)
+
+
+@pytest.mark.parametrize("status", [0, 4, 75])
+def test_what_main_returns_is_the_status(monkeypatch, capsys, status):
+    assert leave(monkeypatch, capsys, status) == (status, "said\n", "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda argv: 1 // 0)
+
+
+def test_a_reader_that_left_is_no_error():
+    code = "from jaxcls import cli; cli.run(lambda argv: print('line\\n' * 10**6) or 0)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0

@@ -1,0 +1,379 @@
+"""Encoded images -> pixels, against Pillow, NumPy and arithmetic."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_sample_image
+
+from jaxcls import decode
+from jaxcls.errors import InputError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+
+
+def encode(pixels, form, mode=None, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, form, **options)
+    return file.getvalue()
+
+
+def pillow(data, mode="RGB"):
+    return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+
+
+def decoded(data, channels=3):
+    return decode.decode(channels)(data, None)
+
+
+def far(a, b):
+    """The largest difference of two images in grey levels."""
+    assert a.shape == b.shape
+    return np.abs(a.astype(int) - b.astype(int)).max()
+
+
+@pytest.fixture(scope="module", params=["china.jpg", "flower.jpg"])
+def photograph(request):
+    return load_sample_image(request.param)
+
+
+def test_png_decodes_to_the_very_pixels(photograph):
+    assert far(decoded(encode(photograph, "PNG")), photograph) == 0
+    grey = photograph[:, :, 0]
+    assert far(decoded(encode(grey, "PNG"), 1), grey[:, :, None]) == 0
+    assert far(decoded(encode(grey, "PNG")), np.stack([grey] * 3, -1)) == 0
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_decodes_like_pillow(photograph, subsampling):
+    data = encode(photograph, "JPEG", quality=90, subsampling=subsampling)
+    assert far(decoded(data), pillow(data)) <= 2
+    assert far(decoded(data, 1), pillow(data, "L")[:, :, None]) <= 2
+
+
+def test_colour_becomes_grey_by_the_usual_weights():
+    exact = NOISE @ [0.299, 0.587, 0.114]
+    assert np.abs(decoded(encode(NOISE, "PNG"), 1)[:, :, 0] - exact).max() <= 1
+
+
+def test_decode_ignores_the_exif_rotation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert far(decoded(encode(NOISE, "PNG", exif=exif)), NOISE) == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"a line of text", b"\xff\xd8\xff\xe0"])
+def test_bytes_that_are_no_image_are_refused(data):
+    with pytest.raises(decode.DecodeError, match=f"^{len(data)} bytes that are no"):
+        decoded(data)
+
+
+def test_decode_gives_grey_or_rgb_only():
+    with pytest.raises(ValueError, match="channels=4 must be 1 or 3"):
+        decode.decode(4)
+
+
+def triangle(x):
+    return np.maximum(0, 1 - np.abs(x))
+
+
+def cubic(a):
+    def kernel(x):
+        x = np.abs(x)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+    return kernel
+
+
+def box(x):
+    return (np.abs(x) < 0.5).astype(float)
+
+
+def resampled(image, size, kernel, antialias, replicate):
+    """Separable resampling from its definition: [H, W, C] -> [size[0], size[1], C]."""
+    out = image.astype(float)
+    for axis in (0, 1):
+        n, m = image.shape[axis], size[axis]
+        scale = max(1, n / m) if antialias else 1
+        taps = np.arange(-3 * n, 4 * n)
+        centre = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
+        weights = kernel((taps - centre) / scale)
+        if not replicate:
+            weights = weights * ((taps >= 0) & (taps < n))
+        matrix = np.zeros((m, n))
+        np.add.at(matrix.T, taps.clip(0, n - 1), weights.T)
+        matrix /= matrix.sum(1, keepdims=True)
+        out = np.moveaxis(np.tensordot(matrix, out, (1, axis)), 0, axis)
+    return out.clip(0, 255)
+
+
+DEFINITIONS = {
+    "bilinear": (triangle, True, False),
+    "bicubic": (cubic(-0.5), True, False),
+    "linear": (triangle, False, True),
+    "cubic": (cubic(-0.75), False, True),
+    "area": (box, True, True),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 12), (12, 9), (17, 50), (31, 40)])
+@pytest.mark.parametrize("name", list(decode.FILTERS))
+def test_every_filter_follows_its_definition(name, size, channels):
+    if name == "area":  # Whole blocks only: elsewhere the definition is OpenCV's own.
+        size = (size[0] // 8 * 8, 12) if size[0] < 17 else (6, 9)
+    image = NOISE[:, :, :channels]
+    ours = decode.resize(size, name)(image, None)
+    assert ours.dtype == np.uint8
+    assert ours.shape == (*size, channels)
+    assert np.abs(ours - resampled(image, size, *DEFINITIONS[name])).max() <= 1.1
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    for name in decode.FILTERS:
+        assert far(decode.resize((24, 36), name)(NOISE, None), NOISE) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((500, 375), (341, 256)),
+        ((375, 500), (256, 341)),
+        ((100, 100), (256, 256)),
+        ((333, 500), (256, 384)),
+        ((1, 1000), (256, 256_000)),
+    ],
+)
+def test_resize_short_keeps_the_proportions(shape, expected):
+    out = decode.resize_short(256)(np.zeros((*shape, 1), np.uint8), None)
+    assert out.shape == (*expected, 1)
+
+
+def test_center_crop_takes_the_middle_rounding_half_to_even():
+    image = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1)
+    crop = decode.center_crop(4)(image, None)
+    assert far(crop, image[1:5, 2:6]) == 0
+    assert far(decode.center_crop((3, 6))(image, None), image[2:5, 2:8]) == 0
+
+
+def test_center_crop_pads_what_is_smaller_with_black():
+    image = np.full((2, 7, 3), 9, np.uint8)
+    out = decode.center_crop(5)(image, None)
+    expected = np.zeros((5, 5, 3), np.uint8)
+    expected[1:3] = 9
+    assert far(out, expected) == 0
+
+
+def boxes(shape, n, **options):
+    """(top, left, height, width) of n random crops, read off the corners of the output."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
+    op = decode.random_resized_crop((256, 256), **options)
+    for seed in range(n):
+        out = op(image, np.random.default_rng(seed)).astype(int)
+        (top, left, _), (bottom, right, _) = out[0, 0], out[-1, -1]
+        yield top, left, bottom - top + 1, right - left + 1
+
+
+@pytest.mark.parametrize("shape", [(200, 250), (90, 255), (64, 64)])
+def test_random_crops_keep_to_the_area_and_the_ratio(shape):
+    for _, _, h, w in boxes(shape, 200):
+        assert (h + 0.5) * (w + 0.5) >= 0.08 * shape[0] * shape[1]
+        assert (w + 0.5) / (h - 0.5) >= 3 / 4
+        assert (w - 0.5) / (h + 0.5) <= 4 / 3
+
+
+def test_random_crops_are_uniform_in_area_log_ratio_and_place():
+    side, low, high = 250, 0.1, 0.4
+    found = boxes((side, side), 500, area=(low, high), ratio=(0.5, 2))
+    top, left, h, w = np.array(list(found)).T
+    area, ratio = h * w / side**2, np.log2(w / h)
+    samples = {
+        "area": (area - low) / (high - low),
+        "ratio": (ratio + 1) / 2,
+        "top": top / (side - h),
+        "left": left / (side - w),
+    }
+    for name, values in samples.items():
+        assert stats.kstest(values, "uniform").pvalue > 0.01, name
+
+
+def test_a_random_crop_may_touch_every_edge():
+    top, left, h, w = np.array(list(boxes((6, 6), 300, area=(0.5, 0.6)))).T
+    assert (top.min(), left.min(), (top + h).max(), (left + w).max()) == (0, 0, 6, 6)
+
+
+def test_a_random_crop_is_decided_by_its_generator():
+    op = decode.random_resized_crop(16)
+    once = op(NOISE, np.random.default_rng(5))
+    assert far(once, op(NOISE, np.random.default_rng(5))) == 0
+    assert far(once, op(NOISE, np.random.default_rng(6))) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((10, 240), (0, 113, 10, 13)), ((240, 10), (113, 0, 13, 10))],
+)
+def test_a_very_long_image_is_cropped_to_its_middle(shape, expected):
+    assert set(boxes(shape, 20, area=(0.9, 1.0))) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: decode.resize(0), "size=0 must be a whole number or (height, width)"),
+        (lambda: decode.center_crop((1, 2, 3)), "size=(1, 2, 3) must be"),
+        (lambda: decode.resize_short(1.5), "size=1.5 must be"),
+        (lambda: decode.random_resized_crop(8, (0.5, 0.1)), "area=(0.5, 0.1)"),
+        (lambda: decode.random_resized_crop(8, (0, 1)), "area=(0, 1)"),
+        (lambda: decode.random_resized_crop(8, ratio=(2, 1)), "ratio=(2, 1)"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_its_value(make, said):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        make()
+    assert said in str(refused.value)
+
+
+def test_an_unknown_filter_is_refused_with_the_list():
+    with pytest.raises(InputError) as refused:
+        decode.resize(8, "lanczos")
+    assert "'lanczos'" in str(refused.value)
+    assert all(name in str(refused.value) for name in decode.FILTERS)
+
+
+STORED = {  # How an upright image lies in a file of each EXIF orientation.
+    1: lambda u: u,
+    2: lambda u: u[:, ::-1],
+    3: lambda u: u[::-1, ::-1],
+    4: lambda u: u[::-1],
+    5: lambda u: u.transpose(1, 0, 2),
+    6: lambda u: np.rot90(u),
+    7: lambda u: np.rot90(u, 2).transpose(1, 0, 2),
+    8: lambda u: np.rot90(u, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_clean_turns_an_image_upright(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](NOISE))
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = decode.clean(encode(stored, form, exif=exif, **options))
+    assert far(decoded(data), NOISE) == 0
+    assert Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_clean_gives_a_plain_file_back_as_it_is(form, mode):
+    data = encode(NOISE, form, mode)
+    assert decode.clean(data) is data
+
+
+def test_clean_lays_alpha_on_white():
+    alpha = np.arange(24 * 36).reshape(24, 36, 1) % 256
+    data = encode(np.concatenate([NOISE, alpha.astype(np.uint8)], -1), "PNG")
+    share = alpha / 255
+    expected = NOISE * share + 255 * (1 - share)
+    assert np.abs(decoded(decode.clean(data)) - expected).max() <= 1
+
+
+def test_clean_keeps_the_colours_of_a_palette_and_lays_its_transparency_on_white():
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    data = decode.clean(encode(image, "PNG", transparency=2))
+    red, green, white = [255, 0, 0], [0, 255, 0], [255, 255, 255]
+    assert decoded(data).tolist() == [[red, green], [white, green]]
+
+
+def test_clean_makes_cmyk_rgb():
+    flat = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    assert far(decoded(decode.clean(encode(flat, "TIFF"))), pillow(encode(flat, "TIFF"))) == 0
+    cyan = decoded(decode.clean(encode(flat, "JPEG", quality=100)))
+    assert np.abs(cyan - np.array([0, 255, 255])).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_clean_scales_sixteen_bits_to_eight(form):
+    wide = np.array([[0, 257, 128, 129], [1000, 32767, 65535, 65406]], np.uint16)
+    data = decode.clean(encode(wide, form))
+    assert decoded(data, 1)[:, :, 0].tolist() == [[0, 1, 0, 1], [4, 127, 255, 254]]
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "GIF", "PPM"])
+def test_clean_reads_other_lossless_formats(form):
+    few = (NOISE // 128 * 255).astype(np.uint8)
+    assert far(decoded(decode.clean(encode(few, form))), few) == 0
+
+
+def test_clean_takes_the_photograph_of_a_phones_jpeg_with_two_views():
+    options = {"save_all": True, "append_images": [Image.new("RGB", (36, 24))]}
+    data = encode(NOISE, "MPO", **options)
+    assert far(decoded(decode.clean(data)), pillow(data)) <= 2
+
+
+def header_of(width, height):
+    """A PNG that says it has this size, and holds no pixel."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a readable image"),
+        (b"a line of text", "not a readable image"),
+        (encode(NOISE, "JPEG")[:-400], "truncated"),
+        (encode(NOISE, "PNG")[:500], "truncated"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC; convert it to JPEG first"),
+        (header_of(10_001, 10_000), "10001x10000 pixels, over the limit of 100000000"),
+        (header_of(60_000, 60_000), "60000x60000 pixels, over the limit of 100000000"),
+        (header_of(10_000, 10_000), "truncated"),
+    ],
+)
+def test_clean_says_why_a_file_is_no_image(data, said):
+    with pytest.raises(decode.DecodeError) as refused:
+        decode.clean(data)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_clean_refuses_an_animation(form):
+    frames = [Image.fromarray(NOISE[::-1]), Image.fromarray(NOISE)]
+    data = encode(NOISE, form, save_all=True, append_images=frames)
+    with pytest.raises(decode.DecodeError, match="^animated, 3 frames"):
+        decode.clean(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of bad EXIF, and reads on.
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "AVIF"])
+def test_clean_meets_no_damage_that_it_cannot_name(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(NOISE, form, exif=exif) if form != "GIF" else encode(NOISE, form)
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in random.integers(0, min(len(data), 300), 4):
+            data[place] = random.integers(256)
+        try:
+            outcomes.add(type(decode.clean(bytes(data))))
+        except decode.DecodeError:
+            outcomes.add(decode.DecodeError)
+    assert decode.DecodeError in outcomes

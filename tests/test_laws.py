@@ -1,0 +1,237 @@
+"""The laws that the README promises, each held by a test.
+
+1 same inputs, same bits; 2 resume is invisible; 3 topology changes rounding only;
+4 every example counts once; 5 one road from a config to objects; 6 a run carries its
+proof; 7 nothing good is overwritten.
+"""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls import checkpoint, config, dry_run, evaluate, experiment, logs, sources, train
+from jaxcls.errors import DivergedError
+from jaxcls.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
+RECORDS = ("metrics.jsonl", "digests.jsonl")
+
+
+class Crash(Exception):
+    """Stands for a process that dies between two steps."""
+
+
+class Dying(experiment.Experiment):
+    """An experiment whose input dies after the batch of step `at`."""
+
+    at = 10**9
+
+    def train_batches(self, start=0):
+        for step, batch in enumerate(super().train_batches(start), start):
+            if step == self.at:
+                raise Crash
+            yield batch
+
+
+EXPERIMENTS: dict[str, Dying] = {}  # What is compiled once serves every test.
+
+
+def run(config, workdir, at=10**9):
+    exp = EXPERIMENTS.setdefault(config.to_json(), Dying(config, None))
+    exp.at = at
+    return train.run(exp, str(workdir))
+
+
+def records(workdir):
+    return {name: (workdir / name).read_bytes() for name in RECORDS}
+
+
+def final_digests(workdir, config):
+    folder = Workdir(workdir)
+    like = EXPERIMENTS[config.to_json()].state_like
+    last = checkpoint.find(folder.checkpoints, "last")
+    return checkpoint.digests(checkpoint.restore(folder.checkpoints, last, like))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_dir):
+    """A run that was never interrupted, by its config's overrides."""
+    made = {}
+
+    def get(config):
+        key = config.to_json()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole") / "run"
+            run(config, made[key])
+        return made[key]
+
+    return get
+
+
+def test_law_1_threads_and_folders_change_no_bit(tiny, whole, tmp_path, monkeypatch):
+    reference = records(whole(tiny()))
+    monkeypatch.chdir(tmp_path)
+    run(tiny(**{"data.threads": 5, "data.prefetch": 1}), pathlib.Path("elsewhere"))
+    assert records(tmp_path / "elsewhere") == reference
+
+
+def test_law_1_another_seed_is_another_run(tiny, whole, tmp_path):
+    run(tiny(seed=1), tmp_path / "run")
+    assert records(tmp_path / "run") != records(whole(tiny()))
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 7, 11])
+def test_law_2_a_crash_before_any_batch_leaves_no_trace(tiny, whole, tmp_path, at):
+    with pytest.raises(Crash):
+        run(tiny(), tmp_path, at)
+    run(tiny(), tmp_path)
+    assert records(tmp_path) == records(whole(tiny()))
+    assert final_digests(tmp_path, tiny()) == final_digests(whole(tiny()), tiny())
+
+
+def test_law_2_many_crashes_and_torn_lines_leave_no_trace(tiny, whole, tmp_path):
+    for at in (5, 8, 10):
+        with pytest.raises(Crash):
+            run(tiny(), tmp_path, at)
+        for name in RECORDS:
+            with (tmp_path / name).open("a") as file:
+                file.write('{"step": 9, "torn')
+    run(tiny(), tmp_path)
+    assert records(tmp_path) == records(whole(tiny()))
+
+
+def test_law_2_early_stopping_survives_a_crash(tiny, whole, tmp_path):
+    stopping = {"early_stop.patience": 2, "early_stop.min_delta": 0.5, "eval.every": "2 steps"}
+    final = train.finished(Workdir(whole(tiny(**stopping))))
+    assert final["step"] == 6  # The first evaluation is a gain over none; two are not.
+    with pytest.raises(Crash):
+        run(tiny(**stopping), tmp_path, 5)
+    run(tiny(**stopping), tmp_path)
+    assert records(tmp_path) == records(whole(tiny(**stopping)))
+
+
+def test_law_2_a_finished_run_is_left_alone(tiny, whole):
+    folder = whole(tiny())
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    result = run(tiny(), folder)
+    assert result.already
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_law_2_kill_9_at_any_time_leaves_no_trace(data_dir, tmp_path):
+    rng = np.random.default_rng(0)
+    seconds, done, kills = kill_and_repeat(data_dir, tmp_path / "killed", rng, least=20)
+    _, reference, _ = kill_and_repeat(data_dir, tmp_path / "whole", None, least=0)
+    assert kills >= 20
+    assert done.replace("killed", "whole") == reference
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    starts = json.loads((tmp_path / "killed" / "manifest.json").read_text())["starts"]
+    assert [s["reason"] for s in starts[:-1]] == ["killed"] * (len(starts) - 1)
+
+
+def kill_and_repeat(data_dir, workdir, rng, least):
+    """Run the digits config, killed again and again; (seconds, done line, kills)."""
+    command = [
+        sys.executable, "-m", "jaxcls.main", "--config=configs/digits.py",
+        f"--workdir={workdir}", f"--config.data.dir={data_dir}", "--config.length=8 epochs",
+        "--config.checkpoint.every=7 steps", "--config.log.every=3 steps",
+        "--config.mesh.devices=1",
+    ]  # fmt: skip
+    kills, began = 0, time.monotonic()
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        patience = rng.uniform(2.0, 9.0) if kills < least else 300
+        try:
+            out, _ = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        if kills >= least or rng is None:
+            line = out.splitlines()[-1].split(": ", 1)[1]
+            return time.monotonic() - began, line, kills
+        kills = least  # Finished sooner than it could be killed again.
+
+
+def test_law_3_one_and_eight_devices_agree_up_to_rounding(tiny, whole, tmp_path):
+    run(tiny(**{"mesh.devices": 8}), tmp_path)
+    ours, theirs = logs.read(tmp_path / "metrics.jsonl"), logs.read(
+        whole(tiny()) / "metrics.jsonl"
+    )
+    losses = [[r["loss"] for r in side if r["kind"] == "train"] for side in (ours, theirs)]
+    np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
+
+
+def test_law_3_a_run_moves_to_another_topology(tiny, whole, tmp_path):
+    with pytest.raises(Crash):
+        run(tiny(), tmp_path, 7)
+    result = run(tiny(**{"mesh.devices": 8}), tmp_path)
+    final = train.finished(Workdir(whole(tiny())))
+    np.testing.assert_allclose(result.record["loss"], final["loss"], rtol=1e-3)
+    assert result.record["n"] == final["n"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [7, 64, 360, 1000])
+def test_law_4_a_split_is_scored_exactly(tiny, batch_size, devices):
+    config = tiny(**{"mesh.devices": devices, "ema.decay": 0.0})
+    exp = EXPERIMENTS.setdefault(config.to_json(), Dying(config, None))
+    n, values = evaluate.score(exp, exp.init()._asdict(), "test", "data.test", batch_size)
+    assert n == 360
+    assert values["top1"] == REFERENCE.setdefault("top1", values["top1"])
+    reference = REFERENCE.setdefault("loss", values["loss"])
+    assert values["loss"] == pytest.approx(reference, rel=1e-6)
+
+
+REFERENCE: dict[str, float] = {}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_law_5_every_config_builds_from_shapes_alone(name):
+    loaded = config.load(str(ROOT / "configs" / name))
+    shown = dry_run.describe(
+        experiment.build(loaded, sources.published_facts(loaded.data.name))
+    )
+    assert config.to_text(loaded).strip() in shown
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_law_5_every_config_has_its_golden_text(name):
+    golden = ROOT / "tests" / "golden" / f"{pathlib.Path(name).stem}.txt"
+    assert config.to_text(config.load(str(ROOT / "configs" / name))) == golden.read_text(), (
+        f"if the change is meant: python -m tests.golden rewrites {golden.name}"
+    )
+
+
+def test_law_6_the_recorded_digest_is_that_of_the_checkpoint(tiny, whole):
+    folder = whole(tiny())
+    recorded = logs.read(folder / "digests.jsonl")[-1]
+    arrays = final_digests(folder, tiny())
+    assert recorded["arrays"] == arrays
+    assert recorded["digest"] == checkpoint.combine(arrays)
+    assert [r["step"] for r in logs.read(folder / "digests.jsonl")] == [3, 4, 6, 8, 9, 12]
+
+
+def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
+    diverging = tiny(
+        **{"optim.name": "sgd", "optim.lr": 1e30, "optim.warmup": "6 steps", "mix": ""}
+    )
+    for _ in range(2):  # The second start says the same, and changes nothing.
+        with pytest.raises(DivergedError, match=r"after step (\d+) .*checkpoints/\1"):
+            run(diverging, tmp_path)
+    exp = experiment.build(diverging)
+    folder = Workdir(tmp_path)
+    state = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+    assert int(state.bad_step) == int(state.step) == checkpoint.steps(folder.checkpoints)[-1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))

@@ -1,0 +1,113 @@
+"""One line of text becomes calls; nothing in it is evaluated."""
+
+import pytest
+
+from jaxcls import pipeline
+from jaxcls.errors import InputError
+
+
+def crop(size, mode="zero"):
+    if size < 0:
+        raise ValueError(f"size={size} must be at least 0")
+    return ("crop", size, mode)
+
+
+def flip(p=0.5):
+    return ("flip", p)
+
+
+TABLE = {"crop": crop, "flip": flip}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("  ", []),
+        ("a", [("a", (), {})]),
+        (" a() ", [("a", (), {})]),
+        ("a | b(1) | c", [("a", (), {}), ("b", (1,), {}), ("c", (), {})]),
+        (
+            "a(-1, 2.5, 'x', True, None, (1, 2), k=[3])",
+            [("a", (-1, 2.5, "x", True, None, (1, 2)), {"k": [3]})],
+        ),
+        ("a('x | y')", [("a", ("x | y",), {})]),
+    ],
+)
+def test_text_is_parsed_into_calls_in_order(text, expected):
+    assert pipeline.parse(text, "augment") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a |", "a b", "a || b", "1 | 2", "a.b(1)", "a[0]", "a(**{})", "lambda: 1", "a(", "a\nb"],
+)
+def test_text_that_is_no_pipeline_is_refused_with_one_that_is(text):
+    with pytest.raises(InputError) as caught:
+        pipeline.parse(text, "augment")
+    assert str(caught.value) == (
+        f"augment={text!r} is not a pipeline; write names with literal arguments"
+        " joined by '|', such as 'decode | center_crop(224)'"
+    )
+
+
+@pytest.mark.parametrize(
+    "argument", ["open('x')", "b", "1 + 1", "*(1, 2)", "k=b", "k=2 * 3", "{[1]}"]
+)
+def test_an_argument_that_is_no_literal_is_refused(argument):
+    with pytest.raises(InputError, match=r"^augment=.*'a' must be literals, such as 224"):
+        pipeline.parse(f"a({argument})", "augment")
+
+
+def test_an_argument_given_twice_is_refused():
+    with pytest.raises(InputError, match=r"'crop' is given an argument twice"):
+        pipeline.parse("crop(size=1, size=2)", "augment")
+
+
+def test_build_calls_each_entry_in_order():
+    built = pipeline.build("crop(4, mode='reflect') | flip", TABLE, "augment")
+    assert built == [("crop", 4, "reflect"), ("flip", 0.5)]
+
+
+def test_build_one_passes_what_is_given_besides():
+    assert pipeline.build_one("crop(mode='x')", TABLE, "k", size=3) == ("crop", 3, "x")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(InputError) as caught:
+        pipeline.build("flip | crpo(4)", TABLE, "augment")
+    assert str(caught.value) == (
+        "unknown augment 'crpo' (did you mean 'crop'?); known: crop, flip"
+    )
+
+
+@pytest.mark.parametrize("text", ["crop", "crop(1, 2, 3)", "crop(1, sise=2)"])
+def test_wrong_arguments_are_answered_with_the_right_ones(text):
+    with pytest.raises(InputError) as caught:
+        pipeline.build(text, TABLE, "augment")
+    assert str(caught.value).startswith("augment: crop does not take these arguments (")
+    assert str(caught.value).endswith("it takes crop(size, mode='zero')")
+
+
+def test_an_argument_that_is_set_elsewhere_is_refused_and_not_offered():
+    with pytest.raises(InputError) as caught:
+        pipeline.build_one("crop(size=9)", TABLE, "optim.name", size=3)
+    assert str(caught.value) == (
+        "optim.name: crop does not take these arguments ('size' is not set here);"
+        " it takes crop(mode='zero')"
+    )
+
+
+def test_a_value_that_an_entry_refuses_is_named():
+    with pytest.raises(InputError, match=r"^augment: crop: size=-1 must be at least 0$"):
+        pipeline.build("crop(-1)", TABLE, "augment")
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("crop(1) | flip", 2)])
+def test_build_one_wants_exactly_one(text, count):
+    with pytest.raises(InputError) as caught:
+        pipeline.build_one(text, TABLE, "optim.name")
+    assert str(caught.value) == (
+        f"optim.name={text!r} names {count} things where one is needed;"
+        " one of: crop, flip"
+    )
