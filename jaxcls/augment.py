@@ -38,9 +38,10 @@ def flip(probability: float = 0.5) -> Augmentation:
     """Left to right, with a probability."""
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability} must be from 0 to 1, such as 0.5")
+    share = float(probability)
 
     def apply(keys: jax.Array, images: jax.Array) -> jax.Array:
-        flipped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
+        flipped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
         return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
 
     return apply

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -125,11 +125,9 @@ def eval_batches(
 
 def transform(ops: Sequence[Op], image: bytes, rng: np.random.Generator) -> np.ndarray:
     """One encoded image through every op -> uint8 [H, W, C]."""
-    out: bytes | np.ndarray = image
+    out: Any = image
     for op in ops:
         out = op(out, rng)
-    if isinstance(out, bytes):
-        raise InputError("a host pipeline must begin with decode, such as 'decode'")
     return out
 
 
@@ -138,7 +136,8 @@ def output_shape(
 ) -> tuple[int, int, int]:
     """The shape (H, W, C) that `ops` give, found by running them on a blank image.
 
-    Raises `InputError`, naming `key`, where images of several sizes stay so.
+    Raises `InputError`, naming `key`, where images of several sizes stay so, or decode
+    is not the first op and only there.
     """
     import cv2
 
@@ -147,7 +146,16 @@ def output_shape(
     for h, w in {(height or 300, width or 400), (height or 500, width or 333)}:
         pixels = np.zeros((h, w, channels), np.uint8)
         png = cv2.imencode(".png", pixels)[1].tobytes()
-        shapes.add(transform(ops, png, example_rng(0, 0)).shape)
+        try:
+            shapes.add(transform(ops, png, example_rng(0, 0)).shape)
+        except (
+            AttributeError,
+            ValueError,
+        ):  # Pixels are asked of bytes, or bytes of pixels.
+            raise InputError(
+                f"{key} must begin with decode, and decode once, such as"
+                " 'decode | resize(224)'"
+            ) from None
     if len(shapes) > 1:
         raise InputError(
             f"{key} leaves images of several sizes; end it with one size, such as"
@@ -190,7 +198,7 @@ def _run(
             done = [future.result() for future in futures]
             labels = [label for _, part in done for label in part]
             yield {
-                "image": np.concatenate([images for images, _ in done]),
+                "image": _join(np.concatenate, [images for images, _ in done]),
                 "label": np.asarray(labels, np.int32),
                 "index": records,
             }
@@ -221,10 +229,15 @@ def _slice(
         except ValueError as error:
             raise InputError(f"record {index} of the dataset: {error}") from None
         labels.append(label)
+    return _join(np.stack, images), labels
+
+
+def _join(join: Callable[..., np.ndarray], images: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of all `images`; raises `InputError` where their sizes differ."""
     try:
-        return np.stack(images), labels
+        return join(images)
     except ValueError:
-        shapes = sorted({image.shape for image in images})
+        shapes = sorted({image.shape[-3:] for image in images})
         raise InputError(
             f"images of several sizes in one batch ({shapes[0]}, {shapes[-1]}); end"
             " data.train_ops and data.eval_ops with one size, such as resize(224)"

@@ -109,7 +109,7 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
             state = restore(folder, step, like)
         except CorruptError as error:
             reasons.append(f"{step}: {error}")
-            logging.warning("checkpoint %s is not whole, trying an older one", reasons[-1])
+            logging.warning("checkpoint %d is not whole (%s); trying older", step, error)
             continue
         for bad in found[found.index(step) + 1 :]:
             _move_aside(folder / str(bad))
@@ -163,7 +163,13 @@ def find(folder: pathlib.Path, which: str) -> int:
     if which == "last":
         return found[-1]
     if which == "best":
-        best = _meta(folder, found[-1])["best_step"]
+        try:
+            best = _meta(folder, found[-1])["best_step"]
+        except CorruptError as error:
+            raise InputError(
+                f"checkpoint {found[-1]} in {folder}, which names the best one, is not whole"
+                f" ({error}); give a step: {', '.join(map(str, found))}"
+            ) from None
         return best if best in found else found[-1]
     if which.isdigit() and int(which) in found:
         return int(which)
@@ -267,7 +273,7 @@ def _meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
         meta = json.loads(path.read_text())
         if not isinstance(meta["digests"], dict):
             raise KeyError("digests")
-        return meta
+        return {k: meta[k] for k in ("format", "best_step", "digests")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
 

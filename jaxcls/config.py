@@ -17,6 +17,7 @@ import json
 import math
 import pathlib
 import re
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -170,7 +171,9 @@ def check(config: ConfigDict) -> None:
             f" ({error}); try 'kernel$'"
         ) from None
     dtypes = ("auto", "float32", "bfloat16")
-    _require(values, "model.dtype", values["model.dtype"] in dtypes, f"is one of {dtypes}")
+    _require(
+        values, "model.dtype", values["model.dtype"] in dtypes, f"must be one of {dtypes}"
+    )
     if values["early_stop.patience"] and not values["data.eval"]:
         raise InputError(
             f"early_stop.patience={values['early_stop.patience']} needs evaluations and"
@@ -186,11 +189,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 def describe() -> str:
     """The table of knobs for ``--help``: key, default, whether identity, and why."""
-    width = max(map(len, KNOBS))
+    width = max(map(len, KNOBS)) + 6
     rows = []
     for key, knob in KNOBS.items():
-        mark = "*" if knob.identity else " "
-        rows.append(f"  {mark} {key:<{width}}  {knob.about} [{json.dumps(knob.default)}]")
+        head = f"  {'*' if knob.identity else ' '} {key}"
+        about = textwrap.wrap(f"{knob.about} [{json.dumps(knob.default)}]", 98 - width)
+        rows += [f"{first:<{width}}{text}" for first, text in zip([head] + [""] * 9, about)]
     return "\n".join(rows)
 
 
@@ -248,8 +252,15 @@ def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
     where = f"{name}:{lines[-1]}" if lines else name
-    first = (str(error).strip("\"' ").splitlines() or [""])[0]
-    written = re.match(r'Key "(\w+)" does not exist', first)
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    first = (text.strip().splitlines() or [""])[0]
+    form = r"override field '(\w+)'.*\. (.*) is of original type <class '(\w+)'"
+    wrong = re.search(form, first)
+    if isinstance(error, TypeError) and wrong:
+        kinds = {type(k.default).__name__ for p, k in KNOBS.items() if p.endswith(wrong[1])}
+        wanted = " or ".join(sorted(kinds))
+        return f"{where}: {wrong[1]}={wrong[2]} is {wrong[3]}, and must be {wanted}"
+    written = re.match(r"""'?Key "(\w+)" does not exist""", first)
     key = written[1] if written else None
     if isinstance(error, AttributeError) and isinstance(error.obj, ConfigDict):
         key = error.name
@@ -269,6 +280,13 @@ def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
                 yield f"{prefix}{key}", value
 
     values = dict(walk(config, ""))
+    for key in KNOBS:
+        group = key.partition(".")[0]
+        if key not in values and group not in values:
+            raise InputError(
+                f"{name}: config.{group} was replaced as a whole, and lacks {key}; set one"
+                f" key at a time: c.{key} = {KNOBS[key].default!r}"
+            )
     for key, value in values.items():
         _require_known(key)
         wanted = type(KNOBS[key].default)

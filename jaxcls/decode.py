@@ -61,7 +61,9 @@ def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
 
 def resize_short(size: int, filter: str = "bilinear") -> Op:
     """The shorter side to `size`, the longer in proportion, rounded half to even."""
-    (side, _), scale = _pair(size), _filter(filter)
+    (side, other), scale = _pair(size), _filter(filter)
+    if side != other:
+        raise ValueError(f"size={size!r} must be one whole number")
 
     def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
@@ -192,7 +194,7 @@ def _random_box(
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
         raise ValueError(f"size={size!r} must be a whole number or (height, width)")
     return pair[0], pair[1]

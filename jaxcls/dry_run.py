@@ -14,9 +14,8 @@ def describe(exp: Experiment) -> str:
 
     Traces the whole train step, so what would fail there fails here; needs no data.
     """
-    exp.check_batch_size()
+    _ = exp.lowered_train_step
     shapes = exp.state_shapes
-    jax.eval_shape(exp.raw_train_step(), shapes, exp.batch_like)
     params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
     devices, batch_size = exp.mesh.size, exp.config.batch_size
     counts = ", ".join(f"{role} {exp.count(role):,}" for role in ("train", "eval", "test"))

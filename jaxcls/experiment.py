@@ -107,7 +107,8 @@ class Experiment:
         steps = durations.step_of(1, self._duration("length"))
         if steps < 1:
             raise InputError(
-                f"length={self.config.length!r} is less than a step; try '1 epoch'"
+                f"length={self.config.length!r} is less than one batch of"
+                f" batch_size={self.config.batch_size}; train longer or take a smaller batch"
             )
         return steps
 
@@ -262,8 +263,7 @@ class Experiment:
             higher=self.higher_is_better,
         )
 
-    def raw_train_step(self) -> step.TrainStep:
-        """The pure train_step, before jit."""
+    def _raw_train_step(self) -> step.TrainStep:
         mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
         if len(mixes) > 1:
             raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
@@ -305,8 +305,11 @@ class Experiment:
 
     def init(self) -> step.State:
         """The state at step 0, on the mesh."""
-        made = jax.jit(self._raw_init(), out_shardings=mesh.replicated(self.mesh))
-        return made(*self._keys())
+        return self._jitted_init(*self._keys())
+
+    @functools.cached_property
+    def _jitted_init(self) -> step.Init:
+        return jax.jit(self._raw_init(), out_shardings=mesh.replicated(self.mesh))
 
     def _keys(self) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The key of init, and those that the state carries."""
@@ -319,18 +322,23 @@ class Experiment:
         """The jitted train_step(state, batch) -> (state, metrics); it donates the state."""
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
-            self.raw_train_step(),
+            self._raw_train_step(),
             donate_argnums=0,
             in_shardings=(state, batch),
             out_shardings=(state, state),
         )
 
     @functools.cached_property
+    def lowered_train_step(self) -> Any:
+        """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
+        self.check_batch_size()
+        _ = self.every, self.higher_is_better  # What the step itself does not ask for.
+        return self.train_step.lower(self.state_like, self.batch_like)  # type: ignore[attr-defined]
+
+    @functools.cached_property
     def compiled_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
         """`train_step`, compiled ahead; raises `InputError` where it cannot fit."""
-        self.check_batch_size()
-        like = self.batch_like
-        compiled = self.train_step.lower(self.state_like, like).compile()  # type: ignore[attr-defined]
+        compiled = self.lowered_train_step.compile()
         memory.check_fits(
             compiled.memory_analysis(),
             limit=mesh.memory_limit(self.mesh),
@@ -405,12 +413,22 @@ class Experiment:
     @functools.cached_property
     def train_ops(self) -> list[decode.Op]:
         """The host ops of training."""
-        return pipeline.build(self.config.data.train_ops, decode.OPS, "data.train_ops")
+        return self._ops("train_ops")
 
     @functools.cached_property
     def eval_ops(self) -> list[decode.Op]:
         """The host ops of evaluation and prediction."""
-        return pipeline.build(self.config.data.eval_ops, decode.OPS, "data.eval_ops")
+        return self._ops("eval_ops")
+
+    def _ops(self, name: str) -> list[decode.Op]:
+        text, key = self.config.data[name], f"data.{name}"
+        calls = [call.name for call in pipeline.parse(text, key)]
+        if calls[:1] != ["decode"] or "decode" in calls[1:]:
+            raise InputError(
+                f"{key}={text!r} must begin with decode and hold it once, such as"
+                " 'decode | resize(224)'"
+            )
+        return pipeline.build(text, decode.OPS, key)
 
     def train_batches(self, start: int = 0) -> Iterator[DeviceBatch]:
         """The batches of steps start..steps-1, on the mesh: image, label."""

@@ -230,7 +230,7 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
             "download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from"
             f" https://image-net.org into {root}/downloads/manual, then "
         )
-    near = did_you_mean(base, {*here, *PUBLISHED})
+    near = "" if base in PUBLISHED else did_you_mean(base, {*here, *PUBLISHED})
     return (
         f"data.name={name!r} is not prepared in {root}{near}; {first}where TensorFlow is"
         f" installed run: tfds build {base} --data_dir={root} --file_format=array_record;"

@@ -5,6 +5,7 @@ disk, save. A resume from checkpoint N drops the records after N, so a killed ru
 with the very files of one that was not.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ def run(exp: Experiment, workdir: str) -> Result:
     if final := finished(folder):
         return Result(final, folder.given, already=True)
     implied = exp.implied()
-    exp.check_batch_size()
+    _ = exp.lowered_train_step  # Whatever is wrong is said before a file is written.
     with folder.lock():
         folder.check_identity(exp.config)
         folder.adopt(exp.config, implied)
@@ -57,9 +58,25 @@ def run(exp: Experiment, workdir: str) -> Result:
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
+        except jax.errors.JaxRuntimeError as error:
+            raise_if_out_of_memory(error, exp.config.batch_size)
+            raise
         finally:
             folder.end(reason)
     return Result(record, folder.given, already=False)
+
+
+def raise_if_out_of_memory(error: Exception, batch_size: int) -> None:
+    """Raise `InputError` where XLA ran out of device memory in spite of the check."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        return
+    asked = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", text)
+    raise InputError(
+        f"batch_size={batch_size} does not fit: the device is out of memory"
+        + (f" ({asked[1]} more were needed)" if asked else "")
+        + f"; try batch_size={max(1, batch_size // 2)}"
+    ) from None
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ class Workdir:
         return configs.from_flat(self.read()["config"])
 
     def check_identity(self, config: ConfigDict) -> None:
-        """Raise `InputError` unless the folder is new, or holds this very run."""
+        """Raise `InputError` unless the folder is new, or what it holds is this run."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -87,6 +87,8 @@ class Workdir:
                     f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
                 )
             return
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return  # Nothing was trained here, so nothing can be lost.
         changed = configs.differences(self.config(), config)
         identity = {k: v for k, v in changed.items() if configs.KNOBS[k].identity}
         if identity:
@@ -142,7 +144,7 @@ class Workdir:
         Raises `InputError` where the data are not those that the run began with.
         """
         file = self.path / "config.json"
-        if file.exists():
+        if file.exists() and any(self.checkpoints.glob("[0-9]*")):
             before, now = _leaves(self.read()["implied"]), _leaves(implied)
             for key in (k for k in now if before.get(k) != now[k]):
                 raise InputError(

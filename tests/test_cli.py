@@ -17,8 +17,16 @@ def message(function, *arguments):
 
 def test_overrides_are_split_from_the_other_arguments():
     rest, overrides = cli.split_overrides(
-        ["--config=a.py", "--config.seed", "-1", "x", "--config.optim.lr=1e-3"]
-        + ["--dry_run", "--config.data.eval=", "--config.model.name=cnn(dense=8)"]
+        [
+            "--config=a.py",
+            "--config.seed",
+            "-1",
+            "x",
+            "--config.optim.lr=1e-3",
+            "--dry_run",
+            "--config.data.eval=",
+            "--config.model.name=cnn(dense=8)",
+        ]
     )
     assert rest == ["--config=a.py", "x", "--dry_run"]
     assert overrides == {

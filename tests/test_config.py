@@ -14,7 +14,12 @@ def written(tmp_path):
     """``written("c.seed = 3")`` -> the path of a config file with that body."""
 
     def write(*body, head=""):
-        lines = ["from jaxcls.config import base", head, "def get_config():", "    c = base()"]
+        lines = [
+            "from jaxcls.config import base",
+            head,
+            "def get_config():",
+            "    c = base()",
+        ]
         lines += [f"    {line}" for line in (*body, "return c")]
         path = tmp_path / "mine.py"
         path.write_text("\n".join(lines) + "\n")
@@ -54,8 +59,7 @@ def test_from_flat_fills_what_is_left_out_with_the_defaults():
 
 def test_from_flat_refuses_an_unknown_key():
     assert message(config.from_flat, {"optim.lrr": 1}) == (
-        "unknown config key 'optim.lrr' (did you mean 'optim.lr'?);"
-        " --help lists every key"
+        "unknown config key 'optim.lrr' (did you mean 'optim.lr'?); --help lists every key"
     )
 
 
@@ -166,7 +170,9 @@ def test_a_file_without_a_config_is_refused(tmp_path, text, said):
 
 def test_a_missing_file_is_answered_with_the_configs_there_are():
     said = message(config.load, "configs/digit.py")
-    assert said.startswith("config configs/digit.py is not a file (did you mean 'digits.py'")
+    assert said.startswith(
+        "config configs/digit.py is not a file (did you mean 'digits.py'"
+    )
     assert "cifar10,digits,resnet50" in said
 
 
@@ -220,7 +226,11 @@ def test_an_override_goes_over_the_file(written):
         ("optim.lr", "fast", "must be a number; try --config.optim.lr=0.1"),
         ("optim.lr", "nan", "must be a finite number; try --config.optim.lr=0.1"),
         ("ema.decay", "-inf", "must be a finite number; try --config.ema.decay=0.0"),
-        ("log.tensorboard", "yes", "must be true or false; try --config.log.tensorboard=true"),
+        (
+            "log.tensorboard",
+            "yes",
+            "must be true or false; try --config.log.tensorboard=true",
+        ),
     ],
 )
 def test_an_override_of_the_wrong_kind_is_refused(key, text, said):
@@ -272,7 +282,11 @@ def test_an_override_of_a_group_is_answered_with_its_keys():
         ("eval.every", "often", "eval.every='often' is not a duration; write a number"),
         ("log.every", "0 steps", "log.every='0 steps' must be above 0; try '1 epoch'"),
         ("optim.decay_on", "(", "optim.decay_on='(' is not a regular expression"),
-        ("model.dtype", "float16", "model.dtype='float16' is one of ('auto', 'float32',"),
+        (
+            "model.dtype",
+            "float16",
+            "model.dtype='float16' must be one of ('auto', 'float32',",
+        ),
         ("early_stop.patience", 2, "early_stop.patience=2 needs evaluations and data.eval"),
     ],
 )

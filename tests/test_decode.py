@@ -52,13 +52,15 @@ def test_png_decodes_to_the_very_pixels(photograph):
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_jpeg_decodes_like_pillow(photograph, subsampling):
     data = encode(photograph, "JPEG", quality=90, subsampling=subsampling)
-    assert far(decoded(data), pillow(data)) <= 2
-    assert far(decoded(data, 1), pillow(data, "L")[:, :, None]) <= 2
+    assert far(decoded(data), pillow(data)) <= 1
+    luma = Image.open(io.BytesIO(data))
+    luma.draft("L", luma.size)
+    assert far(decoded(data, 1), np.asarray(luma)[:, :, None]) <= 1
 
 
 def test_colour_becomes_grey_by_the_usual_weights():
     exact = NOISE @ [0.299, 0.587, 0.114]
-    assert np.abs(decoded(encode(NOISE, "PNG"), 1)[:, :, 0] - exact).max() <= 1
+    assert np.abs(decoded(encode(NOISE, "PNG"), 1)[:, :, 0] - exact).max() <= 1.1
 
 
 def test_decode_ignores_the_exif_rotation():
@@ -111,7 +113,7 @@ def resampled(image, size, kernel, antialias, replicate):
         np.add.at(matrix.T, taps.clip(0, n - 1), weights.T)
         matrix /= matrix.sum(1, keepdims=True)
         out = np.moveaxis(np.tensordot(matrix, out, (1, axis)), 0, axis)
-    return out.clip(0, 255)
+    return out
 
 
 DEFINITIONS = {
@@ -129,7 +131,7 @@ DEFINITIONS = {
 def test_every_filter_follows_its_definition(name, size, channels):
     if name == "area":  # Whole blocks only: elsewhere the definition is OpenCV's own.
         size = (size[0] // 8 * 8, 12) if size[0] < 17 else (6, 9)
-    image = NOISE[:, :, :channels]
+    image = NOISE[:, :, :channels] // 2 + 64  # What overshoots is not clipped.
     ours = decode.resize(size, name)(image, None)
     assert ours.dtype == np.uint8
     assert ours.shape == (*size, channels)
@@ -231,13 +233,14 @@ def test_a_very_long_image_is_cropped_to_its_middle(shape, expected):
         (lambda: decode.resize(0), "size=0 must be a whole number or (height, width)"),
         (lambda: decode.center_crop((1, 2, 3)), "size=(1, 2, 3) must be"),
         (lambda: decode.resize_short(1.5), "size=1.5 must be"),
+        (lambda: decode.resize_short((8, 9)), "size=(8, 9) must be one whole number"),
         (lambda: decode.random_resized_crop(8, (0.5, 0.1)), "area=(0.5, 0.1)"),
         (lambda: decode.random_resized_crop(8, (0, 1)), "area=(0, 1)"),
         (lambda: decode.random_resized_crop(8, ratio=(2, 1)), "ratio=(2, 1)"),
     ],
 )
 def test_a_bad_argument_is_refused_by_its_value(make, said):
-    with pytest.raises((ValueError, TypeError)) as refused:
+    with pytest.raises(ValueError, match="must be") as refused:
         make()
     assert said in str(refused.value)
 
@@ -298,7 +301,9 @@ def test_clean_keeps_the_colours_of_a_palette_and_lays_its_transparency_on_white
 
 def test_clean_makes_cmyk_rgb():
     flat = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    assert far(decoded(decode.clean(encode(flat, "TIFF"))), pillow(encode(flat, "TIFF"))) == 0
+    assert (
+        far(decoded(decode.clean(encode(flat, "TIFF"))), pillow(encode(flat, "TIFF"))) == 0
+    )
     cyan = decoded(decode.clean(encode(flat, "JPEG", quality=100)))
     assert np.abs(cyan - np.array([0, 255, 255])).max() <= 3
 

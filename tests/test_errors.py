@@ -23,9 +23,7 @@ def test_a_typo_is_answered_with_the_nearest_name_and_the_list():
 def test_a_name_like_none_is_answered_with_the_list_alone():
     with pytest.raises(InputError) as caught:
         lookup(TABLE, "zzz", "loss.name")
-    assert str(caught.value) == (
-        "unknown loss.name 'zzz'; known: constant, cosine, linear"
-    )
+    assert str(caught.value) == ("unknown loss.name 'zzz'; known: constant, cosine, linear")
 
 
 @pytest.mark.parametrize(

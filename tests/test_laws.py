@@ -109,7 +109,11 @@ def test_law_2_many_crashes_and_torn_lines_leave_no_trace(tiny, whole, tmp_path)
 
 
 def test_law_2_early_stopping_survives_a_crash(tiny, whole, tmp_path):
-    stopping = {"early_stop.patience": 2, "early_stop.min_delta": 0.5, "eval.every": "2 steps"}
+    stopping = {
+        "early_stop.patience": 2,
+        "early_stop.min_delta": 0.5,
+        "eval.every": "2 steps",
+    }
     final = train.finished(Workdir(whole(tiny(**stopping))))
     assert final["step"] == 6  # The first evaluation is a gain over none; two are not.
     with pytest.raises(Crash):
@@ -166,8 +170,9 @@ def kill_and_repeat(data_dir, workdir, rng, least):
 
 def test_law_3_one_and_eight_devices_agree_up_to_rounding(tiny, whole, tmp_path):
     run(tiny(**{"mesh.devices": 8}), tmp_path)
-    ours, theirs = logs.read(tmp_path / "metrics.jsonl"), logs.read(
-        whole(tiny()) / "metrics.jsonl"
+    ours, theirs = (
+        logs.read(tmp_path / "metrics.jsonl"),
+        logs.read(whole(tiny()) / "metrics.jsonl"),
     )
     losses = [[r["loss"] for r in side if r["kind"] == "train"] for side in (ours, theirs)]
     np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
@@ -209,9 +214,9 @@ def test_law_5_every_config_builds_from_shapes_alone(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_law_5_every_config_has_its_golden_text(name):
     golden = ROOT / "tests" / "golden" / f"{pathlib.Path(name).stem}.txt"
-    assert config.to_text(config.load(str(ROOT / "configs" / name))) == golden.read_text(), (
-        f"if the change is meant: python -m tests.golden rewrites {golden.name}"
-    )
+    assert (
+        config.to_text(config.load(str(ROOT / "configs" / name))) == golden.read_text()
+    ), f"if the change is meant: python -m tests.golden rewrites {golden.name}"
 
 
 def test_law_6_the_recorded_digest_is_that_of_the_checkpoint(tiny, whole):
@@ -233,5 +238,7 @@ def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
     exp = experiment.build(diverging)
     folder = Workdir(tmp_path)
     state = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
-    assert int(state.bad_step) == int(state.step) == checkpoint.steps(folder.checkpoints)[-1]
+    assert (
+        int(state.bad_step) == int(state.step) == checkpoint.steps(folder.checkpoints)[-1]
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))

@@ -40,7 +40,18 @@ def test_text_is_parsed_into_calls_in_order(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["a |", "a b", "a || b", "1 | 2", "a.b(1)", "a[0]", "a(**{})", "lambda: 1", "a(", "a\nb"],
+    [
+        "a |",
+        "a b",
+        "a || b",
+        "1 | 2",
+        "a.b(1)",
+        "a[0]",
+        "a(**{})",
+        "lambda: 1",
+        "a(",
+        "a\nb",
+    ],
 )
 def test_text_that_is_no_pipeline_is_refused_with_one_that_is(text):
     with pytest.raises(InputError) as caught:
@@ -108,6 +119,5 @@ def test_build_one_wants_exactly_one(text, count):
     with pytest.raises(InputError) as caught:
         pipeline.build_one(text, TABLE, "optim.name")
     assert str(caught.value) == (
-        f"optim.name={text!r} names {count} things where one is needed;"
-        " one of: crop, flip"
+        f"optim.name={text!r} names {count} things where one is needed; one of: crop, flip"
     )

@@ -1,0 +1,71 @@
+"""Imports point down only: verbs -> experiment -> nouns; nouns are passed functions."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
+SHARED = {"errors", "pipeline", "durations", "__init__"}  # Below everything.
+VERBS = {
+    "main": {"cli", "config", "dry_run", "experiment", "sources", "train"},
+    "train": {"evaluate", "checkpoint", "experiment", "logs", "step", "workdir"},
+    "evaluate": {"checkpoint", "cli", "experiment", "logs", "workdir"},
+    "predict": {"batches", "cli", "decode", "evaluate", "experiment", "mesh"},
+    "dry_run": {"config", "experiment", "memory"},
+}
+# Nouns that may know others: the state's types, and what is on disk of them.
+NOUNS = {
+    "step": {"augment", "losses", "metrics", "optimizers"},
+    "checkpoint": {"optimizers", "step"},
+    "sources": {"datasets"},
+    "datasets": {"datasets"},
+    "models": {"models"},
+    "workdir": {"config"},
+    "config": set(),
+    "cli": set(),
+}
+HINGE = {"experiment"}
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxcls":
+            found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxcls."):
+            found.add(node.module.split(".")[1])
+    return found - SHARED
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_point_down(path):
+    module = module_of(path)
+    if module in HINGE:
+        assert not imported(path) & set(VERBS)
+    else:
+        assert imported(path) <= VERBS.get(module, NOUNS.get(module, set()))
+
+
+def test_only_what_may_read_a_config_does():
+    for path in PACKAGE.rglob("*.py"):
+        if "ml_collections" in path.read_text():
+            assert module_of(path) in {"config", "experiment", "workdir"}
+
+
+def test_importing_starts_no_device_and_no_tensorflow():
+    code = (
+        "import sys, jaxcls\n"
+        "from jaxcls import config, experiment, train, evaluate, predict, main\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

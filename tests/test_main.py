@@ -1,0 +1,350 @@
+"""The commands, and what they say to bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jaxcls import evaluate, main, predict
+from jaxcls.errors import InputError
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_checkout(data_dir, monkeypatch, pytestconfig):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(pytestconfig.rootpath)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A short run of the shipped config, its stdout, and its folder."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "jaxcls.main", DIGITS, f"--workdir={folder}",
+            "--config.length", "4 epochs", "--config.mesh.devices=1",
+        ],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+    )  # fmt: skip
+    return folder, process.stdout
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six digits as people's files, one of them larger, one broken."""
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    for i in range(5):
+        Image.fromarray(pixels[i]).save(tmp_path / f"{digits.target[i]}.png")
+    big = Image.fromarray(pixels[7]).resize((64, 64)).convert("RGB")
+    (tmp_path / "sub").mkdir()
+    big.save(tmp_path / "sub" / "big.jpg")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return tmp_path
+
+
+def bad(said, *arguments, command=main):
+    with pytest.raises(InputError, match=said) as caught:
+        command.main(list(arguments))
+    assert "\n" not in str(caught.value)
+
+
+def config_file(tmp_path, line):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from jaxcls.config import base\n\n\ndef get_config():\n    c = base()\n"
+        f"    {line}\n    return c\n"
+    )
+    return f"--config={path}"
+
+
+def test_a_run_ends_with_one_line(trained):
+    folder, out = trained
+    last = out.splitlines()[-1]
+    assert re.fullmatch(
+        r"done: step=81 at=best best_step=\d+ split=test n=360 loss=\S+ top1=\S+"
+        rf" workdir={re.escape(str(folder))}",
+        last,
+    )
+    assert "images/s, data wait" in out
+
+
+def test_a_finished_run_says_so(trained, capsys):
+    folder, out = trained
+    arguments = ["--config.length=4 epochs", "--config.mesh.devices=1"]
+    assert main.main([DIGITS, f"--workdir={folder}", *arguments]) == 0
+    assert (
+        capsys.readouterr().out
+        == out.splitlines()[-1].replace("done", "already finished") + "\n"
+    )
+
+
+def test_evaluate_repeats_the_final_score(trained, capsys):
+    folder, out = trained
+    assert evaluate.main([f"--workdir={folder}"]) == 0
+    said = capsys.readouterr().out.split()
+    assert {w for w in said if w.startswith(("n=", "top1=", "loss="))} <= set(out.split())
+
+
+def test_evaluate_takes_any_split_and_checkpoint(trained, capsys):
+    folder, _ = trained
+    assert (
+        evaluate.main([f"--workdir={folder}", "--split=train[:50]", "--checkpoint=last"])
+        == 0
+    )
+    assert "step=81 at=last split=train[:50] n=50 " in capsys.readouterr().out
+
+
+def test_predict_names_the_classes_and_the_broken_file(trained, pictures, command):
+    folder, _ = trained
+    done = command(
+        "predict", f"--workdir={folder}", "--format=csv", "--top=2", str(pictures),
+        TFDS_DATA_DIR="/nonexistent",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()
+        == [f"error: {pictures}/broken.png: not a readable image (Truncated File Read)"]
+        or "broken.png" in done.stderr
+    )
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert rows[0] == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [os.path.basename(r[0]) for r in rows[1:]] == [
+        "0.png", "1.png", "2.png", "3.png", "4.png", "big.jpg"
+    ]  # fmt: skip
+    hits = [os.path.basename(row[0])[0] == row[1] for row in rows[1:6]]
+    assert sum(hits) >= 4
+
+
+def test_predict_as_json_and_table(trained, pictures, capsys):
+    folder, _ = trained
+    image = str(pictures / "3.png")
+    assert predict.main([f"--workdir={folder}", "--format=json", image]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["image"] == image
+    assert len(row["classes"]) == 3
+    assert predict.main([f"--workdir={folder}", image]) == 0
+    assert row["classes"][0]["name"] in capsys.readouterr().out
+
+
+def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/nonexistent")
+    workdir = tmp_path / "run"
+    assert (
+        main.main([DIGITS, "--dry_run", f"--workdir={workdir}", "--config.optim.lr=0.5"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "optim.lr = 0.5\n" in out
+    assert "808 of 64 examples" in out
+    assert not workdir.exists()
+
+
+def test_resnet50_has_the_published_number_of_parameters(capsys):
+    assert main.main(["--config=configs/resnet50.py", "--dry_run"]) == 0
+    assert "25,557,032 parameters" in capsys.readouterr().out
+
+
+def test_help_is_quick_to_read(command):
+    done = command("main", "--help")
+    assert done.returncode == 0
+    assert "optim.warmup" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 140
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("c.optim.lrr = 0.1", r"mine.py:6: .*'lrr' \(did you mean 'lr'\?\)"),
+        ("c.batch_size = '64'", r"mine.py:6: batch_size=64 is str, and must be int"),
+        ("c.optim.lr = float('nan')", r"optim.lr=nan is not a finite number; try 0.1"),
+        ("c.optim = {}", r"mine.py"),
+        ("import nothing_like_it", r"mine.py:6: ModuleNotFoundError: .*nothing_like_it"),
+        ("c = 3", r"must return the ConfigDict of base\(\)"),
+    ],
+)
+def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
+    bad(said, config_file(tmp_path, line), "--dry_run")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--config.optim.lrr=0.1", r"'optim.lrr' \(did you mean 'optim.lr'\?\)"),
+        ("--config.lr=0.1", r"'lr' \(did you mean 'optim.lr'\?\)"),
+        ("--config.optim.lr=nan", r"optim.lr=nan must be a finite number; try"),
+        ("--config.optim.lr=fast", r"optim.lr=fast must be a number; try"),
+        ("--config.batch_size=6.5", r"batch_size=6.5 must be a whole number; try"),
+        ("--config.optim={'lr': 1}", r"one key at a time: --config.optim.NAME=VALUE"),
+        ("--config.optim=3", r"config.optim is a group of keys; set one of: optim.name"),
+        (
+            "--config.model.name=resnt50",
+            r"'resnt50' \(did you mean 'resnet50'\?\); known: cnn",
+        ),
+        ("--config.model.name=cnn(width=3)", r"cnn .* it takes cnn\(widths="),
+        ("--config.optim.name=adamv", r"'adamv' \(did you mean 'adam'\?\)"),
+        (
+            "--config.batch_size=60",
+            r"batch_size=60 does not divide over 8 devices; try 56 or 64",
+        ),
+        ("--config.mesh.devices=9", r"mesh.devices=9, and host 0 has 8 cpu devices"),
+        ("--config.data.train=trian", r"data.train='trian' .*did you mean 'train'.*n=1437"),
+        (
+            "--config.length=10 parsecs",
+            r"length='10 parsecs' is not a duration.*'90 epochs'",
+        ),
+        ("--config.optim.warmup=50 epochs", r"50 epochs.* 1010 steps .* 808; try"),
+        ("--config.normalize=imagenet", r"3 channels and the images have 1; try 'unit'"),
+        ("--config.best.metric=top5", r"best.metric='top5' .*one of loss, top1"),
+        ("--config.data.train_ops=resize(8)", r"must begin with decode"),
+        ("--config.data.train_ops=decode(1)|resize((8,9))", r".*"),
+        ("stray", r"unrecognized arguments: stray"),
+        ("--workdr=x", r"unrecognized arguments: --workdr=x"),
+    ],
+)
+def test_a_bad_argument_is_answered(argument, said):
+    if "resize((8,9))" in argument:
+        assert main.main([DIGITS, "--dry_run", argument]) == 0  # Not bad: another shape.
+        return
+    bad(said, DIGITS, "--dry_run", argument)
+
+
+def test_a_missing_config_is_answered_with_the_near_one():
+    bad(
+        r"configs/digit.py is not a file \(did you mean 'digits.py'\?\)",
+        "--config=configs/digit.py",
+    )
+    bad(r"required: --config")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "--config.data.name=imagenet2012",
+            r"ILSVRC2012_img_train.tar.*tfds build imagenet2012 .*--file_format=array_record",
+        ),
+        ("--config.data.name=cifar11", r"'cifar11' is not prepared in .*'cifar10'.*digits"),
+        ("--workdir=gs://bucket/run", r"gs://bucket/run is a URL, and must be a folder"),
+        ("--workdir=pyproject.toml", r"pyproject.toml is a file; name a folder"),
+        ("--workdir=configs", r"configs holds .* and no run; .*--workdir=configs/run"),
+        ("--workdir=pyproject.toml/run", r"cannot be written \(Not a directory\)"),
+        (
+            "--config.batch_size=10000000",
+            r"batch_size=10000000 needs .* about batch_size=\d+ fits",
+        ),
+    ],
+)
+def test_a_run_that_cannot_start_says_why_and_leaves_no_run(tmp_path, argument, said):
+    arguments = [DIGITS, "--config.length=80e6 examples", argument]
+    if "--workdir" not in argument:
+        arguments.append(f"--workdir={tmp_path}/run")
+    bad(said, *arguments)
+    assert (
+        not (tmp_path / "run" / "metrics.jsonl").exists()
+        or not (tmp_path / "run" / "metrics.jsonl").read_text()
+    )
+
+
+def test_an_old_folder_keeps_what_it_is(trained):
+    folder, _ = trained
+    before = (folder / "config.json").read_bytes()
+    said = r"optim.lr 0.002 -> 0.5.* start this one with --workdir=\S+run-2"
+    bad(
+        said,
+        DIGITS,
+        f"--workdir={folder}",
+        "--config.length=4 epochs",
+        "--config.optim.lr=0.5",
+    )
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused_and_free_after_kill_9(tmp_path, command, data_dir):
+    arguments = [DIGITS, f"--workdir={tmp_path}", "--config.length=1000 epochs"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "jaxcls.main", *arguments],
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
+    )  # fmt: skip
+    assert first.stdout.readline() == "starting from step 0\n"
+    second = command("main", *arguments)
+    assert second.returncode == 2
+    assert "in use by host" in second.stderr
+    assert f"pid {first.pid}" in second.stderr
+    assert second.stderr.count("\n") == 1
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    third = command("main", DIGITS, f"--workdir={tmp_path}", "--config.length=2 epochs")
+    assert third.returncode in (0, 2)
+    assert "in use" not in third.stderr
+
+
+def test_ctrl_c_ends_with_130_and_the_run_continues(tmp_path, command, data_dir):
+    arguments = [DIGITS, f"--workdir={tmp_path}", "--config.length=6 epochs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxcls.main", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
+    )  # fmt: skip
+    while not process.stdout.readline().startswith("step"):
+        time.sleep(0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said == "interrupted; the same command continues\n"
+    again = command("main", *arguments)
+    assert again.returncode == 0
+    starts = json.loads((tmp_path / "manifest.json").read_text())["starts"]
+    assert [start["reason"] for start in starts] == ["interrupted", "done"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint=7"], r"--checkpoint=7 is not in .*there are best, last, "),
+        (["--split=tset"], r"--split='tset' is not a split \(did you mean 'test'\?\)"),
+        (["--batch_size=-1"], r"--batch_size=-1 must be a whole number, at least 0"),
+        (["--config.seed=1"], r"--config.seed: evaluate takes the config that the run"),
+    ],
+)
+def test_bad_arguments_of_evaluate(trained, arguments, said):
+    bad(said, f"--workdir={trained[0]}", *arguments, command=evaluate)
+
+
+def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
+    folder, _ = trained
+    bad(
+        rf"the run's folder is {re.escape(str(folder))}",
+        f"--workdir={folder}/checkpoints/81",
+        command=evaluate,
+    )
+    bad(
+        r"is not a run's folder: it has no config.json",
+        f"--workdir={tmp_path}",
+        command=evaluate,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/nowhere/x.jpg"], r"/nowhere/x.jpg does not exist"),
+        (["--top=0", "x.jpg"], r"--top=0 must be a whole number, at least 1"),
+        (["tests/golden"], r"tests/golden holds no image"),
+        ([], r"required: IMAGE_OR_FOLDER"),
+    ],
+)
+def test_bad_arguments_of_predict(trained, arguments, said):
+    bad(said, f"--workdir={trained[0]}", *arguments, command=predict)

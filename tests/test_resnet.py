@@ -1,0 +1,131 @@
+"""ResNets against torchvision's published sizes, and their blocks at the start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import pipeline
+from jaxcls.errors import InputError
+from jaxcls.models import MODELS
+from jaxcls.models.resnet import BasicBlock, Bottleneck
+
+KEY = jax.random.key(0)
+
+
+def image(size):
+    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+
+
+def built(text, **options):
+    options = {"num_classes": 1000, "dtype": jnp.float32} | options
+    return pipeline.build_one(text, MODELS, "model.name", **options)
+
+
+# https://pytorch.org/vision/stable/models.html
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_parameters_are_as_many_as_torchvisions(name, parameters):
+    module = built(name)
+    made = jax.eval_shape(lambda x: module.init(KEY, x, False), image(32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(made["params"])) == parameters
+
+
+def outputs(module, size):
+    """{module: shape and dtype of what it gives}, computing nothing."""
+
+    def forward(x):
+        made = module.init(KEY, x, False)
+        return made, module.apply(
+            made, x, False, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    made, (logits, seen) = jax.eval_shape(forward, image(size))
+    named = {"logits": logits, "made": made}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(seen["intermediates"]):
+        named["/".join(p.key for p in path[:-2])] = leaf
+    return named
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "expected"),
+    [
+        ("resnet18", 224, [112, 56, 28, 14, 7]),
+        ("resnet18(stem='small')", 32, [32, 32, 16, 8, 4]),
+        ("resnet18", 33, [17, 9, 5, 3, 2]),
+    ],
+)
+def test_the_stem_and_each_stage_give_maps_of_the_right_size(text, size, expected):
+    seen = outputs(built(text), size)
+    names = ["norm1", *(f"stage{i}_block2" for i in (1, 2, 3, 4))]
+    assert [seen[name].shape[1:] for name in names] == [
+        (side, side, width)
+        for side, width in zip(expected, [64, 64, 128, 256, 512], strict=True)
+    ]
+    assert seen["logits"].shape == (1, 1000)
+
+
+def test_the_stride_of_a_bottleneck_is_on_its_3x3():
+    seen = outputs(built("resnet50(stages=(1, 1))"), 64)
+    names = ("conv1", "conv2", "conv3", "shortcut_conv")
+    sides = [seen[f"stage2_block1/{name}"].shape[1] for name in names]
+    assert sides == [16, 8, 8, 8]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_bfloat16_keeps_float32_parameters_statistics_and_logits(name):
+    seen = outputs(built(f"{name}(stages=(1, 1))", dtype=jnp.bfloat16), 32)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(seen.pop("made"))} == {"float32"}
+    assert seen.pop("logits").dtype == seen.pop("head").dtype == jnp.float32
+    seen.pop("", None)
+    assert {leaf.dtype.name for leaf in seen.values()} == {"bfloat16"}
+
+
+BLOCKS = pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+
+
+def started(block, features, zero_init=True, stride=1):
+    """What a fresh block gives for an image, with the image and the variables."""
+    module = block(width=4, stride=stride, dtype=jnp.float32, zero_init=zero_init)
+    x = jax.random.normal(KEY, (2, 4, 4, features))
+    made = module.init(KEY, x, False)
+    y, _ = module.apply(made, x, True, mutable=["batch_stats"])
+    return np.asarray(x), np.asarray(y), made
+
+
+@BLOCKS
+def test_a_block_starts_as_its_shortcut(block):
+    x, y, made = started(block, 4 * block.expansion)
+    assert not any("shortcut" in name for name in made["params"])
+    np.testing.assert_allclose(y, np.maximum(x, 0), atol=1e-6)
+
+
+@BLOCKS
+def test_a_block_that_changes_the_shape_starts_as_its_projection(block):
+    x, y, made = started(block, 3, stride=2)
+    kernel = np.asarray(made["params"]["shortcut_conv"]["kernel"])[0, 0]
+    z = x[:, ::2, ::2] @ kernel
+    z = (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(y, np.maximum(z, 0), rtol=1e-4, atol=1e-4)
+
+
+@BLOCKS
+def test_without_zero_init_a_block_starts_with_its_branch(block):
+    x, y, _ = started(block, 4 * block.expansion, zero_init=False)
+    assert np.abs(y - np.maximum(x, 0)).max() > 0.1
+
+
+def test_an_unknown_stem_is_refused():
+    with pytest.raises(InputError) as caught:
+        built("resnet18(stem='cifar')")
+    assert str(caught.value) == (
+        "model.name: resnet18: stem='cifar' must be 'imagenet' or 'small'"
+    )

@@ -1,0 +1,330 @@
+"""The step against NumPy, on a linear model; what freezes it; what counts as best."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.special import log_softmax, softmax
+
+from jaxcls import losses, metrics, step
+from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS, chain
+from jaxcls.optimizers import OPTIMIZERS, SCHEDULES, decay_mask
+
+B, SIDE, K = 8, 2, 3
+RNG = np.random.default_rng(0)
+BATCHES = [
+    {
+        "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
+        "label": RNG.integers(0, K, B).astype(np.int32),
+    }
+    for _ in range(4)
+]
+START = RNG.standard_normal((SIDE * SIDE, K)).astype(np.float32)
+
+
+def linear(variables, images, train, key):
+    """logits = pixels @ kernel; batch_stats hold the images that came."""
+    x = images.reshape(images.shape[0], -1)
+    seen = {"seen": images} if train else variables["batch_stats"]
+    return x @ variables["params"]["kernel"], seen
+
+
+def start_linear(key, images):
+    seen = jnp.zeros((B, *images.shape[1:]))
+    return {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {"seen": seen}}
+
+
+def made(*, ema=0.0, apply=linear, optimizer=None, higher=True, **changes):
+    """(state at step 0, jitted train_step) of the linear model."""
+    model = step.Model(start_linear, apply)
+    optimizer = optimizer or OPTIMIZERS["sgd"](0.0, decay_mask("kernel$"), momentum=0.0)
+    parts = {
+        "schedule": SCHEDULES["constant"](0.5, 10),
+        "loss": losses.softmax(),
+        "num_classes": K,
+        "smoothing": 0.0,
+        "augment": chain([]),
+        "normalize": NORMALIZATIONS["unit"](),
+        "mix": None,
+        "metrics": [metrics.top1()],
+        "ema_decay": ema,
+    } | changes
+    init = step.make_init(
+        model, optimizer, image_shape=(SIDE, SIDE, 1), ema=bool(ema), higher=higher
+    )
+    keys = {"augment": jax.random.key(1), "dropout": jax.random.key(2)}
+    state = init(jax.random.key(0), keys)
+    return state, jax.jit(step.make_train_step(model, optimizer, **parts))
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(without_keys(tree))]
+
+
+def without_keys(state):
+    return state._replace(key={k: jax.random.key_data(v) for k, v in state.key.items()})
+
+
+def test_updates_and_their_records_are_those_worked_by_hand():
+    peak, decay, momentum, smoothing, ema = 0.5, 0.1, 0.9, 0.3, 0.75
+    optimizer = OPTIMIZERS["sgd"](decay, decay_mask("kernel$"), momentum, nesterov=False)
+    state, train_step = made(
+        ema=ema,
+        optimizer=optimizer,
+        smoothing=smoothing,
+        schedule=SCHEDULES["cosine"](peak, 10),
+    )
+    w, trace, average = START.astype(np.float64), 0.0, START.astype(np.float64)
+    for i, batch in enumerate(BATCHES):
+        x = batch["image"].reshape(B, -1) / 255
+        targets = np.eye(K)[batch["label"]] * (1 - smoothing) + smoothing / K
+        logits = x @ w
+        loss = -(targets * log_softmax(logits, -1)).sum(-1).mean()
+        grad = x.T @ (softmax(logits, -1) - targets) / B
+        lr = peak * (1 + np.cos(np.pi * i / 10)) / 2
+        trace = momentum * trace + grad + decay * w
+        w = w - lr * trace
+        average = ema * average + (1 - ema) * w
+
+        state, record = train_step(state, batch)
+        expected = {
+            "loss": loss,
+            "top1": (logits.argmax(-1) == batch["label"]).mean(),
+            "lr": lr,
+            "grad_norm": np.sqrt((grad**2).sum()),
+            "bad_step": -1,
+        }
+        assert set(record) == set(expected)
+        for name, value in expected.items():
+            assert float(record[name]) == pytest.approx(value, rel=1e-5), name
+        assert int(state.step) == i + 1
+        np.testing.assert_allclose(state.params["kernel"], w, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_average_follows_the_running_statistics_too():
+    state, train_step = made(ema=0.75)
+    state, _ = train_step(state, BATCHES[0])
+    expected = 0.25 * BATCHES[0]["image"] / 255
+    np.testing.assert_allclose(state.ema["batch_stats"]["seen"], expected, rtol=1e-5)
+
+
+def test_without_ema_there_is_no_average():
+    state, train_step = made()
+    assert state.ema == {}
+    assert train_step(state, BATCHES[0])[0].ema == {}
+
+
+def test_the_first_state_shares_no_buffer_so_it_can_be_donated():
+    state, _ = made(ema=0.9)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(without_keys(state))]
+    assert len(set(pointers)) == len(pointers)
+
+
+def poisoned(images):
+    """255 becomes NaN; else as unit()."""
+    return jnp.where(images == 255, jnp.nan, images / 255.0)
+
+
+def rooted(variables, images, train, key):
+    """A loss that is finite and a gradient that is not, where the first pixel is 0."""
+    root = jnp.sqrt(jnp.abs(images[0, 0, 0, 0] * variables["params"]["kernel"][0, 0]))
+    logits, seen = linear(variables, images, train, key)
+    return logits + root, seen
+
+
+def with_first_pixel(batch, value):
+    image = batch["image"].copy()
+    image[image == 255] = 254
+    image[0, 0, 0, 0] = value
+    return {**batch, "image": image}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pixel", "finite_loss"),
+    [({"normalize": poisoned}, 255, False), ({"apply": rooted}, 0, True)],
+)
+def test_a_bad_loss_or_gradient_freezes_the_state_before_it_for_good(
+    changes, pixel, finite_loss
+):
+    optimizer = OPTIMIZERS["adamw"](0.1, decay_mask("kernel$"))
+    state, train_step = made(ema=0.9, optimizer=optimizer, **changes)
+    good = [with_first_pixel(batch, 9) for batch in BATCHES]
+    for batch in good[:2]:
+        state, record = train_step(state, batch)
+        assert int(record["bad_step"]) == -1
+    frozen, record = train_step(state, with_first_pixel(BATCHES[2], pixel))
+    assert bool(jnp.isfinite(record["loss"])) == finite_loss
+    assert not finite_loss or not jnp.isfinite(record["grad_norm"])
+    assert int(record["bad_step"]) == int(frozen.bad_step) == int(frozen.step) == 2
+    assert bits(frozen._replace(bad_step=state.bad_step)) == bits(state)
+    for batch in good:
+        later, record = train_step(frozen, batch)
+        assert bits(later) == bits(frozen)
+        assert int(record["bad_step"]) == 2
+
+
+def test_an_update_that_overflows_freezes_the_state_too():
+    state, train_step = made(schedule=lambda count: jnp.float32(3e38) * 10)
+    frozen, record = train_step(state, BATCHES[0])
+    assert np.isfinite([record["loss"], record["grad_norm"]]).all()
+    assert int(frozen.bad_step) == 0
+    assert bits(frozen._replace(bad_step=state.bad_step)) == bits(state)
+
+
+def noisy(variables, images, train, key):
+    """What dropout sees: the images times noise that depends on its key."""
+    if train:
+        images = images * jax.random.uniform(key, images.shape)
+    return linear(variables, images, train, None)
+
+
+RANDOM = {
+    "augment": chain([AUGMENTATIONS["random_crop"](1), AUGMENTATIONS["flip"]()]),
+    "mix": MIXES["mixup"](0.5),
+    "apply": noisy,
+}
+
+
+@pytest.mark.parametrize("part", RANDOM)
+def test_randomness_is_a_function_of_the_key_and_the_step(part):
+    state, train_step = made(**{part: RANDOM[part]})
+    other_key = {name: jax.random.fold_in(key, 9) for name, key in state.key.items()}
+
+    def seen(start):
+        return np.asarray(train_step(start, BATCHES[0])[0].batch_stats["seen"])
+
+    np.testing.assert_array_equal(seen(state), seen(state))
+    assert (seen(state) != seen(state._replace(step=state.step + 1))).any()
+    assert (seen(state) != seen(state._replace(key=other_key))).any()
+
+
+def test_dropout_and_augmentation_have_streams_of_their_own():
+    def seen(part, stream):
+        state, train_step = made(**{part: RANDOM[part]})
+        keys = {**state.key, stream: jax.random.key(99)}
+        start = [state, state._replace(key=keys)]
+        a, b = (train_step(s, BATCHES[0])[0].batch_stats["seen"] for s in start)
+        return bool((a == b).all())
+
+    assert [seen("augment", "dropout"), seen("augment", "augment")] == [True, False]
+    assert [seen("apply", "augment"), seen("apply", "dropout")] == [True, False]
+
+
+def test_a_row_is_augmented_alike_whatever_the_other_rows_are():
+    state, train_step = made(augment=RANDOM["augment"])
+    others = {**BATCHES[0], "image": BATCHES[1]["image"].copy()}
+    others["image"][3] = BATCHES[0]["image"][3]
+    a, b = (
+        train_step(state, batch)[0].batch_stats["seen"] for batch in (BATCHES[0], others)
+    )
+    np.testing.assert_array_equal(a[3], b[3])
+    assert (np.asarray(a) != b).any()
+
+
+def test_a_step_over_8_devices_is_that_over_1_but_for_rounding():
+    state, train_step = made(ema=0.9, smoothing=0.1, **RANDOM)
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    spread = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    for batch in BATCHES[:2]:
+        state, one = train_step(state, batch)
+        spread, eight = train_step(spread, jax.device_put(batch, rows))
+    assert len(spread.params["kernel"].sharding.device_set) == 8
+    pairs = zip(
+        jax.tree.leaves(without_keys(state)),
+        jax.tree.leaves(without_keys(spread)),
+        strict=True,
+    )
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert float(one["loss"]) == pytest.approx(float(eight["loss"]), rel=1e-5)
+
+
+def test_evaluation_gives_each_examples_scores_without_smoothing():
+    model = step.Model(start_linear, linear)
+    eval_step = step.make_eval_step(
+        model,
+        losses.softmax(),
+        num_classes=K,
+        normalize=NORMALIZATIONS["unit"](),
+        metrics=[metrics.top1(), metrics.topk(2)],
+    )
+    variables = {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {}}
+    batch = jax.tree.map(jnp.asarray, BATCHES[0])
+    logits = BATCHES[0]["image"].reshape(B, -1) / 255 @ START
+    label = BATCHES[0]["label"]
+    got = eval_step(variables, batch)
+    assert set(got) == {"loss", "top1", "top2"}
+    expected = -log_softmax(logits, -1)[np.arange(B), label]
+    np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(got["top1"], logits.argmax(-1) == label)
+    np.testing.assert_array_equal(got["top2"], logits.argmin(-1) != label)
+
+    predict_step = step.make_predict_step(model, NORMALIZATIONS["unit"]())
+    np.testing.assert_allclose(predict_step(variables, batch["image"]), logits, rtol=1e-5)
+
+
+def history(values, *, higher=True, min_delta=0.0, patience=0):
+    """(best value, best step, patience, halted) after evaluations at steps 10, 20..."""
+    state, _ = made(higher=higher)
+    record = jax.jit(
+        lambda state, value: step.record_evaluation(
+            state, value, higher=higher, min_delta=min_delta, patience=patience
+        )
+    )
+    told = []
+    for i, value in enumerate(values, start=1):
+        state = record(state._replace(step=jnp.int32(10 * i)), value)
+        told.append(
+            (
+                float(state.best.value),
+                int(state.best.step),
+                int(state.patience),
+                bool(state.halted),
+            )
+        )
+    return told
+
+
+def test_before_any_evaluation_nothing_is_best():
+    for higher, worst in (True, -np.inf), (False, np.inf):
+        state, _ = made(higher=higher)
+        assert (float(state.best.value), int(state.best.step)) == (worst, -1)
+        assert (int(state.bad_step), bool(state.halted)) == (-1, False)
+
+
+@pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
+def test_the_best_is_the_first_of_the_best_values(higher, sign):
+    values = [0.5 * sign, 0.25 * sign, 0.75 * sign, 0.75 * sign, 0.5 * sign]
+    told = history(values, higher=higher)
+    best = [(0.5, 10), (0.5, 10), (0.75, 30), (0.75, 30), (0.75, 30)]
+    assert [t[:2] for t in told] == [(v * sign, s) for v, s in best]
+    assert [t[2] for t in told] == [0, 1, 0, 1, 2]
+    assert not any(t[3] for t in told)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_value_that_is_not_finite_is_never_best_and_counts_as_waiting(bad, higher):
+    told = history([bad, 0.5, bad], higher=higher)
+    assert told[0][1:] == (-1, 1, False)
+    assert told[1:] == [(0.5, 20, 0, False), (0.5, 20, 1, False)]
+
+
+def test_patience_halts_after_so_many_evaluations_without_gain_and_stays_halted():
+    told = history([0.5, 0.4, 0.6, 0.6, 0.5, 0.9], patience=2)
+    assert [t[2] for t in told] == [0, 1, 0, 1, 2, 0]
+    assert [t[3] for t in told] == [False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
+def test_small_gains_are_best_and_add_up_until_they_pass_min_delta(higher, sign):
+    values = [sign * v for v in (0.5, 0.5625, 0.625, 0.6875, 0.75)]
+    told = history(values, higher=higher, min_delta=0.125, patience=9)
+    assert [t[0] for t in told] == values
+    assert [t[1] for t in told] == [10, 20, 30, 40, 50]
+    assert [t[2] for t in told] == [0, 1, 2, 0, 1]

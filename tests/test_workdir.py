@@ -1,0 +1,234 @@
+"""The folder of a run: who holds it, what it says, and what it refuses."""
+
+import json
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxcls import config
+from jaxcls.errors import InputError
+from jaxcls.workdir import Workdir, write_atomically
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+IMPLIED = {"steps": 12, "image_shape": (8, 8, 1), "facts": {"num_classes": 10, "n": [1, 2]}}
+
+
+def said(refused):
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+def begun(path, **values):
+    """The folder of a run of that config."""
+    folder = Workdir(path)
+    with folder.lock():
+        folder.adopt(config.from_flat(values), IMPLIED)
+        folder.begin(["cpu"])
+    return folder
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path/run until it is told or killed."""
+    code = (
+        "import sys; from jaxcls.workdir import Workdir\n"
+        "with Workdir(sys.argv[1]).lock(): print('held', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_held_by_another_process_names_it_and_kill_9_frees_it(holder, tmp_path):
+    folder = Workdir(tmp_path / "run")
+    with pytest.raises(InputError) as refused, folder.lock():
+        pass
+    text = said(refused)
+    assert f"is in use by host {socket.gethostname()}, pid {holder.pid}, since 20" in text
+    assert f"--workdir={tmp_path}/run-2" in text
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with folder.lock():
+        assert f"pid {holder.pid}" not in (folder.path / "lock").read_text()
+
+
+def test_a_lock_is_free_again_after_use_and_holds_within_a_process(tmp_path):
+    folder = Workdir(tmp_path / "run")
+    for _ in range(2):
+        with folder.lock(), pytest.raises(InputError, match="is in use by host"):
+            with Workdir(tmp_path / "run").lock():
+                pass
+
+
+def test_a_url_is_refused():
+    with pytest.raises(InputError) as refused:
+        Workdir("gs://bucket/run")
+    assert "--workdir=gs://bucket/run is a URL" in said(refused)
+    assert "--workdir=runs/name" in said(refused)
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path / "file").check_identity(config.base())
+    assert said(refused) == f"--workdir={tmp_path}/file is a file; name a folder"
+    with pytest.raises(InputError) as refused, Workdir(tmp_path / "file/run").lock():
+        pass
+    assert f"--workdir={tmp_path}/file/run cannot be written" in said(refused)
+    assert "--workdir=DIR" in said(refused)
+
+
+def test_a_folder_with_other_things_is_refused_untouched(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).check_identity(config.base())
+    text = said(refused)
+    assert f"--workdir={tmp_path} holds 'thesis.tex' and no run" in text
+    assert f"--workdir={tmp_path}/run" in text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_new_folder_an_empty_one_and_one_only_locked_are_taken(tmp_path):
+    for folder in (Workdir(tmp_path / "new"), Workdir(tmp_path)):
+        folder.check_identity(config.base())
+    with Workdir(tmp_path / "run").lock():
+        Workdir(tmp_path / "run").check_identity(config.base())
+
+
+def test_another_identity_is_refused_with_the_difference_and_a_free_name(tmp_path):
+    begun(tmp_path / "run", seed=1)
+    (tmp_path / "run-2").mkdir()
+    changed = config.from_flat({"seed": 2, "optim.name": "adamw", "log.every": "9 steps"})
+    with pytest.raises(InputError) as refused:
+        Workdir(f"{tmp_path}/run/").check_identity(changed)
+    text = said(refused)
+    assert "holds another run (seed 1 -> 2, optim.name 'sgd' -> 'adamw')" in text
+    assert text.endswith(f"--workdir={tmp_path}/run-3")
+    assert "log.every" not in text
+
+
+def test_an_operational_change_is_taken_and_recorded(tmp_path):
+    folder = begun(tmp_path / "run")
+    changed = config.from_flat({"data.threads": 3, "data.dir": "/elsewhere"})
+    folder.check_identity(changed)
+    with folder.lock():
+        folder.adopt(changed, IMPLIED)
+    assert folder.config().data.threads == 3
+    assert folder.config().data.dir == "/elsewhere"
+
+
+def test_every_key_that_changes_a_run_is_part_of_its_identity():
+    operational = {key for key, knob in config.KNOBS.items() if not knob.identity}
+    assert operational == {
+        "data.dir", "data.threads", "data.prefetch", "eval.batch_size",
+        "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
+        "mesh.devices",
+    }  # fmt: skip
+
+
+def test_config_json_holds_the_resolved_config_and_what_it_implies(tmp_path):
+    folder = begun(tmp_path / "run", seed=7)
+    saved = json.loads((folder.path / "config.json").read_text())
+    assert saved["format"] == 1
+    assert saved["config"].keys() == config.KNOBS.keys()
+    assert saved["config"]["seed"] == 7
+    assert saved["implied"] == json.loads(json.dumps(IMPLIED))
+    assert config.differences(folder.config(), config.from_flat({"seed": 7})) == {}
+
+
+def test_no_path_of_this_machine_is_part_of_what_a_run_is(tmp_path):
+    folder = begun(tmp_path / "run", **{"data.dir": str(tmp_path / "data")})
+    saved = folder.read()
+    identity = {k: v for k, v in saved["config"].items() if config.KNOBS[k].identity}
+    assert str(tmp_path) not in json.dumps([identity, saved["implied"]])
+
+
+def test_continuing_a_run_leaves_config_json_as_it_is(tmp_path):
+    folder = begun(tmp_path / "run")
+    before = (folder.path / "config.json").stat()
+    begun(tmp_path / "run")
+    assert (folder.path / "config.json").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_changed_data_are_refused_with_what_changed(tmp_path):
+    folder = begun(tmp_path / "run")
+    other = {**IMPLIED, "facts": {"num_classes": 11, "n": [1, 2]}}
+    with pytest.raises(InputError) as refused:
+        folder.adopt(config.base(), other)
+    text = said(refused)
+    assert "the data changed: facts.num_classes was 10 and is 11; restore the data" in text
+    assert f"--workdir={tmp_path}/run-2" in text
+    assert folder.read()["implied"]["facts"]["num_classes"] == 10
+
+
+def test_the_manifest_has_an_entry_for_each_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/long/path/main.py", "--config=a b.py"])
+    folder = begun(tmp_path / "run")
+    folder.note(resumed_from=None)
+    begun(tmp_path / "run")
+    folder.note(resumed_from=40)
+    folder.end("done")
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    first, second = manifest["starts"]
+    assert (first["reason"], second["reason"]) == ("killed", "done")
+    assert (first["resumed_from"], second["resumed_from"]) == (None, 40)
+    assert "ended" not in first
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", second["ended"])
+    assert shlex.split(second["command"])[-1] == "--config=a b.py"
+    assert "/long/path" not in second["command"]
+    assert second["devices"] == ["cpu"]
+    assert second["versions"]["jax"] == __import__("jax").__version__
+    assert second["python"] == sys.version.split()[0]
+
+
+def test_a_start_after_a_proper_end_does_not_change_how_the_first_ended(tmp_path):
+    begun(tmp_path / "run").end("interrupted")
+    begun(tmp_path / "run").end("diverged")
+    starts = json.loads((tmp_path / "run/manifest.json").read_text())["starts"]
+    assert [start["reason"] for start in starts] == ["interrupted", "diverged"]
+
+
+def test_reading_what_is_no_run_says_so_and_points_to_the_run(tmp_path):
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).read()
+    assert said(refused).startswith(f"--workdir={tmp_path} is not a run's folder")
+    folder = begun(tmp_path / "run")
+    with pytest.raises(InputError) as refused:
+        Workdir(folder.checkpoints / "12").read()
+    assert said(refused).endswith(f"the run's folder is {folder.path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"format": 1, "conf', "config.json cannot be read: "),
+        ('{"format": 9}', "config.json has format 9, and jaxcls "),
+    ],
+)
+def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).read()
+    assert wrong in said(refused)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with file.open() as reader:
+        write_atomically(file, "new")
+        assert reader.read() == "old"
+    assert file.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
