@@ -167,8 +167,8 @@ def find(folder: pathlib.Path, which: str) -> int:
             best = _meta(folder, found[-1])["best_step"]
         except CorruptError as error:
             raise InputError(
-                f"checkpoint {found[-1]} in {folder}, which names the best one, is not whole"
-                f" ({error}); give a step: {', '.join(map(str, found))}"
+                f"checkpoint {found[-1]} in {folder}, which names the best, is not whole"
+                f" ({error}); give --checkpoint=STEP, one of {', '.join(map(str, found))}"
             ) from None
         return best if best in found else found[-1]
     if which.isdigit() and int(which) in found:

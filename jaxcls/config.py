@@ -194,7 +194,8 @@ def describe() -> str:
     for key, knob in KNOBS.items():
         head = f"  {'*' if knob.identity else ' '} {key}"
         about = textwrap.wrap(f"{knob.about} [{json.dumps(knob.default)}]", 98 - width)
-        rows += [f"{first:<{width}}{text}" for first, text in zip([head] + [""] * 9, about)]
+        rows.append(f"{head:<{width}}{about[0]}")
+        rows += [" " * width + text for text in about[1:]]
     return "\n".join(rows)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ class Experiment:
         if steps < 1:
             raise InputError(
                 f"length={self.config.length!r} is less than one batch of"
-                f" batch_size={self.config.batch_size}; train longer or take a smaller batch"
+                f" batch_size={self.config.batch_size}; train longer or take less"
             )
         return steps
 
@@ -333,6 +334,7 @@ class Experiment:
         """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
         self.check_batch_size()
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
+        self._check_eval_shape()
         return self.train_step.lower(self.state_like, self.batch_like)  # type: ignore[attr-defined]
 
     @functools.cached_property
@@ -347,6 +349,24 @@ class Experiment:
             devices=self.mesh.size,
         )
         return compiled
+
+    def _check_eval_shape(self) -> None:
+        """Raise `InputError` where what is trained cannot take the images of evaluation."""
+        shapes = self.state_shapes
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
+        variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+        try:
+            jax.eval_shape(self._raw_predict_step(), variables, images)
+        except flax.errors.ScopeParamShapeError:
+            train, score = self.train_image_shape, self.image_shape
+            raise InputError(
+                f"model.name={self.config.model.name} trained on {train[1]}x{train[0]} pixels"
+                f" cannot score {score[1]}x{score[0]}; end data.train_ops and data.eval_ops"
+                " in the same size"
+            ) from None
+
+    def _raw_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        return step.make_predict_step(self.model, self.normalize)
 
     def check_batch_size(self) -> None:
         """Raise `InputError` unless the batch spreads evenly over devices and hosts."""
@@ -395,7 +415,7 @@ class Experiment:
     @functools.cached_property
     def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
-        raw = step.make_predict_step(self.model, self.normalize)
+        raw = self._raw_predict_step()
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             lambda variables, images: jax.nn.softmax(raw(variables, images)),

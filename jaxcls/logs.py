@@ -10,8 +10,6 @@ import math
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -39,7 +37,6 @@ class RunLog:
         start: int,
         steps: int,
         batch_size: int,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         for path in (metrics, digests):
             trim(path, start)
@@ -49,7 +46,7 @@ class RunLog:
             "digests": digests.open("a"),
         }
         self._events = _event_writer(tensorboard, start) if tensorboard else None
-        self.meter = Meter(start, steps, batch_size, clock)
+        self.meter = Meter(start, steps, batch_size)
         self._console = _console(steps, start)
 
     def __enter__(self) -> "RunLog":
@@ -117,10 +114,8 @@ class RunLog:
 class Meter:
     """How fast a run goes, and what share of its time it waits for data."""
 
-    def __init__(
-        self, start: int, steps: int, batch_size: int, clock: Callable[[], float]
-    ) -> None:
-        self._clock, self._steps, self._batch_size = clock, steps, batch_size
+    def __init__(self, start: int, steps: int, batch_size: int) -> None:
+        self._steps, self._batch_size = steps, batch_size
         self._done, self._seconds, self._waited = 0, 0.0, 0.0
         self._apart = {"eval": 0.0, "save": 0.0}
         self._step = start

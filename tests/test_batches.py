@@ -89,7 +89,7 @@ def test_order_is_another_permutation_for_each_epoch_and_seed():
 
 
 def test_order_refuses_too_many_examples_and_names_the_remedy():
-    with pytest.raises(InputError, match="100000001 training examples .*100000000: use a"):
+    with pytest.raises(InputError, match=r"100000001 training examples .*100000000: use a"):
         batches.order(0, 0, 10**8 + 1)
 
 
@@ -232,7 +232,7 @@ def test_a_real_dataset_comes_out_as_its_decoded_records(data_dir):
 
 
 def test_a_record_that_does_not_decode_is_named():
-    with pytest.raises(InputError, match="^record 0 of the dataset: 4 bytes that are no"):
+    with pytest.raises(InputError, match=r"^record 0 of the dataset: 4 bytes that are no"):
         list(
             batches.eval_batches(
                 Numbered(1), [decode.decode()], batch_size=1, rows=slice(0, 1)
@@ -249,7 +249,7 @@ def test_a_record_that_does_not_decode_is_named():
         Numbered(20), [fail_at_17], order_seed=0, crop_seed=0, batch_size=10, start=0,
         stop=2, rows=slice(0, 10), threads=3,
     )  # fmt: skip
-    with pytest.raises(InputError, match="^record 17 of the dataset: broken"):
+    with pytest.raises(InputError, match=r"^record 17 of the dataset: broken"):
         list(made)
     assert not data_threads()
 
@@ -287,8 +287,8 @@ def test_the_shape_of_a_batch_is_known_without_data(ops, image_shape, expected):
 
 @pytest.mark.parametrize("after", [[], [decode.resize_short(32)]])
 def test_a_pipeline_that_leaves_several_sizes_is_refused(after):
+    ops = [decode.decode(), *after]
     with pytest.raises(InputError) as refused:
-        ops = [decode.decode(), *after]
         batches.output_shape(ops, (None, None, 3), "data.train_ops")
     said = str(refused.value)
     assert "data.train_ops leaves images of several sizes" in said

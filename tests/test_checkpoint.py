@@ -368,5 +368,5 @@ def test_find_in_an_empty_folder_says_to_train(tmp_path):
 
 def test_find_best_names_the_damaged_checkpoint_that_should_know(copied):
     lose_the_digests(copied / "6")
-    with pytest.raises(InputError, match=r"checkpoint 6 .*not whole .*give a step: 3, 6"):
+    with pytest.raises(InputError, match=r"checkpoint 6 .*not whole .*=STEP, one of 3, 6"):
         checkpoint.find(copied, "best")

@@ -361,7 +361,7 @@ def test_clean_says_why_a_file_is_no_image(data, said):
 def test_clean_refuses_an_animation(form):
     frames = [Image.fromarray(NOISE[::-1]), Image.fromarray(NOISE)]
     data = encode(NOISE, form, save_all=True, append_images=frames)
-    with pytest.raises(decode.DecodeError, match="^animated, 3 frames"):
+    with pytest.raises(decode.DecodeError, match=r"^animated, 3 frames"):
         decode.clean(data)
 
 

@@ -113,11 +113,8 @@ def test_predict_names_the_classes_and_the_broken_file(trained, pictures, comman
         TFDS_DATA_DIR="/nonexistent",
     )  # fmt: skip
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()
-        == [f"error: {pictures}/broken.png: not a readable image (Truncated File Read)"]
-        or "broken.png" in done.stderr
-    )
+    (said,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"error: {pictures}/broken.png: not a readable image \(.+\)", said)
     rows = [line.split(",") for line in done.stdout.splitlines()]
     assert rows[0] == ["image", "class_1", "probability_1", "class_2", "probability_2"]
     assert [os.path.basename(r[0]) for r in rows[1:]] == [
@@ -169,7 +166,7 @@ def test_help_is_quick_to_read(command):
         ("c.optim.lrr = 0.1", r"mine.py:6: .*'lrr' \(did you mean 'lr'\?\)"),
         ("c.batch_size = '64'", r"mine.py:6: batch_size=64 is str, and must be int"),
         ("c.optim.lr = float('nan')", r"optim.lr=nan is not a finite number; try 0.1"),
-        ("c.optim = {}", r"mine.py"),
+        ("c.optim = {}", r"config.optim was replaced as a whole.*c.optim.name = 'sgd'"),
         ("import nothing_like_it", r"mine.py:6: ModuleNotFoundError: .*nothing_like_it"),
         ("c = 3", r"must return the ConfigDict of base\(\)"),
     ],
@@ -208,15 +205,12 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
         ("--config.normalize=imagenet", r"3 channels and the images have 1; try 'unit'"),
         ("--config.best.metric=top5", r"best.metric='top5' .*one of loss, top1"),
         ("--config.data.train_ops=resize(8)", r"must begin with decode"),
-        ("--config.data.train_ops=decode(1)|resize((8,9))", r".*"),
+        ("--config.data.train_ops=decode(1)|resize((8,12))", r"12x8 .* cannot score 8x8"),
         ("stray", r"unrecognized arguments: stray"),
         ("--workdr=x", r"unrecognized arguments: --workdr=x"),
     ],
 )
 def test_a_bad_argument_is_answered(argument, said):
-    if "resize((8,9))" in argument:
-        assert main.main([DIGITS, "--dry_run", argument]) == 0  # Not bad: another shape.
-        return
     bad(said, DIGITS, "--dry_run", argument)
 
 
@@ -233,7 +227,7 @@ def test_a_missing_config_is_answered_with_the_near_one():
     [
         (
             "--config.data.name=imagenet2012",
-            r"ILSVRC2012_img_train.tar.*tfds build imagenet2012 .*--file_format=array_record",
+            r"ILSVRC2012_img_train.tar.*tfds build imagenet2012 .*=array_record",
         ),
         ("--config.data.name=cifar11", r"'cifar11' is not prepared in .*'cifar10'.*digits"),
         ("--workdir=gs://bucket/run", r"gs://bucket/run is a URL, and must be a folder"),
@@ -251,10 +245,7 @@ def test_a_run_that_cannot_start_says_why_and_leaves_no_run(tmp_path, argument, 
     if "--workdir" not in argument:
         arguments.append(f"--workdir={tmp_path}/run")
     bad(said, *arguments)
-    assert (
-        not (tmp_path / "run" / "metrics.jsonl").exists()
-        or not (tmp_path / "run" / "metrics.jsonl").read_text()
-    )
+    assert not list(tmp_path.rglob("checkpoints/*"))
 
 
 def test_an_old_folder_keeps_what_it_is(trained):

@@ -150,7 +150,7 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path, data_dir):
     assert f"data.name='cifar10' is not prepared in {data_dir}" in said
     assert f"tfds build cifar10 --data_dir={data_dir} --file_format=array_record" in said
     assert said.endswith("prepared there: digits")
-    with pytest.raises(InputError, match="https://image-net.org"):
+    with pytest.raises(InputError, match=r"https://image-net\.org"):
         sources.Dataset("imagenet2012", str(tmp_path))
 
 

@@ -26,11 +26,12 @@ def said(refused):
 
 
 def begun(path, **values):
-    """The folder of a run of that config."""
+    """The folder of a run of that config, which has a checkpoint."""
     folder = Workdir(path)
     with folder.lock():
         folder.adopt(config.from_flat(values), IMPLIED)
         folder.begin(["cpu"])
+        (folder.checkpoints / "3").mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -67,9 +68,12 @@ def test_a_folder_held_by_another_process_names_it_and_kill_9_frees_it(holder, t
 def test_a_lock_is_free_again_after_use_and_holds_within_a_process(tmp_path):
     folder = Workdir(tmp_path / "run")
     for _ in range(2):
-        with folder.lock(), pytest.raises(InputError, match="is in use by host"):
-            with Workdir(tmp_path / "run").lock():
-                pass
+        with (
+            folder.lock(),
+            pytest.raises(InputError, match="is in use by host"),
+            Workdir(tmp_path / "run").lock(),
+        ):
+            pass
 
 
 def test_a_url_is_refused():
@@ -117,6 +121,16 @@ def test_another_identity_is_refused_with_the_difference_and_a_free_name(tmp_pat
     assert "holds another run (seed 1 -> 2, optim.name 'sgd' -> 'adamw')" in text
     assert text.endswith(f"--workdir={tmp_path}/run-3")
     assert "log.every" not in text
+
+
+def test_a_folder_where_nothing_was_trained_takes_another_config(tmp_path):
+    folder = begun(tmp_path / "run", seed=1)
+    (folder.checkpoints / "3").rmdir()
+    other = config.from_flat({"seed": 2})
+    folder.check_identity(other)
+    folder.adopt(other, {"steps": 5})
+    assert folder.config().seed == 2
+    assert folder.read()["implied"] == {"steps": 5}
 
 
 def test_an_operational_change_is_taken_and_recorded(tmp_path):

@@ -1,0 +1,253 @@
+"""What a run says: records, their trimming, rates, and TensorBoard's events."""
+
+import json
+import math
+import pathlib
+import struct
+import subprocess
+import sys
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxcls import logs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def opened(folder, start=0, tensorboard=False):
+    return logs.RunLog(
+        metrics=folder / "metrics.jsonl",
+        timing=folder / "timing.jsonl",
+        digests=folder / "digests.jsonl",
+        tensorboard=folder / "tensorboard" if tensorboard else None,
+        start=start,
+        steps=100,
+        batch_size=32,
+    )
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write(log, *steps):
+    for step in steps:
+        log.train(step, {"loss": step / 4, "lr": 0.1})
+        log.digest(step, f"{step:016x}", {"params/w": "ab"})
+
+
+def test_records_are_one_json_object_a_line(tmp_path, capsys):
+    with opened(tmp_path) as log:
+        log.train(10, {"loss": 0.5, "lr": 0.1})
+        log.evaluation(10, "eval", "train[90%:]", 144, {"loss": 0.25, "top1": 0.75})
+        log.evaluation(12, "final", "test", 360, {"top1": 1.0}, at="best", best_step=10)
+        log.digest(12, "00ff", {"params/w": "12"})
+        log.line("hello")
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "kind": "train", "loss": 0.5, "lr": 0.1},
+        {"step": 10, "kind": "eval", "split": "train[90%:]", "n": 144, "loss": 0.25,
+         "top1": 0.75},
+        {"step": 12, "kind": "final", "at": "best", "best_step": 10, "split": "test",
+         "n": 360, "top1": 1.0},
+    ]  # fmt: skip
+    assert lines(tmp_path / "digests.jsonl") == [
+        {"step": 12, "digest": "00ff", "arrays": {"params/w": "12"}}
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("step 10: loss=0.5 lr=0.1 | 0 images/s, data wait 0%")
+    assert printed[1:] == [
+        "step 10: eval split=train[90%:] n=144 loss=0.25 top1=0.75",
+        "step 12: final split=test n=360 top1=1",
+        "hello",
+    ]
+
+
+def test_numbers_of_numpy_and_jax_are_written_exactly(tmp_path):
+    import jax.numpy as jnp
+    import numpy as np
+
+    with opened(tmp_path) as log:
+        log.train(1, {"loss": jnp.float32(0.1), "top1": np.float32(0.3), "n": np.int64(3)})
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert np.float32(record["loss"]) == np.float32(0.1)
+    assert np.float32(record["top1"]) == np.float32(0.3)
+    assert record["n"] == 3
+
+
+def test_times_are_in_timing_jsonl_and_in_no_other_file(tmp_path):
+    def run(folder, seconds):
+        folder.mkdir()
+        with opened(folder) as log:
+            log.meter.stepped(seconds, seconds / 2)
+            log.meter.apart("eval", seconds)
+            write(log, 1, 2)
+        return [(folder / f"{name}.jsonl").read_bytes() for name in ("metrics", "digests")]
+
+    assert run(tmp_path / "fast", 0.25) == run(tmp_path / "slow", 5.0)
+    first, second = lines(tmp_path / "fast/timing.jsonl")
+    assert first == {
+        "step": 1, "images_per_s": 128.0, "data_wait": 0.5, "train_s": 0.25,
+        "eval_s": 0.25, "save_s": 0.0,
+    }  # fmt: skip
+    assert second == {
+        "step": 2, "images_per_s": 0.0, "data_wait": 0.0, "train_s": 0.0, "eval_s": 0.0,
+        "save_s": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_never_written(value, tmp_path):
+    with opened(tmp_path) as log, pytest.raises(ValueError, match="JSON compliant"):
+        log.train(1, {"loss": value})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_records_are_on_disk_after_a_sync(tmp_path):
+    with opened(tmp_path) as log:
+        write(log, 1)
+        log.sync()
+        assert len(lines(tmp_path / "metrics.jsonl")) == 1
+        assert len(lines(tmp_path / "timing.jsonl")) == 1
+        assert len(lines(tmp_path / "digests.jsonl")) == 1
+
+
+def test_a_resume_drops_the_records_after_its_step_and_a_torn_last_line(tmp_path):
+    with opened(tmp_path) as log:
+        write(log, 2, 4)
+    expected = (tmp_path / "metrics.jsonl").read_bytes()
+    with opened(tmp_path, start=4) as log:
+        write(log, 6, 8)
+    for name in ("metrics", "digests"):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write('{"step": 9, "ki')
+    with opened(tmp_path, start=4):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == expected
+    assert [r["step"] for r in lines(tmp_path / "digests.jsonl")] == [2, 4]
+    with opened(tmp_path, start=0):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_run_that_was_killed_and_resumed_has_the_records_of_one_that_was_not(tmp_path):
+    for folder, starts in (("whole", [0]), ("killed", [0, 4, 6])):
+        (tmp_path / folder).mkdir()
+        for start in starts:
+            with opened(tmp_path / folder, start=start) as log:
+                write(log, *range(start + 1, 9))
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        whole, killed = (tmp_path / f / name for f in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("", []),
+        ('{"step": 1}\n{"step": 2}\n', [1, 2]),
+        ('{"step": 1}\n{"step": 2}', [1]),
+        ('{"step": 1}\n{"st', [1]),
+        ('{"step": 1}\n\0\0\0\0', [1]),
+    ],
+)
+def test_reading_leaves_out_a_torn_last_line(text, steps, tmp_path):
+    (tmp_path / "x.jsonl").write_text(text)
+    assert [record["step"] for record in logs.read(tmp_path / "x.jsonl")] == steps
+
+
+def test_a_file_that_is_not_there_has_no_records(tmp_path):
+    assert logs.read(tmp_path / "absent") == []
+    logs.trim(tmp_path / "absent", 3)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_the_meter_counts_images_waiting_and_time_to_the_end():
+    meter = logs.Meter(start=10, steps=40, batch_size=32)
+    assert meter.rate == meter.wait_share == 0
+    assert meter.eta == math.inf
+    assert str(meter) == "0 images/s, data wait 0%, ETA ?"
+    for _ in range(10):
+        meter.stepped(0.5, 0.125)
+    assert meter.rate == 10 * 32 / 5
+    assert meter.wait_share == 0.25
+    assert meter.eta == 20 * 0.5
+    meter.apart("eval", 4.0)
+    meter.apart("save", 1.0)
+    assert meter.rate == 10 * 32 / 5
+    assert meter.eta == 20 * 10 / 10
+    assert str(meter) == "64 images/s, data wait 25%, ETA 0:20"
+
+
+def test_the_meter_tells_what_happened_since_it_was_last_asked():
+    meter = logs.Meter(start=0, steps=100, batch_size=10)
+    meter.stepped(1.0, 0.5)
+    meter.since_last()
+    meter.stepped(2.0, 0.5)
+    meter.stepped(2.0, 1.5)
+    meter.apart("save", 0.75)
+    assert meter.since_last() == {
+        "images_per_s": 5.0, "data_wait": 0.5, "train_s": 4.0, "eval_s": 0.0,
+        "save_s": 0.75,
+    }  # fmt: skip
+
+
+def test_a_long_time_to_the_end_is_shown_in_hours():
+    meter = logs.Meter(start=0, steps=3662, batch_size=1)
+    meter.stepped(1.0, 0.0)
+    assert str(meter).endswith("ETA 1:01:01")
+
+
+def scalars(folder):
+    """{(tag, step): value} of the event files, read as TFRecords by hand."""
+    found = {}
+    for file in sorted(folder.glob("*")):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            for value in event.summary.value:
+                found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_gets_the_values_of_the_records(tmp_path):
+    with opened(tmp_path, tensorboard=True) as log:
+        log.train(5, {"loss": 0.5, "top1": 0.25})
+        log.evaluation(5, "eval", "test", 3, {"top1": 0.75})
+        log.sync()
+        assert scalars(tmp_path / "tensorboard") == {
+            ("train/loss", 5): 0.5, ("train/top1", 5): 0.25, ("eval/top1", 5): 0.75,
+        }  # fmt: skip
+
+
+def test_tensorboard_needs_no_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise RuntimeError('TensorFlow imported')")
+    (tmp_path / "run").mkdir()
+    code = (
+        "import sys, pathlib; from tests import test_logs as t;"
+        " log = t.opened(pathlib.Path(sys.argv[1]), tensorboard=True);"
+        " t.write(log, 1); log.__exit__(); assert 'tensorflow' not in sys.modules"
+    )
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    subprocess.run(command, check=True, env=environment)
+    assert ("train/loss", 1) in scalars(tmp_path / "run/tensorboard")
+
+
+def test_a_terminal_sees_the_lines_above_a_progress_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with opened(tmp_path, start=3) as log:
+        log.step(40)
+        write(log, 40)
+    printed = capsys.readouterr().out
+    assert "step 40: loss=10 lr=0.1" in printed
+    assert "40/100" in printed
+
+
+def test_the_closing_line_names_everything_but_the_kind():
+    record = {"step": 12, "kind": "final", "at": "best", "n": 360, "top1": 0.991666}
+    assert logs.summary(record, "runs/x") == (
+        "step=12 at=best n=360 top1=0.9917 workdir=runs/x"
+    )
