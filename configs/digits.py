@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.optim.name = "adamw"
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05
-    c.optim.warmup = "2 epochs"
+    c.optim.warmup = "5 percent"
     c.loss.smoothing = 0.1
     c.best.metric = "loss"  # On 144 images many epochs tie in top-1.
     return c

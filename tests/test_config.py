@@ -92,6 +92,17 @@ def test_a_file_changes_only_what_differs(written):
     assert type(made.optim.lr) is float
 
 
+def test_a_group_given_whole_keeps_the_other_defaults(written):
+    made = config.load(written("c.optim = dict(lr=1)"))
+    assert config.differences(config.base(), made) == {"optim.lr": (0.1, 1.0)}
+    assert type(made.optim.lr) is float
+
+
+def test_values_of_a_file_are_checked(written):
+    said = message(config.load, written("c.optim.lr = float('nan')"))
+    assert said == "optim.lr=nan is not a finite number; try 0.1"
+
+
 def test_text_after_a_colon_is_handed_to_get_config(tmp_path):
     path = tmp_path / "with_argument.py"
     path.write_text(

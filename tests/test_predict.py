@@ -89,7 +89,8 @@ def facts():
 def exp(tiny, facts):
     ops = "decode(1) | resize(8)"
     names = {"data.name": "mine", "data.eval_ops": ops, "data.train_ops": ops}
-    return experiment.build(tiny(**names, **{"mesh.devices": 2}), facts)
+    model = {"model.name": "cnn(widths=(4,), dense=8)", "optim.name": "sgd"}
+    return experiment.build(tiny(**names, **model, **{"mesh.devices": 2}), facts)
 
 
 def test_each_file_gets_the_models_probabilities_and_a_bad_one_its_reason(

@@ -1,0 +1,141 @@
+"""The real loop against its own bare step: ``python -m benchmarks.loop``.
+
+Trains a ResNet-18 on 32-pixel images through `train.run` (records from disk, decoding,
+augmentation, logging, checkpoints), and in the same process times the same compiled
+step on one batch that lies on the device. The images are made here: noise as JPEG, in
+ArrayRecord, as many as an epoch of the run needs. Segments of both alternate, since
+machines are noisy; the ratio is of medians.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxcls import config, experiment, train
+from jaxcls.step import State
+
+
+class Noise(tfds.core.GeneratorBasedBuilder):
+    """Smooth random 32-pixel images with labels of ten classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    examples = 0
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Noise.",
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        rng = np.random.default_rng(0)
+        for i in range(self.examples):
+            small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            jpeg = io.BytesIO()
+            small.resize((32, 32), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=95)
+            yield f"{i:06d}", {"image": jpeg.getvalue(), "label": i % 10}
+
+
+class Timed(experiment.Experiment):
+    """Notes when each batch was asked for; the loop itself is the product's."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked: list[float] = []
+
+    def train_batches(self, start: int = 0) -> Iterator[dict[str, jax.Array]]:
+        for batch in super().train_batches(start):
+            self.asked.append(time.perf_counter())
+            yield batch
+        self.asked.append(time.perf_counter())
+
+
+def bare(exp: experiment.Experiment, state: State, steps: int) -> tuple[float, State]:
+    """(seconds a step of the compiled step alone on one resident batch, state)."""
+    batch = next(exp.train_batches())
+    jax.block_until_ready(batch)
+    began = time.perf_counter()
+    for _ in range(steps):
+        state, scores = exp.compiled_train_step(state, batch)
+    jax.block_until_ready((state.params, scores))
+    return (time.perf_counter() - began) / steps, state
+
+
+def loop(exp: Timed, folder: pathlib.Path) -> float:
+    """Seconds a step of `train.run`, saves, records and evaluation of nothing included."""
+    exp.asked.clear()
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        train.run(exp, str(folder))
+    # From the first batch asked for to the last step done: compilation, which both
+    # sides need, and reading the final checkpoint are not the loop.
+    return (exp.asked[-1] - exp.asked[0]) / (len(exp.asked) - 1)
+
+
+def main() -> None:
+    """Print the segments, their medians, and loop over bare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet18(stem='small')")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=16, help="of a segment")
+    parser.add_argument("--segments", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        Noise.examples = args.batch * args.steps
+        builder = Noise(data_dir=str(folder), file_format="array_record")
+        tfds.disable_progress_bar()
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+            builder.download_and_prepare()
+        values = {
+            "batch_size": args.batch,
+            "length": f"{args.steps} steps",
+            "model.name": args.model,
+            "data.name": "noise",
+            "data.dir": str(folder),
+            "augment": "random_crop(4) | flip",
+            "optim.lr": 0.01,
+            "log.every": "5 steps",
+        }
+        exp = Timed(config.from_flat(values), None)
+        state = exp.init()
+        _, state = bare(exp, state, 2)  # Warm.
+        ratios, rates = [], []
+        for segment in range(args.segments):
+            seconds, state = bare(exp, state, args.steps)
+            ours = loop(exp, folder / f"run{segment}")
+            rates.append((args.batch / seconds, args.batch / ours))
+            ratios.append(seconds / ours)
+            print(f"bare {rates[-1][0]:.1f} images/s, loop {rates[-1][1]:.1f} images/s")
+    device = exp.mesh.devices.flat[0].device_kind
+    medians = [statistics.median(column) for column in zip(*rates, strict=True)]
+    print(
+        f"{args.model} batch {args.batch} on {exp.mesh.size} {device}, jax"
+        f" {jax.__version__}: bare {medians[0]:.1f}, loop {medians[1]:.1f} images/s;"
+        f" loop / bare {medians[1] / medians[0]:.3f}"
+        f" (segments {min(ratios):.3f} to {max(ratios):.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Every command and every line of Python in the README works as it stands."""
+
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcls import config, evaluate, experiment, main, predict, train
+
+README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text()
+BLOCKS = {
+    language: re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    for language in ("bash", "python")
+}
+LINES = [line for block in BLOCKS["bash"] for line in block.splitlines()]
+COMMANDS = [
+    line[line.index("python -m jaxcls.") :] for line in LINES if "-m jaxcls." in line
+]
+MAIN = [c for c in COMMANDS if "jaxcls.main" in c]
+ON_A_RUN = [c for c in COMMANDS if "jaxcls.main" not in c]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, data_dir):
+    """A working directory with a run in runs/digits and an image in IMAGE_OR_FOLDER."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "IMAGE_OR_FOLDER").mkdir()
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(
+        folder / "IMAGE_OR_FOLDER" / "a.png"
+    )
+    short = {"length": "20 steps", "data.dir": str(data_dir)}
+    loaded = config.load("configs/digits.py", short)
+    train.run(experiment.build(loaded), str(folder / "runs" / "digits"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _as_a_reader(checkout, data_dir, monkeypatch):
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+
+
+@pytest.mark.parametrize("command", MAIN)
+def test_a_training_command_is_right(command, capsys):
+    arguments = shlex.split(command)[3:]
+    if "--help" in arguments:
+        with pytest.raises(SystemExit, match="0"):
+            main.main(arguments)
+    else:
+        assert main.main([*arguments, "--dry_run"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_a_command_on_a_run_is_right(command, capsys):
+    verb = {"jaxcls.evaluate": evaluate, "jaxcls.predict": predict}[shlex.split(command)[2]]
+    assert verb.main(shlex.split(command)[3:]) == 0
+    assert capsys.readouterr().out
+
+
+def test_the_python_of_the_readme_runs(capsys):
+    (code,) = BLOCKS["python"]
+    exec(compile(code, "README.md", "exec"), {})
+    assert "split=test n=360" in capsys.readouterr().out
+
+
+def test_the_dry_run_shown_is_what_is_printed(capsys):
+    shown = re.search(r"```\n(model: +resnet50.*?)```", README, re.DOTALL)[1]
+    main.main(["--config=configs/resnet50.py", "--dry_run", "--config.mesh.devices=1"])
+    assert shown in capsys.readouterr().out
