@@ -258,8 +258,9 @@ def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
     form = r"override field '(\w+)'.*\. (.*) is of original type <class '(\w+)'"
     wrong = re.search(form, first)
     if isinstance(error, TypeError) and wrong:
-        kinds = {type(k.default).__name__ for p, k in KNOBS.items() if p.endswith(wrong[1])}
-        wanted = " or ".join(sorted(kinds))
+        same = [k.default for path, k in KNOBS.items() if path.split(".")[-1] == wrong[1]]
+        kinds = " or ".join(sorted({type(default).__name__ for default in same}))
+        wanted = f"{kinds}, such as {same[0]!r}" if same else "set one key at a time"
         return f"{where}: {wrong[1]}={wrong[2]} is {wrong[3]}, and must be {wanted}"
     written = re.match(r"""'?Key "(\w+)" does not exist""", first)
     key = written[1] if written else None

@@ -360,8 +360,8 @@ class Experiment:
         except flax.errors.ScopeParamShapeError:
             train, score = self.train_image_shape, self.image_shape
             raise InputError(
-                f"model.name={self.config.model.name} trained on {train[1]}x{train[0]} pixels"
-                f" cannot score {score[1]}x{score[0]}; end data.train_ops and data.eval_ops"
+                f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
+                f" pixels cannot score {score[1]}x{score[0]}; end data.train_ops and data.eval_ops"
                 " in the same size"
             ) from None
 

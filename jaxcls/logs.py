@@ -80,11 +80,15 @@ class RunLog:
         values: dict[str, float],
         **more: Any,
     ) -> None:
-        """The means over exactly `n` examples; `kind` is "eval" or "final"."""
-        record = {"step": step, "kind": kind, **more, "split": split, "n": n, **values}
+        """The means over exactly `n` examples; `kind` is "eval" or "final".
+
+        split "" is the end of a run that has nothing to be scored on.
+        """
+        scored = {"split": split, "n": n} if split else {}
+        record = {"step": step, "kind": kind, **more, **scored, **values}
         self._write("metrics", record)
         self._scalars(kind, step, values)
-        self._console.line(f"step {step}: {kind} split={split} n={n} {_pairs(values)}")
+        self._console.line(f"step {step}: {kind} {_pairs({**scored, **values})}")
 
     def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
         """The digest of the state at a scheduled save."""

@@ -55,11 +55,11 @@ def equal(ours, theirs):
             np.testing.assert_array_equal(a[name], b[name], strict=True)
 
 
-def philox(key, n):
+def philox(key, n, stream=0):
     """Philox4x64-10 in whole numbers (Salmon et al., SC 2011), counters from 1."""
     out = []
     for block in range(1, n // 4 + 2):
-        c, k = [block, 0, 0, 0], list(key)
+        c, k = [block, 0, 0, stream], list(key)
         for _ in range(10):
             left, right = c[0] * 0xD2E7470EE14C6C93, c[2] * 0xCA5A826395121157
             c = [(right >> 64) ^ c[1] ^ k[0], right & MASK, (left >> 64) ^ c[3] ^ k[1],
@@ -156,6 +156,12 @@ def test_a_step_far_away_is_reached_without_replay():
     first, at = divmod(step * size, n)
     assert batch["index"].tolist() == batches.order(3, first, n)[at : at + size].tolist()
     assert source.asked == size
+
+
+@pytest.mark.parametrize(("seed", "position"), [(0, 0), (3, 70), (2**32 - 1, 10**12)])
+def test_crops_draw_from_a_stream_of_their_own_for_each_position(seed, position):
+    raw = batches.example_rng(seed, position).bit_generator.random_raw(9)
+    assert raw.tolist() == philox((seed, position), 9, stream=1)
 
 
 def test_crops_differ_between_epochs_and_positions_and_seeds():

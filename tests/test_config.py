@@ -1,6 +1,7 @@
 """A config is checked wherever it comes from: the defaults, a file, a command line."""
 
 import ast
+import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -77,10 +78,12 @@ def test_the_text_of_a_config_reads_back_as_its_values():
 
 
 def test_help_has_a_line_for_every_knob_and_marks_those_of_identity():
-    lines = config.describe().splitlines()
-    for line, (key, knob) in zip(lines, config.KNOBS.items(), strict=True):
-        assert line.startswith(f"  {'*' if knob.identity else ' '} {key} ")
-        assert knob.about in line
+    text = config.describe()
+    assert max(map(len, text.splitlines())) < 100
+    rows = re.split(r"\n(?=  [* ] \S)", text)
+    for row, (key, knob) in zip(rows, config.KNOBS.items(), strict=True):
+        assert row.startswith(f"  {'*' if knob.identity else ' '} {key} ")
+        assert f"{knob.about} [" in " ".join(row.split())
 
 
 def test_a_file_changes_only_what_differs(written):
@@ -92,10 +95,12 @@ def test_a_file_changes_only_what_differs(written):
     assert type(made.optim.lr) is float
 
 
-def test_a_group_given_whole_keeps_the_other_defaults(written):
-    made = config.load(written("c.optim = dict(lr=1)"))
-    assert config.differences(config.base(), made) == {"optim.lr": (0.1, 1.0)}
-    assert type(made.optim.lr) is float
+def test_a_group_replaced_as_a_whole_is_refused(written):
+    said = message(config.load, written("c.early_stop = dict(patience=1)"))
+    assert said.endswith(
+        "config.early_stop was replaced as a whole, and lacks early_stop.min_delta;"
+        " set one key at a time: c.early_stop.min_delta = 0.0"
+    )
 
 
 def test_values_of_a_file_are_checked(written):
@@ -148,19 +153,18 @@ def test_a_syntax_error_in_a_file_is_named_with_its_number(written):
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("line", "said"),
     [
-        ("c.batch_size = '64'", ["batch_size", "64", "int"]),
-        ("c.optim.lr = 'fast'", ["lr", "fast", "float"]),
-        ("c.seed = True", ["seed=True is bool, and must be int; the default is 0"]),
-        ("c.batch_size = None", ["batch_size=None is NoneType, and must be int", "128"]),
-        ("c.optim = dict(lr=None)", ["optim.lr=None is NoneType, and must be float"]),
-        ("c.optim = dict(lrr=1)", ["'optim.lrr' (did you mean 'optim.lr'?)"]),
+        ("c.batch_size = '64'", "batch_size=64 is str, and must be int, such as 128"),
+        ("c.optim.lr = 'fast'", "lr=fast is str, and must be float, such as 0.1"),
+        ("c.model.name = 3", "name=3 is int, and must be str, such as 'cnn'"),
+        ("c.optim = 5", "optim=5 is int, and must be set one key at a time"),
+        ("c.seed = True", "seed=True is bool, and must be int; the default is 0"),
+        ("c.optim.lr = None", "optim.lr=None is NoneType, and must be float; the default"),
     ],
 )
-def test_a_wrong_type_in_a_file_is_refused(written, line, parts):
-    said = message(config.load, written(line))
-    assert [part for part in parts if part not in said] == []
+def test_a_wrong_type_in_a_file_is_refused(written, line, said):
+    assert said in message(config.load, written(line))
 
 
 @pytest.mark.parametrize(

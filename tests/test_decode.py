@@ -159,10 +159,11 @@ def test_resize_short_keeps_the_proportions(shape, expected):
 
 
 def test_center_crop_takes_the_middle_rounding_half_to_even():
-    image = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1)
-    crop = decode.center_crop(4)(image, None)
-    assert far(crop, image[1:5, 2:6]) == 0
-    assert far(decode.center_crop((3, 6))(image, None), image[2:5, 2:8]) == 0
+    image = np.arange(9 * 12, dtype=np.uint8).reshape(9, 12, 1)
+    for size, (top, left) in {(4, 9): (2, 2), (6, 7): (2, 2), (5, 6): (2, 3)}.items():
+        expected = image[top : top + size[0], left : left + size[1]]
+        assert far(decode.center_crop(size)(image, None), expected) == 0
+    assert far(decode.center_crop(5)(image, None), image[2:7, 4:9]) == 0
 
 
 def test_center_crop_pads_what_is_smaller_with_black():
