@@ -148,10 +148,7 @@ def output_shape(
         png = cv2.imencode(".png", pixels)[1].tobytes()
         try:
             shapes.add(transform(ops, png, example_rng(0, 0)).shape)
-        except (
-            AttributeError,
-            ValueError,
-        ):  # Pixels are asked of bytes, or bytes of pixels.
+        except (AttributeError, ValueError):  # An op met bytes, or decode met pixels.
             raise InputError(
                 f"{key} must begin with decode, and decode once, such as"
                 " 'decode | resize(224)'"

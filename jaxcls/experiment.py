@@ -239,7 +239,11 @@ class Experiment:
     @functools.cached_property
     def metrics(self) -> list[metrics.Metric]:
         """The metrics of training records and evaluations, besides the loss."""
-        return pipeline.build(self.config.eval.metrics, metrics.METRICS, "eval.metrics")
+        text = self.config.eval.metrics
+        made = pipeline.build(text, metrics.METRICS, "eval.metrics")
+        if len({metric.name for metric in made}) < len(made):
+            raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
+        return made
 
     @functools.cached_property
     def higher_is_better(self) -> bool:

@@ -6,7 +6,9 @@ ever evaluated, so a config read from a run folder can run no code.
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxcls.errors import InputError, lookup
@@ -96,7 +98,10 @@ def _bind(
     try:
         if clash:
             raise TypeError(f"{sorted(clash)[0]!r} is not set here")
-        signature.bind(*call.args, **call.kwargs, **given)
+        bound = signature.bind(*call.args, **call.kwargs, **given)
+        _check_types(
+            bound, {name: p.annotation for name, p in signature.parameters.items()}
+        )
     except TypeError as error:
         raise InputError(
             f"{key}: {call.name} does not take these arguments ({error});"
@@ -106,6 +111,35 @@ def _bind(
         return function(*call.args, **call.kwargs, **given)
     except (TypeError, ValueError) as error:
         raise InputError(f"{key}: {call.name}: {error}") from None
+
+
+def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> None:
+    """Raise TypeError where a literal is not of the kind that the parameter names."""
+    for name, value in bound.arguments.items():
+        if not _is_a(value, hints[name]):
+            raise TypeError(
+                f"{name}={value!r} is not {inspect.formatannotation(hints[name])}"
+            )
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a literal fits an annotation; annotations of no literal fit anything."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, each) for each in inner)
+    if origin is tuple and inner[-1:] != (Ellipsis,):
+        return (
+            isinstance(value, tuple | list)
+            and len(value) == len(inner)
+            and all(_is_a(v, h) for v, h in zip(value, inner, strict=True))
+        )
+    if origin in (tuple, Sequence):
+        return isinstance(value, tuple | list) and all(_is_a(v, inner[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not (hint in (bool, str) and not isinstance(value, hint))
 
 
 def _malformed(text: str, key: str) -> InputError:

@@ -1,9 +1,14 @@
 """One line of text becomes calls; nothing in it is evaluated."""
 
+import numpy as np
 import pytest
 
 from jaxcls import pipeline
+from jaxcls.augment import AUGMENTATIONS, NORMALIZATIONS
+from jaxcls.decode import OPS
 from jaxcls.errors import InputError
+from jaxcls.metrics import METRICS
+from jaxcls.models import MODELS
 
 
 def crop(size, mode="zero"):
@@ -120,4 +125,35 @@ def test_build_one_wants_exactly_one(text, count):
         pipeline.build_one(text, TABLE, "optim.name")
     assert str(caught.value) == (
         f"optim.name={text!r} names {count} things where one is needed; one of: crop, flip"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "said"),
+    [
+        (
+            "random_crop(1.5)",
+            AUGMENTATIONS,
+            r"padding=1.5 is not int.*random_crop\(padding",
+        ),
+        ("random_crop(True)", AUGMENTATIONS, r"padding=True is not int"),
+        ("topk('a')", METRICS, r"k='a' is not int.*topk\(k=5\)"),
+        ("resize((8, 8, 8))", OPS, r"size=\(8, 8, 8\) is not int \| tuple\[int, int\]"),
+        ("random_resized_crop(8, area=(0, 'x'))", OPS, r"area=\(0, 'x'\) is not tuple"),
+        ("cnn(widths=3, num_classes=2)", MODELS, r"widths=3 is not tuple\[int, \.\.\.\]"),
+        ("cnn(batch_norm=1, num_classes=2)", MODELS, r"batch_norm=1 is not bool"),
+        ("mean_std((1, 'a'), (1, 1))", NORMALIZATIONS, r"mean=\(1, 'a'\) is not"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_with_the_signature(text, table, said):
+    with pytest.raises(InputError, match=said):
+        pipeline.build(text, table, "key")
+
+
+def test_whole_numbers_are_numbers_and_lists_are_tuples():
+    (crop,) = pipeline.build("random_resized_crop([8, 9], area=(1, 1))", OPS, "key")
+    assert crop(np.zeros((20, 20, 3), np.uint8), np.random.default_rng(0)).shape == (
+        8,
+        9,
+        3,
     )

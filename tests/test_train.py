@@ -120,7 +120,7 @@ def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
     for item in (folder.checkpoints / str(best) / "weights").rglob("*"):
         if item.is_file():
             item.write_bytes(b"")
-    with pytest.raises(InputError, match=rf"/{best}, is not whole .*--checkpoint=last"):
+    with pytest.raises(InputError, match=rf"/{best}, is not whole .*checkpoint=last"):
         train.run(exp, str(tmp_path))
 
 

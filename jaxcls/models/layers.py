@@ -46,13 +46,12 @@ class BatchNorm(nn.Module):
                 var_var.value = m * var_var.value + (1.0 - m) * kept
         else:
             mean, var = mean_var.value, var_var.value
-        # Folded to one multiply and one add an element.
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * factor
-        wide_shape = (1,) * (x.ndim - 1) + shape
-        return (x * factor.reshape(wide_shape) + shift.reshape(wide_shape)).astype(
-            self.dtype
+        mean, factor, shift = (
+            each.reshape((1,) * (x.ndim - 1) + shape)
+            for each in (mean, scale * jax.lax.rsqrt(var + self.epsilon), bias)
         )
+        # The mean first: folded into the shift it would cost digits where it is large.
+        return ((x - mean) * factor + shift).astype(self.dtype)
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
