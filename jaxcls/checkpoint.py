@@ -152,30 +152,36 @@ def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, A
     return read["weights"]
 
 
-def find(folder: pathlib.Path, which: str) -> int:
-    """The step of "best", "last" or "N" in a folder of checkpoints.
+def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
+    """(step, what it is) of "best", "last" or "N" in a folder of checkpoints.
 
+    A run without evaluations has no best: then "best" is (step, "last").
     Raises `InputError` naming the steps that there are.
     """
     found = steps(folder)
     if not found:
         raise InputError(f"{folder} holds no checkpoint; train first")
-    if which == "last":
-        return found[-1]
+    listed = ", ".join(map(str, found))
     if which == "best":
         try:
             best = _meta(folder, found[-1])["best_step"]
         except CorruptError as error:
             raise InputError(
                 f"checkpoint {found[-1]} in {folder}, which names the best, is not whole"
-                f" ({error}); give --checkpoint=STEP, one of {', '.join(map(str, found))}"
+                f" ({error}); give --checkpoint=STEP, one of {listed}"
             ) from None
-        return best if best in found else found[-1]
+        if best not in (-1, *found):
+            raise InputError(
+                f"{folder} lacks checkpoint {best}, the best; give --checkpoint=last, or"
+                f" one of {listed}"
+            )
+        return (best, "best") if best >= 0 else (found[-1], "last")
+    if which == "last":
+        return found[-1], "last"
     if which.isdigit() and int(which) in found:
-        return int(which)
+        return int(which), which
     raise InputError(
-        f"--checkpoint={which} is not in {folder}; there are best, last,"
-        f" {', '.join(map(str, found))}"
+        f"--checkpoint={which} is not in {folder}; there are best, last, {listed}"
     )
 
 

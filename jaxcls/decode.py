@@ -7,6 +7,7 @@ Only decoding, cropping and resizing happen here; the rest happens on the device
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxcls.errors import InputError
+from jaxcls.errors import lookup
 
 cv2.setNumThreads(1)  # The threads are those of batches.py, one an image.
+# A damaged file is an error of ours, not a line of OpenCV's.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 Op = Callable[[Any, np.random.Generator], np.ndarray]
 
@@ -55,13 +58,13 @@ def decode(channels: int = 3) -> Op:
 def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
     """To `size` (or (height, width)), whatever the aspect; filters: see FILTERS."""
     height, width = _pair(size)
-    scale = _filter(filter)
+    scale = lookup(FILTERS, filter, "filter")
     return lambda image, rng: scale(image, height, width)
 
 
 def resize_short(size: int, filter: str = "bilinear") -> Op:
     """The shorter side to `size`, the longer in proportion, rounded half to even."""
-    (side, other), scale = _pair(size), _filter(filter)
+    (side, other), scale = _pair(size), lookup(FILTERS, filter, "filter")
     if side != other:
         raise ValueError(f"size={size!r} must be one whole number")
 
@@ -104,7 +107,7 @@ def random_resized_crop(
     that do not fit, the largest central crop within `ratio`, as torchvision does.
     """
     height, width = _pair(size)
-    scale = _filter(filter)
+    scale = lookup(FILTERS, filter, "filter")
     if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise ValueError(
             f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
@@ -128,7 +131,8 @@ def clean(data: bytes) -> bytes:
             "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
         )
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")  # What matters of them is raised below.
             if image.width * image.height > MAX_PIXELS:
                 raise DecodeError(
                     f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
@@ -198,12 +202,6 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
         raise ValueError(f"size={size!r} must be a whole number or (height, width)")
     return pair[0], pair[1]
-
-
-def _filter(name: str) -> Callable[[np.ndarray, int, int], np.ndarray]:
-    if name not in FILTERS:
-        raise InputError(f"unknown filter {name!r}; known: {', '.join(FILTERS)}")
-    return FILTERS[name]
 
 
 def _opencv(interpolation: int) -> Callable[[np.ndarray, int, int], np.ndarray]:

@@ -57,23 +57,23 @@ def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
     return rows
 
 
-def load(path: str, which: str) -> tuple[experiment.Experiment, int, dict[str, Any]]:
-    """(experiment, step, weights) of a run's folder; `which`: "best", "last" or a step."""
+def load(path: str, which: str) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
+    """(experiment, step, what it is, weights) of a run's folder.
+
+    which: "best", "last" or a step.
+    """
     folder = Workdir(path)
     exp = experiment.from_workdir(folder)
-    step = checkpoint.find(folder.checkpoints, which)
+    step, at = checkpoint.find(folder.checkpoints, which)
     try:
-        return (
-            exp,
-            step,
-            checkpoint.restore_weights(folder.checkpoints, step, exp.state_like),
-        )
+        weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
     except checkpoint.CorruptError as error:
         others = [s for s in checkpoint.steps(folder.checkpoints) if s != step]
         remedy = f"try --checkpoint={others[-1]}" if others else "there is no other"
         raise InputError(
             f"checkpoint {step} of --workdir={path} is not whole ({error}); {remedy}"
         ) from None
+    return exp, step, at, weights
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,13 +91,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     cli.refuse_overrides(overrides, "evaluate")
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
-    exp, step, weights = load(args.workdir, args.checkpoint)
+    exp, step, at, weights = load(args.workdir, args.checkpoint)
     role = args.split if args.split in ("test", "eval", "train") else ""
     split = exp.config.data[role] if role else args.split
     if not split:
         raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
     n, values = score(exp, weights, split, "--split", batch_size)
-    record = {"step": step, "at": args.checkpoint, "split": split, "n": n, **values}
+    record = {"step": step, "at": at, "split": split, "n": n, **values}
     print(f"evaluate: {logs.summary(record, args.workdir)}")
     return cli.DONE
 

@@ -365,8 +365,8 @@ class Experiment:
             train, score = self.train_image_shape, self.image_shape
             raise InputError(
                 f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
-                f" pixels cannot score {score[1]}x{score[0]}; end data.train_ops and data.eval_ops"
-                " in the same size"
+                f" pixels cannot score {score[1]}x{score[0]}; end data.train_ops and"
+                " data.eval_ops in the same size"
             ) from None
 
     def _raw_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:

@@ -31,7 +31,9 @@ def images(paths: Sequence[str]) -> list[pathlib.Path]:
     for text in paths:
         path = pathlib.Path(text)
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            below = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
             if not below:
                 raise InputError(
                     f"{text} holds no image; {', '.join(sorted(SUFFIXES))} are"
@@ -97,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     cli.refuse_overrides(overrides, "predict")
     top = cli.whole_number(args.top, "--top", least=1)
     paths = images(args.images)
-    exp, _, weights = evaluate.load(args.workdir, args.checkpoint)
+    exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint)
     names = exp.facts.class_names or tuple(map(str, range(exp.facts.num_classes)))
     rows, status = [], cli.DONE
     for path, found in predict(exp, weights, paths):

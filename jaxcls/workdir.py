@@ -87,8 +87,8 @@ class Workdir:
                     f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
                 )
             return
-        if not any(self.checkpoints.glob("[0-9]*")):
-            return  # Nothing was trained here, so nothing can be lost.
+        if not self._holds_results():
+            return  # Nothing can be lost.
         changed = configs.differences(self.config(), config)
         identity = {k: v for k, v in changed.items() if configs.KNOBS[k].identity}
         if identity:
@@ -99,6 +99,11 @@ class Workdir:
                 f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
                 f" it is; start this one with --workdir={self._free_name()}"
             )
+
+    def _holds_results(self) -> bool:
+        """Whether there is a checkpoint or a record, so that the folder is a run's."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return recorded or any(self.checkpoints.glob("[0-9]*"))
 
     def _free_name(self) -> str:
         """A name beside this folder's that is not taken."""
@@ -144,7 +149,7 @@ class Workdir:
         Raises `InputError` where the data are not those that the run began with.
         """
         file = self.path / "config.json"
-        if file.exists() and any(self.checkpoints.glob("[0-9]*")):
+        if file.exists() and self._holds_results():
             before, now = _leaves(self.read()["implied"]), _leaves(implied)
             for key in (k for k in now if before.get(k) != now[k]):
                 raise InputError(

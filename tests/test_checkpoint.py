@@ -345,12 +345,20 @@ def test_a_checkpoint_of_another_format_says_which(copied):
 
 @pytest.mark.parametrize(("which", "step"), [("best", 3), ("last", 6), ("3", 3), ("6", 6)])
 def test_find_knows_best_last_and_steps(which, step, two):
-    assert checkpoint.find(two, which) == step
+    assert checkpoint.find(two, which) == (step, which)
 
 
 def test_find_takes_the_last_for_best_where_nothing_was_evaluated(tmp_path):
     save(tmp_path, make(2), make(4))
-    assert checkpoint.find(tmp_path, "best") == 4
+    assert checkpoint.find(tmp_path, "best") == (4, "last")
+
+
+def test_find_never_takes_another_for_a_best_that_is_gone(copied):
+    shutil.rmtree(copied / "3")
+    with pytest.raises(
+        InputError, match=r"lacks checkpoint 3, the best; .*=last, or one of 6"
+    ):
+        checkpoint.find(copied, "best")
 
 
 @pytest.mark.parametrize("which", ["5", "newest", "", "-3"])

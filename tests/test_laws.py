@@ -56,7 +56,7 @@ def records(workdir):
 def final_digests(workdir, config):
     folder = Workdir(workdir)
     like = EXPERIMENTS[config.to_json()].state_like
-    last = checkpoint.find(folder.checkpoints, "last")
+    last, _ = checkpoint.find(folder.checkpoints, "last")
     return checkpoint.digests(checkpoint.restore(folder.checkpoints, last, like))
 
 

@@ -253,3 +253,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         assert reader.read() == "old"
     assert file.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):
+    folder = Workdir(tmp_path)
+    folder.adopt(tiny(), {})
+    folder.check_identity(tiny(seed=1))  # Nothing was trained yet.
+    folder.metrics.write_text('{"step": 2}\n')
+    with pytest.raises(InputError, match=r"seed 0 -> 1.*--workdir="):
+        folder.check_identity(tiny(seed=1))
