@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -262,38 +261,21 @@ def test_an_old_folder_keeps_what_it_is(trained):
     assert (folder / "config.json").read_bytes() == before
 
 
-def test_a_folder_in_use_is_refused_and_free_after_kill_9(tmp_path, command, data_dir):
-    arguments = [DIGITS, f"--workdir={tmp_path}", "--config.length=1000 epochs"]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "jaxcls.main", *arguments],
-        stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
-    )  # fmt: skip
-    assert first.stdout.readline() == "starting from step 0\n"
-    second = command("main", *arguments)
-    assert second.returncode == 2
-    assert "in use by host" in second.stderr
-    assert f"pid {first.pid}" in second.stderr
-    assert second.stderr.count("\n") == 1
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    third = command("main", DIGITS, f"--workdir={tmp_path}", "--config.length=2 epochs")
-    assert third.returncode in (0, 2)
-    assert "in use" not in third.stderr
-
-
-def test_ctrl_c_ends_with_130_and_the_run_continues(tmp_path, command, data_dir):
+def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_dir):
     arguments = [DIGITS, f"--workdir={tmp_path}", "--config.length=6 epochs"]
-    process = subprocess.Popen(
+    first = subprocess.Popen(
         [sys.executable, "-m", "jaxcls.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
     )  # fmt: skip
-    while not process.stdout.readline().startswith("step"):
-        time.sleep(0)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130
+    assert first.stdout.readline() == "starting from step 0\n"
+    with pytest.raises(InputError, match=rf"in use by host \S+, pid {first.pid}, since"):
+        main.main([*arguments, "--config.mesh.devices=1"])
+    while not first.stdout.readline().startswith("step"):
+        pass
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate()
+    assert first.returncode == 130
     assert said == "interrupted; the same command continues\n"
     again = command("main", *arguments)
     assert again.returncode == 0
