@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxcls import config, experiment, train
+from jaxcls import checkpoint, config, experiment, train
 from jaxcls.step import State
 
 
@@ -119,7 +119,8 @@ def main() -> None:
         }
         exp = Timed(config.from_flat(values), None)
         state = exp.init()
-        _, state = bare(exp, state, 2)  # Warm.
+        _, state = bare(exp, state, 2)  # Warm, as is what a save compiles.
+        checkpoint.digests(state)
         ratios, rates = [], []
         for segment in range(args.segments):
             seconds, state = bare(exp, state, args.steps)

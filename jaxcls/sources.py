@@ -76,8 +76,8 @@ class Dataset:
             form = info.file_format.value if info.file_format else "an unknown format"
             raise InputError(
                 f"data.name={name}: {folder} is in {form} and must be array_record;"
-                " convert it with: tfds convert_format --out_file_format=array_record"
-                f" --dataset_dir={folder} --out_path=NEW_FOLDER"
+                " prepare it again elsewhere, where TensorFlow is installed, with:"
+                f" {_recipe(name.partition(':')[0], 'NEW_DIR')}"
             )
         self._keys = info.supervised_keys or ("image", "label")
         self.facts = _facts(name, info, self._keys)
@@ -233,8 +233,17 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
     near = "" if base in PUBLISHED else did_you_mean(base, {*here, *PUBLISHED})
     return (
         f"data.name={name!r} is not prepared in {root}{near}; {first}where TensorFlow is"
-        f" installed run: tfds build {base} --data_dir={root} --file_format=array_record;"
-        f" prepared there: {', '.join(here) or 'nothing'}"
+        f" installed run: {_recipe(base, str(root))}; prepared there:"
+        f" {', '.join(here) or 'nothing'}"
+    )
+
+
+def _recipe(name: str, folder: str) -> str:
+    """The command that prepares a TFDS dataset; TFDS's own one needs more packages."""
+    return (
+        'python -c "import tensorflow_datasets as tfds;'
+        f" tfds.builder('{name}', data_dir='{folder}', file_format='array_record')"
+        '.download_and_prepare()"'
     )
 
 

@@ -128,7 +128,9 @@ class _Loop:
         step = int(state.step)
         if step == self.exp.steps or bool(state.halted):
             return state
+        began = time.perf_counter()
         train_step = self.exp.compiled_train_step
+        self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
         behind: tuple[int, dict[str, jax.Array]] | None = None
         for batch, waited, began in _timed(self.exp.train_batches(step)):
             state, scores = train_step(state, batch)
@@ -138,11 +140,13 @@ class _Loop:
                 # more would only pile up batches in its memory.
                 self._settle(state, *behind)
             behind = (step, scores)
-            self.log.meter.stepped(time.perf_counter() - began, waited)
-            self.log.step(step)
-            if self._has_duties(step):
+            has_duties = self._has_duties(step)
+            if has_duties:
                 self._settle(state, *behind)
                 behind = None
+            self.log.meter.stepped(time.perf_counter() - began, waited)
+            self.log.step(step)
+            if has_duties:
                 state = self._duties(state, step)
                 if bool(state.halted):
                     self.log.line(

@@ -148,7 +148,8 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path, data_dir):
         sources.Dataset("cifar10", str(data_dir))
     said = str(refused.value)
     assert f"data.name='cifar10' is not prepared in {data_dir}" in said
-    assert f"tfds build cifar10 --data_dir={data_dir} --file_format=array_record" in said
+    arguments = f"'cifar10', data_dir='{data_dir}', file_format='array_record'"
+    assert f"tfds.builder({arguments}).download_and_prepare()" in said
     assert said.endswith("prepared there: digits")
     with pytest.raises(InputError, match=r"https://image-net\.org"):
         sources.Dataset("imagenet2012", str(tmp_path))
@@ -193,7 +194,7 @@ def test_another_file_format_is_refused_with_the_command_that_converts(data_dir,
         sources.Dataset("mine", str(tmp_path))
     said = str(refused.value)
     assert f"data.name=mine: {folder} is in tfrecord and must be array_record" in said
-    assert "tfds convert_format --out_file_format=array_record" in said
+    assert "tfds.builder('mine', data_dir='NEW_DIR', file_format='array_record')" in said
 
 
 def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):
