@@ -9,14 +9,14 @@ def get_config() -> ConfigDict:
     c = base()
     c.batch_size = 64
     c.length = "40 epochs"
-    c.model.name = "cnn(widths=(32, 64), convs=2, dropout=0.3, batch_norm=True)"
+    c.model.name = "cnn(widths=(32, 64), convs=2, dropout=0.5, batch_norm=True)"
     c.data.name = "digits"
     c.data.train = "train[:90%]"
     c.data.eval = "train[90%:]"
     c.data.test = "test"
-    c.data.train_ops = "decode(1) | resize(8)"
-    c.data.eval_ops = "decode(1) | resize(8)"
-    c.augment = "random_crop(1)"
+    c.data.train_ops = "decode(1) | resize(16)"
+    c.data.eval_ops = "decode(1) | resize(16)"
+    c.augment = "random_crop(2)"  # Half a pixel of the original at a time.
     c.optim.name = "adamw"
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05

@@ -123,6 +123,16 @@ def eval_batches(
         yield {**batch, "mask": positions < n}
 
 
+def check_labels(batch: Batch, num_classes: int, split: str) -> None:
+    """Raise `InputError`, naming `split`, for a label that is no class, as -1 is."""
+    bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
+    if bad.size:
+        raise InputError(
+            f"{split}: record {batch['index'][bad[0]]} has label {batch['label'][bad[0]]},"
+            f" and the classes are 0 to {num_classes - 1}; give a split that has labels"
+        )
+
+
 def transform(ops: Sequence[Op], image: bytes, rng: np.random.Generator) -> np.ndarray:
     """One encoded image through every op -> uint8 [H, W, C]."""
     out: Any = image

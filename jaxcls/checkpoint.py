@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from jaxcls.errors import InputError
 from jaxcls.optimizers import path_name
-from jaxcls.step import Best, State
+from jaxcls.step import Best, State, all_finite
 
 FORMAT = 1
 _WEIGHTS = ("params", "batch_stats", "ema")
@@ -230,11 +230,7 @@ def _hash(x: jax.Array, salt: int) -> jax.Array:
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
-@jax.jit
-def _finite(state: State) -> jax.Array:
-    trees = (state.params, state.batch_stats, state.opt_state, state.ema)
-    floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+_finite = jax.jit(all_finite)
 
 
 def _to_tree(state: State) -> dict[str, Any]:

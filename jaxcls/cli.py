@@ -7,7 +7,7 @@ stray arguments are ignored, and NaN or dict overrides pass.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jaxcls.errors import DivergedError, InputError
@@ -62,15 +62,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             raise InputError(f"--config.{key} is given twice; give it once")
         overrides[key] = value
     return rest, overrides
-
-
-def refuse_overrides(overrides: Mapping[str, str], verb: str) -> None:
-    """Raise `InputError` for --config.KEY where the run's folder holds the config."""
-    for key in overrides:
-        raise InputError(
-            f"--config.{key}: {verb} takes the config that the run's folder holds;"
-            " leave it out"
-        )
 
 
 def whole_number(text: str, flag: str, least: int = 0) -> int:

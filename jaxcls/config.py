@@ -73,7 +73,7 @@ KNOBS: dict[str, Knob] = {
     "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
     "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
     "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),
-    "eval.batch_size": Knob(0, "examples a batch; 0: batch_size", False),
+    "eval.batch_size": Knob(0, "examples a batch; 0: batch_size"),
     "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),
     "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
     "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
@@ -157,6 +157,9 @@ def check(config: ConfigDict) -> None:
     _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
     _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
     _require(values, "optim.lr", values["optim.lr"] > 0, "must be above 0")
+    for key, knob in KNOBS.items():
+        if type(knob.default) is int:
+            _require(values, key, values[key] < 2**32, "must be below 2**32")
     for key in ("length", "optim.warmup", "eval.every", "checkpoint.every", "log.every"):
         number, unit = durations.parse(values[key], key)
         if key != "optim.warmup" and number <= 0:

@@ -155,6 +155,8 @@ def clean(data: bytes) -> bytes:
 
 def _to_png(image: Image.Image) -> bytes:
     """Upright RGB (or grey) PNG of any image."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
         wide = np.asarray(image).astype(np.float64)

@@ -1,12 +1,13 @@
 """Every example once -> metrics. ``python -m jaxcls.evaluate --workdir=RUN``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxcls import checkpoint, cli, experiment, logs
+from jaxcls import checkpoint, cli, experiment, logs, sources
+from jaxcls.config import KNOBS, override
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
@@ -39,11 +40,17 @@ def score(
     found += [_fetch(outs) for outs in pending]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
-    n = len(exp.dataset.source(split, key))
+    n = sources.count(split, exp.facts.splits, key)
     if not np.array_equal(np.sort(index), np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
-    # fsum is exact, so no batch size and no order of adding can change the mean.
-    return n, {name: math.fsum(values.tolist()) / n for name, values in columns.items()}
+    return n, {name: _mean(values) for name, values in columns.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean; fsum is exact, so no batch size and no order of adding can change it."""
+    return (
+        math.fsum(values.tolist()) / len(values) if np.isfinite(values).all() else math.nan
+    )
 
 
 def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -57,13 +64,15 @@ def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
     return rows
 
 
-def load(path: str, which: str) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
+def load(
+    path: str, which: str, overrides: Mapping[str, str]
+) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
     """(experiment, step, what it is, weights) of a run's folder.
 
-    which: "best", "last" or a step.
+    which: "best", "last" or a step; overrides: of operational config keys.
     """
     folder = Workdir(path)
-    exp = experiment.from_workdir(folder)
+    exp = from_workdir(folder, overrides)
     step, at = checkpoint.find(folder.checkpoints, which)
     try:
         weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
@@ -74,6 +83,27 @@ def load(path: str, which: str) -> tuple[experiment.Experiment, int, str, dict[s
             f"checkpoint {step} of --workdir={path} is not whole ({error}); {remedy}"
         ) from None
     return exp, step, at, weights
+
+
+def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Experiment:
+    """The experiment of a run's folder, which needs no dataset to be there.
+
+    It uses all devices of this machine, whatever the run used. `overrides`: as on a
+    command line, of operational keys; raises `InputError` for what the run *is*.
+    """
+    facts = dict(folder.read()["implied"]["facts"])
+    facts["image_shape"] = tuple(facts["image_shape"])
+    facts["class_names"] = tuple(facts["class_names"])
+    config = folder.config()
+    config.mesh.devices = 0
+    for key, text in overrides.items():
+        override(config, key, text)
+        if KNOBS[key].identity:
+            raise InputError(
+                f"--config.{key}: it is part of what the run is, and comes from its folder;"
+                " leave it out"
+            )
+    return experiment.build(config, sources.Facts(**facts))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,9 +119,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", default="0", help="examples a batch; 0: the run's")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    cli.refuse_overrides(overrides, "evaluate")
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
-    exp, step, at, weights = load(args.workdir, args.checkpoint)
+    exp, step, at, weights = load(args.workdir, args.checkpoint, overrides)
     role = args.split if args.split in ("test", "eval", "train") else ""
     split = exp.config.data[role] if role else args.split
     if not split:

@@ -34,7 +34,6 @@ from jaxcls import (
 from jaxcls.config import check
 from jaxcls.errors import InputError
 from jaxcls.models import MODELS
-from jaxcls.workdir import Workdir
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -49,14 +48,6 @@ def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment
     """
     check(config)
     return Experiment(config, facts)
-
-
-def from_workdir(folder: Workdir) -> "Experiment":
-    """The experiment of a run's folder, which needs no dataset to be there."""
-    facts = dict(folder.read()["implied"]["facts"])
-    facts["image_shape"] = tuple(facts["image_shape"])
-    facts["class_names"] = tuple(facts["class_names"])
-    return build(folder.config(), sources.Facts(**facts))
 
 
 class Experiment:
@@ -106,6 +97,10 @@ class Experiment:
     def steps(self) -> int:
         """Updates of the whole run."""
         steps = durations.step_of(1, self._duration("length"))
+        if steps >= 2**31:
+            raise InputError(
+                f"length={self.config.length!r} is {steps:.1e} steps, over 2**31"
+            )
         if steps < 1:
             raise InputError(
                 f"length={self.config.length!r} is less than one batch of"
@@ -338,8 +333,17 @@ class Experiment:
         """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
         self.check_batch_size()
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
-        self._check_eval_shape()
-        return self.train_step.lower(self.state_like, self.batch_like)  # type: ignore[attr-defined]
+        try:
+            self._check_eval_shape()
+            return self.train_step.lower(self.state_like, self.batch_like)  # type: ignore[attr-defined]
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+            if "(" not in self.config.model.name:
+                raise  # No option of the user's: a bug of ours.
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(
+                f"model.name={self.config.model.name!r} cannot be built with these options"
+                f" ({type(error).__name__}: {first[:150]})"
+            ) from None
 
     @functools.cached_property
     def compiled_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
@@ -353,6 +357,12 @@ class Experiment:
             devices=self.mesh.size,
         )
         return compiled
+
+    def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """What predictions are made with: the average where best.metric chose by it."""
+        if weights["ema"] and self.config.best.metric.startswith("ema_"):
+            return weights["ema"]
+        return {name: weights[name] for name in ("params", "batch_stats")}
 
     def _check_eval_shape(self) -> None:
         """Raise `InputError` where what is trained cannot take the images of evaluation."""
@@ -445,14 +455,7 @@ class Experiment:
         return self._ops("eval_ops")
 
     def _ops(self, name: str) -> list[decode.Op]:
-        text, key = self.config.data[name], f"data.{name}"
-        calls = [call.name for call in pipeline.parse(text, key)]
-        if calls[:1] != ["decode"] or "decode" in calls[1:]:
-            raise InputError(
-                f"{key}={text!r} must begin with decode and hold it once, such as"
-                " 'decode | resize(224)'"
-            )
-        return pipeline.build(text, decode.OPS, key)
+        return pipeline.build(self.config.data[name], decode.OPS, f"data.{name}")
 
     def train_batches(self, start: int = 0) -> Iterator[DeviceBatch]:
         """The batches of steps start..steps-1, on the mesh: image, label."""
@@ -470,6 +473,9 @@ class Experiment:
             prefetch=self.config.data.prefetch,
         )
         for batch in host:
+            batches.check_labels(
+                batch, self.facts.num_classes, f"data.train={self.config.data.train!r}"
+            )
             yield mesh.put(self.mesh, {k: batch[k] for k in ("image", "label")})
 
     def eval_batches(
@@ -490,5 +496,6 @@ class Experiment:
             prefetch=self.config.data.prefetch,
         )
         for batch in host:
+            batches.check_labels(batch, self.facts.num_classes, f"{key}={split!r}")
             batch["index"] = batch["index"].astype(np.int32)
             yield mesh.put(self.mesh, batch)

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxcls.errors import InputError
+
 Record = dict[str, Any]
 
 
@@ -186,17 +188,25 @@ class Meter:
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """The records of a .jsonl file, without a torn last line; [] where there is none."""
+    """The records of a .jsonl file, without a torn last line; [] where there is none.
+
+    Raises `InputError` for a line that is no record and is followed by others.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text().splitlines(keepends=True):
+    *lines, torn = path.read_bytes().split(b"\n")
+    del torn  # What follows the last newline is empty, or half a record.
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
         except ValueError:
-            break
-        if not line.endswith("\n"):
-            records.pop()
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path}:{number} is not a record, and records follow it; put the line"
+                " right, or start in another --workdir"
+            ) from None
     return records
 
 
@@ -230,7 +240,10 @@ class _Plain:
         pass
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # Nobody reads any more; the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
         pass
@@ -277,7 +290,12 @@ def _event_writer(folder: pathlib.Path, start: int) -> Any:
 
 
 def _plain(record: Record) -> Record:
-    return {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+    """Numbers as JSON has them: what is not finite is null."""
+    plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in plain.items()
+    }
 
 
 def _pairs(values: Record) -> str:

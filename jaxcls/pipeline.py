@@ -6,6 +6,7 @@ ever evaluated, so a config read from a run folder can run no code.
 
 import ast
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -79,9 +80,17 @@ def _call(node: ast.expr, text: str, key: str) -> Call:
             f"{key}={text!r}: the arguments of {node.func.id!r} must be literals,"
             " such as 224, 0.5, True, 'text' or (1, 2)"
         ) from None
+    if not all(map(_is_finite, (args, *kwargs.values()))):
+        raise InputError(f"{key}={text!r}: the numbers must be finite, such as 1e-3")
     if len(kwargs) < len(node.keywords):
         raise InputError(f"{key}={text!r}: {node.func.id!r} is given an argument twice")
     return Call(node.func.id, args, kwargs)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _bind(
@@ -94,7 +103,8 @@ def _bind(
         for p in signature.parameters.values()
         if p.name not in given and p.name not in ("name", "parent")
     )
-    clash = set(given) & set(call.kwargs)
+    # name and parent are Flax's own fields of a module, not options of a model.
+    clash = (set(given) | {"name", "parent"}) & set(call.kwargs)
     try:
         if clash:
             raise TypeError(f"{sorted(clash)[0]!r} is not set here")

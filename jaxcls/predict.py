@@ -5,6 +5,7 @@ Needs the run's folder only, not the dataset.
 
 import csv
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ def images(paths: Sequence[str]) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for text in paths:
         path = pathlib.Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):
             below = sorted(
                 p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
             )
@@ -39,10 +40,10 @@ def images(paths: Sequence[str]) -> list[pathlib.Path]:
                     f"{text} holds no image; {', '.join(sorted(SUFFIXES))} are"
                 )
             found += below
-        elif path.exists():
+        elif os.path.isfile(path):
             found.append(path)
         else:
-            raise InputError(f"{text} does not exist; give image files or folders")
+            raise InputError(f"{text} is not a file; give image files or folders")
     return found
 
 
@@ -65,7 +66,7 @@ def predict(
     exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[pathlib.Path]
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | str]]:
     """(path, probabilities [K] float32, or why the file is bad), in the order given."""
-    variables = {k: weights[k] for k in ("params", "batch_stats")}
+    variables = exp.variables(weights)
     size = mesh.round_up(min(BATCH_SIZE, len(paths)), exp.mesh)
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
@@ -96,10 +97,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    cli.refuse_overrides(overrides, "predict")
     top = cli.whole_number(args.top, "--top", least=1)
     paths = images(args.images)
-    exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint)
+    exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
     names = exp.facts.class_names or tuple(map(str, range(exp.facts.num_classes)))
     rows, status = [], cli.DONE
     for path, found in predict(exp, weights, paths):

@@ -177,7 +177,10 @@ def _root(data_dir: str) -> pathlib.Path:
             " file system; mount the bucket and give its mount point"
         )
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(chosen).expanduser().resolve()
+    try:
+        return pathlib.Path(chosen).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"data.dir={chosen} is no path ({error}); try ~/data") from None
 
 
 def _folder(name: str, data_dir: str) -> pathlib.Path:

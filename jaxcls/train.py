@@ -46,6 +46,8 @@ def run(exp: Experiment, workdir: str) -> Result:
     _ = exp.lowered_train_step  # Whatever is wrong is said before a file is written.
     with folder.lock():
         folder.check_identity(exp.config)
+        if final := finished(folder):  # By the process that held the lock till now.
+            return Result(final, folder.given, already=True)
         folder.adopt(exp.config, implied)
         folder.begin([device.device_kind for device in exp.mesh.devices.flat])
         reason = "failed"
@@ -199,6 +201,7 @@ class _Loop:
         """Raise `DivergedError` after a bad step, with the last finite state saved."""
         if bad_step < 0:
             return
+        self.saves.wait()  # One under way may be of this very step.
         if bad_step not in checkpoint.steps(self.folder.checkpoints):
             self.log.sync()
             self.saves.save(state, checkpoint.digests(state))

@@ -42,7 +42,18 @@ class Workdir:
                 f"--workdir={path} is a URL, and must be a folder; try --workdir=runs/name"
             )
         self.given = str(path)
-        self.path = pathlib.Path(path).expanduser().resolve()
+        try:
+            self.path = pathlib.Path(path).expanduser().resolve()
+            self.path.exists()
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"--workdir={path} is no path ({error}); try runs/name"
+            ) from None
+        if set("[]") & set(str(self.path)):
+            raise InputError(
+                f"--workdir={path}: {self.path} holds a '[' or ']', and a checkpoint below"
+                " such a folder cannot be read back; name a folder without"
+            )
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
@@ -62,6 +73,11 @@ class Workdir:
             raise InputError(f"--workdir={self.given} {what}{step}") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read: {error}") from None
+        if not isinstance(saved, dict) or not {"config", "implied"} <= set(saved):
+            raise InputError(
+                f"--workdir={self.given} is not a run's folder: its config.json is"
+                " another program's; name a new folder"
+            )
         if saved.get("format") != FORMAT:
             raise InputError(
                 f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
@@ -87,6 +103,7 @@ class Workdir:
                     f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
                 )
             return
+        self.read()  # Refuses what is not ours.
         if not self._holds_results():
             return  # Nothing can be lost.
         changed = configs.differences(self.config(), config)

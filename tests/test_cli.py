@@ -60,13 +60,6 @@ def test_a_dict_for_a_group_is_refused(argv):
     )
 
 
-def test_an_override_is_refused_where_the_run_holds_the_config():
-    cli.refuse_overrides({}, "evaluate")
-    assert message(cli.refuse_overrides, {"seed": "1"}, "evaluate") == (
-        "--config.seed: evaluate takes the config that the run's folder holds; leave it out"
-    )
-
-
 @pytest.fixture
 def parser():
     made = cli.Parser("train", "Train.")

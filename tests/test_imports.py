@@ -12,7 +12,8 @@ SHARED = {"errors", "pipeline", "durations", "__init__"}  # Below everything.
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "sources", "train"},
     "train": {"evaluate", "checkpoint", "experiment", "logs", "step", "workdir"},
-    "evaluate": {"checkpoint", "cli", "experiment", "logs", "workdir"},
+    "evaluate": {"checkpoint", "cli", "config", "experiment", "logs"}
+    | {"sources", "workdir"},
     "predict": {"batches", "cli", "decode", "evaluate", "experiment", "mesh"},
     "dry_run": {"config", "experiment", "memory"},
 }

@@ -7,6 +7,7 @@ proof; 7 nothing good is overwritten.
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,3 +242,45 @@ def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
         int(state.bad_step) == int(state.step) == checkpoint.steps(folder.checkpoints)[-1]
     )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_law_7_divergence_right_after_a_save_is_said_as_such(tiny, tmp_path):
+    every = {"checkpoint.every": "1 step", "log.every": "1 step", "eval.every": "12 steps"}
+    diverging = tiny(
+        **{"optim.name": "sgd", "optim.lr": 1e38, "optim.warmup": "8 steps", **every}
+    )
+    with pytest.raises(DivergedError):
+        run(diverging, tmp_path)
+
+
+def test_law_7_an_evaluation_that_is_not_finite_is_recorded_and_never_best(tiny, tmp_path):
+    wild = {"optim.name": "sgd", "optim.lr": 1e15, "length": "1 steps", "mix": ""}
+    config = tiny(**wild, **{"best.metric": "loss"})
+    result = run(config, tmp_path)
+    (record,) = [r for r in logs.read(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    assert record["loss"] is None
+    assert result.record["at"] == "last"
+    assert run(config, tmp_path).already
+
+
+def test_law_7_a_finish_by_another_process_is_seen_under_the_lock(
+    tiny, whole, tmp_path, monkeypatch
+):
+    shutil.copytree(whole(tiny()), tmp_path / "run")
+    before = records(tmp_path / "run")
+    ask, looks = train.finished, []
+
+    def look(folder):  # The first one comes before the other process has ended.
+        looks.append(folder)
+        return ask(folder) if len(looks) > 1 else None
+
+    monkeypatch.setattr(train, "finished", look)
+    assert run(tiny(), tmp_path / "run").already
+    assert records(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["with space", "star*", "a#b?c%20", "{brace}"])
+def test_law_7_what_is_saved_under_an_odd_path_loads(tiny, tmp_path, name):
+    odd = tmp_path / name
+    run(tiny(), odd)
+    assert final_digests(odd, tiny())

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxcls import logs
+from jaxcls.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -97,10 +98,19 @@ def test_times_are_in_timing_jsonl_and_in_no_other_file(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_never_written(value, tmp_path):
-    with opened(tmp_path) as log, pytest.raises(ValueError, match="JSON compliant"):
-        log.train(1, {"loss": value})
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+def test_a_value_that_is_not_finite_is_null(value, tmp_path):
+    with opened(tmp_path) as log:
+        log.evaluation(1, "eval", "test", 3, {"loss": value, "top1": 0.5})
+    (record,) = logs.read(tmp_path / "metrics.jsonl")
+    assert (record["loss"], record["top1"]) == (None, 0.5)
+
+
+def test_a_bad_line_before_good_ones_is_named_and_nothing_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nspoilt\n{"step": 2}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl:2 is not a record"):
+        logs.trim(path, 5)
+    assert path.read_text().count("\n") == 3
 
 
 def test_records_are_on_disk_after_a_sync(tmp_path):
@@ -216,10 +226,9 @@ def test_tensorboard_gets_the_values_of_the_records(tmp_path):
     with opened(tmp_path, tensorboard=True) as log:
         log.train(5, {"loss": 0.5, "top1": 0.25})
         log.evaluation(5, "eval", "test", 3, {"top1": 0.75})
-        log.sync()
-        assert scalars(tmp_path / "tensorboard") == {
-            ("train/loss", 5): 0.5, ("train/top1", 5): 0.25, ("eval/top1", 5): 0.75,
-        }  # fmt: skip
+    assert scalars(tmp_path / "tensorboard") == {
+        ("train/loss", 5): 0.5, ("train/top1", 5): 0.25, ("eval/top1", 5): 0.75,
+    }  # fmt: skip
 
 
 def test_tensorboard_needs_no_tensorflow(tmp_path):

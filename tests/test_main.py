@@ -204,7 +204,10 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
         ("--config.normalize=imagenet", r"3 channels and the images have 1; try 'unit'"),
         ("--config.best.metric=top5", r"best.metric='top5' .*one of loss, top1"),
         ("--config.data.train_ops=resize(8)", r"must begin with decode"),
-        ("--config.data.train_ops=decode(1)|resize((8,12))", r"12x8 .* cannot score 8x8"),
+        (
+            "--config.data.train_ops=decode(1)|resize((16,24))",
+            r"24x16 .* cannot score 16x16",
+        ),
         ("stray", r"unrecognized arguments: stray"),
         ("--workdr=x", r"unrecognized arguments: --workdr=x"),
     ],
@@ -289,7 +292,7 @@ def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_
         (["--checkpoint=7"], r"--checkpoint=7 is not in .*there are best, last, "),
         (["--split=tset"], r"--split='tset' is not a split \(did you mean 'test'\?\)"),
         (["--batch_size=-1"], r"--batch_size=-1 must be a whole number, at least 0"),
-        (["--config.seed=1"], r"--config.seed: evaluate takes the config that the run"),
+        (["--config.seed=1"], r"--config.seed: it is part of what the run is"),
     ],
 )
 def test_bad_arguments_of_evaluate(trained, arguments, said):
@@ -313,7 +316,7 @@ def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["/nowhere/x.jpg"], r"/nowhere/x.jpg does not exist"),
+        (["/nowhere/x.jpg"], r"/nowhere/x.jpg is not a file"),
         (["--top=0", "x.jpg"], r"--top=0 must be a whole number, at least 1"),
         (["tests/golden"], r"tests/golden holds no image"),
         ([], r"required: IMAGE_OR_FOLDER"),
@@ -321,3 +324,56 @@ def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
 )
 def test_bad_arguments_of_predict(trained, arguments, said):
     bad(said, f"--workdir={trained[0]}", *arguments, command=predict)
+
+
+def test_a_foreign_config_json_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    bad(r"its config.json is another program's", DIGITS, f"--workdir={tmp_path}")
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "vit"}'
+
+
+def test_a_path_that_checkpoints_cannot_be_read_from_is_refused(tmp_path):
+    bad(r"holds a '\[' or '\]'", DIGITS, f"--workdir={tmp_path}/a[1]")
+
+
+def test_evaluate_takes_the_devices_and_data_of_this_machine(trained, data_dir, capsys):
+    folder, out = trained
+    arguments = [f"--workdir={folder}", f"--config.data.dir={data_dir}"]
+    assert evaluate.main([*arguments, "--config.mesh.devices=8"]) == 0
+    top1 = next(word for word in out.split()[::-1] if word.startswith("top1="))
+    assert top1 in capsys.readouterr().out
+
+
+def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pictures):
+    from jaxcls import experiment, train
+
+    folder = str(tmp_path / "ema")
+    train.run(experiment.build(tiny(**{"best.metric": "ema_loss"})), folder)
+    exp, _, _, weights = evaluate.load(folder, "best", {})
+    ((_, found),) = predict.predict(exp, weights, [pictures / "3.png"])
+    images = predict.read(exp, pictures / "3.png")[None].repeat(8, 0)
+    expected = exp.predict_step(weights["ema"], images)[0]
+    raw = {k: weights[k] for k in ("params", "batch_stats")}
+    np.testing.assert_array_equal(found, np.asarray(expected))
+    assert not np.array_equal(found, np.asarray(exp.predict_step(raw, images)[0]))
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path, data_dir):
+    process = subprocess.run(
+        f"{sys.executable} -m jaxcls.main {DIGITS} --workdir={tmp_path}"
+        " --config.length='3 epochs' --config.mesh.devices=1 | head -n 1",
+        shell=True, check=False, env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+    )  # fmt: skip
+    assert process.returncode == 0
+    assert (
+        json.loads((tmp_path / "manifest.json").read_text())["starts"][-1]["reason"]
+        == "done"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["cnn(widths=(0,))", "cnn(dense=-1)", "cnn(dropout=2)", "resnet18(width=0)",
+             "resnet18(block=3)", "cnn(name='x')", "cnn(dropout=1e999)"],
+)  # fmt: skip
+def test_options_that_a_model_cannot_have_are_one_line(name):
+    bad(r"model.name", DIGITS, "--dry_run", f"--config.model.name={name}")

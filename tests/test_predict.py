@@ -36,7 +36,7 @@ def test_a_folder_gives_its_images_by_path_and_files_come_as_given(folder):
 def test_a_path_that_is_not_there_is_named(folder):
     with pytest.raises(InputError) as refused:
         predict.images([str(folder / "a.png"), "no/such.png"])
-    assert str(refused.value) == "no/such.png does not exist; give image files or folders"
+    assert str(refused.value) == "no/such.png is not a file; give image files or folders"
 
 
 def test_a_folder_without_images_says_what_an_image_is(tmp_path):

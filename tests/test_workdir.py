@@ -153,7 +153,7 @@ def test_an_operational_change_is_taken_and_recorded(tmp_path):
 def test_every_key_that_changes_a_run_is_part_of_its_identity():
     operational = {key for key, knob in config.KNOBS.items() if not knob.identity}
     assert operational == {
-        "data.dir", "data.threads", "data.prefetch", "eval.batch_size",
+        "data.dir", "data.threads", "data.prefetch",
         "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
         "mesh.devices",
     }  # fmt: skip
@@ -235,7 +235,12 @@ def test_reading_what_is_no_run_says_so_and_points_to_the_run(tmp_path):
     ("text", "wrong"),
     [
         ('{"format": 1, "conf', "config.json cannot be read: "),
-        ('{"format": 9}', "config.json has format 9, and jaxcls "),
+        (
+            '{"format": 9, "config": {}, "implied": {}}',
+            "config.json has format 9, and jaxcls ",
+        ),
+        ('{"model_type": "vit"}', "its config.json is another program's"),
+        ("[]", "its config.json is another program's"),
     ],
 )
 def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):

@@ -23,6 +23,12 @@ class CNN(nn.Module):
     dropout: float = 0.0
     batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        sizes = (*self.widths, self.convs, self.dense)
+        if not self.widths or min(sizes) < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("widths, convs and dense must be at least 1, dropout in 0..1")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         x = images.astype(self.dtype)
@@ -47,6 +53,4 @@ class CNN(nn.Module):
         x = nn.Dense(self.dense, dtype=self.dtype, kernel_init=init, name="dense")(x)
         x = nn.relu(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(
-            jnp.float32
-        )
+        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
