@@ -58,15 +58,16 @@ class Checkpoints:
         step = int(state.step)
         if not bool(_finite(state)):
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
-        self._policy.best = int(state.best.step)
+        best = self._policy.best = int(state.best.step)
         tree = _to_tree(state)
-        meta = {"format": FORMAT, "step": step, "best_step": int(state.best.step)}
+        meta: dict[str, Any] = {"format": FORMAT, "step": step, "best_step": best}
+        meta["digests"] = digests
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 weights=ocp.args.StandardSave({k: tree[k] for k in _WEIGHTS}),
                 rest=ocp.args.StandardSave({k: tree[k] for k in tree if k not in _WEIGHTS}),
-                meta=ocp.args.JsonSave({**meta, "digests": digests}),
+                meta=ocp.args.JsonSave({**meta, "seal": _seal(meta)}),
             ),
             force=True,  # Our loop decides when; orbax's own policy would skip some.
         )
@@ -125,15 +126,17 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
 def restore(folder: pathlib.Path, step: int, like: State) -> State:
     """The state of a checkpoint, with the shapes and shardings of `like`, verified.
 
-    Raises `CorruptError` where it cannot be read or a digest differs.
+    Raises `CorruptError` where it cannot be read or a digest differs, `InputError` where
+    it is whole and another version's.
     """
     tree = _to_tree(like)
     rest = [k for k in tree if k not in _WEIGHTS]
-    items = {
-        "weights": ocp.args.StandardRestore({k: tree[k] for k in _WEIGHTS}),
-        "rest": ocp.args.StandardRestore({k: tree[k] for k in rest}),
-    }
-    read = _read(folder, step, items)
+    read = _read(
+        folder,
+        step,
+        weights={k: tree[k] for k in _WEIGHTS},
+        rest={k: tree[k] for k in rest},
+    )
     state = _from_tree({**read["weights"], **read["rest"]})
     _verify(digests(state), read["meta"]["digests"])
     if int(state.step) != step:
@@ -146,8 +149,7 @@ def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, A
 
     Raises `CorruptError` like `restore`.
     """
-    wanted = {k: _to_tree(like)[k] for k in _WEIGHTS}
-    read = _read(folder, step, {"weights": ocp.args.StandardRestore(wanted)})
+    read = _read(folder, step, weights={k: _to_tree(like)[k] for k in _WEIGHTS})
     _verify(_digests(read["weights"]), read["meta"]["digests"])
     return read["weights"]
 
@@ -256,28 +258,58 @@ def _from_tree(tree: dict[str, Any]) -> State:
     return State(**{**tree, "key": keys, "best": Best(**tree["best"])})
 
 
-def _read(folder: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str, Any]:
+    """The items asked for, in the form of the trees given, and "meta"."""
     meta = _meta(folder, step)
-    if meta["format"] != FORMAT:
-        raise CorruptError(f"format {meta['format']}, and this jaxcls reads {FORMAT}")
+    _check_version(folder / str(step), meta, items)
+    wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            read = checkpointer.restore(folder / str(step), ocp.args.Composite(**items))
+            read = checkpointer.restore(folder / str(step), ocp.args.Composite(**wanted))
+    except MemoryError:
+        raise
     except Exception as error:  # Orbax and tensorstore raise many kinds for bad files.
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise  # Nothing is wrong with the checkpoint.
         first = str(error).strip().splitlines() or [""]
         raise CorruptError(f"{type(error).__name__}: {first[0][:200]}") from error
     return {**read, "meta": meta}
 
 
 def _meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself, checked by its seal."""
     path = folder / str(step) / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text())
-        if not isinstance(meta["digests"], dict):
-            raise KeyError("digests")
-        return {k: meta[k] for k in ("format", "best_step", "digests")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        seal = meta.pop("seal")
+        if seal != _seal(meta):
+            raise ValueError("seal")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    """16 hex digits over everything else that meta says."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, Any]) -> None:
+    """Raise `InputError` for a whole checkpoint that this code does not understand."""
+    if meta["format"] != FORMAT:
+        raise InputError(
+            f"{path} has format {meta['format']}, and this jaxcls reads {FORMAT}; use the"
+            " jaxcls that manifest.json names"
+        )
+    paths = [
+        p for tree in items.values() for p, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    missing = [name for name in map(path_name, paths) if name not in meta["digests"]]
+    if missing:
+        raise InputError(
+            f"{path} lacks {missing[0]} (and {len(missing) - 1} more): another jaxcls, flax"
+            " or optax wrote it; use the versions that manifest.json names"
+        )
 
 
 def _verify(now: dict[str, str], saved: dict[str, str]) -> None:

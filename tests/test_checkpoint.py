@@ -1,6 +1,7 @@
 """States on disk: round trips, digests, and every kind of damage."""
 
 import gc
+import hashlib
 import json
 import logging
 import re
@@ -122,11 +123,25 @@ def test_weights_load_where_nothing_else_is_left(copied):
         checkpoint.restore(copied, 6, like(state))
 
 
+def seal(step_folder, change):
+    """Let a checkpoint say something else of itself, as another version would."""
+    meta = step_folder / "meta" / "metadata"
+    said = json.loads(meta.read_text())
+    del said["seal"]
+    change(said)
+    sealed = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    meta.write_text(json.dumps({**said, "seal": sealed}))
+
+
+def test_arrays_of_another_version_are_named_and_nothing_is_moved(copied):
+    seal(copied / "6", lambda said: said["digests"].pop("params/dense/bias"))
+    with pytest.raises(InputError, match=r"/6 lacks params/dense/bias .*manifest.json"):
+        checkpoint.restore_newest(copied, like(make(0)))
+    assert checkpoint.steps(copied) == [3, 6]
+
+
 def test_damaged_weights_are_not_handed_out(copied):
-    meta = copied / "6" / "meta" / "metadata"
-    content = json.loads(meta.read_text())
-    content["digests"]["params/dense/bias"] = "0" * 16
-    meta.write_text(json.dumps(content))
+    seal(copied / "6", lambda said: said["digests"].update({"params/dense/bias": "0" * 16}))
     with pytest.raises(checkpoint.CorruptError, match="digest of params/dense/bias"):
         checkpoint.restore_weights(copied, 6, like(make(0)))
 
@@ -337,9 +352,8 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_says_so(copied):
 
 
 def test_a_checkpoint_of_another_format_says_which(copied):
-    meta = copied / "6" / "meta" / "metadata"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
-    with pytest.raises(checkpoint.CorruptError, match="format 99, and this jaxcls reads 1"):
+    seal(copied / "6", lambda said: said.update(format=99))
+    with pytest.raises(InputError, match="format 99, and this jaxcls reads 1"):
         checkpoint.restore(copied, 6, like(make(0)))
 
 
