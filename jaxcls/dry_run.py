@@ -1,5 +1,7 @@
 """What a run would be, from shapes alone: ``python -m jaxcls.main ... --dry_run``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def _memory(exp: Experiment) -> str:
     shapes, size = exp.state_shapes, exp.config.batch_size
     images = jax.ShapeDtypeStruct((size, *exp.train_image_shape), jnp.float32)
 
-    def forward(params, batch_stats, images, key):  # type: ignore[no-untyped-def]
+    def forward(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
         return exp.model.apply(variables, images, True, key)
 

@@ -56,5 +56,6 @@ def is_due(step: int, every: Fraction) -> bool:
         return False
     if every <= 1:
         return True
+    # A period of more than a step: its end is less than half a period from round().
     count = round(step / every)
-    return any(step_of(k, every) == step for k in (count - 1, count, count + 1) if k > 0)
+    return count > 0 and step_of(count, every) == step

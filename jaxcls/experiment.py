@@ -318,7 +318,7 @@ class Experiment:
         return keys.pop("init"), keys
 
     @functools.cached_property
-    def train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+    def train_step(self) -> jax.stages.Wrapped:
         """The jitted train_step(state, batch) -> (state, metrics); it donates the state."""
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
@@ -335,7 +335,7 @@ class Experiment:
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
         try:
             self._check_eval_shape()
-            return self.train_step.lower(self.state_like, self.batch_like)  # type: ignore[attr-defined]
+            return self.train_step.lower(self.state_like, self.batch_like)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             if "(" not in self.config.model.name:
                 raise  # No option of the user's: a bug of ours.

@@ -119,7 +119,7 @@ class Source:
         """indices [N] int64 in 0..len-1 -> N times (encoded image, label)."""
         image_key, label_key = self._keys
         which = np.searchsorted(self._starts, indices, side="right") - 1
-        records: list[Record | None] = [None] * len(indices)
+        records: dict[int, Record] = {}
         for part, (data, start, _) in enumerate(self._parts):
             rows = np.flatnonzero(which == part)
             if not rows.size:
@@ -128,7 +128,7 @@ class Source:
             found = data.__getitems__(wanted.tolist())
             for row, example in zip(rows.tolist(), found, strict=True):
                 records[row] = example[image_key], int(example[label_key])
-        return records  # type: ignore[return-value]  # Every row has been filled.
+        return [records[row] for row in range(len(indices))]
 
 
 def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int, int]]:
