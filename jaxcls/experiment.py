@@ -263,21 +263,27 @@ class Experiment:
             higher=self.higher_is_better,
         )
 
-    def _raw_train_step(self) -> step.TrainStep:
+    @functools.cached_property
+    def _raw_inputs(self) -> step.Inputs:
         mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
         if len(mixes) > 1:
             raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
         table = augment.AUGMENTATIONS
-        return step.make_train_step(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self.loss,
+        return step.make_inputs(
             num_classes=self.facts.num_classes,
             smoothing=self.config.loss.smoothing,
             augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
             normalize=self.normalize,
             mix=mixes[0] if mixes else None,
+        )
+
+    def _raw_train_step(self) -> step.TrainStep:
+        return step.make_train_step(
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.loss,
+            self._raw_inputs,
             metrics=self.metrics,
             ema_decay=self.config.ema.decay,
         )
@@ -316,6 +322,11 @@ class Experiment:
         root = jax.random.key(self.config.seed, impl="threefry2x32")
         keys = {name: jax.random.fold_in(root, i) for name, i in _STREAMS.items()}
         return keys.pop("init"), keys
+
+    def model_inputs(self, step: int, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+        """(images, targets) that the train step at `step` gives the model for a batch."""
+        key = self._keys()[1]["augment"]
+        return jax.jit(self._raw_inputs)(key, jnp.int32(step), batch)
 
     @functools.cached_property
     def train_step(self) -> jax.stages.Wrapped:

@@ -65,6 +65,7 @@ class Model(NamedTuple):
 
 
 Init = Callable[[jax.Array, dict[str, jax.Array]], State]
+Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
 
@@ -105,17 +106,39 @@ def make_init(
     return init
 
 
-def make_train_step(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    loss: Loss,
+def make_inputs(
     *,
     num_classes: int,
     smoothing: float,
     augment: Augmentation,
     normalize: Normalization,
     mix: Mix | None,
+) -> Inputs:
+    """Returns inputs(augment_key, step, batch) -> (images, targets) for the model.
+
+    images float32 [B, H, W, C], augmented, normalised and mixed; targets [B, K] float32.
+    Row r of the global batch has its own key, so neighbours and devices change nothing.
+    """
+
+    def inputs(
+        key: jax.Array, step: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
+        images = augment(row_keys(row_key, batch["image"].shape[0]), batch["image"])
+        images = normalize(images)
+        targets = smooth(batch["label"], num_classes, smoothing)
+        return mix(mix_key, images, targets) if mix else (images, targets)
+
+    return inputs
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    loss: Loss,
+    inputs: Inputs,
+    *,
     metrics: Sequence[Metric],
     ema_decay: float,
 ) -> TrainStep:
@@ -126,16 +149,8 @@ def make_train_step(
     unaware of devices; randomness is a function of (state.key, state.step, row).
     """
 
-    def prepare(state: State, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        key = jax.random.fold_in(state.key["augment"], state.step)
-        row_key, mix_key = jax.random.split(key)
-        images = augment(row_keys(row_key, batch["image"].shape[0]), batch["image"])
-        images = normalize(images)
-        targets = smooth(batch["label"], num_classes, smoothing)
-        return mix(mix_key, images, targets) if mix else (images, targets)
-
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        images, targets = prepare(state, batch)
+        images, targets = inputs(state.key["augment"], state.step, batch)
         dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
 
         def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:

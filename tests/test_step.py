@@ -39,14 +39,18 @@ def made(*, ema=0.0, apply=linear, optimizer=None, higher=True, **changes):
     """(state at step 0, jitted train_step) of the linear model."""
     model = step.Model(start_linear, apply)
     optimizer = optimizer or OPTIMIZERS["sgd"](0.0, decay_mask("kernel$"), momentum=0.0)
-    parts = {
-        "schedule": SCHEDULES["constant"](0.5, 10),
-        "loss": losses.softmax(),
+    inputs = {
         "num_classes": K,
         "smoothing": 0.0,
         "augment": chain([]),
         "normalize": NORMALIZATIONS["unit"](),
         "mix": None,
+    }
+    inputs |= {name: changes.pop(name) for name in inputs if name in changes}
+    parts = {
+        "schedule": SCHEDULES["constant"](0.5, 10),
+        "loss": losses.softmax(),
+        "inputs": step.make_inputs(**inputs),
         "metrics": [metrics.top1()],
         "ema_decay": ema,
     } | changes

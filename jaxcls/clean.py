@@ -1,0 +1,124 @@
+"""People's image files -> bytes that `decode` reads right, or why they cannot be."""
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxcls.decode import MAX_PIXELS, DecodeError
+
+Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
+# Brands of an ISO media file that hold HEVC, which Pillow does not read.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class Shrink(NamedTuple):
+    """Re-encoding of what is larger: `short` side in pixels, JPEG `quality` 1..100."""
+
+    short: int
+    quality: int = 95
+
+
+class Cleaned(NamedTuple):
+    """An encoded JPEG or PNG, upright, grey or RGB, and its size in pixels."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
+    """An encoded file as `decode` reads it right; most come back byte for byte.
+
+    EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB, as
+    PNG. Every pixel is decoded, so a truncated file is found.
+    Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
+    Pillow may warn of what is repaired here: see `quiet`.
+    """
+    if not data:
+        raise DecodeError("empty, 0 bytes")
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        raise DecodeError(
+            "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
+        )
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_header(image)
+            image.load()
+            plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
+            upright = image.getexif().get(0x0112, 1) == 1
+            large = shrink is not None and min(image.size) > shrink.short
+            size = image.size
+            if not plain or not upright or "transparency" in image.info or large:
+                upright_image = _to_rgb(image)
+                size = upright_image.size
+                if shrink and large:
+                    size = _shrunk(size, shrink.short)
+                    data = _to_jpeg(upright_image, size, shrink.quality)
+                else:
+                    data = _to_png(upright_image)
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for bad files.
+        reason = str(error).split(" <")[0]
+        raise DecodeError(f"not a readable image ({reason})") from None
+    return Cleaned(data, size[1], size[0])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings while files are cleaned, in any thread: what matters is raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_header(image: Image.Image) -> None:
+    """Raise `DecodeError` for what the header alone rules out."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DecodeError(
+            f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # A phone's JPEG with a second view.
+        raise DecodeError(f"animated, {frames} frames; one still is needed")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright, 8-bit, RGB or grey."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
+        wide = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.rint(wide / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def _to_png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _to_jpeg(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
+    """A smaller copy, by Pillow's antialiased bicubic."""
+    out = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _shrunk(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """The size whose shorter side is `short`, the other in proportion."""
+    ratio = short / min(size)
+    width, height = (max(short, math.floor(side * ratio + 0.5)) for side in size)
+    return width, height

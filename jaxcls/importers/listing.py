@@ -1,0 +1,35 @@
+"""What a source of images holds, before any image is read."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Listing(NamedTuple):
+    """The files of one split, as arrays: a million of them is some 100 MB.
+
+    names: [n] bytes (dtype S), the path of each within the source, '/' between parts;
+    it decides order and val split, so it must not depend on where the source lies.
+    labels: [n] int32. read: index -> the encoded file; safe from many threads, raises
+    `decode.DecodeError` or OSError where one file cannot be read.
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    read: Callable[[int], bytes]
+
+
+class Found(NamedTuple):
+    """A source that was understood.
+
+    kind: in words, for the manifest. channels: 1 (grey) or 3. rejected: (name, reason)
+    of what is not read at all. notes: what a person should know, one line each.
+    """
+
+    kind: str
+    class_names: tuple[str, ...]
+    channels: int
+    splits: dict[str, Listing]
+    rejected: list[tuple[str, str]]
+    notes: list[str]

@@ -1,0 +1,93 @@
+"""Files in an uncompressed tar, listed without keeping a list and read where they lie."""
+
+import io
+import os
+import pathlib
+import tarfile
+import weakref
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from jaxcls.errors import InputError
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose list of the headers seen can be cleared: it would hold a million."""
+
+    members: list[tarfile.TarInfo]
+
+
+class Reader:
+    """index -> the bytes of one file in a tar, by pread: safe from many threads."""
+
+    def __init__(self, path: pathlib.Path, starts: np.ndarray, sizes: np.ndarray) -> None:
+        self._starts, self._sizes = starts, sizes
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __call__(self, index: int) -> bytes:
+        size, at = int(self._sizes[index]), int(self._starts[index])
+        data = b""
+        while len(data) < size:  # One call reads at most 2 GiB, and may read less.
+            more = os.pread(self._descriptor, size - len(data), at + len(data))
+            if not more:
+                raise OSError(f"{len(data)} of {size} bytes are left in the tar")
+            data += more
+        return data
+
+
+def files(
+    file: IO[bytes],
+    where: str,
+    rejected: list[tuple[str, str]],
+    *,
+    nested: bool = False,
+    remedy: str = "copy it again",
+) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
+    """(name, member, its content) of each file and folder of a tar (`nested`: in another).
+
+    Adds to `rejected` what is no plain file below the archive's root. Raises
+    `InputError` for a tar that is cut short or garbled: tarfile stops there in silence.
+    """
+    try:
+        with _Tar.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()
+                reason = _fault(member)
+                if reason:
+                    rejected.append((member.name, reason))
+                elif member.isdir():
+                    yield plain(member.name), member, None
+                else:
+                    with tar.extractfile(member) or io.BytesIO() as content:
+                        yield plain(member.name), member, content
+            file.seek(tar.offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            # The length of a nested tar is known from outside: it may end without zeros.
+            if block.strip(b"\0") or not (block or nested):
+                raise tarfile.ReadError(f"no file and no end at byte {tar.offset}")
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        raise InputError(f"{where} is cut short or damaged ({error}); {remedy}") from None
+
+
+def is_below(name: str) -> bool:
+    """Whether the path of an archive's member stays below the archive's root."""
+    return not (name.startswith("/") or "\\" in name or ".." in name.split("/"))
+
+
+def plain(name: str) -> str:
+    """The path of a member without the './' that some tars begin with."""
+    return name.removeprefix("./")
+
+
+def _fault(member: tarfile.TarInfo) -> str:
+    """Why a member is not read, or ''."""
+    if not is_below(member.name):
+        return "its path leads out of the archive"
+    if member.issym() or member.islnk():
+        return "a link; archives are read without following any"
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        return "not a regular file"
+    return ""

@@ -1,0 +1,88 @@
+"""TFRecord files and the folders of TFDS that hold them, without TensorFlow."""
+
+import json
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+
+from jaxcls.errors import InputError
+
+# No example of a dataset of images is larger, and Python would try to hold it.
+MAX_BYTES = 1 << 31
+
+
+def records(path: pathlib.Path) -> Iterator[bytes]:
+    """The records of a TFRecord file in order, each checked against its checksums.
+
+    Raises `InputError` naming the file, the record (counted from 0) and the fault.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            number = 0
+            while header := file.read(12):
+                at = f"{path}: record {number} at byte {file.tell() - len(header)}"
+                if len(header) < 12:
+                    raise _fault(at, "is cut short in its header")
+                length, checksum = struct.unpack("<QI", header)
+                if masked_crc(header[:8]) != checksum:
+                    raise _fault(at, "has a length whose checksum (crc32c) does not match")
+                if length > MAX_BYTES:
+                    raise _fault(at, f"states an absurd length of {length} bytes")
+                if length + 4 > size - file.tell():
+                    left = size - file.tell()
+                    raise _fault(at, f"is cut short: {left} of {length + 4} bytes are left")
+                data = file.read(length)
+                if struct.pack("<I", masked_crc(data)) != file.read(4):
+                    raise _fault(at, "has data whose checksum (crc32c) does not match")
+                yield data
+                number += 1
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); give a TFRecord file"
+        ) from None
+
+
+def masked_crc(data: bytes) -> int:
+    """The checksum of the TFRecord format: crc32c, rotated by 15 bits, plus a constant."""
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def is_tfds_tfrecord(path: pathlib.Path) -> bool:
+    """Whether `path` is, or is the parent of the one, TFDS dataset in TFRecord."""
+    return tfds_folder(path) is not None
+
+
+def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the TFDS dataset in TFRecord: `path`, its one version, or None.
+
+    A dataset_info.json that states no fileFormat is of the time when there was but one.
+    """
+    if _is_tfrecord(path):
+        return path
+    try:
+        versions = [
+            entry
+            for entry in path.iterdir()
+            if re.fullmatch(r"\d+\.\d+\.\d+", entry.name) and _is_tfrecord(entry)
+        ]
+    except OSError:
+        return None
+    return versions[0] if len(versions) == 1 else None
+
+
+def _is_tfrecord(folder: pathlib.Path) -> bool:
+    try:
+        info = json.loads((folder / "dataset_info.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(info, dict) and info.get("fileFormat", "tfrecord") == "tfrecord"
+
+
+def _fault(at: str, what: str) -> InputError:
+    return InputError(f"{at} {what}; copy the file again, or prepare the dataset again")

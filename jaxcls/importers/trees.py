@@ -1,0 +1,258 @@
+"""A folder, a .tar, .tgz or .zip as one thing: sorted paths, and bytes by index.
+
+Nothing is ever extracted: members are read where they lie, so no path of an archive can
+name a file of ours.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import pathlib
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcls.decode import DecodeError
+from jaxcls.errors import InputError
+from jaxcls.importers import tars
+
+# Files that systems leave behind; they are counted and left out.
+SYSTEM = (b"Thumbs.db", b"desktop.ini", b"__MACOSX")
+# The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
+MAX_BYTES = 1 << 30
+_FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
+
+_DAMAGES = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError),
+    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+)
+
+Read = Callable[[int], bytes]
+
+
+class Tree(NamedTuple):
+    """names: [n] bytes (S), sorted, '/' between parts; folders: those of two levels.
+
+    rejected: (name, reason) of links, of what is no file, and of paths that point out.
+    hidden: how many hidden files and system files were left out.
+    """
+
+    names: np.ndarray
+    read: Read
+    folders: list[bytes]
+    rejected: list[tuple[str, str]]
+    hidden: int
+
+
+def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
+    """The files of a folder or an archive; a compressed tar is unpacked into `scratch`.
+
+    Raises `InputError` for anything else, or a damaged archive.
+    """
+    if path.is_dir():
+        return _folder(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return _zip(path)
+        return _tar(_plain_tar(path, scratch))
+    except _DAMAGES as error:
+        raise InputError(
+            f"{path} is damaged ({error}); copy or download it again"
+        ) from None
+
+
+def _is_hidden(name: bytes) -> bool:
+    return any(part.startswith(b".") or part in SYSTEM for part in name.split(b"/"))
+
+
+class _Names:
+    """Collects the paths of a tree, and what is left out of it."""
+
+    def __init__(self) -> None:
+        self.chunks: list[np.ndarray] = []
+        self.some: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.rejected: list[tuple[str, str]] = []
+        self.hidden = 0
+
+    def add(self, name: bytes) -> bool:
+        """Whether the file is one to read; a hidden one is counted."""
+        if _is_hidden(name):
+            self.hidden += 1
+            return False
+        self.some.append(name)
+        if len(self.some) == 4096:  # As arrays a million paths are 100 MB, not 200.
+            self._pack()
+        return True
+
+    def add_folder(self, name: bytes) -> None:
+        if name.count(b"/") < 3 and not _is_hidden(name):
+            self.folders.append(name)
+
+    def reject(self, name: bytes, reason: str) -> None:
+        self.rejected.append((os.fsdecode(name), reason))
+
+    def _pack(self) -> None:
+        if self.some:
+            self.chunks.append(np.array(self.some))
+            self.some = []
+
+    def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
+        """The tree; ``reader(names, order)`` reads file i, the order[i]-th added."""
+        self._pack()
+        names = np.concatenate(self.chunks) if self.chunks else np.zeros(0, "S1")
+        order = np.argsort(names, kind="stable")
+        names = names[order]
+        again = np.flatnonzero(names[1:] == names[:-1]) + 1
+        for name in names[again]:
+            self.reject(name, "the same path a second time")
+        names, order = np.delete(names, again), np.delete(order, again)
+        read = reader(names, order)
+        return Tree(names, read, self.folders, self.rejected, self.hidden)
+
+
+def _folder(root: pathlib.Path) -> Tree:
+    """The files below a folder; links to files and folders are followed, once."""
+    found, base = _Names(), os.fsencode(root)
+
+    def walk(folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"{os.fsdecode(folder)} cannot be read ({error.strerror}); allow it"
+            ) from None
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir():
+                here = (entry.stat().st_dev, entry.stat().st_ino)
+                if here in above:
+                    found.reject(name, "a link to a folder that it lies in")
+                elif not _is_hidden(name):
+                    found.add_folder(name)
+                    walk(entry.path, name + b"/", above | {here})
+            elif entry.is_file():
+                found.add(name)
+            elif not _is_hidden(name):
+                broken = entry.is_symlink() and not os.path.exists(entry.path)
+                found.reject(name, "a broken link" if broken else "not a regular file")
+
+    walk(base, b"", frozenset())
+
+    def reader(names: np.ndarray, order: np.ndarray) -> Read:
+        def read(i: int) -> bytes:
+            path = os.path.join(base, names[i])
+            _check_size(os.stat(path).st_size)
+            with open(path, "rb") as file:
+                return file.read()
+
+        return read
+
+    return found.tree(reader)
+
+
+def _tar(path: pathlib.Path) -> Tree:
+    """The members of an uncompressed tar."""
+    found, rejected = _Names(), list[tuple[str, str]]()
+    places: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+    some: list[tuple[int, int]] = []
+    with path.open("rb") as file:
+        for name, member, content in tars.files(file, f"{path}", rejected):
+            if content is None:
+                found.add_folder(os.fsencode(name))
+            elif found.add(os.fsencode(name)):
+                some.append((member.offset_data, member.size))
+            if len(some) == 4096:
+                places.append(np.array(some, np.int64))
+                some = []
+    found.rejected += rejected
+    where = np.concatenate([*places, np.array(some, np.int64).reshape(-1, 2)])
+
+    def reader(names: np.ndarray, order: np.ndarray) -> Read:
+        starts, sizes = where[order].T
+        read = tars.Reader(path, starts, sizes)
+
+        def checked(i: int) -> bytes:
+            _check_size(int(sizes[i]))
+            return read(i)
+
+        return checked
+
+    return found.tree(reader)
+
+
+def _zip(path: pathlib.Path) -> Tree:
+    """The members of a zip; reading one is safe from many threads."""
+    archive, found = zipfile.ZipFile(path), _Names()
+    members: list[zipfile.ZipInfo] = []
+    for member in archive.infolist():
+        name = os.fsencode(member.filename)
+        mode = member.external_attr >> 16
+        if member.is_dir():
+            found.add_folder(name.rstrip(b"/"))
+        elif not tars.is_below(member.orig_filename):
+            found.reject(name, "its path leads out of the archive")
+        elif stat.S_ISLNK(mode):
+            found.reject(name, "a link; archives are read without following any")
+        elif member.flag_bits & 1:
+            found.reject(name, "encrypted")
+        elif found.add(name):
+            members.append(member)
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        _check_size(member.file_size)
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+            raise DecodeError(f"cannot be unpacked ({error})") from None
+
+    return found.tree(lambda names, order: lambda i: read(members[order[i]]))
+
+
+def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """`path` itself, or its uncompressed copy in `scratch`."""
+    chunks = _unpacked(path)
+    if chunks is None:
+        if not tarfile.is_tarfile(path):
+            raise InputError(
+                f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
+            )
+        return path
+    plain = scratch / "unpacked.tar"
+    with plain.open("wb") as out:
+        for chunk in chunks:
+            if shutil.disk_usage(scratch).free < _FREE:
+                raise InputError(
+                    f"{path} unpacks to more than {out.tell():,} bytes and {scratch} is"
+                    " full; unpack it yourself where there is room, and give the folder"
+                )
+            out.write(chunk)
+    return plain
+
+
+def _unpacked(path: pathlib.Path) -> Iterator[bytes] | None:
+    """The content of a compressed file in chunks, or None for one that is not."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    kinds = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+
+    def chunks() -> Iterator[bytes]:
+        assert kind
+        with kind(path) as packed:
+            while chunk := packed.read(1 << 24):
+                yield chunk
+
+    return chunks() if kind else None
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")

@@ -1,0 +1,339 @@
+"""Images that people have -> a TFDS dataset in ArrayRecord.
+
+``python -m jaxcls.prepare --source=FOLDER_OR_ARCHIVE --name=NAME``. With --show and
+--config it draws the first training batch instead.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from jaxcls import __version__, cli, config, convert, experiment, show, sources, writer
+from jaxcls.batches import cores
+from jaxcls.clean import Shrink, clean, quiet
+from jaxcls.decode import DecodeError
+from jaxcls.errors import InputError
+from jaxcls.importers import find, tfrecords
+from jaxcls.importers.findings import Kept, findings
+from jaxcls.importers.folders import name_hash
+from jaxcls.importers.listing import Found, Listing
+
+VERSION = "1.0.0"
+REJECTED = "rejected.csv"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Options(NamedTuple):
+    """What a person chose; `max_bad`: how many files may be left out."""
+
+    source: pathlib.Path
+    name: str
+    val_fraction: float
+    max_bad: int
+    shrink: Shrink | None
+    threads: int
+
+
+class Outcome:
+    """What came of all splits."""
+
+    def __init__(self, rejected: Iterable[tuple[str, str]]) -> None:
+        self.rejected = list(rejected)
+        self.kept: dict[str, Kept] = {}
+        self.shards: dict[str, list[writer.Shard]] = {}
+        self.sizes: set[tuple[int, int]] = set()
+        self.fingerprint = writer.Fingerprint()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples written, by split."""
+        return {split: len(kept.labels) for split, kept in self.kept.items()}
+
+
+def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
+    """Write the dataset that `options` describe below `root`; returns its folder.
+
+    Raises `InputError` for a bad source, or more than max_bad files that are no images;
+    then nothing is left but the list of those.
+    """
+    target = root / options.name / VERSION
+    with writer.whole(target) as folder, quiet():
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        found = find(options.source, scratch, options.val_fraction)
+        counts = {split: len(listing.labels) for split, listing in found.splits.items()}
+        sources.check_published(options.name, counts, "--name")
+        _check_names(found.class_names)
+        print(
+            f"{options.source}: {found.kind}, {len(found.class_names)} classes,"
+            f" {_pairs(counts)}",
+            flush=True,
+        )
+        outcome = Outcome(found.rejected)
+        with _progress(sum(counts.values())) as advance:
+            for split, listing in found.splits.items():
+                outcome.fingerprint.split(split)
+                records = _records(split, listing, options, outcome, advance)
+                outcome.shards[split] = writer.write_split(
+                    folder, options.name, split, records
+                )
+        shutil.rmtree(scratch)
+        _settle_rejected(target.parent / REJECTED, options, outcome)
+        _describe(folder, options, found, outcome)
+    for note in (*found.notes, *findings(found.class_names, outcome.kept)):
+        print(f"note: {note}")
+    return target
+
+
+def _records(
+    split: str,
+    listing: Listing,
+    options: Options,
+    outcome: Outcome,
+    advance: Callable[[], None],
+) -> Iterator[bytes]:
+    """The serialised records of a split, in the order of a hash of their names.
+
+    So any slice of a split, such as train[:90%], is a fair sample of its classes.
+    """
+    n = len(listing.names)
+    hashes = np.fromiter((name_hash(name) for name in listing.names), np.uint64, n)
+    order = np.argsort(hashes, kind="stable")
+    contents, is_kept = np.zeros(n, np.uint64), np.zeros(n, bool)
+    make = functools.partial(_example, listing, options.shrink)
+    for at, made in enumerate(in_order(make, (int(i) for i in order), options.threads)):
+        advance()
+        if isinstance(made, str):
+            outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
+            continue
+        record, content, digest, size = made
+        outcome.fingerprint.add(digest)
+        if len(outcome.sizes) < 2:
+            outcome.sizes.add(size)
+        contents[at], is_kept[at] = int.from_bytes(content[:8], "little"), True
+        yield record
+    rows = order[is_kept]
+    outcome.kept[split] = Kept(listing.names[rows], listing.labels[rows], contents[is_kept])
+
+
+def _example(
+    listing: Listing, shrink: Shrink | None, row: int
+) -> tuple[bytes, bytes, bytes, tuple[int, int]] | str:
+    """(record, image digest, record digest, (height, width)), or why it is rejected."""
+    try:
+        cleaned = clean(listing.read(row), shrink)
+    except DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    label = int(listing.labels[row])
+    example = writer.Example(bytes(listing.names[row]), cleaned.data, label)
+    size = cleaned.height, cleaned.width
+    return writer.serialize(example), *example.digests(), size
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """``map(function, items)`` on threads, a few items ahead, in order."""
+    threads = threads or cores()
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:
+    """Write rejected.csv; raise `InputError` where more are in it than max_bad."""
+    path.unlink(missing_ok=True)
+    if not outcome.rejected:
+        return
+    outcome.rejected.sort()
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows([("path", "reason"), *outcome.rejected])
+    first, reason = outcome.rejected[0]
+    n = len(outcome.rejected)
+    found = (
+        f"{n:,} of the files of {options.source} cannot be used, such as {first}: {reason}"
+    )
+    if n > options.max_bad:
+        raise InputError(
+            f"{found}; all of them are in {path}; put them right, or leave them out with"
+            f" --max_bad={n}"
+        )
+    print(f"note: {found}; all of them are in {path}")
+    empty = [split for split, count in outcome.counts.items() if not count]
+    if empty:
+        raise InputError(f"{options.source}: no image of split {empty[0]} can be used")
+
+
+def _describe(
+    folder: pathlib.Path, options: Options, found: Found, outcome: Outcome
+) -> None:
+    """Write what TFDS needs, the labels, and the manifest."""
+    one_size = outcome.sizes.pop() if len(outcome.sizes) == 1 else (None, None)
+    writer.write_info(
+        folder,
+        options.name,
+        VERSION,
+        about=f"Prepared by jaxcls from {found.kind}.",
+        features=writer.features(found.class_names, (*one_size, found.channels)),
+        keys=("image", "label"),
+        splits=outcome.shards,
+    )
+    for split, kept in outcome.kept.items():
+        writer.write_labels(folder, split, kept.labels)
+    facts = {
+        "source": found.kind,
+        "jaxcls": __version__,
+        "classes": list(found.class_names),
+        "examples": {
+            split: np.bincount(kept.labels, minlength=len(found.class_names)).tolist()
+            for split, kept in outcome.kept.items()
+        },
+        "rejected": len(outcome.rejected),
+        "val_fraction": options.val_fraction,
+        "shrink": options.shrink._asdict() if options.shrink else None,
+    }
+    writer.write_manifest(folder, facts, outcome.fingerprint, outcome.shards)
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    """Raise `InputError` for a class name that a text file cannot hold."""
+    for name in class_names:
+        if not name.isprintable() or name != name.strip():
+            raise InputError(
+                f"class {name!r} has a name with other than printable characters; rename it"
+            )
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A function to call once for each file; a bar where someone watches."""
+    columns = ("preparing", BarColumn(bar_width=None), MofNCompleteColumn())
+    console = Console(highlight=False, markup=False)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not sys.stdout.isatty()
+    ) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    parser = cli.Parser("prepare", "Make a dataset of images; or look at a batch of one.")
+    add = parser.add_argument
+    add("--source", help="folder or archive: class folders, labels.csv beside images,")
+    add("--name", help="what data.name will be: small letters, digits, underscores")
+    add(
+        "--data_dir", default="", help="where; default TFDS_DATA_DIR, ~/tensorflow_datasets"
+    )
+    add("--val_fraction", default="0", help="share of training images for split val")
+    add("--max_bad", default="0", help="files that may be left out (default 0)")
+    add("--shrink", default="0", help="re-encode what is larger to this short side")
+    add("--quality", default="95", help="JPEG quality of --shrink (default 95)")
+    add("--threads", default="0", help="threads; default: one a core")
+    add("--tfds", help="a dataset that TFDS itself prepares; needs jaxcls[tfds]")
+    add("--show", metavar="PNG", help="draw the first training batch of --config")
+    add("--config", help="for --show: a config file, as main takes it")
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    given = [f for f in ("source", "tfds", "show") if getattr(args, f) is not None]
+    if len(given) != 1:
+        raise InputError(
+            "give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG; for a"
+            " folder of photos: --source=photos --name=photos --val_fraction=0.2"
+        )
+    if given != ["show"] and (overrides or args.config):
+        raise InputError("--config belongs to --show=PNG; leave it out")
+    if given == ["show"]:
+        if not args.config:
+            raise InputError(f"--show={args.show} needs --config=FILE")
+        show.draw(experiment.build(config.load(args.config, overrides)), args.show)
+        return cli.DONE
+    root = sources.data_root(args.data_dir, "--data_dir")
+    if given == ["tfds"]:
+        folder = convert.with_tfds(args.tfds, root)
+    else:
+        options = _options(args)
+        records = tfrecords.tfds_folder(options.source)
+        if records:
+            folder = convert.from_tfrecord(records, root, options.name)
+        else:
+            folder = prepare(options, root)
+    _say_done(folder)
+    return cli.DONE
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """The flags of --source, checked; raises `InputError`."""
+    name, form = args.name, "[a-z][a-z0-9_]*"
+    if name is None or not re.fullmatch(form, name):
+        stem = pathlib.Path(args.source).name.split(".")[0].lower()
+        near = re.sub("^[^a-z]+", "", re.sub("[^a-z0-9]+", "_", stem)) or "photos"
+        raise InputError(
+            f"--name={name or ''} must be small letters, digits and underscores, such as"
+            f" --name={near}"
+        )
+    try:
+        val_fraction = float(args.val_fraction)
+    except ValueError:
+        val_fraction = -1.0
+    if not 0 <= val_fraction < 1:
+        raise InputError(
+            f"--val_fraction={args.val_fraction} must be from 0 to below 1; try 0.2"
+        )
+    short = cli.whole_number(args.shrink, "--shrink")
+    quality = cli.whole_number(args.quality, "--quality", least=1)
+    if quality > 100:
+        raise InputError(f"--quality={quality} must be at most 100; try 95")
+    return Options(
+        pathlib.Path(args.source).expanduser(),
+        name,
+        val_fraction,
+        cli.whole_number(args.max_bad, "--max_bad"),
+        Shrink(short, quality) if short else None,
+        cli.whole_number(args.threads, "--threads"),
+    )
+
+
+def _say_done(folder: pathlib.Path) -> None:
+    """The last line: what was made and where, from its own manifest."""
+    manifest = sources.manifest(folder)
+    counts = {split: sum(n) for split, n in manifest["examples"].items()}
+    print(
+        f"done: {folder.parent.name} {_pairs(counts)} classes={len(manifest['classes'])}"
+        f" rejected={manifest['rejected']} {manifest['fingerprint'][:19]} in {folder}"
+    )
+
+
+def _pairs(counts: dict[str, int]) -> str:
+    return " ".join(f"{split}={count}" for split, count in counts.items())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,75 @@
+"""A grid of training images exactly as the model sees them, with their labels."""
+
+import pathlib
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls import experiment
+from jaxcls.errors import InputError
+
+IMAGES = 64
+COLUMNS = 8
+
+
+def draw(exp: experiment.Experiment, path: str) -> None:
+    """Write the first training batch (or 64 of it) as a picture.
+
+    After every host op, augmentation and mixing; normalisation is undone for the eye.
+    Raises `InputError` where `path` cannot be written or is no kind of picture.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    images, targets = pixels(exp)
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = pyplot.subplots(
+        rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, target in zip(axes.flat, images, targets, strict=False):
+        shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
+        axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
+        axis.set_title(caption(target, exp.facts.class_names), fontsize=7)
+    figure.tight_layout(pad=0.4)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--show={path} cannot be written ({error}); try --show=batch.png"
+        ) from None
+    finally:
+        pyplot.close(figure)
+    print(f"{len(images)} training images as the model sees them: {pathlib.Path(path)}")
+
+
+def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, H, W, C] float in 0..1 and targets [n, K] of the first training batch."""
+    batch = next(iter(exp.train_batches()))
+    images, targets = exp.model_inputs(0, batch)
+    # Normalisation is a scale and a shift a channel: black and white tell which.
+    shape = (1, 1, 1, images.shape[3])
+    black = exp.normalize(jnp.zeros(shape, jnp.uint8))
+    white = exp.normalize(jnp.full(shape, 255, jnp.uint8))
+    seen = np.asarray((images - black) / (white - black), np.float32)
+    return seen[:IMAGES].clip(0, 1), np.asarray(targets[:IMAGES], np.float32)
+
+
+def caption(target: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """``"cat"``, or ``"0.7 cat 0.3 dog"`` where images are mixed; target [K]."""
+    top = np.argsort(-target, kind="stable")[:2].tolist()
+    names = [class_names[k] if class_names else str(k) for k in top]
+    floor = target.min()  # What label smoothing gave to every class.
+    shares = [
+        (target[k] - floor) / max(1e-9, target.sum() - floor * len(target)) for k in top
+    ]
+    if len(top) == 1 or shares[1] < 0.005:
+        return textwrap.shorten(names[0], 24)
+    return "\n".join(
+        f"{share:.2f} {textwrap.shorten(name, 18)}"
+        for share, name in zip(shares, names, strict=True)
+    )
