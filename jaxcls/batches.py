@@ -4,30 +4,37 @@ Training positions run on across epochs and nothing is dropped: row r of step s 
 position s * B + r, and position p is record ``order(seed, p // n)[p % n]``. A resume,
 another number of hosts or of threads is therefore arithmetic, not replay.
 
-A thread pool over whole slices of a batch does the work: decoding releases the GIL,
-and Grain's cost per element measured about a fifth of the decoding itself.
+A thread pool over slices of a batch does the work: decoding releases the GIL, and
+Grain's cost per element measured about a fifth of the decoding itself.
 """
 
 import functools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jaxcls.errors import InputError
 
 # Names the order function in the manifest; another order gets another name.
-ORDER = "philox-argsort-1"
+ORDER, BALANCED_ORDER = "philox-argsort-1", "philox-balanced-1"
 MAX_EXAMPLES = 10**8
 
 # Philox counters that keep the streams of random numbers apart.
-_CROP_STREAM = 1
+_CROP_STREAM, _BALANCE_STREAM = 1, 2
+# Random numbers of an example that are drawn at once: a crop needs 22 at most.
+_DRAWN = 32
+# Slices of a batch for each thread: smaller ones end together.
+_SLICES = 4
 
 Batch = dict[str, np.ndarray]
 Op = Callable[..., np.ndarray]
+# epoch -> the examples [n] in the order of that epoch.
+Order = Callable[[int], np.ndarray]
 
 
 class Records(Protocol):
@@ -35,7 +42,9 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> Sequence[tuple[bytes, int]]: ...
+    def read(self, indices: np.ndarray) -> Iterable[tuple[bytes, int]]: ...
+
+    def where(self, index: int) -> str: ...
 
 
 @functools.lru_cache(maxsize=3)
@@ -52,75 +61,100 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
     return permutation
 
 
-def indices(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """positions [N] int64 -> records [N] int64, each in 0..n-1."""
+def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+    """labels [n] -> the examples [n] int64 of an epoch that has every class equally often.
+
+    Each class fills n / K places, up to one: its examples in random order, over and over
+    where they are fewer, some of them left out where they are more.
+    """
+    n = len(labels)
+    by_chance = order(seed, epoch, n)
+    by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]
+    counts = np.bincount(labels)
+    starts, present = np.cumsum(counts) - counts, np.flatnonzero(counts)
+    places = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _BALANCE_STREAM])
+    mixed = np.argsort(places.random_raw(n), kind="stable")
+    # Place i is the (i // K)-th of class i % K: no class has more than one above another.
+    which = present[(np.arange(n) + epoch) % len(present)]
+    turn = np.arange(n) // len(present)
+    return by_class[starts[which] + turn % counts[which]][mixed]
+
+
+def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
+    """positions [N] int64 of the run -> examples [N] int64, each in 0..n-1."""
     epochs = positions // n
     out = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
         rows = epochs == epoch
-        out[rows] = order(seed, epoch, n)[positions[rows] % n]
+        out[rows] = order(epoch)[positions[rows] % n]
     return out
 
 
-def example_rng(seed: int, position: int) -> np.random.Generator:
-    """The generator of the host's random ops for one position of the run."""
-    counter = [0, 0, 0, _CROP_STREAM]
-    return np.random.Generator(np.random.Philox(key=[seed, position], counter=counter))
+class Plan(NamedTuple):
+    """What a host makes one batch of, before anything is read.
 
-
-def train_batches(
-    source: Records,
-    ops: Sequence[Op],
-    *,
-    order_seed: int,
-    crop_seed: int,
-    batch_size: int,
-    start: int,
-    stop: int,
-    rows: slice,
-    threads: int = 0,
-    prefetch: int = 2,
-) -> Iterator[Batch]:
-    """Batches of steps start..stop-1, in order: the `rows` of each that this host owns.
-
-    Yields image uint8 [b, H, W, C], label int32 [b], index int64 [b] (of the record).
-    Raises `InputError` naming the record where one does not decode.
+    positions, examples: [b] int64, of the run and in the source. mask: bool [b], False
+    where a row is padding; None in training, where none is.
     """
 
-    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
+    positions: np.ndarray
+    examples: np.ndarray
+    mask: np.ndarray | None
+
+
+def train_plans(
+    order: Order, n: int, batch_size: int, rows: slice, *, start: int, stop: int
+) -> Iterator[Plan]:
+    """Plans of steps start..stop-1 over n examples: the `rows` that this host owns."""
+    for step in range(start, stop):
         first = step * batch_size
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
-        return positions, indices(positions, len(source), order_seed)
-
-    plans = (plan(step) for step in range(start, stop))
-    return _run(source, ops, plans, crop_seed, threads, prefetch)
+        yield Plan(positions, indices(positions, n, order), None)
 
 
-def eval_batches(
-    source: Records,
-    ops: Sequence[Op],
-    *,
-    batch_size: int,
-    rows: slice,
-    threads: int = 0,
-    prefetch: int = 2,
-) -> Iterator[Batch]:
-    """Every record once, in order, in ceil(n / batch_size) batches on every host.
+def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
+    """Plans of n examples, each once and in order: ceil(n / batch_size) on every host.
 
-    Like `train_batches`, with mask bool [b]: False marks the padding of the last batch,
-    which repeats record 0.
+    The padding of the last one repeats example 0.
     """
-    n = len(source)
-
-    def plan(first: int) -> tuple[np.ndarray, np.ndarray]:
+    for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
-        return positions, np.where(positions < n, positions, 0)
+        mask = positions < n
+        yield Plan(positions, np.where(mask, positions, 0), mask)
 
-    starts = range(0, n, batch_size)
-    batches = _run(source, ops, (plan(s) for s in starts), 0, threads, prefetch)
-    for first, batch in zip(starts, batches, strict=True):
-        positions = np.arange(first + rows.start, first + rows.stop)
-        yield {**batch, "mask": positions < n}
+
+class Random:
+    """The host's random numbers for one position of the run: endless, in [0, 1)."""
+
+    def __init__(self, seed: int, position: int, first: list[float]) -> None:
+        self._seed, self._position = seed, position
+        self._page, self._numbers = 0, first[::-1]
+
+    def random(self) -> float:
+        if not self._numbers:
+            self._page += 1
+            more = _uniform(self._seed, self._position, 1, self._page)
+            self._numbers = more[0].tolist()[::-1]
+        return self._numbers.pop()
+
+
+def example_rngs(seed: int, first: int, n: int) -> list[Random]:
+    """What the ops of positions first..first+n-1 draw from; each as if alone."""
+    numbers = _uniform(seed, first, n, 0).tolist()
+    return [Random(seed, first + i, row) for i, row in enumerate(numbers)]
+
+
+def example_rng(seed: int, position: int) -> Random:
+    """What the ops of one position draw from."""
+    return example_rngs(seed, position, 1)[0]
+
+
+def _uniform(seed: int, first: int, n: int, page: int) -> np.ndarray:
+    """Page `page` of n positions' numbers, float64 [n, _DRAWN]: Philox's top 53 bits."""
+    # A counter makes four numbers, so neighbours lie one after the other.
+    counter = [first * (_DRAWN // 4), 0, page, _CROP_STREAM]
+    raw = np.random.Philox(key=[seed, 0], counter=counter).random_raw(n * _DRAWN)
+    return (raw >> np.uint64(11)).reshape(n, _DRAWN) * 2.0**-53
 
 
 def check_labels(batch: Batch, num_classes: int, split: str) -> None:
@@ -133,12 +167,25 @@ def check_labels(batch: Batch, num_classes: int, split: str) -> None:
         )
 
 
-def transform(ops: Sequence[Op], image: bytes, rng: np.random.Generator) -> np.ndarray:
+def transform(ops: Sequence[Op], image: bytes, rng: Random) -> np.ndarray:
     """One encoded image through every op -> uint8 [H, W, C]."""
     out: Any = image
     for op in ops:
         out = op(out, rng)
     return out
+
+
+def fuse(ops: Sequence[Op]) -> list[Op]:
+    """Ops that give the same pixels sooner: an op may do its predecessor's work too.
+
+    It says so by a method `after`: the predecessor -> one op for both, or None.
+    """
+    fused: list[Op] = []
+    for op in ops:
+        after = getattr(op, "after", None)
+        both = after(fused[-1]) if after and fused else None
+        fused = [*fused[:-1], both] if both else [*fused, op]
+    return fused
 
 
 def output_shape(
@@ -172,18 +219,71 @@ def output_shape(
     return h, w, c
 
 
-def _run(
+class _Filled:
+    """A batch being made: slices of it are filled by any thread, in any order."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.labels = np.empty(len(plan.examples), np.int32)
+        self.images: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def fill(
+        self, source: Records, ops: Sequence[Op], seed: int, first: int, stop: int
+    ) -> None:
+        """Rows first..stop-1."""
+        rngs = example_rngs(seed, int(self.plan.positions[first]), stop - first)
+        read = source.read(self.plan.examples[first:stop])
+        for row, rng, (image, label) in zip(range(first, stop), rngs, read, strict=True):
+            try:
+                pixels = transform(ops, image, rng)
+            except ValueError as error:
+                where = source.where(int(self.plan.examples[row]))
+                raise InputError(f"{where}: {error}") from None
+            self._images_like(pixels)[row] = pixels
+            self.labels[row] = label
+
+    def whole(self) -> Batch:
+        """The batch, once every row is filled."""
+        assert self.images is not None
+        batch = {"image": self.images, "label": self.labels, "index": self.plan.examples}
+        return batch if self.plan.mask is None else {**batch, "mask": self.plan.mask}
+
+    def _images_like(self, pixels: np.ndarray) -> np.ndarray:
+        """The batch's array, made at the first image; all must have its size."""
+        if self.images is None:
+            with self._lock:
+                if self.images is None:
+                    shape = len(self.labels), *pixels.shape
+                    self.images = np.empty(shape, pixels.dtype)
+        if pixels.shape != self.images.shape[1:]:
+            shapes = sorted([pixels.shape, self.images.shape[1:]])
+            raise InputError(
+                f"images of several sizes in one batch ({shapes[0]}, {shapes[1]}); end"
+                " data.train_ops and data.eval_ops with one size, such as resize(224)"
+            )
+        return self.images
+
+
+def decoded(
     source: Records,
     ops: Sequence[Op],
-    plans: Iterable[tuple[np.ndarray, np.ndarray]],
+    plans: Iterable[Plan],
+    *,
     seed: int,
-    threads: int,
-    prefetch: int,
+    threads: int = 0,
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Batches of `plans`, in order, `prefetch` of them under way on a pool of threads."""
-    threads = threads or _cores()
+    """The batches of `plans`, in order, `prefetch` of them under way on a pool of threads.
+
+    Yields image uint8 [b, H, W, C], label int32 [b], index int64 [b] (of the example),
+    and mask bool [b] where the plan has one. `seed`: of the random ops.
+    Raises `InputError` naming the record where one does not decode.
+    """
+    ops = fuse(ops)
+    threads = threads or cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
-    waiting: deque[tuple[list[Future[tuple[np.ndarray, list[int]]]], np.ndarray]] = deque()
+    waiting: deque[tuple[list[Future[None]], _Filled]] = deque()
     plans = iter(plans)
     try:
         while True:
@@ -191,61 +291,25 @@ def _run(
                 plan = next(plans, None)
                 if plan is None:
                     break
-                positions, records = plan
-                parts = np.array_split(np.arange(len(positions)), threads)
+                batch = _Filled(plan)
+                rows = len(plan.examples)
+                each = -(-rows // (threads * _SLICES))
                 futures = [
-                    pool.submit(_slice, source, ops, positions[p], records[p], seed)
-                    for p in parts
-                    if p.size
+                    pool.submit(batch.fill, source, ops, seed, i, min(i + each, rows))
+                    for i in range(0, rows, each)
                 ]
-                waiting.append((futures, records))
+                waiting.append((futures, batch))
             if not waiting:
                 return
-            futures, records = waiting.popleft()
-            done = [future.result() for future in futures]
-            labels = [label for _, part in done for label in part]
-            yield {
-                "image": _join(np.concatenate, [images for images, _ in done]),
-                "label": np.asarray(labels, np.int32),
-                "index": records,
-            }
+            futures, batch = waiting.popleft()
+            for future in futures:
+                future.result()
+            yield batch.whole()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores this process may use; macOS has no affinity to ask."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _slice(
-    source: Records,
-    ops: Sequence[Op],
-    positions: np.ndarray,
-    records: np.ndarray,
-    seed: int,
-) -> tuple[np.ndarray, list[int]]:
-    """Part of a batch: images uint8 [m, H, W, C] and their labels."""
-    images, labels = [], []
-    for position, index, (image, label) in zip(
-        positions.tolist(), records.tolist(), source.read(records), strict=True
-    ):
-        try:
-            images.append(transform(ops, image, example_rng(seed, position)))
-        except ValueError as error:
-            raise InputError(f"record {index} of the dataset: {error}") from None
-        labels.append(label)
-    return _join(np.stack, images), labels
-
-
-def _join(join: Callable[..., np.ndarray], images: Sequence[np.ndarray]) -> np.ndarray:
-    """One array of all `images`; raises `InputError` where their sizes differ."""
-    try:
-        return join(images)
-    except ValueError:
-        shapes = sorted({image.shape[-3:] for image in images})
-        raise InputError(
-            f"images of several sizes in one batch ({shapes[0]}, {shapes[-1]}); end"
-            " data.train_ops and data.eval_ops with one size, such as resize(224)"
-        ) from None

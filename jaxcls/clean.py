@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from jaxcls.decode import MAX_PIXELS, DecodeError
 
 Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
+_PNG_DEPTH = 24  # Where a PNG says how many bits a sample has.
+_PNG_END = b"IEND\xaeB`\x82"
 # Brands of an ISO media file that hold HEVC, which Pillow does not read.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -51,6 +53,9 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
             _check_header(image)
             image.load()
             plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
+            if image.format == "PNG":
+                _check_chunks(data)
+                plain = plain and data[_PNG_DEPTH] <= 8
             upright = image.getexif().get(0x0112, 1) == 1
             large = shrink is not None and min(image.size) > shrink.short
             size = image.size
@@ -80,6 +85,8 @@ def quiet() -> Iterator[None]:
 
 def _check_header(image: Image.Image) -> None:
     """Raise `DecodeError` for what the header alone rules out."""
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript, a program.
+        raise DecodeError("PostScript, a drawing; convert it to PNG first")
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(
             f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
@@ -89,9 +96,18 @@ def _check_header(image: Image.Image) -> None:
         raise DecodeError(f"animated, {frames} frames; one still is needed")
 
 
+def _check_chunks(data: bytes) -> None:
+    """Raise where a PNG lacks its end or a checksum is wrong: `load` looks at neither."""
+    if _PNG_END not in data:
+        raise DecodeError("not a readable image (truncated PNG file)")
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Upright, 8-bit, RGB or grey."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    known = image.format in ("PNG", "PPM")  # Of 16 bits a sample, though "I" has 32.
+    if image.mode == "F" or (image.mode == "I" and not known):
         raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
@@ -106,7 +122,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    image.save(out, "PNG")
+    image.save(out, "PNG", icc_profile=None)  # What it described may have been CMYK.
     return out.getvalue()
 
 

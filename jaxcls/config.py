@@ -51,8 +51,19 @@ KNOBS: dict[str, Knob] = {
     "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
     "data.eval": Knob("", "split that drives keep-best and early stopping; '': none"),
     "data.test": Knob("", "split scored once, at the end; '': none"),
+    "data.classes": Knob(
+        "", "classes to use, 'cat, dog' or '0-9', in every split; '': all"
+    ),
+    "data.fraction": Knob(
+        1.0, "share of each class's training examples; 0.1 is within 0.2"
+    ),
+    "data.fraction_seed": Knob(0, "which examples data.fraction takes"),
+    "data.balance": Knob(False, "every class equally often in an epoch"),
     "data.train_ops": Knob("decode", "host pipeline, bytes -> uint8 pixels of one size"),
     "data.eval_ops": Knob("decode", "the same for evaluation and prediction"),
+    "data.resident": Knob(
+        "auto", "keep decoded images on the device: auto (to 512 MiB), on, off", False
+    ),
     "data.threads": Knob(0, "decoding threads a host; 0: one a core", False),
     "data.prefetch": Knob(2, "batches kept ready", False),
     "augment": Knob("", "device pipeline over uint8 images, keyed per example"),
@@ -173,10 +184,13 @@ def check(config: ConfigDict) -> None:
             f"optim.decay_on={values['optim.decay_on']!r} is not a regular expression"
             f" ({error}); try 'kernel$'"
         ) from None
-    dtypes = ("auto", "float32", "bfloat16")
-    _require(
-        values, "model.dtype", values["model.dtype"] in dtypes, f"must be one of {dtypes}"
-    )
+    for key, allowed in {
+        "model.dtype": ("auto", "float32", "bfloat16"),
+        "data.resident": ("auto", "on", "off"),
+    }.items():
+        _require(values, key, values[key] in allowed, f"must be one of {allowed}")
+    is_share = 0 < values["data.fraction"] <= 1
+    _require(values, "data.fraction", is_share, "must be above 0 and at most 1")
     if values["early_stop.patience"] and not values["data.eval"]:
         raise InputError(
             f"early_stop.patience={values['early_stop.patience']} needs evaluations and"

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from jaxcls import __version__, writer
+from jaxcls import __version__, records, writer
 from jaxcls.errors import InputError
 from jaxcls.importers import tfrecords
 
@@ -30,9 +30,9 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
         shards = {}
         for split, part in info.splits.items():
             files = [pathlib.Path(os.fspath(path)) for path in part.filepaths]
-            records = itertools.chain.from_iterable(map(tfrecords.records, files))
+            encoded = itertools.chain.from_iterable(map(tfrecords.records, files))
             shards[split] = writer.write_split(
-                folder, name, split, facts.of(split, records)
+                folder, name, split, facts.of(split, encoded)
             )
             found = len(facts.labels[split])
             if found != part.num_examples:
@@ -108,13 +108,19 @@ class _Facts:
         self.labels: dict[str, list[int]] = {}
         self.bytes = 0
 
-    def of(self, split: str, records: Iterator[bytes]) -> Iterator[bytes]:
+    def of(self, split: str, encoded: Iterator[bytes]) -> Iterator[bytes]:
         """The same records."""
         if split not in self.labels:
             self._fingerprint.split(split)
         labels = self.labels.setdefault(split, [])
-        for record in records:
-            example = writer.parse(record, *self._keys)
+        for record in encoded:
+            try:
+                example = records.parse(record, *self._keys)
+            except ValueError as error:
+                raise InputError(
+                    f"record {len(labels)} of split {split}: {error}; it must hold one"
+                    f" encoded {self._keys[0]} and one {self._keys[1]}"
+                ) from None
             self._fingerprint.add(example.digests()[1])
             labels.append(example.label)
             self.bytes += len(record)

@@ -1,18 +1,21 @@
 """Encoded images -> uint8 pixels of one size: the ops of `data.train_ops`.
 
-An op is built once from its arguments and then called as ``op(image, rng)``; `rng` is
-a `numpy.random.Generator` keyed by the example, so any thread gives the same pixels.
+An op is built once from its arguments and then called as ``op(image, rng)``; `rng` gives
+the random numbers of the example, so any thread gives the same pixels.
 Only decoding, cropping and resizing happen here; the rest happens on the device.
 """
 
+import contextlib
+import dataclasses
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from jaxcls.errors import lookup
@@ -21,15 +24,96 @@ cv2.setNumThreads(1)  # The threads are those of batches.py, one an image.
 # A damaged file is an error of ours, not a line of OpenCV's.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
-Op = Callable[[Any, np.random.Generator], np.ndarray]
+
+class Random(Protocol):
+    """Where an op's random numbers come from: `batches.Random`, or NumPy's Generator."""
+
+    def random(self) -> float: ...
+
+
+Op = Callable[[Any, Random], np.ndarray]
 
 # The largest image that is decoded, in pixels, checked from its header.
 MAX_PIXELS = 100_000_000
+# Rows decoded below those wanted: what chroma upsampling looks at.
+CONTEXT = 2
 Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
 
 
 class DecodeError(ValueError):
     """Bytes that are no image; its text says why."""
+
+
+class Frame(NamedTuple):
+    """The size in a JPEG's header, and where the header says it."""
+
+    place: int
+    height: int
+    width: int
+
+    def cut(self, image: bytes, height: int) -> bytes:
+        """The file as if it ended after `height` rows: those below are never decoded."""
+        return b"".join((image[: self.place], height.to_bytes(2), image[self.place + 2 :]))
+
+
+def frame_of(image: bytes) -> Frame | None:
+    """The frame of a JPEG in which a row needs those above it only; None of others.
+
+    That is one scan of sequential Huffman codes, of grey or of three colours.
+    """
+    if image[:2] != b"\xff\xd8":
+        return None
+    at, frame, colours = 2, None, 0
+    with contextlib.suppress(IndexError):
+        while image[at] == 0xFF:
+            kind, length = image[at + 1], image[at + 2] << 8 | image[at + 3]
+            if kind == 0xDA and image[at + 4] == colours:  # The scan has every colour.
+                return frame
+            if kind in (0xC0, 0xC1) and image[at + 4] == 8:
+                height = image[at + 5] << 8 | image[at + 6]
+                width = image[at + 7] << 8 | image[at + 8]
+                colours = image[at + 9]
+                if colours not in (1, 3) or not 0 < height * width <= MAX_PIXELS:
+                    return None
+                frame = Frame(at + 5, height, width)
+            elif kind not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= kind <= 0xEF:
+                return None
+            at += 2 + length
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """bytes -> uint8 [H, W, channels]; 1 is grey, 3 is RGB. See `decode`."""
+
+    channels: int
+
+    def __call__(self, image: bytes, rng: Random) -> np.ndarray:
+        return self.rows(image, frame_of(image), MAX_PIXELS)
+
+    def rows(self, image: bytes, frame: Frame | None, stop: int) -> np.ndarray:
+        """At least the first `stop` rows, and all of what OpenCV has to decode."""
+        pixels = None
+        if frame:
+            # A file that lacks its end is OpenCV's to refuse, as is another damage.
+            part = stop + CONTEXT < frame.height and image.endswith(b"\xff\xd9")
+            data = frame.cut(image, stop + CONTEXT) if part else image
+            colours = "GRAY" if self.channels == 1 else "RGB"
+            with contextlib.suppress(ValueError):
+                pixels = simplejpeg.decode_jpeg(data, colours, strict=not part)
+        if pixels is None:
+            pixels = self._opencv(image)
+        return pixels.reshape(*pixels.shape[:2], self.channels)
+
+    def _opencv(self, image: bytes) -> np.ndarray:
+        mode = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR_RGB
+        pixels = None
+        with contextlib.suppress(cv2.error):
+            flags = mode | cv2.IMREAD_IGNORE_ORIENTATION
+            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+        if pixels is None:
+            raise DecodeError(f"{len(image)} bytes that are no complete JPEG or PNG")
+        return pixels
 
 
 def decode(channels: int = 3) -> Op:
@@ -40,19 +124,7 @@ def decode(channels: int = 3) -> Op:
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
-    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    flags = mode | cv2.IMREAD_IGNORE_ORIENTATION
-
-    def apply(image: bytes, rng: np.random.Generator) -> np.ndarray:
-        try:
-            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
-        except cv2.error:
-            pixels = None
-        if pixels is None:
-            raise DecodeError(f"{len(image)} bytes that are no complete JPEG or PNG")
-        return pixels[:, :, None] if channels == 1 else pixels
-
-    return apply
+    return Decode(channels)
 
 
 def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
@@ -68,7 +140,7 @@ def resize_short(size: int, filter: str = "bilinear") -> Op:
     if side != other:
         raise ValueError(f"size={size!r} must be one whole number")
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(image: np.ndarray, rng: Random) -> np.ndarray:
         height, width = image.shape[:2]
         ratio = side / min(height, width)
         return scale(
@@ -82,7 +154,7 @@ def center_crop(size: int | tuple[int, int]) -> Op:
     """The middle `size` (or (height, width)) pixels; smaller images are padded black."""
     height, width = _pair(size)
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(image: np.ndarray, rng: Random) -> np.ndarray:
         pad_y, pad_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
         if pad_y or pad_x:
             sides = (pad_y // 2, pad_y - pad_y // 2), (pad_x // 2, pad_x - pad_x // 2)
@@ -93,6 +165,56 @@ def center_crop(size: int | tuple[int, int]) -> Op:
         return image[top : top + height, left : left + width]
 
     return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random box of the image, scaled to one size. See `random_resized_crop`."""
+
+    height: int
+    width: int
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+    scale: Callable[[np.ndarray, int, int], np.ndarray]
+
+    def __call__(self, image: np.ndarray, rng: Random) -> np.ndarray:
+        return self.cut(image, self.box(image.shape[0], image.shape[1], rng))
+
+    def after(self, previous: Op) -> Op | None:
+        """`previous` and then this as one op: rows below the box are not decoded."""
+        if not isinstance(previous, Decode):
+            return None
+
+        def apply(image: bytes, rng: Random) -> np.ndarray:
+            frame = frame_of(image)
+            if frame is None:
+                return self(previous(image, rng), rng)
+            box = self.box(frame.height, frame.width, rng)
+            return self.cut(previous.rows(image, frame, box[0] + box[2]), box)
+
+        return apply
+
+    def cut(self, image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+        top, left, h, w = box
+        return self.scale(image[top : top + h, left : left + w], self.height, self.width)
+
+    def box(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of a random crop of an image of that size."""
+        low, high = self.area
+        flat, long = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            area = (low + (high - low) * rng.random()) * height * width
+            ratio = math.exp(flat + (long - flat) * rng.random())
+            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                top = int(rng.random() * (height - h + 1))
+                return top, int(rng.random() * (width - w + 1)), h, w
+        h, w = height, width
+        if width / height < self.ratio[0]:
+            h = round(width / self.ratio[0])
+        elif width / height > self.ratio[1]:
+            w = round(height * self.ratio[1])
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 def random_resized_crop(
@@ -113,11 +235,7 @@ def random_resized_crop(
             f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
         )
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        top, left, h, w = _random_box(image.shape[0], image.shape[1], area, ratio, rng)
-        return scale(image[top : top + h, left : left + w], height, width)
-
-    return apply
+    return RandomResizedCrop(height, width, area, ratio, scale)
 
 
 def clean(data: bytes) -> bytes:
@@ -172,33 +290,6 @@ def _to_png(image: Image.Image) -> bytes:
     return png.getvalue()
 
 
-def _random_box(
-    height: int,
-    width: int,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop of an image of that size."""
-    areas = rng.uniform(*area, size=10) * (height * width)
-    ratios = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=10))
-    place = rng.uniform(size=2)
-    heights = np.rint(np.sqrt(areas / ratios)).astype(int)
-    widths = np.rint(np.sqrt(areas * ratios)).astype(int)
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    if fits.any():
-        first = int(np.argmax(fits))
-        h, w = int(heights[first]), int(widths[first])
-        top, left = (place * (height - h + 1, width - w + 1)).astype(int)
-        return int(top), int(left), h, w
-    h, w = height, width
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
@@ -237,6 +328,10 @@ FILTERS = {
     "cubic": _opencv(cv2.INTER_CUBIC),
     "area": _opencv(cv2.INTER_AREA),
 }
+
+
+# Ops that give other pixels at each position of a run.
+RANDOM = {"random_resized_crop"}
 
 OPS: dict[str, Callable[..., Op]] = {
     "decode": decode,

@@ -23,8 +23,8 @@ def describe(exp: Experiment) -> str:
     counts = ", ".join(f"{role} {exp.count(role):,}" for role in ("train", "eval", "test"))
     rows = {
         "model": f"{exp.config.model.name}, {params:,} parameters, {exp.dtype} compute",
-        "images": f"train {_by(exp.train_image_shape)}, eval {_by(exp.image_shape)};"
-        f" {exp.facts.num_classes} classes",
+        "images": f"train {_by(exp.data.train_shape)}, eval {_by(exp.data.eval_shape)};"
+        f" {exp.data.num_classes} classes",
         "examples": counts,
         "steps": f"{exp.steps:,} of {batch_size} examples"
         f" ({exp.steps * batch_size / exp.examples:.4g} epochs)",
@@ -41,7 +41,7 @@ def describe(exp: Experiment) -> str:
 def _memory(exp: Experiment) -> str:
     """The estimate for one device."""
     shapes, size = exp.state_shapes, exp.config.batch_size
-    images = jax.ShapeDtypeStruct((size, *exp.train_image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((size, *exp.data.train_shape), jnp.float32)
 
     def forward(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}

@@ -40,7 +40,7 @@ def score(
     found += [_fetch(outs) for outs in pending]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
-    n = sources.count(split, exp.facts.splits, key)
+    n = exp.data.count(split, key)
     if not np.array_equal(np.sort(index), np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
     return n, {name: _mean(values) for name, values in columns.items()}

@@ -13,14 +13,11 @@ from typing import Any
 import flax.errors
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from jaxcls import (
     augment,
-    batches,
-    decode,
     durations,
     losses,
     memory,
@@ -32,10 +29,9 @@ from jaxcls import (
     step,
 )
 from jaxcls.config import check
+from jaxcls.data import Data, DeviceBatch
 from jaxcls.errors import InputError
 from jaxcls.models import MODELS
-
-DeviceBatch = dict[str, jax.Array]
 
 # Streams of device randomness, each its own key, so that a study can vary one alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
@@ -55,33 +51,9 @@ class Experiment:
 
     def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
         self.config = config
-        self._facts = facts
+        self.data = Data(config, facts, lambda: self.mesh)
 
     # What the config implies.
-
-    @functools.cached_property
-    def facts(self) -> sources.Facts:
-        """Counts, classes and image shape of the dataset."""
-        return self._facts or self.dataset.facts
-
-    @functools.cached_property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model sees in evaluation."""
-        shape = self.facts.image_shape
-        return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
-
-    @functools.cached_property
-    def train_image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model trains on."""
-        shape = batches.output_shape(
-            self.train_ops, self.facts.image_shape, "data.train_ops"
-        )
-        if shape[2] != self.image_shape[2]:
-            raise InputError(
-                f"data.train_ops gives {shape[2]} channels and data.eval_ops"
-                f" {self.image_shape[2]}; give decode the same number in both"
-            )
-        return shape
 
     @functools.cached_property
     def examples(self) -> int:
@@ -91,7 +63,7 @@ class Experiment:
     def count(self, role: str) -> int:
         """Examples of data.train, data.eval or data.test; 0 where the split is ''."""
         split = self.config.data[role]
-        return sources.count(split, self.facts.splits, f"data.{role}") if split else 0
+        return self.data.count(split, f"data.{role}") if split else 0
 
     @functools.cached_property
     def steps(self) -> int:
@@ -150,13 +122,13 @@ class Experiment:
     def implied(self) -> dict[str, Any]:
         """What config.json keeps of what follows from config and data."""
         return {
-            "facts": self.facts._asdict(),
-            "image_shape": self.image_shape,
-            "train_image_shape": self.train_image_shape,
+            "facts": self.data.facts._asdict(),
+            "image_shape": self.data.eval_shape,
+            "train_image_shape": self.data.train_shape,
             "steps": self.steps,
             "examples": {role: self.count(role) for role in ("train", "eval", "test")},
             "lr": self.lr,
-            "order": batches.ORDER,
+            "order": self.data.order_name,
         }
 
     # The pure half.
@@ -176,7 +148,7 @@ class Experiment:
             self.config.model.name,
             MODELS,
             "model.name",
-            num_classes=self.facts.num_classes,
+            num_classes=self.data.num_classes,
             dtype=self.dtype,
         )
 
@@ -258,7 +230,7 @@ class Experiment:
         return step.make_init(
             self.model,
             self.optimizer,
-            image_shape=self.train_image_shape,
+            image_shape=self.data.train_shape,
             ema=bool(self.config.ema.decay),
             higher=self.higher_is_better,
         )
@@ -270,7 +242,7 @@ class Experiment:
             raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
         table = augment.AUGMENTATIONS
         return step.make_inputs(
-            num_classes=self.facts.num_classes,
+            num_classes=self.data.num_classes,
             smoothing=self.config.loss.smoothing,
             augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
             normalize=self.normalize,
@@ -378,12 +350,12 @@ class Experiment:
     def _check_eval_shape(self) -> None:
         """Raise `InputError` where what is trained cannot take the images of evaluation."""
         shapes = self.state_shapes
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
+        images = jax.ShapeDtypeStruct((1, *self.data.eval_shape), jnp.uint8)
         variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
         try:
             jax.eval_shape(self._raw_predict_step(), variables, images)
         except flax.errors.ScopeParamShapeError:
-            train, score = self.train_image_shape, self.image_shape
+            train, score = self.data.train_shape, self.data.eval_shape
             raise InputError(
                 f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
                 f" pixels cannot score {score[1]}x{score[0]}; end data.train_ops and"
@@ -401,7 +373,7 @@ class Experiment:
     def batch_like(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A training batch as shapes."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
-        image = (size, *self.train_image_shape)
+        image = (size, *self.data.train_shape)
         return {
             "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
@@ -413,7 +385,7 @@ class Experiment:
         raw = step.make_eval_step(
             self.model,
             self.loss,
-            num_classes=self.facts.num_classes,
+            num_classes=self.data.num_classes,
             normalize=self.normalize,
             metrics=self.metrics,
         )
@@ -448,46 +420,12 @@ class Experiment:
             out_shardings=state,
         )
 
-    # The data.
-
-    @functools.cached_property
-    def dataset(self) -> sources.Dataset:
-        """The dataset on disk; raises `InputError` where it is not."""
-        return sources.Dataset(self.config.data.name, self.config.data.dir)
-
-    @functools.cached_property
-    def train_ops(self) -> list[decode.Op]:
-        """The host ops of training."""
-        return self._ops("train_ops")
-
-    @functools.cached_property
-    def eval_ops(self) -> list[decode.Op]:
-        """The host ops of evaluation and prediction."""
-        return self._ops("eval_ops")
-
-    def _ops(self, name: str) -> list[decode.Op]:
-        return pipeline.build(self.config.data[name], decode.OPS, f"data.{name}")
+    # The batches.
 
     def train_batches(self, start: int = 0) -> Iterator[DeviceBatch]:
         """The batches of steps start..steps-1, on the mesh: image, label."""
         self.check_batch_size()
-        host = batches.train_batches(
-            self.dataset.source(self.config.data.train, "data.train"),
-            self.train_ops,
-            order_seed=self.config.seed,
-            crop_seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            start=start,
-            stop=self.steps,
-            rows=mesh.host_rows(self.config.batch_size),
-            threads=self.config.data.threads,
-            prefetch=self.config.data.prefetch,
-        )
-        for batch in host:
-            batches.check_labels(
-                batch, self.facts.num_classes, f"data.train={self.config.data.train!r}"
-            )
-            yield mesh.put(self.mesh, {k: batch[k] for k in ("image", "label")})
+        yield from self.data.train_batches(start, self.steps)
 
     def eval_batches(
         self, split: str, key: str, batch_size: int = 0
@@ -497,16 +435,4 @@ class Experiment:
         `key`: the config key or flag that `split` came from. `batch_size` 0: eval's.
         """
         size = batch_size or self.config.eval.batch_size or self.config.batch_size
-        size = mesh.round_up(size, self.mesh)
-        host = batches.eval_batches(
-            self.dataset.source(split, key),
-            self.eval_ops,
-            batch_size=size,
-            rows=mesh.host_rows(size),
-            threads=self.config.data.threads,
-            prefetch=self.config.data.prefetch,
-        )
-        for batch in host:
-            batches.check_labels(batch, self.facts.num_classes, f"{key}={split!r}")
-            batch["index"] = batch["index"].astype(np.int32)
-            yield mesh.put(self.mesh, batch)
+        return self.data.eval_batches(split, key, mesh.round_up(size, self.mesh))

@@ -49,6 +49,15 @@ def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: one(array) for name, array in batch.items()}
 
 
+def put_everywhere(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The same arrays, which every host gives whole, on every device of the mesh."""
+    sharding = replicated(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array, array.shape)
+        for name, array in arrays.items()
+    }
+
+
 def host_rows(batch_size: int) -> slice:
     """This host's contiguous rows of a global batch.
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcls import batches, cli, decode, evaluate, experiment, mesh
+from jaxcls.clean import clean, quiet
 from jaxcls.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic"}
@@ -53,11 +54,13 @@ def read(exp: experiment.Experiment, path: pathlib.Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise decode.DecodeError(error.strerror or str(error)) from None
-    pixels = batches.transform(exp.eval_ops, decode.clean(data), batches.example_rng(0, 0))
-    if pixels.shape != exp.image_shape:
+    pixels = batches.transform(
+        exp.data.eval_ops, clean(data).data, batches.example_rng(0, 0)
+    )
+    if pixels.shape != exp.data.eval_shape:
         raise decode.DecodeError(
             f"{pixels.shape[1]}x{pixels.shape[0]} pixels after data.eval_ops, and the"
-            f" model takes {exp.image_shape[1]}x{exp.image_shape[0]}"
+            f" model takes {exp.data.eval_shape[1]}x{exp.data.eval_shape[0]}"
         )
     return pixels
 
@@ -70,11 +73,12 @@ def predict(
     size = mesh.round_up(min(BATCH_SIZE, len(paths)), exp.mesh)
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
-        batch = np.zeros((size, *exp.image_shape), np.uint8)
+        batch = np.zeros((size, *exp.data.eval_shape), np.uint8)
         bad: dict[int, str] = {}
         for row, path in enumerate(chunk):
             try:
-                batch[row] = read(exp, path)
+                with quiet():
+                    batch[row] = read(exp, path)
             except decode.DecodeError as error:
                 bad[row] = str(error)
         on_mesh = mesh.put(exp.mesh, {"image": batch})["image"]
@@ -100,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     top = cli.whole_number(args.top, "--top", least=1)
     paths = images(args.images)
     exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
-    names = exp.facts.class_names or tuple(map(str, range(exp.facts.num_classes)))
+    names = exp.data.class_names
     rows, status = [], cli.DONE
     for path, found in predict(exp, weights, paths):
         if isinstance(found, str):

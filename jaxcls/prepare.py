@@ -22,7 +22,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from jaxcls import __version__, cli, config, convert, experiment, show, sources, writer
+from jaxcls import (
+    __version__,
+    cli,
+    config,
+    convert,
+    experiment,
+    records,
+    show,
+    sources,
+    writer,
+)
 from jaxcls.batches import cores
 from jaxcls.clean import Shrink, clean, quiet
 from jaxcls.decode import DecodeError
@@ -89,9 +99,9 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         with _progress(sum(counts.values())) as advance:
             for split, listing in found.splits.items():
                 outcome.fingerprint.split(split)
-                records = _records(split, listing, options, outcome, advance)
+                written = _records(split, listing, options, outcome, advance)
                 outcome.shards[split] = writer.write_split(
-                    folder, options.name, split, records
+                    folder, options.name, split, written
                 )
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
@@ -143,9 +153,9 @@ def _example(
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     label = int(listing.labels[row])
-    example = writer.Example(bytes(listing.names[row]), cleaned.data, label)
+    example = records.Example(bytes(listing.names[row]), cleaned.data, label)
     size = cleaned.height, cleaned.width
-    return writer.serialize(example), *example.digests(), size
+    return records.serialize(example), *example.digests(), size
 
 
 def in_order(
@@ -280,9 +290,9 @@ def main(argv: Sequence[str]) -> int:
         folder = convert.with_tfds(args.tfds, root)
     else:
         options = _options(args)
-        records = tfrecords.tfds_folder(options.source)
-        if records:
-            folder = convert.from_tfrecord(records, root, options.name)
+        old = tfrecords.tfds_folder(options.source)
+        if old:
+            folder = convert.from_tfrecord(old, root, options.name)
         else:
             folder = prepare(options, root)
     _say_done(folder)

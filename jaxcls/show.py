@@ -34,7 +34,7 @@ def draw(exp: experiment.Experiment, path: str) -> None:
     for axis, image, target in zip(axes.flat, images, targets, strict=False):
         shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
         axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
-        axis.set_title(caption(target, exp.facts.class_names), fontsize=7)
+        axis.set_title(caption(target, exp.data.class_names), fontsize=7)
     figure.tight_layout(pad=0.4)
     try:
         figure.savefig(path, dpi=110)
@@ -62,7 +62,7 @@ def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
 def caption(target: np.ndarray, class_names: tuple[str, ...]) -> str:
     """``"cat"``, or ``"0.7 cat 0.3 dog"`` where images are mixed; target [K]."""
     top = np.argsort(-target, kind="stable")[:2].tolist()
-    names = [class_names[k] if class_names else str(k) for k in top]
+    names = [class_names[k] for k in top]
     floor = target.min()  # What label smoothing gave to every class.
     shares = [
         (target[k] - floor) / max(1e-9, target.sum() - floor * len(target)) for k in top

@@ -5,22 +5,30 @@ made it: what it holds is read from its folder.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcls import records
 from jaxcls.datasets import BUNDLED
 from jaxcls.errors import InputError, did_you_mean
 
 Record = tuple[bytes, int]
 
+# What `prepare` writes beside the shards.
+MANIFEST, LABELS = "manifest.json", "labels-{}.npy"
+
 
 class Facts(NamedTuple):
-    """What a dataset holds. `image_shape`: (H, W, C), None where images differ."""
+    """What a dataset holds. `image_shape`: (H, W, C), None where images differ.
+
+    fingerprint: of its content, from the manifest that `prepare` writes; else "".
+    """
 
     name: str
     version: str
@@ -28,6 +36,7 @@ class Facts(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...]
     splits: dict[str, int]
+    fingerprint: str = ""
 
 
 class Published(NamedTuple):
@@ -50,6 +59,21 @@ PUBLISHED = {
 }
 
 
+# Where the original files of a dataset are; `prepare` reads them as they come.
+_GET = "into a FOLDER and run"
+ORIGINALS = {
+    "imagenet2012": "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
+    f" ILSVRC2012_devkit_t12.tar.gz from https://image-net.org {_GET}",
+    "cifar10": "download cifar-10-python.tar.gz from"
+    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
+    "cifar100": "download cifar-100-python.tar.gz from"
+    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
+    "mnist": f"download MNIST's four idx files {_GET}",
+    "fashion_mnist": "download the four idx files from"
+    f" https://github.com/zalandoresearch/fashion-mnist {_GET}",
+}
+
+
 def published_facts(name: str) -> Facts | None:
     """What is known of a dataset that is not here, or None."""
     known = PUBLISHED.get(name.partition(":")[0])
@@ -69,19 +93,20 @@ class Dataset:
         import tensorflow_datasets as tfds
 
         _no_progress_bars()
-        folder = _folder(name, data_dir)
+        self.folder = folder = _folder(name, data_dir)
         self._builder = tfds.builder_from_directory(folder)
         info = self._builder.info
         if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
             form = info.file_format.value if info.file_format else "an unknown format"
             raise InputError(
-                f"data.name={name}: {folder} is in {form} and must be array_record;"
-                " prepare it again elsewhere, where TensorFlow is installed, with:"
-                f" {_recipe(name.partition(':')[0], 'NEW_DIR')}"
+                f"data.name={name}: {folder} is in {form} and must be array_record; for a"
+                f" copy in NEW_DIR: python -m jaxcls.prepare --source={folder}"
+                f" --name={re.split('[:/]', name)[0]} --data_dir=NEW_DIR"
             )
         self._keys = info.supervised_keys or ("image", "label")
-        self.facts = _facts(name, info, self._keys)
-        _check_published(self.facts)
+        fingerprint = manifest(folder).get("fingerprint", "")
+        self.facts = _facts(name, info, self._keys, fingerprint)
+        check_published(self.facts.name, self.facts.splits, "data.name")
 
     def source(self, split: str, key: str) -> "Source":
         """The records of a TFDS split such as ``train[:90%]``; `key` is its config key."""
@@ -99,36 +124,90 @@ class Dataset:
             decoders = {image_key: tfds.decode.SkipDecoding()}
             data = self._builder.as_data_source(name, decoders=decoders)
             parts.append((data, start, stop))
-        return Source(parts, image_key, label_key)
+        return Source(parts, image_key, label_key, split)
+
+    def labels(self, split: str, key: str) -> np.ndarray:
+        """The labels [n] int32 of a split: as `prepare` wrote them, or read one by one."""
+        found = []
+        for name, start, stop in resolve(split, self.facts.splits, key):
+            file = self.folder / LABELS.format(name)
+            if not file.is_file():
+                return _read_labels(self.source(split, key), split)
+            labels = np.load(file, allow_pickle=False)
+            if labels.shape != (self.facts.splits[name],):
+                raise InputError(
+                    f"{file} holds {labels.shape} labels for the {self.facts.splits[name]}"
+                    f" examples of {name}; remove it, or prepare {self.facts.name} again"
+                )
+            found.append(labels[start:stop])
+        return np.concatenate(found)
+
+
+def _read_labels(source: "Source", split: str) -> np.ndarray:
+    n = len(source)
+    print(f"reading {split} once for its {n:,} labels; prepare writes them", flush=True)
+    labels = np.empty(n, np.int32)
+    for start in range(0, n, 1024):
+        rows = np.arange(start, min(start + 1024, n))
+        labels[rows] = [label for _, label in source.read(rows)]
+    return labels
+
+
+class Selected:
+    """Some examples of a source, renumbered from 0."""
+
+    def __init__(self, source: "Source", rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: np.ndarray) -> Iterable[Record]:
+        """Like `Source.read`."""
+        return self._source.read(self._rows[indices])
+
+    def where(self, index: int) -> str:
+        """Like `Source.where`."""
+        return self._source.where(int(self._rows[index]))
 
 
 class Source:
     """Random access to the records of a split; reading is safe from many threads."""
 
     def __init__(
-        self, parts: Sequence[tuple[Any, int, int]], image_key: str, label_key: str
+        self,
+        parts: Sequence[tuple[Any, int, int]],
+        image_key: str,
+        label_key: str,
+        split: str,
     ) -> None:
-        self._parts = parts
+        self._parts, self._split = parts, split
         self._starts = np.cumsum([0, *(stop - start for _, start, stop in parts)])
         self._keys = image_key, label_key
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, indices: np.ndarray) -> list[Record]:
-        """indices [N] int64 in 0..len-1 -> N times (encoded image, label)."""
-        image_key, label_key = self._keys
+    def where(self, index: int) -> str:
+        """What an example is called in messages."""
+        return f"record {index} of split {self._split!r}"
+
+    def read(self, indices: np.ndarray) -> Iterator[Record]:
+        """indices [N] int64 in 0..len-1 -> N times (encoded image, label).
+
+        One by one as they are asked for: a record is used while it is in the cache, and
+        TFDS's own list of them costs threads for every shard it touches.
+        """
         which = np.searchsorted(self._starts, indices, side="right") - 1
-        records: dict[int, Record] = {}
-        for part, (data, start, _) in enumerate(self._parts):
-            rows = np.flatnonzero(which == part)
-            if not rows.size:
-                continue
-            wanted = indices[rows] - self._starts[part] + start
-            found = data.__getitems__(wanted.tolist())
-            for row, example in zip(rows.tolist(), found, strict=True):
-                records[row] = example[image_key], int(example[label_key])
-        return [records[row] for row in range(len(indices))]
+        for part, index in zip(which.tolist(), indices.tolist(), strict=True):
+            data, start, _ = self._parts[part]
+            row = index - int(self._starts[part]) + start
+            try:
+                yield records.parse(data.data_source[row], *self._keys)[1:]
+            except ValueError:  # Of a form that only TFDS knows.
+                example = data[row]
+                image_key, label_key = self._keys
+                yield example[image_key], int(example[label_key])
 
 
 def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int, int]]:
@@ -169,23 +248,23 @@ def count(split: str, splits: dict[str, int], key: str) -> int:
     return sum(stop - start for _, start, stop in resolve(split, splits, key))
 
 
-def _root(data_dir: str) -> pathlib.Path:
+def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:
     """The folder of datasets: `data_dir`, TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     if "://" in data_dir:
         raise InputError(
-            f"data.dir={data_dir} is a URL, and must be a folder: random access needs a"
+            f"{key}={data_dir} is a URL, and must be a folder: random access needs a"
             " file system; mount the bucket and give its mount point"
         )
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
         return pathlib.Path(chosen).expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"data.dir={chosen} is no path ({error}); try ~/data") from None
+        raise InputError(f"{key}={chosen} is no path ({error}); try ~/data") from None
 
 
 def _folder(name: str, data_dir: str) -> pathlib.Path:
     """The folder of the newest (or the named) version of a prepared dataset."""
-    root = _root(data_dir)
+    root = data_root(data_dir)
     base, _, version = name.partition(":")
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)?", base) or ".." in base:
         raise InputError(
@@ -227,26 +306,14 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
     here = []
     if root.is_dir():
         here = sorted(e.name for e in root.iterdir() if _versions(e))
-    first = ""
-    if base == "imagenet2012":
-        first = (
-            "download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from"
-            f" https://image-net.org into {root}/downloads/manual, then "
-        )
     near = "" if base in PUBLISHED else did_you_mean(base, {*here, *PUBLISHED})
+    how = ORIGINALS.get(base, "give a folder or an archive of images to")
+    source = "FOLDER" if base in ORIGINALS else "FOLDER_OR_ARCHIVE"
+    command = f"python -m jaxcls.prepare --source={source} --name={base}"
+    tfds = f" (or --tfds={base}, where TensorFlow is installed)"
     return (
-        f"data.name={name!r} is not prepared in {root}{near}; {first}where TensorFlow is"
-        f" installed run: {_recipe(base, str(root))}; prepared there:"
-        f" {', '.join(here) or 'nothing'}"
-    )
-
-
-def _recipe(name: str, folder: str) -> str:
-    """The command that prepares a TFDS dataset; TFDS's own one needs more packages."""
-    return (
-        'python -c "import tensorflow_datasets as tfds;'
-        f" tfds.builder('{name}', data_dir='{folder}', file_format='array_record')"
-        '.download_and_prepare()"'
+        f"data.name={name!r} is not prepared in {root}{near}; {how} {command}"
+        f" --data_dir={root}{tfds}; prepared there: {', '.join(here) or 'nothing'}"
     )
 
 
@@ -266,7 +333,7 @@ def _prepare(base: str, root: pathlib.Path) -> None:
         ) from None
 
 
-def _facts(name: str, info: Any, keys: tuple[str, str]) -> Facts:
+def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Facts:
     image_key, label_key = keys
     missing = [k for k in keys if k not in info.features]
     if missing or not hasattr(info.features[label_key], "num_classes"):
@@ -284,19 +351,29 @@ def _facts(name: str, info: Any, keys: tuple[str, str]) -> Facts:
         label.num_classes,
         tuple(names),
         {split: part.num_examples for split, part in info.splits.items()},
+        fingerprint,
     )
 
 
-def _check_published(facts: Facts) -> None:
-    """A prepared dataset that lacks examples its authors count is not that dataset."""
-    known = PUBLISHED.get(facts.name)
+def check_published(name: str, splits: dict[str, int], key: str) -> None:
+    """Raise `InputError` where a dataset lacks examples that its authors count.
+
+    `key`: the config key or flag of `name`.
+    """
+    known = PUBLISHED.get(name)
     for split, n in known.splits.items() if known else ():
-        if facts.splits.get(split) != n:
+        if splits.get(split) != n:
             raise InputError(
-                f"data.name={facts.name!r}: split {split} holds"
-                f" {facts.splits.get(split, 0)} examples, and {n} were published; prepare"
-                " it again, or under another name if it is another set"
+                f"{key}={name!r}: split {split} holds {splits.get(split, 0)} examples, and"
+                f" {n} were published; prepare it again, or under another name if it is"
+                " another set"
             )
+
+
+def manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What `prepare` wrote about a dataset, or {} for one that it did not write."""
+    file = folder / MANIFEST
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _no_progress_bars() -> None:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcls import checkpoint, durations, evaluate, logs
+from jaxcls.data import DeviceBatch
 from jaxcls.errors import DivergedError, InputError
-from jaxcls.experiment import DeviceBatch, Experiment
+from jaxcls.experiment import Experiment
 from jaxcls.step import State
 from jaxcls.workdir import Workdir
 

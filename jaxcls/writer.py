@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxcls.errors import InputError
 
@@ -26,20 +25,6 @@ from jaxcls.errors import InputError
 SHARD_BYTES = 1 << 28
 MANIFEST = "manifest.json"
 LABELS = "labels-{}.npy"
-
-
-class Example(NamedTuple):
-    """One record: the name of the file that it was, its encoded image, its class."""
-
-    name: bytes
-    image: bytes
-    label: int
-
-    def digests(self) -> tuple[bytes, bytes]:
-        """SHA-256 of the image bytes, and of name, label and that: for `Fingerprint`."""
-        image = hashlib.sha256(self.image).digest()
-        rest = len(self.name).to_bytes(8, "little") + self.name + b"%d" % self.label
-        return image, hashlib.sha256(image + rest).digest()
 
 
 class Shard(NamedTuple):
@@ -65,43 +50,11 @@ class Fingerprint:
         self._digest.update(f"split {name}\n".encode())
 
     def add(self, digest: bytes) -> None:
-        """One more record, by the second of its `Example.digests`."""
+        """One more record, by the second of its `digests`."""
         self._digest.update(digest)
 
     def __str__(self) -> str:
         return f"sha256:{self._digest.hexdigest()}"
-
-
-def serialize(example: Example) -> bytes:
-    """The tf.train.Example of a record, with its fields in one fixed order."""
-    features = tf_feature_pb2.Features(
-        feature={
-            "file_name": tf_feature_pb2.Feature(
-                bytes_list=tf_feature_pb2.BytesList(value=[example.name])
-            ),
-            "image": tf_feature_pb2.Feature(
-                bytes_list=tf_feature_pb2.BytesList(value=[example.image])
-            ),
-            "label": tf_feature_pb2.Feature(
-                int64_list=tf_feature_pb2.Int64List(value=[example.label])
-            ),
-        }
-    )
-    return tf_example_pb2.Example(features=features).SerializeToString(deterministic=True)
-
-
-def parse(record: bytes, image_key: str = "image", label_key: str = "label") -> Example:
-    """The inverse of `serialize`, of other people's records too; raises `InputError`."""
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    names = feature["file_name"].bytes_list.value if "file_name" in feature else ()
-    images = feature[image_key].bytes_list.value
-    labels = feature[label_key].int64_list.value
-    if len(images) != 1 or len(labels) != 1:
-        raise InputError(
-            f"a record holds {len(images)} encoded {image_key} and {len(labels)}"
-            f" {label_key}, and one of each is needed"
-        )
-    return Example(names[0] if names else b"", images[0], labels[0])
 
 
 def features(

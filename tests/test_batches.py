@@ -23,19 +23,38 @@ class Numbered:
     def read(self, indices):
         assert ((indices >= 0) & (indices < self.n)).all()
         self.asked += len(indices)
-        return [(np.int32(i).tobytes(), i % 7) for i in indices.tolist()]
+        return ((np.int32(i).tobytes(), i % 7) for i in indices.tolist())
+
+    def where(self, index):
+        return f"record {index} of the dataset"
 
 
 def pixels(image, rng):
     """The number of a record as an image, and a random one beside it."""
-    drawn = rng.integers(256, size=4, dtype=np.uint8)
+    drawn = np.array([256 * rng.random() for _ in range(4)]).astype(np.uint8)
     return np.concatenate([np.frombuffer(image, np.uint8), drawn]).reshape(1, 2, 4)
+
+
+def train_batches(source, ops, *, order_seed, crop_seed, batch_size, rows, **options):
+    n = len(source)
+    span = {name: options.pop(name) for name in ("start", "stop")}
+
+    def order(epoch):
+        return batches.order(order_seed, epoch, n)
+
+    plans = batches.train_plans(order, n, batch_size, rows, **span)
+    return batches.decoded(source, ops, plans, seed=crop_seed, **options)
+
+
+def eval_batches(source, ops, *, batch_size, rows, **options):
+    plans = batches.eval_plans(len(source), batch_size, rows)
+    return batches.decoded(source, ops, plans, seed=0, **options)
 
 
 def train(source, batch_size=8, start=0, stop=10, rows=None, **options):
     options = {"order_seed": 3, "crop_seed": 3, "threads": 2, **options}
     rows = rows or slice(0, batch_size)
-    made = batches.train_batches(
+    made = train_batches(
         source,
         [pixels],
         batch_size=batch_size,
@@ -55,11 +74,11 @@ def equal(ours, theirs):
             np.testing.assert_array_equal(a[name], b[name], strict=True)
 
 
-def philox(key, n, stream=0):
-    """Philox4x64-10 in whole numbers (Salmon et al., SC 2011), counters from 1."""
+def philox(key, n, counter=(0, 0, 0, 0)):
+    """Philox4x64-10 in whole numbers (Salmon et al., SC 2011), counters from one above."""
     out = []
     for block in range(1, n // 4 + 2):
-        c, k = [block, 0, 0, stream], list(key)
+        c, k = [counter[0] + block, *counter[1:]], list(key)
         for _ in range(10):
             left, right = c[0] * 0xD2E7470EE14C6C93, c[2] * 0xCA5A826395121157
             c = [(right >> 64) ^ c[1] ^ k[0], right & MASK, (left >> 64) ^ c[3] ^ k[1],
@@ -88,6 +107,29 @@ def test_order_is_another_permutation_for_each_epoch_and_seed():
     assert len({o.tobytes() for o in found}) == 4
 
 
+@pytest.mark.parametrize("counts", [[5, 5], [1, 30, 7, 0, 2], [100, 3], [4], [0, 0, 9, 1]])
+def test_a_balanced_order_has_every_class_equally_often(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    n, present = len(labels), np.flatnonzero(counts)
+    for epoch in range(2 * len(present)):
+        picked = batches.balanced_order(3, epoch, labels)
+        assert len(picked) == n
+        per_class = np.bincount(labels[picked], minlength=len(counts))[present]
+        assert per_class.max() - per_class.min() <= 1
+        times = np.bincount(picked, minlength=n)
+        for k in present:  # Nothing a second time before all of its class were there.
+            assert times[labels == k].max() - times[labels == k].min() <= 1
+    seen = [batches.balanced_order(3, e, labels).tobytes() for e in range(3)]
+    assert n < 5 or len(set(seen)) == 3
+    assert batches.balanced_order(3, 1, labels).tobytes() == seen[1]
+
+
+def test_a_balanced_order_is_these_very_records_for_ever():
+    assert batches.BALANCED_ORDER == "philox-balanced-1"
+    labels = np.array([0, 1, 0, 0, 0, 2, 0, 0])
+    assert batches.balanced_order(0, 0, labels).tolist() == [4, 1, 5, 1, 1, 2, 0, 5]
+
+
 def test_order_refuses_too_many_examples_and_names_the_remedy():
     with pytest.raises(InputError, match=r"100000001 training examples .*100000000: use a"):
         batches.order(0, 0, 10**8 + 1)
@@ -96,7 +138,9 @@ def test_order_refuses_too_many_examples_and_names_the_remedy():
 def test_positions_run_on_from_one_epoch_to_the_next():
     n, positions = 10, np.array([8, 9, 10, 11, 25, 39])
     expected = [batches.order(5, p // n, n)[p % n] for p in positions.tolist()]
-    assert batches.indices(positions, n, 5).tolist() == expected
+    assert (
+        batches.indices(positions, n, lambda e: batches.order(5, e, n)).tolist() == expected
+    )
 
 
 def test_a_batch_holds_the_records_that_the_formula_says():
@@ -158,10 +202,37 @@ def test_a_step_far_away_is_reached_without_replay():
     assert source.asked == size
 
 
+def test_ops_that_can_be_one_are_made_one_and_the_pixels_stay():
+    class Doubled:
+        def __call__(self, image, rng):
+            return image * 2
+
+        def after(self, previous):
+            return (
+                (lambda image, rng: 2 * previous(image, rng)) if previous is one else None
+            )
+
+    def one(image, rng):
+        return image + 1
+
+    def two(image, rng):
+        return image + 2
+
+    for ops, n in [([one, Doubled()], 1), ([Doubled(), one], 2), ([two, Doubled()], 2)]:
+        fused = batches.fuse(ops)
+        assert len(fused) == n
+        assert batches.transform(fused, 5, None) == batches.transform(ops, 5, None)
+    assert batches.fuse([]) == []
+
+
 @pytest.mark.parametrize(("seed", "position"), [(0, 0), (3, 70), (2**32 - 1, 10**12)])
 def test_crops_draw_from_a_stream_of_their_own_for_each_position(seed, position):
-    raw = batches.example_rng(seed, position).bit_generator.random_raw(9)
-    assert raw.tolist() == philox((seed, position), 9, stream=1)
+    pages = [philox((seed, 0), 32, (8 * position, 0, page, 1)) for page in range(3)]
+    expected = [(raw >> 11) / 2**53 for page in pages for raw in page]
+    alone = batches.example_rng(seed, position)
+    among = batches.example_rngs(seed, max(0, position - 3), 9)[min(3, position)]
+    for rng in (alone, among):
+        assert [rng.random() for _ in expected] == expected
 
 
 def test_crops_differ_between_epochs_and_positions_and_seeds():
@@ -186,7 +257,7 @@ def data_threads():
 
 
 def test_an_abandoned_iterator_ends_its_threads():
-    made = batches.train_batches(
+    made = train_batches(
         Numbered(50), [pixels], order_seed=0, crop_seed=0, batch_size=8, start=0,
         stop=10**9, rows=slice(0, 8), threads=3,
     )  # fmt: skip
@@ -199,9 +270,7 @@ def test_an_abandoned_iterator_ends_its_threads():
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 7, 20, 64])
 def test_evaluation_reads_every_record_once_and_masks_the_padding(batch_size):
     rows = slice(0, batch_size)
-    made = list(
-        batches.eval_batches(Numbered(20), [pixels], batch_size=batch_size, rows=rows)
-    )
+    made = list(eval_batches(Numbered(20), [pixels], batch_size=batch_size, rows=rows))
     assert len(made) == -(-20 // batch_size)
     assert all(len(batch["mask"]) == batch_size for batch in made)
     mask = np.concatenate([batch["mask"] for batch in made])
@@ -215,9 +284,7 @@ def test_evaluation_reads_every_record_once_and_masks_the_padding(batch_size):
 def test_hosts_evaluate_as_many_batches_each_and_every_record_once():
     parts = [
         list(
-            batches.eval_batches(
-                Numbered(9), [pixels], batch_size=8, rows=slice(4 * h, 4 * h + 4)
-            )
+            eval_batches(Numbered(9), [pixels], batch_size=8, rows=slice(4 * h, 4 * h + 4))
         )
         for h in range(2)
     ]
@@ -228,10 +295,8 @@ def test_hosts_evaluate_as_many_batches_each_and_every_record_once():
 
 def test_a_real_dataset_comes_out_as_its_decoded_records(data_dir):
     source = sources.Dataset("digits", str(data_dir)).source("test[:11]", "data.test")
-    (batch,) = batches.eval_batches(
-        source, [decode.decode(1)], batch_size=11, rows=slice(0, 11)
-    )
-    expected = source.read(np.arange(11))
+    (batch,) = eval_batches(source, [decode.decode(1)], batch_size=11, rows=slice(0, 11))
+    expected = list(source.read(np.arange(11)))
     assert batch["label"].tolist() == [label for _, label in expected]
     for row, (png, _) in zip(batch["image"], expected, strict=True):
         np.testing.assert_array_equal(row, decode.decode(1)(png, None))
@@ -239,11 +304,7 @@ def test_a_real_dataset_comes_out_as_its_decoded_records(data_dir):
 
 def test_a_record_that_does_not_decode_is_named():
     with pytest.raises(InputError, match=r"^record 0 of the dataset: 4 bytes that are no"):
-        list(
-            batches.eval_batches(
-                Numbered(1), [decode.decode()], batch_size=1, rows=slice(0, 1)
-            )
-        )
+        list(eval_batches(Numbered(1), [decode.decode()], batch_size=1, rows=slice(0, 1)))
     fails = decode.DecodeError("broken")
 
     def fail_at_17(image, rng):
@@ -251,7 +312,7 @@ def test_a_record_that_does_not_decode_is_named():
             raise fails
         return pixels(image, rng)
 
-    made = batches.train_batches(
+    made = train_batches(
         Numbered(20), [fail_at_17], order_seed=0, crop_seed=0, batch_size=10, start=0,
         stop=2, rows=slice(0, 10), threads=3,
     )  # fmt: skip
@@ -265,7 +326,7 @@ def test_images_of_several_sizes_are_refused(threads):
     def grows(image, rng):
         return np.zeros((1 + np.frombuffer(image, np.int32)[0], 2, 3), np.uint8)
 
-    made = batches.eval_batches(
+    made = eval_batches(
         Numbered(4), [grows], batch_size=4, rows=slice(0, 4), threads=threads
     )
     with pytest.raises(InputError, match=r"several sizes .*such as resize\(224\)"):

@@ -4,13 +4,15 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, features
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from jaxcls import decode
+from jaxcls import batches, decode
 from jaxcls.errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
@@ -56,6 +58,79 @@ def test_jpeg_decodes_like_pillow(photograph, subsampling):
     luma = Image.open(io.BytesIO(data))
     luma.draft("L", luma.size)
     assert far(decoded(data, 1), np.asarray(luma)[:, :, None]) <= 1
+
+
+def opencv(data, channels=3):
+    mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+JPEGS = {
+    **{
+        kind: simplejpeg.encode_jpeg(NOISE, 90, "RGB", kind)
+        for kind in ("444", "422", "420", "440", "411", "Gray")
+    },
+    "grey": encode(NOISE[:, :, 0], "JPEG"),
+    "progressive": encode(NOISE, "JPEG", progressive=True),
+    "restarts": encode(NOISE, "JPEG", restart_marker_blocks=1),
+    "comment": encode(NOISE, "JPEG", comment=b"\xff\xc0" * 100, exif=Image.Exif()),
+    "damaged": encode(NOISE, "JPEG")[:-200] + b"\xff\xd3" * 20 + b"\xff\xd9",
+    "followed": encode(NOISE, "JPEG") + bytes(20),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_every_kind_of_jpeg_decodes_to_opencvs_pixels(kind, channels):
+    assert far(decoded(JPEGS[kind], channels), opencv(JPEGS[kind], channels)) == 0
+
+
+def test_cmyk_and_twelve_bits_are_left_to_opencv():
+    cmyk = encode(Image.new("CMYK", (9, 7), (255, 0, 0, 0)), "JPEG")
+    assert far(decoded(cmyk), opencv(cmyk)) == 0
+    twelve = JPEGS["444"].replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c")
+    with pytest.raises(decode.DecodeError):
+        decoded(twelve)
+
+
+@pytest.mark.parametrize("lacks", [1, 2, 20, 300])
+def test_a_jpeg_without_its_end_is_refused(lacks):
+    data = encode(NOISE, "JPEG")[:-lacks]
+    ops = [decode.decode(), decode.random_resized_crop(8, (0.1, 0.1))]
+    for each in (ops, batches.fuse(ops)):
+        with pytest.raises(decode.DecodeError, match=f"^{len(data)} bytes that are no"):
+            batches.transform(each, data, batches.example_rng(0, 0))
+
+
+def test_a_header_of_too_many_pixels_takes_no_memory():
+    size, huge = struct.pack(">HH", 24, 36), struct.pack(">HH", 65_000, 65_000)
+    with pytest.raises(decode.DecodeError, match="no complete JPEG"):
+        decoded(JPEGS["444"].replace(b"\x08" + size, b"\x08" + huge))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", [*JPEGS, "PNG"])
+def test_a_crop_while_decoding_gives_the_pixels_of_a_crop_after_it(kind, channels, capfd):
+    data = encode(NOISE, "PNG") if kind == "PNG" else JPEGS[kind]
+    ops = [decode.decode(channels), decode.random_resized_crop((5, 7), (0.05, 1))]
+    fused = batches.fuse(ops)
+    assert len(fused) == 1
+    for position in range(200):
+        whole = batches.transform(ops, data, batches.example_rng(0, position))
+        part = batches.transform(fused, data, batches.example_rng(0, position))
+        assert far(whole, part) == 0
+    assert kind == "damaged" or capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "restarts"])
+def test_decoding_stops_below_the_rows_that_are_wanted(kind):
+    read, whole = decode.Decode(3), decoded(JPEGS[kind])
+    frame = decode.frame_of(JPEGS[kind])
+    for stop in range(1, 25):
+        rows = read.rows(JPEGS[kind], frame, stop)
+        assert len(rows) == min(24, stop + decode.CONTEXT)
+        assert far(rows[:stop], whole[:stop]) == 0
 
 
 def test_colour_becomes_grey_by_the_usual_weights():
@@ -180,7 +255,7 @@ def boxes(shape, n, **options):
     image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
     op = decode.random_resized_crop((256, 256), **options)
     for seed in range(n):
-        out = op(image, np.random.default_rng(seed)).astype(int)
+        out = op(image, batches.example_rng(0, seed)).astype(int)
         (top, left, _), (bottom, right, _) = out[0, 0], out[-1, -1]
         yield top, left, bottom - top + 1, right - left + 1
 

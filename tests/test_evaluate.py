@@ -32,11 +32,11 @@ def build(tiny, built):
 
 def by_hand(exp, weights):
     """{metric: mean} of `SPLIT`, one example after the other, in float64."""
-    source = exp.dataset.source(SPLIT, "data.test")
+    source = exp.data.dataset.source(SPLIT, "data.test")
     scores = {"loss": [], "top1": [], "top5": []}
     images, labels = [], []
     for png, label in source.read(np.arange(len(source))):
-        images.append(batches.transform(exp.eval_ops, png, None))
+        images.append(batches.transform(exp.data.eval_ops, png, None))
         labels.append(label)
     normalized = exp.normalize(np.stack(images))
     logits, _ = exp.model.apply(weights, normalized, False, None)

@@ -28,7 +28,7 @@ def test_warm_up_is_part_of_the_run(tiny):
 def test_nothing_is_opened_before_it_is_asked_for(tiny):
     exp = experiment.build(tiny(**{"data.name": "absent", "data.dir": "/nonexistent"}))
     with pytest.raises(InputError, match="'absent' is not prepared"):
-        _ = exp.facts
+        _ = exp.data.facts
     facts = sources.Facts("absent", "", (8, 8, 1), 7, (), {"train": 100, "test": 10})
     known = experiment.build(tiny(**{"data.name": "absent", "data.dir": "/no"}), facts)
     assert known.state_shapes.params["head"]["kernel"].shape[-1] == 7

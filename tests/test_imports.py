@@ -8,13 +8,17 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
-SHARED = {"errors", "pipeline", "durations", "__init__"}  # Below everything.
+SHARED = {"errors", "pipeline", "durations", "records", "__init__"}  # Below everything.
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "sources", "train"},
-    "train": {"evaluate", "checkpoint", "experiment", "logs", "step", "workdir"},
+    "train": {"data", "evaluate", "checkpoint", "experiment", "logs", "step", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "logs"}
     | {"sources", "workdir"},
-    "predict": {"batches", "cli", "decode", "evaluate", "experiment", "mesh"},
+    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
+    "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
+    | {"importers", "show", "sources", "writer"},
+    "convert": {"importers", "writer"},
+    "show": {"experiment"},
     "dry_run": {"config", "experiment", "memory"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
@@ -22,13 +26,15 @@ NOUNS = {
     "step": {"augment", "losses", "metrics", "optimizers"},
     "checkpoint": {"optimizers", "step"},
     "sources": {"datasets"},
+    "importers": {"decode", "importers"},
+    "clean": {"decode"},
     "datasets": {"datasets"},
     "models": {"models"},
     "workdir": {"config"},
     "config": set(),
     "cli": set(),
 }
-HINGE = {"experiment"}
+HINGE = {"experiment", "data"}
 
 
 def module_of(path):
@@ -50,6 +56,7 @@ def test_imports_point_down(path):
     module = module_of(path)
     if module in HINGE:
         assert not imported(path) & set(VERBS)
+        assert module != "data" or "experiment" not in imported(path)
     else:
         assert imported(path) <= VERBS.get(module, NOUNS.get(module, set()))
 
@@ -57,13 +64,13 @@ def test_imports_point_down(path):
 def test_only_what_may_read_a_config_does():
     for path in PACKAGE.rglob("*.py"):
         if "ml_collections" in path.read_text():
-            assert module_of(path) in {"config", "experiment", "workdir"}
+            assert module_of(path) in {"config", "experiment", "data", "workdir"}
 
 
 def test_importing_starts_no_device_and_no_tensorflow():
     code = (
         "import sys, jaxcls\n"
-        "from jaxcls import config, experiment, train, evaluate, predict, main\n"
+        "from jaxcls import config, experiment, train, evaluate, predict, prepare, main\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
         "assert 'tensorflow' not in sys.modules\n"

@@ -229,7 +229,7 @@ def test_a_missing_config_is_answered_with_the_near_one():
     [
         (
             "--config.data.name=imagenet2012",
-            r"ILSVRC2012_img_train.tar.*builder\('imagenet2012', .*download_and_prepare",
+            r"ILSVRC2012_img_train.tar.*prepare --source=FOLDER --name=imagenet2012",
         ),
         ("--config.data.name=cifar11", r"'cifar11' is not prepared in .*'cifar10'.*digits"),
         ("--workdir=gs://bucket/run", r"gs://bucket/run is a URL, and must be a folder"),

@@ -22,7 +22,7 @@ SPLITS = {"train": 1437, "test": 360}
 
 
 def records(source):
-    return source.read(np.arange(len(source)))
+    return list(source.read(np.arange(len(source))))
 
 
 def copy(data_dir, root, name, version="1.0.0"):
@@ -66,7 +66,8 @@ def test_preparing_and_reading_import_no_tensorflow(tmp_path):
     code = (
         "import sys, numpy; from jaxcls import sources;"
         f" s = sources.Dataset('digits', {str(tmp_path)!r}).source('train', 'k');"
-        " assert len(s.read(numpy.arange(3))) == 3; assert 'tensorflow' not in sys.modules"
+        " assert len(list(s.read(numpy.arange(3)))) == 3;"
+        " assert 'tensorflow' not in sys.modules"
     )
     environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -112,11 +113,38 @@ def test_a_split_holds_the_records_that_tfds_gives_for_it(digits, data_dir, spli
     assert sources.count(split, SPLITS, "data.train") == len(theirs)
 
 
+def test_labels_are_read_where_prepare_did_not_write_them(digits, capsys):
+    labels = digits.labels("test[10:]+train[:5]", "data.train")
+    source = digits.source("test[10:]+train[:5]", "data.train")
+    assert labels.tolist() == [label for _, label in records(source)]
+    assert "prepare writes them" in capsys.readouterr().out
+
+
+def test_a_record_is_called_by_its_number_in_its_split(digits):
+    source = digits.source("test[10:]", "data.test")
+    assert source.where(3) == "record 3 of split 'test[10:]'"
+    part = sources.Selected(source, np.array([7, 2, 9]))
+    assert len(part) == 3
+    assert part.where(2) == "record 9 of split 'test[10:]'"
+    assert list(part.read(np.array([1, 0]))) == list(source.read(np.array([2, 7])))
+
+
 def test_records_are_read_in_any_order_and_again_over_several_parts(digits):
     source = digits.source("train[90%:]+test[:5]", "data.eval")
     whole = records(source)
     wanted = np.array([148, 0, 3, 148, 144, 143, 0])
-    assert source.read(wanted) == [whole[i] for i in wanted]
+    assert list(source.read(wanted)) == [whole[i] for i in wanted]
+
+
+def test_a_record_that_is_no_plain_example_is_read_by_tfds():
+    class Odd(list):
+        data_source = (b"", b"no example")
+
+    odd = Odd(
+        [{"image": b"a", "label": np.int64(3)}, {"image": b"b", "label": np.int64(4)}]
+    )
+    source = sources.Source([(odd, 0, 2)], "image", "label", "train")
+    assert records(source) == [(b"a", 3), (b"b", 4)]
 
 
 def test_resolve_gives_parts_with_absolute_bounds():
@@ -148,8 +176,8 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path, data_dir):
         sources.Dataset("cifar10", str(data_dir))
     said = str(refused.value)
     assert f"data.name='cifar10' is not prepared in {data_dir}" in said
-    arguments = f"'cifar10', data_dir='{data_dir}', file_format='array_record'"
-    assert f"tfds.builder({arguments}).download_and_prepare()" in said
+    assert "download cifar-10-python.tar.gz" in said
+    assert f"jaxcls.prepare --source=FOLDER --name=cifar10 --data_dir={data_dir}" in said
     assert said.endswith("prepared there: digits")
     with pytest.raises(InputError, match=r"https://image-net\.org"):
         sources.Dataset("imagenet2012", str(tmp_path))
@@ -194,7 +222,7 @@ def test_another_file_format_is_refused_with_the_command_that_converts(data_dir,
         sources.Dataset("mine", str(tmp_path))
     said = str(refused.value)
     assert f"data.name=mine: {folder} is in tfrecord and must be array_record" in said
-    assert "tfds.builder('mine', data_dir='NEW_DIR', file_format='array_record')" in said
+    assert f"jaxcls.prepare --source={folder} --name=mine --data_dir=NEW_DIR" in said
 
 
 def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):

@@ -104,7 +104,7 @@ def test_other_data_than_the_run_began_with_is_refused(tiny, tmp_path):
     exp = experiment.build(tiny(**{"length": "3 steps", "data.test": ""}))
     train.run(exp, str(tmp_path))
     (tmp_path / "metrics.jsonl").unlink()  # As if it had not finished.
-    facts = exp.facts._replace(version="1.0.1")
+    facts = exp.data.facts._replace(version="1.0.1")
     with pytest.raises(
         InputError, match=r'facts.version was "1.0.0" and is "1.0.1".*--workdir='
     ):

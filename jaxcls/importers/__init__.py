@@ -1,5 +1,6 @@
 """What people have -> listings of encoded images; one file a kind of source."""
 
+import os
 import pathlib
 
 from jaxcls.errors import InputError
@@ -17,8 +18,10 @@ def find(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> Foun
 
     Raises `InputError` for a source of no known kind, or a damaged one.
     """
-    if not path.exists():
+    if not (os.path.isdir(path) or os.path.isfile(path)):  # A pipe would be waited for.
         raise InputError(f"--source={path} is not there; give a folder or an archive")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"--source={path} cannot be read (Permission denied); allow it")
     for recognise, load in KINDS.items():
         if recognise(path):
             if val_fraction:

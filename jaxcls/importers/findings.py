@@ -1,9 +1,10 @@
 """What a person should know of the data before training on it."""
 
-import os
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxcls.importers.listing import shown
 
 # The largest class over the smallest, from which it is said.
 IMBALANCE = 10
@@ -73,7 +74,7 @@ def _shared(one: str, a: Kept, other: str, b: Kept) -> list[str]:
 
 
 def _name(kept: Kept, row: int) -> str:
-    return os.fsdecode(kept.names[row])
+    return shown(bytes(kept.names[row]))
 
 
 def _some(names: list[str]) -> str:

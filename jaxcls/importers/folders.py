@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
-from jaxcls.importers.listing import Found, Listing
-from jaxcls.importers.tars import is_below
+from jaxcls.importers.listing import Found, Listing, shown
+from jaxcls.importers.tars import is_below, plain
 from jaxcls.importers.trees import Tree, open_tree
 
 SPLITS = ("train", "val", "valid", "validation", "test")
+# What people call the folders of splits; classes of these names are a mistake.
+LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
 IMAGE_SUFFIXES = (
     *(b".jpg", b".jpeg", b".jpe", b".png", b".webp", b".bmp", b".gif", b".tif"),
     *(b".tiff", b".heic", b".heif", b".avif"),
@@ -34,7 +37,10 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> F
     """
     tree = open_tree(path, scratch)
     if not len(tree.names):
-        raise InputError(f"{path} holds no file; give a folder of class folders of images")
+        raise InputError(
+            f"{path} holds no file{_such_as(tree.rejected)}; give a folder of class folders"
+            " of images"
+        )
     prefix = _wrapper(tree)
     rejected, notes = list(tree.rejected), []
     if tree.hidden:
@@ -51,11 +57,18 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> F
     for row, split, class_name in parts:
         splits.add(row, split, class_name)
     if not splits.rows:
+        lacks = "in a class folder" if table is None else "that its labels.csv names"
         raise InputError(
-            f"{path} holds no image in a class folder; it must hold train/<class>/* and"
-            " val/<class>/*, or <class>/*, or a labels.csv with the columns path, label"
+            f"{path} holds no image {lacks}{_such_as(rejected)}; it must hold"
+            " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
+            " columns path, label"
         )
     class_names = _in_order(set(splits.classes) | empty)
+    if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
+        raise InputError(
+            f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
+            " name them train, val and test, and train must be there"
+        )
     listings = splits.listings(class_names)
     if val_fraction:
         listings = _split_off(listings, val_fraction)
@@ -109,6 +122,9 @@ def _wrapper(tree: Tree) -> bytes:
         is_split = os.fsdecode(whole.split(b"/")[depth]) in SPLITS
         if is_split or not all(name.startswith(whole) for name in tree.names):
             return prefix
+        folders = [folder + b"/" for folder in tree.folders]
+        if any(not (f.startswith(whole) or whole.startswith(f)) for f in folders):
+            return prefix  # A class folder without a file is beside it.
         deeper = any(name.count(b"/") > depth + 1 for name in tree.names)
         if not deeper and _find(tree, whole + b"labels.csv") is None:
             return prefix
@@ -134,7 +150,7 @@ def _by_folder(
             if name.lower().endswith(IMAGE_SUFFIXES):
                 rejected.append((os.fsdecode(name), "in no class folder"))
             else:
-                strays.append(os.fsdecode(name))
+                strays.append(shown(bytes(name)))
             continue
         yield row, split, os.fsdecode(parts[0])
     if strays:
@@ -163,23 +179,12 @@ def _by_table(
     notes: list[str],
 ) -> Rows:
     """Split and class of each file from labels.csv: columns path, label, maybe split."""
-    try:
-        text = tree.read(table).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: labels.csv is not UTF-8; save it as UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text))
-    fields = reader.fieldnames or []
-    if not {"path", "label"} <= set(fields):
-        raise InputError(
-            f"{path}: labels.csv has the columns {', '.join(fields) or 'none'}; its first"
-            " line must name path and label (and may name split)"
-        )
     used = np.zeros(len(tree.names), bool)
     used[table] = True
-    for line, entry in enumerate(reader, start=2):
-        name, label = (entry["path"] or "").strip(), (entry["label"] or "").strip()
-        split = (entry.get("split") or "train").strip()
-        row = _find(tree, prefix + os.fsencode(name.removeprefix("./")))
+    for line, name, label, split in _lines(tree, table, path):
+        row = _find(tree, prefix + os.fsencode(plain(name)))
+        if row is None:  # Of Windows, perhaps.
+            row = _find(tree, prefix + os.fsencode(plain(name.replace("\\", "/"))))
         if not name or not label:
             raise InputError(f"{path}: labels.csv line {line} lacks a path or a label")
         if split not in SPLITS:
@@ -197,13 +202,41 @@ def _by_table(
             used[row] = True
             yield row, split, label
     if not used.all():
-        first = os.fsdecode(tree.names[np.argmin(used)])
+        first = shown(bytes(tree.names[np.argmin(used)]))
         notes.append(f"{(~used).sum():,} files are not in labels.csv, such as {first}")
+
+
+def _lines(
+    tree: Tree, table: int, path: pathlib.Path
+) -> Iterator[tuple[int, str, str, str]]:
+    """(line number, path, label, split) of each line of labels.csv but the first."""
+    try:
+        text = tree.read(table).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        fields = [field.strip() for field in reader.fieldnames or []]
+        if not {"path", "label"} <= set(fields):
+            raise InputError(
+                f"{path}: labels.csv has the columns {', '.join(fields) or 'none'}; its"
+                " first line must name path and label (and may name split)"
+            )
+        reader.fieldnames = fields
+        for entry in reader:
+            name, label = entry["path"].strip(), entry["label"].strip()
+            yield reader.line_num, name, label, entry.get("split", "").strip() or "train"
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: labels.csv is not UTF-8; save it as UTF-8") from None
+    except (csv.Error, DecodeError, OSError) as error:
+        raise InputError(f"{path}: labels.csv cannot be read ({error})") from None
+
+
+def _such_as(rejected: Sequence[tuple[str, str]]) -> str:
+    """The first of what was refused: it may be all that there is."""
+    return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
 
 def _in_order(names: set[str]) -> list[str]:
     """Sorted, as numbers where all are numbers: 2 before 10."""
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) < 20 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 

@@ -55,6 +55,8 @@ def files(
         with _Tar.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()
+                if member.size < 0:  # The next header would lie before this one.
+                    raise tarfile.ReadError(f"a size of {member.size} bytes")
                 reason = _fault(member)
                 if reason:
                     rejected.append((member.name, reason))
@@ -74,12 +76,13 @@ def files(
 
 def is_below(name: str) -> bool:
     """Whether the path of an archive's member stays below the archive's root."""
-    return not (name.startswith("/") or "\\" in name or ".." in name.split("/"))
+    parts = name.replace("\\", "/").split("/")
+    return bool(parts[0]) and ".." not in parts
 
 
 def plain(name: str) -> str:
-    """The path of a member without the './' that some tars begin with."""
-    return name.removeprefix("./")
+    """The path of a member without the './' and the '//' that some archives hold."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _fault(member: tarfile.TarInfo) -> str:

@@ -5,17 +5,19 @@ name a file of ours.
 """
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
 import pathlib
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -32,6 +34,7 @@ _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
 _DAMAGES = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError),
     *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(ValueError, NotImplementedError, struct.error),
 )
 
 Read = Callable[[int], bytes]
@@ -59,9 +62,10 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
     if path.is_dir():
         return _folder(path)
     try:
-        if zipfile.is_zipfile(path):
+        # A tar that ends with a small zip looks like a zip too.
+        if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):
             return _zip(path)
-        return _tar(_plain_tar(path, scratch))
+        return _tar(_plain_tar(path, scratch), path)
     except _DAMAGES as error:
         raise InputError(
             f"{path} is damaged ({error}); copy or download it again"
@@ -93,7 +97,7 @@ class _Names:
         return True
 
     def add_folder(self, name: bytes) -> None:
-        if name.count(b"/") < 3 and not _is_hidden(name):
+        if name and name.count(b"/") < 3 and not _is_hidden(name):
             self.folders.append(name)
 
     def reject(self, name: bytes, reason: str) -> None:
@@ -131,20 +135,26 @@ def _folder(root: pathlib.Path) -> Tree:
             ) from None
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
-                here = (entry.stat().st_dev, entry.stat().st_ino)
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # Such as a link to itself.
+                is_folder = is_file = False
+            if _is_hidden(entry.name):
+                found.hidden += 1
+            elif is_file:
+                found.add(name)
+            elif is_folder:
+                here = _identity(entry.stat())
                 if here in above:
                     found.reject(name, "a link to a folder that it lies in")
-                elif not _is_hidden(name):
+                else:
                     found.add_folder(name)
                     walk(entry.path, name + b"/", above | {here})
-            elif entry.is_file():
-                found.add(name)
-            elif not _is_hidden(name):
+            else:
                 broken = entry.is_symlink() and not os.path.exists(entry.path)
                 found.reject(name, "a broken link" if broken else "not a regular file")
 
-    walk(base, b"", frozenset())
+    walk(base, b"", frozenset([_identity(os.stat(base))]))
 
     def reader(names: np.ndarray, order: np.ndarray) -> Read:
         def read(i: int) -> bytes:
@@ -158,13 +168,18 @@ def _folder(root: pathlib.Path) -> Tree:
     return found.tree(reader)
 
 
-def _tar(path: pathlib.Path) -> Tree:
-    """The members of an uncompressed tar."""
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What two paths to one folder share."""
+    return status.st_dev, status.st_ino
+
+
+def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
+    """The members of an uncompressed tar; errors name `where`, what people gave."""
     found, rejected = _Names(), list[tuple[str, str]]()
     places: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
     some: list[tuple[int, int]] = []
     with path.open("rb") as file:
-        for name, member, content in tars.files(file, f"{path}", rejected):
+        for name, member, content in tars.files(file, f"{where}", rejected):
             if content is None:
                 found.add_folder(os.fsencode(name))
             elif found.add(os.fsencode(name)):
@@ -173,10 +188,10 @@ def _tar(path: pathlib.Path) -> Tree:
                 places.append(np.array(some, np.int64))
                 some = []
     found.rejected += rejected
-    where = np.concatenate([*places, np.array(some, np.int64).reshape(-1, 2)])
+    spans = np.concatenate([*places, np.array(some, np.int64).reshape(-1, 2)])
 
     def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        starts, sizes = where[order].T
+        starts, sizes = spans[order].T
         read = tars.Reader(path, starts, sizes)
 
         def checked(i: int) -> bytes:
@@ -193,11 +208,11 @@ def _zip(path: pathlib.Path) -> Tree:
     archive, found = zipfile.ZipFile(path), _Names()
     members: list[zipfile.ZipInfo] = []
     for member in archive.infolist():
-        name = os.fsencode(member.filename)
-        mode = member.external_attr >> 16
-        if member.is_dir():
-            found.add_folder(name.rstrip(b"/"))
-        elif not tars.is_below(member.orig_filename):
+        given = _zip_name(member)
+        name, mode = os.fsencode(tars.plain(given)), member.external_attr >> 16
+        if given.endswith("/"):
+            found.add_folder(name)
+        elif not tars.is_below(given):
             found.reject(name, "its path leads out of the archive")
         elif stat.S_ISLNK(mode):
             found.reject(name, "a link; archives are read without following any")
@@ -210,10 +225,19 @@ def _zip(path: pathlib.Path) -> Tree:
         _check_size(member.file_size)
         try:
             return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        except (*_DAMAGES, RuntimeError, OSError) as error:
             raise DecodeError(f"cannot be unpacked ({error})") from None
 
     return found.tree(lambda names, order: lambda i: read(members[order[i]]))
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The path of a member: in UTF-8 without saying so, or as old Windows tools wrote."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/") if member.create_system == 0 else name
 
 
 def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
@@ -221,6 +245,9 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     chunks = _unpacked(path)
     if chunks is None:
         if not tarfile.is_tarfile(path):
+            with path.open("rb") as file:
+                if file.read(4) == b"PK\3\4":
+                    raise zipfile.BadZipFile("a zip without its end")
             raise InputError(
                 f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
             )
@@ -228,7 +255,7 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     plain = scratch / "unpacked.tar"
     with plain.open("wb") as out:
         for chunk in chunks:
-            if shutil.disk_usage(scratch).free < _FREE:
+            if out.tell() and shutil.disk_usage(scratch).free < _FREE:
                 raise InputError(
                     f"{path} unpacks to more than {out.tell():,} bytes and {scratch} is"
                     " full; unpack it yourself where there is room, and give the folder"
@@ -247,10 +274,18 @@ def _unpacked(path: pathlib.Path) -> Iterator[bytes] | None:
     def chunks() -> Iterator[bytes]:
         assert kind
         with kind(path) as packed:
-            while chunk := packed.read(1 << 24):
+            while chunk := _read(packed):
                 yield chunk
 
     return chunks() if kind else None
+
+
+def _read(packed: IO[bytes]) -> bytes:
+    """Some of an archive; whatever goes wrong is its damage, not the disk's."""
+    try:
+        return packed.read(1 << 24)
+    except OSError as error:
+        raise EOFError(error.strerror or f"{error}") from None
 
 
 def _check_size(size: int) -> None:

@@ -1,0 +1,313 @@
+"""config -> batches on the mesh: the half of the experiment that handles data.
+
+What a split holds is the dataset's; what of it is used (classes, a fraction), in which
+order, through which host ops and from where (disk or device) is the config's.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcls import batches, decode, mesh, pipeline, sources
+from jaxcls.errors import InputError, did_you_mean
+
+DeviceBatch = dict[str, jax.Array]
+
+# Decoded images that data.resident="auto" keeps on the device, in bytes a split. A
+# constant, so that every host of a run decides the same.
+RESIDENT_BYTES = 512 * 2**20
+
+
+class Data:
+    """The dataset as a config uses it; everything is read on first use."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        facts: sources.Facts | None,
+        make_mesh: Callable[[], jax.sharding.Mesh],
+    ) -> None:
+        self.config = config
+        self._facts, self._make_mesh = facts, make_mesh
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices that batches go to."""
+        return self._make_mesh()
+
+    # What there is.
+
+    @functools.cached_property
+    def dataset(self) -> sources.Dataset:
+        """The dataset on disk; raises `InputError` where it is not."""
+        return sources.Dataset(self.config.data.name, self.config.data.dir)
+
+    @functools.cached_property
+    def facts(self) -> sources.Facts:
+        """Counts, classes and image shape of the whole dataset."""
+        return self._facts or self.dataset.facts
+
+    @functools.cached_property
+    def _classes(self) -> list[int]:
+        """The classes of the dataset that are used, in its own order."""
+        text, facts = self.config.data.classes, self.facts
+        if not text.strip():
+            return list(range(facts.num_classes))
+        return select_classes(text, facts.class_names, facts.num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the model tells apart."""
+        return len(self._classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Their names; their numbers where the dataset has none."""
+        names = self.facts.class_names
+        return tuple(names[k] if names else str(k) for k in self._classes)
+
+    # What of it is used.
+
+    def count(self, split: str, key: str) -> int:
+        """How many examples of a split are used; `key` is its config key or flag."""
+        if not self._is_part(key):
+            return sources.count(split, self.facts.splits, key)
+        return len(self._used(split, key))
+
+    def _is_part(self, key: str) -> bool:
+        """Whether not every record of a split is used."""
+        is_fraction = key == "data.train" and self.config.data.fraction < 1
+        return is_fraction or self.num_classes < self.facts.num_classes
+
+    def records(self, split: str, key: str) -> batches.Records:
+        """Random access to the examples of a split that are used."""
+        source = self.dataset.source(split, key)
+        if not self._is_part(key):
+            return source
+        return sources.Selected(source, self._used(split, key))
+
+    def _used(self, split: str, key: str) -> np.ndarray:
+        """The records [n] int64 of a split that are used, in order."""
+        data, labels = self.config.data, self.dataset.labels(split, key)
+        used = np.flatnonzero(np.isin(labels, self._classes))
+        if key == "data.train" and data.fraction < 1:
+            used = used[stratified(labels[used], data.fraction, data.fraction_seed)]
+        if not used.size:
+            raise InputError(
+                f"{key}={split!r} holds no example of data.classes={data.classes!r}; give"
+                " other classes or a larger split"
+            )
+        return used
+
+    @functools.cached_property
+    def _order(self) -> batches.Order:
+        """epoch -> the examples of data.train [n] in the order of that epoch."""
+        seed, split, key = self.config.seed, self.config.data.train, "data.train"
+        if not self.config.data.balance:
+            n = self.count(split, key)
+            return lambda epoch: batches.order(seed, epoch, n)
+        labels = self.dataset.labels(split, key)
+        if self._is_part(key):
+            labels = labels[self._used(split, key)]
+        return functools.lru_cache(maxsize=3)(
+            lambda epoch: batches.balanced_order(seed, epoch, labels)
+        )
+
+    @property
+    def order_name(self) -> str:
+        """What the order of training is called in the run's folder."""
+        return batches.BALANCED_ORDER if self.config.data.balance else batches.ORDER
+
+    # The host ops and what they give.
+
+    @functools.cached_property
+    def train_ops(self) -> list[decode.Op]:
+        """The host ops of training."""
+        return self._ops("train_ops")
+
+    @functools.cached_property
+    def eval_ops(self) -> list[decode.Op]:
+        """The host ops of evaluation and prediction."""
+        return self._ops("eval_ops")
+
+    def _ops(self, name: str) -> list[decode.Op]:
+        return pipeline.build(self.config.data[name], decode.OPS, f"data.{name}")
+
+    @functools.cached_property
+    def eval_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model sees in evaluation."""
+        shape = self.facts.image_shape
+        return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
+
+    @functools.cached_property
+    def train_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model trains on."""
+        shape = batches.output_shape(
+            self.train_ops, self.facts.image_shape, "data.train_ops"
+        )
+        if shape[2] != self.eval_shape[2]:
+            raise InputError(
+                f"data.train_ops gives {shape[2]} channels and data.eval_ops"
+                f" {self.eval_shape[2]}; give decode the same number in both"
+            )
+        return shape
+
+    # Batches.
+
+    def train_batches(self, start: int, stop: int) -> Iterator[DeviceBatch]:
+        """The batches of steps start..stop-1, on the mesh: image, label."""
+        split, size = self.config.data.train, self.config.batch_size
+        plans = batches.train_plans(
+            self._order,
+            self.count(split, "data.train"),
+            size,
+            mesh.host_rows(size),
+            start=start,
+            stop=stop,
+        )
+        for batch in self._batches("train", split, "data.train", plans, self.train_shape):
+            yield {"image": batch["image"], "label": batch["label"]}
+
+    def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
+        """Every example of a split once, on the mesh: image, label, index, mask.
+
+        `key`: the config key or flag that `split` came from. index: 0..n-1.
+        """
+        rows = mesh.host_rows(batch_size)
+        plans = batches.eval_plans(self.count(split, key), batch_size, rows)
+        return self._batches("eval", split, key, plans, self.eval_shape)
+
+    def _batches(
+        self,
+        role: str,
+        split: str,
+        key: str,
+        plans: Iterator[batches.Plan],
+        shape: tuple[int, int, int],
+    ) -> Iterator[DeviceBatch]:
+        """The planned batches, decoded as they are asked for or once and for all."""
+        if self._is_resident(role, split, key, shape):
+            take, arrays = self._take, self._on_device(role, split, key)
+            for plan in plans:
+                rest = {"index": plan.examples.astype(np.int32)}
+                if plan.mask is not None:
+                    rest["mask"] = plan.mask
+                on_mesh = mesh.put(self.mesh, rest)
+                yield {**take(arrays, on_mesh["index"]), **on_mesh}
+            return
+        data = self.config.data
+        ops = self.train_ops if role == "train" else self.eval_ops
+        host = batches.decoded(
+            self.records(split, key),
+            ops,
+            plans,
+            seed=self.config.seed,
+            threads=data.threads,
+            prefetch=data.prefetch,
+        )
+        for batch in host:
+            batch["label"] = self._relabel(batch, f"{key}={split!r}")
+            batch["index"] = batch["index"].astype(np.int32)
+            yield mesh.put(self.mesh, batch)
+
+    def _relabel(self, batch: batches.Batch, split: str) -> np.ndarray:
+        """The labels as the model counts classes; raises `InputError` for no class."""
+        batches.check_labels(batch, self.facts.num_classes, split)
+        if self.num_classes == self.facts.num_classes:
+            return batch["label"]
+        numbers = np.zeros(self.facts.num_classes, np.int32)
+        numbers[self._classes] = np.arange(self.num_classes)
+        return numbers[batch["label"]]
+
+    # Decoded images on the device.
+
+    def _is_resident(
+        self, role: str, split: str, key: str, shape: tuple[int, int, int]
+    ) -> bool:
+        """Whether a split's images are decoded once and kept on the device."""
+        data = self.config.data
+        drawn = [
+            call.name
+            for call in pipeline.parse(data[f"{role}_ops"], f"data.{role}_ops")
+            if call.name in decode.RANDOM
+        ]
+        if data.resident == "on" and drawn:
+            raise InputError(
+                f"data.resident=on: data.{role}_ops holds {drawn[0]}, which gives other"
+                " pixels each time; crop with augment='random_crop(4)', or leave it auto"
+            )
+        if data.resident == "off" or drawn or key not in ("data.train", "data.eval"):
+            return False  # What is read once is not worth keeping.
+        size = self.count(split, key) * int(np.prod(shape))
+        return data.resident == "on" or size <= RESIDENT_BYTES
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the experiment.
+    def _on_device(self, role: str, split: str, key: str) -> DeviceBatch:
+        """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
+        records = self.records(split, key)
+        ops = self.train_ops if role == "train" else self.eval_ops
+        plans = batches.eval_plans(len(records), 256, slice(0, 256))
+        parts = batches.decoded(
+            records,
+            ops,
+            plans,
+            seed=0,
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+        )
+        labels, images = [], []
+        for part in parts:
+            labels.append(self._relabel(part, f"{key}={split!r}")[part["mask"]])
+            images.append(part["image"][part["mask"]])
+        whole = {"image": np.concatenate(images), "label": np.concatenate(labels)}
+        return mesh.put_everywhere(self.mesh, whole)
+
+    @functools.cached_property
+    def _take(self) -> Callable[[DeviceBatch, jax.Array], DeviceBatch]:
+        """The jitted (arrays [n, ...], index [B]) -> arrays [B, ...]."""
+        everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(
+            lambda arrays, index: {k: v[index] for k, v in arrays.items()},
+            in_shardings=(everywhere, rows),
+            out_shardings=rows,
+        )
+
+
+def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:
+    """``"cat, dog"`` or ``"0-9, 12"`` -> class numbers, ascending; raises `InputError`."""
+    chosen: set[int] = set()
+    for item in (part.strip() for part in text.split(",")):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        if item in names:
+            chosen.add(names.index(item))
+        elif span:
+            low, high = int(span[1]), int(span[2] or span[1])
+            if not low <= high < num_classes:
+                raise InputError(
+                    f"data.classes={text!r}: {item} is not within 0-{num_classes - 1}"
+                )
+            chosen.update(range(low, high + 1))
+        else:
+            near = did_you_mean(item, names)
+            raise InputError(
+                f"data.classes={text!r}: {item!r} is not a class{near};"
+                f" give names or numbers, such as '{names[0] if names else '0'}' or '0-9'"
+            )
+    return sorted(chosen)
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """The indices [m] of `fraction` of each class, at least one of each, ascending.
+
+    Nested: what 0.1 takes is among what 0.2 takes of the same labels and seed.
+    """
+    by_chance = batches.order(seed, 0, len(labels))
+    by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]
+    counts = np.bincount(labels)
+    within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    wanted = np.maximum(np.rint(counts * fraction), 1)
+    return np.sort(by_class[within < np.repeat(wanted, counts)])

@@ -1,0 +1,59 @@
+"""A record of a dataset: a tf.train.Example, as TFDS writes and reads them."""
+
+import hashlib
+from typing import NamedTuple
+
+from google.protobuf import message
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+
+class Example(NamedTuple):
+    """One record: the name of the file that it was, its encoded image, its class."""
+
+    name: bytes
+    image: bytes
+    label: int
+
+    def digests(self) -> tuple[bytes, bytes]:
+        """SHA-256 of the image bytes, and of name, label and that: for `Fingerprint`."""
+        image = hashlib.sha256(self.image).digest()
+        rest = len(self.name).to_bytes(8, "little") + self.name + b"%d" % self.label
+        return image, hashlib.sha256(image + rest).digest()
+
+
+def serialize(example: Example) -> bytes:
+    """The tf.train.Example of a record, with its fields in one fixed order."""
+    features = tf_feature_pb2.Features(
+        feature={
+            "file_name": tf_feature_pb2.Feature(
+                bytes_list=tf_feature_pb2.BytesList(value=[example.name])
+            ),
+            "image": tf_feature_pb2.Feature(
+                bytes_list=tf_feature_pb2.BytesList(value=[example.image])
+            ),
+            "label": tf_feature_pb2.Feature(
+                int64_list=tf_feature_pb2.Int64List(value=[example.label])
+            ),
+        }
+    )
+    return tf_example_pb2.Example(features=features).SerializeToString(deterministic=True)
+
+
+def parse(record: bytes, image_key: str = "image", label_key: str = "label") -> Example:
+    """The inverse of `serialize`, of other people's records too.
+
+    Raises `ValueError` for one that does not hold one image and one label.
+    """
+    try:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+    except message.DecodeError:
+        raise ValueError("no tf.train.Example") from None
+    names = feature["file_name"].bytes_list.value if "file_name" in feature else ()
+    images = feature[image_key].bytes_list.value
+    labels = feature[label_key].int64_list.value
+    if len(images) != 1 or len(labels) != 1:
+        raise ValueError(
+            f"{len(images)} encoded {image_key} and {len(labels)} {label_key} where one of"
+            " each is needed"
+        )
+    return Example(names[0] if names else b"", images[0], labels[0])

@@ -1,0 +1,178 @@
+"""What of a dataset is used, in which order, and from where."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxcls import data, experiment, sources
+from jaxcls.errors import InputError
+
+
+def built(tiny, **changes):
+    return experiment.build(tiny(**{"data.threads": 1, **changes}))
+
+
+def host(batches):
+    return [{name: np.asarray(x) for name, x in batch.items()} for batch in batches]
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert set(a) == set(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("extra", [{}, {"data.classes": "2-5"}, {"data.balance": True}])
+def test_resident_batches_are_those_that_are_streamed(tiny, devices, extra):
+    changes = {"mesh.devices": devices, "length": "25 steps", **extra}
+    streamed = built(tiny, **{"data.resident": "off", **changes})
+    resident = built(tiny, **{"data.resident": "on", **changes})
+    for start in (0, 19):
+        same(host(resident.train_batches(start)), host(streamed.train_batches(start)))
+    evaluated = [
+        host(exp.eval_batches("train[90%:]", "data.eval")) for exp in (resident, streamed)
+    ]
+    same(*evaluated)
+
+
+def test_a_resident_batch_is_sharded_as_a_streamed_one(tiny):
+    batches = [
+        next(built(tiny, **{"data.resident": kind, "mesh.devices": 4}).train_batches())
+        for kind in ("on", "off")
+    ]
+    for name in ("image", "label"):
+        assert batches[0][name].sharding.is_equivalent_to(
+            batches[1][name].sharding, batches[0][name].ndim
+        )
+
+
+def test_what_is_resident_is_decoded_once(tiny, monkeypatch):
+    exp = built(tiny, **{"length": "60 steps"})
+    reads = []
+    whole = sources.Source.read
+
+    def counting(self, indices):
+        reads.append(len(indices))
+        return whole(self, indices)
+
+    monkeypatch.setattr(sources.Source, "read", counting)
+    for _ in exp.train_batches():
+        pass
+    n = exp.examples
+    assert n <= sum(reads) < n + 256  # The last batch of the decoding is padded.
+    for _ in exp.train_batches(30):
+        pass
+    assert sum(reads) < n + 256
+
+
+def test_random_host_crops_are_streamed_or_refused(tiny):
+    ops = {"data.train_ops": "decode(1) | random_resized_crop(8)"}
+    images = [host(built(tiny, **ops, **{"data.resident": "auto"}).train_batches())]
+    images.append(host(built(tiny, **ops, **{"data.resident": "off"}).train_batches()))
+    same(*images)
+    with pytest.raises(InputError, match="random_resized_crop, which gives other pixels"):
+        next(built(tiny, **ops, **{"data.resident": "on"}).train_batches())
+
+
+def labels_of(exp):
+    split = exp.config.data.train
+    return exp.data.dataset.labels(split, "data.train")
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_only_the_chosen_classes_are_seen_and_they_count_from_0(tiny, resident):
+    exp = built(tiny, **{"data.classes": "7, 3,9", "data.resident": resident})
+    assert exp.data.class_names == ("3", "7", "9")
+    assert exp.data.num_classes == 3
+    assert exp.state_shapes.params["head"]["kernel"].shape[-1] == 3
+    n = int(np.isin(labels_of(exp), [3, 7, 9]).sum())
+    assert exp.examples == n
+    seen = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    assert set(seen.tolist()) == {0, 1, 2}
+    # The pixels still belong to their labels.
+    whole = built(tiny, **{"data.resident": "off"})
+    known = {}
+    for batch in host(whole.train_batches()):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            known[image.tobytes()] = int(label)
+    numbers, checked = {3: 0, 7: 1, 9: 2}, 0
+    for batch in host(exp.train_batches()):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            if image.tobytes() in known:
+                assert numbers[known[image.tobytes()]] == label
+                checked += 1
+    assert checked > 100
+
+
+def test_evaluation_of_chosen_classes_covers_exactly_them(tiny):
+    exp = built(tiny, **{"data.classes": "0-4"})
+    labels = exp.data.dataset.labels("test", "data.test")
+    batches = host(exp.eval_batches("test", "data.test"))
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    np.testing.assert_array_equal(np.sort(index), np.arange((labels < 5).sum()))
+    assert exp.count("test") == (labels < 5).sum()
+
+
+def test_classes_are_chosen_by_name_or_number():
+    names = ("cat", "dog", "owl", "7")
+    assert data.select_classes("owl, cat", names, 4) == [0, 2]
+    assert data.select_classes("1-2,0", names, 4) == [0, 1, 2]
+    assert data.select_classes("7", names, 4) == [3]  # A name before a number.
+    with pytest.raises(InputError, match=r"'dgo' is not a class .did you mean 'dog'"):
+        data.select_classes("dgo", names, 4)
+    with pytest.raises(InputError, match=r"2-4 is not within 0-3"):
+        data.select_classes("2-4", names, 4)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.99])
+def test_a_fraction_is_stratified(fraction):
+    labels = np.random.default_rng(0).integers(0, 7, 3000)
+    taken = data.stratified(labels, fraction, 5)
+    assert len(set(taken.tolist())) == len(taken)
+    whole, part = np.bincount(labels), np.bincount(labels[taken], minlength=7)
+    assert (np.abs(part - whole * fraction) <= 0.5).all()
+
+
+def test_fractions_are_nested_and_depend_on_their_seed():
+    labels = np.random.default_rng(1).integers(0, 5, 1000)
+    sets = [set(data.stratified(labels, f, 3).tolist()) for f in (0.02, 0.1, 0.4, 1.0)]
+    assert all(a < b for a, b in itertools.pairwise(sets))
+    assert sets[-1] == set(range(1000))
+    assert set(data.stratified(labels, 0.1, 4).tolist()) != sets[1]
+
+
+def test_a_small_fraction_keeps_one_of_each_class():
+    labels = np.repeat([0, 2, 4], [500, 3, 1])  # Two classes have no example at all.
+    taken = labels[data.stratified(labels, 0.004, 0)]
+    assert np.bincount(taken, minlength=5).tolist() == [2, 0, 1, 0, 1]
+
+
+def test_a_fraction_is_of_the_training_examples_only(tiny):
+    exp = built(tiny, **{"data.fraction": 0.2})
+    counts = np.bincount(labels_of(exp))
+    assert exp.examples == np.rint(counts * 0.2).sum()
+    assert exp.count("test") == 360
+    assert exp.count("eval") == built(tiny).count("eval")
+
+
+def test_balance_gives_every_class_equally_often(tiny):
+    exp = built(tiny, **{"data.balance": True, "length": "3 epochs", "batch_size": 100})
+    labels = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    for epoch in range(2):
+        counts = np.bincount(labels[epoch * exp.examples :][: exp.examples], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    assert exp.implied()["order"] == "philox-balanced-1"
+
+
+def test_an_empty_choice_is_refused(tiny):
+    exp = built(tiny, **{"data.classes": "3", "data.train": "train[:1]"})
+    first = int(labels_of(exp)[0])
+    if first == 3:
+        exp = built(tiny, **{"data.classes": "4", "data.train": "train[:1]"})
+    with pytest.raises(InputError, match=r"holds no example of data\.classes"):
+        _ = exp.steps
