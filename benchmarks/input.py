@@ -128,7 +128,9 @@ def host_batches(
     source: batches.Records, batch_size: int, start: int = 0, filter: str = "linear"
 ) -> Iterator[batches.Batch]:
     """What a training run reads, on every core, without end."""
-    ops = [decode.decode(), decode.random_resized_crop(SIZE, filter=filter)]
+    crop = decode.random_resized_crop(SIZE, filter=filter)
+    assert isinstance(crop, decode.RandomResizedCrop)
+    ops: list[decode.Op] = [decode.decode(), crop]
     n, rows = len(source), slice(0, batch_size)
     plans = batches.train_plans(
         lambda epoch: batches.order(0, epoch, n),

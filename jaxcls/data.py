@@ -5,8 +5,10 @@ order, through which host ops and from where (disk or device) is the config's.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,16 +127,22 @@ class Data:
     # The host ops and what they give.
 
     @functools.cached_property
-    def train_ops(self) -> list[decode.Op]:
-        """The host ops of training."""
-        return self._ops("train_ops")
+    def train_stages(self) -> list[tuple[float, list[decode.Op]]]:
+        """(share of the run from which, host ops); one, unless sizes grow."""
+        ops = self._ops("train_ops")
+        growing = [op for op in ops if isinstance(op, decode.Growing)]
+        starts = sorted({0.0, *(start for op in growing for start, _ in op.parts)})
+        return [
+            (start, [op.at(start) if isinstance(op, decode.Growing) else op for op in ops])
+            for start in starts
+        ]
 
     @functools.cached_property
     def eval_ops(self) -> list[decode.Op]:
         """The host ops of evaluation and prediction."""
         return self._ops("eval_ops")
 
-    def _ops(self, name: str) -> list[decode.Op]:
+    def _ops(self, name: str) -> list[Any]:
         return pipeline.build(self.config.data[name], decode.OPS, f"data.{name}")
 
     @functools.cached_property
@@ -144,33 +152,43 @@ class Data:
         return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
 
     @functools.cached_property
-    def train_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model trains on."""
-        shape = batches.output_shape(
-            self.train_ops, self.facts.image_shape, "data.train_ops"
-        )
-        if shape[2] != self.eval_shape[2]:
+    def train_shapes(self) -> list[tuple[int, int, int]]:
+        """(H, W, C) of the images of every stage of training."""
+        shapes = [
+            batches.output_shape(ops, self.facts.image_shape, "data.train_ops")
+            for _, ops in self.train_stages
+        ]
+        if shapes[0][2] != self.eval_shape[2]:
             raise InputError(
-                f"data.train_ops gives {shape[2]} channels and data.eval_ops"
+                f"data.train_ops gives {shapes[0][2]} channels and data.eval_ops"
                 f" {self.eval_shape[2]}; give decode the same number in both"
             )
-        return shape
+        return shapes
+
+    @property
+    def train_shape(self) -> tuple[int, int, int]:
+        """The largest of them."""
+        return max(self.train_shapes, key=math.prod)
 
     # Batches.
 
     def train_batches(self, start: int, stop: int) -> Iterator[DeviceBatch]:
         """The batches of steps start..stop-1, on the mesh: image, label."""
         split, size = self.config.data.train, self.config.batch_size
-        plans = batches.train_plans(
-            self._order,
-            self.count(split, "data.train"),
-            size,
-            mesh.host_rows(size),
-            start=start,
-            stop=stop,
-        )
-        for batch in self._batches("train", split, "data.train", plans, self.train_shape):
-            yield {"image": batch["image"], "label": batch["label"]}
+        firsts = [round(share * stop) for share, _ in self.train_stages]
+        for (_, ops), first, end in zip(
+            self.train_stages, firsts, [*firsts[1:], stop], strict=True
+        ):
+            plans = batches.train_plans(
+                self._order,
+                self.count(split, "data.train"),
+                size,
+                mesh.host_rows(size),
+                start=max(first, start),
+                stop=end,
+            )
+            for batch in self._batches(ops, split, "data.train", plans):
+                yield {"image": batch["image"], "label": batch["label"]}
 
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
         """Every example of a split once, on the mesh: image, label, index, mask.
@@ -179,19 +197,14 @@ class Data:
         """
         rows = mesh.host_rows(batch_size)
         plans = batches.eval_plans(self.count(split, key), batch_size, rows)
-        return self._batches("eval", split, key, plans, self.eval_shape)
+        return self._batches(self.eval_ops, split, key, plans)
 
     def _batches(
-        self,
-        role: str,
-        split: str,
-        key: str,
-        plans: Iterator[batches.Plan],
-        shape: tuple[int, int, int],
+        self, ops: list[decode.Op], split: str, key: str, plans: Iterator[batches.Plan]
     ) -> Iterator[DeviceBatch]:
         """The planned batches, decoded as they are asked for or once and for all."""
-        if self._is_resident(role, split, key, shape):
-            take, arrays = self._take, self._on_device(role, split, key)
+        if self._is_resident(split, key):
+            take, arrays = self._take, self._on_device(split, key)
             for plan in plans:
                 rest = {"index": plan.examples.astype(np.int32)}
                 if plan.mask is not None:
@@ -200,7 +213,6 @@ class Data:
                 yield {**take(arrays, on_mesh["index"]), **on_mesh}
             return
         data = self.config.data
-        ops = self.train_ops if role == "train" else self.eval_ops
         host = batches.decoded(
             self.records(split, key),
             ops,
@@ -225,31 +237,29 @@ class Data:
 
     # Decoded images on the device.
 
-    def _is_resident(
-        self, role: str, split: str, key: str, shape: tuple[int, int, int]
-    ) -> bool:
+    def _is_resident(self, split: str, key: str) -> bool:
         """Whether a split's images are decoded once and kept on the device."""
-        data = self.config.data
-        drawn = [
-            call.name
-            for call in pipeline.parse(data[f"{role}_ops"], f"data.{role}_ops")
-            if call.name in decode.RANDOM
-        ]
-        if data.resident == "on" and drawn:
-            raise InputError(
-                f"data.resident=on: data.{role}_ops holds {drawn[0]}, which gives other"
-                " pixels each time; crop with augment='random_crop(4)', or leave it auto"
-            )
-        if data.resident == "off" or drawn or key not in ("data.train", "data.eval"):
+        data, kind = self.config.data, self.config.data.resident
+        if kind == "off" or key not in ("data.train", "data.eval"):
             return False  # What is read once is not worth keeping.
-        size = self.count(split, key) * int(np.prod(shape))
-        return data.resident == "on" or size <= RESIDENT_BYTES
+        name = "train_ops" if key == "data.train" else "eval_ops"
+        calls = pipeline.parse(data[name], f"data.{name}")
+        drawn = next((call.name for call in calls if call.name in decode.RANDOM), None)
+        if drawn:
+            if kind == "auto":
+                return False
+            raise InputError(
+                f"data.resident=on: data.{name} holds {drawn}, which gives other pixels"
+                " each time; crop with augment='random_crop(4)', or leave it auto"
+            )
+        shape = self.train_shape if key == "data.train" else self.eval_shape
+        return kind == "on" or self.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the experiment.
-    def _on_device(self, role: str, split: str, key: str) -> DeviceBatch:
+    def _on_device(self, split: str, key: str) -> DeviceBatch:
         """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
         records = self.records(split, key)
-        ops = self.train_ops if role == "train" else self.eval_ops
+        ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
         plans = batches.eval_plans(len(records), 256, slice(0, 256))
         parts = batches.decoded(
             records,

@@ -7,16 +7,14 @@ Only decoding, cropping and resizing happen here; the rest happens on the device
 
 import contextlib
 import dataclasses
-import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from jaxcls.errors import lookup
 
@@ -217,80 +215,51 @@ class RandomResizedCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
+@dataclasses.dataclass(frozen=True)
+class Growing:
+    """An op that changes as the run goes on: (share of the run from which, op) pairs."""
+
+    parts: tuple[tuple[float, Op], ...]
+
+    def at(self, share: float) -> Op:
+        """The op where `share` of the run, 0..1, is done."""
+        return [op for start, op in self.parts if start <= share][-1]
+
+
 def random_resized_crop(
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | tuple[tuple[float, int], ...],
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     filter: str = "linear",
-) -> Op:
+) -> "Op | Growing":
     """A random part of the image, resized to `size` (Szegedy et al., arXiv:1409.4842).
 
     `area`: share of the image; `ratio`: width over height, log-uniform. After ten draws
     that do not fit, the largest central crop within `ratio`, as torchvision does.
+    A size that grows is (share of the run, size) pairs: ((0, 128), (0.5, 192)).
     """
-    height, width = _pair(size)
     scale = lookup(FILTERS, filter, "filter")
     if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise ValueError(
             f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
         )
-
-    return RandomResizedCrop(height, width, area, ratio, scale)
-
-
-def clean(data: bytes) -> bytes:
-    """People's image files -> bytes that `decode` reads right; most come back as given.
-
-    EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB.
-    Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
-    """
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim"):
-        raise DecodeError(
-            "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
+    if not isinstance(size, Sequence) or not isinstance(size[0], Sequence):
+        return RandomResizedCrop(*_pair(size), area, ratio, scale)
+    starts = [start for start, _ in size]
+    if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
+        raise ValueError(
+            f"size={size!r}: the shares of the run must rise from 0 to below 1, as in"
+            " ((0, 128), (0.5, 192))"
         )
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("ignore")  # What matters of them is raised below.
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(
-                    f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
-                )
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # A phone's JPEG with a second view.
-                raise DecodeError(f"animated, {frames} frames; one still is needed")
-            image.load()
-            plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
-            upright = image.getexif().get(0x0112, 1) == 1
-            if plain and upright and "transparency" not in image.info:
-                return data
-            return _to_png(image)
-    except DecodeError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for bad files.
-        reason = str(error).split(" <")[0]
-        raise DecodeError(f"not a readable image ({reason})") from None
+    return Growing(
+        tuple(
+            (start, RandomResizedCrop(*_pair(side), area, ratio, scale))
+            for start, side in size
+        )
+    )
 
 
-def _to_png(image: Image.Image) -> bytes:
-    """Upright RGB (or grey) PNG of any image."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
-        wide = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.rint(wide / 257).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    if image.mode != "L":
-        image = image.convert("RGB")
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    return png.getvalue()
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+def _pair(size: Any) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
         raise ValueError(f"size={size!r} must be a whole number or (height, width)")
@@ -333,7 +302,7 @@ FILTERS = {
 # Ops that give other pixels at each position of a run.
 RANDOM = {"random_resized_crop"}
 
-OPS: dict[str, Callable[..., Op]] = {
+OPS: dict[str, Callable[..., Op | Growing]] = {
     "decode": decode,
     "resize": resize,
     "resize_short": resize_short,

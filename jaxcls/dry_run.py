@@ -23,7 +23,7 @@ def describe(exp: Experiment) -> str:
     counts = ", ".join(f"{role} {exp.count(role):,}" for role in ("train", "eval", "test"))
     rows = {
         "model": f"{exp.config.model.name}, {params:,} parameters, {exp.dtype} compute",
-        "images": f"train {_by(exp.data.train_shape)}, eval {_by(exp.data.eval_shape)};"
+        "images": f"train {_stages(exp)}, eval {_by(exp.data.eval_shape)};"
         f" {exp.data.num_classes} classes",
         "examples": counts,
         "steps": f"{exp.steps:,} of {batch_size} examples"
@@ -36,6 +36,11 @@ def describe(exp: Experiment) -> str:
     }
     lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
     return "".join(lines) + "\n" + to_text(exp.config).rstrip("\n")
+
+
+def _stages(exp: Experiment) -> str:
+    """The sizes that training goes through."""
+    return " then ".join(map(_by, exp.data.train_shapes))
 
 
 def _memory(exp: Experiment) -> str:

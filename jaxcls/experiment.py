@@ -317,8 +317,8 @@ class Experiment:
         self.check_batch_size()
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
         try:
-            self._check_eval_shape()
-            return self.train_step.lower(self.state_like, self.batch_like)
+            self._check_shapes()
+            return self.train_step.lower(self.state_like, self.batch_like())
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             if "(" not in self.config.model.name:
                 raise  # No option of the user's: a bug of ours.
@@ -330,7 +330,10 @@ class Experiment:
 
     @functools.cached_property
     def compiled_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
-        """`train_step`, compiled ahead; raises `InputError` where it cannot fit."""
+        """`train_step`, compiled ahead; raises `InputError` where it cannot fit.
+
+        Ahead for the largest images; where sizes grow, for another when it first comes.
+        """
         compiled = self.lowered_train_step.compile()
         memory.check_fits(
             compiled.memory_analysis(),
@@ -339,7 +342,16 @@ class Experiment:
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )
-        return compiled
+        by_shape: dict[tuple[int, ...], Any] = {self.data.train_shape: compiled}
+
+        def train_step(state: step.State, batch: DeviceBatch) -> Any:
+            shape = batch["image"].shape[1:]
+            if shape not in by_shape:
+                lowered = self.train_step.lower(self.state_like, self.batch_like(shape))
+                by_shape[shape] = lowered.compile()
+            return by_shape[shape](state, batch)
+
+        return train_step
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """What predictions are made with: the average where best.metric chose by it."""
@@ -347,20 +359,21 @@ class Experiment:
             return weights["ema"]
         return {name: weights[name] for name in ("params", "batch_stats")}
 
-    def _check_eval_shape(self) -> None:
-        """Raise `InputError` where what is trained cannot take the images of evaluation."""
+    def _check_shapes(self) -> None:
+        """Raise `InputError` where what is trained cannot take images of another size."""
         shapes = self.state_shapes
-        images = jax.ShapeDtypeStruct((1, *self.data.eval_shape), jnp.uint8)
         variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-        try:
-            jax.eval_shape(self._raw_predict_step(), variables, images)
-        except flax.errors.ScopeParamShapeError:
-            train, score = self.data.train_shape, self.data.eval_shape
-            raise InputError(
-                f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
-                f" pixels cannot score {score[1]}x{score[0]}; end data.train_ops and"
-                " data.eval_ops in the same size"
-            ) from None
+        train = self.data.train_shape
+        for shape in {self.data.eval_shape, *self.data.train_shapes}:
+            images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+            try:
+                jax.eval_shape(self._raw_predict_step(), variables, images)
+            except flax.errors.ScopeParamShapeError:
+                raise InputError(
+                    f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
+                    f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
+                    " data.eval_ops in the same size"
+                ) from None
 
     def _raw_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         return step.make_predict_step(self.model, self.normalize)
@@ -369,11 +382,12 @@ class Experiment:
         """Raise `InputError` unless the batch spreads evenly over devices and hosts."""
         mesh.check_divides(self.mesh, self.config.batch_size, "batch_size")
 
-    @property
-    def batch_like(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A training batch as shapes."""
+    def batch_like(
+        self, shape: tuple[int, ...] | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """A training batch as shapes, of images [H, W, C]; of the largest by default."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
-        image = (size, *self.data.train_shape)
+        image = (size, *(shape or self.data.train_shape))
         return {
             "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),

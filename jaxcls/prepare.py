@@ -40,7 +40,7 @@ from jaxcls.errors import InputError
 from jaxcls.importers import find, tfrecords
 from jaxcls.importers.findings import Kept, findings
 from jaxcls.importers.folders import name_hash
-from jaxcls.importers.listing import Found, Listing
+from jaxcls.importers.listing import Found, Listing, shown
 
 VERSION = "1.0.0"
 REJECTED = "rejected.csv"
@@ -90,10 +90,9 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         sources.check_published(options.name, counts, "--name")
         _check_names(found.class_names)
-        print(
+        _say(
             f"{options.source}: {found.kind}, {len(found.class_names)} classes,"
-            f" {_pairs(counts)}",
-            flush=True,
+            f" {_pairs(counts)}"
         )
         outcome = Outcome(found.rejected)
         with _progress(sum(counts.values())) as advance:
@@ -107,7 +106,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _describe(folder, options, found, outcome)
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):
-        print(f"note: {note}")
+        _say(f"note: {note}")
     return target
 
 
@@ -188,14 +187,15 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
     first, reason = outcome.rejected[0]
     n = len(outcome.rejected)
     found = (
-        f"{n:,} of the files of {options.source} cannot be used, such as {first}: {reason}"
+        f"{n:,} of the files of {options.source} cannot be used, such as {shown(first)}:"
+        f" {reason}"
     )
     if n > options.max_bad:
         raise InputError(
             f"{found}; all of them are in {path}; put them right, or leave them out with"
             f" --max_bad={n}"
         )
-    print(f"note: {found}; all of them are in {path}")
+    _say(f"note: {found}; all of them are in {path}")
     empty = [split for split, count in outcome.counts.items() if not count]
     if empty:
         raise InputError(f"{options.source}: no image of split {empty[0]} can be used")
@@ -335,10 +335,16 @@ def _say_done(folder: pathlib.Path) -> None:
     """The last line: what was made and where, from its own manifest."""
     manifest = sources.manifest(folder)
     counts = {split: sum(n) for split, n in manifest["examples"].items()}
-    print(
+    _say(
         f"done: {folder.parent.name} {_pairs(counts)} classes={len(manifest['classes'])}"
         f" rejected={manifest['rejected']} {manifest['fingerprint'][:19]} in {folder}"
     )
+
+
+def _say(text: str) -> None:
+    """Print a line, with an escape for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _pairs(counts: dict[str, int]) -> str:

@@ -186,8 +186,8 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             )
         folder = target.with_name(f".{target.name}.incomplete")
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
         try:
+            folder.mkdir()
             yield folder
             for path in folder.iterdir():
                 _sync(path)
@@ -202,6 +202,8 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
+        with contextlib.suppress(OSError):  # It goes only where it is empty.
+            target.parent.rmdir()
         os.close(descriptor)
 
 

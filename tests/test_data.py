@@ -176,3 +176,51 @@ def test_an_empty_choice_is_refused(tiny):
         exp = built(tiny, **{"data.classes": "4", "data.train": "train[:1]"})
     with pytest.raises(InputError, match=r"holds no example of data\.classes"):
         _ = exp.steps
+
+
+GROWING = {
+    "data.train_ops": "decode(1) | random_resized_crop(((0, 6), (0.25, 8), (0.7, 12)))",
+    "model.name": "resnet18(stem='small', width=4)",
+}
+
+
+def test_sizes_grow_with_the_run_and_a_resume_finds_its_place(tiny):
+    exp = built(tiny, **GROWING, **{"length": "20 steps"})
+    assert exp.data.train_shapes == [(6, 6, 1), (8, 8, 1), (12, 12, 1)]
+    walked = host(exp.train_batches())
+    sides = [batch["image"].shape[1] for batch in walked]
+    assert sides == [6] * 5 + [8] * 9 + [12] * 6
+    for start in (3, 5, 13, 14, 19):
+        same(host(exp.train_batches(start)), walked[start:])
+
+
+def test_growing_takes_the_same_examples_and_boxes_as_one_size(tiny):
+    fixed = {"data.train_ops": "decode(1) | random_resized_crop(12)"}
+    ours = host(built(tiny, **GROWING, **{"length": "20 steps"}).train_batches())
+    theirs = host(built(tiny, **{**GROWING, **fixed}, length="20 steps").train_batches())
+    same(ours[14:], theirs[14:])
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+def test_a_step_is_compiled_for_every_size(tiny):
+    exp = built(tiny, **GROWING, **{"length": "4 steps", "augment": "flip"})
+    state, losses = exp.init(), []
+    for batch in exp.train_batches():
+        state, scores = exp.compiled_train_step(state, batch)
+        losses.append(float(scores["loss"]))
+    assert int(state.step) == 4
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("size", ["((0.1, 6),)", "((0, 6), (0, 8))", "((0, 6), (1.0, 8))"])
+def test_sizes_that_do_not_start_at_0_and_rise_are_refused(tiny, size):
+    exp = built(tiny, **{"data.train_ops": f"decode | random_resized_crop({size})"})
+    with pytest.raises(InputError, match=r"must rise from 0 to below 1"):
+        _ = exp.data.train_shapes
+
+
+def test_a_model_of_one_size_refuses_sizes_that_grow(tiny):
+    exp = built(tiny, **{"data.train_ops": GROWING["data.train_ops"]})
+    with pytest.raises(InputError, match=r"cannot take \d+x\d+; end data\.train_ops"):
+        _ = exp.lowered_train_step

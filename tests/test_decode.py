@@ -2,41 +2,22 @@
 
 import io
 import struct
-import zlib
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, features
+from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
 from jaxcls import batches, decode
 from jaxcls.errors import InputError
-
-NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
-
-
-def encode(pixels, form, mode=None, **options):
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    file = io.BytesIO()
-    (image.convert(mode) if mode else image).save(file, form, **options)
-    return file.getvalue()
-
-
-def pillow(data, mode="RGB"):
-    return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+from tests.images import NOISE, encode, far, pillow
 
 
 def decoded(data, channels=3):
     return decode.decode(channels)(data, None)
-
-
-def far(a, b):
-    """The largest difference of two images in grey levels."""
-    assert a.shape == b.shape
-    return np.abs(a.astype(int) - b.astype(int)).max()
 
 
 @pytest.fixture(scope="module", params=["china.jpg", "flower.jpg"])
@@ -326,137 +307,3 @@ def test_an_unknown_filter_is_refused_with_the_list():
         decode.resize(8, "lanczos")
     assert "'lanczos'" in str(refused.value)
     assert all(name in str(refused.value) for name in decode.FILTERS)
-
-
-STORED = {  # How an upright image lies in a file of each EXIF orientation.
-    1: lambda u: u,
-    2: lambda u: u[:, ::-1],
-    3: lambda u: u[::-1, ::-1],
-    4: lambda u: u[::-1],
-    5: lambda u: u.transpose(1, 0, 2),
-    6: lambda u: np.rot90(u),
-    7: lambda u: np.rot90(u, 2).transpose(1, 0, 2),
-    8: lambda u: np.rot90(u, -1),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_clean_turns_an_image_upright(orientation, form):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED[orientation](NOISE))
-    options = {"lossless": True} if form == "WEBP" else {}
-    data = decode.clean(encode(stored, form, exif=exif, **options))
-    assert far(decoded(data), NOISE) == 0
-    assert Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_clean_gives_a_plain_file_back_as_it_is(form, mode):
-    data = encode(NOISE, form, mode)
-    assert decode.clean(data) is data
-
-
-def test_clean_lays_alpha_on_white():
-    alpha = np.arange(24 * 36).reshape(24, 36, 1) % 256
-    data = encode(np.concatenate([NOISE, alpha.astype(np.uint8)], -1), "PNG")
-    share = alpha / 255
-    expected = NOISE * share + 255 * (1 - share)
-    assert np.abs(decoded(decode.clean(data)) - expected).max() <= 1
-
-
-def test_clean_keeps_the_colours_of_a_palette_and_lays_its_transparency_on_white():
-    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
-    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    data = decode.clean(encode(image, "PNG", transparency=2))
-    red, green, white = [255, 0, 0], [0, 255, 0], [255, 255, 255]
-    assert decoded(data).tolist() == [[red, green], [white, green]]
-
-
-def test_clean_makes_cmyk_rgb():
-    flat = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    assert (
-        far(decoded(decode.clean(encode(flat, "TIFF"))), pillow(encode(flat, "TIFF"))) == 0
-    )
-    cyan = decoded(decode.clean(encode(flat, "JPEG", quality=100)))
-    assert np.abs(cyan - np.array([0, 255, 255])).max() <= 3
-
-
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_clean_scales_sixteen_bits_to_eight(form):
-    wide = np.array([[0, 257, 128, 129], [1000, 32767, 65535, 65406]], np.uint16)
-    data = decode.clean(encode(wide, form))
-    assert decoded(data, 1)[:, :, 0].tolist() == [[0, 1, 0, 1], [4, 127, 255, 254]]
-
-
-@pytest.mark.parametrize("form", ["BMP", "TIFF", "GIF", "PPM"])
-def test_clean_reads_other_lossless_formats(form):
-    few = (NOISE // 128 * 255).astype(np.uint8)
-    assert far(decoded(decode.clean(encode(few, form))), few) == 0
-
-
-def test_clean_takes_the_photograph_of_a_phones_jpeg_with_two_views():
-    options = {"save_all": True, "append_images": [Image.new("RGB", (36, 24))]}
-    data = encode(NOISE, "MPO", **options)
-    assert far(decoded(decode.clean(data)), pillow(data)) <= 2
-
-
-def header_of(width, height):
-    """A PNG that says it has this size, and holds no pixel."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "not a readable image"),
-        (b"a line of text", "not a readable image"),
-        (encode(NOISE, "JPEG")[:-400], "truncated"),
-        (encode(NOISE, "PNG")[:500], "truncated"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC; convert it to JPEG first"),
-        (header_of(10_001, 10_000), "10001x10000 pixels, over the limit of 100000000"),
-        (header_of(60_000, 60_000), "60000x60000 pixels, over the limit of 100000000"),
-        (header_of(10_000, 10_000), "truncated"),
-    ],
-)
-def test_clean_says_why_a_file_is_no_image(data, said):
-    with pytest.raises(decode.DecodeError) as refused:
-        decode.clean(data)
-    assert said in str(refused.value)
-
-
-@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
-def test_clean_refuses_an_animation(form):
-    frames = [Image.fromarray(NOISE[::-1]), Image.fromarray(NOISE)]
-    data = encode(NOISE, form, save_all=True, append_images=frames)
-    with pytest.raises(decode.DecodeError, match=r"^animated, 3 frames"):
-        decode.clean(data)
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of bad EXIF, and reads on.
-@pytest.mark.parametrize(
-    "form", ["JPEG", "PNG", "GIF", "WEBP", *(["AVIF"] if features.check("avif") else [])]
-)
-def test_clean_meets_no_damage_that_it_cannot_name(form):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    whole = encode(NOISE, form, exif=exif) if form != "GIF" else encode(NOISE, form)
-    random = np.random.default_rng(0)
-    outcomes = set()
-    for _ in range(200):
-        data = bytearray(whole)
-        for place in random.integers(0, min(len(data), 300), 4):
-            data[place] = random.integers(256)
-        try:
-            outcomes.add(type(decode.clean(bytes(data))))
-        except decode.DecodeError:
-            outcomes.add(decode.DecodeError)
-    assert decode.DecodeError in outcomes

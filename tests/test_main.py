@@ -206,7 +206,7 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
         ("--config.data.train_ops=resize(8)", r"must begin with decode"),
         (
             "--config.data.train_ops=decode(1)|resize((16,24))",
-            r"24x16 .* cannot score 16x16",
+            r"24x16 .* cannot take 16x16",
         ),
         ("stray", r"unrecognized arguments: stray"),
         ("--workdr=x", r"unrecognized arguments: --workdr=x"),
