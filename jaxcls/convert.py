@@ -22,9 +22,11 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
     Every checksum of the old files is verified; raises `InputError` where one does not
     match, or a split does not hold what its description says.
     """
-    info = tfds.builder_from_directory(source).info
+    info = _info(source)
     keys = label_keys(info, source)
     version = str(info.version)
+    if (root / name / version).resolve() == source.resolve():
+        raise InputError(f"{source} is itself what would be written; give a --data_dir")
     with writer.whole(root / name / version) as folder:
         facts = _Facts(info, keys)
         shards = {}
@@ -88,10 +90,29 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def _info(source: pathlib.Path) -> Any:
+    """What the folder of a dataset says of it; raises `InputError`."""
+    try:
+        info = tfds.builder_from_directory(source).info
+    except Exception as error:  # TFDS and protobuf raise many kinds for a bad description.
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"{source} cannot be read as a TFDS dataset ({type(error).__name__}: {first});"
+            " copy it again, with its dataset_info.json and features.json"
+        ) from None
+    if not info.splits:
+        raise InputError(f"{source} has no split; copy it again, or prepare it again")
+    return info
+
+
 def label_keys(info: Any, source: pathlib.Path) -> tuple[str, str]:
     """The keys of the encoded image and of the class; raises `InputError` for neither."""
     keys = info.supervised_keys or ("image", "label")
-    if len(keys) != 2 or not all(key in info.features for key in keys):
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    if len(keys) != 2 or not all(
+        key in info.features and isinstance(info.features[key], kind)
+        for key, kind in zip(keys, kinds, strict=True)
+    ):
         raise InputError(
             f"{source} is not a classification dataset: its features are"
             f" {', '.join(info.features)}, and an image and a class label are needed"
@@ -134,6 +155,11 @@ class _Facts:
         for split, labels in self.labels.items():
             array = np.array(labels, np.int32)
             writer.write_labels(folder, split, array)
+            if array.max(initial=0) >= self._classes.num_classes:
+                raise InputError(
+                    f"split {split} has a label {array.max()}, and there are"
+                    f" {self._classes.num_classes} classes; prepare the dataset again"
+                )
             known = array[array >= 0]  # Test sets without labels have -1.
             counts[split] = np.bincount(known, minlength=self._classes.num_classes)
         writer.write_manifest(

@@ -287,11 +287,16 @@ def main(argv: Sequence[str]) -> int:
         return cli.DONE
     root = sources.data_root(args.data_dir, "--data_dir")
     if given == ["tfds"]:
+        if args.name is not None:
+            raise InputError(f"--tfds={args.tfds} has a name of its own; leave --name out")
+        _no_choice(parser, args, f"--tfds={args.tfds}")
         folder = convert.with_tfds(args.tfds, root)
     else:
         options = _options(args)
+        _check_apart(options, root)
         old = tfrecords.tfds_folder(options.source)
         if old:
+            _no_choice(parser, args, f"{old} is a TFDS dataset, and")
             folder = convert.from_tfrecord(old, root, options.name)
         else:
             folder = prepare(options, root)
@@ -299,8 +304,32 @@ def main(argv: Sequence[str]) -> int:
     return cli.DONE
 
 
+def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
+    """Raise `InputError` for a flag that would change nothing."""
+    for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads"):
+        value = getattr(args, flag)
+        if value != parser.get_default(flag):
+            raise InputError(f"{what} is copied as it is; leave --{flag}={value} out")
+
+
+def _check_apart(options: Options, root: pathlib.Path) -> None:
+    """Raise `InputError` where the dataset would be written into its own source."""
+    source, folder = options.source.resolve(), root / options.name
+    if source == folder or source in folder.parents:
+        raise InputError(
+            f"{folder} lies in --source={options.source}; give a --data_dir outside it, or"
+            " another --name"
+        )
+
+
 def _options(args: argparse.Namespace) -> Options:
     """The flags of --source, checked; raises `InputError`."""
+    try:
+        source = pathlib.Path(args.source).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"--source={args.source}: {error}; give a whole path") from None
+    if not args.source:
+        raise InputError("--source= is empty; give a folder or an archive")
     name, form = args.name, "[a-z][a-z0-9_]*"
     if name is None or not re.fullmatch(form, name):
         stem = pathlib.Path(args.source).name.split(".")[0].lower()
@@ -322,7 +351,7 @@ def _options(args: argparse.Namespace) -> Options:
     if quality > 100:
         raise InputError(f"--quality={quality} must be at most 100; try 95")
     return Options(
-        pathlib.Path(args.source).expanduser(),
+        source,
         name,
         val_fraction,
         cli.whole_number(args.max_bad, "--max_bad"),

@@ -201,9 +201,9 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             ) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # It goes only where nothing is in it.
+                target.parent.rmdir()
     finally:
-        with contextlib.suppress(OSError):  # It goes only where it is empty.
-            target.parent.rmdir()
         os.close(descriptor)
 
 

@@ -1,8 +1,6 @@
-"""The commands and the Python of the README work as they stand.
+"""The commands and the Python of the README work as they stand."""
 
-Save TFDS's own preparation, which needs TensorFlow and the network.
-"""
-
+import json
 import pathlib
 import re
 import shlex
@@ -10,8 +8,9 @@ import shlex
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from jaxcls import config, evaluate, experiment, main, predict, train
+from jaxcls import config, evaluate, experiment, main, predict, prepare, train
 
 README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text()
 BLOCKS = {
@@ -23,13 +22,23 @@ COMMANDS = [
     line[line.index("python -m jaxcls.") :] for line in LINES if "-m jaxcls." in line
 ]
 MAIN = [c for c in COMMANDS if "jaxcls.main" in c]
-ON_A_RUN = [c for c in COMMANDS if "jaxcls.main" not in c]
+PREPARE = [c for c in COMMANDS if "jaxcls.prepare" in c]
+ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE]
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, data_dir):
-    """A working directory with a run in runs/digits and an image in IMAGE_OR_FOLDER."""
+    """A working directory as the README supposes one.
+
+    A folder of photographs of two classes, runs in runs/digits and runs/photos, and an
+    image in IMAGE_OR_FOLDER.
+    """
     folder = tmp_path_factory.mktemp("checkout")
+    for name, photograph in zip("ab", load_sample_images().images, strict=True):
+        (folder / "my_photos" / name).mkdir(parents=True)
+        for i in range(32):
+            part = photograph[8 * i : 8 * i + 160, 12 * i : 12 * i + 200]
+            Image.fromarray(part).save(folder / "my_photos" / name / f"{i}.jpg")
     (folder / "IMAGE_OR_FOLDER").mkdir()
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(
         folder / "IMAGE_OR_FOLDER" / "a.png"
@@ -37,6 +46,13 @@ def checkout(tmp_path_factory, data_dir):
     short = {"length": "20 steps", "data.dir": str(data_dir)}
     loaded = config.load("configs/digits.py", short)
     train.run(experiment.build(loaded), str(folder / "runs" / "digits"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TFDS_DATA_DIR", str(data_dir))
+        for command in PREPARE:
+            assert prepare.main(shlex.split(command)[3:]) == 0
+        small = {"model.name": "cnn(widths=(4,))", "length": "2 steps"}
+        train.run(experiment.build(config.load("configs/photos.py", small)), "runs/photos")
     return folder
 
 
@@ -55,6 +71,16 @@ def test_a_training_command_is_right(command, capsys):
     else:
         assert main.main([*arguments, "--dry_run"]) == 0
     assert capsys.readouterr().out
+
+
+def test_photos_are_prepared_and_shown_as_it_says(checkout, data_dir):
+    (said,) = re.findall(r"^my_photos: .*, (train=.*)$", README, re.MULTILINE)
+    manifest = json.loads((data_dir / "photos/1.0.0/manifest.json").read_text())
+    counts = {split: sum(n) for split, n in manifest["examples"].items()}
+    assert " ".join(f"{split}={n}" for split, n in counts.items()) == said
+    assert f"done: photos {said} classes=2 rejected=0 sha256:" in README
+    with Image.open(checkout / "batch.png") as picture:
+        assert picture.width > 1000
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)

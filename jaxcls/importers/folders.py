@@ -99,7 +99,9 @@ class _Splits:
         final = np.array([number[name] for name in self.classes], np.int32)
         cut = len(self._prefix)
         found = {}
-        for split, (rows, labels) in sorted(self.rows.items()):
+        for split, (rows, labels) in sorted(
+            self.rows.items(), key=lambda item: SPLITS.index(item[0])
+        ):
             rows, labels = rows[: self._counts[split]], labels[: self._counts[split]]
             names = self._tree.names[rows]
             names = np.array([name[cut:] for name in names]) if cut else names
