@@ -10,6 +10,7 @@ Grain's cost per element measured about a fifth of the decoding itself.
 
 import functools
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -284,7 +285,7 @@ def decoded(
     threads = threads or cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
     waiting: deque[tuple[list[Future[None]], _Filled]] = deque()
-    plans = iter(plans)
+    plans, is_finalizing = iter(plans), sys.is_finalizing
     try:
         while True:
             while len(waiting) < prefetch + 1:
@@ -306,7 +307,8 @@ def decoded(
                 future.result()
             yield batch.whole()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if not is_finalizing():  # The interpreter has ended the threads by then.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def cores() -> int:

@@ -1,8 +1,8 @@
 """People's files of every kind -> bytes that are read right, against Pillow and NumPy."""
 
 import io
+import resource
 import struct
-import tracemalloc
 import zlib
 
 import cv2
@@ -208,15 +208,14 @@ def test_a_file_that_is_no_image_is_named(data, said):
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked():
-    row = zlib.compress(bytes(30_001) * 30_000, 1)  # All of it: 900 MB in 4.
-    data = png(30_000, 30_000, row, colours=0)
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(30_001)) for _ in range(30_000)) + packer.flush()
+    data = png(30_000, 30_000, rows, colours=0)
     assert len(data) < 10_000_000
-    tracemalloc.start()
-    with pytest.raises(decode.DecodeError, match="^30000x30000 pixels, over the limit"):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(decode.DecodeError, match=r"^30000x30000 pixels, over the limit"):
         clean(data)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 50_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # KiB.
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -242,11 +241,12 @@ def test_what_is_let_through_can_be_decoded_whatever_the_damage(form):
             for place in random.integers(0, min(len(data), 300), number % 5):
                 data[place] = random.integers(256)
             try:
-                decoded(clean(bytes(data)))
-                outcomes.add("decoded")
-            except decode.DecodeError as error:
-                assert not str(error).endswith("no complete JPEG or PNG")
+                cleaned = clean(bytes(data))
+            except decode.DecodeError:
                 outcomes.add("refused")
+            else:
+                decoded(cleaned)
+                outcomes.add("decoded")
     assert outcomes == {"decoded", "refused"}
 
 

@@ -138,11 +138,18 @@ def _find(tree: Tree, name: bytes) -> int | None:
     return at if at < len(tree.names) and tree.names[at] == name else None
 
 
+def _has_splits(tree: Tree, prefix: bytes) -> bool:
+    """Whether folder train holds folders: one that holds images is a class, of trains."""
+    depth = prefix.count(b"/") + 2
+    below = (name for name in tree.names if name.startswith(prefix + b"train/"))
+    return any(name.count(b"/") >= depth for name in below)
+
+
 def _by_folder(
     tree: Tree, prefix: bytes, rejected: list[tuple[str, str]], notes: list[str]
 ) -> Rows:
     """Split and class of each file from its path."""
-    has_splits = any(name.startswith(prefix + b"train/") for name in tree.names)
+    has_splits = _has_splits(tree, prefix)
     strays = []
     for row, name in enumerate(tree.names):
         split, parts = "train", name[len(prefix) :].split(b"/")
@@ -163,7 +170,7 @@ def _by_folder(
 def _classes_of_folders(tree: Tree, prefix: bytes) -> set[str]:
     """Class folders, those without a file too."""
     below = [f[len(prefix) :].split(b"/") for f in tree.folders if f.startswith(prefix)]
-    has_splits = any(name.startswith(prefix + b"train/") for name in tree.names)
+    has_splits = _has_splits(tree, prefix)
     depth = 2 if has_splits else 1
     return {
         os.fsdecode(parts[-1])

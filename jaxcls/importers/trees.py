@@ -213,7 +213,7 @@ def _zip(path: pathlib.Path) -> Tree:
         if given.endswith("/"):
             found.add_folder(name)
         elif not tars.is_below(given):
-            found.reject(name, "its path leads out of the archive")
+            found.reject(os.fsencode(given), "its path leads out of the archive")
         elif stat.S_ISLNK(mode):
             found.reject(name, "a link; archives are read without following any")
         elif member.flag_bits & 1:
