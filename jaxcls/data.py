@@ -35,6 +35,7 @@ class Data:
     ) -> None:
         self.config = config
         self._facts, self._make_mesh = facts, make_mesh
+        self._resident: dict[tuple[str, str], DeviceBatch] = {}
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -94,7 +95,7 @@ class Data:
 
     def _used(self, split: str, key: str) -> np.ndarray:
         """The records [n] int64 of a split that are used, in order."""
-        data, labels = self.config.data, self.dataset.labels(split, key)
+        data, labels = self.config.data, self._labels(split, key)
         used = np.flatnonzero(np.isin(labels, self._classes))
         if key == "data.train" and data.fraction < 1:
             used = used[stratified(labels[used], data.fraction, data.fraction_seed)]
@@ -105,6 +106,13 @@ class Data:
             )
         return used
 
+    def _labels(self, split: str, key: str) -> np.ndarray:
+        """The labels [n] int32 of all records of a split; raises `InputError` for -1."""
+        labels = self.dataset.labels(split, key)
+        whole = {"label": labels, "index": np.arange(len(labels))}
+        batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
+        return labels
+
     @functools.cached_property
     def _order(self) -> batches.Order:
         """epoch -> the examples of data.train [n] in the order of that epoch."""
@@ -112,7 +120,7 @@ class Data:
         if not self.config.data.balance:
             n = self.count(split, key)
             return lambda epoch: batches.order(seed, epoch, n)
-        labels = self.dataset.labels(split, key)
+        labels = self._labels(split, key)
         if self._is_part(key):
             labels = labels[self._used(split, key)]
         return functools.lru_cache(maxsize=3)(
@@ -255,9 +263,13 @@ class Data:
         shape = self.train_shape if key == "data.train" else self.eval_shape
         return kind == "on" or self.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the experiment.
     def _on_device(self, split: str, key: str) -> DeviceBatch:
         """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
+        if (split, key) not in self._resident:
+            self._resident[split, key] = self._decoded_whole(split, key)
+        return self._resident[split, key]
+
+    def _decoded_whole(self, split: str, key: str) -> DeviceBatch:
         records = self.records(split, key)
         ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
         plans = batches.eval_plans(len(records), 256, slice(0, 256))

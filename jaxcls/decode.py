@@ -33,6 +33,8 @@ Op = Callable[[Any, Random], np.ndarray]
 
 # The largest image that is decoded, in pixels, checked from its header.
 MAX_PIXELS = 100_000_000
+# The longest side that an op may be asked to make.
+MAX_SIDE = 8192
 # Rows decoded below those wanted: what chroma upsampling looks at.
 CONTEXT = 2
 Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
@@ -141,9 +143,13 @@ def resize_short(size: int, filter: str = "bilinear") -> Op:
     def apply(image: np.ndarray, rng: Random) -> np.ndarray:
         height, width = image.shape[:2]
         ratio = side / min(height, width)
-        return scale(
-            image, max(side, round(height * ratio)), max(side, round(width * ratio))
-        )
+        h, w = max(side, round(height * ratio)), max(side, round(width * ratio))
+        if h * w > MAX_PIXELS:
+            raise DecodeError(
+                f"{width}x{height} pixels become {w}x{h}, over the limit of {MAX_PIXELS};"
+                " crop it, or leave it out"
+            )
+        return scale(image, h, w)
 
     return apply
 
@@ -263,6 +269,8 @@ def _pair(size: Any) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
         raise ValueError(f"size={size!r} must be a whole number or (height, width)")
+    if max(pair) > MAX_SIDE:
+        raise ValueError(f"size={size!r} must be at most {MAX_SIDE} pixels")
     return pair[0], pair[1]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import checkpoint, cli, experiment, logs, sources
+from jaxcls import checkpoint, cli, experiment, logs, memory, sources
 from jaxcls.config import KNOBS, override
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
@@ -125,7 +125,9 @@ def main(argv: Sequence[str]) -> int:
     split = exp.config.data[role] if role else args.split
     if not split:
         raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
-    n, values = score(exp, weights, split, "--split", batch_size)
+    size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
+    with memory.explained("--batch_size", size):
+        n, values = score(exp, weights, split, "--split", size)
     record = {"step": step, "at": at, "split": split, "n": n, **values}
     print(f"evaluate: {logs.summary(record, args.workdir)}")
     return cli.DONE

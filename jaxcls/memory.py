@@ -1,6 +1,8 @@
 """How much memory a step takes: what is known before it runs."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -74,3 +76,23 @@ def check_fits(
         f"batch_size={batch_size} needs {needed / 2**30:.2f} GiB a device and it has"
         f" {limit / 2**30:.2f} GiB; {remedy}"
     )
+
+
+@contextlib.contextmanager
+def explained(key: str, batch_size: int) -> Iterator[None]:
+    """Raise `InputError` where XLA runs out of device memory in the block.
+
+    key: of the config or the command line, that `batch_size` came from.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        asked = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", text)
+        more = f" ({asked[1]} more were needed)" if asked else ""
+        raise InputError(
+            f"{key}={batch_size} does not fit: the device is out of memory{more}; try"
+            f" {key}={max(1, batch_size // 2)}"
+        ) from None

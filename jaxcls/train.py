@@ -5,14 +5,13 @@ disk, save. A resume from checkpoint N drops the records after N, so a killed ru
 with the very files of one that was not.
 """
 
-import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxcls import checkpoint, durations, evaluate, logs
+from jaxcls import checkpoint, durations, evaluate, logs, memory
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import DivergedError, InputError
 from jaxcls.experiment import Experiment
@@ -53,7 +52,8 @@ def run(exp: Experiment, workdir: str) -> Result:
         folder.begin([device.device_kind for device in exp.mesh.devices.flat])
         reason = "failed"
         try:
-            record = _run_locked(exp, folder)
+            with memory.explained("batch_size", exp.config.batch_size):
+                record = _run_locked(exp, folder)
             reason = "done"
         except DivergedError:
             reason = "diverged"
@@ -61,25 +61,9 @@ def run(exp: Experiment, workdir: str) -> Result:
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
-        except jax.errors.JaxRuntimeError as error:
-            raise_if_out_of_memory(error, exp.config.batch_size)
-            raise
         finally:
             folder.end(reason)
     return Result(record, folder.given, already=False)
-
-
-def raise_if_out_of_memory(error: Exception, batch_size: int) -> None:
-    """Raise `InputError` where XLA ran out of device memory in spite of the check."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return
-    asked = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", text)
-    raise InputError(
-        f"batch_size={batch_size} does not fit: the device is out of memory"
-        + (f" ({asked[1]} more were needed)" if asked else "")
-        + f"; try batch_size={max(1, batch_size // 2)}"
-    ) from None
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:

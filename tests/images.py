@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+
 
 def encode(pixels, form="PNG", mode=None, **options):
     """The file of an array or an image."""
@@ -14,6 +16,17 @@ def encode(pixels, form="PNG", mode=None, **options):
     file = io.BytesIO()
     (image.convert(mode) if mode else image).save(file, form, **options)
     return file.getvalue()
+
+
+def pillow(data, mode="RGB"):
+    """The pixels of a file, by Pillow."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+
+
+def far(a, b):
+    """The largest difference of two images in grey levels."""
+    assert a.shape == b.shape
+    return np.abs(a.astype(int) - b.astype(int)).max()
 
 
 @functools.cache

@@ -307,3 +307,11 @@ def test_an_unknown_filter_is_refused_with_the_list():
         decode.resize(8, "lanczos")
     assert "'lanczos'" in str(refused.value)
     assert all(name in str(refused.value) for name in decode.FILTERS)
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    with pytest.raises(ValueError, match="at most 8192 pixels"):
+        decode.resize(1_000_000)
+    stripe = np.zeros((1, 4000, 1), np.uint8)
+    with pytest.raises(decode.DecodeError, match=r"4000x1 pixels become 1024000x256, over"):
+        decode.resize_short(256)(stripe, None)

@@ -11,8 +11,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 SHARED = {"errors", "pipeline", "durations", "records", "__init__"}  # Below everything.
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "sources", "train"},
-    "train": {"data", "evaluate", "checkpoint", "experiment", "logs", "step", "workdir"},
-    "evaluate": {"checkpoint", "cli", "config", "experiment", "logs"}
+    "train": {"checkpoint", "data", "evaluate", "experiment", "logs", "memory", "step"}
+    | {"workdir"},
+    "evaluate": {"checkpoint", "cli", "config", "experiment", "logs", "memory"}
     | {"sources", "workdir"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}

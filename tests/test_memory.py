@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcls.errors import InputError
-from jaxcls.memory import activation_bytes, check_fits, tree_bytes
+from jaxcls.memory import activation_bytes, check_fits, explained, tree_bytes
 
 GIB = 2**30
 
@@ -128,3 +128,30 @@ def test_what_jax_reports_of_a_compiled_step_is_understood():
     check_fits(known, limit=needed, fixed=0, batch_size=64, devices=1)
     with pytest.raises(InputError, match=r"^batch_size=64 needs 0.00 GiB"):
         check_fits(known, limit=needed - 1, fixed=0, batch_size=64, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
+            r"batch_size=256 .*.* \(17179869184 bytes more .* try batch_size=128",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Failed to allocate 2.50GiB.",
+            r"\(2.50GiB more were needed\)",
+        ),
+        ("RESOURCE_EXHAUSTED", r"out of memory; try batch_size=128"),
+    ],
+)
+def test_out_of_memory_names_a_smaller_batch(text, said):
+    with pytest.raises(InputError, match=said), explained("batch_size", 256):
+        raise jax.errors.JaxRuntimeError(text)
+
+
+def test_another_error_of_xla_is_left_as_it_is():
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="something else"),
+        explained("--batch_size", 256),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

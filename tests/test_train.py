@@ -123,25 +123,3 @@ def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
             item.write_bytes(b"")
     with pytest.raises(InputError, match=rf"/{best}, is not whole .*checkpoint=last"):
         train.run(exp, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (
-            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
-            r"batch_size=256 .*.* \(17179869184 bytes more .* try batch_size=128",
-        ),
-        (
-            "RESOURCE_EXHAUSTED: Failed to allocate 2.50GiB.",
-            r"\(2.50GiB more were needed\)",
-        ),
-        ("RESOURCE_EXHAUSTED", r"out of memory; try batch_size=128"),
-    ],
-)
-def test_out_of_memory_names_a_smaller_batch(text, said):
-    with pytest.raises(InputError, match=said):
-        train.raise_if_out_of_memory(RuntimeError(text), 256)
-    assert (
-        train.raise_if_out_of_memory(RuntimeError("INTERNAL: something else"), 256) is None
-    )
