@@ -113,6 +113,7 @@ def main() -> None:
             "model.name": args.model,
             "data.name": "noise",
             "data.dir": str(folder),
+            "data.resident": "off",
             "augment": "random_crop(4) | flip",
             "optim.lr": 0.01,
             "log.every": "5 steps",
