@@ -209,12 +209,17 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _lock(descriptor: int, target: pathlib.Path) -> None:
     """One writer a dataset; the system drops the lock of a dead one."""
+    busy = InputError(f"{target} is being written by another process; wait")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{target} is being written by another process; wait") from None
+        raise busy from None
     except OSError:  # Some network file systems lock no folder: nothing else to try.
         pass
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
+            return
+    raise busy  # A process that failed removed the folder that was locked here.
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -367,3 +367,18 @@ def test_a_source_that_is_no_file_is_refused_at_once(tmp_path):
     for path in (tmp_path / "gone", tmp_path / "pipe", tmp_path / ("x" * 5000)):
         with pytest.raises(InputError, match=re.escape(f"--source={path} is not there")):
             find(path, tmp_path, 0)
+
+
+def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    for path in (write(tmp_path / "some", FILES), tar(tmp_path / "a.tar", FILES)):
+        with pytest.raises(
+            InputError, match=r"cannot be read \(Permission denied\); allow"
+        ):
+            find(path, tmp_path, 0)
+
+
+def test_folders_too_deep_are_refused(tmp_path):
+    subprocess.run(["mkdir", "-p", f"{tmp_path}/some/" + "d/" * 1200], check=True)
+    refused(tmp_path / "some", tmp_path, "has folders over 100 deep; move them up")
+    subprocess.run(["rm", "-rf", tmp_path / "some"], check=True)  # Python's own recurse.

@@ -78,7 +78,7 @@ def test_shards_end_with_the_record_that_fills_them(tmp_path, monkeypatch):
 
 
 def test_several_shards_are_one_split_to_tfds(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 900)
     shards = dataset(tmp_path, {"train": ROWS})
     assert len(shards["train"]) > 2
     source = tfds.builder_from_directory(tmp_path).as_data_source("train[2:]")
@@ -134,10 +134,13 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, InputError])
 def test_an_error_leaves_nothing(tmp_path, error):
-    target = tmp_path / "some" / "1.0.0"
-    with pytest.raises(error, match="why"), writer.whole(target) as folder:
-        (folder / "file").write_text("content")
-        raise error("why")
+    def fail():
+        with writer.whole(tmp_path / "some" / "1.0.0") as folder:
+            (folder / "file").write_text("content")
+            raise error("why")
+
+    with pytest.raises(error, match="why"):
+        fail()
     assert os.listdir(tmp_path) == []
 
 
@@ -182,6 +185,19 @@ def test_one_writer_at_a_time(tmp_path):
     assert target.is_dir()
 
 
+def test_a_lock_on_a_folder_that_went_away_is_none(tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def slow(*arguments):
+        real(*arguments)
+        (tmp_path / "some").rmdir()  # By the process that held the lock until now.
+        (tmp_path / "some").mkdir()  # By a third one.
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    refused(tmp_path / "some" / "1.0.0", "is being written by another process; wait")
+    assert (tmp_path / "some").is_dir()
+
+
 def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -205,11 +221,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = tmp_path / "some" / "1.0.0"
+    monkeypatch.setattr(os, "fsync", full)
     said = r"cannot be written \(No space left on device\); make room, or give another"
-    with pytest.raises(InputError, match=said), writer.whole(target) as folder:
-        monkeypatch.setattr(os, "fsync", full)
-        (folder / "file").write_text("content")
+    with pytest.raises(InputError, match=said), writer.whole(tmp_path / "some" / "1.0.0"):
+        pass
     assert os.listdir(tmp_path) == []
 
 

@@ -29,6 +29,7 @@ from jaxcls.importers import tars
 SYSTEM = (b"Thumbs.db", b"desktop.ini", b"__MACOSX")
 # The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
+MAX_DEPTH = 100  # Of folders in folders.
 _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
 
 _DAMAGES = (
@@ -127,8 +128,11 @@ def _folder(root: pathlib.Path) -> Tree:
     found, base = _Names(), os.fsencode(root)
 
     def walk(folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> None:
+        if len(above) > MAX_DEPTH:
+            raise InputError(f"{root} has folders over {MAX_DEPTH} deep; move them up")
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            with os.scandir(folder) as inside:
+                entries = sorted(inside, key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(
                 f"{os.fsdecode(folder)} cannot be read ({error.strerror}); allow it"
