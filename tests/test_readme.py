@@ -1,9 +1,11 @@
 """The commands and the Python of the README work as they stand."""
 
+import io
 import json
 import pathlib
 import re
 import shlex
+import tarfile
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from jaxcls import config, evaluate, experiment, main, predict, prepare, train
+from tests.images import picture
 
 README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text()
 BLOCKS = {
@@ -30,8 +33,8 @@ ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE]
 def checkout(tmp_path_factory, data_dir):
     """A working directory as the README supposes one.
 
-    A folder of photographs of two classes, runs in runs/digits and runs/photos, and an
-    image in IMAGE_OR_FOLDER.
+    A folder of photographs of two classes, an archive of ten, runs in runs/digits and
+    runs/photos, and an image in IMAGE_OR_FOLDER.
     """
     folder = tmp_path_factory.mktemp("checkout")
     for name, photograph in zip("ab", load_sample_images().images, strict=True):
@@ -43,6 +46,12 @@ def checkout(tmp_path_factory, data_dir):
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(
         folder / "IMAGE_OR_FOLDER" / "a.png"
     )
+    with tarfile.open(folder / "cifar10_jpg.tgz", "w:gz") as archive:
+        for i in range(200):
+            name = f"{'test' if i % 10 == 9 else 'train'}/class_{i // 20}/{i}.jpg"
+            member, data = tarfile.TarInfo(name), picture(i % 50, height=32, width=32)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     short = {"length": "20 steps", "data.dir": str(data_dir)}
     loaded = config.load("configs/digits.py", short)
     train.run(experiment.build(loaded), str(folder / "runs" / "digits"))

@@ -153,7 +153,7 @@ def test_an_operational_change_is_taken_and_recorded(tmp_path):
 def test_every_key_that_changes_a_run_is_part_of_its_identity():
     operational = {key for key, knob in config.KNOBS.items() if not knob.identity}
     assert operational == {
-        "data.dir", "data.threads", "data.prefetch",
+        "data.dir", "data.threads", "data.prefetch", "data.resident",
         "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
         "mesh.devices",
     }  # fmt: skip
