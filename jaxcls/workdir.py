@@ -29,7 +29,7 @@ from jaxcls.errors import InputError
 FORMAT = 1
 _RECORDED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections",
-    "tensorflow-datasets", "array-record", "opencv-python-headless", "Pillow",
+    "tensorflow-datasets", "array-record", "opencv-python-headless", "Pillow", "simplejpeg",
 )  # fmt: skip
 
 
