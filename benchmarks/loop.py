@@ -134,7 +134,7 @@ def main() -> None:
     print(
         f"{args.model} batch {args.batch} on {exp.mesh.size} {device}, jax"
         f" {jax.__version__}: bare {medians[0]:.1f}, loop {medians[1]:.1f} images/s;"
-        f" loop / bare {medians[1] / medians[0]:.3f}"
+        f" loop / bare {statistics.median(ratios):.3f}"
         f" (segments {min(ratios):.3f} to {max(ratios):.3f})"
     )
 
