@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,15 +54,18 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def save(self, state: State, digests: dict[str, str]) -> None:
-        """Begin to write `state` at its own step; `digests` are those of the state."""
+    def save(self, state: State, digests: dict[str, str], *, pending: bool = False) -> None:
+        """Begin to write `state` at its own step; `digests` are those of the state.
+
+        pending: what is due at this step is not done yet; see `take_pending`.
+        """
         step = int(state.step)
         if not bool(_finite(state)):
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
         best = self._policy.best = int(state.best.step)
         tree = _to_tree(state)
         meta: dict[str, Any] = {"format": FORMAT, "step": step, "best_step": best}
-        meta["digests"] = digests
+        meta |= {"pending": pending, "digests": digests}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -95,6 +99,28 @@ def steps(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def take_pending(folder: pathlib.Path, step: int) -> bool:
+    """Whether what is due at a checkpoint's step was not done when it was saved.
+
+    Then it is moved aside, to ``N.pending``, so that the state can be saved again when it
+    is done; until then `bring_back` undoes this, after any death.
+    """
+    if not _meta(folder, step).get("pending", False):
+        return False
+    (folder / str(step)).rename(folder / f"{step}.pending")
+    return True
+
+
+def bring_back(folder: pathlib.Path) -> None:
+    """Undo a `take_pending` unless its step or a later one was saved since."""
+    for aside in folder.glob("*.pending"):
+        whole = aside.with_suffix("")
+        if any(step >= int(whole.name) for step in steps(folder)):
+            shutil.rmtree(aside)
+        else:
+            aside.rename(whole)
 
 
 def restore_newest(folder: pathlib.Path, like: State) -> State | None:

@@ -10,12 +10,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from jaxcls.errors import DivergedError, InputError
+from jaxcls.errors import (
+    INTERRUPTED,
+    STOPPED,
+    DivergedError,
+    InputError,
+    StoppedError,
+)
 
-DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+DONE, BAD_INPUT, DIVERGED = 0, 2, 3
 
 EXIT_STATUS = (
-    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 130 interrupted"
+    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 75 stopped on"
+    " request after saving, 130 interrupted"
 )
 
 
@@ -75,7 +82,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call ``main(sys.argv[1:])`` and leave with its status.
 
     `InputError` becomes one line on standard error and status 2, `DivergedError` one
-    line and 3, Ctrl-C 130; any other exception is a bug and keeps its traceback.
+    line and 3, `StoppedError` 75, Ctrl-C 130; any other exception is a bug and keeps its
+    traceback.
     """
     try:
         status = main(sys.argv[1:])
@@ -84,6 +92,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _say(f"error: {error}", BAD_INPUT)
     except DivergedError as error:
         status = _say(f"diverged: {error}", DIVERGED)
+    except StoppedError as error:
+        status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
         status = _say("interrupted; the same command continues", INTERRUPTED)
     except BrokenPipeError:  # The reader of our output left: not our error.

@@ -1,10 +1,13 @@
-"""What a bad input says: one line, and status 2."""
+"""How a command ends other than well: one line, and a status that says which."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# Statuses with which a run leaves on a signal: to be run again, and at once.
+STOPPED, INTERRUPTED = 75, 130
 
 
 class InputError(Exception):
@@ -16,6 +19,10 @@ class InputError(Exception):
 
 class DivergedError(Exception):
     """A loss or gradient that is not finite ended a run; `cli.run` leaves with 3."""
+
+
+class StoppedError(Exception):
+    """A run was asked to stop, and has saved; `cli.run` leaves with 75."""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -1,7 +1,7 @@
 """Every example once -> metrics. ``python -m jaxcls.evaluate --workdir=RUN``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,24 @@ from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
 
+class Abandoned(Exception):
+    """An evaluation that was not made to its end."""
+
+
 def score(
     exp: experiment.Experiment,
     weights: dict[str, Any],
     split: str,
     key: str,
     batch_size: int = 0,
+    abandon: Callable[[], bool] = lambda: False,
 ) -> tuple[int, dict[str, float]]:
     """(n, {metric: mean over exactly the n examples of `split`}).
 
     weights: params, batch_stats and ema as in the state; where ema is on, its scores
     are there too, as ``ema_<metric>``. key: what `split` is called in messages.
-    Raises RuntimeError if any example was not counted exactly once.
+    Raises RuntimeError if any example was not counted exactly once, and `Abandoned` when
+    `abandon`, asked at each batch, says so.
     """
     sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
@@ -31,6 +37,8 @@ def score(
     pending: list[dict[str, Any]] = []
     found: list[dict[str, np.ndarray]] = []
     for batch in exp.eval_batches(split, key, batch_size):
+        if abandon():
+            raise Abandoned
         outs = {
             prefix: exp.eval_step(variables, batch) for prefix, variables in sets.items()
         }

@@ -34,13 +34,14 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
-    from jaxcls import dry_run, experiment, sources, train
+    from jaxcls import dry_run, experiment, sources, stopping, train
 
     if args.dry_run:
         facts = sources.published_facts(config.data.name)
         print(dry_run.describe(experiment.build(config, facts)))
         return cli.DONE
-    result = train.run(experiment.build(config), workdir)
+    with stopping.on_signals() as stop:
+        result = train.run(experiment.build(config), workdir, stop)
     print(f"{'already finished' if result.already else 'done'}: {result.line}")
     return cli.DONE
 

@@ -13,9 +13,10 @@ import jax
 
 from jaxcls import checkpoint, durations, evaluate, logs, memory
 from jaxcls.data import DeviceBatch
-from jaxcls.errors import DivergedError, InputError
+from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
+from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
 
@@ -32,12 +33,14 @@ class Result(NamedTuple):
         return logs.summary(self.record, self.workdir)
 
 
-def run(exp: Experiment, workdir: str) -> Result:
+def run(exp: Experiment, workdir: str, stop: Stop | None = None) -> Result:
     """Train `exp` in `workdir` to its end, from wherever the folder has got to.
 
-    Raises `InputError` for a folder that is not this run's or is in use, and
-    `DivergedError` where a loss or gradient was not finite.
+    Raises `InputError` for a folder that is not this run's or is in use,
+    `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
+    state is saved after `stop` was asked for.
     """
+    stop = stop or Stop()
     folder = Workdir(workdir)
     folder.check_identity(exp.config)
     if final := finished(folder):
@@ -51,12 +54,16 @@ def run(exp: Experiment, workdir: str) -> Result:
         folder.adopt(exp.config, implied)
         folder.begin([device.device_kind for device in exp.mesh.devices.flat])
         reason = "failed"
+        stop.before_leaving = lambda: folder.end("stopped")
         try:
             with memory.explained("batch_size", exp.config.batch_size):
-                record = _run_locked(exp, folder)
+                record = _run_locked(exp, folder, stop)
             reason = "done"
         except DivergedError:
             reason = "diverged"
+            raise
+        except StoppedError:
+            reason = "stopped"
             raise
         except KeyboardInterrupt:
             reason = "interrupted"
@@ -74,11 +81,13 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
     return None
 
 
-def _run_locked(exp: Experiment, folder: Workdir) -> dict[str, Any]:
+def _run_locked(exp: Experiment, folder: Workdir, stop: Stop) -> dict[str, Any]:
     """From the newest checkpoint (or step 0) to the final record."""
+    checkpoint.bring_back(folder.checkpoints)
     restored = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
     state = exp.init() if restored is None else restored
     start = int(state.step)
+    is_pending = bool(restored) and checkpoint.take_pending(folder.checkpoints, start)
     folder.note(resumed_from=start if restored else None)
     log = logs.RunLog(
         metrics=folder.metrics,
@@ -92,9 +101,11 @@ def _run_locked(exp: Experiment, folder: Workdir) -> dict[str, Any]:
     saves = checkpoint.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
     with log, saves:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
-        state = _Loop(exp, folder, log, saves).run(state)
+        loop = _Loop(exp, folder, log, saves, stop)
+        state = loop.run(state, is_pending)
         saves.wait()
-        return _finish(exp, folder, log, state)
+        checkpoint.bring_back(folder.checkpoints)
+        return _finish(exp, folder, log, state, stop)
 
 
 class _Loop:
@@ -106,18 +117,27 @@ class _Loop:
         folder: Workdir,
         log: logs.RunLog,
         saves: checkpoint.Checkpoints,
+        stop: Stop,
     ) -> None:
         self.exp, self.folder, self.log, self.saves = exp, folder, log, saves
+        self.stop = stop
 
-    def run(self, state: State) -> State:
-        """`state` advanced to the last step, or to where early stopping halts it."""
+    def run(self, state: State, is_pending: bool) -> State:
+        """`state` advanced to the last step, or to where early stopping halts it.
+
+        is_pending: what is due at the step of `state` is not done yet.
+        """
         self._check_finite(state, int(state.bad_step))
         step = int(state.step)
+        if is_pending:
+            self.stop.poll()
+            state = self._duties(state, step)
         if step == self.exp.steps or bool(state.halted):
             return state
         began = time.perf_counter()
         train_step = self.exp.compiled_train_step
         self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
+        self.stop.poll()
         behind: tuple[int, dict[str, jax.Array]] | None = None
         for batch, waited, began in _timed(self.exp.train_batches(step)):
             state, scores = train_step(state, batch)
@@ -140,7 +160,24 @@ class _Loop:
                         f"early stopping at step {step}: best at {state.best.step}"
                     )
                     break
+            if self.stop.requested and step < self.exp.steps:
+                if behind:
+                    self._settle(state, *behind)
+                self._leave(state, pending=False)
         return state
+
+    def _leave(self, state: State, *, pending: bool) -> None:
+        """Save `state`, unless that was done, and raise `StoppedError`."""
+        step = int(state.step)
+        self._check_finite(state, int(state.bad_step))
+        self.saves.wait()
+        if step not in checkpoint.steps(self.folder.checkpoints):
+            self.log.sync()
+            self.saves.save(state, checkpoint.digests(state), pending=pending)
+            self.saves.wait()
+        raise StoppedError(
+            f"asked to; the state after step {step} is saved, and the same command goes on"
+        )
 
     def _settle(self, state: State, step: int, scores: dict[str, jax.Array]) -> None:
         """Wait for a step; write its record if it is due."""
@@ -162,7 +199,10 @@ class _Loop:
         is_eval = durations.is_due(step, self.exp.every["eval"]) or last
         if config.data.eval and is_eval:
             began = time.perf_counter()
-            state = self._evaluate(state, step)
+            try:
+                state = self._evaluate(state, step)
+            except evaluate.Abandoned:
+                self._leave(state, pending=True)
             self.log.meter.apart("eval", time.perf_counter() - began)
         improved = int(state.best.step) == step
         is_save = durations.is_due(step, self.exp.every["checkpoint"])
@@ -178,7 +218,13 @@ class _Loop:
     def _evaluate(self, state: State, step: int) -> State:
         """The state that knows of the evaluation at `step`."""
         config = self.exp.config
-        n, values = evaluate.score(self.exp, state._asdict(), config.data.eval, "data.eval")
+        n, values = evaluate.score(
+            self.exp,
+            state._asdict(),
+            config.data.eval,
+            "data.eval",
+            abandon=lambda: self.stop.requested,
+        )
         self.log.evaluation(step, "eval", config.data.eval, n, values)
         return self.exp.record_evaluation(state, values[config.best.metric])
 
@@ -210,9 +256,10 @@ def _timed(batches: Iterator[DeviceBatch]) -> Iterator[tuple[DeviceBatch, float,
 
 
 def _finish(
-    exp: Experiment, folder: Workdir, log: logs.RunLog, state: State
+    exp: Experiment, folder: Workdir, log: logs.RunLog, state: State, stop: Stop
 ) -> dict[str, Any]:
     """Score the best (or last) state on data.test, once, and write the final record."""
+    stop.poll()
     step, best = int(state.step), int(state.best.step)
     weights = state._asdict()
     if best not in (-1, step):
@@ -226,7 +273,16 @@ def _finish(
     at = {"at": "best", "best_step": best} if best >= 0 else {"at": "last"}
     split = next((exp.config.data[r] for r in ("test", "eval") if exp.config.data[r]), "")
     key = "data.test" if exp.config.data.test else "data.eval"
-    n, values = evaluate.score(exp, weights, split, key) if split else (0, {})
+    try:
+        n, values = (
+            evaluate.score(exp, weights, split, key, abandon=lambda: stop.requested)
+            if split
+            else (0, {})
+        )
+    except evaluate.Abandoned:
+        raise StoppedError(
+            f"asked to; step {step}, the last, is saved, and the same command scores it"
+        ) from None
     log.evaluation(step, "final", split, n, values, **at)
     log.sync()
     return finished(folder) or {}

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxcls import cli
-from jaxcls.errors import DivergedError, InputError
+from jaxcls.errors import DivergedError, InputError, StoppedError
 
 
 def message(function, *arguments):
@@ -124,6 +124,7 @@ def leave(monkeypatch, capsys, outcome):
         (InputError("seed=-1\n  is   bad"), 2, "error: seed=-1 is bad\n"),
         (DivergedError("at step 3"), 3, "diverged: at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
+        (StoppedError("asked to"), 75, "stopped: asked to\n"),
     ],
 )
 def test_each_failure_is_one_line_and_its_status(

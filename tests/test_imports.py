@@ -10,9 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 SHARED = {"errors", "pipeline", "durations", "records", "__init__"}  # Below everything.
 VERBS = {
-    "main": {"cli", "config", "dry_run", "experiment", "sources", "train"},
+    "main": {"cli", "config", "dry_run", "experiment", "sources", "stopping", "train"},
     "train": {"checkpoint", "data", "evaluate", "experiment", "logs", "memory", "step"}
-    | {"workdir"},
+    | {"stopping", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "logs", "memory"}
     | {"sources", "workdir"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
