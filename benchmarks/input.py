@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import importlib
 import importlib.util
-import io
 import multiprocessing
 import os
 import pathlib
@@ -30,9 +29,9 @@ import jax
 import numpy as np
 import sklearn
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from jaxcls import batches, decode, sources
+from jaxcls.clean import Shrink, clean
 
 SIZE = 224
 SHORT = 256
@@ -100,14 +99,8 @@ def photographs(place: str) -> list[bytes]:
 
 
 def shrunk(jpeg: bytes) -> bytes:
-    """The photograph with its shorter side at SHORT pixels, as JPEG of quality 95."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    ratio = SHORT / min(image.size)
-    size = [max(SHORT, round(side * ratio)) for side in image.size]
-    file = io.BytesIO()
-    small = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    small.save(file, "JPEG", quality=95)
-    return file.getvalue()
+    """The photograph as `prepare --shrink` writes it."""
+    return clean(jpeg, Shrink(SHORT, 95)).data
 
 
 def prepare(folder: pathlib.Path, files: list[bytes], records: int) -> sources.Source:

@@ -3,16 +3,19 @@
 import contextlib
 import io
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from jaxcls.decode import MAX_PIXELS, DecodeError
 
-Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
+# Larger ones are cleaned one at a time: a copy or three of each is in memory.
+_LARGE_PIXELS, _LARGE = 16_000_000, threading.Lock()
 _PNG_DEPTH = 24  # Where a PNG says how many bits a sample has.
 _PNG_END = b"IEND\xaeB`\x82"
 # Brands of an ISO media file that hold HEVC, which Pillow does not read.
@@ -38,7 +41,8 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
     """An encoded file as `decode` reads it right; most come back byte for byte.
 
     EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB, as
-    PNG. Every pixel is decoded, so a truncated file is found.
+    PNG. Every pixel is decoded, so a file that lacks a part is found; damage that
+    still decodes is not.
     Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
     Pillow may warn of what is repaired here: see `quiet`.
     """
@@ -49,13 +53,15 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
             "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
         )
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as image, _turn(image):
             _check_header(image)
             image.load()
             plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
             if image.format == "PNG":
                 _check_chunks(data)
                 plain = plain and data[_PNG_DEPTH] <= 8
+            elif plain:
+                _check_jpeg(data, image.mode)
             upright = image.getexif().get(0x0112, 1) == 1
             large = shrink is not None and min(image.size) > shrink.short
             size = image.size
@@ -102,6 +108,23 @@ def _check_chunks(data: bytes) -> None:
         raise DecodeError("not a readable image (truncated PNG file)")
     with Image.open(io.BytesIO(data)) as image:
         image.verify()
+
+
+def _check_jpeg(data: bytes, mode: str) -> None:
+    """Raise where libjpeg would fill in what is missing: Pillow does so in silence."""
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
+    except ValueError as error:
+        # Superfluous bytes need cost no pixel: many a camera's file has some.
+        if "extraneous bytes" not in str(error):
+            raise
+
+
+@contextlib.contextmanager
+def _turn(image: Image.Image) -> Iterator[None]:
+    """Large images take turns, in whatever thread."""
+    with _LARGE if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
+        yield
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

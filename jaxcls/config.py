@@ -159,6 +159,7 @@ def check(config: ConfigDict) -> None:
         default = KNOBS[key].default
         if isinstance(default, float) and not math.isfinite(value):
             raise InputError(f"{key}={value} is not a finite number; try {default}")
+    _require(values, "data.prefetch", values["data.prefetch"] <= 1000, "must be below 1001")
     for key in ("batch_size", "checkpoint.keep", "data.prefetch"):
         _require(values, key, values[key] >= 1, "must be at least 1")
     for key, knob in KNOBS.items():

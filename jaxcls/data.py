@@ -35,6 +35,7 @@ class Data:
     ) -> None:
         self.config = config
         self._facts, self._make_mesh = facts, make_mesh
+        self._known_labels: dict[tuple[str, str], np.ndarray] = {}
         self._resident: dict[tuple[str, str], DeviceBatch] = {}
 
     @functools.cached_property
@@ -46,8 +47,11 @@ class Data:
 
     @functools.cached_property
     def dataset(self) -> sources.Dataset:
-        """The dataset on disk; raises `InputError` where it is not."""
-        return sources.Dataset(self.config.data.name, self.config.data.dir)
+        """The dataset on disk; raises `InputError` where it is not, or has changed."""
+        found = sources.Dataset(self.config.data.name, self.config.data.dir)
+        if self._facts:
+            sources.check_same(self._facts, found.facts)
+        return found
 
     @functools.cached_property
     def facts(self) -> sources.Facts:
@@ -108,10 +112,12 @@ class Data:
 
     def _labels(self, split: str, key: str) -> np.ndarray:
         """The labels [n] int32 of all records of a split; raises `InputError` for -1."""
-        labels = self.dataset.labels(split, key)
-        whole = {"label": labels, "index": np.arange(len(labels))}
-        batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
-        return labels
+        if (split, key) not in self._known_labels:
+            labels = self.dataset.labels(split, key)
+            whole = {"label": labels, "index": np.arange(len(labels))}
+            batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
+            self._known_labels[split, key] = labels
+        return self._known_labels[split, key]
 
     @functools.cached_property
     def _order(self) -> batches.Order:
@@ -148,7 +154,13 @@ class Data:
     @functools.cached_property
     def eval_ops(self) -> list[decode.Op]:
         """The host ops of evaluation and prediction."""
-        return self._ops("eval_ops")
+        ops = self._ops("eval_ops")
+        if any(isinstance(op, decode.Growing) for op in ops):
+            raise InputError(
+                f"data.eval_ops={self.config.data.eval_ops!r}: a size grows in training"
+                " only; give one, such as resize(224)"
+            )
+        return ops
 
     def _ops(self, name: str) -> list[Any]:
         return pipeline.build(self.config.data[name], decode.OPS, f"data.{name}")
@@ -180,12 +192,12 @@ class Data:
 
     # Batches.
 
-    def train_batches(self, start: int, stop: int) -> Iterator[DeviceBatch]:
-        """The batches of steps start..stop-1, on the mesh: image, label."""
+    def train_batches(self, start: int, steps: int) -> Iterator[DeviceBatch]:
+        """The batches from step `start` of a run of `steps`, on the mesh: image, label."""
         split, size = self.config.data.train, self.config.batch_size
-        firsts = [round(share * stop) for share, _ in self.train_stages]
+        firsts = [round(share * steps) for share, _ in self.train_stages]
         for (_, ops), first, end in zip(
-            self.train_stages, firsts, [*firsts[1:], stop], strict=True
+            self.train_stages, firsts, [*firsts[1:], steps], strict=True
         ):
             plans = batches.train_plans(
                 self._order,
@@ -195,7 +207,7 @@ class Data:
                 start=max(first, start),
                 stop=end,
             )
-            for batch in self._batches(ops, split, "data.train", plans):
+            for batch in self._batches("train_ops", ops, split, "data.train", plans):
                 yield {"image": batch["image"], "label": batch["label"]}
 
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
@@ -205,13 +217,18 @@ class Data:
         """
         rows = mesh.host_rows(batch_size)
         plans = batches.eval_plans(self.count(split, key), batch_size, rows)
-        return self._batches(self.eval_ops, split, key, plans)
+        return self._batches("eval_ops", self.eval_ops, split, key, plans)
 
     def _batches(
-        self, ops: list[decode.Op], split: str, key: str, plans: Iterator[batches.Plan]
+        self,
+        name: str,
+        ops: list[decode.Op],
+        split: str,
+        key: str,
+        plans: Iterator[batches.Plan],
     ) -> Iterator[DeviceBatch]:
         """The planned batches, decoded as they are asked for or once and for all."""
-        if self._is_resident(split, key):
+        if self._is_resident(name, split, key):
             take, arrays = self._take, self._on_device(split, key)
             for plan in plans:
                 rest = {"index": plan.examples.astype(np.int32)}
@@ -245,12 +262,24 @@ class Data:
 
     # Decoded images on the device.
 
-    def _is_resident(self, split: str, key: str) -> bool:
-        """Whether a split's images are decoded once and kept on the device."""
+    def resident_bytes(self) -> int:
+        """Bytes of decoded images that training keeps on each device."""
+        total, data = 0, self.config.data
+        for name, key, shape in (
+            ("train_ops", "data.train", self.train_shape),
+            ("eval_ops", "data.eval", self.eval_shape),
+        ):
+            split = data[key.removeprefix("data.")]
+            if split and self._is_resident(name, split, key):
+                total += self.count(split, key) * math.prod(shape)
+        return total
+
+    def _is_resident(self, name: str, split: str, key: str) -> bool:
+        """Whether a split's images, by data.`name`, are decoded once and kept."""
         data, kind = self.config.data, self.config.data.resident
-        if kind == "off" or key not in ("data.train", "data.eval"):
+        repeated = ("train_ops", "data.train"), ("eval_ops", "data.eval")
+        if kind == "off" or (name, key) not in repeated:
             return False  # What is read once is not worth keeping.
-        name = "train_ops" if key == "data.train" else "eval_ops"
         calls = pipeline.parse(data[name], f"data.{name}")
         drawn = next((call.name for call in calls if call.name in decode.RANDOM), None)
         if drawn:
@@ -300,19 +329,28 @@ class Data:
 
 
 def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:
-    """``"cat, dog"`` or ``"0-9, 12"`` -> class numbers, ascending; raises `InputError`."""
+    """``"cat, dog"`` or ``"0-9, 12"`` -> class numbers, ascending; raises `InputError`.
+
+    Where every class is named by a number, numbers and ranges are names.
+    """
     chosen: set[int] = set()
+    if names and all(name.isdecimal() for name in names):
+        numbers = {int(name): k for k, name in enumerate(names)}
+    else:
+        numbers = {k: k for k in range(num_classes)}
     for item in (part.strip() for part in text.split(",")):
         span = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
         if item in names:
             chosen.add(names.index(item))
         elif span:
             low, high = int(span[1]), int(span[2] or span[1])
-            if not low <= high < num_classes:
+            found = {k for number, k in numbers.items() if low <= number <= high}
+            if not found or not {low, high} <= set(numbers):
                 raise InputError(
-                    f"data.classes={text!r}: {item} is not within 0-{num_classes - 1}"
+                    f"data.classes={text!r}: {item} is not within"
+                    f" {min(numbers)}-{max(numbers)}"
                 )
-            chosen.update(range(low, high + 1))
+            chosen |= found
         else:
             near = did_you_mean(item, names)
             raise InputError(

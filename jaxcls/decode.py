@@ -249,7 +249,7 @@ def random_resized_crop(
         raise ValueError(
             f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
         )
-    if not isinstance(size, Sequence) or not isinstance(size[0], Sequence):
+    if not isinstance(size, Sequence) or not size or not isinstance(size[0], Sequence):
         return RandomResizedCrop(*_pair(size), area, ratio, scale)
     starts = [start for start, _ in size]
     if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:

@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("--batch_size", size):
-        n, values = score(exp, weights, split, "--split", size)
+        n, values = score(exp, weights, split, f"data.{role}" if role else "--split", size)
     record = {"step": step, "at": at, "split": split, "n": n, **values}
     print(f"evaluate: {logs.summary(record, args.workdir)}")
     return cli.DONE

@@ -335,9 +335,10 @@ class Experiment:
         Ahead for the largest images; where sizes grow, for another when it first comes.
         """
         compiled = self.lowered_train_step.compile()
+        limit = mesh.memory_limit(self.mesh)
         memory.check_fits(
             compiled.memory_analysis(),
-            limit=mesh.memory_limit(self.mesh),
+            limit=limit and max(0, limit - self.data.resident_bytes()),
             fixed=memory.tree_bytes(self.state_shapes),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,

@@ -79,10 +79,11 @@ def check_fits(
 
 
 @contextlib.contextmanager
-def explained(key: str, batch_size: int) -> Iterator[None]:
+def explained(key: str, batch_size: int, also: str = "") -> Iterator[None]:
     """Raise `InputError` where XLA runs out of device memory in the block.
 
-    key: of the config or the command line, that `batch_size` came from.
+    key: of the config or the command line, that `batch_size` came from. also: what else
+    would free memory.
     """
     try:
         yield
@@ -94,5 +95,5 @@ def explained(key: str, batch_size: int) -> Iterator[None]:
         more = f" ({asked[1]} more were needed)" if asked else ""
         raise InputError(
             f"{key}={batch_size} does not fit: the device is out of memory{more}; try"
-            f" {key}={max(1, batch_size // 2)}"
+            f" {key}={max(1, batch_size // 2)}{also}"
         ) from None

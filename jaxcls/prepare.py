@@ -28,6 +28,7 @@ from jaxcls import (
     config,
     convert,
     experiment,
+    published,
     records,
     show,
     sources,
@@ -88,7 +89,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         scratch.mkdir()
         found = find(options.source, scratch, options.val_fraction)
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
-        sources.check_published(options.name, counts, "--name")
+        published.check(options.name, counts, "--name")
         _check_names(found.class_names)
         _say(
             f"{options.source}: {found.kind}, {len(found.class_names)} classes,"

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+# What `prepare` writes beside the shards.
+MANIFEST, LABELS = "manifest.json", "labels-{}.npy"
+
 
 class Example(NamedTuple):
     """One record: the name of the file that it was, its encoded image, its class."""

@@ -24,6 +24,8 @@ def draw(exp: experiment.Experiment, path: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    if not pathlib.Path(path).suffix:
+        raise InputError(f"--show={path} has no suffix; try --show={path}.png")
     images, targets = pixels(exp)
     rows = -(-len(images) // COLUMNS)
     figure, axes = pyplot.subplots(
@@ -34,7 +36,7 @@ def draw(exp: experiment.Experiment, path: str) -> None:
     for axis, image, target in zip(axes.flat, images, targets, strict=False):
         shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
         axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
-        axis.set_title(caption(target, exp.data.class_names), fontsize=7)
+        axis.set_title(caption(target, exp.data.class_names), fontsize=7, parse_math=False)
     figure.tight_layout(pad=0.4)
     try:
         figure.savefig(path, dpi=110)

@@ -9,19 +9,19 @@ import json
 import os
 import pathlib
 import re
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcls import records
+from jaxcls import published, records
 from jaxcls.datasets import BUNDLED
 from jaxcls.errors import InputError, did_you_mean
 
 Record = tuple[bytes, int]
 
-# What `prepare` writes beside the shards.
-MANIFEST, LABELS = "manifest.json", "labels-{}.npy"
+_MANY = 100_000  # Examples, from which it is said that they are all read.
 
 
 class Facts(NamedTuple):
@@ -39,44 +39,9 @@ class Facts(NamedTuple):
     fingerprint: str = ""
 
 
-class Published(NamedTuple):
-    """Counts that a dataset's authors state, for --dry_run; checked against the data."""
-
-    image_shape: tuple[int | None, int | None, int]
-    num_classes: int
-    splits: dict[str, int]
-
-
-PUBLISHED = {
-    "digits": Published((8, 8, 1), 10, {"train": 1437, "test": 360}),
-    "mnist": Published((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "fashion_mnist": Published((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "cifar10": Published((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
-    "cifar100": Published((32, 32, 3), 100, {"train": 50_000, "test": 10_000}),
-    "imagenet2012": Published(
-        (None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}
-    ),
-}
-
-
-# Where the original files of a dataset are; `prepare` reads them as they come.
-_GET = "into a FOLDER and run"
-ORIGINALS = {
-    "imagenet2012": "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
-    f" ILSVRC2012_devkit_t12.tar.gz from https://image-net.org {_GET}",
-    "cifar10": "download cifar-10-python.tar.gz from"
-    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
-    "cifar100": "download cifar-100-python.tar.gz from"
-    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
-    "mnist": f"download MNIST's four idx files {_GET}",
-    "fashion_mnist": "download the four idx files from"
-    f" https://github.com/zalandoresearch/fashion-mnist {_GET}",
-}
-
-
 def published_facts(name: str) -> Facts | None:
     """What is known of a dataset that is not here, or None."""
-    known = PUBLISHED.get(name.partition(":")[0])
+    known = published.PUBLISHED.get(name.partition(":")[0])
     if known is None:
         return None
     return Facts(name, "", known.image_shape, known.num_classes, (), dict(known.splits))
@@ -94,7 +59,11 @@ class Dataset:
 
         _no_progress_bars()
         self.folder = folder = _folder(name, data_dir)
-        self._builder = tfds.builder_from_directory(folder)
+        _allow_open_files()
+        try:
+            self._builder = tfds.builder_from_directory(folder)
+        except Exception as error:  # TFDS and protobuf raise many kinds for bad files.
+            raise _damaged(folder / "dataset_info.json", error) from None
         info = self._builder.info
         if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
             form = info.file_format.value if info.file_format else "an unknown format"
@@ -106,7 +75,7 @@ class Dataset:
         self._keys = info.supervised_keys or ("image", "label")
         fingerprint = manifest(folder).get("fingerprint", "")
         self.facts = _facts(name, info, self._keys, fingerprint)
-        check_published(self.facts.name, self.facts.splits, "data.name")
+        published.check(self.facts.name, self.facts.splits, "data.name")
 
     def source(self, split: str, key: str) -> "Source":
         """The records of a TFDS split such as ``train[:90%]``; `key` is its config key."""
@@ -130,10 +99,13 @@ class Dataset:
         """The labels [n] int32 of a split: as `prepare` wrote them, or read one by one."""
         found = []
         for name, start, stop in resolve(split, self.facts.splits, key):
-            file = self.folder / LABELS.format(name)
+            file = self.folder / records.LABELS.format(name)
             if not file.is_file():
                 return _read_labels(self.source(split, key), split)
-            labels = np.load(file, allow_pickle=False)
+            try:
+                labels = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise _damaged(file, error) from None
             if labels.shape != (self.facts.splits[name],):
                 raise InputError(
                     f"{file} holds {labels.shape} labels for the {self.facts.splits[name]}"
@@ -145,7 +117,8 @@ class Dataset:
 
 def _read_labels(source: "Source", split: str) -> np.ndarray:
     n = len(source)
-    print(f"reading {split} once for its {n:,} labels; prepare writes them", flush=True)
+    if n >= _MANY:
+        print(f"reading {split} once for its {n:,} labels; prepare writes them", flush=True)
     labels = np.empty(n, np.int32)
     for start in range(0, n, 1024):
         rows = np.arange(start, min(start + 1024, n))
@@ -204,6 +177,12 @@ class Source:
             row = index - int(self._starts[part]) + start
             try:
                 yield records.parse(data.data_source[row], *self._keys)[1:]
+            except RuntimeError as error:  # ArrayRecord checks its chunks.
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(
+                    f"{self.where(index)} cannot be read: a shard is damaged ({first});"
+                    " copy or prepare the dataset again"
+                ) from None
             except ValueError:  # Of a form that only TFDS knows.
                 example = data[row]
                 image_key, label_key = self._keys
@@ -306,9 +285,13 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
     here = []
     if root.is_dir():
         here = sorted(e.name for e in root.iterdir() if _versions(e))
-    near = "" if base in PUBLISHED else did_you_mean(base, {*here, *PUBLISHED})
-    how = ORIGINALS.get(base, "give a folder or an archive of images to")
-    source = "FOLDER" if base in ORIGINALS else "FOLDER_OR_ARCHIVE"
+    near = (
+        ""
+        if base in published.PUBLISHED
+        else did_you_mean(base, {*here, *published.PUBLISHED})
+    )
+    how = published.ORIGINALS.get(base, "give a folder or an archive of images to")
+    source = "FOLDER" if base in published.ORIGINALS else "FOLDER_OR_ARCHIVE"
     command = f"python -m jaxcls.prepare --source={source} --name={base}"
     tfds = f" (or --tfds={base}, where TensorFlow is installed)"
     return (
@@ -355,25 +338,40 @@ def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Fac
     )
 
 
-def check_published(name: str, splits: dict[str, int], key: str) -> None:
-    """Raise `InputError` where a dataset lacks examples that its authors count.
+def manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What `prepare` wrote about a dataset, or {} for one that it did not write."""
+    file = folder / records.MANIFEST
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from None
 
-    `key`: the config key or flag of `name`.
-    """
-    known = PUBLISHED.get(name)
-    for split, n in known.splits.items() if known else ():
-        if splits.get(split) != n:
+
+def check_same(before: Facts, now: Facts) -> None:
+    """Raise `InputError` where a dataset is not the one that a run began with."""
+    for field in ("num_classes", "class_names", "splits", "image_shape", "fingerprint"):
+        old, new = getattr(before, field), getattr(now, field)
+        if old != new and not (field == "fingerprint" and "" in (old, new)):
             raise InputError(
-                f"{key}={name!r}: split {split} holds {splits.get(split, 0)} examples, and"
-                f" {n} were published; prepare it again, or under another name if it is"
-                " another set"
+                f"data.name={now.name!r}: the data changed since the run began: {field} was"
+                f" {str(old)[:80]} and is {str(new)[:80]}; restore the data"
             )
 
 
-def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What `prepare` wrote about a dataset, or {} for one that it did not write."""
-    file = folder / MANIFEST
-    return json.loads(file.read_text()) if file.is_file() else {}
+def _damaged(file: pathlib.Path, error: Exception) -> InputError:
+    first = (str(error).strip().splitlines() or [""])[0][:150]
+    return InputError(
+        f"{file} is damaged ({type(error).__name__}: {first}); copy or prepare the dataset"
+        " again"
+    )
+
+
+def _allow_open_files() -> None:
+    """As many open files as the system lets us have: each shard stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _no_progress_bars() -> None:

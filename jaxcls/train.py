@@ -56,7 +56,8 @@ def run(exp: Experiment, workdir: str, stop: Stop | None = None) -> Result:
         reason = "failed"
         stop.before_leaving = lambda: folder.end("stopped")
         try:
-            with memory.explained("batch_size", exp.config.batch_size):
+            size, also = exp.config.batch_size, ", or data.resident=off"
+            with memory.explained("batch_size", size, also):
                 record = _run_locked(exp, folder, stop)
             reason = "done"
         except DivergedError:

@@ -168,7 +168,10 @@ class Workdir:
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
             before, now = _leaves(self.read()["implied"]), _leaves(implied)
-            for key in (k for k in now if before.get(k) != now[k]):
+            # Of data that were not prepared by us no fingerprint is known.
+            unknown = {None, '""'} & {before.get("facts.fingerprint")}
+            same = {"facts.fingerprint"} if unknown else set()
+            for key in (k for k in now if before.get(k) != now[k] and k not in same):
                 raise InputError(
                     f"--workdir={self.given}: the data changed: {key} was {before.get(key)}"
                     f" and is {now[key]}; restore the data, or start another run with"

@@ -18,13 +18,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxcls import records
 from jaxcls.errors import InputError
 
 # A shard ends with the record that brings it over this: on a pod, shards are what is
 # staged and mounted, and a few hundred files hold ImageNet.
 SHARD_BYTES = 1 << 28
-MANIFEST = "manifest.json"
-LABELS = "labels-{}.npy"
 
 
 class Shard(NamedTuple):
@@ -147,7 +146,9 @@ def write_info(
 
 def write_labels(folder: pathlib.Path, split: str, labels: np.ndarray) -> None:
     """Write the labels [n] of a split beside it, so that none need be read for them."""
-    np.save(folder / LABELS.format(split), labels.astype(np.int32), allow_pickle=False)
+    np.save(
+        folder / records.LABELS.format(split), labels.astype(np.int32), allow_pickle=False
+    )
 
 
 def write_manifest(
@@ -161,7 +162,7 @@ def write_manifest(
         split: [shard._asdict() for shard in parts] for split, parts in splits.items()
     }
     content = {**facts, "fingerprint": str(fingerprint), "shards": shards}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / records.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 import io
 import resource
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -270,6 +272,40 @@ def test_shrink_leaves_small_files_and_the_quality_sets_the_bytes():
     sizes = [len(clean(data, Shrink(200, quality)).data) for quality in (50, 75, 95)]
     assert sizes == sorted(sizes)
     assert sizes[2] > 2 * sizes[0]
+
+
+def test_a_jpeg_whose_missing_end_libjpeg_would_fill_in_is_refused():
+    whole = encode(photographs()[0][:200, :300], "JPEG", quality=90)
+    cut = whole[: len(whole) // 2] + b"\xff\xd9"
+    assert pillow(cut).shape == (200, 300, 3)
+    with pytest.raises(decode.DecodeError, match=r"not a readable image .*premature end"):
+        clean(cut)
+
+
+def test_superfluous_bytes_in_a_jpeg_cost_nothing_and_are_let_be():
+    data = encode(NOISE, "JPEG")
+    data = data[:-2] + b"\x01\x02\x03" + data[-2:]
+    assert clean(data).data is data
+
+
+def test_large_images_take_turns(monkeypatch):
+    from jaxcls import clean as module
+
+    monkeypatch.setattr(module, "_LARGE_PIXELS", 100)
+    data, inside, most = encode(NOISE, "BMP"), [], []
+    whole = module._to_rgb
+
+    def counting(image):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return whole(image)
+
+    monkeypatch.setattr(module, "_to_rgb", counting)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(clean, [data] * 6))) == 6
+    assert max(most) == 1
 
 
 def test_shrink_turns_upright_first():

@@ -123,6 +123,12 @@ def test_classes_are_chosen_by_name_or_number():
     assert data.select_classes("owl, cat", names, 4) == [0, 2]
     assert data.select_classes("1-2,0", names, 4) == [0, 1, 2]
     assert data.select_classes("7", names, 4) == [3]  # A name before a number.
+    numbers = ("1", "2", "3", "10")  # Ranges are names too where all names are numbers.
+    assert data.select_classes("1-3", numbers, 4) == [0, 1, 2]
+    assert data.select_classes("2,3,10", numbers, 4) == [1, 2, 3]
+    with pytest.raises(InputError, match="0-2 is not within 1-10"):
+        data.select_classes("0-2", numbers, 4)
+    assert data.select_classes("1-3", (), 5) == [1, 2, 3]
     with pytest.raises(InputError, match=r"'dgo' is not a class .did you mean 'dog'"):
         data.select_classes("dgo", names, 4)
     with pytest.raises(InputError, match=r"2-4 is not within 0-3"):
@@ -167,6 +173,55 @@ def test_balance_gives_every_class_equally_often(tiny):
         counts = np.bincount(labels[epoch * exp.examples :][: exp.examples], minlength=10)
         assert counts.max() - counts.min() <= 1
     assert exp.implied()["order"] == "philox-balanced-1"
+
+
+def test_a_run_is_not_scored_on_other_data_than_its_own(tiny):
+    exp = built(tiny)
+    facts = exp.data.facts._replace(splits={"train": 1437, "test": 300})
+    with pytest.raises(InputError, match=r"the data changed since the run began: splits"):
+        experiment.build(exp.config, facts).data.records("test", "data.test")
+
+
+def test_labels_are_read_once(tiny, monkeypatch):
+    asked = []
+    whole = sources.Dataset.labels
+
+    def counting(self, split, key):
+        asked.append(split)
+        return whole(self, split, key)
+
+    monkeypatch.setattr(sources.Dataset, "labels", counting)
+    exp = built(tiny, **{"data.classes": "0-7", "data.fraction": 0.5, "data.balance": True})
+    for _ in exp.train_batches():
+        pass
+    assert exp.count("train") == exp.examples > 0
+    assert asked == ["train[:90%]"]
+
+
+@pytest.mark.parametrize(
+    ("key", "split"), [("data.train", "train[:90%]"), ("--split", "test")]
+)
+def test_evaluation_of_any_split_is_by_eval_ops_and_counts_it(tiny, key, split):
+    changes = {"data.train_ops": "decode(1) | resize(4)", "data.eval_ops": "decode(1)"}
+    exp = built(tiny, **changes, **{"data.fraction": 0.3, "data.resident": "on"})
+    batches = host(exp.eval_batches(split, key))
+    assert {batch["image"].shape[1:] for batch in batches} == {(8, 8, 1)}
+    n = sum(int(batch["mask"].sum()) for batch in batches)
+    assert n == (exp.examples if key == "data.train" else 360)
+
+
+def test_a_size_that_grows_is_for_training_only(tiny):
+    exp = built(tiny, **{"data.eval_ops": GROWING["data.train_ops"]})
+    with pytest.raises(InputError, match="a size grows in training only"):
+        _ = exp.data.eval_shape
+    with pytest.raises(InputError, match="must be a whole number"):
+        _ = built(tiny, **{"data.train_ops": "random_resized_crop(())"}).data.train_shapes
+
+
+def test_resident_bytes_are_those_of_both_splits(tiny):
+    exp = built(tiny, **{"data.resident": "on"})
+    assert exp.data.resident_bytes() == 1437 * 64
+    assert built(tiny, **{"data.resident": "off"}).data.resident_bytes() == 0
 
 
 def test_an_empty_choice_is_refused(tiny):

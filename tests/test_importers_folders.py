@@ -55,6 +55,17 @@ def test_splits_are_the_first_folder_and_classes_the_second(source, second):
     assert (found.rejected, found.notes) == ([], [])
 
 
+def test_a_readme_beside_the_one_folder_that_wraps_all_changes_nothing(tmp_path):
+    for name in ("flowers/rose/1.jpg", "flowers/lily/1.jpg", "flowers/lily/2.jpg"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b"x")
+    before = folders(tmp_path / "source", tmp_path, 0.0)
+    (tmp_path / "source" / "README.txt").write_text("about flowers")
+    after = folders(tmp_path / "source", tmp_path, 0.0)
+    assert after.class_names == before.class_names == ("lily", "rose")
+    assert after.splits["train"].names.tolist() == before.splits["train"].names.tolist()
+
+
 def test_train_may_be_alone_and_so_may_be_classes(source):
     _, table = read(source("train/a/1.png", "train/b/2.png"))
     assert {split: set(rows) for split, rows in table.items()} == {

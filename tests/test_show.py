@@ -49,6 +49,15 @@ def test_a_caption_names_the_class_or_the_two_that_are_mixed():
     assert len(show.caption(np.array([0, 0, 0, 1.0]), names)) <= 24
 
 
+def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
+    facts = experiment.build(tiny()).data.facts
+    named = facts._replace(class_names=tuple(f"$^{k}$" for k in range(10)))
+    exp = experiment.build(tiny(), facts)
+    exp.data.__dict__["facts"] = named
+    show.draw(exp, str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").is_file()
+
+
 def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
     out = tmp_path / "batch.png"
     config = ["--config=configs/digits.py", f"--config.data.dir={data_dir}"]
@@ -61,5 +70,7 @@ def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
         prepare.main([f"--show={tmp_path}/no/batch.png", *config])
     with pytest.raises(InputError, match=r"cannot be written .*--show=batch\.png"):
         prepare.main([f"--show={tmp_path}/batch.xyz", *config])
+    with pytest.raises(InputError, match=r"has no suffix; try --show=b\.png"):
+        prepare.main(["--show=b", *config])
     with pytest.raises(InputError, match="needs --config=FILE"):
         prepare.main([f"--show={out}"])

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,67 @@ def test_a_split_holds_the_records_that_tfds_gives_for_it(digits, data_dir, spli
     assert sources.count(split, SPLITS, "data.train") == len(theirs)
 
 
-def test_labels_are_read_where_prepare_did_not_write_them(digits, capsys):
+@pytest.mark.parametrize("name", ["manifest.json", "dataset_info.json", "features.json"])
+def test_a_damaged_description_is_named(data_dir, tmp_path, name):
+    folder = copy(data_dir, tmp_path, "mine")
+    (folder / "manifest.json").write_text("{}")
+    (folder / name).write_text((folder / name).read_text()[:-1] + "{")
+    with pytest.raises(InputError, match=rf"{folder}/\S+ is damaged .*prepare the dataset"):
+        sources.Dataset("mine", str(tmp_path))
+
+
+def test_damaged_labels_are_named(data_dir, tmp_path):
+    folder = copy(data_dir, tmp_path, "mine")
+    (folder / "labels-train.npy").write_bytes(b"\x93NUMPY\x01")
+    data = sources.Dataset("mine", str(tmp_path))
+    with pytest.raises(InputError, match=r"labels-train\.npy is damaged"):
+        data.labels("train", "data.train")
+    np.save(folder / "labels-train.npy", np.zeros(3, np.int32))
+    with pytest.raises(InputError, match=r"\(3,\) labels for the 1437 examples of train"):
+        data.labels("train", "data.train")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_shard_is_named_with_its_record(data_dir, tmp_path, damage):
+    folder = copy(data_dir, tmp_path, "mine")
+    (shard,) = folder.glob("*train*")
+    content = bytearray(shard.read_bytes())
+    if damage == "flip":
+        for place in range(70_000, len(content) - 70_000, 50):
+            content[place] ^= 255
+    else:
+        content = content[: len(content) // 3]
+    shard.write_bytes(content)
+    source = sources.Dataset("mine", str(tmp_path)).source("train[10:]", "data.train")
+    said = r"record \d+ of split 'train\[10:\]' cannot be read: a shard is damaged"
+    with pytest.raises(InputError, match=said):
+        records(source)
+
+
+def test_other_data_than_before_are_refused_by_what_changed(digits):
+    facts = digits.facts
+    sources.check_same(facts, facts._replace(fingerprint="sha256:now known"))
+    sources.check_same(facts._replace(version="0.9.0"), facts)
+    for change in (
+        {"splits": {"train": 1436, "test": 360}},
+        {"class_names": tuple("abcdefghij")},
+        {"num_classes": 11},
+        {"image_shape": (9, 8, 1)},
+    ):
+        with pytest.raises(InputError, match=rf"{next(iter(change))} was .* and is "):
+            sources.check_same(facts, facts._replace(**change))
+    one, other = (facts._replace(fingerprint=f"sha256:{i}") for i in range(2))
+    with pytest.raises(InputError, match="fingerprint was sha256:0 and is sha256:1"):
+        sources.check_same(one, other)
+
+
+def test_many_open_files_are_allowed(digits):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft >= min(hard, 10_240)
+
+
+def test_labels_are_read_where_prepare_did_not_write_them(digits, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "_MANY", 300)
     labels = digits.labels("test[10:]+train[:5]", "data.train")
     source = digits.source("test[10:]+train[:5]", "data.train")
     assert labels.tolist() == [label for _, label in records(source)]

@@ -150,6 +150,19 @@ def test_an_operational_change_is_taken_and_recorded(tmp_path):
     assert folder.config().data.dir == "/elsewhere"
 
 
+@pytest.mark.parametrize("before", [None, ""])
+def test_data_whose_fingerprint_was_not_known_may_get_one(tmp_path, before):
+    facts = {} if before is None else {"fingerprint": before}
+    folder, known = Workdir(tmp_path / "run"), config.base()
+    with folder.lock():
+        folder.adopt(known, {"facts": facts})
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    with folder.lock():
+        folder.adopt(known, {"facts": {"fingerprint": "sha256:1"}})
+        with pytest.raises(InputError, match=r"facts\.fingerprint was"):
+            folder.adopt(known, {"facts": {"fingerprint": "sha256:2"}})
+
+
 def test_every_key_that_changes_a_run_is_part_of_its_identity():
     operational = {key for key, knob in config.KNOBS.items() if not knob.identity}
     assert operational == {

@@ -120,9 +120,17 @@ def _wrapper(tree: Tree) -> bytes:
     prefix = b""
     while True:
         depth = prefix.count(b"/")
-        whole = b"/".join(tree.names[0].split(b"/")[: depth + 1]) + b"/"
+        # A README beside the wrapper changes nothing.
+        inside = [
+            name
+            for name in tree.names
+            if name.count(b"/") > depth or name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+        if not inside or _find(tree, prefix + b"labels.csv") is not None:
+            return prefix
+        whole = b"/".join(inside[0].split(b"/")[: depth + 1]) + b"/"
         is_split = os.fsdecode(whole.split(b"/")[depth]) in SPLITS
-        if is_split or not all(name.startswith(whole) for name in tree.names):
+        if is_split or not all(name.startswith(whole) for name in inside):
             return prefix
         folders = [folder + b"/" for folder in tree.folders]
         if any(not (f.startswith(whole) or whole.startswith(f)) for f in folders):
