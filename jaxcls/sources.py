@@ -351,7 +351,7 @@ def check_same(before: Facts, now: Facts) -> None:
     """Raise `InputError` where a dataset is not the one that a run began with."""
     for field in ("num_classes", "class_names", "splits", "image_shape", "fingerprint"):
         old, new = getattr(before, field), getattr(now, field)
-        if old != new and not (field == "fingerprint" and "" in (old, new)):
+        if old != new and old and new:  # What is empty was not known.
             raise InputError(
                 f"data.name={now.name!r}: the data changed since the run began: {field} was"
                 f" {str(old)[:80]} and is {str(new)[:80]}; restore the data"

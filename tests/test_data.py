@@ -235,7 +235,7 @@ def test_an_empty_choice_is_refused(tiny):
 
 GROWING = {
     "data.train_ops": "decode(1) | random_resized_crop(((0, 6), (0.25, 8), (0.7, 12)))",
-    "model.name": "resnet18(stem='small', width=4)",
+    "model.name": "resnet18(stem='small', width=4, stages=(1,))",
 }
 
 

@@ -265,7 +265,8 @@ def test_an_old_folder_keeps_what_it_is(trained):
 
 
 def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_dir):
-    arguments = [DIGITS, f"--workdir={tmp_path}", "--config.length=6 epochs"]
+    small = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
+    arguments = [DIGITS, f"--workdir={tmp_path}", *small]
     first = subprocess.Popen(
         [sys.executable, "-m", "jaxcls.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -361,7 +362,8 @@ def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pic
 def test_a_run_outlives_the_reader_of_its_output(tmp_path, data_dir):
     process = subprocess.run(
         f"{sys.executable} -m jaxcls.main {DIGITS} --workdir={tmp_path}"
-        " --config.length='3 epochs' --config.mesh.devices=1 | head -n 1",
+        " --config.length='3 epochs' --config.model.name='cnn(widths=(4,))'"
+        " --config.mesh.devices=1 | head -n 1",
         shell=True, check=False, env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
     )  # fmt: skip
     assert process.returncode == 0

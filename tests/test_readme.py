@@ -60,7 +60,7 @@ def checkout(tmp_path_factory, data_dir):
         patch.setenv("TFDS_DATA_DIR", str(data_dir))
         for command in PREPARE:
             assert prepare.main(shlex.split(command)[3:]) == 0
-        small = {"model.name": "cnn(widths=(4,))", "length": "2 steps"}
+        small = {"model.name": "cnn(widths=(4, 4, 4, 4), dense=8)", "length": "2 steps"}
         train.run(experiment.build(config.load("configs/photos.py", small)), "runs/photos")
     return folder
 

@@ -178,7 +178,9 @@ def until(process, beginning):
         assert line, process.stderr.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_compiling_ends_the_process_at_once(started, tmp_path, number):
     slow = "--config.model.name=resnet50(stem='small')"
     process = started(slow, "--config.batch_size=512", "--config.data.resident=off")
@@ -193,16 +195,18 @@ def test_a_signal_while_compiling_ends_the_process_at_once(started, tmp_path, nu
     assert ended(tmp_path / "run") == ["stopped"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_signal_in_training_saves_and_leaves_with_75(started, tmp_path, number):
-    short = "--config.length=8 epochs"
-    process = started(short)
+    short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
+    process = started(*short)
     until(process, "step 20:")
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert said.startswith("stopped: asked to; the state after step ")
-    again = started(short)
+    again = started(*short)
     out, said = again.communicate(timeout=120)
     assert again.returncode == 0, said
     assert "resuming from step" in out
@@ -211,6 +215,7 @@ def test_a_signal_in_training_saves_and_leaves_with_75(started, tmp_path, number
     assert np.all(np.diff([json.loads(line)["step"] for line in lines]) >= 0)
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_with_130(started, tmp_path):
     slow = "--config.model.name=resnet50(stem='small')"
     process = started(slow, "--config.batch_size=8", "--config.eval.every=1 steps")
