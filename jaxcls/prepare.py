@@ -258,7 +258,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     parser = cli.Parser("prepare", "Make a dataset of images; or look at a batch of one.")
     add = parser.add_argument
-    add("--source", help="folder or archive: class folders, labels.csv beside images,")
+    add("--source", help="folder or archive: images, ImageNet, CIFAR, MNIST")
     add("--name", help="what data.name will be: small letters, digits, underscores")
     add(
         "--data_dir", default="", help="where; default TFDS_DATA_DIR, ~/tensorflow_datasets"
@@ -333,7 +333,7 @@ def _options(args: argparse.Namespace) -> Options:
         raise InputError("--source= is empty; give a folder or an archive")
     name, form = args.name, "[a-z][a-z0-9_]*"
     if name is None or not re.fullmatch(form, name):
-        stem = pathlib.Path(args.source).name.split(".")[0].lower()
+        stem = (name or pathlib.Path(args.source).name.split(".")[0]).lower()
         near = re.sub("^[^a-z]+", "", re.sub("[^a-z0-9]+", "_", stem)) or "photos"
         raise InputError(
             f"--name={name or ''} must be small letters, digits and underscores, such as"
