@@ -52,7 +52,11 @@ def run(exp: Experiment, workdir: str, stop: Stop | None = None) -> Result:
         if final := finished(folder):  # By the process that held the lock till now.
             return Result(final, folder.given, already=True)
         folder.adopt(exp.config, implied)
-        folder.begin([device.device_kind for device in exp.mesh.devices.flat])
+        folder.begin(
+            [device.device_kind for device in exp.mesh.devices.flat],
+            hosts=jax.process_count(),
+            data=exp.data.facts.fingerprint,
+        )
         reason = "failed"
         stop.before_leaving = lambda: folder.end("stopped")
         try:

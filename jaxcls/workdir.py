@@ -182,8 +182,11 @@ class Workdir:
         if not file.exists() or file.read_text() != text:
             write_atomically(file, text)
 
-    def begin(self, devices: list[str]) -> None:
-        """Add this start to manifest.json; one left without a reason was killed."""
+    def begin(self, devices: list[str], **facts: Any) -> None:
+        """Add this start to manifest.json; one left without a reason was killed.
+
+        facts: what else is known of it, such as the number of hosts.
+        """
         starts = self._starts()
         for start in starts:
             start.setdefault("reason", "killed")
@@ -195,10 +198,12 @@ class Workdir:
                 "commit": _commit(),
                 "python": platform.python_version(),
                 "versions": {name: _version(name) for name in _RECORDED},
+                "packages": _packages(),
                 "platform": platform.platform(),
-                "cores": os.cpu_count(),
+                "cpu": _cpu(),
                 "xla_flags": os.environ.get("XLA_FLAGS", ""),
                 "devices": devices,
+                **facts,
             }
         )
         self._write_starts(starts)
@@ -254,6 +259,32 @@ def _command() -> list[str]:
         ["python", "-m", spec.name] if spec else ["python", os.path.basename(sys.argv[0])]
     )
     return [*program, *sys.argv[1:]]
+
+
+def _packages() -> list[str]:
+    """Everything that is installed, as ``name==version``, sorted."""
+    found = importlib.metadata.distributions()
+    return sorted({f"{each.name}=={each.version}" for each in found}, key=str.lower)
+
+
+def _cpu() -> dict[str, Any]:
+    """What decides bits on CPU besides software: instructions, and threads of a pool."""
+    text = ""
+    with contextlib.suppress(OSError):  # Linux only.
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    lines = {key.strip(): value.strip() for key, value in pairs}
+    flags = (lines.get("flags") or lines.get("Features") or "").split()
+    vector = ("sse", "avx", "fma", "amx", "asimd", "neon", "sve", "bf16")
+    return {
+        "machine": platform.machine(),
+        "model": lines.get("model name", ""),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "nproc": os.environ.get("NPROC", ""),
+        "instructions": sorted(flag for flag in flags if flag.startswith(vector)),
+    }
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import re
 import signal
 import socket
@@ -223,7 +224,12 @@ def test_the_manifest_has_an_entry_for_each_start(tmp_path, monkeypatch):
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", second["ended"])
     assert second["command"] == "python main.py '--config=a b.py'"
     assert second["devices"] == ["cpu"]
-    assert second["versions"]["jax"] == __import__("jax").__version__
+    version = __import__("jax").__version__
+    assert second["versions"]["jax"] == version
+    assert f"jax=={version}" in second["packages"]
+    assert second["packages"] == sorted(second["packages"], key=str.lower)
+    assert second["cpu"]["cores"] >= 1
+    assert second["cpu"]["machine"] == platform.machine()
     assert second["python"] == sys.version.split()[0]
 
 
