@@ -10,20 +10,22 @@ import json
 import logging
 import pathlib
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxcls import digesting
 from jaxcls.errors import InputError
 from jaxcls.optimizers import path_name
 from jaxcls.step import Best, State, all_finite
 
 FORMAT = 1
 _WEIGHTS = ("params", "batch_stats", "ema")
+# Seconds before a save that must not be lost is tried again.
+PAUSES = (1.0, 5.0, 20.0)
 
 
 class CorruptError(Exception):
@@ -33,10 +35,12 @@ class CorruptError(Exception):
 class Checkpoints:
     """Asynchronous, atomic saves into a folder; keeps the last few and the best one.
 
+    A save that fails loses no older checkpoint: it is said loudly and the run goes on.
     A context manager: leaving it waits for the save under way.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
+        self._folder = folder
         self._policy = _KeepLastAndBest(keep)
         self._manager = ocp.CheckpointManager(
             folder,
@@ -51,7 +55,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def save(self, state: State, digests: dict[str, str], *, pending: bool = False) -> None:
@@ -59,11 +63,49 @@ class Checkpoints:
 
         pending: what is due at this step is not done yet; see `take_pending`.
         """
-        step = int(state.step)
+        self.wait()
         if not bool(_finite(state)):
+            step = int(state.step)
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
+        try:
+            self._begin(state, digests, pending)
+        except Exception as error:  # Orbax and file systems raise many kinds.
+            self._say_failed(error)
+
+    def save_now(
+        self, state: State, digests: dict[str, str], *, pending: bool = False
+    ) -> None:
+        """`save`, and wait until it is on disk; a failure is tried again, with pauses.
+
+        For what cannot be made again. Raises `InputError` when it still fails.
+        """
+        step = int(state.step)
+        for pause in (*PAUSES, None):
+            self.save(state, digests, pending=pending)
+            self.wait()
+            if step in steps(self._folder):
+                return
+            if pause is not None:
+                time.sleep(pause)
+        last = steps(self._folder)
+        raise InputError(
+            f"{self._folder}: step {step} cannot be saved (see above); make room, or allow"
+            f" it to be written, and start again from {last[-1] if last else 'step 0'}"
+        )
+
+    def wait(self) -> None:
+        """Return when the save under way is on disk, or has failed and that is said."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax and file systems raise many kinds.
+            self._say_failed(error)
+
+    def _begin(self, state: State, digests: dict[str, str], pending: bool) -> None:
+        step, tree = int(state.step), _to_tree(state)
+        needed, free = memory_of(tree), shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
         best = self._policy.best = int(state.best.step)
-        tree = _to_tree(state)
         meta: dict[str, Any] = {"format": FORMAT, "step": step, "best_step": best}
         meta |= {"pending": pending, "digests": digests}
         self._manager.save(
@@ -76,9 +118,18 @@ class Checkpoints:
             force=True,  # Our loop decides when; orbax's own policy would skip some.
         )
 
-    def wait(self) -> None:
-        """Return when the save under way is on disk."""
-        self._manager.wait_until_finished()
+    def _say_failed(self, error: Exception) -> None:
+        """Say it, and make orbax forget it: else it would lose the next save too."""
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        logging.warning("a checkpoint could not be saved (%s); the run goes on", first)
+        self._manager.reload()
+        for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def memory_of(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class _KeepLastAndBest:
@@ -176,7 +227,7 @@ def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, A
     Raises `CorruptError` like `restore`.
     """
     read = _read(folder, step, weights={k: _to_tree(like)[k] for k in _WEIGHTS})
-    _verify(_digests(read["weights"]), read["meta"]["digests"])
+    _verify(digesting.of_tree(read["weights"]), read["meta"]["digests"])
     return read["weights"]
 
 
@@ -215,47 +266,7 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
 
 def digests(state: State) -> dict[str, str]:
     """Path of each array -> 16 hex digits of its bits, the same on any sharding."""
-    return _digests(_to_tree(state))
-
-
-def combine(digests: dict[str, str]) -> str:
-    """One digest, 16 hex digits, of the digests of all arrays."""
-    text = "".join(f"{path}={value}\n" for path, value in sorted(digests.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digests(tree: Any) -> dict[str, str]:
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    words = np.asarray(_hash_all(list(leaves)))
-    return {
-        path_name(path): f"{high:08x}{low:08x}"
-        for path, (high, low) in zip(paths, words.tolist(), strict=True)
-    }
-
-
-@jax.jit
-def _hash_all(leaves: list[jax.Array]) -> jax.Array:
-    """Leaves -> uint32 [N, 2]: two sums, mod 2**32, of every element's mixed bits."""
-    return jnp.stack(
-        [jnp.stack([_hash(x, 0x9E3779B9), _hash(x, 0x85EBCA77)]) for x in leaves]
-    )
-
-
-def _hash(x: jax.Array, salt: int) -> jax.Array:
-    """A sum over the elements, so no order of adding matters; keyed by position."""
-    if x.dtype == bool:
-        bits = x.astype(jnp.uint32)
-    else:
-        width = x.dtype.itemsize * 8
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
-    position = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        position = position * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # The finaliser of MurmurHash3 over bits and position.
-    mixed = bits ^ ((position + 1) * jnp.uint32(salt))
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    return digesting.of_tree(_to_tree(state))
 
 
 _finite = jax.jit(all_finite)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcls import checkpoint, durations, evaluate, logs, memory
+from jaxcls import checkpoint, digesting, durations, evaluate, logs, memory
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
@@ -178,8 +178,7 @@ class _Loop:
         self.saves.wait()
         if step not in checkpoint.steps(self.folder.checkpoints):
             self.log.sync()
-            self.saves.save(state, checkpoint.digests(state), pending=pending)
-            self.saves.wait()
+            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
         raise StoppedError(
             f"asked to; the state after step {step} is saved, and the same command goes on"
         )
@@ -214,9 +213,11 @@ class _Loop:
         if is_save or improved or last or bool(state.halted):
             began = time.perf_counter()
             digests = checkpoint.digests(state)
-            self.log.digest(step, checkpoint.combine(digests), digests)
+            self.log.digest(step, digesting.combine(digests), digests)
             self.log.sync()
-            self.saves.save(state, digests)
+            # The best and the last cannot be made again by a later save.
+            is_kept = improved or last or bool(state.halted)
+            (self.saves.save_now if is_kept else self.saves.save)(state, digests)
             self.log.meter.apart("save", time.perf_counter() - began)
         return state
 
@@ -240,8 +241,7 @@ class _Loop:
         self.saves.wait()  # One under way may be of this very step.
         if bad_step not in checkpoint.steps(self.folder.checkpoints):
             self.log.sync()
-            self.saves.save(state, checkpoint.digests(state))
-            self.saves.wait()
+            self.saves.save_now(state, checkpoint.digests(state))
         raise DivergedError(
             f"the loss or a gradient was not finite in the update after step {bad_step}"
             f" (lr peak {self.exp.lr:g}); the state before it is"

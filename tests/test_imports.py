@@ -13,7 +13,16 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
 }  # Below everything.
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "sources", "stopping", "train"},
-    "train": {"checkpoint", "data", "evaluate", "experiment", "logs", "memory", "step"}
+    "train": {
+        "checkpoint",
+        "data",
+        "digesting",
+        "evaluate",
+        "experiment",
+        "logs",
+        "memory",
+        "step",
+    }
     | {"stopping", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "logs", "memory"}
     | {"sources", "workdir"},
@@ -27,7 +36,8 @@ VERBS = {
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
     "step": {"augment", "losses", "metrics", "optimizers"},
-    "checkpoint": {"optimizers", "step"},
+    "checkpoint": {"digesting", "optimizers", "step"},
+    "digesting": {"optimizers"},
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},

@@ -16,7 +16,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, config, dry_run, evaluate, experiment, logs, sources, train
+from jaxcls import (
+    checkpoint,
+    config,
+    digesting,
+    dry_run,
+    evaluate,
+    experiment,
+    logs,
+    sources,
+    train,
+)
 from jaxcls.errors import DivergedError
 from jaxcls.workdir import Workdir
 
@@ -226,7 +236,7 @@ def test_law_6_the_recorded_digest_is_that_of_the_checkpoint(tiny, whole):
     recorded = logs.read(folder / "digests.jsonl")[-1]
     arrays = final_digests(folder, tiny())
     assert recorded["arrays"] == arrays
-    assert recorded["digest"] == checkpoint.combine(arrays)
+    assert recorded["digest"] == digesting.combine(arrays)
     assert [r["step"] for r in logs.read(folder / "digests.jsonl")] == [3, 4, 6, 8, 9, 12]
 
 
