@@ -35,6 +35,7 @@ class Data:
     ) -> None:
         self.config = config
         self._facts, self._make_mesh = facts, make_mesh
+        self._known_used: dict[tuple[str, str], np.ndarray] = {}
         self._known_labels: dict[tuple[str, str], np.ndarray] = {}
         self._resident: dict[tuple[str, str], DeviceBatch] = {}
 
@@ -99,6 +100,11 @@ class Data:
 
     def _used(self, split: str, key: str) -> np.ndarray:
         """The records [n] int64 of a split that are used, in order."""
+        if (split, key) not in self._known_used:
+            self._known_used[split, key] = self._choose(split, key)
+        return self._known_used[split, key]
+
+    def _choose(self, split: str, key: str) -> np.ndarray:
         data, labels = self.config.data, self._labels(split, key)
         used = np.flatnonzero(np.isin(labels, self._classes))
         if key == "data.train" and data.fraction < 1:
