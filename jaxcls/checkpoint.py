@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxcls import digesting
@@ -24,6 +25,8 @@ from jaxcls.step import Best, State, all_finite
 
 FORMAT = 1
 _WEIGHTS = ("params", "batch_stats", "ema")
+# Fields that State got later, and what they are in a checkpoint without them.
+_ADDED = {"skips": 0, "rewound": -1}
 # Seconds before a save that must not be lost is tried again.
 PAUSES = (1.0, 5.0, 20.0)
 
@@ -41,7 +44,7 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
         self._folder = folder
-        self._policy = _KeepLastAndBest(keep)
+        self._policy = _KeepLastAnd(keep)
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
@@ -58,30 +61,36 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def save(self, state: State, digests: dict[str, str], *, pending: bool = False) -> None:
+    def save(
+        self,
+        state: State,
+        digests: dict[str, str],
+        *,
+        pending: bool = False,
+        anchor: bool = False,
+    ) -> None:
         """Begin to write `state` at its own step; `digests` are those of the state.
 
         pending: what is due at this step is not done yet; see `take_pending`.
+        anchor: `rewind` may go back to it, so the last such one is kept.
         """
         self.wait()
         if not bool(_finite(state)):
             step = int(state.step)
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
         try:
-            self._begin(state, digests, pending)
+            self._begin(state, digests, pending=pending, anchor=anchor)
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
-    def save_now(
-        self, state: State, digests: dict[str, str], *, pending: bool = False
-    ) -> None:
+    def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
         """`save`, and wait until it is on disk; a failure is tried again, with pauses.
 
         For what cannot be made again. Raises `InputError` when it still fails.
         """
         step = int(state.step)
         for pause in (*PAUSES, None):
-            self.save(state, digests, pending=pending)
+            self.save(state, digests, **what)
             self.wait()
             if step in steps(self._folder):
                 return
@@ -100,14 +109,43 @@ class Checkpoints:
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
-    def _begin(self, state: State, digests: dict[str, str], pending: bool) -> None:
+    def rewind(self, like: State) -> State | None:
+        """The state of the last anchor that is whole, or None; every later one is gone."""
+        self.wait()
+        found: State | None = None
+        for step in reversed(self._anchors()):
+            try:
+                found = restore(self._folder, step, like)
+                break
+            except CorruptError as error:
+                logging.warning("checkpoint %d is not whole (%s)", step, error)
+        first = -1 if found is None else int(found.step)
+        # The newest first: what a death leaves is a run that has not got so far.
+        for step in reversed(steps(self._folder)):
+            if step > first:
+                shutil.rmtree(self._folder / str(step))
+        self._manager.reload()
+        return found
+
+    def _anchors(self) -> list[int]:
+        """The steps of all anchors, ascending."""
+        return [s for s in steps(self._folder) if _says(self._folder, s, "anchor")]
+
+    def _begin(
+        self, state: State, digests: dict[str, str], *, pending: bool, anchor: bool
+    ) -> None:
         step, tree = int(state.step), _to_tree(state)
         needed, free = memory_of(tree), shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
-        best = self._policy.best = int(state.best.step)
+        best = int(state.best.step)
+        self._policy.also = {best}
+        if not anchor and (anchors := self._anchors()):
+            # After a rewind it is the best again that was so then.
+            best_then = _meta(self._folder, anchors[-1])["best_step"]
+            self._policy.also |= {anchors[-1], best_then}
         meta: dict[str, Any] = {"format": FORMAT, "step": step, "best_step": best}
-        meta |= {"pending": pending, "digests": digests}
+        meta |= {"pending": pending, "anchor": anchor, "digests": digests}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -132,17 +170,17 @@ def memory_of(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-class _KeepLastAndBest:
-    """Which checkpoints stay: the last `keep`, and `best`."""
+class _KeepLastAnd:
+    """Which checkpoints stay: the last `keep`, and those of `also`."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self.best = -1
+        self.also: set[int] = set()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         last = {info.step for info in checkpoints[-self.keep :]}
-        return [info.step in last or info.step == self.best for info in checkpoints]
+        return [info.step in last | self.also for info in checkpoints]
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -158,7 +196,7 @@ def take_pending(folder: pathlib.Path, step: int) -> bool:
     Then it is moved aside, to ``N.pending``, so that the state can be saved again when it
     is done; until then `bring_back` undoes this, after any death.
     """
-    if not _meta(folder, step).get("pending", False):
+    if not _says(folder, step, "pending"):
         return False
     (folder / str(step)).rename(folder / f"{step}.pending")
     return True
@@ -207,15 +245,22 @@ def restore(folder: pathlib.Path, step: int, like: State) -> State:
     it is whole and another version's.
     """
     tree = _to_tree(like)
-    rest = [k for k in tree if k not in _WEIGHTS]
+    saved = _meta(folder, step)["digests"]
+    added = {k: v for k, v in _ADDED.items() if k not in saved}
+    rest = [k for k in tree if k not in _WEIGHTS and k not in added]
     read = _read(
         folder,
         step,
         weights={k: tree[k] for k in _WEIGHTS},
         rest={k: tree[k] for k in rest},
     )
-    state = _from_tree({**read["weights"], **read["rest"]})
-    _verify(digests(state), read["meta"]["digests"])
+    whole = {**read["weights"], **read["rest"]}
+    _verify(digesting.of_tree(whole), saved)
+    defaults = {
+        k: jax.device_put(jnp.full(tree[k].shape, value, tree[k].dtype), tree[k].sharding)
+        for k, value in added.items()
+    }
+    state = _from_tree(whole | defaults)
     if int(state.step) != step:
         raise CorruptError(f"it holds step {int(state.step)}")
     return state
@@ -324,6 +369,14 @@ def _meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
+
+
+def _says(folder: pathlib.Path, step: int, what: str) -> bool:
+    """Whether a checkpoint is marked as "pending" or "anchor"."""
+    try:
+        return bool(_meta(folder, step).get(what, False))
+    except CorruptError:
+        return False
 
 
 def _seal(meta: dict[str, Any]) -> str:

@@ -89,6 +89,13 @@ KNOBS: dict[str, Knob] = {
     "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
     "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
     "early_stop.min_delta": Knob(0.0, "least gain in best.metric that counts for patience"),
+    "nonfinite.policy": Knob(
+        "stop",
+        "at a loss or gradient that is not finite: stop; skip its batch; or rewind to the"
+        " last checkpoint.every and leave out the batches since",
+    ),
+    "nonfinite.skips": Knob(10, "batches in a row that skip leaves out before it stops"),
+    "nonfinite.rewinds": Knob(3, "times that rewind goes back before it stops"),
     "checkpoint.every": Knob("1 epoch", "besides each new best and the last step", False),
     "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
     "log.every": Knob("50 steps", "training records", False),
@@ -165,6 +172,8 @@ def check(config: ConfigDict) -> None:
     for key, knob in KNOBS.items():
         if not isinstance(knob.default, (bool, str)) and key != "seed":
             _require(values, key, values[key] >= 0, "must not be negative")
+    rewinds = values["nonfinite.rewinds"]
+    _require(values, "nonfinite.rewinds", rewinds <= 1000, "must be below 1001")
     _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
     _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
     _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
@@ -188,6 +197,7 @@ def check(config: ConfigDict) -> None:
     for key, allowed in {
         "model.dtype": ("auto", "float32", "bfloat16"),
         "data.resident": ("auto", "on", "off"),
+        "nonfinite.policy": ("stop", "skip", "rewind"),
     }.items():
         _require(values, key, values[key] in allowed, f"must be one of {allowed}")
     is_share = 0 < values["data.fraction"] <= 1
@@ -197,6 +207,13 @@ def check(config: ConfigDict) -> None:
             f"early_stop.patience={values['early_stop.patience']} needs evaluations and"
             " data.eval is ''; try data.eval='train[90%:]' and data.train='train[:90%]'"
         )
+
+
+def is_identity(key: str, config: ConfigDict) -> bool:
+    """Whether `key` is part of what the run of a config is."""
+    # How far a rewind goes back decides what comes after it.
+    goes_back = key == "checkpoint.every" and config.nonfinite.policy == "rewind"
+    return KNOBS[key].identity or goes_back
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

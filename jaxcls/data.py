@@ -216,6 +216,15 @@ class Data:
             for batch in self._batches("train_ops", ops, split, "data.train", plans):
                 yield {"image": batch["image"], "label": batch["label"]}
 
+    def train_examples(self, step: int) -> np.ndarray:
+        """The records [B] int64 of data.train that the batch of `step` is made of."""
+        split, size = self.config.data.train, self.config.batch_size
+        n = self.count(split, "data.train")
+        positions = np.arange(step * size, (step + 1) * size)
+        examples = batches.indices(positions, n, self._order)
+        is_part = self._is_part("data.train")
+        return self._used(split, "data.train")[examples] if is_part else examples
+
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
         """Every example of a split once, on the mesh: image, label, index, mask.
 

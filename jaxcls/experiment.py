@@ -233,6 +233,7 @@ class Experiment:
             image_shape=self.data.train_shape,
             ema=bool(self.config.ema.decay),
             higher=self.higher_is_better,
+            rewinds=self.config.nonfinite.rewinds,
         )
 
     @functools.cached_property
@@ -250,6 +251,7 @@ class Experiment:
         )
 
     def _raw_train_step(self) -> step.TrainStep:
+        nonfinite = self.config.nonfinite
         return step.make_train_step(
             self.model,
             self.optimizer,
@@ -258,6 +260,7 @@ class Experiment:
             self._raw_inputs,
             metrics=self.metrics,
             ema_decay=self.config.ema.decay,
+            most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
         )
 
     # On the mesh.

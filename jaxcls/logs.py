@@ -40,14 +40,9 @@ class RunLog:
         steps: int,
         batch_size: int,
     ) -> None:
-        for path in (metrics, digests):
-            trim(path, start)
-        self._files: dict[str, TextIO] = {
-            "metrics": metrics.open("a"),
-            "timing": timing.open("a"),
-            "digests": digests.open("a"),
-        }
-        self._events = _event_writer(tensorboard, start) if tensorboard else None
+        self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
+        self._tensorboard = tensorboard
+        self._open(start)
         self.meter = Meter(start, steps, batch_size)
         self._console = _console(steps, start)
 
@@ -56,11 +51,28 @@ class RunLog:
 
     def __exit__(self, *error: object) -> None:
         self._console.close()
+        self._close()
+
+    def _open(self, start: int) -> None:
+        for name in ("metrics", "digests"):
+            trim(self._paths[name], start)
+        self._files: dict[str, TextIO] = {
+            name: path.open("a") for name, path in self._paths.items()
+        }
+        folder = self._tensorboard
+        self._events = _event_writer(folder, start) if folder else None
+
+    def _close(self) -> None:
         self.sync()
         for file in self._files.values():
             file.close()
         if self._events:
             self._events.close()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was said after `step`."""
+        self._close()
+        self._open(step)
 
     def step(self, step: int) -> None:
         """One more step was begun; shows it."""
@@ -91,6 +103,10 @@ class RunLog:
         self._write("metrics", record)
         self._scalars(kind, step, values)
         self._console.line(f"step {step}: {kind} {_pairs({**scored, **values})}")
+
+    def event(self, step: int, kind: str, **values: Any) -> None:
+        """Something that happened at a step, besides what is due there."""
+        self._write("metrics", {"step": step, "kind": kind, **values})
 
     def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
         """The digest of the state at a scheduled save."""

@@ -37,6 +37,8 @@ class State(NamedTuple):
     the last such one had.
     halted: the run has ended (early stopping). bad_step: the step whose loss or gradient
     was not finite, or -1; from then on the state stays as it was before that step.
+    skips: updates left out one after the other, since the last finite one.
+    rewound: [R, 2], first and last of the batches that each rewind left out; -1: none.
     """
 
     step: jax.Array
@@ -50,6 +52,8 @@ class State(NamedTuple):
     patience: jax.Array
     halted: jax.Array
     bad_step: jax.Array
+    skips: jax.Array
+    rewound: jax.Array
 
 
 class Model(NamedTuple):
@@ -77,10 +81,11 @@ def make_init(
     image_shape: tuple[int, int, int],
     ema: bool,
     higher: bool,
+    rewinds: int = 1,
 ) -> Init:
     """Returns init(init_key, step_keys) -> the state at step 0.
 
-    `higher`: whether a larger best metric is better.
+    higher: whether a larger best metric is better. rewinds: how many there is room for.
     """
 
     def init(init_key: jax.Array, step_keys: dict[str, jax.Array]) -> State:
@@ -101,6 +106,8 @@ def make_init(
             patience=jnp.zeros((), jnp.int32),
             halted=jnp.zeros((), bool),
             bad_step=jnp.full((), -1, jnp.int32),
+            skips=jnp.zeros((), jnp.int32),
+            rewound=jnp.full((max(rewinds, 1), 2), -1, jnp.int32),
         )
 
     return init
@@ -141,12 +148,15 @@ def make_train_step(
     *,
     metrics: Sequence[Metric],
     ema_decay: float,
+    most_skips: int = 0,
 ) -> TrainStep:
     """Returns train_step(state, batch) -> (state, metrics): one update.
 
     batch: image uint8 [B, H, W, C], label int32 [B]. metrics: means over the batch of
-    loss and each metric, lr, grad_norm; bad_step of the new state. Pure, shape-stable,
+    loss and each metric, lr, grad_norm; whether all of it was finite. Pure, shape-stable,
     unaware of devices; randomness is a function of (state.key, state.step, row).
+    most_skips: updates in a row that may be left out because they were not finite, before
+    the state stays as it is.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -177,9 +187,9 @@ def make_train_step(
         norms = grad_norm, optax.tree.norm(params), optax.tree.norm(batch_stats)
         finite = jnp.isfinite(jnp.stack([value, *norms])).all()
         scores = {m.name: m.function(logits, batch["label"]).mean() for m in metrics}
-        kept = _freeze(finite & (state.bad_step < 0), state, new)
         scores = {"loss": value, **scores, "lr": lr, "grad_norm": grad_norm}
-        return kept, {**scores, "bad_step": kept.bad_step}
+        kept = _keep_finite(finite, state, new, most_skips)
+        return kept, {**scores, "finite": finite}
 
     return train_step
 
@@ -258,10 +268,17 @@ def _average(ema: Tree, params: Tree, batch_stats: Tree, decay: float) -> Tree:
     return jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, now)
 
 
-def _freeze(ok: jax.Array, old: State, new: State) -> State:
-    """`new` where `ok`; else `old`, with the step that went bad. No host sync."""
+def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:
+    """`new` where `finite`; else `old`, one step on while skips are left. No host sync."""
+    going = old.bad_step < 0
+    ok = going & finite
+    skipped = going & ~finite & (old.skips < most_skips)
     kept = jax.tree.map(
         lambda a, b: jnp.where(ok, b, a), old._replace(key={}), new._replace(key={})
     )
-    bad = jnp.where(ok | (old.bad_step >= 0), old.bad_step, old.step)
-    return kept._replace(key=old.key, bad_step=bad)
+    return kept._replace(
+        key=old.key,
+        step=jnp.where(ok | skipped, new.step, old.step),
+        skips=jnp.where(ok, 0, old.skips + skipped),
+        bad_step=jnp.where(going & ~ok & ~skipped, old.step, old.bad_step),
+    )

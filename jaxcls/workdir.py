@@ -107,7 +107,7 @@ class Workdir:
         if not self._holds_results():
             return  # Nothing can be lost.
         changed = configs.differences(self.config(), config)
-        identity = {k: v for k, v in changed.items() if configs.KNOBS[k].identity}
+        identity = {k: v for k, v in changed.items() if configs.is_identity(k, config)}
         if identity:
             listed = ", ".join(
                 f"{k} {old!r} -> {new!r}" for k, (old, new) in identity.items()

@@ -56,6 +56,8 @@ def make(step, best=-1, devices=1, seed=0, **changed):
         patience=np.int32(2),
         halted=np.bool_(step % 2),
         bad_step=np.int32(-1),
+        skips=np.int32(0),
+        rewound=np.full((3, 2), -1, np.int32),
     )
     return jax.device_put(state._replace(**changed), mesh.replicated(mesh.make(devices)))
 

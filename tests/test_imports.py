@@ -13,16 +13,9 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
 }  # Below everything.
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "sources", "stopping", "train"},
-    "train": {
-        "checkpoint",
-        "data",
-        "digesting",
-        "evaluate",
-        "experiment",
-        "logs",
-        "memory",
-        "step",
-    }
+    "train": {"checkpoint", "evaluate", "experiment", "logs", "loop", "memory", "step"}
+    | {"stopping", "workdir"},
+    "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "logs", "step"}
     | {"stopping", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "logs", "memory"}
     | {"sources", "workdir"},

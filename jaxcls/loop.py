@@ -1,0 +1,234 @@
+"""One pass from a state to the last step: next batch, step, log, evaluate, save.
+
+At a step with several duties the order is: evaluate, write the records, sync them to
+disk, save. A resume from checkpoint N drops the records after N, so a killed run ends
+with the very files of one that was not. A rewind is such a resume without a death.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+
+from jaxcls import checkpoint, digesting, durations, evaluate, logs
+from jaxcls.data import DeviceBatch
+from jaxcls.errors import DivergedError, StoppedError
+from jaxcls.experiment import Experiment
+from jaxcls.step import State
+from jaxcls.stopping import Stop
+from jaxcls.workdir import Workdir
+
+Scores = dict[str, jax.Array]
+
+
+class _NotFinite(Exception):
+    """An update was not finite; `state` is as it was before."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+
+class Loop:
+    """One pass from a state to the last step."""
+
+    def __init__(
+        self,
+        exp: Experiment,
+        folder: Workdir,
+        log: logs.RunLog,
+        saves: checkpoint.Checkpoints,
+        stop: Stop,
+    ) -> None:
+        self.exp, self.folder, self.log, self.saves = exp, folder, log, saves
+        self.stop = stop
+        self._rewinds = exp.config.nonfinite.policy == "rewind"
+
+    def run(self, state: State, is_pending: bool) -> State:
+        """`state` advanced to the last step, or to where early stopping halts it.
+
+        is_pending: what is due at the step of `state` is not done yet.
+        Raises `DivergedError` and `StoppedError`, with the state saved.
+        """
+        while True:
+            try:
+                return self._advance(state, is_pending)
+            except _NotFinite as found:
+                state, is_pending = self._rewind(found.state)
+
+    def _advance(self, state: State, is_pending: bool) -> State:
+        """`run`, to the first update that is not finite and may not be skipped."""
+        if int(state.bad_step) >= 0:
+            raise _NotFinite(state)
+        step = int(state.step)
+        if is_pending:
+            self.stop.poll()
+            state = self._duties(state, step)
+        if step == self.exp.steps or bool(state.halted):
+            return state
+        train_step = self._train_step
+        self.stop.poll()
+        behind: tuple[int, Scores] | None = None
+        for batch, waited, began in _timed(self.exp.train_batches(step)):
+            state, scores = train_step(state, batch)
+            step += 1
+            if behind:
+                # Wait for the step before: two under way keep the device busy, and
+                # more would only pile up batches in its memory.
+                self._settle(state, *behind)
+            behind = (step, scores)
+            has_duties = self._has_duties(step)
+            if has_duties:
+                self._settle(state, *behind)
+                behind = None
+            self.log.meter.stepped(time.perf_counter() - began, waited)
+            self.log.step(step)
+            if has_duties:
+                state = self._duties(state, step)
+                if bool(state.halted):
+                    self.log.line(
+                        f"early stopping at step {step}: best at {state.best.step}"
+                    )
+                    break
+            if self.stop.requested and step < self.exp.steps:
+                if behind:
+                    self._settle(state, *behind)
+                self._leave(state, pending=False)
+        return state
+
+    @functools.cached_property
+    def _train_step(self) -> Callable[[State, DeviceBatch], tuple[State, Scores]]:
+        began = time.perf_counter()
+        train_step = self.exp.compiled_train_step
+        self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
+        return train_step
+
+    def _leave(self, state: State, *, pending: bool) -> None:
+        """Save `state`, unless that was done, and raise `StoppedError`."""
+        step = int(state.step)
+        self.saves.wait()
+        if step not in checkpoint.steps(self.folder.checkpoints):
+            self.log.sync()
+            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
+        raise StoppedError(
+            f"asked to; the state after step {step} is saved, and the same command goes on"
+        )
+
+    def _settle(self, state: State, step: int, scores: Scores) -> None:
+        """Wait for a step; write its record if it is due."""
+        values = dict(scores)
+        if not bool(values.pop("finite")):
+            if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
+                raise _NotFinite(state)
+            self._note_nonfinite(step, "skip")
+            self.log.line(f"step {step}: the update was not finite, and is left out")
+        if durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps:
+            numbers = {name: float(value) for name, value in values.items()}
+            self.log.train(step, {"loss": numbers.pop("loss"), **numbers})
+
+    def _has_duties(self, step: int) -> bool:
+        every, last = self.exp.every, step == self.exp.steps
+        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
+        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+
+    def _duties(self, state: State, step: int) -> State:
+        """Evaluate, record, sync, save: what is due at `step`, in this order."""
+        config, last = self.exp.config, step == self.exp.steps
+        is_eval = durations.is_due(step, self.exp.every["eval"]) or last
+        if config.data.eval and is_eval:
+            began = time.perf_counter()
+            try:
+                state = self._evaluate(state, step)
+            except evaluate.Abandoned:
+                self._leave(state, pending=True)
+            self.log.meter.apart("eval", time.perf_counter() - began)
+        improved = int(state.best.step) == step
+        is_save = durations.is_due(step, self.exp.every["checkpoint"])
+        if is_save or improved or last or bool(state.halted):
+            began = time.perf_counter()
+            digests = checkpoint.digests(state)
+            self.log.digest(step, digesting.combine(digests), digests)
+            self.log.sync()
+            # The best and the last cannot be made again by a later save.
+            is_kept = improved or last or bool(state.halted)
+            save = self.saves.save_now if is_kept else self.saves.save
+            save(state, digests, anchor=is_save and self._rewinds)
+            self.log.meter.apart("save", time.perf_counter() - began)
+        return state
+
+    def _evaluate(self, state: State, step: int) -> State:
+        """The state that knows of the evaluation at `step`."""
+        config = self.exp.config
+        n, values = evaluate.score(
+            self.exp,
+            state._asdict(),
+            config.data.eval,
+            "data.eval",
+            abandon=lambda: self.stop.requested,
+        )
+        self.log.evaluation(step, "eval", config.data.eval, n, values)
+        return self.exp.record_evaluation(state, values[config.best.metric])
+
+    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
+        """A record of the update that was to give `step`, and of its examples."""
+        examples = self.exp.data.train_examples(step - 1).tolist()
+        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+
+    def _rewind(self, bad: State) -> tuple[State, bool]:
+        """(state to go on from, whether what is due at its step is not done yet).
+
+        The last scheduled checkpoint, with the batches since consumed without an update.
+        Raises `DivergedError`, with `bad` saved, where the config does not allow it.
+        """
+        step = int(bad.bad_step)
+        rewound = int((bad.rewound[:, 0] >= 0).sum())
+        policy = self.exp.config.nonfinite
+        if not self._rewinds or rewound >= policy.rewinds:
+            self._diverge(bad)
+        found = self.saves.rewind(self.exp.state_like)
+        start = self.exp.init() if found is None else found
+        first = int(start.step)
+        self.log.rewind(first)
+        state = start._replace(
+            step=start.step + (step + 1 - first),
+            rewound=bad.rewound.at[rewound].set(jax.numpy.array([first, step])),
+        )
+        self._note_nonfinite(step + 1, "rewind", to=first)
+        self.log.line(
+            f"step {step + 1}: the update was not finite; back to step {first}, and on"
+            f" without the batches since ({rewound + 1} of {policy.rewinds} rewinds)"
+        )
+        self.log.sync()
+        pending = self._has_duties(step + 1)
+        digests = checkpoint.digests(state)
+        self.saves.save_now(state, digests, pending=pending, anchor=not pending)
+        if pending:
+            checkpoint.take_pending(self.folder.checkpoints, step + 1)
+        return state, pending
+
+    def _diverge(self, state: State) -> NoReturn:
+        """Save the last finite state, if that is not done, and raise `DivergedError`."""
+        step = int(state.bad_step)
+        self.saves.wait()  # One under way may be of this very step.
+        if step not in checkpoint.steps(self.folder.checkpoints):
+            self.log.sync()
+            self.saves.save_now(state, checkpoint.digests(state))
+        self._note_nonfinite(step + 1, "diverged")
+        raise DivergedError(
+            f"the loss or a gradient was not finite in the update after step {step}"
+            f" (lr peak {self.exp.lr:g}); the state before it is"
+            f" {self.folder.given}/checkpoints/{step}, and metrics.jsonl lists the batch;"
+            " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
+            " or --config.nonfinite.policy=rewind"
+        )
+
+
+def _timed(batches: Iterator[DeviceBatch]) -> Iterator[tuple[DeviceBatch, float, float]]:
+    """(batch, seconds waited for it, when the wait began)."""
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - began, began
