@@ -1,4 +1,4 @@
-"""An update that is not finite, under each policy, in runs that die and in runs that do not.
+"""An update that is not finite, under each policy, in runs that die and that do not.
 
 NaN is injected into the learning rate of some steps; what should follow is computed by
 driving the pure step by hand.
@@ -114,9 +114,7 @@ def order(config, step):
 
 def test_stop_keeps_the_last_finite_state_and_names_the_batch(tiny, tmp_path):
     for _ in range(2):  # The second start says the same.
-        with pytest.raises(
-            DivergedError, match="in the update after step 5 .*checkpoints/5"
-        ):
+        with pytest.raises(DivergedError, match=r"update after step 5 .*checkpoints/5"):
             run(tiny(), tmp_path, (5,))
     state = last_state(tiny(), tmp_path)
     assert int(state.step) == 5
