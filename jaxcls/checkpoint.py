@@ -5,182 +5,36 @@ A checkpoint is a folder ``checkpoints/N``, the state after N updates, in three 
 (format, digests). Weights stand alone so that they load without an optimizer.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import pathlib
 import shutil
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxcls import digesting
+from jaxcls import digesting, hosts
 from jaxcls.errors import InputError
 from jaxcls.optimizers import path_name
-from jaxcls.step import Best, State, all_finite
+from jaxcls.step import Best, State
+
+T = TypeVar("T")
 
 FORMAT = 1
-_WEIGHTS = ("params", "batch_stats", "ema")
+WEIGHTS = ("params", "batch_stats", "ema")
 # Fields that State got later, and what they are in a checkpoint without them.
 _ADDED = {"skips": 0, "rewound": -1}
-# Seconds before a save that must not be lost is tried again.
-PAUSES = (1.0, 5.0, 20.0)
+# Processes that share a folder: what is moved or removed is so by the first alone, what
+# is in the folder is as the first sees it, and a checkpoint is whole if all can read it.
 
 
 class CorruptError(Exception):
     """A checkpoint that does not hold what was saved; its text says why."""
-
-
-class Checkpoints:
-    """Asynchronous, atomic saves into a folder; keeps the last few and the best one.
-
-    A save that fails loses no older checkpoint: it is said loudly and the run goes on.
-    A context manager: leaving it waits for the save under way.
-    """
-
-    def __init__(self, folder: pathlib.Path, keep: int) -> None:
-        self._folder = folder
-        self._policy = _KeepLastAnd(keep)
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy,
-                cleanup_tmp_directories=True,
-                create=True,
-            ),
-        )
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.wait()
-        self._manager.close()
-
-    def save(
-        self,
-        state: State,
-        digests: dict[str, str],
-        *,
-        pending: bool = False,
-        anchor: bool = False,
-    ) -> None:
-        """Begin to write `state` at its own step; `digests` are those of the state.
-
-        pending: what is due at this step is not done yet; see `take_pending`.
-        anchor: `rewind` may go back to it, so the last such one is kept.
-        """
-        self.wait()
-        if not bool(_finite(state)):
-            step = int(state.step)
-            raise RuntimeError(f"state of step {step} is not finite, and is not saved")
-        try:
-            self._begin(state, digests, pending=pending, anchor=anchor)
-        except Exception as error:  # Orbax and file systems raise many kinds.
-            self._say_failed(error)
-
-    def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
-        """`save`, and wait until it is on disk; a failure is tried again, with pauses.
-
-        For what cannot be made again. Raises `InputError` when it still fails.
-        """
-        step = int(state.step)
-        for pause in (*PAUSES, None):
-            self.save(state, digests, **what)
-            self.wait()
-            if step in steps(self._folder):
-                return
-            if pause is not None:
-                time.sleep(pause)
-        last = steps(self._folder)
-        raise InputError(
-            f"{self._folder}: step {step} cannot be saved (see above); make room, or allow"
-            f" it to be written, and start again from {last[-1] if last else 'step 0'}"
-        )
-
-    def wait(self) -> None:
-        """Return when the save under way is on disk, or has failed and that is said."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # Orbax and file systems raise many kinds.
-            self._say_failed(error)
-
-    def rewind(self, like: State) -> State | None:
-        """The state of the last anchor that is whole, or None; every later one is gone."""
-        self.wait()
-        found: State | None = None
-        for step in reversed(self._anchors()):
-            try:
-                found = restore(self._folder, step, like)
-                break
-            except CorruptError as error:
-                logging.warning("checkpoint %d is not whole (%s)", step, error)
-        first = -1 if found is None else int(found.step)
-        # The newest first: what a death leaves is a run that has not got so far.
-        for step in reversed(steps(self._folder)):
-            if step > first:
-                shutil.rmtree(self._folder / str(step))
-        self._manager.reload()
-        return found
-
-    def _anchors(self) -> list[int]:
-        """The steps of all anchors, ascending."""
-        return [s for s in steps(self._folder) if _says(self._folder, s, "anchor")]
-
-    def _begin(
-        self, state: State, digests: dict[str, str], *, pending: bool, anchor: bool
-    ) -> None:
-        step, tree = int(state.step), _to_tree(state)
-        needed, free = memory_of(tree), shutil.disk_usage(self._folder).free
-        if free < needed:
-            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
-        best = int(state.best.step)
-        self._policy.also = {best}
-        if not anchor and (anchors := self._anchors()):
-            # After a rewind it is the best again that was so then.
-            best_then = _meta(self._folder, anchors[-1])["best_step"]
-            self._policy.also |= {anchors[-1], best_then}
-        meta: dict[str, Any] = {"format": FORMAT, "step": step, "best_step": best}
-        meta |= {"pending": pending, "anchor": anchor, "digests": digests}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave({k: tree[k] for k in _WEIGHTS}),
-                rest=ocp.args.StandardSave({k: tree[k] for k in tree if k not in _WEIGHTS}),
-                meta=ocp.args.JsonSave({**meta, "seal": _seal(meta)}),
-            ),
-            force=True,  # Our loop decides when; orbax's own policy would skip some.
-        )
-
-    def _say_failed(self, error: Exception) -> None:
-        """Say it, and make orbax forget it: else it would lose the next save too."""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        logging.warning("a checkpoint could not be saved (%s); the run goes on", first)
-        self._manager.reload()
-        for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def memory_of(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-class _KeepLastAnd:
-    """Which checkpoints stay: the last `keep`, and those of `also`."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.also: set[int] = set()
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        del context
-        last = {info.step for info in checkpoints[-self.keep :]}
-        return [info.step in last | self.also for info in checkpoints]
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -196,20 +50,28 @@ def take_pending(folder: pathlib.Path, step: int) -> bool:
     Then it is moved aside, to ``N.pending``, so that the state can be saved again when it
     is done; until then `bring_back` undoes this, after any death.
     """
-    if not _says(folder, step, "pending"):
-        return False
-    (folder / str(step)).rename(folder / f"{step}.pending")
-    return True
+
+    def take() -> bool:
+        if not says(folder, step, "pending"):
+            return False
+        (folder / str(step)).rename(folder / f"{step}.pending")
+        return True
+
+    return hosts.on_first(take)
 
 
 def bring_back(folder: pathlib.Path) -> None:
     """Undo a `take_pending` unless its step or a later one was saved since."""
-    for aside in folder.glob("*.pending"):
-        whole = aside.with_suffix("")
-        if any(step >= int(whole.name) for step in steps(folder)):
-            shutil.rmtree(aside)
-        else:
-            aside.rename(whole)
+
+    def bring() -> None:
+        for aside in folder.glob("*.pending"):
+            whole = aside.with_suffix("")
+            if any(step >= int(whole.name) for step in steps(folder)):
+                shutil.rmtree(aside)
+            else:
+                aside.rename(whole)
+
+    hosts.on_first(bring)
 
 
 def restore_newest(folder: pathlib.Path, like: State) -> State | None:
@@ -218,7 +80,7 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
     One that is not whole is said loudly and moved aside to ``N.corrupt``.
     Raises `InputError` where there are checkpoints and none is whole.
     """
-    found = steps(folder)
+    found = hosts.on_first(lambda: steps(folder))
     reasons = []
     for step in reversed(found):
         try:
@@ -227,8 +89,8 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
             reasons.append(f"{step}: {error}")
             logging.warning("checkpoint %d is not whole (%s); trying older", step, error)
             continue
-        for bad in found[found.index(step) + 1 :]:
-            _move_aside(folder / str(bad))
+        later = found[found.index(step) + 1 :]
+        hosts.on_first(functools.partial(_move_aside, folder, later))
         return state
     if reasons:
         raise InputError(
@@ -244,18 +106,14 @@ def restore(folder: pathlib.Path, step: int, like: State) -> State:
     Raises `CorruptError` where it cannot be read or a digest differs, `InputError` where
     it is whole and another version's.
     """
-    tree = _to_tree(like)
-    saved = _meta(folder, step)["digests"]
+    tree = to_tree(like)
+    saved = _agreed(lambda: meta_of(folder, step))["digests"]
     added = {k: v for k, v in _ADDED.items() if k not in saved}
-    rest = [k for k in tree if k not in _WEIGHTS and k not in added]
-    read = _read(
-        folder,
-        step,
-        weights={k: tree[k] for k in _WEIGHTS},
-        rest={k: tree[k] for k in rest},
-    )
+    rest = [k for k in tree if k not in WEIGHTS and k not in added]
+    items = {"weights": {k: tree[k] for k in WEIGHTS}, "rest": {k: tree[k] for k in rest}}
+    read = _agreed(lambda: _read(folder, step, **items))
     whole = {**read["weights"], **read["rest"]}
-    _verify(digesting.of_tree(whole), saved)
+    _agreed(lambda: _verify(digesting.of_tree(whole), saved))
     defaults = {
         k: jax.device_put(jnp.full(tree[k].shape, value, tree[k].dtype), tree[k].sharding)
         for k, value in added.items()
@@ -271,8 +129,9 @@ def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, A
 
     Raises `CorruptError` like `restore`.
     """
-    read = _read(folder, step, weights={k: _to_tree(like)[k] for k in _WEIGHTS})
-    _verify(digesting.of_tree(read["weights"]), read["meta"]["digests"])
+    weights = {k: to_tree(like)[k] for k in WEIGHTS}
+    read = _agreed(lambda: _read(folder, step, weights=weights))
+    _agreed(lambda: _verify(digesting.of_tree(read["weights"]), read["meta"]["digests"]))
     return read["weights"]
 
 
@@ -288,7 +147,7 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
     listed = ", ".join(map(str, found))
     if which == "best":
         try:
-            best = _meta(folder, found[-1])["best_step"]
+            best = meta_of(folder, found[-1])["best_step"]
         except CorruptError as error:
             raise InputError(
                 f"checkpoint {found[-1]} in {folder}, which names the best, is not whole"
@@ -311,13 +170,10 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
 
 def digests(state: State) -> dict[str, str]:
     """Path of each array -> 16 hex digits of its bits, the same on any sharding."""
-    return digesting.of_tree(_to_tree(state))
+    return digesting.of_tree(to_tree(state))
 
 
-_finite = jax.jit(all_finite)
-
-
-def _to_tree(state: State) -> dict[str, Any]:
+def to_tree(state: State) -> dict[str, Any]:
     """The state as plain dicts, keys as their raw integers: what is on disk."""
     tree = state._asdict()
     tree["best"] = state.best._asdict()
@@ -342,11 +198,14 @@ def _from_tree(tree: dict[str, Any]) -> State:
 
 def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str, Any]:
     """The items asked for, in the form of the trees given, and "meta"."""
-    meta = _meta(folder, step)
+    meta = meta_of(folder, step)
     _check_version(folder / str(step), meta, items)
     wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        alone = _alone()
+        options = ocp.CompositeOptions(multiprocessing_options=alone)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             read = checkpointer.restore(folder / str(step), ocp.args.Composite(**wanted))
     except MemoryError:
         raise
@@ -358,28 +217,38 @@ def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str,
     return {**read, "meta": meta}
 
 
-def _meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Reading without waiting for other processes, which may find it not whole."""
+    if hosts.count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+
+
+def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
     """What a checkpoint says of itself, checked by its seal."""
     path = folder / str(step) / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text())
         seal = meta.pop("seal")
-        if seal != _seal(meta):
+        if seal != seal_of(meta):
             raise ValueError("seal")
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
 
 
-def _says(folder: pathlib.Path, step: int, what: str) -> bool:
+def says(folder: pathlib.Path, step: int, what: str) -> bool:
     """Whether a checkpoint is marked as "pending" or "anchor"."""
     try:
-        return bool(_meta(folder, step).get(what, False))
+        return bool(meta_of(folder, step).get(what, False))
     except CorruptError:
         return False
 
 
-def _seal(meta: dict[str, Any]) -> str:
+def seal_of(meta: dict[str, Any]) -> str:
     """16 hex digits over everything else that meta says."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -402,14 +271,28 @@ def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, An
         )
 
 
+def _agreed(f: Callable[[], T]) -> T:
+    """``f()``; raises `CorruptError` on every process where it does on one."""
+    value, problem = None, None
+    try:
+        value = f()
+    except CorruptError as error:
+        problem = str(error)
+    for text in hosts.share(problem):
+        if text is not None:
+            raise CorruptError(text)
+    return value  # type: ignore[return-value]  # It is f's: no error was raised.
+
+
 def _verify(now: dict[str, str], saved: dict[str, str]) -> None:
     for path, digest in now.items():
         if saved.get(path) != digest:
             raise CorruptError(f"the digest of {path} differs")
 
 
-def _move_aside(path: pathlib.Path) -> None:
-    target, i = path.with_name(f"{path.name}.corrupt"), 1
-    while target.exists():
-        target, i = path.with_name(f"{path.name}.corrupt-{i}"), i + 1
-    path.rename(target)
+def _move_aside(folder: pathlib.Path, bad: list[int]) -> None:
+    for path in (folder / str(step) for step in bad):
+        target, i = path.with_name(f"{path.name}.corrupt"), 1
+        while target.exists():
+            target, i = path.with_name(f"{path.name}.corrupt-{i}"), i + 1
+        path.rename(target)

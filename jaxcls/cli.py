@@ -21,8 +21,8 @@ from jaxcls.errors import (
 DONE, BAD_INPUT, DIVERGED = 0, 2, 3
 
 EXIT_STATUS = (
-    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 75 stopped on"
-    " request after saving, 130 interrupted"
+    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 70 another"
+    " process is stuck or gone, 75 stopped on request after saving, 130 interrupted"
 )
 
 
@@ -40,6 +40,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help shows what there is")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flags of a run of several processes."""
+    group = parser.add_argument_group(
+        "one run of several processes, each started like this"
+    )
+    group.add_argument(
+        "--coordinator",
+        default="",
+        metavar="auto|HOST:PORT",
+        help="auto: a TPU pod, SLURM, Kubernetes or Open MPI job; else where process 0 is",
+    )
+    group.add_argument("--processes", default="", metavar="N", help="how many there are")
+    group.add_argument(
+        "--process", default="", metavar="I", help="which one this is, from 0"
+    )
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -100,6 +100,12 @@ KNOBS: dict[str, Knob] = {
     "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
     "log.every": Knob("50 steps", "training records", False),
     "log.tensorboard": Knob(True, "write event files too", False),
+    "watchdog.first": Knob(
+        1800, "seconds for the first step, with its compilation; several processes", False
+    ),
+    "watchdog.later": Knob(
+        600, "seconds from step to step before a process of several ends; 0: any", False
+    ),
     "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
 }
 

@@ -8,6 +8,8 @@ T = TypeVar("T")
 
 # Statuses with which a run leaves on a signal: to be run again, and at once.
 STOPPED, INTERRUPTED = 75, 130
+# Of a process that another of the same run keeps waiting, or that lost it.
+LOST = 70
 
 
 class InputError(Exception):

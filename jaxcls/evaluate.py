@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import checkpoint, cli, experiment, logs, memory, sources
+from jaxcls import checkpoint, cli, experiment, hosts, logs, memory, mesh, sources
 from jaxcls.config import KNOBS, override
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
@@ -28,17 +28,21 @@ def score(
 
     weights: params, batch_stats and ema as in the state; where ema is on, its scores
     are there too, as ``ema_<metric>``. key: what `split` is called in messages.
-    Raises RuntimeError if any example was not counted exactly once, and `Abandoned` when
-    `abandon`, asked at each batch, says so.
+    Raises RuntimeError if any example was not counted exactly once, and `Abandoned`, on
+    all processes, when `abandon`, asked at each batch, says so on one.
     """
+    n = exp.data.count(split, key)
+    hosts.agree({key: f"{split}, {n} examples, {batch_size} a batch"})
     sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
         sets["ema_"] = weights["ema"]
     pending: list[dict[str, Any]] = []
     found: list[dict[str, np.ndarray]] = []
-    for batch in exp.eval_batches(split, key, batch_size):
-        if abandon():
+    for each in exp.eval_batches(split, key, batch_size):
+        is_asked = abandon()
+        if is_asked and hosts.count() == 1:
             raise Abandoned
+        batch = mesh.with_flag(exp.mesh, each, is_asked)
         outs = {
             prefix: exp.eval_step(variables, batch) for prefix, variables in sets.items()
         }
@@ -48,7 +52,6 @@ def score(
     found += [_fetch(outs) for outs in pending]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
-    n = exp.data.count(split, key)
     if not np.array_equal(np.sort(index), np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
     return n, {name: _mean(values) for name, values in columns.items()}
@@ -62,10 +65,15 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The scores of a batch's real examples, as numpy, by prefixed name."""
+    """The scores of a batch's real examples, as numpy, by prefixed name.
+
+    Raises `Abandoned` where a process asked for it at that batch.
+    """
     rows: dict[str, np.ndarray] = {}
     for prefix, out in outs.items():
         host = {name: np.asarray(values) for name, values in out.items()}
+        if host.pop("asked", False):
+            raise Abandoned
         mask, index = host.pop("mask"), host.pop("index")
         rows["index"] = index[mask]
         rows |= {f"{prefix}{name}": values[mask] for name, values in host.items()}

@@ -305,10 +305,19 @@ class Experiment:
 
     @functools.cached_property
     def train_step(self) -> jax.stages.Wrapped:
-        """The jitted train_step(state, batch) -> (state, metrics); it donates the state."""
+        """The jitted train_step(state, batch) -> (state, metrics); it donates the state.
+
+        Of a batch with "asked" (see `mesh.with_flag`), metrics tell whether one asked.
+        """
+        raw = self._raw_train_step()
+
+        def train_step(state: step.State, batch: DeviceBatch) -> Any:
+            state, scores = raw(state, batch)
+            return state, scores | _asked(batch)
+
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
-            self._raw_train_step(),
+            train_step,
             donate_argnums=0,
             in_shardings=(state, batch),
             out_shardings=(state, state),
@@ -392,10 +401,14 @@ class Experiment:
         """A training batch as shapes, of images [H, W, C]; of the largest by default."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
         image = (size, *(shape or self.data.train_shape))
-        return {
+        like = {
             "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
         }
+        if jax.process_count() > 1:
+            flags = (self.mesh.size,)
+            like["asked"] = jax.ShapeDtypeStruct(flags, jnp.bool_, sharding=sharding)
+        return like
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
@@ -410,7 +423,8 @@ class Experiment:
 
         def with_index(variables: dict[str, Any], batch: DeviceBatch) -> DeviceBatch:
             scores = raw(variables, {k: batch[k] for k in ("image", "label")})
-            return {**scores, "index": batch["index"], "mask": batch["mask"]}
+            rest = {"index": batch["index"], "mask": batch["mask"]}
+            return {**scores, **rest, **_asked(batch)}
 
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(with_index, in_shardings=(state, batch), out_shardings=state)
@@ -454,3 +468,8 @@ class Experiment:
         """
         size = batch_size or self.config.eval.batch_size or self.config.batch_size
         return self.data.eval_batches(split, key, mesh.round_up(size, self.mesh))
+
+
+def _asked(batch: DeviceBatch) -> dict[str, jax.Array]:
+    """Whether any process asked to stop, where the batch says who did."""
+    return {"asked": batch["asked"].any()} if "asked" in batch else {}

@@ -27,7 +27,10 @@ Record = dict[str, Any]
 
 
 class RunLog:
-    """The records of a run, and its progress. A context manager."""
+    """The records of a run, and its progress. A context manager.
+
+    is_first: whether this process writes and shows them; of several, one does.
+    """
 
     def __init__(
         self,
@@ -39,12 +42,14 @@ class RunLog:
         start: int,
         steps: int,
         batch_size: int,
+        is_first: bool = True,
     ) -> None:
+        self._is_first = is_first
         self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
         self._tensorboard = tensorboard
         self._open(start)
         self.meter = Meter(start, steps, batch_size)
-        self._console = _console(steps, start)
+        self._console = _console(steps, start, is_first)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -54,13 +59,15 @@ class RunLog:
         self._close()
 
     def _open(self, start: int) -> None:
+        self._files: dict[str, TextIO] = {}
+        self._events = None
+        if not self._is_first:
+            return
         for name in ("metrics", "digests"):
             trim(self._paths[name], start)
-        self._files: dict[str, TextIO] = {
-            name: path.open("a") for name, path in self._paths.items()
-        }
-        folder = self._tensorboard
-        self._events = _event_writer(folder, start) if folder else None
+        self._files = {name: path.open("a") for name, path in self._paths.items()}
+        if self._tensorboard:
+            self._events = _event_writer(self._tensorboard, start)
 
     def _close(self) -> None:
         self.sync()
@@ -93,16 +100,17 @@ class RunLog:
         n: int,
         values: dict[str, float],
         **more: Any,
-    ) -> None:
+    ) -> Record:
         """The means over exactly `n` examples; `kind` is "eval" or "final".
 
-        split "" is the end of a run that has nothing to be scored on.
+        split "" is the end of a run that has nothing to be scored on. Returns the record.
         """
         scored = {"split": split, "n": n} if split else {}
         record = {"step": step, "kind": kind, **more, **scored, **values}
         self._write("metrics", record)
         self._scalars(kind, step, values)
         self._console.line(f"step {step}: {kind} {_pairs({**scored, **values})}")
+        return _plain(record)
 
     def event(self, step: int, kind: str, **values: Any) -> None:
         """Something that happened at a step, besides what is due there."""
@@ -125,7 +133,8 @@ class RunLog:
             self._events.flush()
 
     def _write(self, name: str, record: Record) -> None:
-        self._files[name].write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        if name in self._files:
+            self._files[name].write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._events:
@@ -265,6 +274,13 @@ class _Plain:
         pass
 
 
+class _Silent(_Plain):
+    """Nothing: another process says it."""
+
+    def line(self, text: str) -> None:
+        pass
+
+
 class _Bar:
     """A progress bar under the lines, for a terminal."""
 
@@ -294,7 +310,9 @@ class _Bar:
         self._progress.stop()
 
 
-def _console(steps: int, start: int) -> _Plain | _Bar:
+def _console(steps: int, start: int, is_first: bool) -> _Plain | _Bar:
+    if not is_first:
+        return _Silent()
     return _Bar(steps, start) if sys.stdout.isatty() else _Plain()
 
 

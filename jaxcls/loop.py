@@ -6,21 +6,35 @@ with the very files of one that was not. A rewind is such a resume without a dea
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
+import numpy as np
 
-from jaxcls import checkpoint, digesting, durations, evaluate, logs
+from jaxcls import (
+    checkpoint,
+    digesting,
+    durations,
+    evaluate,
+    hosts,
+    logs,
+    mesh,
+    saving,
+)
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
 from jaxcls.stopping import Stop
+from jaxcls.watchdog import Watchdog
 from jaxcls.workdir import Workdir
 
 Scores = dict[str, jax.Array]
+# Called with the digests of the state at a scheduled save.
+OnDigest = Callable[[int, dict[str, str]], None]
 
 
 class _NotFinite(Exception):
@@ -33,24 +47,37 @@ class _NotFinite(Exception):
 class Loop:
     """One pass from a state to the last step."""
 
+    log: logs.RunLog
+    saves: saving.Checkpoints
+    dog: Watchdog
+
     def __init__(
         self,
         exp: Experiment,
         folder: Workdir,
-        log: logs.RunLog,
-        saves: checkpoint.Checkpoints,
         stop: Stop,
+        until: int,
+        on_digest: OnDigest,
     ) -> None:
-        self.exp, self.folder, self.log, self.saves = exp, folder, log, saves
-        self.stop = stop
+        self.exp, self.folder, self.stop = exp, folder, stop
+        self._until, self._on_digest = until, on_digest
+        self._asked = False
         self._rewinds = exp.config.nonfinite.policy == "rewind"
 
-    def run(self, state: State, is_pending: bool) -> State:
+    def run(
+        self,
+        state: State,
+        is_pending: bool,
+        log: logs.RunLog,
+        saves: saving.Checkpoints,
+        dog: Watchdog,
+    ) -> State:
         """`state` advanced to the last step, or to where early stopping halts it.
 
         is_pending: what is due at the step of `state` is not done yet.
         Raises `DivergedError` and `StoppedError`, with the state saved.
         """
+        self.log, self.saves, self.dog = log, saves, dog
         while True:
             try:
                 return self._advance(state, is_pending)
@@ -69,8 +96,10 @@ class Loop:
             return state
         train_step = self._train_step
         self.stop.poll()
+        hosts.agree({"the next step": step, "the last step": self.exp.steps})
         behind: tuple[int, Scores] | None = None
         for batch, waited, began in _timed(self.exp.train_batches(step)):
+            batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
             state, scores = train_step(state, batch)
             step += 1
             if behind:
@@ -91,7 +120,7 @@ class Loop:
                         f"early stopping at step {step}: best at {state.best.step}"
                     )
                     break
-            if self.stop.requested and step < self.exp.steps:
+            if self._is_asked(step) and step < self.exp.steps:
                 if behind:
                     self._settle(state, *behind)
                 self._leave(state, pending=False)
@@ -104,11 +133,30 @@ class Loop:
         self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
         return train_step
 
+    def asks(self, phase: str) -> Callable[[], bool]:
+        """What an evaluation asks at each batch: whether to abandon it."""
+        calls = itertools.count()
+
+        def ask() -> bool:
+            self.dog.beat(phase, compiles=next(calls) < 2)
+            return self.stop.requested
+
+        return ask
+
+    def _is_asked(self, step: int) -> bool:
+        """Whether to stop at `step`: the same on all processes."""
+        asked = self.stop.requested if hosts.count() == 1 else self._asked
+        return asked or step == self._until
+
+    def _is_saved(self, step: int) -> bool:
+        folder = self.folder.checkpoints
+        return hosts.on_first(lambda: step in checkpoint.steps(folder))
+
     def _leave(self, state: State, *, pending: bool) -> None:
         """Save `state`, unless that was done, and raise `StoppedError`."""
         step = int(state.step)
         self.saves.wait()
-        if step not in checkpoint.steps(self.folder.checkpoints):
+        if not self._is_saved(step):
             self.log.sync()
             self.saves.save_now(state, checkpoint.digests(state), pending=pending)
         raise StoppedError(
@@ -118,6 +166,8 @@ class Loop:
     def _settle(self, state: State, step: int, scores: Scores) -> None:
         """Wait for a step; write its record if it is due."""
         values = dict(scores)
+        self._asked |= bool(values.pop("asked", False))
+        self.dog.beat(f"training, after step {step} of {self.exp.steps}")
         if not bool(values.pop("finite")):
             if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
                 raise _NotFinite(state)
@@ -148,6 +198,7 @@ class Loop:
         if is_save or improved or last or bool(state.halted):
             began = time.perf_counter()
             digests = checkpoint.digests(state)
+            self._on_digest(step, digests)
             self.log.digest(step, digesting.combine(digests), digests)
             self.log.sync()
             # The best and the last cannot be made again by a later save.
@@ -165,7 +216,7 @@ class Loop:
             state._asdict(),
             config.data.eval,
             "data.eval",
-            abandon=lambda: self.stop.requested,
+            abandon=self.asks(f"evaluating data.eval at step {step}"),
         )
         self.log.evaluation(step, "eval", config.data.eval, n, values)
         return self.exp.record_evaluation(state, values[config.best.metric])
@@ -192,7 +243,7 @@ class Loop:
         self.log.rewind(first)
         state = start._replace(
             step=start.step + (step + 1 - first),
-            rewound=bad.rewound.at[rewound].set(jax.numpy.array([first, step])),
+            rewound=bad.rewound.at[rewound].set(np.array([first, step])),
         )
         self._note_nonfinite(step + 1, "rewind", to=first)
         self.log.line(
@@ -211,7 +262,7 @@ class Loop:
         """Save the last finite state, if that is not done, and raise `DivergedError`."""
         step = int(state.bad_step)
         self.saves.wait()  # One under way may be of this very step.
-        if step not in checkpoint.steps(self.folder.checkpoints):
+        if not self._is_saved(step):
             self.log.sync()
             self.saves.save_now(state, checkpoint.digests(state))
         self._note_nonfinite(step + 1, "diverged")

@@ -29,20 +29,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be trained; needs no data"
     )
+    cli.add_processes(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
-    from jaxcls import dry_run, experiment, sources, stopping, train
+    from jaxcls import dry_run, experiment, hosts, sources, stopping, train
 
     if args.dry_run:
         facts = sources.published_facts(config.data.name)
         print(dry_run.describe(experiment.build(config, facts)))
         return cli.DONE
-    with stopping.on_signals() as stop:
+    # Signals after the runtime, which would take SIGTERM for itself.
+    with (
+        hosts.joined(args.coordinator, args.processes, args.process),
+        stopping.on_signals() as stop,
+    ):
         result = train.run(experiment.build(config), workdir, stop)
-    print(f"{'already finished' if result.already else 'done'}: {result.line}")
+        if hosts.is_first():
+            print(f"{'already finished' if result.already else 'done'}: {result.line}")
     return cli.DONE
 
 

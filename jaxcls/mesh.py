@@ -58,6 +58,17 @@ def put_everywhere(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.A
     }
 
 
+def with_flag(mesh: Mesh, batch: dict[str, jax.Array], flag: bool) -> dict[str, jax.Array]:
+    """`batch` and, where there are several processes, each one's `flag` as "asked" [N].
+
+    A step that reduces it tells all of them the same, at the same step.
+    """
+    if jax.process_count() == 1:
+        return batch
+    flags = np.full(len(mesh.local_devices), flag)
+    return batch | put(mesh, {"asked": flags})
+
+
 def host_rows(batch_size: int) -> slice:
     """This host's contiguous rows of a global batch.
 

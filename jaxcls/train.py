@@ -1,16 +1,22 @@
 """A run: take the folder, restore, loop to the end, score the best once."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxcls import checkpoint, evaluate, logs, memory
-from jaxcls.errors import DivergedError, InputError, StoppedError
+from jaxcls import checkpoint, evaluate, hosts, logs, memory, provenance, saving, watchdog
+from jaxcls import config as configs
+from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.experiment import Experiment
-from jaxcls.loop import Loop
+from jaxcls.loop import Loop, OnDigest
 from jaxcls.step import State
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
+
+# What each process of a run may have of its own.
+_OF_EACH = ("data.dir", "data.threads", "data.prefetch")
 
 
 class Result(NamedTuple):
@@ -26,49 +32,117 @@ class Result(NamedTuple):
         return logs.summary(self.record, self.workdir)
 
 
-def run(exp: Experiment, workdir: str, stop: Stop | None = None) -> Result:
+def run(
+    exp: Experiment,
+    workdir: str,
+    stop: Stop | None = None,
+    *,
+    until: int = 0,
+    on_digest: OnDigest = lambda step, digests: None,
+) -> Result:
     """Train `exp` in `workdir` to its end, from wherever the folder has got to.
 
+    until: a step to save and stop at, as if asked to. on_digest: called with the digests
+    that go into digests.jsonl; what it raises ends the run.
     Raises `InputError` for a folder that is not this run's or is in use,
     `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
-    state is saved after `stop` was asked for.
+    state is saved after `stop` was asked for. Every process of a run calls it.
     """
     stop = stop or Stop()
     folder = Workdir(workdir)
-    folder.check_identity(exp.config)
-    if final := finished(folder):
+    if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
-    implied = exp.implied()
-    _ = exp.lowered_train_step  # Whatever is wrong is said before a file is written.
-    with folder.lock():
-        folder.check_identity(exp.config)
-        if final := finished(folder):  # By the process that held the lock till now.
+    implied = hosts.together(lambda: _prepared(exp))
+    hosts.agree(_same_everywhere(exp, workdir, implied))
+    with contextlib.ExitStack() as held:
+        if final := hosts.on_first(lambda: _begin(exp, folder, implied, held)):
             return Result(final, folder.given, already=True)
-        folder.adopt(exp.config, implied)
-        folder.begin(
-            [device.device_kind for device in exp.mesh.devices.flat],
-            hosts=jax.process_count(),
-            data=exp.data.facts.fingerprint,
-        )
-        reason = "failed"
-        stop.before_leaving = lambda: folder.end("stopped")
-        try:
+        with _ending(folder, stop) as end:
+            loop = Loop(exp, folder, stop, until, on_digest)
             size, also = exp.config.batch_size, ", or data.resident=off"
-            with memory.explained("batch_size", size, also):
-                record = _run_locked(exp, folder, stop)
-            reason = "done"
-        except DivergedError:
-            reason = "diverged"
-            raise
-        except StoppedError:
-            reason = "stopped"
-            raise
-        except KeyboardInterrupt:
-            reason = "interrupted"
-            raise
-        finally:
-            folder.end(reason)
+            with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
+                record = _run_locked(loop, dog)
     return Result(record, folder.given, already=False)
+
+
+def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
+    """The final record of a folder that holds this run, ended; None if it is not."""
+    folder.check_identity(exp.config)
+    return finished(folder)
+
+
+def _prepared(exp: Experiment) -> dict[str, Any]:
+    """What the config implies; whatever is wrong is said before a file is written."""
+    implied = exp.implied()
+    _ = exp.lowered_train_step
+    return implied
+
+
+def _same_everywhere(
+    exp: Experiment, workdir: str, implied: dict[str, Any]
+) -> dict[str, Any]:
+    """What all processes of a run must have in common."""
+    values = configs.flat(exp.config).items()
+    return {
+        "--workdir": workdir,
+        "code": provenance.code(),
+        "versions": provenance.versions(),
+        "data": implied,
+        **{f"config.{key}": value for key, value in values if key not in _OF_EACH},
+    }
+
+
+def _begin(
+    exp: Experiment,
+    folder: Workdir,
+    implied: dict[str, Any],
+    held: contextlib.ExitStack,
+) -> dict[str, Any] | None:
+    """Lock the folder until `held` closes, and say in it that the run starts.
+
+    Returns the final record if another process has ended the run in the meantime.
+    """
+    held.enter_context(folder.lock())
+    if final := _finished_before(exp, folder):
+        return final
+    folder.adopt(exp.config, implied)
+    devices = [device.device_kind for device in exp.mesh.devices.flat]
+    folder.begin(devices, hosts=hosts.count(), data=exp.data.facts.fingerprint)
+    return None
+
+
+@contextlib.contextmanager
+def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
+    """Say in the folder how the start ended, whichever way; yields what says it."""
+
+    def end(reason: str) -> None:
+        if hosts.is_first():
+            folder.end(reason)
+
+    reason = "failed"
+    stop.before_leaving = lambda: end("stopped")
+    try:
+        yield end
+        reason = "done"
+    except DivergedError:
+        reason = "diverged"
+        raise
+    except StoppedError:
+        reason = "stopped"
+        raise
+    except KeyboardInterrupt:
+        reason = "interrupted"
+        raise
+    finally:
+        end(reason)
+
+
+def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
+    """The watchdog of a run of several processes; one alone waits for nobody."""
+    limits = exp.config.watchdog
+    first, later = (limits.first, limits.later) if hosts.count() > 1 else (0, 0)
+    who = f"process {jax.process_index()} of {hosts.count()}"
+    return watchdog.Watchdog(first, later, who, lambda: end("watchdog"))
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:
@@ -79,14 +153,18 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
     return None
 
 
-def _run_locked(exp: Experiment, folder: Workdir, stop: Stop) -> dict[str, Any]:
+def _run_locked(loop: Loop, dog: watchdog.Watchdog) -> dict[str, Any]:
     """From the newest checkpoint (or step 0) to the final record."""
+    exp, folder = loop.exp, loop.folder
     checkpoint.bring_back(folder.checkpoints)
-    restored = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+    restored = hosts.together(
+        lambda: checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+    )
     state = exp.init() if restored is None else restored
     start = int(state.step)
     is_pending = bool(restored) and checkpoint.take_pending(folder.checkpoints, start)
-    folder.note(resumed_from=start if restored else None)
+    if hosts.is_first():
+        folder.note(resumed_from=start if restored else None)
     log = logs.RunLog(
         metrics=folder.metrics,
         timing=folder.timing,
@@ -95,29 +173,28 @@ def _run_locked(exp: Experiment, folder: Workdir, stop: Stop) -> dict[str, Any]:
         start=start,
         steps=exp.steps,
         batch_size=exp.config.batch_size,
+        is_first=hosts.is_first(),
     )
-    saves = checkpoint.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
+    saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
     with log, saves:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
-        loop = Loop(exp, folder, log, saves, stop)
-        state = loop.run(state, is_pending)
+        state = loop.run(state, is_pending, log, saves, dog)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
-        return _finish(exp, folder, log, state, stop)
+        return _finish(loop, state)
 
 
-def _finish(
-    exp: Experiment, folder: Workdir, log: logs.RunLog, state: State, stop: Stop
-) -> dict[str, Any]:
+def _finish(loop: Loop, state: State) -> dict[str, Any]:
     """Score the best (or last) state on data.test, once, and write the final record."""
-    stop.poll()
+    exp, folder = loop.exp, loop.folder
+    loop.stop.poll()
     step, best = int(state.step), int(state.best.step)
     weights = state._asdict()
     if best not in (-1, step):
         try:
             weights = checkpoint.restore_weights(folder.checkpoints, best, exp.state_like)
         except checkpoint.CorruptError as error:
-            raise InputError(
+            raise hosts.AgreedError(
                 f"the best checkpoint, {folder.checkpoints / str(best)}, is not whole"
                 f" ({error}); the last one is: evaluate it with --checkpoint=last"
             ) from None
@@ -126,7 +203,7 @@ def _finish(
     key = "data.test" if exp.config.data.test else "data.eval"
     try:
         n, values = (
-            evaluate.score(exp, weights, split, key, abandon=lambda: stop.requested)
+            evaluate.score(exp, weights, split, key, abandon=loop.asks(f"scoring {key}"))
             if split
             else (0, {})
         )
@@ -134,6 +211,6 @@ def _finish(
         raise StoppedError(
             f"asked to; step {step}, the last, is saved, and the same command scores it"
         ) from None
-    log.evaluation(step, "final", split, n, values, **at)
-    log.sync()
-    return finished(folder) or {}
+    record = loop.log.evaluation(step, "final", split, n, values, **at)
+    loop.log.sync()
+    return {name: value for name, value in record.items() if name != "kind"}

@@ -8,29 +8,20 @@ only by a config of the same identity.
 import contextlib
 import datetime
 import fcntl
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import shlex
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls import __version__
+from jaxcls import __version__, provenance
 from jaxcls import config as configs
 from jaxcls.errors import InputError
 
 FORMAT = 1
-_RECORDED = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections",
-    "tensorflow-datasets", "array-record", "opencv-python-headless", "Pillow", "simplejpeg",
-)  # fmt: skip
 
 
 class Workdir:
@@ -193,15 +184,7 @@ class Workdir:
         starts.append(
             {
                 "started": _now(),
-                "command": shlex.join(_command()),
-                "jaxcls": __version__,
-                "commit": _commit(),
-                "python": platform.python_version(),
-                "versions": {name: _version(name) for name in _RECORDED},
-                "packages": _packages(),
-                "platform": platform.platform(),
-                "cpu": _cpu(),
-                "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                **provenance.of_this_start(),
                 "devices": devices,
                 **facts,
             }
@@ -250,67 +233,3 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _command() -> list[str]:
-    """The command line as typed: no absolute path of the interpreter or the module."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = (
-        ["python", "-m", spec.name] if spec else ["python", os.path.basename(sys.argv[0])]
-    )
-    return [*program, *sys.argv[1:]]
-
-
-def _packages() -> list[str]:
-    """Everything that is installed, as ``name==version``, sorted."""
-    found = importlib.metadata.distributions()
-    return sorted({f"{each.name}=={each.version}" for each in found}, key=str.lower)
-
-
-def _cpu() -> dict[str, Any]:
-    """What decides bits on CPU besides software: instructions, and threads of a pool."""
-    text = ""
-    with contextlib.suppress(OSError):  # Linux only.
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
-    lines = {key.strip(): value.strip() for key, value in pairs}
-    flags = (lines.get("flags") or lines.get("Features") or "").split()
-    vector = ("sse", "avx", "fma", "amx", "asimd", "neon", "sve", "bf16")
-    return {
-        "machine": platform.machine(),
-        "model": lines.get("model name", ""),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "nproc": os.environ.get("NPROC", ""),
-        "instructions": sorted(flag for flag in flags if flag.startswith(vector)),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that runs, "-dirty" if changed; None for a wheel."""
-    here = pathlib.Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    git = ["git", "-C", str(here)]
-    try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

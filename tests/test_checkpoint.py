@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcls import checkpoint, digesting, mesh
+from jaxcls import checkpoint, digesting, mesh, saving
 from jaxcls.errors import InputError
 from jaxcls.step import Best, State
 
@@ -76,7 +76,7 @@ def bits(state):
 
 
 def save(folder, *states, keep=9):
-    with checkpoint.Checkpoints(folder, keep) as saves:
+    with saving.Checkpoints(folder, keep) as saves:
         for state in states:
             saves.save(state, checkpoint.digests(state))
             saves.wait()
@@ -229,7 +229,7 @@ def test_a_state_that_is_not_finite_is_not_saved(where, bad, tmp_path):
     leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(bad)
     state = state._replace(**{where: jax.tree.unflatten(structure, leaves)})
     with (
-        checkpoint.Checkpoints(tmp_path, 1) as saves,
+        saving.Checkpoints(tmp_path, 1) as saves,
         pytest.raises(RuntimeError, match="state of step 4 is not finite"),
     ):
         saves.save(state, checkpoint.digests(state))

@@ -12,13 +12,14 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
     "__init__"
 }  # Below everything.
 VERBS = {
-    "main": {"cli", "config", "dry_run", "experiment", "sources", "stopping", "train"},
-    "train": {"checkpoint", "evaluate", "experiment", "logs", "loop", "memory", "step"}
-    | {"stopping", "workdir"},
-    "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "logs", "step"}
-    | {"stopping", "workdir"},
-    "evaluate": {"checkpoint", "cli", "config", "experiment", "logs", "memory"}
-    | {"sources", "workdir"},
+    "main": {"cli", "config", "dry_run", "experiment", "hosts", "sources", "stopping"}
+    | {"train"},
+    "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
+    | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
+    "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
+    | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
+    "evaluate": {"checkpoint", "cli", "config", "experiment", "hosts", "logs", "memory"}
+    | {"mesh", "sources", "workdir"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
@@ -29,14 +30,15 @@ VERBS = {
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
     "step": {"augment", "losses", "metrics", "optimizers"},
-    "checkpoint": {"digesting", "optimizers", "step"},
+    "checkpoint": {"digesting", "hosts", "optimizers", "step"},
+    "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},
     "datasets": {"datasets"},
     "models": {"models"},
-    "workdir": {"config"},
+    "workdir": {"config", "provenance"},
     "config": set(),
     "cli": set(),
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, config, digesting, experiment, logs, stopping, train
+from jaxcls import checkpoint, config, digesting, experiment, logs, saving, stopping, train
 from jaxcls.errors import DivergedError, InputError, StoppedError
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
@@ -255,7 +255,7 @@ def test_a_death_between_deleting_and_saving_of_a_rewind_leaves_no_trace(
 ):
     config, nan = tiny(**REWIND), (4, 7)
     run(config, tmp_path / "whole", nan)
-    rewind, deaths = checkpoint.Checkpoints.rewind, [1, 1]
+    rewind, deaths = saving.Checkpoints.rewind, [1, 1]
 
     def dying(self, like):
         found = rewind(self, like)
@@ -263,7 +263,7 @@ def test_a_death_between_deleting_and_saving_of_a_rewind_leaves_no_trace(
             raise Crash
         return found
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "rewind", dying)
+    monkeypatch.setattr(saving.Checkpoints, "rewind", dying)
     for _ in range(2):
         with pytest.raises(Crash):
             run(config, tmp_path / "run", nan)
@@ -276,14 +276,14 @@ def test_a_rewind_finds_the_older_checkpoint_where_the_last_is_not_whole(
     tiny, tmp_path, monkeypatch, caplog
 ):
     config = tiny(**REWIND, **{"checkpoint.keep": 3})
-    rewind = checkpoint.Checkpoints.rewind
+    rewind = saving.Checkpoints.rewind
 
     def after_damage(self, like):
         self.wait()
         (tmp_path / "checkpoints/6/rest/manifest.ocdbt").unlink()
         return rewind(self, like)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "rewind", after_damage)
+    monkeypatch.setattr(saving.Checkpoints, "rewind", after_damage)
     run(config, tmp_path, (7,))
     (found,) = events(tmp_path, "rewind")
     assert (found["to"], found["step"]) == (3, 8)

@@ -7,7 +7,7 @@ from collections import namedtuple
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxcls import checkpoint, experiment, train
+from jaxcls import checkpoint, experiment, saving, train
 from jaxcls.errors import InputError
 from tests.test_checkpoint import bits, like, make
 
@@ -31,7 +31,7 @@ def files_of_at_most(size):
 def test_a_save_that_fails_in_the_background_loses_neither_the_last_nor_the_next(
     tmp_path, caplog
 ):
-    with checkpoint.Checkpoints(tmp_path, keep=2) as saves:
+    with saving.Checkpoints(tmp_path, keep=2) as saves:
         saves.save(make(0), checkpoint.digests(make(0)))
         saves.wait()
         with files_of_at_most(1000):
@@ -46,7 +46,7 @@ def test_a_save_that_fails_in_the_background_loses_neither_the_last_nor_the_next
 
 
 def test_what_must_not_be_lost_is_tried_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(checkpoint, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(saving, "PAUSES", (0.0, 0.0))
     tried, whole = [], ocp.CheckpointManager.save
 
     def failing_twice(self, step, *args, **kwargs):
@@ -56,7 +56,7 @@ def test_what_must_not_be_lost_is_tried_again(tmp_path, monkeypatch, caplog):
         return whole(self, step, *args, **kwargs)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", failing_twice)
-    with checkpoint.Checkpoints(tmp_path, keep=1) as saves:
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
         saves.save_now(make(0), checkpoint.digests(make(0)))
     assert tried == [0, 0, 0]
     assert checkpoint.steps(tmp_path) == [0]
@@ -64,8 +64,8 @@ def test_what_must_not_be_lost_is_tried_again(tmp_path, monkeypatch, caplog):
 
 
 def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PAUSES", (0.0,))
-    with checkpoint.Checkpoints(tmp_path, keep=1) as saves:
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
         saves.save_now(make(3), checkpoint.digests(make(3)))
         free = namedtuple("usage", "total used free")(10**6, 10**6, 12)
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: free)
@@ -78,7 +78,7 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
 def test_a_run_goes_on_through_a_failed_save_and_ends_in_the_same_bits(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "PAUSES", (0.0,))
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
     config = tiny(**{"ema.decay": 0.0, "best.metric": "loss"})
     exp = experiment.build(config)
     smooth = train.run(exp, str(tmp_path / "smooth"))

@@ -1,0 +1,181 @@
+"""Several processes as one run: joining them, agreeing, and leaving together.
+
+With one process everything here is the function that it is given, and no device starts.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxcls.errors import LOST, DivergedError, InputError, StoppedError
+
+T = TypeVar("T")
+
+# How a runtime calls a peer that is gone, in the text of an error.
+_LOST = re.compile(r"gloo|nccl|connection|unavailable|deadline|peer|aborted|socket", re.I)
+# Seconds after which the runtime gives up a peer that does not answer, and those that
+# leave wait for the others.
+_HEARTBEAT, _SHUTDOWN = 100, 60
+
+
+class AgreedError(InputError):
+    """A bad input that every process of the run knows of: all of them leave with it."""
+
+
+@contextlib.contextmanager
+def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator[None]:
+    """Start the runtime of several processes, and leave in a way that ends them all.
+
+    coordinator: "" for a run of one process; "auto" on a TPU pod, under SLURM,
+    Kubernetes or Open MPI; "mpi4py"; or host:port of process 0, with how many
+    `processes` there are and which `process` this is, from 0.
+    Raises `InputError` for what does not fit. Where this process fails and the others
+    cannot know, it ends at once; where another has ended, it ends with status 70.
+    """
+    if not coordinator:
+        if processes or process:
+            raise InputError("--processes and --process need --coordinator=HOST:PORT")
+        yield
+        return
+    _start(coordinator, processes, process)
+    try:
+        yield
+    except Exception as error:
+        if is_agreed(error):
+            raise
+        if isinstance(error, InputError):
+            _end(f"error: process {jax.process_index()}: {error}", 2)
+        if _LOST.search(f"{type(error).__name__} {error}"):
+            _end(f"lost: {_lost(error)}", LOST)
+        traceback.print_exc()
+        _end(f"process {jax.process_index()} of {jax.process_count()} failed", 1)
+
+
+def is_agreed(error: BaseException | None) -> bool:
+    """Whether all processes leave with this error, or without one."""
+    return error is None or isinstance(error, (AgreedError, StoppedError, DivergedError))
+
+
+def count() -> int:
+    """The number of processes of the run."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes what is written once."""
+    return count() == 1 or jax.process_index() == 0
+
+
+def share(value: Any) -> list[Any]:
+    """What each process gives, in their order; JSON. All must call it."""
+    if count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text))).ravel()
+    # Of few lengths, so that few programs are compiled.
+    room = 1 << max(8, int(lengths.max() - 1).bit_length())
+    texts = multihost_utils.process_allgather(np.pad(text, (0, room - len(text))))
+    return [
+        json.loads(row[:length].tobytes().decode())
+        for row, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def together(f: Callable[[], T]) -> T:
+    """``f()`` on every process; raises `AgreedError` on all where one is not possible."""
+    if count() == 1:
+        return f()
+    value, error = None, None
+    try:
+        value = f()
+    except InputError as wrong:
+        error = str(wrong)
+    said = share(error)
+    for number, text in enumerate(said):
+        if text is not None:
+            where = "" if said.count(text) == len(said) else f"process {number}: "
+            raise AgreedError(where + text)
+    return value  # type: ignore[return-value]  # It is f's: no error was raised.
+
+
+def on_first(f: Callable[[], T]) -> T:
+    """``f()`` on process 0 alone, its JSON value on all; raises `AgreedError` on all."""
+    if count() == 1:
+        return f()
+    value = together(lambda: f() if is_first() else None)
+    return share(value)[0]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Raise `AgreedError`, naming what differs, unless all processes give the same."""
+    said = share(dict(facts))
+    for number, other in enumerate(said):
+        for key in sorted({*said[0], *other}):
+            ours, theirs = said[0].get(key), other.get(key)
+            if ours != theirs:
+                raise AgreedError(
+                    f"process 0 has {key}={ours!r} and process {number} {theirs!r}; all"
+                    " processes of a run need the same code, command and data"
+                )
+
+
+def _start(coordinator: str, processes: str, process: str) -> None:
+    limits: Any = {
+        "heartbeat_timeout_seconds": _HEARTBEAT,
+        "shutdown_timeout_seconds": _SHUTDOWN,
+    }
+    if coordinator in ("auto", "mpi4py"):
+        if processes or process:
+            raise InputError(
+                f"--coordinator={coordinator} finds --processes and --process itself; leave"
+                " them out"
+            )
+        method = None if coordinator == "auto" else coordinator
+        try:
+            jax.distributed.initialize(cluster_detection_method=method, **limits)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"--coordinator={coordinator}: no TPU pod, SLURM, Kubernetes or Open MPI"
+                f" job was found ({error}); give --coordinator=HOST:PORT --processes=N"
+                " --process=I"
+            ) from None
+        return
+    if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+        raise InputError(
+            f"--coordinator={coordinator} must be auto, mpi4py or HOST:PORT of process 0,"
+            " such as 10.0.0.1:4321"
+        )
+    if not (processes.isdecimal() and process.isdecimal()) or int(process) >= int(
+        processes
+    ):
+        raise InputError(
+            f"--coordinator={coordinator} needs --processes=N and --process=I below N, and"
+            f" has {processes or 'none'} and {process or 'none'}"
+        )
+    jax.distributed.initialize(coordinator, int(processes), int(process), **limits)
+
+
+def _lost(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} no longer reaches the"
+        f" others ({first}): one of them has ended, and its output says why; start all of"
+        " them again, and the run goes on from its last checkpoint"
+    )
+
+
+def _end(text: str, status: int) -> None:
+    """End this process now: waiting for the others would wait for ever."""
+    print(" ".join(text.split()), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,60 @@
+"""A run that gets nowhere ends, and says where it was."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from jaxcls.errors import LOST
+
+
+class Watchdog:
+    """Ends the process, with status 70, when no `beat` comes in time. A context manager.
+
+    first: seconds from a beat that compiles to the next; later: from any other; 0: for
+    ever. who: such as "process 1 of 4". before: called before the process ends.
+    """
+
+    def __init__(
+        self, first: float, later: float, who: str, before: Callable[[], None]
+    ) -> None:
+        self._first, self._later = first, later
+        self._who, self._before = who, before
+        self._ended = threading.Event()
+        self._last = time.monotonic(), "starting", first
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        if self._first or self._later:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def beat(self, phase: str, *, compiles: bool = False) -> None:
+        """The run has got to `phase`; compiles: what comes next may compile first."""
+        self._last = time.monotonic(), phase, self._first if compiles else self._later
+
+    def _watch(self) -> None:
+        shortest = min(limit for limit in (self._first, self._later) if limit)
+        while not self._ended.wait(min(1.0, shortest / 4)):
+            since, phase, limit = self._last
+            if limit and time.monotonic() - since > limit:
+                self._end(phase, limit)
+
+    def _end(self, phase: str, limit: float) -> None:
+        print(
+            f"watchdog: {self._who} has got nowhere for {limit:g} s: {phase}. Another may"
+            " be stuck or gone. What each thread was doing follows; start all of them"
+            " again, and the run goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        try:
+            self._before()
+        finally:
+            os._exit(LOST)
