@@ -5,6 +5,7 @@ stray arguments are ignored, and NaN or dict overrides pass.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -93,6 +94,17 @@ def whole_number(text: str, flag: str, least: int = 0) -> int:
     if not text.isdecimal() or int(text) < least:
         raise InputError(f"{flag}={text} must be a whole number, at least {least}")
     return int(text)
+
+
+def number(text: str, flag: str) -> float:
+    """The value of a flag that measures something; raises `InputError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise InputError(f"{flag}={text} must be a number, at least 0")
+    return value
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -35,12 +35,13 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
-    from jaxcls import dry_run, experiment, hosts, sources, stopping, train
+    from jaxcls import dry_run, experiment, hosts, mesh, sources, stopping, train
 
     if args.dry_run:
         facts = sources.published_facts(config.data.name)
         print(dry_run.describe(experiment.build(config, facts)))
         return cli.DONE
+    mesh.prefer_same_bits()
     # Signals after the runtime, which would take SIGTERM for itself.
     with (
         hosts.joined(args.coordinator, args.processes, args.process),

@@ -4,6 +4,8 @@ One mesh axis, "data": examples are spread over it and the state is on every dev
 BatchNorm and means are over the global batch by construction.
 """
 
+import importlib.util
+import os
 from typing import Any
 
 import jax
@@ -25,6 +27,19 @@ def make(devices_per_host: int = 0) -> Mesh:
             )
         chosen += local[: devices_per_host or len(local)]
     return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+
+
+def prefer_same_bits() -> None:
+    """Where there may be GPUs, ask XLA for kernels that give the same bits each time.
+
+    Before any device starts; XLA_FLAGS that say otherwise are left alone. On CPU and TPU
+    XLA has no others.
+    """
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+    flags = os.environ.get("XLA_FLAGS", "")
+    has_gpus = any(importlib.util.find_spec(name) for name in plugins)
+    if has_gpus and "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

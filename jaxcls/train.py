@@ -107,7 +107,12 @@ def _begin(
         return final
     folder.adopt(exp.config, implied)
     devices = [device.device_kind for device in exp.mesh.devices.flat]
-    folder.begin(devices, hosts=hosts.count(), data=exp.data.facts.fingerprint)
+    folder.begin(
+        devices,
+        local_devices=jax.local_device_count(),
+        hosts=hosts.count(),
+        data=exp.data.facts.fingerprint,
+    )
     return None
 
 

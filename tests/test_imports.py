@@ -12,8 +12,10 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
     "__init__"
 }  # Below everything.
 VERBS = {
-    "main": {"cli", "config", "dry_run", "experiment", "hosts", "sources", "stopping"}
-    | {"train"},
+    "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
+    | {"stopping", "train"},
+    "reproduce": {"cli", "config", "experiment", "logs", "provenance", "stopping"}
+    | {"train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
     | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
@@ -72,7 +74,13 @@ def test_imports_point_down(path):
 def test_only_what_may_read_a_config_does():
     for path in PACKAGE.rglob("*.py"):
         if "ml_collections" in path.read_text():
-            assert module_of(path) in {"config", "experiment", "data", "workdir"}
+            assert module_of(path) in {
+                "config",
+                "experiment",
+                "data",
+                "workdir",
+                "reproduce",
+            }
 
 
 def test_importing_starts_no_device_and_no_tensorflow():

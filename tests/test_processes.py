@@ -1,4 +1,4 @@
-"""The same global batches on any number of real processes."""
+"""The same global batches on any number of real processes, down to what the model sees."""
 
 import json
 import os
@@ -34,6 +34,9 @@ def rows(batch):
     return found
 
 batches = [*exp.train_batches(), *exp.eval_batches("test[:50]", "data.eval")]
+for step, batch in enumerate(batches[:-2]):
+    images, targets = exp.model_inputs(step, batch)
+    batch |= {"augmented": images, "target": targets}
 print("ROWS" + json.dumps([rows(batch) for batch in batches]), flush=True)
 """
 
@@ -48,6 +51,8 @@ def global_batches(count, data_dir, **changes):
         "batch_size": 32,
         "length": f"{STEPS} steps",
         "data.eval": "train[90%:]",
+        "augment": "random_crop(1) | flip",
+        "mix": "mixup(0.2)",
         **changes,
     }
     environment = {
@@ -85,6 +90,6 @@ RESIDENT = {"data.resident": "on", "data.train_ops": "decode", "data.balance": T
 @pytest.mark.parametrize("changes", [STREAMED, RESIDENT], ids=["streamed", "resident"])
 def test_law_3_one_two_and_four_processes_have_the_same_batches(data_dir, changes):
     one = global_batches(1, data_dir, **changes, **{"data.threads": 3})
-    assert {len(batch) for batch in one[:STEPS]} == {64}  # 32 images and 32 labels.
+    assert {len(batch) for batch in one[:STEPS]} == {4 * 32}  # Of 32 rows each.
     for count in (2, 4):
         assert global_batches(count, data_dir, **changes, **{"data.threads": 1}) == one
