@@ -92,7 +92,10 @@ class Dataset:
                     )
             decoders = {image_key: tfds.decode.SkipDecoding()}
             data = self._builder.as_data_source(name, decoders=decoders)
-            parts.append((data, start, stop))
+            info = self._builder.info.splits[name]
+            files = [os.path.basename(path) for path in info.filepaths]
+            shards = list(zip(files, info.shard_lengths, strict=True))
+            parts.append(Part(data, start, stop, shards))
         return Source(parts, image_key, label_key, split)
 
     def labels(self, split: str, key: str) -> np.ndarray:
@@ -144,18 +147,27 @@ class Selected:
         return self._source.where(int(self._rows[index]))
 
 
+class Part(NamedTuple):
+    """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
+
+    data: Any
+    start: int
+    stop: int
+    shards: list[tuple[str, int]]
+
+
 class Source:
     """Random access to the records of a split; reading is safe from many threads."""
 
     def __init__(
         self,
-        parts: Sequence[tuple[Any, int, int]],
+        parts: Sequence[Part],
         image_key: str,
         label_key: str,
         split: str,
     ) -> None:
         self._parts, self._split = parts, split
-        self._starts = np.cumsum([0, *(stop - start for _, start, stop in parts)])
+        self._starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
         self._keys = image_key, label_key
 
     def __len__(self) -> int:
@@ -163,7 +175,16 @@ class Source:
 
     def where(self, index: int) -> str:
         """What an example is called in messages."""
-        return f"record {index} of split {self._split!r}"
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = self._parts[which]
+        row = index - int(self._starts[which]) + part.start
+        file = ""
+        for name, count in part.shards:
+            if row < count:
+                file = f" (record {row} of {name})"
+                break
+            row -= count
+        return f"record {index} of split {self._split!r}{file}"
 
     def read(self, indices: np.ndarray) -> Iterator[Record]:
         """indices [N] int64 in 0..len-1 -> N times (encoded image, label).
@@ -172,9 +193,9 @@ class Source:
         TFDS's own list of them costs threads for every shard it touches.
         """
         which = np.searchsorted(self._starts, indices, side="right") - 1
-        for part, index in zip(which.tolist(), indices.tolist(), strict=True):
-            data, start, _ = self._parts[part]
-            row = index - int(self._starts[part]) + start
+        for number, index in zip(which.tolist(), indices.tolist(), strict=True):
+            data = self._parts[number].data
+            row = index - int(self._starts[number]) + self._parts[number].start
             try:
                 yield records.parse(data.data_source[row], *self._keys)[1:]
             except RuntimeError as error:  # ArrayRecord checks its chunks.

@@ -252,7 +252,7 @@ def test_law_3_the_loss_of_several_processes_is_that_of_one(made, count):
 def test_a_peer_that_is_killed_ends_the_other_with_a_message(made):
     run = made()
     run.start(2, LONG)
-    run.until("step 20:")
+    run.until("step 40:")
     run.processes[1].kill()
     began = time.monotonic()
     (status, _, said), _ = run.end()

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -146,9 +147,15 @@ def test_a_damaged_shard_is_named_with_its_record(data_dir, tmp_path, damage):
         content = content[: len(content) // 3]
     shard.write_bytes(content)
     source = sources.Dataset("mine", str(tmp_path)).source("train[10:]", "data.train")
-    said = r"record \d+ of split 'train\[10:\]' cannot be read: a shard is damaged"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError) as raised:
         records(source)
+    said = re.match(
+        r"record (\d+) of split 'train\[10:\]' \(record (\d+) of (\S+)\) cannot be read: a"
+        r" shard is damaged",
+        str(raised.value),
+    )
+    assert int(said[2]) == int(said[1]) + 10
+    assert said[3] == shard.name
 
 
 def test_other_data_than_before_are_refused_by_what_changed(digits):
@@ -183,10 +190,11 @@ def test_labels_are_read_where_prepare_did_not_write_them(digits, capsys, monkey
 
 def test_a_record_is_called_by_its_number_in_its_split(digits):
     source = digits.source("test[10:]", "data.test")
-    assert source.where(3) == "record 3 of split 'test[10:]'"
+    file = "digits-test.array_record-00000-of-00001"
+    assert source.where(3) == f"record 3 of split 'test[10:]' (record 13 of {file})"
     part = sources.Selected(source, np.array([7, 2, 9]))
     assert len(part) == 3
-    assert part.where(2) == "record 9 of split 'test[10:]'"
+    assert part.where(2) == f"record 9 of split 'test[10:]' (record 19 of {file})"
     assert list(part.read(np.array([1, 0]))) == list(source.read(np.array([2, 7])))
 
 
@@ -204,7 +212,7 @@ def test_a_record_that_is_no_plain_example_is_read_by_tfds():
     odd = Odd(
         [{"image": b"a", "label": np.int64(3)}, {"image": b"b", "label": np.int64(4)}]
     )
-    source = sources.Source([(odd, 0, 2)], "image", "label", "train")
+    source = sources.Source([sources.Part(odd, 0, 2, [])], "image", "label", "train")
     assert records(source) == [(b"a", 3), (b"b", 4)]
 
 
