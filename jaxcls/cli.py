@@ -22,8 +22,9 @@ from jaxcls.errors import (
 DONE, BAD_INPUT, DIVERGED = 0, 2, 3
 
 EXIT_STATUS = (
-    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 70 another"
-    " process is stuck or gone, 75 stopped on request after saving, 130 interrupted"
+    "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"
+    "differs, 70 another process is stuck or gone, 75 stopped on request after saving,\n"
+    "130 interrupted"
 )
 
 

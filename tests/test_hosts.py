@@ -29,7 +29,6 @@ SMALL = "--config.model.name=cnn(widths=(4, 8))"
     [
         (("", "2", ""), "--processes and --process need --coordinator=HOST:PORT"),
         (("auto", "2", "0"), "finds --processes and --process itself; leave them out"),
-        (("auto", "", ""), "no TPU pod, SLURM, Kubernetes or Open MPI job was found"),
         (("host", "2", "0"), "must be auto, mpi4py or HOST:PORT of process 0"),
         (("host:1", "", ""), "needs --processes=N and --process=I below N, and has none"),
         (
@@ -39,12 +38,20 @@ SMALL = "--config.model.name=cnn(widths=(4, 8))"
         (("host:1", "two", "0"), "needs --processes=N and --process=I below N"),
     ],
 )
-def test_flags_that_do_not_fit_are_answered_with_what_does(flags, says, monkeypatch):
+def test_flags_that_do_not_fit_are_answered_with_what_does(flags, says):
+    with pytest.raises(InputError, match=re.escape(says)), hosts.joined(*flags):
+        pass
+
+
+def test_auto_where_there_is_nothing_to_find_says_what_to_give(command, monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU")):
             monkeypatch.delenv(name)
-    with pytest.raises(InputError, match=re.escape(says)), hosts.joined(*flags):
-        pass
+    done = command("main", "--config=configs/digits.py", "--coordinator=auto")
+    assert done.returncode == 2
+    said = "error: --coordinator=auto: no TPU pod, SLURM, Kubernetes or Open MPI job"
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
 
 
 def test_one_process_is_alone_and_agrees_with_itself():

@@ -141,7 +141,14 @@ SKIP = {"nonfinite.policy": "skip"}
 REWIND = {"nonfinite.policy": "rewind"}
 
 
-@pytest.mark.parametrize("nan", [(0,), (3, 4, 7), (11,)])
+@pytest.mark.parametrize(
+    "nan",
+    [
+        pytest.param((0,), marks=pytest.mark.slow),
+        (3, 4, 7),
+        pytest.param((11,), marks=pytest.mark.slow),
+    ],
+)
 def test_skip_consumes_the_batch_and_changes_nothing(tiny, tmp_path, nan):
     config = tiny(**SKIP)
     result = run(config, tmp_path, nan)
@@ -164,11 +171,11 @@ def test_skip_stops_when_too_many_follow_one_another(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("nan", "left_out", "back", "windows"),
     [
-        ((1,), {0, 1}, {1: 0}, [(0, 1)]),
+        pytest.param((1,), {0, 1}, {1: 0}, [(0, 1)], marks=pytest.mark.slow),
         ((7,), {6, 7}, {7: 6}, [(6, 7)]),  # Step 8, where it goes on, has an evaluation.
-        ((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)]),
+        pytest.param((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)], marks=pytest.mark.slow),
         ((4, 8), {3, 4, 6, 7, 8}, {4: 3, 8: 6}, [(3, 4), (6, 8)]),
-        ((11,), {9, 10, 11}, {11: 9}, [(9, 11)]),
+        pytest.param((11,), {9, 10, 11}, {11: 9}, [(9, 11)], marks=pytest.mark.slow),
     ],
 )
 def test_rewind_goes_on_from_the_last_checkpoint_without_the_batches_since(
@@ -188,6 +195,7 @@ def test_rewind_goes_on_from_the_last_checkpoint_without_the_batches_since(
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_rewind_stops_when_it_went_back_too_often(tiny, tmp_path):
     config = tiny(**REWIND, **{"nonfinite.rewinds": 1})
     for _ in range(2):
@@ -250,6 +258,7 @@ def test_every_policy_resumes_bit_for_bit_after_a_stop_at_any_batch(
         assert records(folder) == records(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_death_between_deleting_and_saving_of_a_rewind_leaves_no_trace(
     tiny, tmp_path, monkeypatch
 ):
@@ -290,6 +299,7 @@ def test_a_rewind_finds_the_older_checkpoint_where_the_last_is_not_whole(
     assert "checkpoint 6 is not whole" in caplog.text
 
 
+@pytest.mark.slow
 def test_how_often_a_rewind_is_saved_is_part_of_what_the_run_is(tiny, tmp_path):
     run(tiny(**REWIND), tmp_path / "rewinds", ())
     other = {"checkpoint.every": "2 steps"}
@@ -327,6 +337,7 @@ def test_a_record_of_what_was_left_out_finds_the_examples_of_a_part(tiny, tmp_pa
     assert [[1, 3][k] for k in names] == labels
 
 
+@pytest.mark.slow
 def test_metrics_hold_no_number_that_is_not_finite(tiny, tmp_path):
     run(tiny(**SKIP, **{"log.every": "1 step"}), tmp_path, (5,))
     text = (tmp_path / "metrics.jsonl").read_text()

@@ -168,6 +168,7 @@ def test_an_archive_of_the_proof_reproduces_elsewhere(again, tmp_path):
     assert "reproduced bit for bit up to step 12" in said
 
 
+@pytest.mark.slow
 def test_a_digest_that_differs_is_found_with_its_step_and_array(again):
     def tamper(records):
         (record,) = [r for r in records if r["step"] == 10]

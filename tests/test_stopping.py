@@ -195,9 +195,8 @@ def test_a_signal_while_compiling_ends_the_process_at_once(started, tmp_path, nu
     assert ended(tmp_path / "run") == ["stopped"]
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_training_saves_and_leaves_with_75(started, tmp_path, number):
     short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
     process = started(*short)
