@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 # Before jax is imported anywhere: the count is fixed when the backend starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +16,10 @@ import pytest
 from jaxcls import config, sources
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What one test has compiled serves the next: a cache of this process and session alone.
+COMPILED = tempfile.TemporaryDirectory(prefix="jaxcls-tests-")
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

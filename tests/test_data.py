@@ -258,6 +258,7 @@ def test_growing_takes_the_same_examples_and_boxes_as_one_size(tiny):
         np.testing.assert_array_equal(a["label"], b["label"])
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_for_every_size(tiny):
     exp = built(tiny, **GROWING, **{"length": "4 steps", "augment": "flip"})
     state, losses = exp.init(), []

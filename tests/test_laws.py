@@ -256,6 +256,7 @@ def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_law_7_divergence_right_after_a_save_is_said_as_such(tiny, tmp_path):
     every = {"checkpoint.every": "1 step", "log.every": "1 step", "eval.every": "12 steps"}
     diverging = tiny(

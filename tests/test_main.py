@@ -264,6 +264,7 @@ def test_an_old_folder_keeps_what_it_is(trained):
     assert (folder / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_dir):
     small = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
     arguments = [DIGITS, f"--workdir={tmp_path}", *small]

@@ -123,6 +123,7 @@ def change(path, change_it):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_bit_for_bit_and_its_folder_left_alone(again, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in again.folder.rglob("*")}
     status, said = again(f"--scratch={tmp_path / 'new'}")
@@ -256,6 +257,7 @@ def test_a_run_that_was_killed_and_resumed_is_reproduced_in_one_go(
         (["--config.optim.lr=1"], "--config.optim.lr comes from the run's folder"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_reproduced_is_one_line(again, monkeypatch, flags, says):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
@@ -265,6 +267,7 @@ def test_what_cannot_be_reproduced_is_one_line(again, monkeypatch, flags, says):
         reproduce.main(flags)
 
 
+@pytest.mark.slow
 def test_a_folder_without_its_proof_is_one_line(again, monkeypatch):
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
     (again.folder / "manifest.json").unlink()
@@ -275,6 +278,7 @@ def test_a_folder_without_its_proof_is_one_line(again, monkeypatch):
         reproduce.main([f"--workdir={again.folder}"])
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(again, monkeypatch):
     def fewer(saved):
         saved["implied"]["facts"]["splits"]["train"] = 1000

@@ -75,6 +75,7 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
     assert checkpoint.steps(tmp_path) == [3]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_through_a_failed_save_and_ends_in_the_same_bits(
     tiny, tmp_path, monkeypatch
 ):

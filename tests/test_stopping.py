@@ -178,9 +178,8 @@ def until(process, beginning):
         assert line, process.stderr.read()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_compiling_ends_the_process_at_once(started, tmp_path, number):
     slow = "--config.model.name=resnet50(stem='small')"
     process = started(slow, "--config.batch_size=512", "--config.data.resident=off")
