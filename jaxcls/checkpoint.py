@@ -64,6 +64,8 @@ def bring_back(folder: pathlib.Path) -> None:
     """Undo a `take_pending` unless its step or a later one was saved since."""
 
     def bring() -> None:
+        for left in folder.glob("*.removed"):
+            shutil.rmtree(left)
         for aside in folder.glob("*.pending"):
             whole = aside.with_suffix("")
             if any(step >= int(whole.name) for step in steps(folder)):
@@ -72,6 +74,16 @@ def bring_back(folder: pathlib.Path) -> None:
                 aside.rename(whole)
 
     hosts.on_first(bring)
+
+
+def remove_after(folder: pathlib.Path, first: int) -> None:
+    """Remove every checkpoint after step `first`, so that a death leaves none in part."""
+    # The newest first: what is left is then a run that has not got so far.
+    for step in reversed(steps(folder)):
+        if step > first:
+            aside = folder / f"{step}.removed"
+            (folder / str(step)).rename(aside)
+            shutil.rmtree(aside)
 
 
 def restore_newest(folder: pathlib.Path, like: State) -> State | None:
@@ -241,7 +253,7 @@ def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def says(folder: pathlib.Path, step: int, what: str) -> bool:
-    """Whether a checkpoint is marked as "pending" or "anchor"."""
+    """Whether a checkpoint is marked as "pending" or "anchor"; not, where it is damaged."""
     try:
         return bool(meta_of(folder, step).get(what, False))
     except CorruptError:

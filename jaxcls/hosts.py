@@ -20,7 +20,7 @@ from jaxcls.errors import LOST, DivergedError, InputError, StoppedError
 T = TypeVar("T")
 
 # How a runtime calls a peer that is gone, in the text of an error.
-_LOST = re.compile(r"gloo|nccl|connection|unavailable|deadline|peer|aborted|socket", re.I)
+_LOST = re.compile(r"gloo|nccl|coordination|unavailable|deadline_exceeded")
 # Seconds after which the runtime gives up a peer that does not answer, and those that
 # leave wait for the others.
 _HEARTBEAT, _SHUTDOWN = 100, 60
@@ -53,7 +53,8 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
             raise
         if isinstance(error, InputError):
             _end(f"error: process {jax.process_index()}: {error}", 2)
-        if _LOST.search(f"{type(error).__name__} {error}"):
+        of_runtime = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        if of_runtime and _LOST.search(str(error).lower()):
             _end(f"lost: {_lost(error)}", LOST)
         traceback.print_exc()
         _end(f"process {jax.process_index()} of {jax.process_count()} failed", 1)
@@ -150,7 +151,8 @@ def _start(coordinator: str, processes: str, process: str) -> None:
                 " --process=I"
             ) from None
         return
-    if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+    found = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
+    if not found or not 0 < int(found[1]) < 65536:
         raise InputError(
             f"--coordinator={coordinator} must be auto, mpi4py or HOST:PORT of process 0,"
             " such as 10.0.0.1:4321"
@@ -162,16 +164,26 @@ def _start(coordinator: str, processes: str, process: str) -> None:
             f"--coordinator={coordinator} needs --processes=N and --process=I below N, and"
             f" has {processes or 'none'} and {process or 'none'}"
         )
-    jax.distributed.initialize(coordinator, int(processes), int(process), **limits)
+    try:
+        jax.distributed.initialize(coordinator, int(processes), int(process), **limits)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"--coordinator={coordinator}: process {process} of {processes} cannot join"
+            f" ({_first_line(error)}); is the port of process 0 free, within reach of all,"
+            " and have all been started?"
+        ) from None
 
 
 def _lost(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return (
         f"process {jax.process_index()} of {jax.process_count()} no longer reaches the"
-        f" others ({first}): one of them has ended, and its output says why; start all of"
-        " them again, and the run goes on from its last checkpoint"
+        f" others ({_first_line(error)}): one of them has ended, and its output says why;"
+        " start all of them again, and the run goes on from its last checkpoint"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _end(text: str, status: int) -> None:

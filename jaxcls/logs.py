@@ -29,6 +29,7 @@ Record = dict[str, Any]
 class RunLog:
     """The records of a run, and its progress. A context manager.
 
+    is_pending: what is due at step `start` is to be done again, so that its records go.
     is_first: whether this process writes and shows them; of several, one does.
     """
 
@@ -42,12 +43,13 @@ class RunLog:
         start: int,
         steps: int,
         batch_size: int,
+        is_pending: bool = False,
         is_first: bool = True,
     ) -> None:
         self._is_first = is_first
         self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
         self._tensorboard = tensorboard
-        self._open(start)
+        self._open(start, is_pending)
         self.meter = Meter(start, steps, batch_size)
         self._console = _console(steps, start, is_first)
 
@@ -58,13 +60,13 @@ class RunLog:
         self._console.close()
         self._close()
 
-    def _open(self, start: int) -> None:
+    def _open(self, start: int, is_pending: bool) -> None:
         self._files: dict[str, TextIO] = {}
         self._events = None
         if not self._is_first:
             return
-        for name in ("metrics", "digests"):
-            trim(self._paths[name], start)
+        trim(self._paths["metrics"], start, is_pending)
+        trim(self._paths["digests"], start - is_pending)
         self._files = {name: path.open("a") for name, path in self._paths.items()}
         if self._tensorboard:
             self._events = _event_writer(self._tensorboard, start)
@@ -79,7 +81,7 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """Drop what was said after `step`."""
         self._close()
-        self._open(step)
+        self._open(step, False)
 
     def step(self, step: int) -> None:
         """One more step was begun; shows it."""
@@ -125,10 +127,16 @@ class RunLog:
         self._console.line(text)
 
     def sync(self) -> None:
-        """Everything said so far is on disk when this returns."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        """Everything said so far is on disk when this returns; raises `InputError`."""
+        for name, file in self._files.items():
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise InputError(
+                    f"{self._paths[name]} cannot be written ({error.strerror}); make room,"
+                    " or allow it to be written, and start again"
+                ) from None
         if self._events:
             self._events.flush()
 
@@ -235,14 +243,19 @@ def read(path: pathlib.Path) -> list[Record]:
     return records
 
 
-def trim(path: pathlib.Path, last: int) -> None:
-    """Drop the records after step `last`, atomically, and with them a torn last line."""
+def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
+    """Drop the records after step `last`, atomically, and with them a torn last line.
+
+    is_pending: also those of an evaluation at `last`.
+    """
     if not path.exists():
         return
     kept = []
     for record in read(path):
         if record["step"] > last:
             break
+        if is_pending and record["step"] == last and record.get("kind") == "eval":
+            continue
         kept.append(json.dumps(record) + "\n")
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:

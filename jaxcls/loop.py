@@ -129,6 +129,7 @@ class Loop:
     @functools.cached_property
     def _train_step(self) -> Callable[[State, DeviceBatch], tuple[State, Scores]]:
         began = time.perf_counter()
+        self.dog.beat("compiling the train step", compiles=True)
         train_step = self.exp.compiled_train_step
         self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
         return train_step
@@ -237,7 +238,8 @@ class Loop:
         policy = self.exp.config.nonfinite
         if not self._rewinds or rewound >= policy.rewinds:
             self._diverge(bad)
-        found = self.saves.rewind(self.exp.state_like)
+        earliest = durations.step_of(1, self.exp.every["checkpoint"])
+        found = self.saves.rewind(self.exp.state_like, to_start=earliest > step)
         start = self.exp.init() if found is None else found
         first = int(start.step)
         self.log.rewind(first)
@@ -255,7 +257,7 @@ class Loop:
         digests = checkpoint.digests(state)
         self.saves.save_now(state, digests, pending=pending, anchor=not pending)
         if pending:
-            checkpoint.take_pending(self.folder.checkpoints, step + 1)
+            self.saves.take_pending(step + 1)
         return state, pending
 
     def _diverge(self, state: State) -> NoReturn:
@@ -271,7 +273,7 @@ class Loop:
             f" (lr peak {self.exp.lr:g}); the state before it is"
             f" {self.folder.given}/checkpoints/{step}, and metrics.jsonl lists the batch;"
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
-            " or --config.nonfinite.policy=rewind"
+            " or another --config.nonfinite.policy (stop, skip, rewind)"
         )
 
 

@@ -8,17 +8,19 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import os
 import pathlib
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import cli, experiment, logs, provenance, stopping, train
+from jaxcls import checkpoint, cli, experiment, logs, provenance, stopping, train
 from jaxcls import config as configs
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.workdir import Workdir
@@ -75,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
             pack(folder, args.pack)
             print(f"packed: {args.pack}")
             return cli.DONE
-        return _reproduce(folder, overrides, steps, tolerance, args.scratch)
+        recorded = _read(folder, args.workdir)
+        return _reproduce(recorded, overrides, steps, tolerance, args.scratch)
 
 
 def pack(folder: str, file: str) -> None:
@@ -96,7 +99,7 @@ def pack(folder: str, file: str) -> None:
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
     try:
-        pathlib.Path(file).write_bytes(gzip.compress(raw.getvalue(), mtime=0))
+        pathlib.Path(file).expanduser().write_bytes(gzip.compress(raw.getvalue(), mtime=0))
     except OSError as error:
         raise InputError(f"--pack={file} cannot be written ({error.strerror})") from None
 
@@ -104,18 +107,22 @@ def pack(folder: str, file: str) -> None:
 @contextlib.contextmanager
 def _folder(given: str) -> Iterator[str]:
     """`given`, or the folder in the archive that it is."""
-    if not pathlib.Path(given).is_file():
+    path = pathlib.Path(given).expanduser()
+    if not path.is_file():
         yield given
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with tarfile.open(given) as archive:
+            with tarfile.open(path) as archive:
                 for member in archive:
                     name = pathlib.PurePosixPath(member.name).name
-                    file = archive.extractfile(member)
+                    file = archive.extractfile(member) if member.isfile() else None
                     if file and name in _PACKED:
                         (pathlib.Path(scratch) / name).write_bytes(file.read())
-        except (tarfile.TarError, OSError, EOFError) as error:
+            missing = set(_PACKED) - set(os.listdir(scratch))
+            if missing:
+                raise OSError(f"it lacks {sorted(missing)[0]}")
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise InputError(
                 f"--workdir={given} is no archive of a run ({error}); give a run's folder,"
                 " or what --pack has written"
@@ -124,13 +131,18 @@ def _folder(given: str) -> Iterator[str]:
 
 
 def _reproduce(
-    folder: str, overrides: dict[str, str], steps: int, tolerance: float, scratch: str
+    recorded: Recorded,
+    overrides: Mapping[str, str],
+    steps: int,
+    tolerance: float,
+    scratch: str,
 ) -> int:
-    recorded = _read(folder)
-    last = _last_step(recorded, steps)
-    first_start = recorded.starts[0]
-    _set_environment(first_start)  # Before any device starts.
-
+    """Make the run again up to `steps` (0: its end) and compare; the exit status."""
+    where = Workdir(scratch).path if scratch else None
+    if where and where.exists() and any(where.iterdir()):
+        raise InputError(f"--scratch={scratch} is not empty; name a new folder")
+    first, last = recorded.starts[0], _last_step(recorded, steps)
+    _set_environment(first)  # Before any device starts.
     exp = experiment.build(_config(recorded, overrides))
     _check_data(recorded, exp)
     now = {
@@ -138,32 +150,47 @@ def _reproduce(
         "devices": [device.device_kind for device in exp.mesh.devices.flat],
         "hosts": 1,
     }
-    changed = _changes(first_start, now)
+    changed = _changes(first, now)
     is_same_kind = not set(changed) & {"cpu", "devices", "hosts"}
     if not is_same_kind:
         print(f"another kind of machine: losses are compared within {tolerance:g}")
     with contextlib.ExitStack() as stack:
-        where = scratch or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            _run(exp, where, last, recorded.digests if is_same_kind else {})
+            compared = _run(exp, folder, last, recorded.digests if is_same_kind else {})
         except DifferentError as found:
             equal = [step for step in sorted(recorded.digests) if step < found.step]
             print(_difference(found, equal[-1] if equal else 0, changed))
             return DIFFERS
-        return _compare_metrics(recorded, where, last, changed, tolerance, is_same_kind)
+        now_metrics = [r for r in logs.read(folder / "metrics.jsonl") if r["step"] <= last]
+    if is_same_kind:
+        return _compare_exactly(recorded, now_metrics, last, compared)
+    return _compare_nearly(recorded, now_metrics, last, tolerance, changed)
 
 
-def _read(folder: str) -> Recorded:
+def _read(folder: str, given: str) -> Recorded:
+    """The proof in a folder, which messages call `given`; raises `InputError`."""
     workdir = Workdir(folder)
     saved = workdir.read()
-    digests = {r["step"]: r["arrays"] for r in logs.read(workdir.digests)}
+    try:
+        digests = {r["step"]: dict(r["arrays"]) for r in logs.read(workdir.digests)}
+        every = json.loads(_text(workdir.path / "manifest.json"))["starts"]
+        # One that ended before it knew where to begin has made nothing.
+        starts = [start for start in every if "resumed_from" in start]
+        begun = max(i for i, start in enumerate(starts) if start["resumed_from"] is None)
+        for start in starts:
+            _ = _topology(start), start["versions"]["jax"], start["xla_flags"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"--workdir={given}: its manifest.json or digests.jsonl is not what a run"
+            f" writes ({type(error).__name__}: {error}); take the folder or archive as it was"
+        ) from None
     if not digests:
         raise InputError(
-            f"--workdir={folder} has recorded no digest yet; train to the first checkpoint"
+            f"--workdir={given} has recorded no digest yet; train to the first checkpoint"
         )
-    starts = json.loads(_text(workdir.path / "manifest.json"))["starts"]
     metrics = logs.read(workdir.metrics)
-    return Recorded(saved["config"], saved["implied"], starts, digests, metrics)
+    return Recorded(saved["config"], saved["implied"], starts[begun:], digests, metrics)
 
 
 def _text(path: pathlib.Path) -> str:
@@ -176,20 +203,19 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _last_step(recorded: Recorded, steps: int) -> int:
-    """The last recorded step up to `steps` that one kind of machine has made."""
-
-    first = recorded.starts[0]
+    """The last recorded step, up to `steps`, that one kind of machine has made."""
+    first, limits = recorded.starts[0], [steps] if steps else []
     for start in recorded.starts[1:]:
         if _topology(start) != _topology(first):
-            moved = start.get("resumed_from") or 0
+            moved = start["resumed_from"]
             print(f"the run moved to another kind of machine after step {moved}")
-            steps = min(steps or moved, moved)
+            limits.append(moved)
             break
-    found = [step for step in recorded.digests if not steps or step <= steps]
+    found = [step for step in recorded.digests if all(step <= most for most in limits)]
     if not found:
         raise InputError(
-            f"--steps={steps}: the first recorded digest is of step"
-            f" {min(recorded.digests)}; compare up to that at least"
+            f"no digest is recorded up to step {min(limits)}: the first is of step"
+            f" {min(recorded.digests)}, and there is nothing to compare before it"
         )
     return max(found)
 
@@ -201,7 +227,7 @@ def _topology(start: dict[str, Any]) -> tuple[Any, ...]:
     return (
         start["devices"],
         start.get("hosts", 1),
-        (cpu["instructions"], cpu["nproc"] or cpu["cores"]) if on_cpu else None,
+        (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
     )
 
 
@@ -219,7 +245,9 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     config = configs.from_flat(recorded.config)
     if not os.path.isdir(config.data.dir):
         config.data.dir = ""
-    config.mesh.devices = len(recorded.starts[0]["devices"])
+    wanted, there = len(recorded.starts[0]["devices"]), jax.local_device_count()
+    fitting = [n for n in range(1, min(wanted, there) + 1) if config.batch_size % n == 0]
+    config.mesh.devices = fitting[-1]
     config.log.tensorboard = False
     for key, text in overrides.items():
         configs.override(config, key, text)
@@ -271,27 +299,39 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def _run(
-    exp: experiment.Experiment, where: str, last: int, expected: dict[int, dict[str, str]]
-) -> None:
-    """Train to step `last`; raises `DifferentError` at the first digest that differs."""
-    missing = {step for step in expected if step <= last}
+    exp: experiment.Experiment,
+    folder: pathlib.Path,
+    last: int,
+    expected: dict[int, dict[str, str]],
+) -> int:
+    """Train to step `last`; how many of the expected digests were met and equal.
+
+    Raises `DifferentError` at the first that differs, or where the run ends before it.
+    """
+    met: set[int] = set()
 
     def compare(step: int, digests: dict[str, str]) -> None:
-        missing.discard(step)
-        before = expected.get(step, digests)
+        before = expected.get(step)
+        if before is None:
+            return
         names = before.keys() | digests.keys()
         arrays = sorted(n for n in names if before.get(n) != digests.get(n))
         if arrays:
             raise DifferentError(step, arrays, len(names))
+        met.add(step)
 
     with stopping.on_signals() as stop:
         try:
-            train.run(exp, where, stop, until=last, on_digest=compare)
+            train.run(exp, str(folder), stop, until=last, on_digest=compare)
         except (StoppedError, DivergedError):
             if stop.requested:
-                raise
-    if missing:
-        raise DifferentError(min(missing), ["(this one was not reached)"], 0)
+                raise StoppedError("asked to; nothing is compared yet") from None
+    reached = max(checkpoint.steps(folder / "checkpoints"), default=0)
+    # Steps between are not all met: how often a run saves may be changed on its way.
+    beyond = [step for step in expected if reached < step <= last]
+    if beyond:
+        raise DifferentError(min(beyond), [f"the run ends at step {reached}"], 0)
+    return len(met)
 
 
 def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> str:
@@ -304,41 +344,50 @@ def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> s
     )
 
 
-def _compare_metrics(
-    recorded: Recorded,
-    where: str,
-    last: int,
-    changed: dict[str, str],
-    tolerance: float,
-    is_same_kind: bool,
+def _compare_exactly(
+    recorded: Recorded, now: list[dict[str, Any]], last: int, compared: int
 ) -> int:
-    """The records of both runs up to step `last`: equal, or their losses near."""
-
+    """Whether the records up to step `last` are the same, besides the digests."""
+    again = {(r["step"], r["kind"]): r for r in now}
     before = [r for r in recorded.metrics if r["step"] <= last]
-    now = [r for r in logs.read(pathlib.Path(where) / "metrics.jsonl") if r["step"] <= last]
-    if is_same_kind:
-        # One that died before its last scoring lacks the record of it.
-        if before != now[: len(before)]:
-            padded = [*now, *[{}] * len(before)]
-            step = next(a["step"] for a, b in zip(before, padded, strict=False) if a != b)
-            print(f"differs in metrics.jsonl at step {step}, and in no digest")
+    # How often training values are recorded may be changed on the way.
+    of_both = [r for r in before if r["kind"] != "train" or (r["step"], "train") in again]
+    for record in of_both:
+        if again.get((record["step"], record["kind"])) != record:
+            print(f"differs in metrics.jsonl at step {record['step']}, and in no digest")
             return DIFFERS
-        compared = sum(step <= last for step in recorded.digests)
-        print(
-            f"reproduced bit for bit up to step {last}: {compared} digests of the state,"
-            f" {len(before)} records"
-        )
-        return cli.DONE
-    pairs = [
-        (abs(a["loss"] - b["loss"]) / max(abs(a["loss"]), 1e-12), a["step"])
-        for a, b in zip(before, now, strict=False)
-        if a.get("loss") is not None and b.get("loss") is not None
-    ]
-    largest, step = max(pairs, default=(float("inf"), 0))
-    is_near = largest <= tolerance
+    print(
+        f"reproduced bit for bit up to step {last}: {compared} digests of the state,"
+        f" {len(of_both)} records"
+    )
+    return cli.DONE
+
+
+def _compare_nearly(
+    recorded: Recorded,
+    now: list[dict[str, Any]],
+    last: int,
+    tolerance: float,
+    changed: dict[str, str],
+) -> int:
+    """Whether every recorded loss up to step `last` is met within a tolerance."""
+    again = {(r["step"], r["kind"]): r.get("loss") for r in now}
+    largest, where, compared = 0.0, 0, 0
+    for record in (r for r in recorded.metrics if r["step"] <= last and "loss" in r):
+        loss, other = record["loss"], again.get((record["step"], record["kind"]))
+        if loss == other:
+            difference = 0.0
+        elif loss is None or other is None:  # Not finite, or not there at all.
+            difference = math.inf
+        else:
+            difference = abs(loss - other) / max(abs(loss), 1e-12)
+        compared += 1
+        if difference > largest:
+            largest, where = difference, record["step"]
+    is_near = compared > 0 and largest <= tolerance
     print(
         f"{'reproduced' if is_near else 'differs:'} within {largest:.2g} up to step {last}"
-        f" ({len(pairs)} losses; the largest difference is at step {step});"
+        f" ({compared} losses; the largest difference is at step {where});"
         f" different: {'; '.join(changed.values())}"
     )
     return cli.DONE if is_near else DIFFERS

@@ -37,6 +37,9 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 create=True,
+                # Before the watchdog: of several processes, one whose part of a save
+                # failed keeps the others waiting for so long.
+                async_options=ocp.options.AsyncOptions(timeout_secs=300),
             ),
         )
 
@@ -97,8 +100,12 @@ class Checkpoints:
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
-    def rewind(self, like: State) -> State | None:
-        """The state of the last anchor that is whole, or None; every later one is gone."""
+    def rewind(self, like: State, *, to_start: bool) -> State | None:
+        """The state of the last anchor that is whole; every later checkpoint is gone.
+
+        None, and none is left, where there is no anchor; only if `to_start` allows it.
+        Raises `hosts.AgreedError`, and removes nothing, where it does not.
+        """
         self.wait()
         found: State | None = None
         for step in reversed(hosts.on_first(self._anchors)):
@@ -107,36 +114,50 @@ class Checkpoints:
                 break
             except checkpoint.CorruptError as error:
                 logging.warning("checkpoint %d is not whole (%s)", step, error)
+        if found is None and not to_start:
+            raise hosts.AgreedError(
+                f"{self._folder}: no checkpoint that a rewind may go back to is whole;"
+                " train again in a new --workdir, or put the damaged one right"
+            )
         first = -1 if found is None else int(found.step)
-        hosts.on_first(lambda: self._remove_after(first))
+        hosts.on_first(lambda: checkpoint.remove_after(self._folder, first))
         self._manager.reload()
         return found
 
-    def _remove_after(self, first: int) -> None:
-        # The newest first: what a death leaves is a run that has not got so far.
-        for step in reversed(checkpoint.steps(self._folder)):
-            if step > first:
-                shutil.rmtree(self._folder / str(step))
+    def take_pending(self, step: int) -> None:
+        """`checkpoint.take_pending`, so that `step` can be saved again."""
+        self.wait()
+        checkpoint.take_pending(self._folder, step)
+        self._manager.reload()
 
     def _anchors(self) -> list[int]:
-        """The steps of all anchors, ascending."""
+        """The steps of all anchors, ascending; one that is damaged may be one."""
         found = checkpoint.steps(self._folder)
         return [step for step in found if checkpoint.says(self._folder, step, "anchor")]
+
+    def _room_and_anchor(self) -> tuple[int, list[int]]:
+        """(bytes free, the last anchor and what was best then), as process 0 sees them."""
+        free = shutil.disk_usage(self._folder).free
+        kept = self._anchors()[-1:]
+        for anchor in list(kept):
+            try:
+                kept.append(checkpoint.meta_of(self._folder, anchor)["best_step"])
+            except checkpoint.CorruptError as error:
+                logging.warning("checkpoint %d is not whole (%s)", anchor, error)
+        return free, kept
 
     def _begin(
         self, state: State, digests: dict[str, str], *, pending: bool, anchor: bool
     ) -> None:
         step, tree = int(state.step), checkpoint.to_tree(state)
         needed = memory_of(tree)
-        free = hosts.on_first(lambda: shutil.disk_usage(self._folder).free)
+        free, anchors = hosts.on_first(self._room_and_anchor)
         if free < needed:
             raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
         best = int(state.best.step)
         self._policy.also = {best}
-        if not anchor and hosts.is_first() and (anchors := self._anchors()):
-            # After a rewind it is the best again that was so then.
-            best_then = checkpoint.meta_of(self._folder, anchors[-1])["best_step"]
-            self._policy.also |= {anchors[-1], best_then}
+        if not anchor:  # After a rewind it is the best again that was so then.
+            self._policy.also |= set(anchors)
         meta: dict[str, Any] = {"format": checkpoint.FORMAT, "step": step}
         meta |= {
             "best_step": best,

@@ -8,7 +8,7 @@ import jax
 
 from jaxcls import checkpoint, evaluate, hosts, logs, memory, provenance, saving, watchdog
 from jaxcls import config as configs
-from jaxcls.errors import DivergedError, StoppedError
+from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.loop import Loop, OnDigest
 from jaxcls.step import State
@@ -122,7 +122,8 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
 
     def end(reason: str) -> None:
         if hosts.is_first():
-            folder.end(reason)
+            with contextlib.suppress(InputError):  # A full disk, which is said already.
+                folder.end(reason)
 
     reason = "failed"
     stop.before_leaving = lambda: end("stopped")
@@ -178,6 +179,7 @@ def _run_locked(loop: Loop, dog: watchdog.Watchdog) -> dict[str, Any]:
         start=start,
         steps=exp.steps,
         batch_size=exp.config.batch_size,
+        is_pending=is_pending,
         is_first=hosts.is_first(),
     )
     saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)

@@ -145,9 +145,12 @@ class Workdir:
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
                     f" another folder: --workdir={self._free_name()}"
                 ) from None
-            file.truncate(0)
-            file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
-            file.flush()
+            with contextlib.suppress(OSError):  # Who holds it is a help, the lock is not.
+                file.truncate(0)
+                file.write(
+                    f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
+                )
+                file.flush()
             yield
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
@@ -211,13 +214,22 @@ class Workdir:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replace a file by one that holds `text`: a reader sees the old or the new one."""
+    """Replace a file by one that holds `text`: a reader sees the old or the new one.
+
+    Raises `InputError` where it cannot be written, and leaves the old one.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); make room, or allow it to be"
+            " written, and start again"
+        ) from None
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

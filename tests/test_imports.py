@@ -14,7 +14,15 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
     | {"stopping", "train"},
-    "reproduce": {"cli", "config", "experiment", "logs", "provenance", "stopping"}
+    "reproduce": {
+        "checkpoint",
+        "cli",
+        "config",
+        "experiment",
+        "logs",
+        "provenance",
+        "stopping",
+    }
     | {"train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
     | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},

@@ -16,6 +16,10 @@ from jaxcls import checkpoint, config, digesting, experiment, logs, saving, stop
 from jaxcls.errors import DivergedError, InputError, StoppedError
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
+# Orbax leaves coroutines behind where a file cannot be read.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
 TREES = ("params", "batch_stats", "opt_state", "ema")
 
 
@@ -172,7 +176,8 @@ def test_skip_stops_when_too_many_follow_one_another(tiny, tmp_path):
     ("nan", "left_out", "back", "windows"),
     [
         pytest.param((1,), {0, 1}, {1: 0}, [(0, 1)], marks=pytest.mark.slow),
-        ((7,), {6, 7}, {7: 6}, [(6, 7)]),  # Step 8, where it goes on, has an evaluation.
+        # Step 6, where it goes on, has a checkpoint of its own, and 8 an evaluation.
+        ((5, 7), {3, 4, 5, 6, 7}, {5: 3, 7: 6}, [(3, 5), (6, 7)]),
         pytest.param((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)], marks=pytest.mark.slow),
         ((4, 8), {3, 4, 6, 7, 8}, {4: 3, 8: 6}, [(3, 4), (6, 8)]),
         pytest.param((11,), {9, 10, 11}, {11: 9}, [(9, 11)], marks=pytest.mark.slow),
@@ -266,8 +271,8 @@ def test_a_death_between_deleting_and_saving_of_a_rewind_leaves_no_trace(
     run(config, tmp_path / "whole", nan)
     rewind, deaths = saving.Checkpoints.rewind, [1, 1]
 
-    def dying(self, like):
-        found = rewind(self, like)
+    def dying(self, like, to_start):
+        found = rewind(self, like, to_start=to_start)
         if deaths and deaths.pop():
             raise Crash
         return found
@@ -287,16 +292,37 @@ def test_a_rewind_finds_the_older_checkpoint_where_the_last_is_not_whole(
     config = tiny(**REWIND, **{"checkpoint.keep": 3})
     rewind = saving.Checkpoints.rewind
 
-    def after_damage(self, like):
+    def after_damage(self, like, to_start):
         self.wait()
         (tmp_path / "checkpoints/6/rest/manifest.ocdbt").unlink()
-        return rewind(self, like)
+        return rewind(self, like, to_start=to_start)
 
     monkeypatch.setattr(saving.Checkpoints, "rewind", after_damage)
     run(config, tmp_path, (7,))
     (found,) = events(tmp_path, "rewind")
     assert (found["to"], found["step"]) == (3, 8)
     assert "checkpoint 6 is not whole" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["rest/manifest.ocdbt", "meta/metadata"])
+def test_a_rewind_with_nothing_whole_to_go_back_to_removes_nothing(
+    tiny, tmp_path, monkeypatch, file
+):
+    rewind = saving.Checkpoints.rewind
+    left = []
+
+    def after_damage(self, like, to_start):
+        self.wait()
+        (tmp_path / "checkpoints/6" / file).unlink()
+        left.extend(checkpoint.steps(tmp_path / "checkpoints"))
+        return rewind(self, like, to_start=to_start)
+
+    monkeypatch.setattr(saving.Checkpoints, "rewind", after_damage)
+    with pytest.raises(InputError, match="no checkpoint that a rewind may go back to"):
+        run(tiny(**REWIND), tmp_path, (7,))
+    assert 6 in left
+    assert checkpoint.steps(tmp_path / "checkpoints") == left
 
 
 @pytest.mark.slow

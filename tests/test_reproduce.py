@@ -23,6 +23,7 @@ START = {
     "cpu": {"instructions": ["avx", "fma"], "nproc": "", "cores": 2},
     "devices": ["cpu"],
     "hosts": 1,
+    "resumed_from": None,
 }
 
 
@@ -53,10 +54,31 @@ def test_bits_are_compared_up_to_where_the_run_moved(capsys):
     assert reproduce._last_step(recorded([START, again], (5, 9, 12)), 10) == 9
     assert reproduce._last_step(recorded([START, again, moved], (5, 9, 12)), 0) == 9
     assert "moved to another kind of machine after step 10" in capsys.readouterr().out
-    with pytest.raises(
-        InputError, match="--steps=4: the first recorded digest is of step 5"
-    ):
+    with pytest.raises(InputError, match=r"recorded up to step 4: the first is of step 5"):
         reproduce._last_step(recorded([START], (5, 9)), 4)
+    with pytest.raises(InputError, match="no digest is recorded up to step 0"):
+        reproduce._last_step(recorded([START, moved | {"resumed_from": 0}], (5, 9)), 0)
+    asked = {**START["cpu"], "nproc": "2"}  # As many as there are cores.
+    assert reproduce._topology(START) == reproduce._topology(START | {"cpu": asked})
+
+
+@pytest.mark.parametrize(
+    ("losses", "status"),
+    [
+        ({10: 1.0, 20: 0.5}, 0),
+        ({10: 1.01, 20: 0.51, 30: 9.0}, 0),
+        ({10: 1.0, 20: 0.6}, 4),
+        ({10: 1.0}, 4),
+        ({}, 4),
+    ],
+)
+def test_near_is_every_recorded_loss_within_the_tolerance(losses, status):
+    before = [{"step": s, "kind": "train", "loss": x} for s, x in ((10, 1.0), (20, 0.5))]
+    now = [{"step": s, "kind": "train", "loss": x} for s, x in losses.items()]
+    # A record of another kind at the same step moves no pair.
+    now.insert(0, {"step": 10, "kind": "skip", "index": [1]})
+    proof = reproduce.Recorded({}, {}, [START], {}, before)
+    assert reproduce._compare_nearly(proof, now, 20, 0.05, {}) == status
 
 
 def environment(data_dir):
@@ -267,14 +289,68 @@ def test_what_cannot_be_reproduced_is_one_line(again, monkeypatch, flags, says):
         reproduce.main(flags)
 
 
+ODD = [
+    ("manifest.json", "no JSON"),
+    ("manifest.json", "[]"),
+    ("manifest.json", '{"starts": []}'),
+    ("manifest.json", '{"starts": [{"resumed_from": null, "devices": ["cpu"]}]}'),
+    ("digests.jsonl", '{"step": 4}\n'),
+    ("digests.jsonl", "[4]\n"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), ODD)
+def test_a_proof_of_another_form_is_one_line(again, name, text):
+    (again.folder / name).write_text(text)
+    with pytest.raises(InputError, match="is not what a run writes"):
+        reproduce.main([f"--workdir={again.folder}"])
+
+
+@pytest.mark.slow
+def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
+    packed = tmp_path / "run.tar.gz"
+    assert reproduce.main([f"--workdir={again.folder}", f"--pack={packed}"]) == 0
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "damaged.tar.gz").write_bytes(content)
+    with tarfile.open(tmp_path / "odd.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("run/config.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+    for name in ("damaged.tar.gz", "odd.tar.gz"):
+        with pytest.raises(InputError, match=f"{name} is no archive of a run"):
+            reproduce.main([f"--workdir={tmp_path / name}"])
+
+
+@pytest.mark.slow
+def test_a_scratch_folder_that_holds_anything_is_refused(again):
+    before = (again.folder / "config.json").read_bytes()
+    with pytest.raises(InputError, match="is not empty; name a new folder"):
+        reproduce.main([f"--workdir={again.folder}", f"--scratch={again.folder}"])
+    assert (again.folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_saved_at_another_pace_on_its_way_is_reproduced(again):
+    def slower(saved):
+        saved["config"]["checkpoint.every"] = "6 steps"
+        saved["config"]["log.every"] = "3 steps"
+
+    change(again.folder / "config.json", slower)
+    status, said = again()
+    assert status == 0, said
+    assert "reproduced bit for bit up to step 12" in said
+
+
 @pytest.mark.slow
 def test_a_folder_without_its_proof_is_one_line(again, monkeypatch):
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    (again.folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match="and a run's proof needs it"):
-        reproduce.main([f"--workdir={again.folder}"])
     (again.folder / "digests.jsonl").unlink()
     with pytest.raises(InputError, match="has recorded no digest yet"):
+        reproduce.main([f"--workdir={again.folder}"])
+    (again.folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="and a run's proof needs it"):
         reproduce.main([f"--workdir={again.folder}"])
 
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, experiment, stopping, train
+from jaxcls import checkpoint, experiment, saving, stopping, train
 from jaxcls.errors import StoppedError
 from tests.conftest import ROOT
 
@@ -120,6 +120,26 @@ def test_an_evaluation_may_be_stopped_again_and_again(run, whole):
         assert "the state after step 8 is saved" in said
     finish(run, whole)
     assert ended(folder) == ["stopped", "stopped", "stopped", "done"]
+
+
+def test_a_death_after_the_records_of_a_pending_step_and_before_its_save(
+    run, whole, monkeypatch
+):
+    _, folder = run(at_evaluation=1)
+    save = saving.Checkpoints.save
+
+    def dying(self, *args, **kwargs):
+        raise KeyboardInterrupt  # After the evaluation at step 8 is recorded and synced.
+
+    monkeypatch.setattr(saving.Checkpoints, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    said = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert (8, "eval") in [(record["step"], record["kind"]) for record in said]
+    monkeypatch.setattr(saving.Checkpoints, "save", save)
+    finish(run, whole)
 
 
 def test_a_death_while_a_pending_step_is_aside_loses_nothing(run, whole):
