@@ -183,7 +183,8 @@ def _read(folder: str, given: str) -> Recorded:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
             f"--workdir={given}: its manifest.json or digests.jsonl is not what a run"
-            f" writes ({type(error).__name__}: {error}); take the folder or archive as it was"
+            f" writes ({type(error).__name__}: {error}); take the folder or archive as it"
+            " was"
         ) from None
     if not digests:
         raise InputError(
