@@ -93,9 +93,10 @@ class Run:
             subprocess.Popen(
                 [
                     sys.executable, "-m", "jaxcls.main", "--config=configs/digits.py",
-                    f"--workdir={self.folder}", SMALL, f"--coordinator=localhost:{port}",
-                    f"--processes={count}", f"--process={number}", *arguments,
-                    *(each or {}).get(number, ()),
+                    f"--workdir={self.folder}", f"--coordinator=localhost:{port}",
+                    f"--processes={count}", f"--process={number}",
+                    *([] if any("model.name" in a for a in arguments) else [SMALL]),
+                    *arguments, *(each or {}).get(number, ()),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -182,6 +183,24 @@ def test_a_signal_to_one_stops_all_at_one_step_and_leaves_no_trace(
     assert [status for status, *_ in run.end()] == [0, 0]
     assert run.records() == whole
     assert [start["reason"] for start in run.starts()] == ["stopped", "done"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_while_compiling_ends_them_at_once(made):
+    run = made()
+    deep = "--config.model.name=resnet50(stem='small')", "--config.batch_size=512"
+    run.start(2, *deep, "--config.data.resident=off")
+    run.until("starting from step 0")
+    time.sleep(1)
+    began = time.monotonic()
+    for process in run.processes:
+        process.terminate()
+    ended = run.end()
+    assert time.monotonic() - began < 5
+    # The second may be ended by JAX's runtime, which saw the first leave.
+    assert {status for status, *_ in ended} <= {75, -signal.SIGABRT}
+    assert "stopped before the first step" in "".join(said for *_, said in ended)
+    assert run.starts()[-1]["reason"] == "stopped"
 
 
 @pytest.mark.slow
