@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from jaxcls.models.layers import BatchNorm, conv, global_mean, max_pool
+from jaxcls.models.layers import (
+    BatchNorm,
+    adaptive_mean,
+    conv,
+    global_mean,
+    max_pool,
+)
 
 RNG = np.random.default_rng(0)
 X = (3 + 2 * RNG.standard_normal((4, 3, 5, 2))).astype(np.float32)
@@ -98,6 +104,18 @@ def test_max_pool_pads_bfloat16_too():
         jnp.full((1, 2, 2, 1), -3.0, jnp.bfloat16), window=3, stride=2, padding=1
     )
     assert (got.dtype, got.tolist()) == (jnp.bfloat16, [[[[-3.0]]]])
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 6), (13, 7, 6), (4, 9, 7)])
+def test_adaptive_mean_is_over_windows_that_cover_the_image(height, width, size):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    got = np.asarray(adaptive_mean(jnp.asarray(x), size))
+    for i in range(size):
+        for j in range(size):
+            rows = slice(int(i * height / size), int(np.ceil((i + 1) * height / size)))
+            columns = slice(int(j * width / size), int(np.ceil((j + 1) * width / size)))
+            expected = x[:, rows, columns].mean(axis=(1, 2))
+            np.testing.assert_allclose(got[:, i, j], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_global_mean_is_over_the_positions_in_float32():

@@ -8,10 +8,14 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from jaxcls.models.alexnet import AlexNet
 from jaxcls.models.cnn import CNN
 from jaxcls.models.resnet import RESNETS
+from jaxcls.models.vgg import VGGS
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": AlexNet,
     "cnn": CNN,
     **RESNETS,
+    **VGGS,
 }

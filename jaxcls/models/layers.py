@@ -6,6 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.errors import InputError
 
 Dtype = Any
 
@@ -64,6 +67,38 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
         sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
         x = jnp.pad(x, sides, constant_values=-jnp.inf)
     return nn.max_pool(x, (window, window), strides=(stride, stride), padding="VALID")
+
+
+def check_size(images: jax.Array, least: int, model: str) -> None:
+    """Raise `InputError` for images [B, H, W, C] that are smaller than a model can take."""
+    height, width = images.shape[1:3]
+    if min(height, width) < least:
+        raise InputError(
+            f"model.name={model} needs images of at least {least} pixels, and gets"
+            f" {width}x{height}; end data.train_ops and data.eval_ops in a larger size,"
+            " such as resize(224)"
+        )
+
+
+def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
+    """x [B, H, W, C] -> [B, size, size, C], means over windows that cover all of it.
+
+    Window i of H positions is from floor(i H / size) to ceil((i + 1) H / size), as
+    PyTorch's adaptive pooling has it; neighbours may share positions.
+    """
+
+    def windows(n: int) -> np.ndarray:
+        rows = np.zeros((size, n), np.float32)
+        for i in range(size):
+            start, stop = i * n // size, -(-(i + 1) * n // size)
+            rows[i, start:stop] = 1 / (stop - start)
+        return rows
+
+    height, width = x.shape[1:3]
+    if (height, width) == (size, size):
+        return x
+    over = windows(height).astype(x.dtype), windows(width).astype(x.dtype)
+    return jnp.einsum("ih,jw,bhwc->bijc", *over, x)
 
 
 def global_mean(x: jax.Array) -> jax.Array:
