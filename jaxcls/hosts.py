@@ -48,7 +48,7 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
     _start(coordinator, processes, process)
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # Whatever it is, the others wait for this process.
         if is_agreed(error):
             raise
         if isinstance(error, InputError):

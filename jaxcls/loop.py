@@ -98,7 +98,11 @@ class Loop:
         self.stop.poll()
         hosts.agree({"the next step": step, "the last step": self.exp.steps})
         behind: tuple[int, Scores] | None = None
+        shape = None
         for batch, waited, began in _timed(self.exp.train_batches(step)):
+            if batch["image"].shape != shape:  # Where sizes grow, it compiles again.
+                shape = batch["image"].shape
+                self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
             state, scores = train_step(state, batch)
             step += 1
