@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxcls import digesting, hosts
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, first_line
 from jaxcls.optimizers import path_name
 from jaxcls.step import Best, State
 
@@ -224,8 +224,7 @@ def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str,
     except Exception as error:  # Orbax and tensorstore raise many kinds for bad files.
         if "RESOURCE_EXHAUSTED" in str(error):
             raise  # Nothing is wrong with the checkpoint.
-        first = str(error).strip().splitlines() or [""]
-        raise CorruptError(f"{type(error).__name__}: {first[0][:200]}") from error
+        raise CorruptError(f"{type(error).__name__}: {first_line(error)}") from error
     return {**read, "meta": meta}
 
 
@@ -285,15 +284,7 @@ def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, An
 
 def _agreed(f: Callable[[], T]) -> T:
     """``f()``; raises `CorruptError` on every process where it does on one."""
-    value, problem = None, None
-    try:
-        value = f()
-    except CorruptError as error:
-        problem = str(error)
-    for text in hosts.share(problem):
-        if text is not None:
-            raise CorruptError(text)
-    return value  # type: ignore[return-value]  # It is f's: no error was raised.
+    return hosts.together(f, CorruptError, CorruptError)
 
 
 def _verify(now: dict[str, str], saved: dict[str, str]) -> None:

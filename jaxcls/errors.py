@@ -45,3 +45,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' for the nearest of `known`, or '' when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, of 200 characters; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxcls.errors import LOST, DivergedError, InputError, StoppedError
+from jaxcls.errors import LOST, DivergedError, InputError, StoppedError, first_line
 
 T = TypeVar("T")
 
@@ -92,21 +92,26 @@ def share(value: Any) -> list[Any]:
     ]
 
 
-def together(f: Callable[[], T]) -> T:
-    """``f()`` on every process; raises `AgreedError` on all where one is not possible."""
+def together(
+    f: Callable[[], T],
+    catches: type[Exception] = InputError,
+    raises: type[Exception] = AgreedError,
+) -> T:
+    """``f()`` on every process; where one raises `catches`, all of them raise `raises`."""
     if count() == 1:
         return f()
-    value, error = None, None
+    done: list[T] = []
+    error = None
     try:
-        value = f()
-    except InputError as wrong:
+        done.append(f())
+    except catches as wrong:
         error = str(wrong)
     said = share(error)
     for number, text in enumerate(said):
         if text is not None:
             where = "" if said.count(text) == len(said) else f"process {number}: "
-            raise AgreedError(where + text)
-    return value  # type: ignore[return-value]  # It is f's: no error was raised.
+            raise raises(where + text)
+    return done[0]
 
 
 def on_first(f: Callable[[], T]) -> T:
@@ -169,7 +174,7 @@ def _start(coordinator: str, processes: str, process: str) -> None:
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
             f"--coordinator={coordinator}: process {process} of {processes} cannot join"
-            f" ({_first_line(error)}); is the port of process 0 free, within reach of all,"
+            f" ({first_line(error)}); is the port of process 0 free, within reach of all,"
             " and have all been started?"
         ) from None
 
@@ -177,13 +182,9 @@ def _start(coordinator: str, processes: str, process: str) -> None:
 def _lost(error: Exception) -> str:
     return (
         f"process {jax.process_index()} of {jax.process_count()} no longer reaches the"
-        f" others ({_first_line(error)}): one of them has ended, and its output says why;"
+        f" others ({first_line(error)}): one of them has ended, and its output says why;"
         " start all of them again, and the run goes on from its last checkpoint"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _end(text: str, status: int) -> None:

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxcls import checkpoint, hosts
-from jaxcls.errors import InputError
+from jaxcls.errors import first_line
 from jaxcls.step import State, all_finite
 
 # Seconds before a save that must not be lost is tried again.
@@ -77,7 +77,7 @@ class Checkpoints:
     def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
         """`save`, and wait until it is on disk; a failure is tried again, with pauses.
 
-        For what cannot be made again. Raises `InputError` when it still fails.
+        For what cannot be made again. Raises `hosts.AgreedError` when it still fails.
         """
         step = int(state.step)
         for pause in (*PAUSES, None):
@@ -88,7 +88,7 @@ class Checkpoints:
             if pause is not None:
                 time.sleep(pause)
         last = checkpoint.steps(self._folder)
-        raise InputError(
+        raise hosts.AgreedError(
             f"{self._folder}: step {step} cannot be saved (see above); make room, or allow"
             f" it to be written, and start again from {last[-1] if last else 'step 0'}"
         )
@@ -179,13 +179,13 @@ class Checkpoints:
 
     def _say_failed(self, error: Exception) -> None:
         """Say it, and make orbax forget it: else it would lose the next save too."""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        logging.warning("a checkpoint could not be saved (%s); the run goes on", first)
+        logging.warning(
+            "a checkpoint could not be saved (%s); the run goes on", first_line(error)
+        )
         self._manager.reload()
-        for left in (
-            self._folder.glob("*.orbax-checkpoint-tmp*") if hosts.is_first() else ()
-        ):
-            shutil.rmtree(left, ignore_errors=True)
+        if hosts.is_first():
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def memory_of(tree: Any) -> int:
