@@ -107,9 +107,7 @@ def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Ex
     It uses all devices of this machine, whatever the run used. `overrides`: as on a
     command line, of operational keys; raises `InputError` for what the run *is*.
     """
-    facts = dict(folder.read()["implied"]["facts"])
-    facts["image_shape"] = tuple(facts["image_shape"])
-    facts["class_names"] = tuple(facts["class_names"])
+    facts = sources.facts_of(folder.read()["implied"])
     config = folder.config()
     config.mesh.devices = 0
     for key, text in overrides.items():
@@ -119,7 +117,7 @@ def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Ex
                 f"--config.{key}: it is part of what the run is, and comes from its folder;"
                 " leave it out"
             )
-    return experiment.build(config, sources.Facts(**facts))
+    return experiment.build(config, facts)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, cli, experiment, logs, provenance, stopping, train
+from jaxcls import checkpoint, cli, experiment, logs, provenance, sources, stopping, train
 from jaxcls import config as configs
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.workdir import Workdir
@@ -262,21 +262,13 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
 
 def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
     """Raise `InputError` where the data are not those of the recorded run."""
-
-    now = json.loads(json.dumps(exp.implied()))
-    for key, value in recorded.implied.items():
-        before, after = (value, now.get(key))
-        if key == "facts":
-            before = {k: v for k, v in value.items() if v and k != "fingerprint"}
-            after = {k: now["facts"].get(k) for k in before}
-            marks = value.get("fingerprint"), now["facts"].get("fingerprint")
-            if all(marks) and marks[0] != marks[1]:
-                before, after = marks
-        if before != after:
-            raise InputError(
-                f"the data are not those of the run: {key} was {before} and is {after};"
-                " give the folder of the run's data: --config.data.dir=DIR"
-            )
+    try:
+        sources.check_same(sources.facts_of(recorded.implied), exp.data.facts)
+    except InputError as error:
+        raise InputError(
+            f"the data are not those of the run: {error}, or give its folder:"
+            " --config.data.dir=DIR"
+        ) from None
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -366,6 +366,14 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
         return json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise _damaged(file, error) from None
+
+
+def facts_of(implied: Mapping[str, Any]) -> Facts:
+    """The facts that a run's config.json keeps among what its config implied."""
+    facts = dict(implied["facts"])
+    facts["image_shape"] = tuple(facts["image_shape"])
+    facts["class_names"] = tuple(facts["class_names"])
+    return Facts(**facts)
 
 
 def check_same(before: Facts, now: Facts) -> None:

@@ -14,16 +14,8 @@ SHARED = {"errors", "pipeline", "durations", "published", "records"} | {
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
     | {"stopping", "train"},
-    "reproduce": {
-        "checkpoint",
-        "cli",
-        "config",
-        "experiment",
-        "logs",
-        "provenance",
-        "stopping",
-    }
-    | {"train", "workdir"},
+    "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "provenance"}
+    | {"sources", "stopping", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
     | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
