@@ -32,6 +32,7 @@ MAX_BYTES = 1 << 30
 MAX_DEPTH = 100  # Of folders in folders.
 _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
 
+# What the standard library raises for damaged archives: it has no one kind for it.
 _DAMAGES = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError),
     *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
