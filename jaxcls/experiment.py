@@ -31,7 +31,7 @@ from jaxcls import (
 from jaxcls.config import check
 from jaxcls.data import Data, DeviceBatch
 from jaxcls.errors import InputError
-from jaxcls.models import MODELS
+from jaxcls.models import MODELS, Classifier
 
 # Streams of device randomness, each its own key, so that a study can vary one alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
@@ -142,15 +142,20 @@ class Experiment:
         return jnp.dtype(name)
 
     @functools.cached_property
-    def model(self) -> step.Model:
-        """The model as pure functions."""
-        module = pipeline.build_one(
+    def module(self) -> Classifier:
+        """The model as a Flax module."""
+        return pipeline.build_one(
             self.config.model.name,
             MODELS,
             "model.name",
             num_classes=self.data.num_classes,
             dtype=self.dtype,
         )
+
+    @functools.cached_property
+    def model(self) -> step.Model:
+        """The model as pure functions."""
+        module = self.module
 
         def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
             return module.init({"params": key}, images, False)
@@ -159,11 +164,12 @@ class Experiment:
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
         ) -> tuple[jax.Array, Any]:
             if not train:
-                return module.apply(variables, images, False), variables["batch_stats"]
-            logits, updated = module.apply(
+                out = module.apply(variables, images, False)
+                return out.logits, variables["batch_stats"]
+            out, updated = module.apply(
                 variables, images, True, mutable=["batch_stats"], rngs={"dropout": key}
             )
-            return logits, updated.get("batch_stats", {})
+            return out.logits, updated.get("batch_stats", {})
 
         return step.Model(init, apply)
 
@@ -451,6 +457,19 @@ class Experiment:
             in_shardings=(state, batch),
             out_shardings=state,
         )
+
+    @functools.cached_property
+    def embed_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """The jitted embed_step(variables, images uint8 [B, H, W, C]) -> [B, D] float32.
+
+        The features that the model's head sees.
+        """
+
+        def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+            return self.module.apply(variables, self.normalize(images), False).embed
+
+        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(embed, in_shardings=(state, batch), out_shardings=state)
 
     # The batches.
 

@@ -23,7 +23,10 @@ def images(*image):
 def test_it_classifies_images_of_8_to_64_pixels(size, channels):
     module = MODELS["cnn"](num_classes=10)
     x = images(size, size, channels)
-    logits, variables = jax.eval_shape(lambda x: module.init_with_output(KEY, x, False), x)
+    (logits, embed), variables = jax.eval_shape(
+        lambda x: module.init_with_output(KEY, x, False), x
+    )
+    assert embed.shape == (2, 128)
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
     side = size // 4
     counts = {k: sum(x.size for x in v.values()) for k, v in variables["params"].items()}
@@ -60,11 +63,11 @@ def test_dropout_is_of_training_alone_and_of_its_key():
     made = module.init(KEY, x, False)
 
     def logits(seed):
-        return module.apply(made, x, True, rngs={"dropout": jax.random.key(seed)})
+        return module.apply(made, x, True, rngs={"dropout": jax.random.key(seed)}).logits
 
     np.testing.assert_array_equal(logits(1), logits(1))
     assert (logits(1) != logits(2)).any()
-    assert (module.apply(made, x, False) != logits(1)).any()
+    assert (module.apply(made, x, False).logits != logits(1)).any()
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits():
@@ -76,7 +79,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
             made, x, False, capture_intermediates=True, mutable=["intermediates"]
         )
 
-    made, (logits, seen) = jax.eval_shape(forward, images(8, 8, 3))
+    made, ((logits, _), seen) = jax.eval_shape(forward, images(8, 8, 3))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(made)} == {"float32"}
     assert logits.dtype == jnp.float32
     for layer in ("stage1_conv1", "stage1_conv1_norm", "dense"):

@@ -1,9 +1,10 @@
-"""The same weights give the same logits here and in torchvision's own models.
+"""The same weights give the same logits here and in torchvision's and timm's own models.
 
-Needs torch and torchvision (Python 3.11: ``pip install -e ".[parity]"``, then
-``pip install --no-deps torchvision==0.28.0``); .ci/run installs them.
+Needs torch, torchvision and timm (Python 3.11: ``pip install -e ".[parity]"``, then
+``pip install --no-deps torchvision==0.28.0 timm==1.0.31``); .ci/run installs them.
 """
 
+import copy
 import sys
 import types
 
@@ -12,13 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.models import MODELS
+from jaxcls import losses
+from jaxcls.models import MODELS, naming
+from jaxcls.models.wide_resnet import WideResNet
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def torchvision():
     """torchvision's models, whose compiled operators do not load without CUDA."""
     for name in ("_meta_registrations", "_autograd_registrations"):
@@ -28,80 +34,220 @@ def torchvision():
     return pytest.importorskip("torchvision")
 
 
-def reference(torchvision, name, num_classes):
-    """torchvision's model in evaluation mode, with no parameter left at 0 or 1."""
+@pytest.fixture(scope="session")
+def reference(torchvision):
+    """``reference(library, name, **options)`` -> its model, as it starts there."""
+
+    def make(library, name, **options):
+        torch.manual_seed(0)
+        if library == "torchvision":
+            return getattr(torchvision.models, name)(**options)
+        return pytest.importorskip("timm").create_model(name, **options)
+
+    return make
+
+
+def randomised(model):
+    """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
+        if name.endswith("running_var"):
+            torch.nn.init.uniform_(tensor, 0.5, 2.0)
+        elif is_scale or name.endswith(("layer_scale", "gamma")):
+            torch.nn.init.uniform_(tensor.data, 0.5, 1.5)
+        elif tensor.ndim == 1:
+            torch.nn.init.normal_(tensor.data, std=0.1)
+        elif tensor.ndim > 1:
+            gain = 1.0 if tensor.ndim == 3 else np.sqrt(2 / tensor[0].numel())
+            torch.nn.init.normal_(tensor.data, std=gain)
+    return model.eval()
+
+
+def tensors_of(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def variables_of(model, ours, library, images):
+    """Our variables with the weights of theirs, every tensor accounted for."""
+    like = jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, False), images)
+    fit = naming.fit(tensors_of(model), ours.namings()[library], like)
+    assert (fit.missing, fit.extra, fit.shapes) == ({}, [], {})
+    leaves, structure = jax.tree.flatten(like)
+    assert len(leaves) == len(fit.found)
+    return structure.unflatten([fit.found[path] for path in naming.flatten(like)])
+
+
+CASES = [
+    ("torchvision", "alexnet", "alexnet", 224),
+    ("torchvision", "alexnet", "alexnet", 130),
+    ("torchvision", "vgg11", "vgg11", 224),
+    ("torchvision", "vgg13_bn", "vgg13_bn", 50),
+    ("torchvision", "vgg16", "vgg16", 64),
+    ("torchvision", "vgg19_bn", "vgg19_bn", 64),
+    ("timm", "vgg11_bn", "vgg11_bn", 224),
+    ("torchvision", "resnet18", "resnet18", 64),
+    ("torchvision", "resnet50", "resnet50", 97),
+    ("torchvision", "resnext50_32x4d", "resnext50_32x4d", 64),
+    ("torchvision", "wide_resnet50_2", "wide_resnet50_2", 64),
+    ("timm", "resnet34", "resnet34", 64),
+    ("timm", "resnet50", "resnet50", 64),
+    ("torchvision", "vit_b_32", "vit_b_32", 224),
+    ("timm", "vit_tiny_patch16_224", "vit_ti_16", 224),
+    ("timm", "vit_small_patch32_224", "vit_s_32", 224),
+    ("torchvision", "convnext_tiny", "convnext_tiny", 65),
+    ("timm", "convnext_tiny", "convnext_tiny", 64),
+    ("timm", "mixer_s16_224", "mixer_s_16", 224),
+    ("timm", "mixer_b32_224", "mixer_b_32", 224),
+    ("torchvision", "efficientnet_b0", "efficientnet_b0", 65),
+    ("timm", "efficientnet_b0", "efficientnet_b0", 64),
+    ("torchvision", "mobilenet_v2", "mobilenet_v2", 65),
+    ("timm", "mobilenetv2_100", "mobilenet_v2", 64),
+]
+
+
+@pytest.mark.parametrize(("library", "theirs", "name", "size"), CASES)
+def test_logits_are_theirs_and_what_we_write_loads_there(
+    reference, library, theirs, name, size
+):
+    model, ours = reference(library, theirs, num_classes=10), MODELS[name](num_classes=10)
+    check(randomised(model), ours, library, size)
+
+
+def check(model, ours, library, size):
+    """Logits agree within 1e-4 of the largest; our file is theirs, tensor for tensor."""
+    images = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    variables = variables_of(model, ours, library, jnp.asarray(images))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    got = jax.jit(lambda v, x: ours.apply(v, x, False).logits)(variables, images)
+    assert np.abs(expected).max() > 0.1
+    assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+    written = naming.to_theirs(variables, ours.namings()[library])
+    there = tensors_of(model)
+    for key, tensor in written.items():
+        np.testing.assert_allclose(tensor, there[key], atol=1e-6)
+    model.load_state_dict(
+        {key: torch.from_numpy(tensor) for key, tensor in written.items()}, strict=True
+    )
+
+
+def test_a_vit_with_fixed_positions_and_mean_pooling_is_timms(reference):
+    theirs = reference(
+        "timm",
+        "vit_tiny_patch16_224",
+        num_classes=10,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        depth=2,
+    )
+    make = MODELS["vit_ti_16"]
+    ours = make(num_classes=10, depth=2, pool="mean", position="sincos")
+    check(randomised(theirs), ours, "timm", 224)
+
+
+class Port(torch.nn.Module):
+    """A wide residual network in PyTorch, with the names of the common port."""
+
+    def __init__(self, depth, widen, classes):
+        super().__init__()
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        for i in (1, 2, 3):
+            blocks = []
+            for n in range((depth - 4) // 6):
+                before = widths[i - 1] if n == 0 else widths[i]
+                blocks.append(PortBlock(before, widths[i], 1 if i == 1 or n else 2))
+            stage = torch.nn.Module()
+            stage.layer = torch.nn.Sequential(*blocks)
+            setattr(self, f"block{i}", stage)
+        self.bn1 = torch.nn.BatchNorm2d(widths[3])
+        self.fc = torch.nn.Linear(widths[3], classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for stage in (self.block1, self.block2, self.block3):
+            x = stage.layer(x)
+        return self.fc(torch.relu(self.bn1(x)).mean(dim=(2, 3)))
+
+
+class PortBlock(torch.nn.Module):
+    def __init__(self, before, width, stride):
+        super().__init__()
+        self.bn1 = torch.nn.BatchNorm2d(before)
+        self.conv1 = torch.nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+        self.conv2 = torch.nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        if before != width:
+            self.convShortcut = torch.nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(x))
+        shortcut = self.convShortcut(y) if hasattr(self, "convShortcut") else x
+        return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(y))))
+
+
+def test_a_wide_resnet_is_the_papers():
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(num_classes=num_classes).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias)
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.02)
-            torch.nn.init.normal_(module.bias)
-    return model
+    theirs = randomised(Port(depth=16, widen=2, classes=10))
+    check(theirs, WideResNet(num_classes=10, depth=16, widen=2), "robustbench", 32)
 
 
-def of_layer(module):
-    """The parameters of one layer of torch's in our form: HWIO and IO kernels."""
-    weight = module.weight.detach()
-    if isinstance(module, torch.nn.BatchNorm2d):
-        return {"scale": weight.numpy(), "bias": module.bias.detach().numpy()}
-    order = (2, 3, 1, 0) if weight.ndim == 4 else (1, 0)
-    return {
-        "kernel": weight.permute(*order).numpy(),
-        "bias": module.bias.detach().numpy(),
-    }
-
-
-def converted(model, conv_names, side):
-    """Variables of AlexNet or a VGG, by the order of torch's layers."""
-    params, batch_stats = {}, {}
-    names = iter(conv_names)
-    for module in model.features:
-        if isinstance(module, torch.nn.Conv2d):
-            name = next(names)
-            params[name] = of_layer(module)
-        elif isinstance(module, torch.nn.BatchNorm2d):
-            params[f"{name}_norm"] = of_layer(module)
-            batch_stats[f"{name}_norm"] = {
-                "mean": module.running_mean.numpy(),
-                "var": module.running_var.numpy(),
-            }
-    dense = [each for each in model.classifier if isinstance(each, torch.nn.Linear)]
-    for name, module in zip(("dense1", "dense2", "head"), dense, strict=True):
-        params[name] = of_layer(module)
-    # Torch flattens channels first, and we positions first.
-    kernel = params["dense1"]["kernel"]
-    by_channel = kernel.reshape(-1, side, side, kernel.shape[1])
-    params["dense1"]["kernel"] = by_channel.transpose(1, 2, 0, 3).reshape(kernel.shape)
-    return {"params": params, "batch_stats": batch_stats}
+def loss_of(model, images, labels):
+    """The mean cross-entropy of a training step of torch's; its gradients are kept."""
+    loss = torch.nn.functional.cross_entropy(model(images.permute(0, 3, 1, 2)), labels)
+    loss.backward()
+    return loss
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("library", "theirs", "name", "size"),
     [
-        ("alexnet", 224),
-        ("alexnet", 130),
-        ("vgg11", 224),
-        ("vgg13_bn", 50),
-        ("vgg16", 64),
-        ("vgg19_bn", 64),
+        ("torchvision", "resnet18", "resnet18", 64),
+        ("torchvision", "mobilenet_v2", "mobilenet_v2", 64),
+        ("timm", "vit_tiny_patch16_224", "vit_ti_16", 224),
     ],
 )
-def test_logits_are_torchvisions(torchvision, name, size):
-    model, ours = reference(torchvision, name, 10), MODELS[name](num_classes=10)
-    images = torch.randn(2, 3, size, size)
-    like = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    made = jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, False), like)
-    names = sorted(k for k in made["params"] if "conv" in k and not k.endswith("_norm"))
-    variables = converted(model, names, side=6 if name == "alexnet" else 7)
-    assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(
-        lambda leaf: leaf.shape, made["params"]
-    )
-    with torch.no_grad():
-        expected = model(images).numpy()
-    got = ours.apply(variables, jnp.asarray(images.permute(0, 2, 3, 1).numpy()), False)
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+def test_gradients_and_statistics_of_a_training_step_are_theirs(
+    reference, library, theirs, name, size
+):
+    options = {"dropout": 0.0} if name == "mobilenet_v2" else {}
+    model = reference(library, theirs, num_classes=10, **options).train()
+    ours = MODELS[name](num_classes=10, **options)
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((8, size, size, 3), np.float32)
+    labels = rng.integers(0, 10, 8)
+    variables = variables_of(model, ours, library, jnp.asarray(images))
+    exact = copy.deepcopy(model).double()
+    value = loss_of(model, torch.from_numpy(images), torch.from_numpy(labels))
+    loss_of(exact, torch.from_numpy(images).double(), torch.from_numpy(labels))
+
+    @jax.jit
+    def objective(params, rest):
+        out, new = ours.apply(
+            {"params": params, **rest}, images, True, mutable=["batch_stats"]
+        )
+        targets = jax.nn.one_hot(labels, 10)
+        return losses.LOSSES["softmax"]()(out.logits, targets).mean(), new
+
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (got, new), grads = gradient(variables["params"], rest)
+    np.testing.assert_allclose(got, value.item(), rtol=1e-4)
+    written = naming.to_theirs({"params": grads, **new}, ours.namings()[library])
+    for (key, tensor), true in zip(
+        model.named_parameters(), exact.parameters(), strict=True
+    ):
+        # Deep ReLU networks magnify rounding: as near the truth as torch's own float32.
+        theirs = np.linalg.norm(tensor.grad.numpy() - true.grad.numpy())
+        size = np.linalg.norm(true.grad.numpy())
+        mine = np.linalg.norm(written[key] - true.grad.numpy())
+        assert mine <= 8 * theirs + 1e-5 * (1 + size), key
+        assert theirs <= 0.05 * size + 1e-4, key
+    for key, tensor in model.named_buffers():
+        if not key.endswith("num_batches_tracked"):
+            scale = tensor.abs().max().item()
+            np.testing.assert_allclose(
+                written[key], tensor.numpy(), atol=1e-4 * scale, rtol=0, err_msg=key
+            )

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import Dtype, adaptive_mean, check_size, max_pool
+from jaxcls.models import layers
+from jaxcls.models.layers import Dtype, Output
+from jaxcls.models.naming import Entry, Naming
 
 # Below this, some feature map would have no position left.
 MIN_SIZE = 63
@@ -13,7 +15,7 @@ MIN_SIZE = 63
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping poolings, three dense layers.
 
-    images [B, H, W, C] float32, H and W at least 63 -> logits [B, K] float32.
+    images [B, H, W, C] float32, H and W at least 63 -> logits [B, K], embed [B, 4096].
     Initialised as PyTorch's layers are, with biases at 0.
     """
 
@@ -22,13 +24,12 @@ class AlexNet(nn.Module):
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be in 0..1")
+        layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_size(images, MIN_SIZE, "alexnet")
+    def __call__(self, images: jax.Array, train: bool) -> Output:
+        layers.check_size(images, MIN_SIZE, "alexnet")
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         x = images.astype(self.dtype)
         for i, (width, kernel, stride, padding, is_pooled) in enumerate(
@@ -51,11 +52,24 @@ class AlexNet(nn.Module):
             )(x)
             x = nn.relu(x)
             if is_pooled:
-                x = max_pool(x, window=3, stride=2)
-        x = adaptive_mean(x, 6).reshape(x.shape[0], -1)
+                x = layers.max_pool(x, window=3, stride=2)
+        x = layers.adaptive_mean(x, 6).reshape(x.shape[0], -1)
         for i in (1, 2):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.Dense(4096, dtype=self.dtype, kernel_init=init, name=f"dense{i}")(x)
             x = nn.relu(x)
-        head = nn.Dense(self.num_classes, kernel_init=init, name="head")
-        return head(x.astype(jnp.float32))
+        return layers.head(x, self.num_classes, init)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        names = [*(f"conv{i}" for i in range(1, 6)), "dense1", "dense2", "head"]
+        return [(name,) for name in names]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our layers in torchvision's files."""
+        places = enumerate((0, 3, 6, 8, 10), 1)
+        table: dict[str, str | Entry] = {f"conv{i}": f"features.{n}" for i, n in places}
+        # There, channels come before positions when they are flattened.
+        table["dense1"] = Entry("classifier.1", view=(6, 6, -1, 4096), shape=(4096, -1))
+        table |= {"dense2": "classifier.4", "head": "classifier.6"}
+        return {"torchvision": Naming(table)}

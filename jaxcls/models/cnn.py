@@ -4,13 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import BatchNorm, Dtype, max_pool
+from jaxcls.models import layers
+from jaxcls.models.layers import BatchNorm, Dtype, Output
+from jaxcls.models.naming import Naming
 
 
 class CNN(nn.Module):
     """Convolutions and poolings, then a dense head.
 
-    images [B, H, W, C] float32 -> logits [B, K] float32.
+    images [B, H, W, C] float32 -> logits [B, K], embed [B, dense].
     widths: filters of each stage; convs: 3x3 convolutions a stage; every stage ends in
     a 2x2 maximum, while the image is at least 2 pixels wide.
     """
@@ -25,17 +27,17 @@ class CNN(nn.Module):
 
     def __post_init__(self) -> None:
         sizes = (*self.widths, self.convs, self.dense)
-        if not self.widths or min(sizes) < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("widths, convs and dense must be at least 1, dropout in 0..1")
+        if not self.widths or min(sizes) < 1:
+            raise ValueError("widths, convs and dense must be at least 1")
+        layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool) -> Output:
         x = images.astype(self.dtype)
         init = nn.initializers.he_normal()
-        for stage, width in enumerate(self.widths):
-            for i in range(self.convs):
-                name = f"stage{stage + 1}_conv{i + 1}"
+        for width, names in zip(self.widths, self._convs(), strict=True):
+            for name in names:
                 x = nn.Conv(
                     width,
                     (3, 3),
@@ -48,9 +50,27 @@ class CNN(nn.Module):
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
             if min(x.shape[1:3]) >= 2:
-                x = max_pool(x, window=2, stride=2)
+                x = layers.max_pool(x, window=2, stride=2)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dense(self.dense, dtype=self.dtype, kernel_init=init, name="dense")(x)
         x = nn.relu(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        return layers.head(x, self.num_classes)
+
+    def _convs(self) -> list[list[str]]:
+        """The names of the convolutions of each stage."""
+        return [
+            [f"stage{stage + 1}_conv{i + 1}" for i in range(self.convs)]
+            for stage in range(len(self.widths))
+        ]
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        norm = ("_norm",) if self.batch_norm else ()
+        convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
+        return [*convs, ("dense",), ("head",)]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our own names, with PyTorch's axes: no other library has this model."""
+        names = [name for group in self.groups() for name in group]
+        return {"pytorch": Naming({name: name for name in names})}

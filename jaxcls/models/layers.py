@@ -1,7 +1,7 @@
 """Layers that several families share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,53 @@ import numpy as np
 from jaxcls.errors import InputError
 
 Dtype = Any
+# As He et al. (arXiv:1502.01852) start convolutions, fan out.
+HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+LECUN = nn.initializers.lecun_normal()
+
+
+class Output(NamedTuple):
+    """What every model gives for B images: logits [B, K], and what its head saw.
+
+    embed [B, D]: the features before the head. Both float32.
+    """
+
+    logits: jax.Array
+    embed: jax.Array
+
+
+def head(
+    x: jax.Array,
+    num_classes: int,
+    kernel_init: nn.initializers.Initializer = LECUN,
+) -> Output:
+    """Features [B, D] -> `Output`, by one dense layer in float32 called "head".
+
+    Called within a model: that name is what fine-tuning replaces.
+    """
+    x = x.astype(jnp.float32)
+    return Output(nn.Dense(num_classes, kernel_init=kernel_init, name="head")(x), x)
+
+
+def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Stochastic depth (Huang et al., arXiv:1603.09382): a branch x [B, ...], or 0.
+
+    Each example is dropped with probability `rate`; the others grow by 1 / (1 - rate).
+    """
+    each = tuple(range(1, x.ndim))
+    return nn.Dropout(rate, broadcast_dims=each, deterministic=not train)(x)
+
+
+def drop_rates(last: float, depth: int) -> list[float]:
+    """The rates of `depth` blocks for `drop_path`: from 0, linearly, to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def check_shares(**shares: float) -> None:
+    """Raise ValueError for a dropout rate that is not at least 0 and below 1."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name}={share} must be at least 0 and below 1, such as 0.1")
 
 
 class BatchNorm(nn.Module):
@@ -115,19 +162,19 @@ def conv(
     bias: bool = False,
     name: str | None = None,
     padding: Sequence[tuple[int, int]] | None = None,
+    groups: int = 1,
+    kernel_init: nn.initializers.Initializer = HE,
 ) -> nn.Conv:
-    """A square convolution, padded by kernel // 2 on every side as PyTorch pads.
-
-    Initialised as He et al. (arXiv:1502.01852), fan out, as ResNets are.
-    """
+    """A square convolution, padded by kernel // 2 on every side as PyTorch pads."""
     side = (kernel // 2, kernel // 2)
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
-        padding=padding or (side, side),
+        padding=(side, side) if padding is None else padding,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        feature_group_count=groups,
+        kernel_init=kernel_init,
         name=name,
     )

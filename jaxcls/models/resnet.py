@@ -1,7 +1,9 @@
 """Residual networks (He et al., arXiv:1512.03385), v1.5: the stride is on the 3x3.
 
 As torchvision builds them: padding, epsilon 1e-5, and, where `zero_init`, the last
-normalisation of every block starts at 0 (Goyal et al., arXiv:1706.02677).
+normalisation of every block starts at 0 (Goyal et al., arXiv:1706.02677). With groups,
+ResNeXt (Xie et al., arXiv:1611.05431); with wider bottlenecks, Wide ResNet (Zagoruyko
+and Komodakis, arXiv:1605.07146).
 """
 
 from collections.abc import Callable
@@ -12,7 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import BatchNorm, Dtype, conv, global_mean, max_pool
+from jaxcls.models import layers
+from jaxcls.models.layers import BatchNorm, Dtype, Output, conv, drop_path
+from jaxcls.models.naming import Naming
 
 
 class BasicBlock(nn.Module):
@@ -22,6 +26,7 @@ class BasicBlock(nn.Module):
     stride: int
     dtype: Dtype
     zero_init: bool
+    drop_path: float = 0.0
     expansion = 1
 
     @nn.compact
@@ -31,35 +36,46 @@ class BasicBlock(nn.Module):
         y = nn.relu(norm(name="norm1")(y, train))
         y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
         y = norm(name="norm2", scale_init=_last(self.zero_init))(y, train)
+        y = drop_path(y, self.drop_path, train)
         return nn.relu(y + _shortcut(x, y, self.stride, self.dtype, train))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around the shortcut: ResNet-50 and deeper."""
+    """1x1, 3x3, 1x1 convolutions around the shortcut: ResNet-50 and deeper.
+
+    groups: of the 3x3. base: its filters in a group for each 64 of `width`.
+    """
 
     width: int
     stride: int
     dtype: Dtype
     zero_init: bool
+    drop_path: float = 0.0
+    groups: int = 1
+    base: int = 64
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(BatchNorm, dtype=self.dtype)
-        y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
+        inner = self.width * self.base // 64 * self.groups
+        y = conv(inner, 1, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y, train))
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv2")(y)
+        middle = partial(conv, inner, 3, self.stride, groups=self.groups)
+        y = middle(dtype=self.dtype, name="conv2")(y)
         y = nn.relu(norm(name="norm2")(y, train))
         y = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")(y)
         y = norm(name="norm3", scale_init=_last(self.zero_init))(y, train)
+        y = drop_path(y, self.drop_path, train)
         return nn.relu(y + _shortcut(x, y, self.stride, self.dtype, train))
 
 
 class ResNet(nn.Module):
-    """images [B, H, W, C] float32 -> logits [B, K] float32.
+    """images [B, H, W, C] float32 -> logits [B, K], embed [B, D].
 
     stem: "imagenet" (7x7 stride 2, then a 3x3 maximum of stride 2) or "small" (one 3x3,
-    for images of about 32 pixels). width: filters of the first stage.
+    for images of about 32 pixels). width: filters of the first stage. drop_path: of the
+    last block, rising linearly from 0. dropout: before the head.
     """
 
     num_classes: int
@@ -69,31 +85,62 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     width: int = 64
     zero_init: bool = True
+    dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem={self.stem!r} must be 'imagenet' or 'small'")
+        layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool) -> Output:
         x = images.astype(self.dtype)
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = conv(self.width, kernel, stride, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm1")(x, train))
         if self.stem == "imagenet":
-            x = max_pool(x, window=3, stride=2, padding=1)
-        for stage, blocks in enumerate(self.stages):
-            for i in range(blocks):
-                x = self.block(
-                    width=self.width * 2**stage,
-                    stride=2 if stage and i == 0 else 1,
-                    dtype=self.dtype,
-                    zero_init=self.zero_init,
-                    name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train)
-        x = global_mean(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+            x = layers.max_pool(x, window=3, stride=2, padding=1)
+        rates = layers.drop_rates(self.drop_path, len(self._blocks()))
+        for (name, stage, i), rate in zip(self._blocks(), rates, strict=True):
+            x = self.block(
+                width=self.width * 2**stage,
+                stride=2 if stage and i == 0 else 1,
+                dtype=self.dtype,
+                zero_init=self.zero_init,
+                drop_path=rate,
+                name=name,
+            )(x, train)
+        x = layers.global_mean(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return layers.head(x, self.num_classes)
+
+    def _blocks(self) -> list[tuple[str, int, int]]:
+        """(name, stage, number within it) of every block."""
+        return [
+            (f"stage{stage + 1}_block{i + 1}", stage, i)
+            for stage, blocks in enumerate(self.stages)
+            for i in range(blocks)
+        ]
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        blocks = [(name,) for name, _, _ in self._blocks()]
+        return [("conv1", "norm1"), *blocks, ("head",)]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our layers in torchvision's files, and in timm's, which are alike."""
+        table = {"conv1": "conv1", "norm1": "bn1"}
+        for name, stage, i in self._blocks():
+            theirs = f"layer{stage + 1}.{i}"
+            for n in (1, 2, 3):
+                table[f"{name}/conv{n}"] = f"{theirs}.conv{n}"
+                table[f"{name}/norm{n}"] = f"{theirs}.bn{n}"
+            table[f"{name}/shortcut_conv"] = f"{theirs}.downsample.0"
+            table[f"{name}/shortcut_norm"] = f"{theirs}.downsample.1"
+        naming = Naming(table | {"head": "fc"})
+        return {"torchvision": naming, "timm": naming}
 
 
 def _last(zero_init: bool) -> nn.initializers.Initializer:
@@ -110,10 +157,18 @@ def _shortcut(
     return BatchNorm(dtype=dtype, name="shortcut_norm")(x, train)
 
 
+_NEXT50 = partial(Bottleneck, groups=32, base=4)
+_NEXT101 = partial(Bottleneck, groups=32, base=8)
+_WIDE = partial(Bottleneck, base=128)
+
 RESNETS: dict[str, Callable[..., ResNet]] = {
     "resnet18": partial(ResNet, stages=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock),
     "resnet50": partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck),
     "resnet101": partial(ResNet, stages=(3, 4, 23, 3), block=Bottleneck),
     "resnet152": partial(ResNet, stages=(3, 8, 36, 3), block=Bottleneck),
+    "resnext50_32x4d": partial(ResNet, stages=(3, 4, 6, 3), block=_NEXT50),
+    "resnext101_32x8d": partial(ResNet, stages=(3, 4, 23, 3), block=_NEXT101),
+    "wide_resnet50_2": partial(ResNet, stages=(3, 4, 6, 3), block=_WIDE),
+    "wide_resnet101_2": partial(ResNet, stages=(3, 4, 23, 3), block=_WIDE),
 }

@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import BatchNorm, Dtype, adaptive_mean, check_size, conv, max_pool
+from jaxcls.models import layers
+from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
+from jaxcls.models.naming import Entry, Naming
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Each of the five stages halves the image.
@@ -17,7 +19,7 @@ MIN_SIZE = 32
 class VGG(nn.Module):
     """Stages of 3x3 convolutions, each ending in a 2x2 maximum; three dense layers.
 
-    images [B, H, W, C] float32, H and W at least 32 -> logits [B, K] float32.
+    images [B, H, W, C] float32, H and W at least 32 -> logits [B, K], embed [B, 4096].
     convs: 3x3 convolutions of each stage.
     """
 
@@ -28,30 +30,64 @@ class VGG(nn.Module):
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be in 0..1")
+        layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_size(images, MIN_SIZE, "vgg")
+    def __call__(self, images: jax.Array, train: bool) -> Output:
+        layers.check_size(images, MIN_SIZE, "vgg")
         x = images.astype(self.dtype)
-        for stage, (width, convs) in enumerate(zip(WIDTHS, self.convs, strict=True), 1):
-            for i in range(1, convs + 1):
-                name = f"stage{stage}_conv{i}"
+        for width, names in zip(WIDTHS, self._convs(), strict=True):
+            for name in names:
                 x = conv(width, 3, dtype=self.dtype, bias=True, name=name)(x)
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
-            x = max_pool(x, window=2, stride=2)
-        x = adaptive_mean(x, 7).reshape(x.shape[0], -1)
+            x = layers.max_pool(x, window=2, stride=2)
+        x = layers.adaptive_mean(x, 7).reshape(x.shape[0], -1)
         init = nn.initializers.normal(0.01)
         for i in (1, 2):
             x = nn.Dense(4096, dtype=self.dtype, kernel_init=init, name=f"dense{i}")(x)
             x = nn.relu(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        head = nn.Dense(self.num_classes, kernel_init=init, name="head")
-        return head(x.astype(jnp.float32))
+        return layers.head(x, self.num_classes, init)
+
+    def _convs(self) -> list[list[str]]:
+        """The names of the convolutions of each stage."""
+        return [
+            [f"stage{stage}_conv{i + 1}" for i in range(convs)]
+            for stage, convs in enumerate(self.convs, 1)
+        ]
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        norm = ("_norm",) if self.batch_norm else ()
+        convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
+        return [*convs, ("dense1",), ("dense2",), ("head",)]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our layers in torchvision's files and timm's."""
+        table: dict[str, str | Entry] = {}
+        place = 0  # In their list of layers, where ReLU and pooling count too.
+        for names in self._convs():
+            for name in names:
+                table[name] = f"features.{place}"
+                table[f"{name}_norm"] = f"features.{place + 1}"
+                place += 3 if self.batch_norm else 2
+            place += 1
+        # There, channels come before positions when they are flattened.
+        view = (7, 7, -1, 4096)
+        vision = table | {
+            "dense1": Entry("classifier.0", view=view, shape=(4096, -1)),
+            "dense2": "classifier.3",
+            "head": "classifier.6",
+        }
+        timm = table | {
+            "dense1": Entry("pre_logits.fc1", view=view),
+            "dense2": Entry("pre_logits.fc2", view=(1, 1, 4096, 4096)),
+            "head": "head.fc",
+        }
+        return {"torchvision": Naming(vision), "timm": Naming(timm)}
 
 
 VGGS: dict[str, Callable[..., VGG]] = {

@@ -1,0 +1,228 @@
+"""Vision Transformers (Dosovitskiy et al., arXiv:2010.11929).
+
+With pool="mean" and position="sincos", the plainer form of Beyer et al.
+(arXiv:2205.01580). Initialised as the authors' own code is.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.errors import InputError
+from jaxcls.models import layers
+from jaxcls.models.layers import Dtype, Output, drop_path
+from jaxcls.models.naming import Entry, Naming
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+def sincos(height: int, width: int, features: int) -> np.ndarray:
+    """Fixed positions [1, height * width, features] float32: sines and cosines of x and y.
+
+    As MoCo v3 and big_vision have them: frequencies from 1 to 1 / 10000.
+    """
+    y, x = np.mgrid[:height, :width].reshape(2, -1, 1)
+    omega = 10_000.0 ** -np.linspace(0, 1, features // 4)
+    parts = [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
+    return np.concatenate(parts, axis=1, dtype=np.float32)[None]
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads over tokens x [B, N, D]; the softmax is float32."""
+
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, tokens, features = x.shape
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
+        qkv = dense(3 * features, name="qkv")(x)
+        query, key, value = jnp.split(
+            qkv.reshape(batch, tokens, 3 * self.heads, features // self.heads), 3, axis=2
+        )
+        y = jax.nn.dot_product_attention(query, key, value)
+        return dense(features, name="out")(y.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Attention, then a network of two layers on each token, both around a shortcut."""
+
+    heads: int
+    hidden: int
+    dtype: Dtype
+    dropout: float
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        bias = nn.initializers.normal(1e-6)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER, bias_init=bias)
+        y = Attention(self.heads, self.dtype, name="attention")(norm(name="norm1")(x))
+        x = x + drop_path(dropout(y), self.drop_path, train)
+        y = dense(self.hidden, name="dense1")(norm(name="norm2")(x))
+        y = dropout(nn.gelu(y, approximate=False))
+        y = dropout(dense(x.shape[-1], name="dense2")(y))
+        return x + drop_path(y, self.drop_path, train)
+
+
+class ViT(nn.Module):
+    """images [B, H, W, C] float32, H and W multiples of `patch` -> logits, embed.
+
+    pool: "token" (a class token) or "mean" (over all tokens, and no class token).
+    position: "learned" or "sincos". drop_path: of the last block, rising from 0.
+    """
+
+    num_classes: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    dtype: Dtype = jnp.float32
+    pool: str = "token"
+    position: str = "learned"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("token", "mean"):
+            raise ValueError(f"pool={self.pool!r} must be 'token' or 'mean'")
+        if self.position not in ("learned", "sincos"):
+            raise ValueError(f"position={self.position!r} must be 'learned' or 'sincos'")
+        layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> Output:
+        x = patches(images, self.width, self.patch, "vit", self.dtype, name="patch")
+        grid = x.shape[1:3]
+        x = x.reshape(x.shape[0], -1, self.width)
+        if self.pool == "token":
+            token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
+            x = jnp.concatenate([_repeated(token, x), x], axis=1)
+        x = x + self._positions(*grid).astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        rates = layers.drop_rates(self.drop_path, self.depth)
+        for i, rate in enumerate(rates, 1):
+            x = Block(
+                self.heads,
+                4 * self.width,
+                self.dtype,
+                self.dropout,
+                rate,
+                name=f"block{i}",
+            )(x, train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = x[:, 0] if self.pool == "token" else x.astype(jnp.float32).mean(axis=1)
+        return layers.head(x, self.num_classes, nn.initializers.zeros)
+
+    def _positions(self, height: int, width: int) -> jax.Array:
+        """[1, N, width]; the class token, where there is one, comes first."""
+        tokens = int(self.pool == "token")
+        if self.position == "sincos":
+            # A variable that no step changes, so that files of weights have it.
+            table = np.pad(sincos(height, width, self.width), ((0, 0), (tokens, 0), (0, 0)))
+            return self.variable("batch_stats", "position", jnp.asarray, table).value
+        init = nn.initializers.normal(1 / np.sqrt(self.width))
+        shape = (1, tokens + height * width, self.width)
+        return self.param("position", init, shape)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        blocks = [(f"block{i}",) for i in range(1, self.depth + 1)]
+        return [("patch", "token", "position"), *blocks, ("norm", "head")]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our layers in torchvision's files (of models with a class token) and timm's."""
+        prefix = int(self.pool == "token")
+        timm: dict[str, str | Entry] = {
+            "patch": "patch_embed.proj",
+            "token": "cls_token",
+            "position": Entry("pos_embed", grid=prefix),
+        }
+        vision: dict[str, str | Entry] = {
+            "patch": "conv_proj",
+            "token": "class_token",
+            "position": Entry("encoder.pos_embedding", grid=prefix),
+        }
+        for i in range(self.depth):
+            ours, theirs = f"block{i + 1}", f"blocks.{i}"
+            timm[f"{ours}/norm1"] = f"{theirs}.norm1"
+            timm[f"{ours}/attention/qkv"] = f"{theirs}.attn.qkv"
+            timm[f"{ours}/attention/out"] = f"{theirs}.attn.proj"
+            timm[f"{ours}/norm2"] = f"{theirs}.norm2"
+            timm[f"{ours}/dense1"] = f"{theirs}.mlp.fc1"
+            timm[f"{ours}/dense2"] = f"{theirs}.mlp.fc2"
+            theirs = f"encoder.layers.encoder_layer_{i}"
+            attention = f"{theirs}.self_attention"
+            vision[f"{ours}/norm1"] = f"{theirs}.ln_1"
+            vision[f"{ours}/attention/qkv/kernel"] = f"{attention}.in_proj_weight"
+            vision[f"{ours}/attention/qkv/bias"] = f"{attention}.in_proj_bias"
+            vision[f"{ours}/attention/out"] = f"{attention}.out_proj"
+            vision[f"{ours}/norm2"] = f"{theirs}.ln_2"
+            vision[f"{ours}/dense1"] = f"{theirs}.mlp.0"
+            vision[f"{ours}/dense2"] = f"{theirs}.mlp.3"
+        timm |= {"norm": "norm", "head": "head"}
+        vision |= {"norm": "encoder.ln", "head": "heads.head"}
+        namings = {"torchvision": Naming(vision), "timm": Naming(timm)}
+        return namings if self.pool == "token" else {"timm": namings["timm"]}
+
+
+def patches(
+    images: jax.Array, features: int, patch: int, model: str, dtype: Dtype, name: str
+) -> jax.Array:
+    """images [B, H, W, C] -> tokens [B, H / patch, W / patch, features].
+
+    A dense layer on each patch; called within a model. Raises `InputError` where the
+    patches do not cover the image exactly.
+    """
+    height, width = images.shape[1:3]
+    if height % patch or width % patch:
+        near = max(1, round(min(height, width) / patch)) * patch
+        raise InputError(
+            f"model.name={model} cuts images into patches of {patch} pixels, and gets"
+            f" {width}x{height}; end data.train_ops and data.eval_ops in a multiple, such"
+            f" as resize({near})"
+        )
+    cut = nn.Conv(
+        features,
+        (patch, patch),
+        strides=(patch, patch),
+        padding="VALID",
+        dtype=dtype,
+        name=name,
+    )
+    return cut(images.astype(dtype))
+
+
+def _repeated(token: jax.Array, x: jax.Array) -> jax.Array:
+    """token [1, 1, D] for each example of x [B, N, D], in its dtype."""
+    return jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+
+
+class _Size(NamedTuple):
+    width: int
+    depth: int
+    heads: int
+
+
+_SIZES = {
+    "ti": _Size(192, depth=12, heads=3),
+    "s": _Size(384, depth=12, heads=6),
+    "b": _Size(768, depth=12, heads=12),
+    "l": _Size(1024, depth=24, heads=16),
+}
+VITS: dict[str, Callable[..., ViT]] = {
+    f"vit_{name}_{patch}": partial(
+        ViT, patch=patch, width=size.width, depth=size.depth, heads=size.heads
+    )
+    for name, size in _SIZES.items()
+    for patch in (16, 32)
+}

@@ -1,0 +1,104 @@
+"""Wide residual networks for small images (Zagoruyko and Komodakis, arXiv:1605.07146).
+
+Normalisation and ReLU come before each convolution, as in the paper's own networks for
+CIFAR; names in files are those of the common PyTorch port, which RobustBench keeps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models import layers
+from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
+from jaxcls.models.naming import Naming
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, dropout between them, and the shortcut."""
+
+    width: int
+    stride: int
+    dtype: Dtype
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(BatchNorm, dtype=self.dtype)
+        y = nn.relu(norm(name="norm1")(x, train))
+        if x.shape[-1] != self.width:  # Then the shortcut is normalised as well.
+            projection = partial(conv, self.width, 1, self.stride, dtype=self.dtype)
+            x = projection(name="shortcut_conv")(y)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(y)
+        y = nn.relu(norm(name="norm2")(y, train))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return x + conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+
+
+class WideResNet(nn.Module):
+    """images [B, H, W, C] float32 -> logits [B, K], embed [B, D].
+
+    depth: 6 n + 4, for n blocks in each of three stages. widen: filters are 16, 32 and 64
+    times this. dropout: within the blocks (the paper's is 0.3 where it has any).
+    """
+
+    num_classes: int
+    depth: int
+    widen: int
+    dtype: Dtype = jnp.float32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.depth % 6 != 4 or self.depth < 10 or self.widen < 1:
+            raise ValueError(
+                f"depth={self.depth}, widen={self.widen}: depth must be 6 n + 4, such as"
+                " 28, and widen at least 1"
+            )
+        layers.check_shares(dropout=self.dropout)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> Output:
+        x = conv(16, 3, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
+        for name, stage, i in self._blocks():
+            x = Block(
+                width=16 * self.widen * 2**stage,
+                stride=2 if stage and i == 0 else 1,
+                dtype=self.dtype,
+                dropout=self.dropout,
+                name=name,
+            )(x, train)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        return layers.head(layers.global_mean(x), self.num_classes)
+
+    def _blocks(self) -> list[tuple[str, int, int]]:
+        """(name, stage, number within it) of every block."""
+        return [
+            (f"stage{stage + 1}_block{i + 1}", stage, i)
+            for stage in range(3)
+            for i in range((self.depth - 4) // 6)
+        ]
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth, for rates that decay towards the input."""
+        return [("conv1",), *((name,) for name, _, _ in self._blocks()), ("norm", "head")]
+
+    def namings(self) -> dict[str, Naming]:
+        """Our layers in the files of PyTorch's port."""
+        table = {"conv1": "conv1"}
+        for name, stage, i in self._blocks():
+            theirs = f"block{stage + 1}.layer.{i}"
+            for n in (1, 2):
+                table[f"{name}/norm{n}"] = f"{theirs}.bn{n}"
+                table[f"{name}/conv{n}"] = f"{theirs}.conv{n}"
+            table[f"{name}/shortcut_conv"] = f"{theirs}.convShortcut"
+        return {"robustbench": Naming(table | {"norm": "bn1", "head": "fc"})}
+
+
+WIDE_RESNETS: dict[str, Callable[..., WideResNet]] = {
+    "wrn16_4": partial(WideResNet, depth=16, widen=4),
+    "wrn28_10": partial(WideResNet, depth=28, widen=10),
+    "wrn40_2": partial(WideResNet, depth=40, widen=2),
+}
