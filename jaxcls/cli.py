@@ -19,7 +19,7 @@ from jaxcls.errors import (
     StoppedError,
 )
 
-DONE, BAD_INPUT, DIVERGED = 0, 2, 3
+DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 
 EXIT_STATUS = (
     "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"

@@ -1,4 +1,4 @@
-"""Every knob once: its default, its unit and reason, and whether it identifies a run.
+"""A config: the knobs of `jaxcls.knobs` with values, from a file and a command line.
 
 A config is plain, independent facts; what follows from them (steps, effective rate,
 sizes, classes) is computed in `experiment.build`. A config file starts from `base()`,
@@ -13,101 +13,18 @@ which is locked, so a misspelt key fails in the file as it does on the command l
 """
 
 import importlib.util
-import json
 import math
 import pathlib
 import re
-import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxcls import durations
 from jaxcls.errors import InputError, did_you_mean
-
-
-class Knob(NamedTuple):
-    """A config key. `identity`: part of what a run *is*; else only how it is run."""
-
-    default: bool | int | float | str
-    about: str
-    identity: bool = True
-
-
-KNOBS: dict[str, Knob] = {
-    "seed": Knob(0, "decides init, order, crops, augmentation and dropout"),
-    "batch_size": Knob(128, "examples a step, over all devices and hosts"),
-    "length": Knob("10 epochs", "of the run: epochs, steps or examples"),
-    "model.name": Knob("cnn", "an entry of MODELS, with options: 'cnn(dropout=0.2)'"),
-    "model.dtype": Knob(
-        "auto",
-        "of the computation; params are float32. auto: bfloat16 on accelerators,"
-        " float32 on CPU (which one is the topology's, so part of law 1's inputs)",
-    ),
-    "data.name": Knob("digits", "a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'"),
-    "data.dir": Knob("", "where it is; '': TFDS_DATA_DIR or ~/tensorflow_datasets", False),
-    "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
-    "data.eval": Knob("", "split that drives keep-best and early stopping; '': none"),
-    "data.test": Knob("", "split scored once, at the end; '': none"),
-    "data.classes": Knob(
-        "", "classes to use, 'cat, dog' or '0-9', in every split; '': all"
-    ),
-    "data.fraction": Knob(
-        1.0, "share of each class's training examples; 0.1 is within 0.2"
-    ),
-    "data.fraction_seed": Knob(0, "which examples data.fraction takes"),
-    "data.balance": Knob(False, "every class equally often in an epoch"),
-    "data.train_ops": Knob("decode", "host pipeline, bytes -> uint8 pixels of one size"),
-    "data.eval_ops": Knob("decode", "the same for evaluation and prediction"),
-    "data.resident": Knob(
-        "auto", "keep decoded images on the device: auto (to 512 MiB), on, off", False
-    ),
-    "data.threads": Knob(0, "decoding threads a host; 0: one a core", False),
-    "data.prefetch": Knob(2, "batches kept ready", False),
-    "augment": Knob("", "device pipeline over uint8 images, keyed per example"),
-    "mix": Knob("", "mixing of examples within the batch, after augment and normalize"),
-    "normalize": Knob("unit", "uint8 -> float32, an entry of NORMALIZATIONS"),
-    "loss.name": Knob("softmax", "an entry of LOSSES"),
-    "loss.smoothing": Knob(0.0, "label smoothing, share of the target spread over all"),
-    "optim.name": Knob("sgd", "an entry of OPTIMIZERS: 'adamw(b2=0.95)'"),
-    "optim.lr": Knob(0.1, "peak learning rate"),
-    "optim.lr_per": Knob(0, "batch size that optim.lr is meant for; 0: lr is absolute"),
-    "optim.weight_decay": Knob(0.0, "coupled (L2) for sgd and adam, decoupled for adamw"),
-    "optim.decay_on": Knob(
-        "kernel$",
-        "regular expression on 'layer/param': what decays; biases and norms do not",
-    ),
-    "optim.schedule": Knob("cosine", "an entry of SCHEDULES, from peak to the end"),
-    "optim.warmup": Knob("0 steps", "linear from 0 to the peak"),
-    "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
-    "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
-    "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),
-    "eval.batch_size": Knob(0, "examples a batch; 0: batch_size"),
-    "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),
-    "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
-    "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
-    "early_stop.min_delta": Knob(0.0, "least gain in best.metric that counts for patience"),
-    "nonfinite.policy": Knob(
-        "stop",
-        "at a loss or gradient that is not finite: stop; skip its batch; or rewind to the"
-        " last checkpoint.every and leave out the batches since",
-    ),
-    "nonfinite.skips": Knob(10, "batches in a row that skip leaves out before it stops"),
-    "nonfinite.rewinds": Knob(3, "times that rewind goes back before it stops"),
-    "checkpoint.every": Knob("1 epoch", "besides each new best and the last step", False),
-    "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
-    "log.every": Knob("50 steps", "training records", False),
-    "log.tensorboard": Knob(True, "write event files too", False),
-    "watchdog.first": Knob(
-        1800, "seconds for the first step, with its compilation; several processes", False
-    ),
-    "watchdog.later": Knob(
-        600, "seconds from step to step before a process of several ends; 0: any", False
-    ),
-    "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
-}
+from jaxcls.knobs import KNOBS
 
 
 def base() -> ConfigDict:
@@ -183,27 +100,33 @@ def check(config: ConfigDict) -> None:
     _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
     _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
     _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
-    _require(values, "optim.lr", values["optim.lr"] > 0, "must be above 0")
+    for key in ("optim.lr", "optim.head_lr", "optim.layer_decay"):
+        _require(values, key, values[key] > 0, "must be above 0")
+    decay = values["optim.layer_decay"]
+    _require(values, "optim.layer_decay", decay <= 1, "must be at most 1")
     for key, knob in KNOBS.items():
         if type(knob.default) is int:
             _require(values, key, values[key] < 2**32, "must be below 2**32")
-    for key in ("length", "optim.warmup", "eval.every", "checkpoint.every", "log.every"):
+    from_zero = ("optim.warmup", "optim.head_first")
+    for key in ("length", *from_zero, "eval.every", "checkpoint.every", "log.every"):
         number, unit = durations.parse(values[key], key)
-        if key != "optim.warmup" and number <= 0:
+        if key not in from_zero and number <= 0:
             raise InputError(f"{key}={values[key]!r} must be above 0; try '1 epoch'")
         if key == "length" and unit == "percent":
             raise InputError(f"length={values[key]!r}: give epochs, steps or examples")
-    try:
-        re.compile(values["optim.decay_on"])
-    except re.error as error:
-        raise InputError(
-            f"optim.decay_on={values['optim.decay_on']!r} is not a regular expression"
-            f" ({error}); try 'kernel$'"
-        ) from None
+    for key in ("optim.decay_on", "optim.freeze", "init.skip"):
+        try:
+            re.compile(values[key])
+        except re.error as error:
+            raise InputError(
+                f"{key}={values[key]!r} is not a regular expression ({error});"
+                " try 'kernel$'"
+            ) from None
     for key, allowed in {
         "model.dtype": ("auto", "float32", "bfloat16"),
         "data.resident": ("auto", "on", "off"),
         "nonfinite.policy": ("stop", "skip", "rewind"),
+        "init.head": ("keep", "fresh", "auto"),
     }.items():
         _require(values, key, values[key] in allowed, f"must be one of {allowed}")
     is_share = 0 < values["data.fraction"] <= 1
@@ -226,18 +149,6 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with (old, new)."""
     before, after = flat(old), flat(new)
     return {k: (before[k], after[k]) for k in KNOBS if before[k] != after[k]}
-
-
-def describe() -> str:
-    """The table of knobs for ``--help``: key, default, whether identity, and why."""
-    width = max(map(len, KNOBS)) + 6
-    rows = []
-    for key, knob in KNOBS.items():
-        head = f"  {'*' if knob.identity else ' '} {key}"
-        about = textwrap.wrap(f"{knob.about} [{json.dumps(knob.default)}]", 98 - width)
-        rows.append(f"{head:<{width}}{about[0]}")
-        rows += [" " * width + text for text in about[1:]]
-    return "\n".join(rows)
 
 
 def _run_file(path: str) -> ConfigDict:

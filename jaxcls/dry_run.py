@@ -34,6 +34,8 @@ def describe(exp: Experiment) -> str:
         f" then {exp.config.optim.schedule}",
         "memory": _memory(exp),
     }
+    if exp.initial:
+        rows["weights"] = "; ".join(exp.initial.notes)
     lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
     return "".join(lines) + "\n" + to_text(exp.config).rstrip("\n")
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxcls import checkpoint, cli, experiment, hosts, logs, memory, mesh, sources
-from jaxcls.config import KNOBS, override
+from jaxcls.config import override
 from jaxcls.errors import InputError
+from jaxcls.knobs import KNOBS
 from jaxcls.workdir import Workdir
 
 

@@ -1,40 +1,24 @@
 """config -> Experiment: the only road from a config to objects.
 
 Everything is built on first use, so `predict` works where the dataset is absent and a
-dry run starts no device. What a config implies (steps, rate, sizes, classes) is
-computed here, once.
+dry run starts no device.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import flax.errors
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from jaxcls import (
-    augment,
-    durations,
-    losses,
-    memory,
-    mesh,
-    metrics,
-    optimizers,
-    pipeline,
-    sources,
-    step,
-)
+from jaxcls import memory, mesh, sources, step
 from jaxcls.config import check
-from jaxcls.data import Data, DeviceBatch
-from jaxcls.errors import InputError
-from jaxcls.models import MODELS, Classifier
-
-# Streams of device randomness, each its own key, so that a study can vary one alone.
-_STREAMS = {"init": 0, "augment": 1, "dropout": 2}
+from jaxcls.data import DeviceBatch
+from jaxcls.errors import InputError, first_line
+from jaxcls.initial import Initial, load, resolved
+from jaxcls.plan import Plan
 
 
 def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment":
@@ -43,81 +27,11 @@ def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment
     `facts`: what is known of the dataset, where it need not (or cannot) be opened.
     """
     check(config)
-    return Experiment(config, facts)
+    return Experiment(resolved(config), facts)
 
 
-class Experiment:
-    """A config's objects, each made when first asked for."""
-
-    def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
-        self.config = config
-        self.data = Data(config, facts, lambda: self.mesh)
-
-    # What the config implies.
-
-    @functools.cached_property
-    def examples(self) -> int:
-        """How many examples one epoch has."""
-        return self.count("train")
-
-    def count(self, role: str) -> int:
-        """Examples of data.train, data.eval or data.test; 0 where the split is ''."""
-        split = self.config.data[role]
-        return self.data.count(split, f"data.{role}") if split else 0
-
-    @functools.cached_property
-    def steps(self) -> int:
-        """Updates of the whole run."""
-        steps = durations.step_of(1, self._duration("length"))
-        if steps >= 2**31:
-            raise InputError(
-                f"length={self.config.length!r} is {steps:.1e} steps, over 2**31"
-            )
-        if steps < 1:
-            raise InputError(
-                f"length={self.config.length!r} is less than one batch of"
-                f" batch_size={self.config.batch_size}; train longer or take less"
-            )
-        return steps
-
-    @functools.cached_property
-    def every(self) -> dict[str, Fraction]:
-        """Steps, exactly, between evaluations ("eval"), "checkpoint"s and "log" records."""
-        return {
-            name: self._duration(f"{name}.every", self.steps)
-            for name in ("eval", "checkpoint", "log")
-        }
-
-    @functools.cached_property
-    def lr(self) -> float:
-        """The peak learning rate in effect: optim.lr, scaled where optim.lr_per is set."""
-        optim = self.config.optim
-        return (
-            optim.lr * self.config.batch_size / optim.lr_per if optim.lr_per else optim.lr
-        )
-
-    @functools.cached_property
-    def warmup(self) -> int:
-        """Steps of linear warm-up."""
-        warmup = durations.step_of(1, self._duration("optim.warmup", self.steps))
-        if warmup >= self.steps:
-            raise InputError(
-                f"optim.warmup={self.config.optim.warmup!r} is {warmup} steps and the whole"
-                f" run has {self.steps}; try '5 percent'"
-            )
-        return warmup
-
-    def _duration(self, key: str, total: int | None = None) -> Fraction:
-        text: Any = self.config
-        for part in key.split("."):
-            text = text[part]
-        return durations.to_steps(
-            text,
-            key,
-            examples=self.examples,
-            batch_size=self.config.batch_size,
-            total=total,
-        )
+class Experiment(Plan):
+    """A plan on its mesh: state, batches and compiled steps, each made when asked for."""
 
     def implied(self) -> dict[str, Any]:
         """What config.json keeps of what follows from config and data."""
@@ -129,157 +43,18 @@ class Experiment:
             "examples": {role: self.count(role) for role in ("train", "eval", "test")},
             "lr": self.lr,
             "order": self.data.order_name,
+            "weights": self.initial.fingerprint if self.initial else "",
         }
 
-    # The pure half.
-
     @functools.cached_property
-    def dtype(self) -> Any:
-        """Of the computation, with "auto" decided by the mesh."""
-        name = self.config.model.dtype
-        if name == "auto":
-            name = "bfloat16" if mesh.is_accelerator(self.mesh) else "float32"
-        return jnp.dtype(name)
-
-    @functools.cached_property
-    def module(self) -> Classifier:
-        """The model as a Flax module."""
-        return pipeline.build_one(
-            self.config.model.name,
-            MODELS,
-            "model.name",
-            num_classes=self.data.num_classes,
-            dtype=self.dtype,
-        )
-
-    @functools.cached_property
-    def model(self) -> step.Model:
-        """The model as pure functions."""
-        module = self.module
-
-        def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
-            return module.init({"params": key}, images, False)
-
-        def apply(
-            variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
-        ) -> tuple[jax.Array, Any]:
-            if not train:
-                out = module.apply(variables, images, False)
-                return out.logits, variables["batch_stats"]
-            out, updated = module.apply(
-                variables, images, True, mutable=["batch_stats"], rngs={"dropout": key}
-            )
-            return out.logits, updated.get("batch_stats", {})
-
-        return step.Model(init, apply)
-
-    @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """optax's, at a learning rate of 1: see optimizers.py."""
-        optim = self.config.optim
-        made = pipeline.build_one(
-            optim.name,
-            optimizers.OPTIMIZERS,
-            "optim.name",
-            weight_decay=optim.weight_decay,
-            mask=optimizers.decay_mask(optim.decay_on),
-        )
-        return optimizers.clip(made, optim.clip_norm)
-
-    @functools.cached_property
-    def schedule(self) -> optimizers.Schedule:
-        """The learning rate as a function of the step."""
-        after = pipeline.build_one(
-            self.config.optim.schedule,
-            optimizers.SCHEDULES,
-            "optim.schedule",
-            peak=self.lr,
-            steps=self.steps - self.warmup,
-        )
-        return optimizers.warm_up(after, self.lr, self.warmup)
-
-    @functools.cached_property
-    def loss(self) -> losses.Loss:
-        """The loss, one value an example."""
-        return pipeline.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
-
-    @functools.cached_property
-    def normalize(self) -> augment.Normalization:
-        """uint8 images -> what the model takes."""
-        table = augment.NORMALIZATIONS
-        return pipeline.build_one(self.config.normalize, table, "normalize")
-
-    @functools.cached_property
-    def metrics(self) -> list[metrics.Metric]:
-        """The metrics of training records and evaluations, besides the loss."""
-        text = self.config.eval.metrics
-        made = pipeline.build(text, metrics.METRICS, "eval.metrics")
-        if len({metric.name for metric in made}) < len(made):
-            raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
-        return made
-
-    @functools.cached_property
-    def higher_is_better(self) -> bool:
-        """The direction of best.metric."""
-        directions = {"loss": False, **{m.name: m.higher for m in self.metrics}}
-        if self.config.ema.decay:
-            directions |= {f"ema_{name}": up for name, up in directions.items()}
-        name = self.config.best.metric
-        if name not in directions:
-            raise InputError(
-                f"best.metric={name!r} is not evaluated; one of {', '.join(directions)},"
-                " or add it to eval.metrics"
-            )
-        return directions[name]
-
-    def _raw_init(self) -> step.Init:
-        return step.make_init(
-            self.model,
-            self.optimizer,
-            image_shape=self.data.train_shape,
-            ema=bool(self.config.ema.decay),
-            higher=self.higher_is_better,
-            rewinds=self.config.nonfinite.rewinds,
-        )
-
-    @functools.cached_property
-    def _raw_inputs(self) -> step.Inputs:
-        mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
-        if len(mixes) > 1:
-            raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
-        table = augment.AUGMENTATIONS
-        return step.make_inputs(
-            num_classes=self.data.num_classes,
-            smoothing=self.config.loss.smoothing,
-            augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
-            normalize=self.normalize,
-            mix=mixes[0] if mixes else None,
-        )
-
-    def _raw_train_step(self) -> step.TrainStep:
-        nonfinite = self.config.nonfinite
-        return step.make_train_step(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self.loss,
-            self._raw_inputs,
-            metrics=self.metrics,
-            ema_decay=self.config.ema.decay,
-            most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
-        )
-
-    # On the mesh.
-
-    @functools.cached_property
-    def mesh(self) -> jax.sharding.Mesh:
-        """The devices of the run."""
-        return mesh.make(self.config.mesh.devices)
+    def initial(self) -> Initial | None:
+        """What init.weights has for the state at step 0; None where it is ""."""
+        return load(self) if self.config.init.weights else None
 
     @functools.cached_property
     def state_shapes(self) -> step.State:
         """The state as shapes and dtypes, found without computing anything."""
-        return jax.eval_shape(self._raw_init(), *self._keys())
+        return jax.eval_shape(self.pure_init(), *self.keys(), {})
 
     @functools.cached_property
     def state_like(self) -> step.State:
@@ -292,22 +67,17 @@ class Experiment:
 
     def init(self) -> step.State:
         """The state at step 0, on the mesh."""
-        return self._jitted_init(*self._keys())
+        given = self.initial.arrays if self.initial else {}
+        return self._jitted_init(*self.keys(), given)
 
     @functools.cached_property
     def _jitted_init(self) -> step.Init:
-        return jax.jit(self._raw_init(), out_shardings=mesh.replicated(self.mesh))
-
-    def _keys(self) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The key of init, and those that the state carries."""
-        root = jax.random.key(self.config.seed, impl="threefry2x32")
-        keys = {name: jax.random.fold_in(root, i) for name, i in _STREAMS.items()}
-        return keys.pop("init"), keys
+        return jax.jit(self.pure_init(), out_shardings=mesh.replicated(self.mesh))
 
     def model_inputs(self, step: int, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
         """(images, targets) that the train step at `step` gives the model for a batch."""
-        key = self._keys()[1]["augment"]
-        return jax.jit(self._raw_inputs)(key, jnp.int32(step), batch)
+        key = self.keys()[1]["augment"]
+        return jax.jit(self.pure_inputs)(key, jnp.int32(step), batch)
 
     @functools.cached_property
     def train_step(self) -> jax.stages.Wrapped:
@@ -315,7 +85,7 @@ class Experiment:
 
         Of a batch with "asked" (see `mesh.with_flag`), metrics tell whether one asked.
         """
-        raw = self._raw_train_step()
+        raw = self.pure_train_step()
 
         def train_step(state: step.State, batch: DeviceBatch) -> Any:
             state, scores = raw(state, batch)
@@ -340,10 +110,9 @@ class Experiment:
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             if "(" not in self.config.model.name:
                 raise  # No option of the user's: a bug of ours.
-            first = (str(error).strip().splitlines() or [""])[0]
             raise InputError(
                 f"model.name={self.config.model.name!r} cannot be built with these options"
-                f" ({type(error).__name__}: {first[:150]})"
+                f" ({type(error).__name__}: {first_line(error)})"
             ) from None
 
     @functools.cached_property
@@ -372,12 +141,6 @@ class Experiment:
 
         return train_step
 
-    def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """What predictions are made with: the average where best.metric chose by it."""
-        if weights["ema"] and self.config.best.metric.startswith("ema_"):
-            return weights["ema"]
-        return {name: weights[name] for name in ("params", "batch_stats")}
-
     def _check_shapes(self) -> None:
         """Raise `InputError` where what is trained cannot take images of another size."""
         shapes = self.state_shapes
@@ -386,16 +149,13 @@ class Experiment:
         for shape in {self.data.eval_shape, *self.data.train_shapes}:
             images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
             try:
-                jax.eval_shape(self._raw_predict_step(), variables, images)
+                jax.eval_shape(self.pure_predict_step(), variables, images)
             except flax.errors.ScopeParamShapeError:
                 raise InputError(
                     f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
                     f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
                     " data.eval_ops in the same size"
                 ) from None
-
-    def _raw_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        return step.make_predict_step(self.model, self.normalize)
 
     def check_batch_size(self) -> None:
         """Raise `InputError` unless the batch spreads evenly over devices and hosts."""
@@ -450,7 +210,7 @@ class Experiment:
     @functools.cached_property
     def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
-        raw = self._raw_predict_step()
+        raw = self.pure_predict_step()
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             lambda variables, images: jax.nn.softmax(raw(variables, images)),

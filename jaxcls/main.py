@@ -12,10 +12,11 @@ run is finished. Any config key is set with --config.KEY=VALUE."""
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     from jaxcls import config as configs
+    from jaxcls.knobs import describe
 
     keys = (
         "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
-        f" refused\n{configs.describe()}\n"
+        f" refused\n{describe()}\n"
     )
     parser = cli.Parser("main", ABOUT, keys)
     parser.add_argument(

@@ -29,7 +29,6 @@ ABOUT = """Train a recorded run again in a scratch folder, and compare the diges
 array at every recorded step. Status 0: the same; 4: it differs, and the first step and
 arrays that do are named, with what differs in the environment."""
 
-DIFFERS = 4
 _PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
 
 
@@ -161,7 +160,7 @@ def _reproduce(
         except DifferentError as found:
             equal = [step for step in sorted(recorded.digests) if step < found.step]
             print(_difference(found, equal[-1] if equal else 0, changed))
-            return DIFFERS
+            return cli.DIFFERS
         now_metrics = [r for r in logs.read(folder / "metrics.jsonl") if r["step"] <= last]
     if is_same_kind:
         return _compare_exactly(recorded, now_metrics, last, compared)
@@ -269,6 +268,12 @@ def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
             f"the data are not those of the run: {error}, or give its folder:"
             " --config.data.dir=DIR"
         ) from None
+    began = recorded.implied.get("weights", "")
+    if exp.initial and exp.initial.fingerprint != began:
+        raise InputError(
+            f"init.weights={exp.config.init.weights} are not what the run started from"
+            f" ({began}); restore them, or say where they are: --config.init.weights=PLACE"
+        )
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -348,7 +353,7 @@ def _compare_exactly(
     for record in of_both:
         if again.get((record["step"], record["kind"])) != record:
             print(f"differs in metrics.jsonl at step {record['step']}, and in no digest")
-            return DIFFERS
+            return cli.DIFFERS
     print(
         f"reproduced bit for bit up to step {last}: {compared} digests of the state,"
         f" {len(of_both)} records"
@@ -383,7 +388,7 @@ def _compare_nearly(
         f" ({compared} losses; the largest difference is at step {where});"
         f" different: {'; '.join(changed.values())}"
     )
-    return cli.DONE if is_near else DIFFERS
+    return cli.DONE if is_near else cli.DIFFERS
 
 
 if __name__ == "__main__":

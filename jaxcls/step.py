@@ -14,7 +14,8 @@ import optax
 from jaxcls.augment import Augmentation, Mix, Normalization, row_keys
 from jaxcls.losses import Loss, smooth
 from jaxcls.metrics import Metric
-from jaxcls.optimizers import Schedule
+from jaxcls.optimizers import Schedule, path_name
+from jaxcls.parts import Parts, hold, update
 
 Batch = Mapping[str, jax.Array]
 Tree = Any
@@ -68,7 +69,7 @@ class Model(NamedTuple):
     apply: Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
 
 
-Init = Callable[[jax.Array, dict[str, jax.Array]], State]
+Init = Callable[[jax.Array, dict[str, jax.Array], dict[str, Any]], State]
 Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
@@ -83,13 +84,19 @@ def make_init(
     higher: bool,
     rewinds: int = 1,
 ) -> Init:
-    """Returns init(init_key, step_keys) -> the state at step 0.
+    """Returns init(init_key, step_keys, given) -> the state at step 0.
 
+    given: arrays to start with in place of random ones, by path: "params/head/kernel".
     higher: whether a larger best metric is better. rewinds: how many there is room for.
     """
 
-    def init(init_key: jax.Array, step_keys: dict[str, jax.Array]) -> State:
-        variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32))
+    def init(
+        init_key: jax.Array, step_keys: dict[str, jax.Array], given: dict[str, Any]
+    ) -> State:
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, array: given.get(path_name(path), array),
+            model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32)),
+        )
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         worst = jnp.full((), -jnp.inf if higher else jnp.inf, jnp.float32)
         average = {"params": params, "batch_stats": batch_stats} if ema else {}
@@ -149,6 +156,7 @@ def make_train_step(
     metrics: Sequence[Metric],
     ema_decay: float,
     most_skips: int = 0,
+    parts: Parts | None = None,
 ) -> TrainStep:
     """Returns train_step(state, batch) -> (state, metrics): one update.
 
@@ -156,7 +164,7 @@ def make_train_step(
     loss and each metric, lr, grad_norm; whether all of it was finite. Pure, shape-stable,
     unaware of devices; randomness is a function of (state.key, state.step, row).
     most_skips: updates in a row that may be left out because they were not finite, before
-    the state stays as it is.
+    the state stays as it is. parts: how each parameter trains; None: all alike.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -164,6 +172,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
 
         def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+            params = hold(params, parts) if parts else params
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, batch_stats = model.apply(variables, images, True, dropout_key)
             return loss(logits, targets).mean(), (logits, batch_stats)
@@ -172,7 +181,10 @@ def make_train_step(
         (value, (logits, batch_stats)), grads = gradient(state.params)
         lr = schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
+        if parts:
+            params = update(state.params, updates, lr, state.step, parts)
+        else:
+            params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
         new = state._replace(
             step=state.step + 1,
             params=params,

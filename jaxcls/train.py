@@ -185,6 +185,8 @@ def _run_locked(loop: Loop, dog: watchdog.Watchdog) -> dict[str, Any]:
     saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
     with log, saves:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
+        for note in exp.initial.notes if exp.initial and not restored else []:
+            log.line(note)
         state = loop.run(state, is_pending, log, saves, dog)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)

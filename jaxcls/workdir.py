@@ -161,7 +161,9 @@ class Workdir:
         """
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
-            before, now = _leaves(self.read()["implied"]), _leaves(implied)
+            # Older runs say nothing of weights, and started from none.
+            saved_before = {"weights": "", **self.read()["implied"]}
+            before, now = _leaves(saved_before), _leaves(implied)
             # Of data that were not prepared by us no fingerprint is known.
             unknown = {None, '""'} & {before.get("facts.fingerprint")}
             same = {"facts.fingerprint"} if unknown else set()

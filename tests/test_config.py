@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import config
 from jaxcls.errors import InputError
+from jaxcls.knobs import KNOBS, describe
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def message(function, *arguments):
 def test_the_defaults_are_valid_and_locked():
     base = config.base()
     config.check(base)
-    assert config.flat(base) == {key: knob.default for key, knob in config.KNOBS.items()}
+    assert config.flat(base) == {key: knob.default for key, knob in KNOBS.items()}
     with pytest.raises(AttributeError):
         base.optim.momentum = 0.9
 
@@ -48,7 +49,7 @@ def test_flat_and_from_flat_are_inverse():
     made = config.from_flat(values)
     assert (made.optim.lr, made.data.name) == (0.3, "mnist")
     assert config.flat(made) == values
-    assert list(config.flat(made)) == list(config.KNOBS)
+    assert list(config.flat(made)) == list(KNOBS)
 
 
 def test_from_flat_fills_what_is_left_out_with_the_defaults():
@@ -78,10 +79,10 @@ def test_the_text_of_a_config_reads_back_as_its_values():
 
 
 def test_help_has_a_line_for_every_knob_and_marks_those_of_identity():
-    text = config.describe()
+    text = describe()
     assert max(map(len, text.splitlines())) < 100
     rows = re.split(r"\n(?=  [* ] \S)", text)
-    for row, (key, knob) in zip(rows, config.KNOBS.items(), strict=True):
+    for row, (key, knob) in zip(rows, KNOBS.items(), strict=True):
         assert row.startswith(f"  {'*' if knob.identity else ' '} {key} ")
         assert f"{knob.about} [" in " ".join(row.split())
 
@@ -188,7 +189,7 @@ def test_a_missing_file_is_answered_with_the_configs_there_are():
     assert said.startswith(
         "config configs/digit.py is not a file (did you mean 'digits.py'"
     )
-    assert "cifar10,digits,photos,resnet50" in said
+    assert "cifar10,digits,finetune,photos,resnet50" in said
 
 
 @pytest.mark.parametrize("name", ["configs/digits.py", "digits.py"])

@@ -26,9 +26,12 @@ from jaxcls import (
     logs,
     sources,
     train,
+    weights,
 )
 from jaxcls.errors import DivergedError
+from jaxcls.models import naming
 from jaxcls.workdir import Workdir
+from tests.modules import built, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
@@ -215,12 +218,29 @@ REFERENCE: dict[str, float] = {}
 PHOTOS = sources.Facts("photos", "", (None, None, 3), 5, (), {"train": 500, "val": 90})
 
 
+@pytest.fixture(scope="session")
+def resnet50_file(tmp_path_factory):
+    """Weights as others publish them: 1000 classes, and what images they are for."""
+    file = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
+    module = built("resnet50")
+    made = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(module, 224)[1])
+    told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
+    weights.write(file, naming.to_theirs(made, module.namings()["timm"]), told, ())
+    return file
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_law_5_every_config_builds_from_shapes_alone(name):
-    loaded = config.load(str(ROOT / "configs" / name))
+def test_law_5_every_config_builds_from_shapes_alone(name, request):
+    given = {}
+    if name == "finetune.py":
+        given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
+    loaded = config.load(str(ROOT / "configs" / name), given)
     facts = sources.published_facts(loaded.data.name) or PHOTOS
-    shown = dry_run.describe(experiment.build(loaded, facts))
-    assert config.to_text(loaded).strip() in shown
+    exp = experiment.build(loaded, facts)
+    shown = dry_run.describe(exp)
+    assert config.to_text(exp.config).strip() in shown
+    assert "= 'weights'" not in shown
+    assert ("a fresh head for 5 classes; there it has 1000" in shown) == bool(given)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import losses
+from jaxcls import config, errors, experiment, export, losses, sources
 from jaxcls.models import MODELS, naming
 from jaxcls.models.wide_resnet import WideResNet
 
@@ -251,3 +251,64 @@ def test_gradients_and_statistics_of_a_training_step_are_theirs(
             np.testing.assert_allclose(
                 written[key], tensor.numpy(), atol=1e-4 * scale, rtol=0, err_msg=key
             )
+
+
+PHOTOS = sources.Facts("photos", "", (None, None, 3), 10, (), {"train": 80, "val": 16})
+
+
+def config_of(name, size, weights):
+    """A config on photographs that starts from weights."""
+    ops = f"decode | resize_short({size}) | center_crop({size})"
+    return config.from_flat(
+        {
+            "data.name": "photos",
+            "model.name": name,
+            "init.weights": str(weights),
+            "normalize": "imagenet",
+            "data.train_ops": ops,
+            "data.eval_ops": ops,
+            "mesh.devices": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("library", "theirs", "name", "is_legacy"),
+    [
+        ("torchvision", "resnet18", "resnet18", False),
+        ("torchvision", "alexnet", "alexnet", True),
+        ("timm", "vit_tiny_patch16_224", "vit_ti_16", False),
+    ],
+)
+def test_a_file_that_torch_saved_predicts_as_there_and_goes_back(
+    reference, tmp_path, library, theirs, name, is_legacy
+):
+    model = randomised(reference(library, theirs, num_classes=10))
+    file = tmp_path / "model.pth"
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=not is_legacy)
+    exp = experiment.build(config_of(name, 224, file), PHOTOS)
+    state = exp.init()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    got = np.asarray(exp.predict_step(variables, jnp.asarray(pixels)))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = model(images).softmax(dim=1).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    out = tmp_path / "back.safetensors"
+    export.to_safetensors(exp, state._asdict(), out, library)
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model.load_state_dict(load_file(out), strict=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).softmax(dim=1), expected, atol=1e-6)
+
+
+def test_another_familys_file_of_torchs_is_one_line(reference, tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save(reference("torchvision", "resnet18").state_dict(), file)
+    for name in ("resnet50", "vit_ti_16"):
+        with pytest.raises(errors.InputError) as refused:
+            _ = experiment.build(config_of(name, 224, file), PHOTOS).initial
+        assert "\n" not in str(refused.value)
+        assert f"init.weights={file} for model.name={name}: it " in str(refused.value)

@@ -14,6 +14,7 @@ import pytest
 
 from jaxcls import config
 from jaxcls.errors import InputError
+from jaxcls.knobs import KNOBS
 from jaxcls.workdir import Workdir, write_atomically
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -164,12 +165,23 @@ def test_data_whose_fingerprint_was_not_known_may_get_one(tmp_path, before):
             folder.adopt(known, {"facts": {"fingerprint": "sha256:2"}})
 
 
+def test_a_run_of_older_versions_started_from_no_weights(tmp_path):
+    known = config.base()
+    folder = begun(tmp_path / "run")
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    with folder.lock():
+        folder.adopt(known, {**IMPLIED, "weights": ""})
+        with pytest.raises(InputError, match="weights was .* and is"):
+            folder.adopt(known, {**IMPLIED, "weights": "sha256:1"})
+
+
 def test_every_key_that_changes_a_run_is_part_of_its_identity():
-    operational = {key for key, knob in config.KNOBS.items() if not knob.identity}
+    operational = {key for key, knob in KNOBS.items() if not knob.identity}
     assert operational == {
         "data.dir", "data.threads", "data.prefetch", "data.resident",
         "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
         "mesh.devices", "watchdog.first", "watchdog.later",
+        "init.weights",  # Where they are; what they are is known by their fingerprint.
     }  # fmt: skip
 
 
@@ -177,7 +189,7 @@ def test_config_json_holds_the_resolved_config_and_what_it_implies(tmp_path):
     folder = begun(tmp_path / "run", seed=7)
     saved = json.loads((folder.path / "config.json").read_text())
     assert saved["format"] == 1
-    assert saved["config"].keys() == config.KNOBS.keys()
+    assert saved["config"].keys() == KNOBS.keys()
     assert saved["config"]["seed"] == 7
     assert saved["implied"] == json.loads(json.dumps(IMPLIED))
     assert config.differences(folder.config(), config.from_flat({"seed": 7})) == {}
@@ -186,7 +198,7 @@ def test_config_json_holds_the_resolved_config_and_what_it_implies(tmp_path):
 def test_no_path_of_this_machine_is_part_of_what_a_run_is(tmp_path):
     folder = begun(tmp_path / "run", **{"data.dir": str(tmp_path / "data")})
     saved = folder.read()
-    identity = {k: v for k, v in saved["config"].items() if config.KNOBS[k].identity}
+    identity = {k: v for k, v in saved["config"].items() if KNOBS[k].identity}
     assert str(tmp_path) not in json.dumps([identity, saved["implied"]])
 
 

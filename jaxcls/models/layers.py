@@ -67,6 +67,8 @@ class BatchNorm(nn.Module):
     momentum: of the running statistics, new = momentum * old + (1 - momentum) * batch.
     unbiased: keep N/(N-1) times the batch variance, as PyTorch does and Flax does not;
     what training normalises by is the biased one in both.
+    Where the variables have a collection "frozen" with this layer's statistics, training
+    keeps them and normalises by them: see `jaxcls.parts`.
     """
 
     momentum: float = 0.9
@@ -82,7 +84,7 @@ class BatchNorm(nn.Module):
         var_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        if train:
+        if train and not self.has_variable("frozen", "mean"):
             axes = tuple(range(x.ndim - 1))
             wide = x.astype(jnp.float32)
             mean = wide.mean(axes)

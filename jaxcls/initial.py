@@ -1,0 +1,165 @@
+"""init.weights -> what a run starts from: a file, a hub's weights, or another run.
+
+A run's weights are treated as a file of them would be: by the names that its model has
+elsewhere. The text "weights" in a config stands for what the weights were made for.
+"""
+
+import hashlib
+import math
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcls import checkpoint, sources, transfer, weights
+from jaxcls import config as configs
+from jaxcls.errors import InputError
+from jaxcls.models import naming
+from jaxcls.plan import Plan
+from jaxcls.workdir import Workdir
+
+_KEY = "init.weights"
+# Keys that take what the weights tell where they are "weights", each with an example.
+TOLD = {
+    "normalize": "imagenet",
+    "data.train_ops": "decode | random_resized_crop(224)",
+    "data.eval_ops": "decode | resize_short(256) | center_crop(224)",
+}
+
+
+class Initial(NamedTuple):
+    """What a run starts from.
+
+    arrays: by path, "params/conv1/kernel". notes: what was done, for the log.
+    fingerprint: of the weights as they were read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    notes: list[str]
+    fingerprint: str
+
+
+class _Source(NamedTuple):
+    """Tensors by foreign names, and what is known of them."""
+
+    tensors: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """`config` with every "weights" among `TOLD` replaced by what init.weights tells.
+
+    Raises `InputError` where nothing tells it.
+    """
+    values = configs.flat(config)
+    asked = [key for key in TOLD if values[key] == "weights"]
+    if not asked:
+        return config
+    place = values[_KEY]
+    if not place:
+        raise InputError(
+            f"{asked[0]}='weights' takes what init.weights tells, and there are none; try"
+            f" {asked[0]}={TOLD[asked[0]]!r}"
+        )
+    if _is_run(place):
+        told = {key: configs.flat(Workdir(place).config())[key] for key in TOLD}
+    else:
+        told = _texts(place, weights.preprocessing(place, _KEY), asked)
+    return configs.from_flat({**values, **{key: told[key] for key in asked}})
+
+
+def load(plan: Plan) -> Initial:
+    """What the run of a plan starts from, by its init.weights, which is not "".
+
+    Raises `InputError` where the weights are not there, damaged, or another model's.
+    """
+    init, place = plan.config.init, plan.config.init.weights
+    source = _of_run(place) if _is_run(place) else _of_file(place)
+    namings, names = plan.module.namings(), plan.data.class_names
+    like = plan.variables_like
+    there = transfer.classes_of(source.tensors, namings)
+    differ = bool(source.class_names) and source.class_names != names
+    fresh = init.head == "fresh" or (
+        init.head == "auto" and (there != len(names) or differ)
+    )
+    try:
+        start = transfer.adapt(
+            source.tensors,
+            namings,
+            like,
+            skip=init.skip,
+            is_head_fresh=fresh,
+        )
+    except InputError as error:
+        model = plan.config.model.name
+        raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
+    notes = [f"starting from {place}: {'; '.join(start.notes)}"]
+    if fresh:
+        notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
+    elif differ:
+        notes.append("the head is kept, though its classes have other names there")
+    return Initial(start.arrays, notes, source.fingerprint)
+
+
+def _is_run(place: str) -> bool:
+    """Whether a place is a run's folder."""
+    return not weights.is_hub(place) and (pathlib.Path(place) / "config.json").is_file()
+
+
+def _of_file(place: str) -> _Source:
+    read = weights.read(place, _KEY)
+    return _Source(read.tensors, read.class_names, read.fingerprint)
+
+
+def _of_run(place: str) -> _Source:
+    """The weights that predictions of a run's best checkpoint are made with."""
+    folder = Workdir(place)
+    plan = Plan(folder.config(), sources.facts_of(folder.read()["implied"]))
+    step, _ = checkpoint.find(folder.checkpoints, "best")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(plan.pure_init(), *plan.keys(), {}),
+    )
+    try:
+        saved = checkpoint.read_weights(folder.checkpoints, step, like)
+    except checkpoint.CorruptError as error:
+        raise InputError(
+            f"{_KEY}={place}: its checkpoint {step} is not whole ({error}); give another"
+            " run, or train it again"
+        ) from None
+    variables = plan.variables(saved)
+    table = next(iter(plan.module.namings().values()))
+    digest = hashlib.sha256()
+    for path, array in naming.flatten(variables).items():
+        digest.update(f"{path} {array.shape}\n".encode() + np.asarray(array).tobytes())
+    tensors = naming.to_theirs(variables, table)
+    return _Source(tensors, plan.data.class_names, f"sha256:{digest.hexdigest()}")
+
+
+def _texts(
+    place: str, told: weights.Preprocessing | None, asked: list[str]
+) -> dict[str, str]:
+    """The texts of `TOLD` that do what weights were made for; raises `InputError`."""
+    if told is None:
+        raise InputError(
+            f"{_KEY}={place} does not tell what images it was made for; give"
+            f" {', '.join(f'{key}={TOLD[key]!r}' for key in asked)}, or as its authors say"
+        )
+    if told.crop_mode not in ("center", "squash"):
+        raise InputError(
+            f"{_KEY}={place} was made for images with a {told.crop_mode}, which is not done"
+            f" here; give data.eval_ops yourself, such as {TOLD['data.eval_ops']!r}"
+        )
+    size, side = told.size, math.floor(told.size / told.crop)
+    resize = "resize_short" if told.crop_mode == "center" else "resize"
+    filter, decode = told.interpolation, "decode(1)" if len(told.mean) == 1 else "decode"
+    crop = f"{resize}({side}, {filter!r}) | center_crop({size})"
+    return {
+        "normalize": f"mean_std({told.mean}, {told.std})",
+        "data.train_ops": f"{decode} | random_resized_crop({size}, filter={filter!r})",
+        "data.eval_ops": f"{decode} | {crop}",
+    }

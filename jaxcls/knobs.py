@@ -1,0 +1,121 @@
+"""Every knob of a config once: its default, its unit and reason, its part in a run."""
+
+import json
+import textwrap
+from typing import NamedTuple
+
+
+class Knob(NamedTuple):
+    """A config key. `identity`: part of what a run *is*; else only how it is run."""
+
+    default: bool | int | float | str
+    about: str
+    identity: bool = True
+
+
+KNOBS: dict[str, Knob] = {
+    "seed": Knob(0, "decides init, order, crops, augmentation and dropout"),
+    "batch_size": Knob(128, "examples a step, over all devices and hosts"),
+    "length": Knob("10 epochs", "of the run: epochs, steps or examples"),
+    "model.name": Knob("cnn", "an entry of MODELS, with options: 'cnn(dropout=0.2)'"),
+    "model.dtype": Knob(
+        "auto",
+        "of the computation; params are float32. auto: bfloat16 on accelerators,"
+        " float32 on CPU (which one is the topology's, so part of law 1's inputs)",
+    ),
+    "data.name": Knob("digits", "a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'"),
+    "data.dir": Knob("", "where it is; '': TFDS_DATA_DIR or ~/tensorflow_datasets", False),
+    "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
+    "data.eval": Knob("", "split that drives keep-best and early stopping; '': none"),
+    "data.test": Knob("", "split scored once, at the end; '': none"),
+    "data.classes": Knob(
+        "", "classes to use, 'cat, dog' or '0-9', in every split; '': all"
+    ),
+    "data.fraction": Knob(
+        1.0, "share of each class's training examples; 0.1 is within 0.2"
+    ),
+    "data.fraction_seed": Knob(0, "which examples data.fraction takes"),
+    "data.balance": Knob(False, "every class equally often in an epoch"),
+    "data.train_ops": Knob("decode", "host pipeline, bytes -> uint8 pixels of one size"),
+    "data.eval_ops": Knob("decode", "the same for evaluation and prediction"),
+    "data.resident": Knob(
+        "auto", "keep decoded images on the device: auto (to 512 MiB), on, off", False
+    ),
+    "data.threads": Knob(0, "decoding threads a host; 0: one a core", False),
+    "data.prefetch": Knob(2, "batches kept ready", False),
+    "augment": Knob("", "device pipeline over uint8 images, keyed per example"),
+    "mix": Knob("", "mixing of examples within the batch, after augment and normalize"),
+    "normalize": Knob("unit", "uint8 -> float32, an entry of NORMALIZATIONS"),
+    "loss.name": Knob("softmax", "an entry of LOSSES"),
+    "loss.smoothing": Knob(0.0, "label smoothing, share of the target spread over all"),
+    "optim.name": Knob("sgd", "an entry of OPTIMIZERS: 'adamw(b2=0.95)'"),
+    "optim.lr": Knob(0.1, "peak learning rate"),
+    "optim.lr_per": Knob(0, "batch size that optim.lr is meant for; 0: lr is absolute"),
+    "optim.weight_decay": Knob(0.0, "coupled (L2) for sgd and adam, decoupled for adamw"),
+    "optim.decay_on": Knob(
+        "kernel$",
+        "regular expression on 'layer/param': what decays; biases and norms do not",
+    ),
+    "optim.schedule": Knob("cosine", "an entry of SCHEDULES, from peak to the end"),
+    "optim.warmup": Knob("0 steps", "linear from 0 to the peak"),
+    "optim.freeze": Knob(
+        "",
+        "regular expression on 'layer/param': what does not train, with the statistics of"
+        " BatchNorm; '^(?!head/)' leaves a linear probe",
+    ),
+    "optim.layer_decay": Knob(
+        1.0, "rate of a layer as a multiple of the next one's; ViTs are tuned with 0.75"
+    ),
+    "optim.head_lr": Knob(1.0, "rate of the head as a multiple of the others'"),
+    "optim.head_first": Knob("0 steps", "how long the head trains before the others do"),
+    "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
+    "init.weights": Knob(
+        "",
+        "start from these: a file (.safetensors, .pth) with torchvision's or timm's names,"
+        " 'hf:timm/resnet50.a1_in1k', or a run's folder (its best); '': random",
+        False,
+    ),
+    "init.head": Knob(
+        "keep", "the head of init.weights: keep, fresh, or auto (fresh if classes differ)"
+    ),
+    "init.skip": Knob(
+        "", "regular expression on names here or there: what init.weights may lack or add"
+    ),
+    "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
+    "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),
+    "eval.batch_size": Knob(0, "examples a batch; 0: batch_size"),
+    "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),
+    "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
+    "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
+    "early_stop.min_delta": Knob(0.0, "least gain in best.metric that counts for patience"),
+    "nonfinite.policy": Knob(
+        "stop",
+        "at a loss or gradient that is not finite: stop; skip its batch; or rewind to the"
+        " last checkpoint.every and leave out the batches since",
+    ),
+    "nonfinite.skips": Knob(10, "batches in a row that skip leaves out before it stops"),
+    "nonfinite.rewinds": Knob(3, "times that rewind goes back before it stops"),
+    "checkpoint.every": Knob("1 epoch", "besides each new best and the last step", False),
+    "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
+    "log.every": Knob("50 steps", "training records", False),
+    "log.tensorboard": Knob(True, "write event files too", False),
+    "watchdog.first": Knob(
+        1800, "seconds for the first step, with its compilation; several processes", False
+    ),
+    "watchdog.later": Knob(
+        600, "seconds from step to step before a process of several ends; 0: any", False
+    ),
+    "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
+}
+
+
+def describe() -> str:
+    """The table of knobs for ``--help``: key, default, whether identity, and why."""
+    width = max(map(len, KNOBS)) + 6
+    rows = []
+    for key, knob in KNOBS.items():
+        head = f"  {'*' if knob.identity else ' '} {key}"
+        about = textwrap.wrap(f"{knob.about} [{json.dumps(knob.default)}]", 98 - width)
+        rows.append(f"{head:<{width}}{about[0]}")
+        rows += [" " * width + text for text in about[1:]]
+    return "\n".join(rows)

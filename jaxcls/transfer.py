@@ -1,0 +1,155 @@
+"""Foreign tensors -> what a model starts from, with every tensor accounted for."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcls.errors import InputError
+from jaxcls.models import naming
+from jaxcls.models.naming import Fit, Naming
+
+HEAD = "params/head/"
+# How many names of each kind an error lists.
+_LISTED = 4
+
+
+class Start(NamedTuple):
+    """What a model starts from in place of random numbers.
+
+    arrays: by our path, "params/conv1/kernel", float32. notes: what was done, in words.
+    """
+
+    arrays: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def adapt(
+    tensors: Mapping[str, np.ndarray],
+    namings: Mapping[str, Naming],
+    like: Mapping[str, Any],
+    *,
+    skip: str = "",
+    is_head_fresh: bool = False,
+) -> Start:
+    """The variables of a model among `tensors`, {name there: array in its layout there}.
+
+    namings: of the model, by library; the one with most names in common is taken. like:
+    its {"params", "batch_stats"} as shapes. skip: a regular expression on our paths and
+    the names there, of what may be missing, extra or of another shape. is_head_fresh:
+    whether the head starts at random. Positions on another square grid are resampled.
+    Raises `InputError` listing what is missing, extra and of another shape.
+    """
+    library = max(namings, key=lambda each: _in_common(tensors, namings[each], like))
+    table = namings[library]
+    if not _in_common(tensors, table, like):
+        known = " or ".join(f"{each}'s" for each in namings)
+        raise InputError(
+            f"holds no layer of this model by {known} names; it has"
+            f" {_some(tensors)}; give the weights of this very model"
+        )
+    fit, notes = _resampled(naming.fit(tensors, table, like), tensors, table, like)
+    if is_head_fresh:
+        fit = _without(fit, lambda path, _: path.startswith(HEAD))
+    if skip:
+        search = re.compile(skip).search
+        fit = _without(fit, lambda path, name: bool(search(path) or search(name)))
+    if fit.missing or fit.extra or fit.shapes:
+        raise InputError(_refusal(fit, library))
+    arrays = {path: np.asarray(array, np.float32) for path, array in fit.found.items()}
+    of = f"{len(arrays)} of {len(naming.flatten(like))} arrays, by {library}'s names"
+    return Start(arrays, [of, *notes])
+
+
+def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]) -> int:
+    """How many classes the head among `tensors` tells apart; 0 where there is none."""
+    for table in namings.values():
+        layer = table.layers["head"]
+        name = layer.name if isinstance(layer, naming.Entry) else layer
+        if f"{name}.bias" in tensors:
+            return len(tensors[f"{name}.bias"])
+    return 0
+
+
+def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:
+    """positions [1, prefix + n * n, D] -> [1, tokens, D], on a finer or coarser square.
+
+    The first `prefix` stay; the others are resized as an image, bicubic and antialiased.
+    """
+    kept, grid = positions[:, :prefix], positions[0, prefix:]
+    old, new = math.isqrt(len(grid)), math.isqrt(tokens - prefix)
+    image = np.asarray(grid, np.float32).reshape(old, old, -1)
+    resized = jax.image.resize(image, (new, new, image.shape[-1]), "cubic", antialias=True)
+    flat = np.asarray(resized).reshape(1, new * new, -1)
+    return np.concatenate([kept, flat], axis=1)
+
+
+def _in_common(
+    tensors: Mapping[str, np.ndarray], table: Naming, like: Mapping[str, Any]
+) -> int:
+    return len(set(naming.names(like, table).values()) & set(tensors))
+
+
+def _resampled(
+    fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming, like: Mapping[str, Any]
+) -> tuple[Fit, list[str]]:
+    """`fit` with positions of another square grid brought to ours, and what was done."""
+    wanted, notes = naming.flatten(like), []
+    found, shapes = dict(fit.found), dict(fit.shapes)
+    for path, (name, there, here) in fit.shapes.items():
+        prefix = naming.grid_of(path, table)
+        if prefix < 0 or len(there) != 3 or there[2] != here[2]:
+            continue
+        sides = [math.isqrt(max(shape[1] - prefix, 0)) for shape in (there, here)]
+        squares = [prefix + side * side for side in sides]
+        if min(sides) < 1 or squares != [there[1], here[1]]:
+            continue
+        found[path] = resample(tensors[name], wanted[path].shape[1], prefix)
+        del shapes[path]
+        old, new = sides
+        notes.append(f"positions resampled from {old}x{old} to {new}x{new}")
+    return fit._replace(found=found, shapes=shapes), notes
+
+
+def _without(fit: Fit, is_left: Any) -> Fit:
+    """`fit` without what `is_left(our path or "", name there)` says to leave out."""
+    return Fit(
+        {p: a for p, a in fit.found.items() if not is_left(p, "\0")},
+        {p: n for p, n in fit.missing.items() if not is_left(p, n)},
+        [n for n in fit.extra if not is_left("", n)],
+        {p: s for p, s in fit.shapes.items() if not is_left(p, s[0])},
+    )
+
+
+def _refusal(fit: Fit, library: str) -> str:
+    """What does not fit, of both sides, on one line."""
+    parts = []
+    if fit.missing:
+        parts.append(f"lacks {len(fit.missing)} ({_some(fit.missing.values())})")
+    if fit.extra:
+        parts.append(f"has {len(fit.extra)} more ({_some(fit.extra)})")
+    if fit.shapes:
+        shown = [f"{name} {_by(a)}, not {_by(b)}" for name, a, b in fit.shapes.values()]
+        parts.append(f"has {len(fit.shapes)} of another shape ({_some(shown)})")
+    heads = [path for path in (*fit.shapes, *fit.missing) if path.startswith(HEAD)]
+    only_head = len(heads) == len(fit.shapes) + len(fit.missing) and not fit.extra
+    remedy = (
+        "init.head='fresh' replaces the head"
+        if only_head
+        else "give the weights of this very model, or name in init.skip what may differ"
+    )
+    return f"does not fit by {library}'s names: it {', and '.join(parts)}; {remedy}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    listed = list(names)
+    more = f", ... ({len(listed)})" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
