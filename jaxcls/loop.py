@@ -5,6 +5,7 @@ disk, save. A resume from checkpoint N drops the records after N, so a killed ru
 with the very files of one that was not. A rewind is such a resume without a death.
 """
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -44,40 +45,35 @@ class _NotFinite(Exception):
         self.state = state
 
 
+@dataclasses.dataclass
 class Loop:
-    """One pass from a state to the last step."""
+    """One pass from a state to the last step.
 
+    until: a step to save and stop at, as if asked to; 0: none. on_digest: called with the
+    digests of the state at every save of the schedule.
+    """
+
+    exp: Experiment
+    folder: Workdir
+    stop: Stop
     log: logs.RunLog
     saves: saving.Checkpoints
     dog: Watchdog
+    until: int = 0
+    on_digest: OnDigest = lambda step, digests: None
+    # Whether a process asked to stop, as the last settled step said.
+    asked: bool = False
 
-    def __init__(
-        self,
-        exp: Experiment,
-        folder: Workdir,
-        stop: Stop,
-        until: int,
-        on_digest: OnDigest,
-    ) -> None:
-        self.exp, self.folder, self.stop = exp, folder, stop
-        self._until, self._on_digest = until, on_digest
-        self._asked = False
-        self._rewinds = exp.config.nonfinite.policy == "rewind"
+    @property
+    def _rewinds(self) -> bool:
+        return self.exp.config.nonfinite.policy == "rewind"
 
-    def run(
-        self,
-        state: State,
-        is_pending: bool,
-        log: logs.RunLog,
-        saves: saving.Checkpoints,
-        dog: Watchdog,
-    ) -> State:
+    def run(self, state: State, is_pending: bool) -> State:
         """`state` advanced to the last step, or to where early stopping halts it.
 
         is_pending: what is due at the step of `state` is not done yet.
         Raises `DivergedError` and `StoppedError`, with the state saved.
         """
-        self.log, self.saves, self.dog = log, saves, dog
         while True:
             try:
                 return self._advance(state, is_pending)
@@ -150,8 +146,8 @@ class Loop:
 
     def _is_asked(self, step: int) -> bool:
         """Whether to stop at `step`: the same on all processes."""
-        asked = self.stop.requested if hosts.count() == 1 else self._asked
-        return asked or step == self._until
+        asked = self.stop.requested if hosts.count() == 1 else self.asked
+        return asked or step == self.until
 
     def _is_saved(self, step: int) -> bool:
         folder = self.folder.checkpoints
@@ -171,7 +167,7 @@ class Loop:
     def _settle(self, state: State, step: int, scores: Scores) -> None:
         """Wait for a step; write its record if it is due."""
         values = dict(scores)
-        self._asked |= bool(values.pop("asked", False))
+        self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.steps}")
         if not bool(values.pop("finite")):
             if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
@@ -203,7 +199,7 @@ class Loop:
         if is_save or improved or last or bool(state.halted):
             began = time.perf_counter()
             digests = checkpoint.digests(state)
-            self._on_digest(step, digests)
+            self.on_digest(step, digests)
             self.log.digest(step, digesting.combine(digests), digests)
             self.log.sync()
             # The best and the last cannot be made again by a later save.

@@ -16,7 +16,7 @@ from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
 # What each process of a run may have of its own.
-_OF_EACH = ("data.dir", "data.threads", "data.prefetch")
+_OF_EACH = ("data.dir", "data.threads", "data.prefetch", "init.weights")
 
 
 class Result(NamedTuple):
@@ -58,10 +58,9 @@ def run(
         if final := hosts.on_first(lambda: _begin(exp, folder, implied, held)):
             return Result(final, folder.given, already=True)
         with _ending(folder, stop) as end:
-            loop = Loop(exp, folder, stop, until, on_digest)
             size, also = exp.config.batch_size, ", or data.resident=off"
             with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
-                record = _run_locked(loop, dog)
+                record = _run_locked(exp, folder, stop, dog, until, on_digest)
     return Result(record, folder.given, already=False)
 
 
@@ -159,9 +158,15 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
     return None
 
 
-def _run_locked(loop: Loop, dog: watchdog.Watchdog) -> dict[str, Any]:
+def _run_locked(
+    exp: Experiment,
+    folder: Workdir,
+    stop: Stop,
+    dog: watchdog.Watchdog,
+    until: int,
+    on_digest: OnDigest,
+) -> dict[str, Any]:
     """From the newest checkpoint (or step 0) to the final record."""
-    exp, folder = loop.exp, loop.folder
     checkpoint.bring_back(folder.checkpoints)
     restored = hosts.together(
         lambda: checkpoint.restore_newest(folder.checkpoints, exp.state_like)
@@ -187,7 +192,8 @@ def _run_locked(loop: Loop, dog: watchdog.Watchdog) -> dict[str, Any]:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
         for note in exp.initial.notes if exp.initial and not restored else []:
             log.line(note)
-        state = loop.run(state, is_pending, log, saves, dog)
+        loop = Loop(exp, folder, stop, log, saves, dog, until, on_digest)
+        state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
         return _finish(loop, state)
