@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls import pipeline
-from jaxcls.models import MODELS
+from jaxcls.models import MODELS, naming
 
 KEY = jax.random.key(0)
 
@@ -29,3 +30,10 @@ def count(tree):
 def dtypes(tree):
     """The names of the dtypes of a tree."""
     return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+def zeros_of(name, library="torchvision"):
+    """{name there: array of zeros}: all that a library's file of a model would hold."""
+    module = built(name)
+    made = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(module, 224)[1])
+    return naming.to_theirs(made, module.namings()[library])

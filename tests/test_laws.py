@@ -29,9 +29,8 @@ from jaxcls import (
     weights,
 )
 from jaxcls.errors import DivergedError
-from jaxcls.models import naming
 from jaxcls.workdir import Workdir
-from tests.modules import built, shapes
+from tests.modules import zeros_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
@@ -222,10 +221,8 @@ PHOTOS = sources.Facts("photos", "", (None, None, 3), 5, (), {"train": 500, "val
 def resnet50_file(tmp_path_factory):
     """Weights as others publish them: 1000 classes, and what images they are for."""
     file = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
-    module = built("resnet50")
-    made = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(module, 224)[1])
     told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
-    weights.write(file, naming.to_theirs(made, module.namings()["timm"]), told, ())
+    weights.write(file, zeros_of("resnet50", "timm"), told, ())
     return file
 
 

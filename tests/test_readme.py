@@ -16,13 +16,18 @@ from jaxcls import (
     config,
     evaluate,
     experiment,
+    export,
     main,
     predict,
     prepare,
     reproduce,
     train,
+    weights,
 )
+from jaxcls.weights import hub
 from tests.images import picture
+from tests.modules import zeros_of
+from tests.torchbytes import saved, zipped
 
 README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text()
 BLOCKS = {
@@ -40,10 +45,11 @@ ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, data_dir):
-    """A working directory as the README supposes one.
+    """A working directory as the README supposes one, and a stand-in for the hub.
 
     A folder of photographs of two classes, an archive of ten, runs in runs/digits and
-    runs/photos, and an image in IMAGE_OR_FOLDER.
+    runs/photos, an image in IMAGE_OR_FOLDER, weights as torch saves them, and as the hub
+    has them in hub/.
     """
     folder = tmp_path_factory.mktemp("checkout")
     for name, photograph in zip("ab", load_sample_images().images, strict=True):
@@ -64,6 +70,14 @@ def checkout(tmp_path_factory, data_dir):
     short = {"length": "20 steps", "data.dir": str(data_dir)}
     loaded = config.load("configs/digits.py", short)
     train.run(experiment.build(loaded), str(folder / "runs" / "digits"))
+    published = zeros_of("resnet50")
+    (folder / "resnet50-11ad3fa6.pth").write_bytes(saved(published, zipped))
+    (folder / "hub").mkdir()
+    told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.95, "bicubic")
+    weights.write(folder / "hub" / "model.safetensors", published, told, ())
+    timm = {"mean": told.mean, "std": told.std, "interpolation": told.interpolation}
+    beside = {"architecture": "resnet50", "pretrained_cfg": timm}
+    (folder / "hub" / "config.json").write_text(json.dumps(beside))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TFDS_DATA_DIR", str(data_dir))
@@ -78,6 +92,8 @@ def checkout(tmp_path_factory, data_dir):
 def _as_a_reader(checkout, data_dir, monkeypatch):
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    there = {file.name: file for file in (checkout / "hub").iterdir()}
+    monkeypatch.setattr(hub, "fetch", lambda repository, name: there.get(name))
 
 
 @pytest.mark.parametrize("command", MAIN)
@@ -105,7 +121,7 @@ def test_photos_are_prepared_and_shown_as_it_says(checkout, data_dir):
 def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
     # Its devices have started long ago.
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    verbs = {each.__name__: each for each in (evaluate, predict, reproduce)}
+    verbs = {each.__name__: each for each in (evaluate, export, predict, reproduce)}
     verb = verbs[shlex.split(command)[2]]
     assert verb.main(shlex.split(command)[3:]) == 0
     assert capsys.readouterr().out
