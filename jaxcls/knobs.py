@@ -103,7 +103,7 @@ KNOBS: dict[str, Knob] = {
         1800, "seconds for the first step, with its compilation; several processes", False
     ),
     "watchdog.later": Knob(
-        600, "seconds from step to step before a process of several ends; 0: any", False
+        600, "seconds from step to step before a process of several ends; 0: never", False
     ),
     "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
 }

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import types
 
 # Before jax is imported anywhere: the count is fixed when the backend starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -86,3 +87,14 @@ def command(data_dir, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision's models, whose compiled operators do not load without CUDA."""
+    torch = pytest.importorskip("torch")
+    for name in ("_meta_registrations", "_autograd_registrations"):
+        sys.modules[f"torchvision.{name}"] = types.ModuleType(name)
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return pytest.importorskip("torchvision")

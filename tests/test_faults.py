@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from jaxcls import checkpoint, experiment, train
+from jaxcls import checkpoint, train
 from tests.conftest import ROOT
+from tests.dying import Crash, Dying
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,22 +20,6 @@ pytestmark = [
     ),
 ]
 RECORDS = ("metrics.jsonl", "digests.jsonl")
-
-
-class Crash(Exception):
-    """Stands for a process that dies between two steps."""
-
-
-class Dying(experiment.Experiment):
-    """An experiment whose input dies before the batch of step `at`."""
-
-    at = 10**9
-
-    def train_batches(self, start=0):
-        for step, batch in enumerate(super().train_batches(start), start):
-            if step == self.at:
-                raise Crash
-            yield batch
 
 
 @pytest.fixture(scope="module")

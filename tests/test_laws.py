@@ -30,27 +30,12 @@ from jaxcls import (
 )
 from jaxcls.errors import DivergedError
 from jaxcls.workdir import Workdir
+from tests.dying import Crash, Dying
 from tests.modules import zeros_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
 RECORDS = ("metrics.jsonl", "digests.jsonl")
-
-
-class Crash(Exception):
-    """Stands for a process that dies between two steps."""
-
-
-class Dying(experiment.Experiment):
-    """An experiment whose input dies after the batch of step `at`."""
-
-    at = 10**9
-
-    def train_batches(self, start=0):
-        for step, batch in enumerate(super().train_batches(start), start):
-            if step == self.at:
-                raise Crash
-            yield batch
 
 
 EXPERIMENTS: dict[str, Dying] = {}  # What is compiled once serves every test.

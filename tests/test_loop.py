@@ -14,6 +14,7 @@ import pytest
 
 from jaxcls import checkpoint, config, digesting, experiment, logs, saving, stopping, train
 from jaxcls.errors import DivergedError, InputError, StoppedError
+from tests.dying import Crash
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
 # Orbax leaves coroutines behind where a file cannot be read.
@@ -21,10 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
 )
 TREES = ("params", "batch_stats", "opt_state", "ema")
-
-
-class Crash(Exception):
-    """Stands for a process that dies between two steps."""
 
 
 class Poisoned(experiment.Experiment):

@@ -5,8 +5,6 @@ Needs torch, torchvision and timm (Python 3.11: ``pip install -e ".[parity]"``, 
 """
 
 import copy
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="session")
-def torchvision():
-    """torchvision's models, whose compiled operators do not load without CUDA."""
-    for name in ("_meta_registrations", "_autograd_registrations"):
-        sys.modules[f"torchvision.{name}"] = types.ModuleType(name)
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("torchvision")
 
 
 @pytest.fixture(scope="session")
@@ -236,6 +224,7 @@ def test_gradients_and_statistics_of_a_training_step_are_theirs(
     (got, new), grads = gradient(variables["params"], rest)
     np.testing.assert_allclose(got, value.item(), rtol=1e-4)
     written = naming.to_theirs({"params": grads, **new}, ours.namings()[library])
+    whole = np.sqrt(sum(float(true.grad.square().sum()) for true in exact.parameters()))
     for (key, tensor), true in zip(
         model.named_parameters(), exact.parameters(), strict=True
     ):
@@ -243,8 +232,8 @@ def test_gradients_and_statistics_of_a_training_step_are_theirs(
         theirs = np.linalg.norm(tensor.grad.numpy() - true.grad.numpy())
         size = np.linalg.norm(true.grad.numpy())
         mine = np.linalg.norm(written[key] - true.grad.numpy())
-        assert mine <= 8 * theirs + 1e-5 * (1 + size), key
-        assert theirs <= 0.05 * size + 1e-4, key
+        assert mine <= 8 * theirs + 1e-5 * (whole + size), key
+        assert theirs <= 0.05 * size + 1e-4 * whole, key
     for key, tensor in model.named_buffers():
         if not key.endswith("num_batches_tracked"):
             scale = tensor.abs().max().item()

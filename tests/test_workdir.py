@@ -171,7 +171,7 @@ def test_a_run_of_older_versions_started_from_no_weights(tmp_path):
     (folder.path / "metrics.jsonl").write_text("{}\n")
     with folder.lock():
         folder.adopt(known, {**IMPLIED, "weights": ""})
-        with pytest.raises(InputError, match="weights was .* and is"):
+        with pytest.raises(InputError, match=r"weights was .* and is"):
             folder.adopt(known, {**IMPLIED, "weights": "sha256:1"})
 
 

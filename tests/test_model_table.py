@@ -1,0 +1,135 @@
+"""The README's table of models is what its command prints, and what others publish."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import models
+from jaxcls.models import MODELS, naming
+from tests.conftest import ROOT
+from tests.modules import built, shapes
+
+HUB = "hf:timm/"
+VISION = "torchvision "
+# Of importing what the slow tests compare with.
+ignores_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def costs():
+    """``models.costs`` of every variant of the table."""
+    return {name: models.costs(name) for name in models.NAMES}
+
+
+def shared_names(torchvision):
+    """The names of our table that torchvision has."""
+    theirs = torchvision.models.list_models(torchvision.models)
+    return [name for name in models.NAMES if name in theirs]
+
+
+def test_the_readmes_table_is_what_the_command_prints(costs, monkeypatch, capsys):
+    monkeypatch.setattr(models, "costs", costs.get)
+    models.main()
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"<!-- models -->\n(.*?)<!-- /models -->", readme, re.DOTALL)
+    assert shown.strip() == capsys.readouterr().out.strip()
+
+
+def test_every_variant_but_the_tutorials_has_one_line(costs, monkeypatch):
+    monkeypatch.setattr(models, "costs", costs.get)
+    lines = models.table().splitlines()
+    named = [line.split("`")[1] for line in lines if line.startswith("| `")][1:]
+    assert len(named) == len(set(named))
+    assert set(named) == set(MODELS) - {"cnn"}
+
+
+def test_a_line_says_what_is_published_and_nothing_where_nothing_is():
+    cost = models.Costs(1_234_567, 4_089_184_256)
+    weights = "torchvision IMAGENET1K_V2"
+    assert (
+        models.row("resnet50", cost)
+        == f"| `resnet50` | 1,234,567 | 4.09 | 80.86 | {weights} |"
+    )
+    assert models.row("wrn28_10", cost) == "| `wrn28_10` | 1,234,567 | 4.09 |  |  |"
+
+
+def test_what_is_published_is_of_our_models():
+    assert set(models.PUBLISHED) <= set(models.NAMES)
+    for weights, top1 in models.PUBLISHED.values():
+        assert weights.startswith((HUB, VISION))
+        assert 50 < top1 < 90
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_costs_are_torchvisions(torchvision, costs):
+    shared = shared_names(torchvision)
+    assert len(shared) == 28
+    for name in shared:
+        stated = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta
+        assert costs[name].parameters == stated["num_params"], name
+        # They count as we do, the products of attention too, and keep three decimals.
+        giga = costs[name].multiply_adds / 1e9
+        assert giga == pytest.approx(stated["_ops"], abs=0.001), name
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_torchvisions_top1_is_the_best_that_it_states_at_224_pixels(torchvision):
+    for name in shared_names(torchvision):
+        stated = {
+            weights.name: weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+            for weights in torchvision.models.get_model_weights(name)
+            if weights.transforms.keywords["crop_size"] == 224
+            and "SWAG" not in weights.name
+            and weights.meta["categories"]
+        }
+        best = max(stated, key=stated.get)
+        assert models.PUBLISHED[name] == (f"{VISION}{best}", stated[best])
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvision):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    named = {
+        name: weights.removeprefix(HUB)
+        for name, (weights, _) in models.PUBLISHED.items()
+        if weights.startswith(HUB)
+    }
+    assert set(named) == {"vit_ti_16", "vit_s_16", "vit_s_32", "mixer_b_16"}
+    for name, theirs in named.items():
+        assert timm.list_pretrained(theirs) == [theirs]
+        registered = timm.get_pretrained_cfg(theirs)
+        assert f"hf:{registered.hf_hub_id}" == HUB + theirs
+        assert (registered.input_size, registered.num_classes) == ((3, 224, 224), 1000)
+        with torch.device("meta"):
+            model = timm.create_model(theirs)
+        tensors = {
+            key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
+            for key, tensor in model.state_dict().items()
+        }
+        module = built(name)
+        fit = naming.fit(tensors, module.namings()["timm"], shapes(module, 224)[1])
+        assert (fit.missing, fit.extra, fit.shapes) == ({}, [], {})
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_torchvisions_weights_are_of_the_very_architecture(torchvision):
+    torch = pytest.importorskip("torch")
+    for name in shared_names(torchvision):
+        with torch.device("meta"):
+            model = torchvision.models.get_model(name)
+        module = built(name)
+        made = shapes(module, 224)[1]
+        table = module.namings()["torchvision"]
+        ours = set(naming.names(made, table).values())
+        theirs = {
+            key for key in model.state_dict() if not key.endswith("num_batches_tracked")
+        }
+        assert ours == theirs, name
+        params = sum(leaf.size for leaf in jax.tree.leaves(made["params"]))
+        assert params == sum(tensor.numel() for tensor in model.parameters())
