@@ -117,7 +117,7 @@ def check(config: ConfigDict) -> None:
     for key in ("optim.decay_on", "optim.freeze", "init.skip"):
         try:
             re.compile(values[key])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{key}={values[key]!r} is not a regular expression ({error});"
                 " try 'kernel$'"

@@ -54,7 +54,7 @@ class Experiment(Plan):
     @functools.cached_property
     def state_shapes(self) -> step.State:
         """The state as shapes and dtypes, found without computing anything."""
-        return jax.eval_shape(self.pure_init(), *self.keys(), {})
+        return jax.eval_shape(self.pure_init(), *self.keys())
 
     @functools.cached_property
     def state_like(self) -> step.State:

@@ -7,6 +7,7 @@ elsewhere. The text "weights" in a config stands for what the weights were made 
 import hashlib
 import math
 import pathlib
+import re
 from typing import NamedTuple
 
 import jax
@@ -42,11 +43,12 @@ class Initial(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Tensors by foreign names, and what is known of them."""
+    """Tensors by foreign names, and what is known of them; a file's images are square."""
 
     tensors: dict[str, np.ndarray]
     class_names: tuple[str, ...]
     fingerprint: str
+    image_shape: tuple[int, int, int] | None = None
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
@@ -80,6 +82,7 @@ def load(plan: Plan) -> Initial:
     source = _of_run(place) if _is_run(place) else _of_file(place)
     namings, names = plan.module.namings(), plan.data.class_names
     like = plan.variables_like
+    _check_grid(plan, source)
     there = transfer.classes_of(source.tensors, namings)
     differ = bool(source.class_names) and source.class_names != names
     fresh = init.head == "fresh" or (
@@ -104,6 +107,26 @@ def load(plan: Plan) -> Initial:
     return Initial(start.arrays, notes, source.fingerprint)
 
 
+def _check_grid(plan: Plan, source: _Source) -> None:
+    """Raise `InputError` where positions of a square of patches would go to another form.
+
+    A strip may have as many patches as a square: their count alone does not tell.
+    """
+    height, width = plan.data.train_shape[:2]
+    same = source.image_shape is not None and source.image_shape == plan.data.train_shape
+    tables = plan.module.namings().values()
+    skip = plan.config.init.skip
+    left_out = re.compile(skip).search if skip else (lambda path: None)
+    paths = [path for path in naming.flatten(plan.variables_like) if not left_out(path)]
+    has_grid = any(naming.grid_of(p, each) >= 0 for each in tables for p in paths)
+    if has_grid and height != width and not same:
+        raise InputError(
+            f"{_KEY}={plan.config.init.weights} has positions of a square of patches, and"
+            f" the images are {width}x{height}; end data.train_ops and data.eval_ops in a"
+            f" square, such as resize({height}), or give init.skip='position'"
+        )
+
+
 def _is_run(place: str) -> bool:
     """Whether a place is a run's folder."""
     return not weights.is_hub(place) and (pathlib.Path(place) / "config.json").is_file()
@@ -122,7 +145,7 @@ def _of_run(place: str) -> _Source:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(plan.pure_init(), *plan.keys(), {}),
+        jax.eval_shape(plan.pure_init(), *plan.keys()),
     )
     try:
         saved = checkpoint.read_weights(folder.checkpoints, step, like)
@@ -137,7 +160,8 @@ def _of_run(place: str) -> _Source:
     for path, array in naming.flatten(variables).items():
         digest.update(f"{path} {array.shape}\n".encode() + np.asarray(array).tobytes())
     tensors = naming.to_theirs(variables, table)
-    return _Source(tensors, plan.data.class_names, f"sha256:{digest.hexdigest()}")
+    fingerprint = f"sha256:{digest.hexdigest()}"
+    return _Source(tensors, plan.data.class_names, fingerprint, plan.data.train_shape)
 
 
 def _texts(

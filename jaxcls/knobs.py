@@ -79,7 +79,7 @@ KNOBS: dict[str, Knob] = {
         "keep", "the head of init.weights: keep, fresh, or auto (fresh if classes differ)"
     ),
     "init.skip": Knob(
-        "", "regular expression on names here or there: what init.weights may lack or add"
+        "", "regular expression on names here or there: what of init.weights is left out"
     ),
     "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
     "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),

@@ -59,6 +59,11 @@ def divide(
         scale = layer_decay ** (len(groups) - 1 - depth[layer])
         if is_frozen(path):
             parts[path] = Part(0.0, 0)
+        elif scale < 1e-30:  # Float32 could not tell it from frozen.
+            raise InputError(
+                f"optim.layer_decay={layer_decay} leaves {path} no rate to speak of, below"
+                f" {len(groups)} layers; try 0.75"
+            )
         elif layer == "head":
             parts[path] = Part(scale * head_lr, 0)
         else:
@@ -69,6 +74,11 @@ def divide(
         raise InputError(
             f"optim.freeze={freeze!r} matches {what}; there are {paths[0]}, ...,"
             f" {paths[-1]}, and '^(?!head/)' is all but the head"
+        )
+    if head_first and not any(p.scale for x, p in parts.items() if x.startswith("head/")):
+        raise InputError(
+            f"optim.head_first trains the head alone, and optim.freeze={freeze!r} freezes"
+            " it; leave one of them out"
         )
     return parts
 

@@ -29,6 +29,7 @@ from jaxcls import (
 from jaxcls.data import Data
 from jaxcls.errors import InputError
 from jaxcls.models import MODELS, Classifier
+from jaxcls.parts import Parts
 
 # Streams of device randomness, each its own key, so that a study can vary one alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
@@ -148,9 +149,7 @@ class Plan:
         )
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
-    @functools.cached_property
-    def parts(self) -> parts.Parts:
-        """How each parameter trains."""
+    def _divided(self, head_first: int) -> Parts:
         optim = self.config.optim
         return parts.divide(
             self.variables_like["params"],
@@ -158,8 +157,18 @@ class Plan:
             freeze=optim.freeze,
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,
-            head_first=self.head_first,
+            head_first=head_first,
         )
+
+    @functools.cached_property
+    def _frozen(self) -> Parts:
+        """`train_parts` but for when each begins, which takes the length of an epoch."""
+        return self._divided(0)
+
+    @functools.cached_property
+    def train_parts(self) -> Parts:
+        """How each parameter trains."""
+        return self._divided(self.head_first)
 
     @functools.cached_property
     def model(self) -> step.Model:
@@ -167,7 +176,7 @@ class Plan:
         module, frozen = self.module, {}
         if self.config.optim.freeze:
             statistics = self.variables_like["batch_stats"]
-            frozen = {"frozen": parts.frozen_statistics(statistics, self.parts)}
+            frozen = {"frozen": parts.frozen_statistics(statistics, self._frozen)}
 
         def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
             return module.init({"params": key}, images, False)
@@ -198,7 +207,7 @@ class Plan:
             mask=optimizers.decay_mask(optim.decay_on),
         )
         made = optimizers.clip(made, optim.clip_norm)
-        return parts.train_only(made, self.parts) if optim.freeze else made
+        return parts.train_only(made, self._frozen) if optim.freeze else made
 
     @functools.cached_property
     def schedule(self) -> optimizers.Schedule:
@@ -284,7 +293,7 @@ class Plan:
             metrics=self.metrics,
             ema_decay=self.config.ema.decay,
             most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
-            parts=None if parts.is_plain(self.parts) else self.parts,
+            parts=None if parts.is_plain(self.train_parts) else self.train_parts,
         )
 
     @functools.cached_property

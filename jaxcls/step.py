@@ -69,7 +69,7 @@ class Model(NamedTuple):
     apply: Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
 
 
-Init = Callable[[jax.Array, dict[str, jax.Array], dict[str, Any]], State]
+Init = Callable[..., State]
 Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
@@ -86,15 +86,18 @@ def make_init(
 ) -> Init:
     """Returns init(init_key, step_keys, given) -> the state at step 0.
 
-    given: arrays to start with in place of random ones, by path: "params/head/kernel".
+    given: arrays to start with in place of random ones, by path, "params/head/kernel".
     higher: whether a larger best metric is better. rewinds: how many there is room for.
     """
 
     def init(
-        init_key: jax.Array, step_keys: dict[str, jax.Array], given: dict[str, Any]
+        init_key: jax.Array,
+        step_keys: dict[str, jax.Array],
+        given: Mapping[str, Any] | None = None,
     ) -> State:
+        start = given or {}
         variables = jax.tree_util.tree_map_with_path(
-            lambda path, array: given.get(path_name(path), array),
+            lambda path, array: start.get(path_name(path), array),
             model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32)),
         )
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -277,7 +280,10 @@ def _average(ema: Tree, params: Tree, batch_stats: Tree, decay: float) -> Tree:
     if not ema:
         return ema
     now = {"params": params, "batch_stats": batch_stats}
-    return jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, now)
+    # Where nothing moved, the very bits: -0.0 and denormals of what is frozen.
+    return jax.tree.map(
+        lambda a, x: jnp.where(a == x, a, a + (1.0 - decay) * (x - a)), ema, now
+    )
 
 
 def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +39,13 @@ def adapt(
 
     namings: of the model, by library; the one with most names in common is taken. like:
     its {"params", "batch_stats"} as shapes. skip: a regular expression on our paths and
-    the names there, of what may be missing, extra or of another shape. is_head_fresh:
-    whether the head starts at random. Positions on another square grid are resampled.
+    the names there, of what is left out, whether it fits or is missing, extra or of another
+    shape. is_head_fresh: whether the head starts at random. Positions on another square
+    grid are resampled.
     Raises `InputError` listing what is missing, extra and of another shape.
     """
+    if not tensors:
+        raise InputError("holds no tensors; give the weights of this very model")
     library = max(namings, key=lambda each: _in_common(tensors, namings[each], like))
     table = namings[library]
     if not _in_common(tensors, table, like):
@@ -55,10 +58,15 @@ def adapt(
     if is_head_fresh:
         fit = _without(fit, lambda path, _: path.startswith(HEAD))
     if skip:
-        search = re.compile(skip).search
-        fit = _without(fit, lambda path, name: bool(search(path) or search(name)))
+        search, named = re.compile(skip).search, naming.names(like, table)
+        fit = _without(
+            fit,
+            lambda path, name: any(search(x) for x in (path, name or named[path]) if x),
+        )
     if fit.missing or fit.extra or fit.shapes:
         raise InputError(_refusal(fit, library))
+    if not fit.found:
+        raise InputError(f"gives nothing that init.skip={skip!r} leaves; skip less")
     arrays = {path: np.asarray(array, np.float32) for path, array in fit.found.items()}
     of = f"{len(arrays)} of {len(naming.flatten(like))} arrays, by {library}'s names"
     return Start(arrays, [of, *notes])
@@ -69,7 +77,7 @@ def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming])
     for table in namings.values():
         layer = table.layers["head"]
         name = layer.name if isinstance(layer, naming.Entry) else layer
-        if f"{name}.bias" in tensors:
+        if np.ndim(tensors.get(f"{name}.bias", 0)) == 1:
             return len(tensors[f"{name}.bias"])
     return 0
 
@@ -101,7 +109,7 @@ def _resampled(
     found, shapes = dict(fit.found), dict(fit.shapes)
     for path, (name, there, here) in fit.shapes.items():
         prefix = naming.grid_of(path, table)
-        if prefix < 0 or len(there) != 3 or there[2] != here[2]:
+        if prefix < 0 or len(there) != 3 or there[0] != 1 or there[2] != here[2]:
             continue
         sides = [math.isqrt(max(shape[1] - prefix, 0)) for shape in (there, here)]
         squares = [prefix + side * side for side in sides]
@@ -114,10 +122,10 @@ def _resampled(
     return fit._replace(found=found, shapes=shapes), notes
 
 
-def _without(fit: Fit, is_left: Any) -> Fit:
-    """`fit` without what `is_left(our path or "", name there)` says to leave out."""
+def _without(fit: Fit, is_left: Callable[[str, str], bool]) -> Fit:
+    """`fit` without what `is_left(our path or "", name there or "")` leaves out."""
     return Fit(
-        {p: a for p, a in fit.found.items() if not is_left(p, "\0")},
+        {p: a for p, a in fit.found.items() if not is_left(p, "")},
         {p: n for p, n in fit.missing.items() if not is_left(p, n)},
         [n for n in fit.extra if not is_left("", n)],
         {p: s for p, s in fit.shapes.items() if not is_left(p, s[0])},

@@ -1,7 +1,6 @@
 """What a run starts from: another run, a file; and what such weights tell."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -219,36 +218,27 @@ def test_a_command_says_what_does_not_fit_on_one_line_and_leaves_nothing(
 
 
 def test_the_weights_are_part_of_what_a_run_is_and_their_place_is_not(
-    tiny, trained, exported, tmp_path
+    tiny, exported, tmp_path
 ):
-    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    here, moved, other = (tmp_path / f"{name}.safetensors" for name in "abc")
     shutil.copy(exported, here)
-    short = {"length": "3 steps", "init.weights": str(here)}
-    folder = str(tmp_path / "run")
-    train.run(experiment.build(tiny(**short)), folder)
-    saved = json.loads((pathlib.Path(folder) / "config.json").read_text())
-    assert saved["implied"]["weights"] == weights.read(str(here), "x").fingerprint
-    here.rename(there)
-    moved = experiment.build(tiny(**{**short, "init.weights": str(there)}))
-    assert train.run(moved, folder).already
-
-
-def test_other_weights_on_an_old_folder_are_refused(tiny, exported, tmp_path):
-    other = tmp_path / "other.safetensors"
-    read = weights.read(str(exported), "x")
+    read = weights.read(str(here), "x")
     changed = {name: array + 1 for name, array in read.tensors.items()}
     weights.write(other, changed, None, ())
     folder = str(tmp_path / "run")
 
-    def start(place):
-        exp = experiment.build(tiny(**{"init.weights": place}))
+    def start(place, until):
+        exp = experiment.build(tiny(**{"init.weights": str(place)}))
         with pytest.raises(StoppedError):
-            train.run(exp, folder, until=3)
+            train.run(exp, folder, until=until)
 
-    start(str(exported))
-    for place in (str(other), ""):
+    start(here, until=2)
+    assert Workdir(folder).read()["implied"]["weights"] == read.fingerprint
+    here.rename(moved)
+    start(moved, until=3)
+    for place in (other, ""):
         with pytest.raises(InputError, match="weights was"):
-            start(place)
+            start(place, until=4)
 
 
 # What weights tell.
@@ -327,13 +317,14 @@ def test_without_weights_there_is_nothing_to_tell(tiny):
         experiment.build(tiny(normalize="weights"))
 
 
-def test_a_resolved_run_holds_plain_texts(tiny, trained, tmp_path):
-    values = {"length": "2 steps", "init.weights": str(trained), **ALL}
-    train.run(experiment.build(tiny(**values)), str(tmp_path / "run"))
-    saved = Workdir(tmp_path / "run").config()
-    assert (saved.normalize, saved.data.eval_ops) == ("unit", "decode(1) | resize(8)")
-    exp, *_ = evaluate.load(str(tmp_path / "run"), "last", {})
-    assert exp.config.normalize == "unit"
+def test_a_resolved_experiment_holds_plain_texts_alone(tiny, trained):
+    given = tiny(**{"init.weights": str(trained), **ALL})
+    exp = experiment.build(given)
+    assert (exp.config.normalize, exp.config.data.eval_ops) == (
+        "unit",
+        "decode(1) | resize(8)",
+    )
+    assert given.normalize == "weights"
 
 
 def test_positions_are_resampled_to_another_size_of_image(tiny, tmp_path):

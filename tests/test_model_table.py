@@ -29,6 +29,7 @@ def shared_names(torchvision):
     return [name for name in models.NAMES if name in theirs]
 
 
+@pytest.mark.slow
 def test_the_readmes_table_is_what_the_command_prints(costs, monkeypatch, capsys):
     monkeypatch.setattr(models, "costs", costs.get)
     models.main()

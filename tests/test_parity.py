@@ -224,16 +224,16 @@ def test_gradients_and_statistics_of_a_training_step_are_theirs(
     (got, new), grads = gradient(variables["params"], rest)
     np.testing.assert_allclose(got, value.item(), rtol=1e-4)
     written = naming.to_theirs({"params": grads, **new}, ours.namings()[library])
-    whole = np.sqrt(sum(float(true.grad.square().sum()) for true in exact.parameters()))
-    for (key, tensor), true in zip(
-        model.named_parameters(), exact.parameters(), strict=True
-    ):
-        # Deep ReLU networks magnify rounding: as near the truth as torch's own float32.
-        theirs = np.linalg.norm(tensor.grad.numpy() - true.grad.numpy())
-        size = np.linalg.norm(true.grad.numpy())
-        mine = np.linalg.norm(written[key] - true.grad.numpy())
-        assert mine <= 8 * theirs + 1e-5 * (whole + size), key
-        assert theirs <= 0.05 * size + 1e-4 * whole, key
+    parameters = dict(model.named_parameters())
+    truth = {key: tensor.grad.numpy() for key, tensor in exact.named_parameters()}
+    mine = {key: np.linalg.norm(written[key] - truth[key]) for key in truth}
+    torchs = [np.linalg.norm(parameters[key].grad.numpy() - truth[key]) for key in truth]
+    sizes = {key: np.linalg.norm(truth[key]) for key in truth}
+    whole = np.linalg.norm(list(sizes.values()))
+    # Deep ReLU networks magnify rounding: about as near the truth as torch's own float32.
+    assert np.linalg.norm(list(mine.values())) <= 5 * np.linalg.norm(torchs) + 1e-5 * whole
+    for key, size in sizes.items():
+        assert mine[key] <= 0.03 * size + 1e-4 * whole, key
     for key, tensor in model.named_buffers():
         if not key.endswith("num_batches_tracked"):
             scale = tensor.abs().max().item()

@@ -29,6 +29,7 @@ from tests.images import picture
 from tests.modules import zeros_of
 from tests.torchbytes import saved, zipped
 
+pytestmark = pytest.mark.slow
 README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text()
 BLOCKS = {
     language: re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
