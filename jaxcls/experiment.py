@@ -43,7 +43,6 @@ class Experiment(Plan):
             "examples": {role: self.count(role) for role in ("train", "eval", "test")},
             "lr": self.lr,
             "order": self.data.order_name,
-            "weights": self.initial.fingerprint if self.initial else "",
         }
 
     @functools.cached_property

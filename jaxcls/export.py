@@ -4,6 +4,7 @@ One format so far: "safetensors", which torchvision or timm load with ``strict=T
 """
 
 import inspect
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jaxcls import cli, decode, evaluate, experiment, pipeline, transfer, weight
 from jaxcls.errors import InputError, lookup
 from jaxcls.models import naming
 from jaxcls.weights import Preprocessing
+from jaxcls.workdir import Workdir
 
 
 def to_safetensors(
@@ -35,12 +37,15 @@ def to_safetensors(
     variables = exp.variables(dict(saved))
     tensors = naming.to_theirs(variables, table)
     weights.write(path, tensors, preprocessing(exp), exp.data.class_names)
-    read = weights.read(str(path), "--out")
-    start = transfer.adapt(read.tensors, {library: table}, exp.variables_like)
-    ours = naming.flatten(variables)
-    if not all(np.array_equal(start.arrays[name], ours[name]) for name in ours):
+    try:
+        read = weights.read(str(path), "--out")
+        start = transfer.adapt(read.tensors, {library: table}, exp.variables_like)
+        ours = naming.flatten(variables)
+        if not all(np.array_equal(start.arrays[name], ours[name]) for name in ours):
+            raise InputError("the arrays differ")
+    except InputError as error:
         path.unlink()
-        raise RuntimeError(f"{path} did not read back as it was written")
+        raise RuntimeError(f"{path} did not read back as it was written: {error}") from None
     return len(tensors)
 
 
@@ -66,13 +71,16 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
         np.asarray(exp.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))).reshape(-1)
         for v in (0, 255)
     )
+    crop = height / size
+    while math.floor(height / crop) < size:  # As others find the size again.
+        crop = math.nextafter(crop, 0)
     std = 1 / (white.astype(np.float64) - black)
     mean = -black * std
     return Preprocessing(
         tuple(np.round(mean, 6).tolist()),
         tuple(np.round(std, 6).tolist()),
         height,
-        height / size,
+        crop,
         kind,
         "center" if resized.name == "resize_short" else "squash",
     )
@@ -106,7 +114,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.format != "safetensors":
         raise InputError(f"--format={args.format} is not written; try --format=safetensors")
-    out = pathlib.Path(args.out or f"{args.workdir.rstrip('/')}.safetensors")
+    folder = Workdir(args.workdir).path
+    out = pathlib.Path(args.out or folder.with_name(f"{folder.name}.safetensors"))
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out={out} must end in .safetensors")
     exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, {})
     try:
         arrays = to_safetensors(exp, saved, out, args.names)

@@ -5,6 +5,7 @@ elsewhere. The text "weights" in a config stands for what the weights were made 
 """
 
 import hashlib
+import json
 import math
 import pathlib
 import re
@@ -113,23 +114,33 @@ def _check_grid(plan: Plan, source: _Source) -> None:
     A strip may have as many patches as a square: their count alone does not tell.
     """
     height, width = plan.data.train_shape[:2]
-    same = source.image_shape is not None and source.image_shape == plan.data.train_shape
+    there = source.image_shape or (1, 1, 1)
+    is_same = there[:2] == (height, width)
+    are_square = height == width and there[0] == there[1]
     tables = plan.module.namings().values()
     skip = plan.config.init.skip
     left_out = re.compile(skip).search if skip else (lambda path: None)
     paths = [path for path in naming.flatten(plan.variables_like) if not left_out(path)]
     has_grid = any(naming.grid_of(p, each) >= 0 for each in tables for p in paths)
-    if has_grid and height != width and not same:
+    if has_grid and not are_square and not is_same:
+        form = "a square" if there[0] == there[1] else f"{there[1]}x{there[0]} pixels"
         raise InputError(
-            f"{_KEY}={plan.config.init.weights} has positions of a square of patches, and"
-            f" the images are {width}x{height}; end data.train_ops and data.eval_ops in a"
-            f" square, such as resize({height}), or give init.skip='position'"
+            f"{_KEY}={plan.config.init.weights} has positions for images of {form}, and"
+            f" these are {width}x{height}; end data.train_ops and data.eval_ops in that"
+            " form, or give init.skip='position'"
         )
 
 
 def _is_run(place: str) -> bool:
     """Whether a place is a run's folder."""
-    return not weights.is_hub(place) and (pathlib.Path(place) / "config.json").is_file()
+    if weights.is_hub(place):
+        return False
+    try:
+        file = pathlib.Path(place).expanduser() / "config.json"
+        saved = json.loads(file.read_bytes())
+    except (OSError, RuntimeError, ValueError):  # Then it is a file, or nothing.
+        return False
+    return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
 
 
 def _of_file(place: str) -> _Source:
@@ -140,8 +151,13 @@ def _of_file(place: str) -> _Source:
 def _of_run(place: str) -> _Source:
     """The weights that predictions of a run's best checkpoint are made with."""
     folder = Workdir(place)
-    plan = Plan(folder.config(), sources.facts_of(folder.read()["implied"]))
-    step, _ = checkpoint.find(folder.checkpoints, "best")
+    config = folder.config()
+    config.mesh.devices = 0  # Whatever the run used.
+    plan = Plan(config, sources.facts_of(folder.read()["implied"]))
+    try:
+        step, _ = checkpoint.find(folder.checkpoints, "best")
+    except InputError as error:
+        raise InputError(f"{_KEY}={place}: {error}") from None
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -173,7 +189,7 @@ def _texts(
             f"{_KEY}={place} does not tell what images it was made for; give"
             f" {', '.join(f'{key}={TOLD[key]!r}' for key in asked)}, or as its authors say"
         )
-    if told.crop_mode not in ("center", "squash"):
+    if told.crop_mode not in ("center", "squash") and "data.eval_ops" in asked:
         raise InputError(
             f"{_KEY}={place} was made for images with a {told.crop_mode}, which is not done"
             f" here; give data.eval_ops yourself, such as {TOLD['data.eval_ops']!r}"

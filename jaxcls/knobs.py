@@ -67,7 +67,9 @@ KNOBS: dict[str, Knob] = {
         1.0, "rate of a layer as a multiple of the next one's; ViTs are tuned with 0.75"
     ),
     "optim.head_lr": Knob(1.0, "rate of the head as a multiple of the others'"),
-    "optim.head_first": Knob("0 steps", "how long the head trains before the others do"),
+    "optim.head_first": Knob(
+        "0 steps", "how long the head alone changes; all gradients are taken"
+    ),
     "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
     "init.weights": Knob(
         "",

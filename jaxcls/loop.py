@@ -240,6 +240,8 @@ class Loop:
             self._diverge(bad)
         earliest = durations.step_of(1, self.exp.every["checkpoint"])
         found = self.saves.rewind(self.exp.state_like, to_start=earliest > step)
+        if found is None and self.exp.initial:
+            self.folder.check_same({"weights": self.exp.initial.fingerprint})
         start = self.exp.init() if found is None else found
         first = int(start.step)
         self.log.rewind(first)

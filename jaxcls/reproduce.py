@@ -88,6 +88,9 @@ def pack(folder: str, file: str) -> None:
     workdir = Workdir(folder)
     saved = workdir.read()
     saved["config"]["data.dir"] = ""  # A path of this machine means nothing elsewhere.
+    place = saved["config"].get("init.weights", "")
+    if not place.startswith("hf:"):
+        saved["config"]["init.weights"] = pathlib.PurePath(place).name
     texts = {"config.json": json.dumps(saved, indent=1) + "\n"}
     for name in _PACKED[1:]:
         texts[name] = _text(workdir.path / name)
@@ -241,6 +244,12 @@ def _set_environment(start: dict[str, Any]) -> None:
         jax.config.update("jax_num_cpu_devices", there)
 
 
+# What of a run may be elsewhere, or otherwise, when it is made again.
+_ANYWHERE = (
+    "data.dir", "data.threads", "data.prefetch", "data.resident", "init.weights",
+)  # fmt: skip
+
+
 def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     config = configs.from_flat(recorded.config)
     if not os.path.isdir(config.data.dir):
@@ -251,10 +260,10 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     config.log.tensorboard = False
     for key, text in overrides.items():
         configs.override(config, key, text)
-        if key not in ("data.dir", "data.threads", "data.prefetch", "data.resident"):
+        if key not in _ANYWHERE:
             raise InputError(
                 f"--config.{key} comes from the run's folder; leave it out, or give"
-                " data.dir, data.threads, data.prefetch or data.resident"
+                f" {', '.join(_ANYWHERE[:-1])} or {_ANYWHERE[-1]}"
             )
     return config
 
@@ -269,11 +278,16 @@ def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
             " --config.data.dir=DIR"
         ) from None
     began = recorded.implied.get("weights", "")
-    if exp.initial and exp.initial.fingerprint != began:
+    try:
+        if exp.initial and exp.initial.fingerprint != began:
+            raise InputError(
+                f"init.weights={exp.config.init.weights} are not what the run started from"
+            )
+    except InputError as error:
         raise InputError(
-            f"init.weights={exp.config.init.weights} are not what the run started from"
-            f" ({began}); restore them, or say where they are: --config.init.weights=PLACE"
-        )
+            f"{error}; the run needs the weights of {began}: say where they are with"
+            " --config.init.weights=PLACE"
+        ) from None
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:

@@ -52,7 +52,8 @@ def run(
     folder = Workdir(workdir)
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
-    implied = hosts.together(lambda: _prepared(exp))
+    known = hosts.on_first(lambda: folder.weights_of(exp.config))
+    implied = hosts.together(lambda: _prepared(exp, known))
     hosts.agree(_same_everywhere(exp, workdir, implied))
     with contextlib.ExitStack() as held:
         if final := hosts.on_first(lambda: _begin(exp, folder, implied, held)):
@@ -67,14 +68,26 @@ def run(
 def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     """The final record of a folder that holds this run, ended; None if it is not."""
     folder.check_identity(exp.config)
-    return finished(folder)
+    final = finished(folder)
+    if final:
+        folder.check_same({"weights": _fingerprint(exp, folder.weights_of(exp.config))})
+    return final
 
 
-def _prepared(exp: Experiment) -> dict[str, Any]:
-    """What the config implies; whatever is wrong is said before a file is written."""
-    implied = exp.implied()
+def _fingerprint(exp: Experiment, known: str | None) -> str:
+    """Of what init.weights names; `known` where a run knows it from its start."""
+    if known is not None:
+        return known
+    return exp.initial.fingerprint if exp.initial else ""
+
+
+def _prepared(exp: Experiment, weights: str | None) -> dict[str, Any]:
+    """What the config implies; whatever is wrong is said before a file is written.
+
+    weights: their fingerprint, where a resume needs no more of them.
+    """
     _ = exp.lowered_train_step
-    return implied
+    return {**exp.implied(), "weights": _fingerprint(exp, weights)}
 
 
 def _same_everywhere(
@@ -190,7 +203,7 @@ def _run_locked(
     saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
     with log, saves:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
-        for note in exp.initial.notes if exp.initial and not restored else []:
+        for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         loop = Loop(exp, folder, stop, log, saves, dog, until, on_digest)
         state = loop.run(state, is_pending)

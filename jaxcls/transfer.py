@@ -68,6 +68,10 @@ def adapt(
     if not fit.found:
         raise InputError(f"gives nothing that init.skip={skip!r} leaves; skip less")
     arrays = {path: np.asarray(array, np.float32) for path, array in fit.found.items()}
+    for path, array in arrays.items():
+        if not np.isfinite(array).all():
+            name = naming.names(like, table)[path]
+            raise InputError(f"has numbers that are not finite, in {name}; get it again")
     of = f"{len(arrays)} of {len(naming.flatten(like))} arrays, by {library}'s names"
     return Start(arrays, [of, *notes])
 

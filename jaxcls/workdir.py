@@ -161,22 +161,40 @@ class Workdir:
         """
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
-            # Older runs say nothing of weights, and started from none.
-            saved_before = {"weights": "", **self.read()["implied"]}
-            before, now = _leaves(saved_before), _leaves(implied)
-            # Of data that were not prepared by us no fingerprint is known.
-            unknown = {None, '""'} & {before.get("facts.fingerprint")}
-            same = {"facts.fingerprint"} if unknown else set()
-            for key in (k for k in now if before.get(k) != now[k] and k not in same):
-                raise InputError(
-                    f"--workdir={self.given}: the data changed: {key} was {before.get(key)}"
-                    f" and is {now[key]}; restore the data, or start another run with"
-                    f" --workdir={self._free_name()}"
-                )
+            self.check_same(implied)
         saved = {"format": FORMAT, "config": configs.flat(config), "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
         if not file.exists() or file.read_text() != text:
             write_atomically(file, text)
+
+    def check_same(self, implied: dict[str, Any]) -> None:
+        """Raise `InputError` where something implied is not as when the run began."""
+        # Older runs say nothing of weights, and started from none.
+        before = _leaves({"weights": "", **self.read()["implied"]})
+        now = _leaves(implied)
+        # Of data that were not prepared by us no fingerprint is known.
+        unknown = {None, '""'} & {before.get("facts.fingerprint")}
+        same = {"facts.fingerprint"} if unknown else set()
+        for key in (k for k in now if before.get(k) != now[k] and k not in same):
+            what = "what init.weights name" if key == "weights" else "the data"
+            raise InputError(
+                f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
+                f" and is {now[key]}; restore {what}, or start another run with"
+                f" --workdir={self._free_name()}"
+            )
+
+    def weights_of(self, config: ConfigDict) -> str | None:
+        """The fingerprint that a config's init.weights had when this run began.
+
+        None where that is not known without reading them: the run has no checkpoint, or had
+        its weights elsewhere.
+        """
+        if not config.init.weights:
+            return ""
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return None
+        is_same = self.config().init.weights == config.init.weights
+        return self.read()["implied"].get("weights", "") if is_same else None
 
     def begin(self, devices: list[str], **facts: Any) -> None:
         """Add this start to manifest.json; one left without a reason was killed.

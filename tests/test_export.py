@@ -42,6 +42,7 @@ def test_the_file_holds_what_predictions_are_made_with(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--out=weights.pth"], "--out=weights.pth must end in .safetensors"),
         (["--format=onnx"], "--format=onnx is not written; try --format=safetensors"),
         (["--names=tim"], "unknown --names 'tim'.* known: pytorch"),
         (["--checkpoint=99"], "--checkpoint=99 is not in"),

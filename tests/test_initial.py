@@ -7,7 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, config, evaluate, experiment, export, initial, train, weights
+from jaxcls import (
+    checkpoint,
+    config,
+    evaluate,
+    experiment,
+    export,
+    initial,
+    reproduce,
+    train,
+    weights,
+)
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.models import naming
 from jaxcls.weights import Preprocessing
@@ -235,10 +245,54 @@ def test_the_weights_are_part_of_what_a_run_is_and_their_place_is_not(
     start(here, until=2)
     assert Workdir(folder).read()["implied"]["weights"] == read.fingerprint
     here.rename(moved)
-    start(moved, until=3)
+    start(here, until=3)  # A resume has all it needs.
+    start(moved, until=4)
     for place in (other, ""):
         with pytest.raises(InputError, match="weights was"):
-            start(place, until=4)
+            start(place, until=5)
+    for is_done in (False, True):
+        exp = experiment.build(tiny(**{"init.weights": str(moved)}))
+        assert train.run(exp, folder).already == is_done
+    for place in (other, ""):
+        with pytest.raises(
+            InputError, match=r"what init\.weights name changed: weights was"
+        ):
+            start(place, until=5)
+
+
+def test_weights_with_a_number_that_is_not_finite_are_one_line(tiny, exported, tmp_path):
+    tensors = dict(weights.read(str(exported), "x").tensors)
+    tensors["dense.bias"] = tensors["dense.bias"] * np.nan
+    weights.write(tmp_path / "nan.safetensors", tensors, None, ())
+    said = message(tiny(**{"init.weights": str(tmp_path / "nan.safetensors")}))
+    assert "it has numbers that are not finite, in dense.bias" in said
+
+
+def test_a_folder_with_another_config_is_no_run(tiny, tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    said = message(tiny(**{"init.weights": str(tmp_path)}))
+    assert "is a folder, and must be a file of weights" in said
+    assert "model.safetensors" in said
+    assert "cannot be read" in message(tiny(**{"init.weights": "x" * 5000}))
+
+
+def test_a_run_on_more_devices_than_there_are_is_a_start(tiny, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "wide")
+    file = tmp_path / "wide" / "config.json"
+    saved = json.loads(file.read_text())
+    saved["config"]["mesh.devices"] = 64
+    file.write_text(json.dumps(saved))
+    exp = experiment.build(tiny(**{"init.weights": str(tmp_path / "wide")}))
+    assert len(exp.initial.arrays) == 14
+
+
+def test_a_run_without_checkpoints_is_named(tiny, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "young")
+    shutil.rmtree(tmp_path / "young" / "checkpoints")
+    said = message(tiny(**{"init.weights": str(tmp_path / "young")}))
+    assert said.startswith(f"init.weights={tmp_path / 'young'}: ")
+    assert "holds no checkpoint" in said
 
 
 # What weights tell.
@@ -337,3 +391,23 @@ def test_positions_are_resampled_to_another_size_of_image(tiny, tmp_path):
     exp = experiment.build(tiny(**{"model.name": text, "init.weights": str(file), **ops}))
     assert exp.initial.arrays["params/position"].shape == (1, 17, 192)
     assert "positions resampled from 2x2 to 4x4" in exp.initial.notes[0]
+
+
+def test_a_run_that_started_from_weights_is_made_again_where_they_are(
+    tiny, exported, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
+    here, moved = tmp_path / "here.safetensors", tmp_path / "moved.safetensors"
+    shutil.copy(exported, here)
+    folder, pack = str(tmp_path / "run"), tmp_path / "run.tar.gz"
+    values = {"length": "2 steps", "init.weights": str(here)}
+    train.run(experiment.build(tiny(**values)), folder)
+    assert reproduce.main([f"--workdir={folder}", f"--pack={pack}"]) == 0
+    here.rename(moved)
+    again = [f"--workdir={pack}", f"--config.data.dir={tiny().data.dir}"]
+    with pytest.raises(
+        InputError, match=r"here.safetensors: there is no .* sha256:\S+: say"
+    ):
+        reproduce.main(again)
+    assert reproduce.main([*again, f"--config.init.weights={moved}"]) == 0
+    assert "bit for bit up to step 2" in capsys.readouterr().out

@@ -216,7 +216,7 @@ def test_one_training_step_lowers_the_loss_of_every_variant_but_the_largest(name
 @pytest.mark.parametrize(
     ("text", "size", "message"),
     [
-        ("vgg11", 31, "model.name=vgg needs images of at least 32 pixels, and gets 31x31"),
+        ("vgg11", 31, "vgg needs images of at least 32 pixels, and gets 31x31"),
         ("alexnet", 62, "at least 63 pixels"),
         ("convnext_tiny", 31, "at least 32 pixels"),
         (

@@ -1,7 +1,7 @@
 """Every model by its name in a config: ``(num_classes, dtype, **options) -> Classifier``.
 
 Adding one is a file here and a line in MODELS. A variant is one line in its family's
-table; variants are named as torchvision names them.
+table; variants are named as torchvision names them, or as it would.
 """
 
 from collections.abc import Callable

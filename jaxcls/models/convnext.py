@@ -11,7 +11,7 @@ from jaxcls.models import layers
 from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
-NORMAL = nn.initializers.truncated_normal(0.02)
+NORMAL = nn.initializers.normal(0.02)
 # The stem and three stages divide the image by 32.
 MIN_SIZE = 32
 

@@ -29,7 +29,7 @@ class EfficientNet(Mobile):
         end = len(self.stages) + 1
         table |= {"conv2": f"features.{end}.0", "norm2": f"features.{end}.1"}
         table["head"] = "classifier.1"
-        return {"torchvision": Naming(dict(table)), "timm": Naming(dict(self._timm()))}
+        return {"torchvision": Naming(table), "timm": Naming(self._timm())}
 
 
 def efficientnet_b0(
@@ -52,6 +52,8 @@ def efficientnet_b0(
         ),
         activation=nn.silu,
         squeeze=4,
+        # Uniform to one over the root of the classes.
+        head_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
         dropout=dropout,
         drop_path=drop_path,
         dtype=dtype,

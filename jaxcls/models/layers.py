@@ -123,7 +123,7 @@ def check_size(images: jax.Array, least: int, model: str) -> None:
     height, width = images.shape[1:3]
     if min(height, width) < least:
         raise InputError(
-            f"model.name={model} needs images of at least {least} pixels, and gets"
+            f"{model} needs images of at least {least} pixels, and gets"
             f" {width}x{height}; end data.train_ops and data.eval_ops in a larger size,"
             " such as resize(224)"
         )

@@ -67,13 +67,15 @@ class Mobile(nn.Module):
     """A stem, stages of inverted residuals, a last 1x1 convolution of 1280 filters.
 
     images [B, H, W, C] float32 -> logits [B, K], embed [B, 1280]. activation, squeeze:
-    of every block. dropout: before the head. drop_path: rising from 0 towards the end.
+    of every block. head_init: of the head's kernel. dropout: before the head. drop_path:
+    rising from 0 towards the end.
     """
 
     num_classes: int
     stages: tuple[Stage, ...]
     activation: Activation
     squeeze: int
+    head_init: nn.initializers.Initializer
     dropout: float
     drop_path: float
     dtype: Dtype = jnp.float32
@@ -101,7 +103,7 @@ class Mobile(nn.Module):
         x = conv(1280, 1, dtype=self.dtype, name="conv2")(x)
         x = self.activation(BatchNorm(dtype=self.dtype, name="norm2")(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(layers.global_mean(x))
-        return layers.head(x, self.num_classes, nn.initializers.normal(0.01))
+        return layers.head(x, self.num_classes, self.head_init)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
         """(name, stage, number within it) of every block."""
@@ -152,7 +154,7 @@ class MobileNetV2(Mobile):
         end = len(self._blocks()) + 1
         table |= {"conv2": f"features.{end}.0", "norm2": f"features.{end}.1"}
         table["head"] = "classifier.1"
-        return {"torchvision": Naming(dict(table)), "timm": Naming(dict(self._timm()))}
+        return {"torchvision": Naming(table), "timm": Naming(self._timm())}
 
 
 def mobilenet_v2(
@@ -175,6 +177,7 @@ def mobilenet_v2(
         ),
         activation=nn.relu6,
         squeeze=0,
+        head_init=nn.initializers.normal(0.01),
         dropout=dropout,
         drop_path=drop_path,
         dtype=dtype,

@@ -88,7 +88,7 @@ def fit(tensors: Mapping[str, np.ndarray], naming: Naming, like: Mapping[str, An
     """What of a model is among `tensors` {name there: array}.
 
     like: {"params", "batch_stats"}, arrays or shapes. Positions on another square grid
-    count as of another shape; see `entry_grid`.
+    count as of another shape; see `grid_of`.
     """
     found, missing, shapes = {}, {}, {}
     left = {name for name in tensors if not name.endswith(_IGNORED)}

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 
 from jaxcls.errors import InputError
 from jaxcls.models import layers
@@ -19,6 +20,8 @@ from jaxcls.models.layers import Dtype, Output, drop_path
 from jaxcls.models.naming import Entry, Naming
 
 XAVIER = nn.initializers.xavier_uniform()
+# For three matrices side by side what the above is for each of them.
+XAVIER_OF_THREE = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
 def sincos(height: int, width: int, features: int) -> np.ndarray:
@@ -41,13 +44,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, features = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER)
-        qkv = dense(3 * features, name="qkv")(x)
+        dense = partial(nn.Dense, dtype=self.dtype)
+        qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
         query, key, value = jnp.split(
             qkv.reshape(batch, tokens, 3 * self.heads, features // self.heads), 3, axis=2
         )
         y = jax.nn.dot_product_attention(query, key, value)
-        return dense(features, name="out")(y.reshape(x.shape))
+        return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -129,7 +132,10 @@ class ViT(nn.Module):
         if self.position == "sincos":
             # A variable that no step changes, so that files of weights have it.
             table = np.pad(sincos(height, width, self.width), ((0, 0), (tokens, 0), (0, 0)))
-            return self.variable("batch_stats", "position", jnp.asarray, table).value
+            kept = self.variable("batch_stats", "position", jnp.asarray, table).value
+            if kept.shape != table.shape:  # As `self.param` says it.
+                raise ScopeParamShapeError("position", "", kept.shape, table.shape)
+            return kept
         init = nn.initializers.normal(1 / np.sqrt(self.width))
         shape = (1, tokens + height * width, self.width)
         return self.param("position", init, shape)
@@ -187,7 +193,7 @@ def patches(
     if height % patch or width % patch:
         near = max(1, round(min(height, width) / patch)) * patch
         raise InputError(
-            f"model.name={model} cuts images into patches of {patch} pixels, and gets"
+            f"{model} cuts images into patches of {patch} pixels, and gets"
             f" {width}x{height}; end data.train_ops and data.eval_ops in a multiple, such"
             f" as resize({near})"
         )
