@@ -25,7 +25,8 @@ VERBS = {
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
-    "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"},
+    "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"}
+    | {"workdir"},
     "show": {"experiment"},
     "dry_run": {"config", "experiment", "memory"},
 }
