@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from jaxcls import experiment, sources
 from jaxcls.errors import InputError
@@ -66,3 +67,16 @@ def test_the_published_state_of_a_run_needs_only_the_config(tiny):
     assert set(state.ema) == {"params", "batch_stats"}
     assert experiment.build(tiny(**{"ema.decay": 0.0})).state_shapes.ema == {}
     assert set(state.key) == {"augment", "dropout"}
+
+
+def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
+    exp = experiment.build(tiny())
+    state = exp.init()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    features = np.asarray(exp.embed_step(variables, pixels))
+    assert (features.shape, features.dtype) == ((4, 16), np.float32)
+    head = state.params["head"]
+    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    expected = np.asarray(exp.predict_step(variables, pixels))
+    np.testing.assert_allclose(softmax(logits, axis=1), expected, rtol=1e-5)
