@@ -54,7 +54,7 @@ def adapt(
             f"holds no layer of this model by {known} names; it has"
             f" {_some(tensors)}; give the weights of this very model"
         )
-    fit, notes = _resampled(naming.fit(tensors, table, like), tensors, table, like)
+    fit, notes = _resampled(naming.fit(tensors, table, like), tensors, table)
     if is_head_fresh:
         fit = _without(fit, lambda path, _: path.startswith(HEAD))
     if skip:
@@ -106,10 +106,10 @@ def _in_common(
 
 
 def _resampled(
-    fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming, like: Mapping[str, Any]
+    fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming
 ) -> tuple[Fit, list[str]]:
     """`fit` with positions of another square grid brought to ours, and what was done."""
-    wanted, notes = naming.flatten(like), []
+    notes = []
     found, shapes = dict(fit.found), dict(fit.shapes)
     for path, (name, there, here) in fit.shapes.items():
         prefix = naming.grid_of(path, table)
@@ -119,7 +119,7 @@ def _resampled(
         squares = [prefix + side * side for side in sides]
         if min(sides) < 1 or squares != [there[1], here[1]]:
             continue
-        found[path] = resample(tensors[name], wanted[path].shape[1], prefix)
+        found[path] = resample(tensors[name], here[1], prefix)
         del shapes[path]
         old, new = sides
         notes.append(f"positions resampled from {old}x{old} to {new}x{new}")

@@ -53,6 +53,15 @@ def drop_rates(last: float, depth: int) -> list[float]:
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
+def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(name, stage, number within it), from 0, of every block of stages of so many."""
+    return [
+        (f"stage{stage + 1}_block{i + 1}", stage, i)
+        for stage, blocks in enumerate(stages)
+        for i in range(blocks)
+    ]
+
+
 def check_shares(**shares: float) -> None:
     """Raise ValueError for a dropout rate that is not at least 0 and below 1."""
     for name, share in shares.items():

@@ -107,11 +107,7 @@ class Mobile(nn.Module):
 
     def _blocks(self) -> list[tuple[str, int, int]]:
         """(name, stage, number within it) of every block."""
-        return [
-            (f"stage{stage + 1}_block{i + 1}", stage, i)
-            for stage, each in enumerate(self.stages)
-            for i in range(each.blocks)
-        ]
+        return layers.block_names([stage.blocks for stage in self.stages])
 
     def groups(self) -> list[tuple[str, ...]]:
         """The layers by depth, for rates that decay towards the input."""

@@ -118,11 +118,7 @@ class ResNet(nn.Module):
 
     def _blocks(self) -> list[tuple[str, int, int]]:
         """(name, stage, number within it) of every block."""
-        return [
-            (f"stage{stage + 1}_block{i + 1}", stage, i)
-            for stage, blocks in enumerate(self.stages)
-            for i in range(blocks)
-        ]
+        return layers.block_names(self.stages)
 
     def groups(self) -> list[tuple[str, ...]]:
         """The layers by depth, for rates that decay towards the input."""

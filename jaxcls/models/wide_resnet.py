@@ -75,11 +75,7 @@ class WideResNet(nn.Module):
 
     def _blocks(self) -> list[tuple[str, int, int]]:
         """(name, stage, number within it) of every block."""
-        return [
-            (f"stage{stage + 1}_block{i + 1}", stage, i)
-            for stage in range(3)
-            for i in range((self.depth - 4) // 6)
-        ]
+        return layers.block_names([(self.depth - 4) // 6] * 3)
 
     def groups(self) -> list[tuple[str, ...]]:
         """The layers by depth, for rates that decay towards the input."""
