@@ -6,7 +6,7 @@ with the weights, and the head starts fresh where the classes are others.
 
 Weights: a .safetensors or .pth file by torchvision's or timm's names, the hub's
 ("hf:timm/resnet50.a1_in1k"), or a run's folder. `model.name` must be the model they are of.
-Cost: as many images as your folder has, 20 times; a ResNet-50 takes 12 GFLOP an image
+Cost: as many images as your folder has, 20 times; a ResNet-50 takes 24.5 GFLOP an image
 forward and backward at 224 pixels, and a third of it where only the head trains.
 
     python -m jaxcls.prepare --source=my_photos --name=photos --val_fraction=0.2

@@ -557,6 +557,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_the_preprocessing_of_timm_is_ours(tmp_path):
+    # Not imported here: it needs what TIMM puts in place first. .ci/run installs it.
     if not importlib.util.find_spec("timm"):
         pytest.skip("needs timm")
     names = ["resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"]

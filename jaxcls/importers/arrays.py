@@ -161,7 +161,7 @@ def _is_layout(place: pathlib.Path, layout: Layout) -> bool:
             # The first few tell, and all of some other archive may take an hour.
             members = itertools.islice(archive, 4)
             return any(layout.folder in member.name.split("/") for member in members)
-    except Exception:  # What does not open, for whatever reason, is no CIFAR.
+    except Exception:  # tarfile and its codecs raise many kinds for bytes that are no tar.
         return False
 
 

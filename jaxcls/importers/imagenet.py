@@ -28,7 +28,7 @@ def is_imagenet(path: pathlib.Path) -> bool:
             # A tar may begin with the folder './'.
             names = [member.name for member in (tar.next(), tar.next()) if member]
             return any(CLASS_TAR.fullmatch(plain(name)) for name in names)
-    except Exception:  # What does not open, for whatever reason, is no such tar.
+    except Exception:  # tarfile raises many kinds for bytes that are no tar.
         return False
 
 

@@ -33,6 +33,7 @@ MAX_DEPTH = 100  # Of folders in folders.
 _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
 
 # What the standard library raises for damaged archives: it has no one kind for it.
+# NotImplementedError is zipfile's, for a compression or version that it does not know.
 _DAMAGES = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError),
     *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
