@@ -123,15 +123,15 @@ def test_a_dataset_is_known_by_its_folder_or_the_one_above(tmp_path, info):
     (tmp_path / "x" / "notes").mkdir()
     for path in (folder, tmp_path / "x"):
         assert tfrecords.tfds_folder(path) == folder
-        assert tfrecords.is_tfds_tfrecord(path)
+        assert tfrecords.tfds_folder(path) is not None
     assert tfrecords.tfds_folder(tmp_path) is None
 
 
 def test_two_versions_are_no_one_dataset(tmp_path):
     for version in ("1.0.0", "10.2.0"):
         dataset(tmp_path / "x" / version)
-    assert not tfrecords.is_tfds_tfrecord(tmp_path / "x")
-    assert tfrecords.is_tfds_tfrecord(tmp_path / "x" / "10.2.0")
+    assert tfrecords.tfds_folder(tmp_path / "x") is None
+    assert tfrecords.tfds_folder(tmp_path / "x" / "10.2.0") is not None
 
 
 def test_a_version_in_another_form_does_not_count(tmp_path):
@@ -144,6 +144,6 @@ def test_a_version_in_another_form_does_not_count(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '"tfrecord"', "[" * 100_000, "\xff"])
 def test_a_damaged_info_is_no_dataset(tmp_path, text):
     (tmp_path / "dataset_info.json").write_text(text, "latin1")
-    assert not tfrecords.is_tfds_tfrecord(tmp_path)
-    assert not tfrecords.is_tfds_tfrecord(tmp_path / "dataset_info.json")
-    assert not tfrecords.is_tfds_tfrecord(tmp_path / "nowhere")
+    assert tfrecords.tfds_folder(tmp_path) is None
+    assert tfrecords.tfds_folder(tmp_path / "dataset_info.json") is None
+    assert tfrecords.tfds_folder(tmp_path / "nowhere") is None

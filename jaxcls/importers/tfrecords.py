@@ -53,11 +53,6 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def is_tfds_tfrecord(path: pathlib.Path) -> bool:
-    """Whether `path` is, or is the parent of the one, TFDS dataset in TFRecord."""
-    return tfds_folder(path) is not None
-
-
 def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
     """The folder of the TFDS dataset in TFRecord: `path`, its one version, or None.
 
