@@ -1,7 +1,8 @@
 """(source, seed, step) -> batch: the input as a pure function of the step.
 
 Training positions run on across epochs and nothing is dropped: row r of step s is
-position s * B + r, and position p is record ``order(seed, p // n)[p % n]``. A resume,
+position s * B + r, and position p is record ``order(seed, p // n)[p % n]`` (where each
+comes k times in a row, p // k stands for p). A resume,
 another number of hosts or of threads is therefore arithmetic, not replay.
 
 A thread pool over slices of a batch does the work: decoding releases the GIL, and
@@ -94,23 +95,36 @@ def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
 class Plan(NamedTuple):
     """What a host makes one batch of, before anything is read.
 
-    positions, examples: [b] int64, of the run and in the source. mask: bool [b], False
-    where a row is padding; None in training, where none is.
+    positions, examples: [b] int64, of the run and in the source. columns: what more the
+    batch has of each row: in training epoch int32 [b], how often the example was shown
+    before; in evaluation mask bool [b], False where a row is padding.
     """
 
     positions: np.ndarray
     examples: np.ndarray
-    mask: np.ndarray | None
+    columns: Batch
 
 
 def train_plans(
-    order: Order, n: int, batch_size: int, rows: slice, *, start: int, stop: int
+    order: Order,
+    n: int,
+    batch_size: int,
+    rows: slice,
+    *,
+    start: int,
+    stop: int,
+    repeats: int = 1,
 ) -> Iterator[Plan]:
-    """Plans of steps start..stop-1 over n examples: the `rows` that this host owns."""
+    """Plans of steps start..stop-1 over n examples: the `rows` that this host owns.
+
+    repeats: how often each example comes in a row (Hoffer et al., arXiv:1901.09335).
+    """
     for step in range(start, stop):
         first = step * batch_size
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
-        yield Plan(positions, indices(positions, n, order), None)
+        turns = positions // repeats
+        epochs = {"epoch": (turns // n).astype(np.int32)}
+        yield Plan(positions, indices(turns, n, order), epochs)
 
 
 def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
@@ -121,7 +135,7 @@ def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
     for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         mask = positions < n
-        yield Plan(positions, np.where(mask, positions, 0), mask)
+        yield Plan(positions, np.where(mask, positions, 0), {"mask": mask})
 
 
 class Random:
@@ -248,7 +262,7 @@ class _Filled:
         """The batch, once every row is filled."""
         assert self.images is not None
         batch = {"image": self.images, "label": self.labels, "index": self.plan.examples}
-        return batch if self.plan.mask is None else {**batch, "mask": self.plan.mask}
+        return batch | self.plan.columns
 
     def _images_like(self, pixels: np.ndarray) -> np.ndarray:
         """The batch's array, made at the first image; all must have its size."""
@@ -278,7 +292,7 @@ def decoded(
     """The batches of `plans`, in order, `prefetch` of them under way on a pool of threads.
 
     Yields image uint8 [b, H, W, C], label int32 [b], index int64 [b] (of the example),
-    and mask bool [b] where the plan has one. `seed`: of the random ops.
+    and the plan's columns. `seed`: of the random ops.
     Raises `InputError` naming the record where one does not decode.
     """
     ops = fuse(ops)

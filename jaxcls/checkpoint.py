@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jaxcls import digesting, hosts
 from jaxcls.errors import InputError, first_line
 from jaxcls.optimizers import path_name
-from jaxcls.step import Best, State
+from jaxcls.step import Best, Plateau, State
 
 T = TypeVar("T")
 
@@ -195,7 +195,8 @@ def to_tree(state: State) -> dict[str, Any]:
     tree = state._asdict()
     tree["best"] = state.best._asdict()
     tree["key"] = {name: _raw_key(key) for name, key in state.key.items()}
-    return tree
+    plateau = tree.pop("plateau")  # As if there were none: older states lack it.
+    return tree | ({"plateau": plateau._asdict()} if plateau else {})
 
 
 def _raw_key(key: Any) -> Any:
@@ -210,7 +211,9 @@ def _from_tree(tree: dict[str, Any]) -> State:
         name: jax.random.wrap_key_data(raw, impl="threefry2x32")
         for name, raw in tree["key"].items()
     }
-    return State(**{**tree, "key": keys, "best": Best(**tree["best"])})
+    plateau = Plateau(**tree["plateau"]) if "plateau" in tree else {}
+    best = Best(**tree["best"])
+    return State(**{**tree, "key": keys, "best": best, "plateau": plateau})
 
 
 def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str, Any]:

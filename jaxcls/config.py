@@ -90,7 +90,7 @@ def check(config: ConfigDict) -> None:
         if isinstance(default, float) and not math.isfinite(value):
             raise InputError(f"{key}={value} is not a finite number; try {default}")
     _require(values, "data.prefetch", values["data.prefetch"] <= 1000, "must be below 1001")
-    for key in ("batch_size", "checkpoint.keep", "data.prefetch"):
+    for key in _FROM_ONE:
         _require(values, key, values[key] >= 1, "must be at least 1")
     for key, knob in KNOBS.items():
         if not isinstance(knob.default, (bool, str)) and key != "seed":
@@ -100,14 +100,20 @@ def check(config: ConfigDict) -> None:
     _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
     _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
     _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
-    for key in ("optim.lr", "optim.head_lr", "optim.layer_decay"):
+    for key in ("distill.weight", "optim.warmup_from", "optim.plateau_factor"):
+        _require(values, key, values[key] <= 1, "must be at most 1")
+    _check_divides(values)
+    for key in (
+        *("optim.lr", "optim.head_lr", "optim.layer_decay", "optim.plateau_factor"),
+        "distill.temperature",
+    ):
         _require(values, key, values[key] > 0, "must be above 0")
     decay = values["optim.layer_decay"]
     _require(values, "optim.layer_decay", decay <= 1, "must be at most 1")
     for key, knob in KNOBS.items():
         if type(knob.default) is int:
             _require(values, key, values[key] < 2**32, "must be below 2**32")
-    from_zero = ("optim.warmup", "optim.head_first")
+    from_zero = ("optim.warmup", "optim.cooldown", "optim.head_first")
     for key in ("length", *from_zero, "eval.every", "checkpoint.every", "log.every"):
         number, unit = durations.parse(values[key], key)
         if key not in from_zero and number <= 0:
@@ -127,15 +133,34 @@ def check(config: ConfigDict) -> None:
         "data.resident": ("auto", "on", "off"),
         "nonfinite.policy": ("stop", "skip", "rewind"),
         "init.head": ("keep", "fresh", "auto"),
+        "model.matmul_precision": ("", "bfloat16", "tensorfloat32", "float32"),
     }.items():
         _require(values, key, values[key] in allowed, f"must be one of {allowed}")
     is_share = 0 < values["data.fraction"] <= 1
     _require(values, "data.fraction", is_share, "must be above 0 and at most 1")
-    if values["early_stop.patience"] and not values["data.eval"]:
-        raise InputError(
-            f"early_stop.patience={values['early_stop.patience']} needs evaluations and"
-            " data.eval is ''; try data.eval='train[90%:]' and data.train='train[:90%]'"
-        )
+    for key in ("early_stop.patience", "optim.plateau_patience"):
+        if values[key] and not values["data.eval"]:
+            raise InputError(
+                f"{key}={values[key]} needs evaluations and data.eval is ''; try"
+                " data.eval='train[90%:]' and data.train='train[:90%]'"
+            )
+
+
+_FROM_ONE = (
+    *("batch_size", "checkpoint.keep", "data.prefetch", "data.repeats", "ema.every"),
+    *("model.batch_norm_groups", "optim.accumulate"),
+)
+
+
+def _check_divides(values: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless the batch falls into equal groups and pieces."""
+    for key in ("model.batch_norm_groups", "optim.accumulate"):
+        size, parts = values["batch_size"], values[key]
+        if size % parts:
+            near = next(k for k in range(min(parts, size), 0, -1) if size % k == 0)
+            raise InputError(
+                f"{key}={parts} does not divide batch_size={size}; try {key}={near}"
+            )
 
 
 def is_identity(key: str, config: ConfigDict) -> bool:

@@ -125,6 +125,14 @@ class Data:
             self._known_labels[split, key] = labels
         return self._known_labels[split, key]
 
+    def class_counts(self) -> np.ndarray:
+        """How many examples [K] of each class training has."""
+        split, key = self.config.data.train, "data.train"
+        labels = self._labels(split, key)
+        if self._is_part(key):
+            labels = labels[self._used(split, key)]
+        return np.bincount(labels, minlength=self.facts.num_classes)[self._classes]
+
     @functools.cached_property
     def _order(self) -> batches.Order:
         """epoch -> the examples of data.train [n] in the order of that epoch."""
@@ -199,7 +207,10 @@ class Data:
     # Batches.
 
     def train_batches(self, start: int, steps: int) -> Iterator[DeviceBatch]:
-        """The batches from step `start` of a run of `steps`, on the mesh: image, label."""
+        """The batches from step `start` of a run of `steps`, on the mesh.
+
+        image, label, index (the example's number) and epoch (of its showing).
+        """
         split, size = self.config.data.train, self.config.batch_size
         firsts = [round(share * steps) for share, _ in self.train_stages]
         for (_, ops), first, end in zip(
@@ -212,16 +223,30 @@ class Data:
                 mesh.host_rows(size),
                 start=max(first, start),
                 stop=end,
+                repeats=self.config.data.repeats,
             )
-            for batch in self._batches("train_ops", ops, split, "data.train", plans):
-                yield {"image": batch["image"], "label": batch["label"]}
+            yield from self._batches("train_ops", ops, split, "data.train", plans)
+
+    def sample(self, count: int) -> np.ndarray:
+        """The first `count` images, or all, of training as decoded: uint8 [n, H, W, C].
+
+        The same on every host.
+        """
+        key, split = "data.train", self.config.data.train
+        n = min(count, self.count(split, key))
+        plans = batches.train_plans(
+            self._order, self.count(split, key), n, slice(0, n), start=0, stop=1
+        )
+        ops, seed = self.train_stages[0][1], self.config.seed
+        found = batches.decoded(self.records(split, key), ops, plans, seed=seed)
+        return next(found)["image"]
 
     def train_examples(self, step: int) -> np.ndarray:
         """The records [B] int64 of data.train that the batch of `step` is made of."""
         split, size = self.config.data.train, self.config.batch_size
         n = self.count(split, "data.train")
-        positions = np.arange(step * size, (step + 1) * size)
-        examples = batches.indices(positions, n, self._order)
+        turns = np.arange(step * size, (step + 1) * size) // self.config.data.repeats
+        examples = batches.indices(turns, n, self._order)
         is_part = self._is_part("data.train")
         return self._used(split, "data.train")[examples] if is_part else examples
 
@@ -246,9 +271,7 @@ class Data:
         if self._is_resident(name, split, key):
             take, arrays = self._take, self._on_device(split, key)
             for plan in plans:
-                rest = {"index": plan.examples.astype(np.int32)}
-                if plan.mask is not None:
-                    rest["mask"] = plan.mask
+                rest = {"index": plan.examples.astype(np.int32), **plan.columns}
                 on_mesh = mesh.put(self.mesh, rest)
                 yield {**take(arrays, on_mesh["index"]), **on_mesh}
             return

@@ -31,9 +31,12 @@ def describe(exp: Experiment) -> str:
         "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
         f" {exp.mesh.devices.flat[0].device_kind} device(s)",
         "learning rate": f"peak {exp.lr:g} after {exp.warmup:,} steps of warm-up,"
-        f" then {exp.config.optim.schedule}",
+        f" then {exp.config.optim.schedule}"
+        + (f", {exp.cooldown:,} of cool-down" if exp.cooldown else ""),
         "memory": _memory(exp),
     }
+    if exp.config.distill.run:
+        rows["teacher"] = exp.config.distill.run
     if exp.initial:
         rows["weights"] = "; ".join(exp.initial.notes)
     lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxcls import memory, mesh, sources, step
+from jaxcls import gradients, memory, mesh, sources, step, teacher
 from jaxcls.config import check
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import InputError, first_line
-from jaxcls.initial import Initial, load, resolved
-from jaxcls.plan import Plan
+from jaxcls.initial import Initial, load, resolved, whitened
+from jaxcls.recipe import Recipe
 
 
 def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment":
@@ -30,8 +30,8 @@ def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment
     return Experiment(resolved(config), facts)
 
 
-class Experiment(Plan):
-    """A plan on its mesh: state, batches and compiled steps, each made when asked for."""
+class Experiment(Recipe):
+    """A recipe on its mesh: state, batches and compiled steps, each made when asked for."""
 
     def implied(self) -> dict[str, Any]:
         """What config.json keeps of what follows from config and data."""
@@ -43,12 +43,27 @@ class Experiment(Plan):
             "examples": {role: self.count(role) for role in ("train", "eval", "test")},
             "lr": self.lr,
             "order": self.data.order_name,
+            "teacher": self.teacher.fingerprint if self.teacher else "",
         }
 
     @functools.cached_property
     def initial(self) -> Initial | None:
         """What init.weights has for the state at step 0; None where it is ""."""
         return load(self) if self.config.init.weights else None
+
+    @functools.cached_property
+    def teacher(self) -> teacher.Teacher | None:
+        """The model whose logits are learned; None where distill.run is ""."""
+        return teacher.load(self) if self.config.distill.run else None
+
+    @functools.cached_property
+    def _teacher_variables(self) -> Any:
+        """The teacher's variables on the mesh; {} without one."""
+        found = self.teacher.variables if self.teacher else {}
+        sharding = mesh.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), found
+        )
 
     @functools.cached_property
     def state_shapes(self) -> step.State:
@@ -66,7 +81,8 @@ class Experiment(Plan):
 
     def init(self) -> step.State:
         """The state at step 0, on the mesh."""
-        given = self.initial.arrays if self.initial else {}
+        given = whitened(self) if self.config.init.whiten else {}
+        given |= self.initial.arrays if self.initial else {}
         return self._jitted_init(*self.keys(), given)
 
     @functools.cached_property
@@ -78,23 +94,32 @@ class Experiment(Plan):
         key = self.keys()[1]["augment"]
         return jax.jit(self.pure_inputs)(key, jnp.int32(step), batch)
 
-    @functools.cached_property
-    def train_step(self) -> jax.stages.Wrapped:
+    def train_step(self, state: step.State, batch: DeviceBatch) -> Any:
         """The jitted train_step(state, batch) -> (state, metrics); it donates the state.
 
         Of a batch with "asked" (see `mesh.with_flag`), metrics tell whether one asked.
         """
-        raw = self.pure_train_step()
+        return self._jitted_train_step(state, batch, self._teacher_variables)
 
-        def train_step(state: step.State, batch: DeviceBatch) -> Any:
-            state, scores = raw(state, batch)
+    @functools.cached_property
+    def _jitted_train_step(self) -> jax.stages.Wrapped:
+        distillation = None
+        if self.teacher:
+            distill = self.config.distill
+            distillation = gradients.Distillation(
+                self.teacher.logits, distill.weight, distill.temperature
+            )
+        raw = self.pure_train_step(distillation)
+
+        def train_step(state: step.State, batch: DeviceBatch, variables: Any) -> Any:
+            state, scores = raw(state, batch, variables)
             return state, scores | _asked(batch)
 
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             train_step,
             donate_argnums=0,
-            in_shardings=(state, batch),
+            in_shardings=(state, batch, state),
             out_shardings=(state, state),
         )
 
@@ -105,7 +130,7 @@ class Experiment(Plan):
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
         try:
             self._check_shapes()
-            return self.train_step.lower(self.state_like, self.batch_like())
+            return self._lowered()
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             if "(" not in self.config.model.name:
                 raise  # No option of the user's: a bug of ours.
@@ -113,6 +138,10 @@ class Experiment(Plan):
                 f"model.name={self.config.model.name!r} cannot be built with these options"
                 f" ({type(error).__name__}: {first_line(error)})"
             ) from None
+
+    def _lowered(self, shape: tuple[int, ...] | None = None) -> Any:
+        like, teacher = self.batch_like(shape), self._teacher_variables
+        return self._jitted_train_step.lower(self.state_like, like, teacher)
 
     @functools.cached_property
     def compiled_train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
@@ -134,9 +163,8 @@ class Experiment(Plan):
         def train_step(state: step.State, batch: DeviceBatch) -> Any:
             shape = batch["image"].shape[1:]
             if shape not in by_shape:
-                lowered = self.train_step.lower(self.state_like, self.batch_like(shape))
-                by_shape[shape] = lowered.compile()
-            return by_shape[shape](state, batch)
+                by_shape[shape] = self._lowered(shape).compile()
+            return by_shape[shape](state, batch, self._teacher_variables)
 
         return train_step
 
@@ -159,6 +187,13 @@ class Experiment(Plan):
     def check_batch_size(self) -> None:
         """Raise `InputError` unless the batch spreads evenly over devices and hosts."""
         mesh.check_divides(self.mesh, self.config.batch_size, "batch_size")
+        pieces = self.config.optim.accumulate
+        if self.config.batch_size // pieces % self.mesh.size:
+            raise InputError(
+                f"optim.accumulate={pieces} makes pieces of"
+                f" {self.config.batch_size // pieces} examples, which do not spread over"
+                f" {self.mesh.size} devices; take fewer pieces or a larger batch_size"
+            )
 
     def batch_like(
         self, shape: tuple[int, ...] | None = None
@@ -166,10 +201,9 @@ class Experiment(Plan):
         """A training batch as shapes, of images [H, W, C]; of the largest by default."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
         image = (size, *(shape or self.data.train_shape))
-        like = {
-            "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
-        }
+        column = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
+        pixels = jax.ShapeDtypeStruct(image, jnp.uint8, sharding=sharding)
+        like = {"image": pixels, "label": column, "index": column, "epoch": column}
         if jax.process_count() > 1:
             flags = (self.mesh.size,)
             like["asked"] = jax.ShapeDtypeStruct(flags, jnp.bool_, sharding=sharding)
@@ -203,6 +237,8 @@ class Experiment(Plan):
             higher=self.higher_is_better,
             min_delta=stop.min_delta,
             patience=stop.patience,
+            plateau_patience=self.config.optim.plateau_patience,
+            plateau_factor=self.config.optim.plateau_factor,
         )
         return jax.jit(raw, donate_argnums=0, out_shardings=mesh.replicated(self.mesh))
 
@@ -225,7 +261,8 @@ class Experiment(Plan):
         """
 
         def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            return self.module.apply(variables, self.normalize(images), False).embed
+            with self.numerics():
+                return self.module.apply(variables, self.normalize(images), False).embed
 
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(embed, in_shardings=(state, batch), out_shardings=state)

@@ -9,9 +9,10 @@ import json
 import math
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,10 +20,13 @@ from jaxcls import checkpoint, sources, transfer, weights
 from jaxcls import config as configs
 from jaxcls.errors import InputError
 from jaxcls.models import naming
-from jaxcls.plan import Plan
+from jaxcls.models.speedrun import whitening
+from jaxcls.recipe import Recipe
 from jaxcls.workdir import Workdir
 
 _KEY = "init.weights"
+# Images that a whitening kernel is made of.
+_WHITENED = 5000
 # Keys that take what the weights tell where they are "weights", each with an example.
 TOLD = {
     "normalize": "imagenet",
@@ -67,20 +71,20 @@ def resolved(config: ConfigDict) -> ConfigDict:
             f"{asked[0]}='weights' takes what init.weights tells, and there are none; try"
             f" {asked[0]}={TOLD[asked[0]]!r}"
         )
-    if _is_run(place):
+    if is_run(place):
         told = {key: configs.flat(Workdir(place).config())[key] for key in TOLD}
     else:
         told = _texts(place, weights.preprocessing(place, _KEY), asked)
     return configs.from_flat({**values, **{key: told[key] for key in asked}})
 
 
-def load(plan: Plan) -> Initial:
+def load(plan: Recipe) -> Initial:
     """What the run of a plan starts from, by its init.weights, which is not "".
 
     Raises `InputError` where the weights are not there, damaged, or another model's.
     """
     init, place = plan.config.init, plan.config.init.weights
-    source = _of_run(place) if _is_run(place) else _of_file(place)
+    source = _of_run(place) if is_run(place) else _of_file(place)
     namings, names = plan.module.namings(), plan.data.class_names
     like = plan.variables_like
     _check_grid(plan, source)
@@ -108,7 +112,7 @@ def load(plan: Plan) -> Initial:
     return Initial(start.arrays, notes, source.fingerprint)
 
 
-def _check_grid(plan: Plan, source: _Source) -> None:
+def _check_grid(plan: Recipe, source: _Source) -> None:
     """Raise `InputError` where positions of a square of patches would go to another form.
 
     A strip may have as many patches as a square: their count alone does not tell.
@@ -131,7 +135,7 @@ def _check_grid(plan: Plan, source: _Source) -> None:
         )
 
 
-def _is_run(place: str) -> bool:
+def is_run(place: str) -> bool:
     """Whether a place is a run's folder."""
     if weights.is_hub(place):
         return False
@@ -148,36 +152,74 @@ def _of_file(place: str) -> _Source:
     return _Source(read.tensors, read.class_names, read.fingerprint)
 
 
-def _of_run(place: str) -> _Source:
-    """The weights that predictions of a run's best checkpoint are made with."""
+class Run(NamedTuple):
+    """A run as its folder has it: variables as predictions of its best are made with."""
+
+    recipe: Recipe
+    variables: dict[str, Any]
+    fingerprint: str
+
+
+def read_run(place: str, key: str) -> Run:
+    """The best checkpoint of a run's folder, that the config's `key` names.
+
+    Raises `InputError` where there is none, or it is not whole.
+    """
     folder = Workdir(place)
     config = folder.config()
     config.mesh.devices = 0  # Whatever the run used.
-    plan = Plan(config, sources.facts_of(folder.read()["implied"]))
+    recipe = Recipe(config, sources.facts_of(folder.read()["implied"]))
     try:
         step, _ = checkpoint.find(folder.checkpoints, "best")
     except InputError as error:
-        raise InputError(f"{_KEY}={place}: {error}") from None
+        raise InputError(f"{key}={place}: {error}") from None
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(plan.pure_init(), *plan.keys()),
+        jax.eval_shape(recipe.pure_init(), *recipe.keys()),
     )
     try:
         saved = checkpoint.read_weights(folder.checkpoints, step, like)
     except checkpoint.CorruptError as error:
         raise InputError(
-            f"{_KEY}={place}: its checkpoint {step} is not whole ({error}); give another"
+            f"{key}={place}: its checkpoint {step} is not whole ({error}); give another"
             " run, or train it again"
         ) from None
-    variables = plan.variables(saved)
-    table = next(iter(plan.module.namings().values()))
+    variables = jax.tree.map(np.asarray, recipe.variables(saved))
     digest = hashlib.sha256()
     for path, array in naming.flatten(variables).items():
         digest.update(f"{path} {array.shape}\n".encode() + np.asarray(array).tobytes())
-    tensors = naming.to_theirs(variables, table)
-    fingerprint = f"sha256:{digest.hexdigest()}"
-    return _Source(tensors, plan.data.class_names, fingerprint, plan.data.train_shape)
+    return Run(recipe, variables, f"sha256:{digest.hexdigest()}")
+
+
+def _of_run(place: str) -> _Source:
+    """A run's weights as a file of them would be."""
+    found = read_run(place, _KEY)
+    recipe = found.recipe
+    table = next(iter(recipe.module.namings().values()))
+    tensors = naming.to_theirs(found.variables, table)
+    names, shape = recipe.data.class_names, recipe.data.train_shape
+    return _Source(tensors, names, found.fingerprint, shape)
+
+
+def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
+    """What init.whiten has for the state at step 0: one kernel, by its path.
+
+    Of 5,000 training images as the model sees them, but for augmentation (Jordan,
+    arXiv:2404.00498). Raises `InputError` where no layer has that name and form.
+    """
+    layer = recipe.config.init.whiten
+    path = f"params/{layer}/kernel"
+    like = naming.flatten(recipe.variables_like).get(path)
+    shape = like.shape if like is not None else ()
+    fits = len(shape) == 4 and shape[3] == 2 * math.prod(shape[:3])
+    if not fits or shape[0] != shape[1]:
+        raise InputError(
+            f"init.whiten={layer!r} must name a square convolution with twice as many"
+            " filters as a patch has numbers, as 'whiten' of model.name='airbench' is"
+        )
+    images = np.asarray(recipe.normalize(jnp.asarray(recipe.data.sample(_WHITENED))))
+    return {path: whitening(images, kernel=shape[0])}
 
 
 def _texts(

@@ -23,6 +23,16 @@ KNOBS: dict[str, Knob] = {
         "of the computation; params are float32. auto: bfloat16 on accelerators,"
         " float32 on CPU (which one is the topology's, so part of law 1's inputs)",
     ),
+    "model.batch_norm_groups": Knob(
+        1,
+        "BatchNorm's statistics are those of rows m, m + k, ... for each m below k; 1: of"
+        " the whole global batch",
+    ),
+    "model.matmul_precision": Knob(
+        "",
+        "of products and convolutions: bfloat16, tensorfloat32 or float32; '': the"
+        " device's default, which is below float32 on accelerators",
+    ),
     "data.name": Knob("digits", "a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'"),
     "data.dir": Knob("", "where it is; '': TFDS_DATA_DIR or ~/tensorflow_datasets", False),
     "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
@@ -36,6 +46,9 @@ KNOBS: dict[str, Knob] = {
     ),
     "data.fraction_seed": Knob(0, "which examples data.fraction takes"),
     "data.balance": Knob(False, "every class equally often in an epoch"),
+    "data.repeats": Knob(
+        1, "times an example comes in a row, each with its own crop and augmentation"
+    ),
     "data.train_ops": Knob("decode", "host pipeline, bytes -> uint8 pixels of one size"),
     "data.eval_ops": Knob("decode", "the same for evaluation and prediction"),
     "data.resident": Knob(
@@ -48,16 +61,37 @@ KNOBS: dict[str, Knob] = {
     "normalize": Knob("unit", "uint8 -> float32, an entry of NORMALIZATIONS"),
     "loss.name": Knob("softmax", "an entry of LOSSES"),
     "loss.smoothing": Knob(0.0, "label smoothing, share of the target spread over all"),
+    "loss.class_weights": Knob(
+        "",
+        "of each class in the training loss: 'balanced', a number for each, '1, 2, 0.5',"
+        " or some by name, 'cat: 2'; '': all 1",
+    ),
+    "loss.l1": Knob(0.0, "sum |p| over the params of optim.decay_on, added to the loss"),
+    "loss.l2": Knob(0.0, "sum p^2 over the params of optim.decay_on, added to the loss"),
+    "distill.run": Knob("", "folder of a run whose logits are learned; '': none", False),
+    "distill.weight": Knob(0.5, "share of the loss that is distillation, to 1"),
+    "distill.temperature": Knob(1.0, "of both softmaxes of distillation"),
     "optim.name": Knob("sgd", "an entry of OPTIMIZERS: 'adamw(b2=0.95)'"),
     "optim.lr": Knob(0.1, "peak learning rate"),
     "optim.lr_per": Knob(0, "batch size that optim.lr is meant for; 0: lr is absolute"),
-    "optim.weight_decay": Knob(0.0, "coupled (L2) for sgd and adam, decoupled for adamw"),
+    "optim.weight_decay": Knob(
+        0.0, "coupled (L2) for sgd, adam and rmsprop, else decoupled and times the rate"
+    ),
     "optim.decay_on": Knob(
         "kernel$",
         "regular expression on 'layer/param': what decays; biases and norms do not",
     ),
+    "optim.decay_scales": Knob(
+        "", "factors of the decay by regular expression: {'^stem/': 0.1}"
+    ),
     "optim.schedule": Knob("cosine", "an entry of SCHEDULES, from peak to the end"),
-    "optim.warmup": Knob("0 steps", "linear from 0 to the peak"),
+    "optim.warmup": Knob("0 steps", "linear from optim.warmup_from to the peak"),
+    "optim.warmup_from": Knob(0.0, "where warm-up begins, as a share of the peak"),
+    "optim.cooldown": Knob("0 steps", "linear to 0 at the end of the run"),
+    "optim.plateau_patience": Knob(
+        0, "evaluations without a gain after which the rate is reduced; 0: never"
+    ),
+    "optim.plateau_factor": Knob(0.1, "what the rate is then multiplied by"),
     "optim.freeze": Knob(
         "",
         "regular expression on 'layer/param': what does not train, with the statistics of"
@@ -70,7 +104,22 @@ KNOBS: dict[str, Knob] = {
     "optim.head_first": Knob(
         "0 steps", "how long the head alone changes; all gradients are taken"
     ),
+    "optim.lr_scales": Knob(
+        "", "factors of the rate by regular expression: {'bias$': 64, '^stem/': 0.1}"
+    ),
+    "optim.freeze_after": Knob(
+        "", "when to freeze, by regular expression: {'^whiten/': '3 epochs'}"
+    ),
     "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
+    "optim.clip_value": Knob(0.0, "largest size of a gradient's number; 0: none"),
+    "optim.clip_adaptive": Knob(
+        0.0, "largest norm of a unit's gradient over its weights' (AGC); 0: none"
+    ),
+    "optim.accumulate": Knob(
+        1, "pieces of the batch whose gradients are taken one after the other"
+    ),
+    "optim.sam": Knob(0.0, "rho of sharpness-aware minimisation, two gradients; 0: off"),
+    "optim.wrapper": Knob("", "an entry of WRAPPERS: 'lookahead(5)', 'schedule_free'"),
     "init.weights": Knob(
         "",
         "start from these: a file (.safetensors, .pth) with torchvision's or timm's names,"
@@ -83,7 +132,12 @@ KNOBS: dict[str, Knob] = {
     "init.skip": Knob(
         "", "regular expression on names here or there: what of init.weights is left out"
     ),
+    "init.whiten": Knob(
+        "", "layer whose kernel starts by whitening the training images' patches"
+    ),
     "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
+    "ema.every": Knob(1, "updates between two averages"),
+    "ema.warmup": Knob(False, "a smaller decay at first: (1 + t) / (10 + t)"),
     "eval.every": Knob("1 epoch", "evaluation on data.eval; the last step always is"),
     "eval.batch_size": Knob(0, "examples a batch; 0: batch_size"),
     "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),

@@ -7,12 +7,13 @@ ever evaluated, so a config read from a run folder can run no code.
 import ast
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxcls.errors import InputError, lookup
+from jaxcls.errors import InputError, first_line, lookup
 
 
 class Call(NamedTuple):
@@ -157,3 +158,37 @@ def _malformed(text: str, key: str) -> InputError:
         f"{key}={text!r} is not a pipeline; write names with literal arguments"
         " joined by '|', such as 'decode | center_crop(224)'"
     )
+
+
+def table(text: str, key: str, *, example: str) -> dict[str, Any]:
+    """``"{'bias$': 64}"`` -> what each regular expression is given; ``""`` -> {}.
+
+    Values are numbers above 0, or texts where `example` has one. `key` is the config key
+    the text came from, `example` a text that works, both for the message of `InputError`.
+    """
+    if not text.strip():
+        return {}
+    kind = type(next(iter(ast.literal_eval(example).values())))
+    try:
+        found = ast.literal_eval(text.strip())
+        for pattern, value in found.items():
+            re.compile(pattern)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = is_number and 0 < value < math.inf
+            if kind is str:
+                fits = isinstance(value, str)
+            if not fits:
+                raise ValueError(f"{value!r} is no {'text' if kind is str else 'number'}")
+    except _NO_TABLE as error:
+        raise InputError(
+            f"{key}={text!r} is not a table of regular expressions ({first_line(error)});"
+            f" try {example}"
+        ) from None
+    return found
+
+
+# What literal_eval, compile and a walk over something else than a dict raise.
+_NO_TABLE = (
+    *(AttributeError, MemoryError, OverflowError, RecursionError, re.error, SyntaxError),
+    *(TypeError, ValueError),
+)

@@ -1,34 +1,24 @@
-"""config -> Plan: the numbers that a run comes to, and its pure functions.
+"""config -> Plan: the numbers that a run comes to, its model and which of it trains.
 
 What a config implies (steps, rate, sizes, classes) is computed here, once; nothing here
-is compiled. `experiment.build` makes one of a config.
+is compiled. See recipe.py for how it trains.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from jaxcls import (
-    augment,
-    durations,
-    losses,
-    mesh,
-    metrics,
-    optimizers,
-    parts,
-    pipeline,
-    sources,
-    step,
-)
+from jaxcls import config as configs
+from jaxcls import durations, mesh, parts, pipeline, sources, step
 from jaxcls.data import Data
 from jaxcls.errors import InputError
-from jaxcls.models import MODELS, Classifier
+from jaxcls.models import MODELS, Classifier, naming
+from jaxcls.models.layers import batch_norm_groups
 from jaxcls.parts import Parts
 
 # Streams of device randomness, each its own key, so that a study can vary one alone.
@@ -36,7 +26,7 @@ _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
 
 
 class Plan:
-    """A config's numbers and pure functions, each made when first asked for."""
+    """A config's numbers and its model, each made when first asked for."""
 
     def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
         self.config = config
@@ -88,29 +78,51 @@ class Plan:
     @functools.cached_property
     def warmup(self) -> int:
         """Steps of linear warm-up."""
-        warmup = durations.step_of(1, self._duration("optim.warmup", self.steps))
-        if warmup >= self.steps:
+        return self._part_of_run("optim.warmup")
+
+    @functools.cached_property
+    def cooldown(self) -> int:
+        """Steps of the linear end."""
+        cooldown = self._part_of_run("optim.cooldown")
+        if self.warmup + cooldown > self.steps:
             raise InputError(
-                f"optim.warmup={self.config.optim.warmup!r} is {warmup} steps and the whole"
-                f" run has {self.steps}; try '5 percent'"
+                f"optim.warmup and optim.cooldown are {self.warmup} and {cooldown} steps and"
+                f" the whole run has {self.steps}; try '5 percent' and '20 percent'"
             )
-        return warmup
+        return cooldown
 
     @functools.cached_property
     def head_first(self) -> int:
         """Steps in which the head trains alone."""
-        first = durations.step_of(1, self._duration("optim.head_first", self.steps))
-        if first >= self.steps:
+        return self._part_of_run("optim.head_first")
+
+    @functools.cached_property
+    def stops(self) -> dict[str, int]:
+        """The step at which what each expression of optim.freeze_after matches freezes."""
+        key = "optim.freeze_after"
+        example = "{'^stem/': '3 epochs'}"
+        texts = pipeline.table(self.config.optim.freeze_after, key, example=example)
+        return {
+            pattern: durations.step_of(1, self.in_steps(text, key, self.steps))
+            for pattern, text in texts.items()
+        }
+
+    def _part_of_run(self, key: str) -> int:
+        """The steps of a duration that must be shorter than the run."""
+        found = durations.step_of(1, self._duration(key, self.steps))
+        if found >= self.steps:
+            text = configs.flat(self.config)[key]
             raise InputError(
-                f"optim.head_first={self.config.optim.head_first!r} is {first} steps and"
-                f" the whole run has {self.steps}; try '10 percent'"
+                f"{key}={text!r} is {found} steps and the whole run has {self.steps}; try"
+                " '5 percent'"
             )
-        return first
+        return found
 
     def _duration(self, key: str, total: int | None = None) -> Fraction:
-        text: Any = self.config
-        for part in key.split("."):
-            text = text[part]
+        return self.in_steps(configs.flat(self.config)[key], key, total)
+
+    def in_steps(self, text: str, key: str, total: int | None = None) -> Fraction:
+        """A duration's text in steps; raises `InputError` naming `key`."""
         return durations.to_steps(
             text,
             key,
@@ -140,6 +152,13 @@ class Plan:
             dtype=self.dtype,
         )
 
+    def numerics(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of products in what is traced within."""
+        precision = self.config.model.matmul_precision
+        if not precision:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(precision)
+
     @functools.cached_property
     def variables_like(self) -> dict[str, Any]:
         """The model's {"params", "batch_stats"} as shapes."""
@@ -149,7 +168,7 @@ class Plan:
         )
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
-    def _divided(self, head_first: int) -> Parts:
+    def _divided(self, head_first: int, stops: dict[str, int]) -> Parts:
         optim = self.config.optim
         return parts.divide(
             self.variables_like["params"],
@@ -158,17 +177,35 @@ class Plan:
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,
             head_first=head_first,
+            lr_scales=pipeline.table(
+                optim.lr_scales, "optim.lr_scales", example="{'bias$': 2.0}"
+            ),
+            stops=stops,
         )
 
     @functools.cached_property
-    def _frozen(self) -> Parts:
-        """`train_parts` but for when each begins, which takes the length of an epoch."""
-        return self._divided(0)
+    def frozen_parts(self) -> Parts:
+        """`train_parts` but for when each trains, which takes the length of an epoch."""
+        return self._divided(0, {})
 
     @functools.cached_property
     def train_parts(self) -> Parts:
         """How each parameter trains."""
-        return self._divided(self.head_first)
+        return self._divided(self.head_first, self.stops)
+
+    @functools.cached_property
+    def pieces(self) -> int:
+        """Pieces of the batch whose gradients are taken one after the other."""
+        groups, pieces = self.config.model.batch_norm_groups, self.config.optim.accumulate
+        statistics = naming.flatten(self.variables_like["batch_stats"])
+        has_norm = any(path.endswith("var") for path in statistics)
+        if has_norm and groups % pieces:
+            raise InputError(
+                f"optim.accumulate={pieces} would give BatchNorm other statistics than the"
+                f" whole batch; say that they are the pieces': model.batch_norm_groups="
+                f"{pieces}"
+            )
+        return pieces
 
     @functools.cached_property
     def model(self) -> step.Model:
@@ -176,7 +213,8 @@ class Plan:
         module, frozen = self.module, {}
         if self.config.optim.freeze:
             statistics = self.variables_like["batch_stats"]
-            frozen = {"frozen": parts.frozen_statistics(statistics, self._frozen)}
+            frozen = {"frozen": parts.frozen_statistics(statistics, self.frozen_parts)}
+        groups = max(1, self.config.model.batch_norm_groups // self.pieces)
 
         def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
             return module.init({"params": key}, images, False)
@@ -184,117 +222,21 @@ class Plan:
         def apply(
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
         ) -> tuple[jax.Array, Any]:
-            if not train:
-                out = module.apply(variables, images, False)
-                return out.logits, variables["batch_stats"]
-            given = {**variables, **frozen}
-            out, updated = module.apply(
-                given, images, True, mutable=["batch_stats"], rngs={"dropout": key}
-            )
-            return out.logits, updated.get("batch_stats", {})
+            with self.numerics():
+                if not train:
+                    out = module.apply(variables, images, False)
+                    return out.logits, variables["batch_stats"]
+                with batch_norm_groups(groups):
+                    out, updated = module.apply(
+                        {**variables, **frozen},
+                        images,
+                        True,
+                        mutable=["batch_stats"],
+                        rngs={"dropout": key},
+                    )
+                return out.logits, updated.get("batch_stats", {})
 
         return step.Model(init, apply)
-
-    @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """optax's, at a learning rate of 1: see optimizers.py."""
-        optim = self.config.optim
-        made = pipeline.build_one(
-            optim.name,
-            optimizers.OPTIMIZERS,
-            "optim.name",
-            weight_decay=optim.weight_decay,
-            mask=optimizers.decay_mask(optim.decay_on),
-        )
-        made = optimizers.clip(made, optim.clip_norm)
-        return parts.train_only(made, self._frozen) if optim.freeze else made
-
-    @functools.cached_property
-    def schedule(self) -> optimizers.Schedule:
-        """The learning rate as a function of the step."""
-        after = pipeline.build_one(
-            self.config.optim.schedule,
-            optimizers.SCHEDULES,
-            "optim.schedule",
-            peak=self.lr,
-            steps=self.steps - self.warmup,
-        )
-        return optimizers.warm_up(after, self.lr, self.warmup)
-
-    @functools.cached_property
-    def loss(self) -> losses.Loss:
-        """The loss, one value an example."""
-        return pipeline.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
-
-    @functools.cached_property
-    def normalize(self) -> augment.Normalization:
-        """uint8 images -> what the model takes."""
-        table = augment.NORMALIZATIONS
-        return pipeline.build_one(self.config.normalize, table, "normalize")
-
-    @functools.cached_property
-    def metrics(self) -> list[metrics.Metric]:
-        """The metrics of training records and evaluations, besides the loss."""
-        text = self.config.eval.metrics
-        made = pipeline.build(text, metrics.METRICS, "eval.metrics")
-        if len({metric.name for metric in made}) < len(made):
-            raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
-        return made
-
-    @functools.cached_property
-    def higher_is_better(self) -> bool:
-        """The direction of best.metric."""
-        directions = {"loss": False, **{m.name: m.higher for m in self.metrics}}
-        if self.config.ema.decay:
-            directions |= {f"ema_{name}": up for name, up in directions.items()}
-        name = self.config.best.metric
-        if name not in directions:
-            raise InputError(
-                f"best.metric={name!r} is not evaluated; one of {', '.join(directions)},"
-                " or add it to eval.metrics"
-            )
-        return directions[name]
-
-    def pure_init(self) -> step.Init:
-        """init(key, keys, given) -> the state at step 0."""
-        return step.make_init(
-            self.model,
-            self.optimizer,
-            image_shape=self.data.train_shape,
-            ema=bool(self.config.ema.decay),
-            higher=self.higher_is_better,
-            rewinds=self.config.nonfinite.rewinds,
-        )
-
-    @functools.cached_property
-    def pure_inputs(self) -> step.Inputs:
-        """inputs(key, step, batch) -> (images, targets) for the model."""
-        mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
-        if len(mixes) > 1:
-            raise InputError(f"mix={self.config.mix!r} names {len(mixes)} mixes; give one")
-        table = augment.AUGMENTATIONS
-        return step.make_inputs(
-            num_classes=self.data.num_classes,
-            smoothing=self.config.loss.smoothing,
-            augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
-            normalize=self.normalize,
-            mix=mixes[0] if mixes else None,
-        )
-
-    def pure_train_step(self) -> step.TrainStep:
-        """train_step(state, batch) -> (state, metrics)."""
-        nonfinite = self.config.nonfinite
-        return step.make_train_step(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self.loss,
-            self.pure_inputs,
-            metrics=self.metrics,
-            ema_decay=self.config.ema.decay,
-            most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
-            parts=None if parts.is_plain(self.train_parts) else self.train_parts,
-        )
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -306,13 +248,3 @@ class Plan:
         root = jax.random.key(self.config.seed, impl="threefry2x32")
         keys = {name: jax.random.fold_in(root, i) for name, i in _STREAMS.items()}
         return keys.pop("init"), keys
-
-    def pure_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        """predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
-        return step.make_predict_step(self.model, self.normalize)
-
-    def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """What predictions are made with: the average where best.metric chose by it."""
-        if weights["ema"] and self.config.best.metric.startswith("ema_"):
-            return weights["ema"]
-        return {name: weights[name] for name in ("params", "batch_stats")}

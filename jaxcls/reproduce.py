@@ -88,9 +88,10 @@ def pack(folder: str, file: str) -> None:
     workdir = Workdir(folder)
     saved = workdir.read()
     saved["config"]["data.dir"] = ""  # A path of this machine means nothing elsewhere.
-    place = saved["config"].get("init.weights", "")
-    if not place.startswith("hf:"):
-        saved["config"]["init.weights"] = pathlib.PurePath(place).name
+    for key in ("init.weights", "distill.run"):
+        place = saved["config"].get(key, "")
+        if not place.startswith("hf:"):
+            saved["config"][key] = pathlib.PurePath(place).name
     texts = {"config.json": json.dumps(saved, indent=1) + "\n"}
     for name in _PACKED[1:]:
         texts[name] = _text(workdir.path / name)
@@ -247,6 +248,7 @@ def _set_environment(start: dict[str, Any]) -> None:
 # What of a run may be elsewhere, or otherwise, when it is made again.
 _ANYWHERE = (
     "data.dir", "data.threads", "data.prefetch", "data.resident", "init.weights",
+    "distill.run",
 )  # fmt: skip
 
 
@@ -255,7 +257,8 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     if not os.path.isdir(config.data.dir):
         config.data.dir = ""
     wanted, there = len(recorded.starts[0]["devices"]), jax.local_device_count()
-    fitting = [n for n in range(1, min(wanted, there) + 1) if config.batch_size % n == 0]
+    piece = config.batch_size // config.optim.accumulate
+    fitting = [n for n in range(1, min(wanted, there) + 1) if piece % n == 0]
     config.mesh.devices = fitting[-1]
     config.log.tensorboard = False
     for key, text in overrides.items():

@@ -57,7 +57,11 @@ def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
     shape = (1, 1, 1, images.shape[3])
     black = exp.normalize(jnp.zeros(shape, jnp.uint8))
     white = exp.normalize(jnp.full(shape, 255, jnp.uint8))
-    seen = np.asarray((images - black) / (white - black), np.float32)
+    if not (white > black).all():  # Of each image's own: its darkest and brightest.
+        black, white = (
+            extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (jnp.min, jnp.max)
+        )
+    seen = np.asarray((images - black) / jnp.maximum(white - black, 1e-6), np.float32)
     return seen[:IMAGES].clip(0, 1), np.asarray(targets[:IMAGES], np.float32)
 
 

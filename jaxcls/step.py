@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcls.augment import Augmentation, Mix, Normalization, row_keys
+from jaxcls import gradients, parts
+from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
 from jaxcls.losses import Loss, smooth
 from jaxcls.metrics import Metric
-from jaxcls.optimizers import Schedule, path_name
-from jaxcls.parts import Parts, hold, update
+from jaxcls.optimizers import averaged, path_name
+from jaxcls.schedules import Schedule
 
 Batch = Mapping[str, jax.Array]
 Tree = Any
@@ -28,11 +29,22 @@ class Best(NamedTuple):
     step: jax.Array
 
 
+class Plateau(NamedTuple):
+    """What reduces the rate where evaluations gain nothing.
+
+    scale: what the schedule's rate is multiplied by. waited: evaluations since a gain or
+    a reduction.
+    """
+
+    scale: jax.Array
+    waited: jax.Array
+
+
 class State(NamedTuple):
     """Everything that a run is at one step; arrays only.
 
     step: updates done, which is also the number of batches consumed.
-    ema: {"params", "batch_stats"}, or {} where ema.decay is 0.
+    ema: {"params", "batch_stats"}, or {} where nothing is averaged.
     key: a typed key for each random stream of the step, "augment" and "dropout".
     patience: evaluations since one was better by min_delta than `mark`, the value that
     the last such one had.
@@ -40,6 +52,7 @@ class State(NamedTuple):
     was not finite, or -1; from then on the state stays as it was before that step.
     skips: updates left out one after the other, since the last finite one.
     rewound: [R, 2], first and last of the batches that each rewind left out; -1: none.
+    plateau: {} where the rate is a function of the step alone.
     """
 
     step: jax.Array
@@ -55,6 +68,7 @@ class State(NamedTuple):
     bad_step: jax.Array
     skips: jax.Array
     rewound: jax.Array
+    plateau: Plateau | dict[str, Any]
 
 
 class Model(NamedTuple):
@@ -71,7 +85,7 @@ class Model(NamedTuple):
 
 Init = Callable[..., State]
 Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+TrainStep = Callable[[State, Batch, Tree], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
 
 
@@ -83,11 +97,13 @@ def make_init(
     ema: bool,
     higher: bool,
     rewinds: int = 1,
+    plateau: bool = False,
 ) -> Init:
     """Returns init(init_key, step_keys, given) -> the state at step 0.
 
     given: arrays to start with in place of random ones, by path, "params/head/kernel".
-    higher: whether a larger best metric is better. rewinds: how many there is room for.
+    ema: whether an average of the params is kept. higher: whether a larger best metric is
+    better. rewinds: how many there is room for. plateau: whether the rate waits for gains.
     """
 
     def init(
@@ -118,6 +134,11 @@ def make_init(
             bad_step=jnp.full((), -1, jnp.int32),
             skips=jnp.zeros((), jnp.int32),
             rewound=jnp.full((max(rewinds, 1), 2), -1, jnp.int32),
+            plateau=(
+                Plateau(jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32))
+                if plateau
+                else {}
+            ),
         )
 
     return init
@@ -130,81 +151,100 @@ def make_inputs(
     augment: Augmentation,
     normalize: Normalization,
     mix: Mix | None,
+    steps: int,
 ) -> Inputs:
     """Returns inputs(augment_key, step, batch) -> (images, targets) for the model.
 
     images float32 [B, H, W, C], augmented, normalised and mixed; targets [B, K] float32.
     Row r of the global batch has its own key, so neighbours and devices change nothing.
+    steps: of the whole run, for what grows over it.
     """
 
     def inputs(
         key: jax.Array, step: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
-        images = augment(row_keys(row_key, batch["image"].shape[0]), batch["image"])
-        images = normalize(images)
+        share = step / jnp.float32(steps)
+        rows = Rows(
+            key=row_keys(row_key, batch["image"].shape[0]),
+            run=key,
+            index=batch["index"],
+            epoch=batch["epoch"],
+            share=share,
+        )
+        images = normalize(augment(rows, batch["image"]))
         targets = smooth(batch["label"], num_classes, smoothing)
-        return mix(mix_key, images, targets) if mix else (images, targets)
+        return mix(mix_key, share, images, targets) if mix else (images, targets)
 
     return inputs
 
 
+class Average(NamedTuple):
+    """The moving average of params and batch_stats: each `every` updates, by `decay`.
+
+    warmup: the decay is (1 + t) / (10 + t) at the t-th average, until that is above it,
+    so that a short run is not the average of its start.
+    """
+
+    decay: float
+    every: int = 1
+    warmup: bool = False
+
+
 def make_train_step(
-    model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: Schedule,
-    loss: Loss,
+    gradient: gradients.Gradient,
     inputs: Inputs,
     *,
     metrics: Sequence[Metric],
-    ema_decay: float,
+    steps: int,
+    average: Average | None = None,
     most_skips: int = 0,
-    parts: Parts | None = None,
+    distillation: gradients.Distillation | None = None,
+    has_penalty: bool = False,
 ) -> TrainStep:
-    """Returns train_step(state, batch) -> (state, metrics): one update.
+    """Returns train_step(state, batch, teacher) -> (state, metrics): one update.
 
-    batch: image uint8 [B, H, W, C], label int32 [B]. metrics: means over the batch of
-    loss and each metric, lr, grad_norm; whether all of it was finite. Pure, shape-stable,
-    unaware of devices; randomness is a function of (state.key, state.step, row).
-    most_skips: updates in a row that may be left out because they were not finite, before
-    the state stays as it is. parts: how each parameter trains; None: all alike.
+    batch: image uint8 [B, H, W, C]; label, index and epoch int32 [B]. teacher: variables
+    for distillation.teach, or {}. metrics: means over the batch of loss and each metric,
+    lr, grad_norm; whether all of it was finite. Pure, shape-stable, unaware of devices;
+    randomness is a function of (state.key, state.step, row).
+    steps: of the whole run. most_skips: updates in a row that may be left out because they
+    were not finite, before the state stays as it is.
     """
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(
+        state: State, batch: Batch, teacher: Tree
+    ) -> tuple[State, dict[str, jax.Array]]:
         images, targets = inputs(state.key["augment"], state.step, batch)
+        taught = distillation.teach(teacher, images) if distillation else None
+        examples = gradients.Examples(images, targets, taught)
         dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
-
-        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            params = hold(params, parts) if parts else params
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, batch_stats = model.apply(variables, images, True, dropout_key)
-            return loss(logits, targets).mean(), (logits, batch_stats)
-
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (value, (logits, batch_stats)), grads = gradient(state.params)
+        found, grads = gradient(state.params, state.batch_stats, dropout_key, examples)
         lr = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        if parts:
-            params = update(state.params, updates, lr, state.step, parts)
-        else:
-            params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
-        new = state._replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_average(state.ema, params, batch_stats, ema_decay),
+        if isinstance(state.plateau, Plateau):
+            lr = lr * state.plateau.scale
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            lr=lr,
+            step=state.step,
+            share=(state.step + 1) / jnp.float32(steps),
         )
+        new = _updated(state, found, updates, opt_state, average)
         grad_norm = optax.tree.norm(grads)
         # Norms, not element-wise tests of the whole state: those made XLA compile a
         # ResNet-18 for 25 s instead of 4. Averages and optimizer state follow from these
         # three, and all of it is tested element by element before a save.
-        norms = grad_norm, optax.tree.norm(params), optax.tree.norm(batch_stats)
-        finite = jnp.isfinite(jnp.stack([value, *norms])).all()
-        scores = {m.name: m.function(logits, batch["label"]).mean() for m in metrics}
-        scores = {"loss": value, **scores, "lr": lr, "grad_norm": grad_norm}
-        kept = _keep_finite(finite, state, new, most_skips)
-        return kept, {**scores, "finite": finite}
+        norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
+        finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
+        scores = {m.name: m.function(found.logits, batch["label"]).mean() for m in metrics}
+        scores = {"loss": found.loss, **scores, "lr": lr, "grad_norm": grad_norm}
+        if has_penalty:
+            scores["penalty"] = found.penalty
+        return _keep_finite(finite, state, new, most_skips), {**scores, "finite": finite}
 
     return train_step
 
@@ -244,19 +284,35 @@ def make_predict_step(
 
 
 def record_evaluation(
-    state: State, value: float, *, higher: bool, min_delta: float, patience: int
+    state: State,
+    value: float,
+    *,
+    higher: bool,
+    min_delta: float,
+    patience: int,
+    plateau_patience: int = 0,
+    plateau_factor: float = 1.0,
 ) -> State:
     """The state after an evaluation of `value` at `state.step`.
 
     Updates best (any gain), patience (a gain over `mark` of more than `min_delta`) and,
-    where `patience` evaluations passed without such a gain, halted. A value that is not
-    finite is never best.
+    where `patience` evaluations passed without such a gain, halted; where
+    `plateau_patience` did, the rate is multiplied by `plateau_factor`. A value that is
+    not finite is never best.
     """
     sign = 1.0 if higher else -1.0
     new = jnp.where(jnp.isfinite(value), sign * jnp.float32(value), -jnp.inf)
     better = new > sign * state.best.value
     gained = new > sign * state.mark + min_delta
     waited = jnp.where(gained, 0, state.patience + 1)
+    plateau = state.plateau
+    if isinstance(plateau, Plateau):
+        idle = jnp.where(gained, 0, plateau.waited + 1)
+        over = idle >= plateau_patience
+        plateau = Plateau(
+            scale=jnp.where(over, plateau.scale * plateau_factor, plateau.scale),
+            waited=jnp.where(over, 0, idle),
+        )
     return state._replace(
         best=Best(
             jnp.where(better, sign * new, state.best.value),
@@ -265,6 +321,7 @@ def record_evaluation(
         mark=jnp.where(gained, sign * new, state.mark),
         patience=waited,
         halted=state.halted | ((patience > 0) & (waited >= patience)),
+        plateau=plateau,
     )
 
 
@@ -275,15 +332,45 @@ def all_finite(state: State) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def _average(ema: Tree, params: Tree, batch_stats: Tree, decay: float) -> Tree:
-    """The moving average one update later; {} stays {}."""
-    if not ema:
-        return ema
-    now = {"params": params, "batch_stats": batch_stats}
-    # Where nothing moved, the very bits: -0.0 and denormals of what is frozen.
-    return jax.tree.map(
-        lambda a, x: jnp.where(a == x, a, a + (1.0 - decay) * (x - a)), ema, now
+def _updated(
+    state: State,
+    found: gradients.Found,
+    updates: Tree,
+    opt_state: Tree,
+    average: Average | None,
+) -> State:
+    """The state one update later."""
+    params = parts.apply(state.params, updates)
+    now = {"params": params, "batch_stats": found.batch_stats}
+    inner = averaged(opt_state, params)  # What the optimizer itself averages.
+    ema = state.ema
+    if inner is not None:
+        ema = {**now, "params": inner}
+    elif average:
+        ema = _average(state.ema, now, state.step, average)
+    return state._replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=found.batch_stats,
+        opt_state=opt_state,
+        ema=ema,
     )
+
+
+def _average(ema: Tree, now: Tree, step: jax.Array, average: Average) -> Tree:
+    """The moving average after the update of `step`."""
+    count = (step + 1) // average.every
+    rate = jnp.float32(1.0 - average.decay)  # In double first: 0.9999 is not float32's.
+    if average.warmup:
+        rate = jnp.maximum(rate, 9.0 / (10.0 + count))
+    is_due = (step + 1) % average.every == 0
+
+    def each(a: jax.Array, x: jax.Array) -> jax.Array:
+        # Where nothing moved, the very bits: -0.0 and denormals of what is frozen.
+        keep = (a == x) | ~is_due
+        return jnp.where(keep, a, a + rate * (x - a))
+
+    return jax.tree.map(each, ema, now)
 
 
 def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:

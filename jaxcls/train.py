@@ -16,7 +16,9 @@ from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
 # What each process of a run may have of its own.
-_OF_EACH = ("data.dir", "data.threads", "data.prefetch", "init.weights")
+_OF_EACH = (
+    *("data.dir", "data.threads", "data.prefetch", "init.weights", "distill.run"),
+)
 
 
 class Result(NamedTuple):
@@ -70,7 +72,10 @@ def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     folder.check_identity(exp.config)
     final = finished(folder)
     if final:
-        folder.check_same({"weights": _fingerprint(exp, folder.weights_of(exp.config))})
+        same = {"weights": _fingerprint(exp, folder.weights_of(exp.config))}
+        if exp.config.distill.run != folder.config().distill.run:
+            same["teacher"] = exp.teacher.fingerprint if exp.teacher else ""
+        folder.check_same(same)
     return final
 
 

@@ -22,6 +22,8 @@ from jaxcls import config as configs
 from jaxcls.errors import InputError
 
 FORMAT = 1
+# What an implied fact is of, where not of the data.
+_NAMED = {"weights": "what init.weights name", "teacher": "what distill.run names"}
 
 
 class Workdir:
@@ -169,14 +171,14 @@ class Workdir:
 
     def check_same(self, implied: dict[str, Any]) -> None:
         """Raise `InputError` where something implied is not as when the run began."""
-        # Older runs say nothing of weights, and started from none.
-        before = _leaves({"weights": "", **self.read()["implied"]})
+        # Older runs say nothing of weights and teachers, and had none.
+        before = _leaves({"weights": "", "teacher": "", **self.read()["implied"]})
         now = _leaves(implied)
         # Of data that were not prepared by us no fingerprint is known.
         unknown = {None, '""'} & {before.get("facts.fingerprint")}
         same = {"facts.fingerprint"} if unknown else set()
         for key in (k for k in now if before.get(k) != now[k] and k not in same):
-            what = "what init.weights name" if key == "weights" else "the data"
+            what = _NAMED.get(key, "the data")
             raise InputError(
                 f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
                 f" and is {now[key]}; restore {what}, or start another run with"

@@ -32,7 +32,10 @@ VERBS = {
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
-    "step": {"augment", "losses", "metrics", "optimizers", "parts"},
+    "step": {"augment", "gradients", "losses", "metrics", "optimizers", "parts"}
+    | {"schedules"},
+    "gradients": {"losses", "parts"},
+    "augment": {"augment"},
     "parts": {"optimizers"},
     "transfer": {"models"},
     "weights": {"weights"},
@@ -49,7 +52,7 @@ NOUNS = {
     "cli": set(),
 }
 # From a config to objects, each knowing those before it.
-HINGE = ["data", "plan", "initial", "experiment"]
+HINGE = ["data", "plan", "recipe", "initial", "teacher", "experiment"]
 
 
 def module_of(path):
@@ -83,6 +86,7 @@ def test_only_what_may_read_a_config_does():
                 "config",
                 "experiment",
                 "plan",
+                "recipe",
                 "initial",
                 "data",
                 "workdir",

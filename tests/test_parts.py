@@ -6,22 +6,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxcls import parts
 from jaxcls.errors import InputError
 from jaxcls.models.layers import BatchNorm
-from jaxcls.optimizers import OPTIMIZERS, clip, decay_mask, path_name
+from jaxcls.optimizers import clip, path_name
 from jaxcls.parts import WHOLE, Part
 from tests.modules import built, shapes
+from tests.stepping import direction, with_columns
 
 B, SIDE, WIDTH, K = 8, 2, 5, 3
 RNG = np.random.default_rng(0)
 BATCHES = [
-    {
-        "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
-        "label": RNG.integers(0, K, B).astype(np.int32),
-    }
+    with_columns(
+        {
+            "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
+            "label": RNG.integers(0, K, B).astype(np.int32),
+        }
+    )
     for _ in range(6)
 ]
 START = {
@@ -69,7 +73,6 @@ def one_line(error):
 def test_without_options_every_part_is_whole():
     found = parts.divide(TREE, DEPTHS)
     assert found == dict.fromkeys(paths(TREE), WHOLE)
-    assert parts.is_plain(found)
 
 
 def test_a_group_trains_slower_than_the_next_by_the_decay():
@@ -84,7 +87,6 @@ def test_a_group_trains_slower_than_the_next_by_the_decay():
         "head/bias": 1.0,
     }
     assert {part.start for part in found.values()} == {0}
-    assert not parts.is_plain(found)
 
 
 def test_the_rate_of_the_head_is_a_multiple_of_that_of_its_group():
@@ -326,14 +328,14 @@ def frozen_body(**changes):
 
 
 def test_where_all_parts_train_the_optimizer_is_the_same():
-    optimizer = OPTIMIZERS["adamw"](0.1, decay_mask("kernel$"))
+    optimizer = direction("adamw", 0.1)
     found = frozen_body(**{"body/kernel": Part(1e-3, 5)})
     assert parts.train_only(optimizer, found) is optimizer
 
 
 @pytest.mark.parametrize(("name", "copies"), [("adamw", 2), ("adam", 2), ("sgd", 1)])
 def test_there_is_no_optimizer_state_for_what_is_frozen(name, copies):
-    optimizer = OPTIMIZERS[name](0.1, decay_mask("kernel$"))
+    optimizer = direction(name, 0.1)
     state = parts.train_only(optimizer, frozen_body()).init(START)
     arrays = {path: x for path, x in paths(state).items() if np.ndim(x)}
     assert not [path for path in arrays if "body" in path]
@@ -342,7 +344,7 @@ def test_there_is_no_optimizer_state_for_what_is_frozen(name, copies):
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_what_trains_is_updated_as_if_the_frozen_were_not_there(name):
-    alone = clip(OPTIMIZERS[name](0.1, decay_mask("kernel$")), 0.5)
+    alone = clip(direction(name, 0.1), norm=0.5)
     both = parts.train_only(alone, frozen_body())
     head, states = START["head"], [alone.init(START["head"]), both.init(START)]
     rng = np.random.default_rng(5)
@@ -353,13 +355,18 @@ def test_what_trains_is_updated_as_if_the_frozen_were_not_there(name):
         assert bits(got["head"]) == bits(expected)
 
 
+def updated(params, changes, lr, step, found):
+    """The params after `changes` at a rate."""
+    rate = parts.at_rate(optax.identity(), lambda: found)
+    due, _ = rate.update(changes, rate.init(params), params, lr=jnp.float32(lr), step=step)
+    return parts.apply(params, due)
+
+
 def test_an_update_is_the_rate_times_the_scale_times_the_change():
     found = {"a": Part(0.0, 0), "b": WHOLE, "c": Part(0.25, 0), "d": Part(3.0, 4)}
     params = {name: jnp.float32(value) for value, name in enumerate("abcd", 1)}
     changes = {name: jnp.float32(8) for name in "abcd"}
-    update = jax.jit(
-        lambda step: parts.update(params, changes, jnp.float32(0.5), step, found)
-    )
+    update = jax.jit(lambda step: updated(params, changes, 0.5, step, found))
     for at, last in ((0, 4.0), (3, 4.0), (4, 16.0), (9, 16.0)):
         new = update(jnp.int32(at))
         assert [float(new[name]) for name in "abcd"] == [1.0, 6.0, 4.0, last]
@@ -371,10 +378,49 @@ def test_odd_numbers_keep_every_bit_while_no_update_is_due():
     params = {"frozen": jnp.asarray(odd), "waits": jnp.asarray(odd)}
     found = {"frozen": Part(0.0, 0), "waits": Part(0.5, 2)}
     changes = jax.tree.map(jnp.ones_like, params)
-    update = jax.jit(
-        lambda p, step: parts.update(p, changes, jnp.float32(0.1), step, found)
-    )
+    update = jax.jit(lambda p, step: updated(p, changes, 0.1, step, found))
     assert bits(update(params, jnp.int32(1))) == bits(params)
     after = bits(update(params, jnp.int32(2)))
     assert after["frozen"] == bits(params)["frozen"]
     assert after["waits"] != bits(params)["waits"]
+
+
+def test_what_stops_changes_until_then_and_no_more():
+    found = {"a": Part(stop=3), "b": Part(2.0, 1, 2)}
+    params = {"a": jnp.float32(1), "b": jnp.float32(2)}
+    changes = {"a": jnp.float32(8), "b": jnp.float32(8)}
+    update = jax.jit(lambda step: updated(params, changes, 0.5, step, found))
+    told = [[float(x) for x in update(jnp.int32(i)).values()] for i in range(4)]
+    assert told == [[5.0, 2.0], [5.0, 10.0], [5.0, 2.0], [1.0, 2.0]]
+
+
+def test_factors_of_rates_multiply_where_several_match():
+    found = parts.divide(
+        TREE,
+        DEPTHS,
+        layer_decay=0.5,
+        lr_scales={"bias$": 64, "^norm/": 0.5},
+        stops={"^norm/": 9, "bias$": 5},
+    )
+    assert found["norm/bias"] == Part(64 * 0.5 * 0.25, 0, 5)
+    assert found["norm/scale"] == Part(0.5 * 0.25, 0, 9)
+    assert found["head/bias"] == Part(64.0, 0, 5)
+    assert found["head/kernel"] == WHOLE
+
+
+@pytest.mark.parametrize("key", ["lr_scales", "stops"])
+def test_an_expression_that_matches_nothing_is_an_error(key):
+    with pytest.raises(InputError) as error:
+        parts.divide(TREE, DEPTHS, **{key: {"^nothing": 3}})
+    said = one_line(error)
+    name = {"lr_scales": "optim.lr_scales", "stops": "optim.freeze_after"}[key]
+    assert said.startswith(f"{name}: '^nothing' matches no parameter; there are ")
+    assert "'bias$' is all biases" in said
+
+
+def test_statistics_without_a_scale_follow_their_bias():
+    found = {"norm/bias": Part(0.0), "other/bias": WHOLE}
+    statistics = {name: {"mean": 0, "var": 1} for name in ("norm", "other")}
+    assert parts.frozen_statistics(statistics, found) == {
+        "norm": {"mean": True, "var": True}
+    }

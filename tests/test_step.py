@@ -7,19 +7,23 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.special import log_softmax, softmax
 
-from jaxcls import losses, metrics, step
+from jaxcls import gradients, losses, metrics, step
 from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS, chain
-from jaxcls.optimizers import OPTIMIZERS, SCHEDULES, decay_mask
+from jaxcls.schedules import SCHEDULES, Span
+from tests.stepping import AllWhole, optimizer_of, with_columns
 
 B, SIDE, K = 8, 2, 3
 RNG = np.random.default_rng(0)
 BATCHES = [
-    {
-        "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
-        "label": RNG.integers(0, K, B).astype(np.int32),
-    }
+    with_columns(
+        {
+            "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
+            "label": RNG.integers(0, K, B).astype(np.int32),
+        }
+    )
     for _ in range(4)
 ]
+SPAN = Span(first=0, last=10, steps=float)
 START = RNG.standard_normal((SIDE * SIDE, K)).astype(np.float32)
 
 
@@ -35,31 +39,49 @@ def start_linear(key, images):
     return {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {"seen": seen}}
 
 
-def made(*, ema=0.0, apply=linear, optimizer=None, higher=True, **changes):
-    """(state at step 0, jitted train_step) of the linear model."""
+def made(
+    *, ema=0.0, apply=linear, optimizer=None, higher=True, plateau=False, **changes
+):
+    """(state at step 0, jitted train_step(state, batch)) of the linear model.
+
+    ema: a decay, or a whole `step.Average`.
+    """
     model = step.Model(start_linear, apply)
-    optimizer = optimizer or OPTIMIZERS["sgd"](0.0, decay_mask("kernel$"), momentum=0.0)
+    optimizer = optimizer or optimizer_of("sgd", momentum=0.0)
+    average = step.Average(ema) if isinstance(ema, float) and ema else ema or None
     inputs = {
         "num_classes": K,
         "smoothing": 0.0,
         "augment": chain([]),
         "normalize": NORMALIZATIONS["unit"](),
         "mix": None,
+        "steps": 10,
     }
     inputs |= {name: changes.pop(name) for name in inputs if name in changes}
+    objective = gradients.make_objective(
+        model.apply, losses.softmax(), trains=AllWhole(), penalty=changes.get("penalty")
+    )
     parts = {
-        "schedule": SCHEDULES["constant"](0.5, 10),
-        "loss": losses.softmax(),
+        "schedule": SCHEDULES["constant"](0.5, SPAN),
+        "gradient": gradients.whole(objective),
         "inputs": step.make_inputs(**inputs),
         "metrics": [metrics.top1()],
-        "ema_decay": ema,
+        "steps": 10,
+        "average": average,
+        "has_penalty": bool(changes.pop("penalty", None)),
     } | changes
     init = step.make_init(
-        model, optimizer, image_shape=(SIDE, SIDE, 1), ema=bool(ema), higher=higher
+        model,
+        optimizer,
+        image_shape=(SIDE, SIDE, 1),
+        ema=bool(ema),
+        higher=higher,
+        plateau=plateau,
     )
     keys = {"augment": jax.random.key(1), "dropout": jax.random.key(2)}
     state = init(jax.random.key(0), keys)
-    return state, jax.jit(step.make_train_step(model, optimizer, **parts))
+    train_step = step.make_train_step(optimizer, **parts)
+    return state, jax.jit(lambda state, batch: train_step(state, batch, {}))
 
 
 def bits(tree):
@@ -72,12 +94,12 @@ def without_keys(state):
 
 def test_updates_and_their_records_are_those_worked_by_hand():
     peak, decay, momentum, smoothing, ema = 0.5, 0.1, 0.9, 0.3, 0.75
-    optimizer = OPTIMIZERS["sgd"](decay, decay_mask("kernel$"), momentum, nesterov=False)
+    optimizer = optimizer_of("sgd", decay, momentum=momentum, nesterov=False)
     state, train_step = made(
         ema=ema,
         optimizer=optimizer,
         smoothing=smoothing,
-        schedule=SCHEDULES["cosine"](peak, 10),
+        schedule=SCHEDULES["cosine"](peak, SPAN),
     )
     w, trace, average = START.astype(np.float64), 0.0, START.astype(np.float64)
     for i, batch in enumerate(BATCHES):
@@ -154,7 +176,7 @@ def with_first_pixel(batch, value):
 def test_a_bad_loss_or_gradient_freezes_the_state_before_it_for_good(
     changes, pixel, finite_loss
 ):
-    optimizer = OPTIMIZERS["adamw"](0.1, decay_mask("kernel$"))
+    optimizer = optimizer_of("adamw", 0.1)
     state, train_step = made(ema=0.9, optimizer=optimizer, **changes)
     good = [with_first_pixel(batch, 9) for batch in BATCHES]
     for batch in good[:2]:
@@ -271,6 +293,66 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
 
     predict_step = step.make_predict_step(model, NORMALIZATIONS["unit"]())
     np.testing.assert_allclose(predict_step(variables, batch["image"]), logits, rtol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_made_every_so_many_updates(every):
+    state, train_step = made(ema=step.Average(0.75, every=every))
+    average = START.astype(np.float64)
+    for i, batch in enumerate(BATCHES, start=1):
+        state, _ = train_step(state, batch)
+        if i % every == 0:
+            average = 0.75 * average + 0.25 * np.asarray(state.params["kernel"])
+        np.testing.assert_allclose(
+            state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_average_that_warms_up_forgets_the_start():
+    state, train_step = made(ema=step.Average(0.2, warmup=True))
+    average = START.astype(np.float64)
+    for i, batch in enumerate(BATCHES, start=1):
+        state, _ = train_step(state, batch)
+        decay = min(0.2, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * np.asarray(state.params["kernel"])
+        np.testing.assert_allclose(
+            state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
+        )
+    assert (1 + 1) / (10 + 1) < 0.2 < (1 + 2) / (10 + 2)
+
+
+def test_a_penalty_is_recorded_beside_the_loss():
+    mask = {"kernel": True}
+    penalty = gradients.Penalty(0.0, 0.5, lambda params: mask)
+    (state, plain), (_, train_step) = made(), made(penalty=penalty)
+    _, without = plain(state, BATCHES[0])
+    new, record = train_step(state, BATCHES[0])
+    assert float(record["loss"]) == float(without["loss"])
+    expected = 0.5 * (START.astype(np.float64) ** 2).sum()
+    assert float(record["penalty"]) == pytest.approx(expected, rel=1e-6)
+    moved = np.asarray(plain(state, BATCHES[0])[0].params["kernel"]) - 0.5 * START
+    np.testing.assert_allclose(new.params["kernel"], moved, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plateau_reduces_the_rate_and_waits_anew():
+    state, train_step = made(plateau=True)
+    record = jax.jit(
+        lambda state, value: step.record_evaluation(
+            state,
+            value,
+            higher=True,
+            min_delta=0.0,
+            patience=0,
+            plateau_patience=2,
+            plateau_factor=0.5,
+        )
+    )
+    rates = []
+    for value in (0.3, 0.3, 0.2, 0.1, 0.1, 0.9, 0.8, np.nan):
+        state = record(state, value)
+        rates.append(float(train_step(state, BATCHES[0])[1]["lr"]))
+    assert rates == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125, 0.0625]
+    assert not bool(state.halted)
 
 
 def history(values, *, higher=True, min_delta=0.0, patience=0):

@@ -9,12 +9,13 @@ import optax
 import pytest
 from scipy.special import softmax
 
-from jaxcls import experiment, losses, parts, sources, step, train
+from jaxcls import experiment, losses, sources, step, train
+from jaxcls import gradients as gradient
 from jaxcls.augment import NORMALIZATIONS, chain
 from jaxcls.errors import InputError, StoppedError
-from jaxcls.optimizers import OPTIMIZERS, decay_mask
 from jaxcls.parts import WHOLE, Part
 from tests.modules import KEY
+from tests.stepping import AllWhole, optimizer_of
 from tests.test_parts import (
     BATCHES,
     ODD,
@@ -40,32 +41,34 @@ def linear(variables, images, train, key):
 def made(found, *, name="sgd", decay=0.0, ema=0.0, start=START, lr=0.5, **options):
     """(state at step 0, jitted train_step) of the linear model with parts."""
     model = step.Model(lambda key, images: {"params": start}, linear)
-    optimizer = OPTIMIZERS[name](decay, decay_mask(""), **options)
-    if found:
-        optimizer = parts.train_only(optimizer, found)
+    optimizer = optimizer_of(name, decay, "", found, **options)
     inputs = step.make_inputs(
         num_classes=K,
         smoothing=0.0,
         augment=chain([]),
         normalize=NORMALIZATIONS["unit"](),
         mix=None,
+        steps=100,
     )
     init = step.make_init(
         model, optimizer, image_shape=(SIDE, SIDE, 1), ema=bool(ema), higher=True
     )
     keys = {"augment": jax.random.key(1), "dropout": jax.random.key(2)}
+    objective = gradient.make_objective(
+        linear, losses.softmax(), trains=AllWhole() if found is None else found
+    )
     train_step = step.make_train_step(
-        model,
         optimizer,
         lambda count: jnp.full((), lr, jnp.float32),
-        losses.softmax(),
+        gradient.whole(objective),
         inputs,
         metrics=[],
-        ema_decay=ema,
-        parts=found,
+        steps=100,
+        average=step.Average(ema) if ema else None,
     )
     start = jax.tree.map(jnp.asarray, start)
-    return init(KEY, keys, {}), jax.jit(train_step)
+    state = init(KEY, keys, {})
+    return state, jax.jit(lambda state, batch: train_step(state, batch, {}))
 
 
 def gradients(params, batch):
@@ -259,7 +262,7 @@ def test_the_keys_of_a_config_reach_the_parts(tiny):
     assert exp.head_first == 7
     half = tiny(**TUNED | {"optim.head_first": "50 percent"})
     assert experiment.build(half).head_first == 6
-    assert parts.is_plain(experiment.build(tiny()).train_parts)
+    assert set(experiment.build(tiny()).train_parts.values()) == {WHOLE}
 
 
 @pytest.mark.slow

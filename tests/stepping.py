@@ -1,0 +1,35 @@
+"""Optimizers and batches for tests of the pure step."""
+
+import numpy as np
+
+from jaxcls import parts
+from jaxcls.optimizers import OPTIMIZERS, decay_scales, decay_weights
+from jaxcls.parts import WHOLE
+
+
+class AllWhole(dict):
+    """Parts in which every parameter trains alike."""
+
+    def __missing__(self, path):
+        return WHOLE
+
+
+def direction(name, decay=0.0, pattern="kernel$", **options):
+    """An optimizer at a rate of 1, with a weight decay on what the pattern matches."""
+    scales = decay_scales(pattern, {})
+    return OPTIMIZERS[name](decay=decay_weights(decay, scales), **options)
+
+
+def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
+    """The whole chain of a step, without clipping."""
+    found = AllWhole() if trains is None else trains
+    made = direction(name, decay, pattern, **options)
+    if trains:
+        made = parts.train_only(made, trains)
+    return parts.at_rate(made, lambda: found)
+
+
+def with_columns(batch):
+    """A batch of image and label with the index and epoch of a run's start."""
+    rows = np.arange(len(batch["label"]), dtype=np.int32)
+    return {**batch, "index": rows, "epoch": np.zeros_like(rows)}

@@ -1,0 +1,282 @@
+"""What a config's recipe comes to: its optimizer, schedule, loss, and their checks."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import evaluate, experiment, train
+from jaxcls.errors import InputError, StoppedError
+from tests.test_laws import Crash, final_digests, records, run
+
+# States of their own that must survive a death: of the optimizer, the rate, the averages.
+KINDS = {
+    "sam, accumulated, by norms of groups": {
+        "optim.sam": 0.05,
+        "optim.accumulate": 4,
+        "model.batch_norm_groups": 4,
+    },
+    "schedule-free": {
+        "optim.wrapper": "schedule_free",
+        "ema.decay": 0.0,
+        "best.metric": "ema_top1",
+    },
+    "lookahead, averages that warm up": {
+        "optim.name": "sgd",
+        "optim.wrapper": "lookahead(3)",
+        "ema.every": 2,
+        "ema.warmup": True,
+        "optim.clip_adaptive": 0.05,
+    },
+    "a plateau": {
+        "optim.plateau_patience": 1,
+        "optim.plateau_factor": 0.5,
+        "early_stop.min_delta": 0.9,
+        "eval.every": "2 steps",
+    },
+    "flips by epoch, copies, a mix that ends": {
+        "augment": "alternating_flip | random_crop(1) | randaugment(1, (5, 15))",
+        "mix": "mixup_or_cutmix(0.8, 1.0, until=0.7)",
+        "data.repeats": 3,
+        "loss.class_weights": "balanced",
+        "loss.l2": 1e-4,
+        "length": "2 epochs",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_2_a_crash_leaves_no_trace_in(kind, tiny, tmp_path):
+    config = tiny(**KINDS[kind])
+    run(config, tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(config, tmp_path / "dead", 7)
+    run(config, tmp_path / "dead")
+    assert records(tmp_path / "dead") == records(tmp_path / "whole")
+    assert final_digests(tmp_path / "dead", config) == final_digests(
+        tmp_path / "whole", config
+    )
+
+
+def metrics_of(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def test_a_plateau_shows_in_the_recorded_rate(tiny, tmp_path):
+    constant = {"optim.schedule": "constant", "length": "8 steps"}
+    run(tiny(**KINDS["a plateau"], **constant), tmp_path)
+    rates = {r["step"]: r["lr"] for r in metrics_of(tmp_path, "train")}
+    # The evaluation at step 2 is a gain over none; those at 4 and 6 are not.
+    expected = {2: 0.01, 4: 0.01, 6: 0.005, 8: 0.0025}
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_schedule_free_scores_and_predicts_with_its_average(tiny, tmp_path):
+    config = tiny(**KINDS["schedule-free"])
+    result = train.run(experiment.build(config), str(tmp_path))
+    assert {"top1", "ema_top1"} <= result.record.keys()
+    exp, _, _, weights = evaluate.load(str(tmp_path), "last", {})
+    kernels = [tree["params"]["head"]["kernel"] for tree in (weights, weights["ema"])]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+    assert exp.variables(weights) is weights["ema"]
+
+
+def test_both_averages_at_once_are_refused(tiny):
+    exp = experiment.build(tiny(**{"optim.wrapper": "schedule_free"}))
+    with pytest.raises(InputError, match=r"^ema.decay=0.9 and optim.wrapper=.*leave one"):
+        _ = exp.is_averaged
+
+
+def test_pieces_need_norms_over_their_own_rows(tiny):
+    exp = experiment.build(tiny(**{"optim.accumulate": 4}))
+    with pytest.raises(InputError, match=r"accumulate=4 .*model.batch_norm_groups=4$"):
+        _ = exp.lowered_train_step
+    without = {"model.name": "cnn(widths=(4,))", "optim.accumulate": 4}
+    assert experiment.build(tiny(**without)).pieces == 4
+
+
+def test_pieces_must_spread_over_the_devices(tiny):
+    changes = {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"}
+    with pytest.raises(InputError, match="pieces of 4 examples, which do not spread over 8"):
+        _ = experiment.build(tiny(**changes)).lowered_train_step
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim.accumulate": 3}, r"accumulate=3 does not divide batch_size=64; .*=2$"),
+        ({"model.batch_norm_groups": 48}, r"groups=48 does not divide .*=32$"),
+        ({"data.repeats": 0}, r"data.repeats=0 must be at least 1"),
+        ({"optim.plateau_factor": 0.0}, r"plateau_factor=0.0 must be above 0"),
+        ({"optim.plateau_factor": 1.5}, r"plateau_factor=1.5 must be at most 1"),
+        ({"distill.weight": 1.5}, r"distill.weight=1.5 must be at most 1"),
+        ({"distill.temperature": 0.0}, r"distill.temperature=0.0 must be above 0"),
+        ({"model.matmul_precision": "half"}, r"must be one of \('', 'bfloat16'"),
+        ({"optim.plateau_patience": 2, "data.eval": ""}, r"plateau_patience=2 needs eval"),
+        ({"optim.cooldown": "soon"}, r"optim.cooldown='soon' is not a duration"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
+    with pytest.raises(InputError, match=said):
+        experiment.build(tiny(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"optim.lr_scales": "{'bias$': 0}"},
+            r"^optim.lr_scales=\"{'bias\$': 0}\" is not a table .*try {'bias\$': 2.0}$",
+        ),
+        ({"optim.lr_scales": "bias"}, r"is not a table of regular expressions"),
+        ({"optim.lr_scales": "{'(': 1}"}, r"is not a table of regular expressions"),
+        ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
+        ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
+        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.* 3 is no text"),
+        ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
+        ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
+        (
+            {"optim.warmup": "50 percent", "optim.cooldown": "75 percent"},
+            r"are 6 and 9 steps and the whole run has 12",
+        ),
+        ({"optim.cooldown": "100 percent"}, r"cooldown='100 percent' is 12 steps and"),
+        ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
+        ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
+        (
+            {"loss.class_weights": "balanced", "data.balance": True},
+            r"'balanced' and data.balance=True would both",
+        ),
+        ({"init.whiten": "head"}, r"init.whiten='head' must name a square convolution"),
+        ({"distill.run": "/nowhere"}, r"distill.run=/nowhere is not a run's folder"),
+    ],
+)
+def test_what_a_recipe_lacks_is_said_before_anything_runs(tiny, changes, said):
+    exp = experiment.build(tiny(**changes))
+    with pytest.raises(InputError, match=said) as error:
+        _ = exp.lowered_train_step
+        exp.init()
+    assert "\n" not in str(error.value)
+
+
+def test_rates_and_decays_by_expression_reach_the_parameters(tiny):
+    changes = {
+        "optim.name": "sgd(momentum=0.0)",
+        "optim.schedule": "constant",
+        "optim.lr": 0.125,
+        "optim.weight_decay": 0.5,
+        "optim.lr_scales": "{'^dense/': 4}",
+        "optim.decay_scales": "{'^dense/': 0.25}",
+        "optim.freeze_after": "{'^head/': '1 steps'}",
+        "ema.decay": 0.0,
+    }
+    exp = experiment.build(tiny(**changes))
+    zeros = jax.tree.map(jnp.zeros_like, exp.init().params)
+    params = exp.init().params
+    update = jax.jit(exp.optimizer.update)
+    for step, is_frozen in ((0, False), (1, True)):
+        updates, _ = update(
+            zeros,
+            exp.optimizer.init(params),
+            params,
+            lr=jnp.float32(0.125),
+            step=jnp.int32(step),
+            share=jnp.float32(0),
+        )
+        dense, head = (updates[name]["kernel"] for name in ("dense", "head"))
+        kernel = np.asarray(params["dense"]["kernel"])
+        np.testing.assert_allclose(dense, -0.125 * 4 * 0.5 * 0.25 * kernel, rtol=1e-6)
+        expected = 0.0 if is_frozen else -0.125 * 0.5 * np.asarray(params["head"]["kernel"])
+        np.testing.assert_allclose(head, expected + np.zeros(head.shape), rtol=1e-6)
+        assert not np.any(updates["dense"]["bias"])
+
+
+def test_a_schedule_counts_epochs_from_the_start_of_the_run(tiny):
+    changes = {
+        "length": "4 epochs",
+        "optim.lr": 1.0,
+        "optim.schedule": "step('1 epoch', 0.1)",
+        "optim.warmup": "10 steps",
+        "optim.warmup_from": 0.5,
+        "optim.cooldown": "10 steps",
+    }
+    exp = experiment.build(tiny(**changes))
+    epoch = 1293 / 64
+    rates = [float(exp.schedule(step)) for step in (0, 5, 10, 20, 21, 40, 41, exp.steps)]
+    assert int(epoch) == 20
+    assert int(2 * epoch) == 40
+    expected = [0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-9)
+    assert float(exp.schedule(exp.steps - 5)) == pytest.approx(0.5 * 0.001, rel=1e-5)
+
+
+def test_copies_of_an_example_come_in_a_row_with_crops_of_their_own(tiny):
+    changes = {
+        "data.repeats": 3,
+        "data.train_ops": "decode(1) | random_resized_crop(8, area=(0.2, 0.5))",
+        "length": "50 steps",
+    }
+    exp = experiment.build(tiny(**changes))
+    found = [jax.tree.map(np.asarray, batch) for batch in exp.train_batches()]
+    index = np.concatenate([batch["index"] for batch in found])
+    epoch = np.concatenate([batch["epoch"] for batch in found])
+    images = np.concatenate([batch["image"] for batch in found])
+    turns = np.arange(50 * 64) // 3
+    assert (index[0::3][: len(index) // 3] == index[1::3][: len(index) // 3]).all()
+    np.testing.assert_array_equal(epoch, turns // 1293)
+    assert len(set(index.tolist())) == len(set(turns.tolist()))
+    assert sorted(index[: 3 * 64].tolist()) == sorted([*index[:192:3].tolist()] * 3)
+    assert (images[0] != images[1]).any()
+    step, rows = 7, slice(7 * 64, 8 * 64)
+    np.testing.assert_array_equal(exp.data.train_examples(step), index[rows])
+
+
+def test_precision_of_products_is_in_the_compiled_step(tiny):
+    def lowered(precision):
+        exp = experiment.build(tiny(**{"model.matmul_precision": precision}))
+        return exp.lowered_train_step.as_text()
+
+    assert "HIGHEST" in lowered("float32")
+    assert "HIGHEST" not in lowered("")
+
+
+def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
+    def losses(devices):
+        changes = {"model.batch_norm_groups": 4, "mesh.devices": devices}
+        exp = experiment.build(tiny(**changes))
+        state, found = exp.init(), []
+        for batch in exp.train_batches():
+            state, scores = exp.train_step(state, batch)
+            found.append(float(scores["loss"]))
+        return found
+
+    np.testing.assert_allclose(losses(1), losses(8), rtol=1e-4)
+
+
+def test_balanced_weights_are_those_of_the_counts(tiny):
+    exp = experiment.build(tiny(**{"data.classes": "0, 3", "data.fraction": 0.5}))
+    counts = exp.data.class_counts()
+    labels = np.concatenate([np.asarray(b["label"]) for b in exp.train_batches()])
+    assert counts.sum() == exp.examples
+    first_epoch = labels[: exp.examples]
+    np.testing.assert_array_equal(np.bincount(first_epoch, minlength=2), counts)
+
+
+def test_images_that_whiten_are_the_first_of_training_on_every_machine(tiny):
+    exp = experiment.build(tiny())
+    some = exp.data.sample(100)
+    assert some.shape == (100, 8, 8, 1)
+    first = next(exp.train_batches())
+    np.testing.assert_array_equal(some[:64], np.asarray(first["image"]))
+    assert len(exp.data.sample(10**6)) == exp.examples
+
+
+def test_a_step_that_is_stopped_goes_on_with_the_schedule_it_had(tiny, tmp_path):
+    config = tiny(**KINDS["lookahead, averages that warm up"])
+    train.run(experiment.build(config), str(tmp_path / "whole"))
+    with pytest.raises(StoppedError):
+        train.run(experiment.build(config), str(tmp_path / "parts"), until=5)
+    train.run(experiment.build(config), str(tmp_path / "parts"))
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
