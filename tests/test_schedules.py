@@ -73,8 +73,8 @@ def test_a_schedule_stays_outside_its_span_as_it_is_at_its_ends(name):
     assert got[3] == got[4] == got[5]
 
 
-@pytest.mark.parametrize("peak", [0.1, 0.256, 1e-3, 11.5, 1 / 3])
-@pytest.mark.parametrize("end", [0.0, 0.01, 0.1, 1 / 3])
+@pytest.mark.parametrize("peak", [0.256, 11.5, 1 / 3])
+@pytest.mark.parametrize("end", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["cosine", "linear", "triangular", "one_cycle"])
 def test_the_ends_and_the_peak_are_the_nearest_float32(name, peak, end):
     made = SCHEDULES[name](peak, span(7, 107), end=end)

@@ -1,0 +1,162 @@
+"""What goes around a whole optimizer: other weights beside those that are trained.
+
+A wrapper takes an optimizer whose updates are final, already times the rate, and passes
+the arguments of `update` on to it. States are arrays only.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+
+class LookaheadState(NamedTuple):
+    """inner: the optimizer's; slow: weights like the params; steps: updates done."""
+
+    inner: Tree
+    slow: Tree
+    steps: jax.Array
+
+
+def lookahead(
+    optimizer: optax.GradientTransformation,
+    every: int = 5,
+    rate: float = 0.5,
+    power: float = 0.0,
+    final: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Lookahead (Zhang et al., arXiv:1907.08610): slow weights, and fast ones that explore.
+
+    After each `every` updates the slow weights keep (1 - rate) * share ** power of
+    themselves, take the rest from the params, and the params are set to them. ``share``,
+    an argument of `update`: how much of the run is done with this update, from 0 to 1. A
+    power of 0 is the paper's; airbench94 has rate=0.2262190625 (1 - 0.95 ** 5), power=3.0.
+    final: at a share of 1 the params become the slow weights.
+    """
+    if every < 1:
+        raise ValueError(f"every={every} must be at least 1, such as 5")
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate={rate} must be above 0 and at most 1, such as 0.5")
+    if power < 0:
+        raise ValueError(f"power={power} must be at least 0, such as 3.0")
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Tree) -> LookaheadState:
+        # Copies: a donated state must not hold one buffer twice.
+        slow = jax.tree.map(jnp.copy, params)
+        return LookaheadState(inner.init(params), slow, jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: Tree, state: LookaheadState, params: Tree, *, share: jax.Array, **extra: Any
+    ) -> tuple[Tree, LookaheadState]:
+        updates, new = inner.update(grads, state.inner, params, share=share, **extra)
+        steps = state.steps + 1
+        sync = steps % every == 0
+        moved = jnp.where(sync, 1.0 - (1.0 - rate) * share**power, 0.0)
+        # Where slow and fast are the same, exactly that is what they stay.
+        slow = jax.tree.map(
+            lambda s, p, u: s + moved * ((p + u) - s), state.slow, params, updates
+        )
+        back = sync | (share >= 1) if final else sync
+        updates = jax.tree.map(
+            lambda s, p, u: jnp.where(back, s - p, u), slow, params, updates
+        )
+        # As the params are to be, bit for bit: p + (s - p) need not be s.
+        slow = jax.tree.map(
+            lambda s, p, u: jnp.where(back, p + u, s), slow, params, updates
+        )
+        return updates, LookaheadState(new, slow, steps)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class ScheduleFreeState(NamedTuple):
+    """inner: the optimizer's; z: like the params; the others are float32 numbers."""
+
+    inner: Tree
+    z: Tree
+    b1: jax.Array
+    max_lr: jax.Array
+    weight_sum: jax.Array
+
+
+def schedule_free(
+    optimizer: optax.GradientTransformation, b1: float = 0.9, weight_power: float = 2.0
+) -> optax.GradientTransformationExtraArgs:
+    """Schedule-free learning (Defazio et al., arXiv:2405.15682), for a constant rate.
+
+    The params are y, where gradients are taken; `optimizer`, which should have no momentum
+    of its own (sgd(momentum=0.0), adamw(b1=0.0)), moves z; `averaged` is x, to evaluate.
+    b1: how near y is to x. weight_power: each z counts in x by the highest ``lr`` so far,
+    an argument of `update`, to this power.
+    """
+    if not 0 < b1 < 1:
+        raise ValueError(f"b1={b1} must be above 0 and below 1, such as 0.9")
+    if weight_power < 0:
+        raise ValueError(f"weight_power={weight_power} must be at least 0, such as 2.0")
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Tree) -> ScheduleFreeState:
+        z, zero = jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.float32)
+        b1_now = jnp.full((), b1, jnp.float32)
+        return ScheduleFreeState(inner.init(params), z, b1_now, zero, jnp.copy(zero))
+
+    def update(
+        grads: Tree, state: ScheduleFreeState, params: Tree, *, lr: jax.Array, **extra: Any
+    ) -> tuple[Tree, ScheduleFreeState]:
+        moves, new = inner.update(grads, state.inner, params, lr=lr, **extra)
+        max_lr = jnp.maximum(state.max_lr, lr)
+        weight = jnp.where(max_lr > 0, max_lr**weight_power, 0.0)
+        weight_sum = state.weight_sum + weight
+        share = weight / jnp.where(weight_sum > 0, weight_sum, 1.0)
+        # The paper's three lines solved for y, so that where z is y and does not move,
+        # neither does y, bit for bit: z += move; x += share * (z - x); y = x toward z.
+        updates = jax.tree.map(
+            lambda y, z, move: share * (z - y) + (1.0 - b1 * (1.0 - share)) * move,
+            params,
+            state.z,
+            moves,
+        )
+        z = jax.tree.map(lambda z, move: z + move, state.z, moves)
+        return updates, ScheduleFreeState(new, z, state.b1, max_lr, weight_sum)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged(opt_state: Tree, params: Tree) -> Tree | None:
+    """The params to evaluate where `opt_state` is that of a `schedule_free`; else None.
+
+    Its state is looked for by type at any depth, so it may be inside a chain or a mask;
+    parameters that the mask leaves out are returned as they are.
+    """
+    found = [
+        node
+        for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free)
+        if _is_schedule_free(node)
+    ]
+    if not found:
+        return None
+    (state,) = found
+
+    def each(z: Any, y: Any) -> Any:
+        return y if _is_masked(z) else z + (y - z) / state.b1
+
+    return jax.tree.map(each, state.z, params, is_leaf=_is_masked)
+
+
+def _is_schedule_free(node: Any) -> bool:
+    return isinstance(node, ScheduleFreeState)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+WRAPPERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "lookahead": lookahead,
+    "schedule_free": schedule_free,
+}
