@@ -1,0 +1,186 @@
+"""Which pixels are seen, and where: mirrors, crops, and boxes that are painted over."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment.ranges import check_share
+from jaxcls.augment.rows import Augmentation, Rows
+from jaxcls.errors import InputError
+
+# A grey level of 0..255, or one a channel.
+Fill = int | tuple[int, ...]
+
+# How often a box that may not fit into the image is drawn.
+_TRIES = 10
+
+
+def box(start: jax.Array, stop: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """bool [H, W], True from (row, column) `start` to before `stop`; clipped."""
+    y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
+    return (start[0] <= y) & (y < stop[0]) & (start[1] <= x) & (x < stop[1])
+
+
+def flip(probability: float = 0.5) -> Augmentation:
+    """Left to right, with a probability."""
+    return _flip(2, probability)
+
+
+def flip_vertical(probability: float = 0.5) -> Augmentation:
+    """Upside down, with a probability."""
+    return _flip(1, probability)
+
+
+def _flip(axis: int, probability: float) -> Augmentation:
+    check_share("probability", probability)
+    chance = float(probability)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        flipped = jax.vmap(lambda key: jax.random.bernoulli(key, chance))(rows.key)
+        return jnp.where(flipped[:, None, None, None], jnp.flip(images, axis), images)
+
+    return apply
+
+
+def alternating_flip() -> Augmentation:
+    """Left to right by chance in an example's first epoch, then every other epoch.
+
+    Of two epochs in a row an example is thus seen both ways, and never the same way
+    twice (Jordan, arXiv:2404.00498, section 3.6).
+    """
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rows.run, rows.example)
+        first = jax.vmap(jax.random.bernoulli)(keys)
+        flipped = first ^ (rows.epoch % 2 == 1)
+        return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+    return apply
+
+
+def random_crop(padding: int, mode: str = "zero") -> Augmentation:
+    """Pad every side by `padding` pixels, crop back at a random place.
+
+    `mode`: "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect", which
+    arXiv:2404.00498 calls translate.
+    """
+    if padding < 0 or mode not in ("zero", "reflect"):
+        raise ValueError(f"padding={padding}, mode={mode!r}: at least 0; zero or reflect")
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+    def place(key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, (2,), 0, 2 * padding + 1)
+
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
+        height, width = image.shape[0] - 2 * padding, image.shape[1] - 2 * padding
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (height, width, image.shape[2]))
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        padded = jnp.pad(images, sides, mode="constant" if mode == "zero" else mode)
+        return jax.vmap(cut)(padded, jax.vmap(place)(rows.key))
+
+    return apply
+
+
+def cutout(size: int, probability: float = 1.0, fill: Fill = 128) -> Augmentation:
+    """Paint over a square of `size` pixels a side, centred anywhere, clipped at the border.
+
+    DeVries and Taylor, arXiv:1708.04552. `fill`: they paint after normalisation, with 0,
+    which before it is the data's mean colour: (125, 123, 114) for CIFAR-10, (124, 116,
+    104) for ImageNet, to half a grey level.
+    """
+    if size < 1:
+        raise ValueError(f"size={size} must be at least 1 pixel, such as 16")
+    check_share("probability", probability)
+    paint, chance = _paint(fill), float(probability)
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        coin_key, place_key = jax.random.split(key)
+        shape = image.shape[:2]
+        start = jax.random.randint(place_key, (2,), 0, jnp.array(shape)) - size // 2
+        inside = box(start, start + size, shape)
+        inside &= jax.random.bernoulli(coin_key, chance)
+        return jnp.where(inside[:, :, None], paint(key, image), image)
+
+    return lambda rows, images: jax.vmap(one)(rows.key, images)
+
+
+def random_erasing(
+    probability: float = 0.25,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    fill: str | Fill = "noise",
+) -> Augmentation:
+    """Paint over a box within the image, with a probability.
+
+    Zhong et al., arXiv:1708.04896. area: share of the image's, uniform; ratio: height by
+    width, its logarithm uniform; the first of ten draws that fits. `fill`: "noise", every
+    pixel and channel uniform of 0..255 as in the paper (timm's "pixel" mode paints normal
+    noise after normalisation, which bytes cannot hold), or a colour: the data's mean where
+    others paint 0 after normalisation, such as (124, 116, 104) for ImageNet.
+    """
+    check_share("probability", probability)
+    if not 0 <= area[0] <= area[1] <= 1:
+        raise ValueError(f"area={area} must be two rising shares, such as (0.02, 0.33)")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio={ratio} must be above 0 and rising, such as (0.3, 3.3)")
+    if isinstance(fill, str) and fill != "noise":
+        raise ValueError(f"fill={fill!r} must be a colour or 'noise', such as 128")
+    paint = _noise if isinstance(fill, str) else _paint(fill)
+    chance = float(probability)
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        coin_key, box_key, fill_key = jax.random.split(key, 3)
+        inside = _box_within(box_key, image.shape[:2], area, ratio)
+        inside &= jax.random.bernoulli(coin_key, chance)
+        return jnp.where(inside[:, :, None], paint(fill_key, image), image)
+
+    return lambda rows, images: jax.vmap(one)(rows.key, images)
+
+
+def _box_within(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> jax.Array:
+    """bool [H, W]: the first of the boxes drawn that fits; none where none does."""
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    uniform, limits = jax.random.uniform, jnp.array(shape)
+    pixels = shape[0] * shape[1] * uniform(area_key, (_TRIES,), float, *area)
+    tall = jnp.exp(uniform(ratio_key, (_TRIES,), float, *map(jnp.log, jnp.array(ratio))))
+    sides = jnp.round(jnp.sqrt(jnp.stack([pixels * tall, pixels / tall], -1))).astype(int)
+    fits = (sides < limits[None]).all(-1)
+    chosen = sides[jnp.argmax(fits)]
+    start = jax.random.randint(place_key, (2,), 0, jnp.maximum(limits - chosen + 1, 1))
+    return box(start, start + chosen, shape) & fits.any()
+
+
+Paint = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _paint(fill: Fill) -> Paint:
+    """(key, image [H, W, C]) -> the colour, of a shape that broadcasts to the image's."""
+    levels = (fill,) if isinstance(fill, int) else tuple(fill)
+    if not levels or not all(0 <= level <= 255 for level in levels):
+        raise ValueError(f"fill={fill} must be of 0..255, such as 128 or (124, 116, 104)")
+
+    def paint(key: jax.Array, image: jax.Array) -> jax.Array:
+        if image.shape[-1] != len(levels) != 1:
+            raise InputError(
+                f"fill={fill} has {len(levels)} channels and the images have"
+                f" {image.shape[-1]}; try {levels[0]}, one grey level for all"
+            )
+        return jnp.array(levels, image.dtype).reshape(1, 1, -1)
+
+    return paint
+
+
+def _noise(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Every pixel and channel uniform of 0..255."""
+    # Four bytes a word: a draw a byte would cost four times as much.
+    words = jax.random.bits(key, (-(-image.size // 4),), jnp.uint32)
+    levels = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
+    return levels[: image.size].reshape(image.shape)

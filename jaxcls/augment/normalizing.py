@@ -1,0 +1,81 @@
+"""Normalisation on the device: ``images [B, H, W, C] uint8 -> float32``."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.errors import InputError
+
+Normalization = Callable[[jax.Array], jax.Array]
+
+
+def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
+    """uint8 -> float32: ``(image / 255 - mean) / std``, one of each a channel."""
+    if len(mean) != len(std) or min(std) <= 0:
+        raise ValueError(f"mean={mean}, std={std} must be as long, std above 0")
+
+    def apply(images: jax.Array) -> jax.Array:
+        if images.shape[-1] != len(mean) != 1:
+            raise InputError(
+                f"normalize has {len(mean)} channels and the images have"
+                f" {images.shape[-1]}; try 'unit', or decode({len(mean)})"
+            )
+        center = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
+        scale = 1.0 / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
+        return (images.astype(jnp.float32) / 255.0 - center) * scale
+
+    return apply
+
+
+def unit() -> Normalization:
+    """0..255 -> 0..1."""
+    return mean_std((0.0,), (1.0,))
+
+
+def symmetric() -> Normalization:
+    """0..255 -> -1..1."""
+    return mean_std((0.5,), (0.5,))
+
+
+def imagenet() -> Normalization:
+    """ImageNet-1k's mean and deviation a channel, as torchvision states them."""
+    return mean_std((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def cifar10() -> Normalization:
+    """The mean and deviation of CIFAR-10's training pixels a channel."""
+    return mean_std((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def cifar100() -> Normalization:
+    """The mean and deviation of CIFAR-100's training pixels a channel."""
+    return mean_std((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def per_image() -> Normalization:
+    """``(x - mean) / max(std, 1 / sqrt(N))`` over the N levels 0..255 of each image.
+
+    TensorFlow's per_image_standardization, all channels together; the deviation is the
+    population's. An image of one colour becomes 0.
+    """
+
+    def apply(images: jax.Array) -> jax.Array:
+        levels = images.astype(jnp.float32)
+        around = levels - levels.mean((1, 2, 3), keepdims=True)
+        std = jnp.sqrt(jnp.square(around).mean((1, 2, 3), keepdims=True))
+        return around / jnp.maximum(std, 1.0 / math.sqrt(math.prod(images.shape[1:])))
+
+    return apply
+
+
+NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+    "mean_std": mean_std,
+    "per_image": per_image,
+    "symmetric": symmetric,
+    "unit": unit,
+}

@@ -1,0 +1,21 @@
+"""The rows of a batch, as the step makes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment import Rows, row_keys
+
+KEY = jax.random.key(7)
+
+
+def rows(count, key=KEY, run=0, example=None, epoch=0, share=0.0):
+    """The `Rows` of a batch of `count`, examples 0, 1, 2... unless told otherwise."""
+    numbers = np.arange(count) if example is None else example
+    return Rows(
+        key=row_keys(key, count),
+        run=jax.random.key(run),
+        example=jnp.asarray(numbers, jnp.int32),
+        epoch=jnp.broadcast_to(jnp.asarray(epoch, jnp.int32), (count,)),
+        share=jnp.float32(share),
+    )
