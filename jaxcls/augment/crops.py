@@ -94,14 +94,12 @@ def cutout(size: int, probability: float = 1.0, fill: Fill = 128) -> Augmentatio
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel, such as 16")
     check_share("probability", probability)
-    paint, chance = _paint(fill), float(probability)
+    paint = _paint(fill)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        coin_key, place_key = jax.random.split(key)
-        shape = image.shape[:2]
-        start = jax.random.randint(place_key, (2,), 0, jnp.array(shape)) - size // 2
-        inside = box(start, start + size, shape)
-        inside &= jax.random.bernoulli(coin_key, chance)
+        drawn, shape = jax.random.uniform(key, (3,)), image.shape[:2]
+        start = (drawn[1:] * jnp.array(shape)).astype(int) - size // 2
+        inside = box(start, start + size, shape) & (drawn[0] < probability)
         return jnp.where(inside[:, :, None], paint(key, image), image)
 
     return lambda rows, images: jax.vmap(one)(rows.key, images)
@@ -129,33 +127,34 @@ def random_erasing(
     if isinstance(fill, str) and fill != "noise":
         raise ValueError(f"fill={fill!r} must be a colour or 'noise', such as 128")
     paint = _noise if isinstance(fill, str) else _paint(fill)
-    chance = float(probability)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        coin_key, box_key, fill_key = jax.random.split(key, 3)
-        inside = _box_within(box_key, image.shape[:2], area, ratio)
-        inside &= jax.random.bernoulli(coin_key, chance)
+        box_key, fill_key = jax.random.split(key)
+        drawn = jax.random.uniform(box_key, (3 + 2 * _TRIES,))
+        areas, ratios = drawn[3:].reshape(2, _TRIES)
+        areas = area[0] + (area[1] - area[0]) * areas
+        ratios = ratio[0] * (ratio[1] / ratio[0]) ** ratios
+        inside = _first_that_fits(drawn[1:3], areas, ratios, image.shape[:2])
+        inside &= drawn[0] < probability
         return jnp.where(inside[:, :, None], paint(fill_key, image), image)
 
     return lambda rows, images: jax.vmap(one)(rows.key, images)
 
 
-def _box_within(
-    key: jax.Array,
-    shape: tuple[int, ...],
-    area: tuple[float, float],
-    ratio: tuple[float, float],
+def _first_that_fits(
+    place: jax.Array, areas: jax.Array, ratios: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """bool [H, W]: the first of the boxes drawn that fits; none where none does."""
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
-    uniform, limits = jax.random.uniform, jnp.array(shape)
-    pixels = shape[0] * shape[1] * uniform(area_key, (_TRIES,), float, *area)
-    tall = jnp.exp(uniform(ratio_key, (_TRIES,), float, *map(jnp.log, jnp.array(ratio))))
-    sides = jnp.round(jnp.sqrt(jnp.stack([pixels * tall, pixels / tall], -1))).astype(int)
+    """bool [H, W]: a box of the first of the areas and ratios, at `place` of its room.
+
+    place [2] of 0..1; areas, ratios [N]: of the image's, height by width. None fits: empty.
+    """
+    pixels, limits = areas * (shape[0] * shape[1]), jnp.array(shape)
+    sides = jnp.sqrt(jnp.stack([pixels * ratios, pixels / ratios], -1))
+    sides = jnp.round(sides).astype(int)
     fits = (sides < limits[None]).all(-1)
-    chosen = sides[jnp.argmax(fits)]
-    start = jax.random.randint(place_key, (2,), 0, jnp.maximum(limits - chosen + 1, 1))
-    return box(start, start + chosen, shape) & fits.any()
+    size = sides[jnp.argmax(fits)]
+    start = (place * (limits - size + 1)).astype(int)
+    return box(start, start + size, shape) & fits.any()
 
 
 Paint = Callable[[jax.Array, jax.Array], jax.Array]

@@ -63,37 +63,49 @@ def _mix(
 ) -> Mix:
     check_share("probability", probability)
     check_share("until", until)
-    chance, boxed_chance = float(probability), float(cutmix_share)
 
     def apply(
         key: jax.Array, share: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        coin_key, kind_key, weight_key, box_key = jax.random.split(key, 4)
-        is_boxed = jax.random.bernoulli(kind_key, boxed_chance)
+        weight_key, draw_key = jax.random.split(key)
+        drawn = jax.random.uniform(draw_key, (4,))
+        is_boxed = drawn[0] < cutmix_share
         alpha = jnp.where(is_boxed, at(cutmix, share), at(mixup, share))
-        is_mixed = jax.random.bernoulli(coin_key, chance) & (alpha > 0)
+        is_mixed = (drawn[1] < probability) & (alpha > 0)
         if until < 1:
             is_mixed &= share < until
-        some = jnp.where(alpha > 0, alpha, 1.0)
-        weight = jnp.where(is_mixed, jax.random.beta(weight_key, some, some), 1.0)
-        inside = _box(box_key, 1.0 - weight, images.shape[1:3])
-        own = jnp.where(is_boxed, 1.0 - inside, weight)
-        weight = jnp.where(is_boxed, 1.0 - inside.mean(dtype=jnp.float32), weight)
-        return _blend(images, own[None, :, :, None]), _blend(targets, weight)
+        weight = _beta(weight_key, jnp.where(alpha > 0, alpha, 1.0))
+        weight = jnp.where(is_mixed, weight, 1.0)
+        inside = _box(drawn[2:], 1.0 - weight, images.shape[1:3])
+        covered = inside.sum() / inside.size
+        inside = (is_boxed & inside)[None, :, :, None]
+        other = 1.0 - jnp.where(is_boxed, 1.0, weight)
+        pasted = jnp.where(inside, images[::-1], _blend(images, other))
+        return pasted, _blend(targets, jnp.where(is_boxed, covered, other))
 
     return apply
 
 
-def _box(key: jax.Array, area: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """bool [H, W]: a box of the image's shape and a share of its area, then clipped."""
+def _beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
+    """[] of Beta(alpha, alpha): a gamma's share of two, drawn in one loop."""
+    logs = jax.random.loggamma(key, alpha, (2,))
+    return jax.nn.sigmoid(logs[0] - logs[1])
+
+
+def _box(center: jax.Array, area: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """bool [H, W]: a box of the image's shape and a share of its area, then clipped.
+
+    center [2]: of 0..1, a share of the height and of the width.
+    """
     sides = jnp.array(shape)
-    half = jnp.floor(sides * jnp.sqrt(area) / 2).astype(int)
-    center = jax.random.randint(key, (2,), 0, sides)
-    return box(center - half, center + half, shape)
+    half = (sides * jnp.sqrt(area) / 2).astype(int)
+    middle = (center * sides).astype(int)
+    return box(middle - half, middle + half, shape)
 
 
-def _blend(rows: jax.Array, own: jax.Array) -> jax.Array:
-    return own * rows + (1.0 - own) * rows[::-1]
+def _blend(rows: jax.Array, other: jax.Array) -> jax.Array:
+    # One product, so that fusing it with the sum rounds the same on any devices.
+    return rows + other * (rows[::-1] - rows)
 
 
 MIXES: dict[str, Callable[..., Mix]] = {
