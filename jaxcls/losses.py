@@ -56,8 +56,8 @@ def focal(gamma: float = 2.0) -> Loss:
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
         log_p = jax.nn.log_softmax(logits)
-        # Not 1 - p, which rounds to 0 early; nor 0, where a power below 1 has no slope.
-        rest = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
+        # Not 0, where a power below 1 has no slope.
+        rest = jnp.maximum(1.0 - jnp.exp(log_p), jnp.finfo(jnp.float32).tiny)
         return -(targets * rest**gamma * log_p).sum(-1)
 
     return apply
@@ -125,7 +125,9 @@ def penalty(params: Tree, mask: Tree, l1: float, l2: float) -> jax.Array:
     chosen = jax.tree.map(lambda p, keep: p if keep else None, params, mask)
     total = jnp.zeros((), jnp.float32)
     for p in map(jnp.float32, jax.tree.leaves(chosen)):
-        total += l1 * jnp.abs(p).sum() + l2 * jnp.square(p).sum()
+        # Not jnp.abs, whose slope at 0 is 1: a param of 0 stays where it is.
+        magnitude = p * jax.lax.stop_gradient(jnp.sign(p))
+        total += l1 * magnitude.sum() + l2 * jnp.square(p).sum()
     return total
 
 
@@ -194,7 +196,7 @@ def _weight(word: str, text: str, class_names: Sequence[str]) -> float:
         weight = float(word)
     except ValueError:
         raise _refused(text, f"has {word.strip()!r} for a weight", class_names) from None
-    if not (0 <= weight <= np.finfo(np.float32).max):
+    if not 0 <= weight <= float(np.finfo(np.float32).max):
         said = f"has {word.strip()} for a weight, which must be finite and at least 0"
         raise _refused(text, said, class_names)
     return weight
