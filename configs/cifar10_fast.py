@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.optim.warmup = "23 percent"
     c.optim.warmup_from = 0.2
     c.optim.schedule = "linear(end=0.07)"
-    c.optim.wrapper = "lookahead(5)"
+    c.optim.wrapper = "lookahead(5, rate=0.2262190625, power=3.0)"
     c.optim.freeze = "^whiten/kernel"
     c.optim.freeze_after = "{'^whiten/bias': '3 epochs'}"
     c.init.whiten = "whiten"

@@ -2,7 +2,7 @@
 
 A chain of three, each optax's: what clips gradients (`clip`), an entry of `OPTIMIZERS`,
 whose updates are a step at a rate of 1, and what multiplies these by the rate
-(`at_rate`); around it, if anything, an entry of `wrappers.WRAPPERS`. The rate is ``lr``,
+(`parts.at_rate`); around it, if anything, an entry of `wrappers.WRAPPERS`. The rate is ``lr``,
 an argument of `update` and a function of `State.step` alone: no second counter can drift
 from it, and what is logged is what was used. States are arrays only.
 
@@ -90,20 +90,6 @@ def clip(
     if norm:
         chosen.append(optax.clip_by_global_norm(norm))
     return optax.chain(*chosen, optimizer) if chosen else optimizer
-
-
-# The rate.
-
-
-def at_rate() -> optax.GradientTransformationExtraArgs:
-    """updates * lr; ``lr``, float32, is an argument of `update`."""
-
-    def update(
-        updates: Tree, state: Tree, params: Tree = None, *, lr: jax.Array, **extra: Any
-    ) -> tuple[Tree, Tree]:
-        return jax.tree.map(lambda u: lr * u, updates), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 # Optimizers.

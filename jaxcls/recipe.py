@@ -21,6 +21,7 @@ from jaxcls import (
     pipeline,
     schedules,
     step,
+    wrappers,
 )
 from jaxcls.errors import InputError
 from jaxcls.plan import Plan
@@ -49,7 +50,7 @@ class Recipe(Plan):
         made = parts.at_rate(made, lambda: self.train_parts)
         if not optim.wrapper:
             return made
-        table = optimizers.WRAPPERS
+        table = wrappers.WRAPPERS
         return pipeline.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
 
     @functools.cached_property
@@ -69,7 +70,7 @@ class Recipe(Plan):
         span = schedules.Span(
             first=self.warmup,
             last=last,
-            steps=lambda text: float(self.in_steps(text, key, self.steps)),
+            steps=lambda text: self.in_steps(text, key, self.steps),
         )
         table = schedules.SCHEDULES
         main = pipeline.build_one(optim.schedule, table, key, peak=self.lr, span=span)
@@ -155,7 +156,7 @@ class Recipe(Plan):
         """Whether an average of the params is kept, by ema.decay or by the optimizer."""
         decay, optimizer = self.config.ema.decay, self.optimizer
         inner = jax.eval_shape(
-            lambda params: optimizers.averaged(optimizer.init(params), params),
+            lambda params: wrappers.averaged(optimizer.init(params), params),
             self.variables_like["params"],
         )
         if decay and inner is not None:

@@ -15,8 +15,9 @@ from jaxcls import gradients, parts
 from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
 from jaxcls.losses import Loss, smooth
 from jaxcls.metrics import Metric
-from jaxcls.optimizers import averaged, path_name
+from jaxcls.optimizers import path_name
 from jaxcls.schedules import Schedule
+from jaxcls.wrappers import averaged
 
 Batch = Mapping[str, jax.Array]
 Tree = Any
@@ -168,7 +169,7 @@ def make_inputs(
         rows = Rows(
             key=row_keys(row_key, batch["image"].shape[0]),
             run=key,
-            index=batch["index"],
+            example=batch["index"],
             epoch=batch["epoch"],
             share=share,
         )

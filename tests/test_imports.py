@@ -33,7 +33,7 @@ VERBS = {
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
     "step": {"augment", "gradients", "losses", "metrics", "optimizers", "parts"}
-    | {"schedules"},
+    | {"schedules", "wrappers"},
     "gradients": {"losses", "parts"},
     "augment": {"augment"},
     "parts": {"optimizers"},
