@@ -5,15 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.signal import correlate2d
 
 from jaxcls.models.layers import (
     BatchNorm,
     adaptive_mean,
+    batch_norm_groups,
+    blur,
     conv,
     global_mean,
     max_pool,
 )
+from tests.modules import KEY, built
 
 RNG = np.random.default_rng(0)
 X = (3 + 2 * RNG.standard_normal((4, 3, 5, 2))).astype(np.float32)
@@ -87,6 +91,181 @@ def test_statistics_of_bfloat16_are_float32_and_the_output_is_bfloat16():
     np.testing.assert_allclose(new["batch_stats"]["mean"], expected, rtol=1e-5)
 
 
+def test_without_a_scale_there_is_a_bias_alone():
+    given = {"params": {"bias": BIAS}, "batch_stats": VARIABLES["batch_stats"]}
+    norm = BatchNorm(use_scale=False)
+    made = norm.init(KEY, jnp.asarray(X), False)
+    assert list(made["params"]) == ["bias"]
+    y = norm.apply(given, jnp.asarray(X), False)
+    expected = (X - MEAN) / np.sqrt(VAR + 1e-5) + BIAS
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+GROUPS = pytest.mark.parametrize("groups", [2, 4])
+
+
+def trained(norm, groups, variables=VARIABLES):
+    """What a layer gives for X in training, and its running statistics."""
+    y, new = norm.apply(variables, jnp.asarray(X), True, groups, mutable=["batch_stats"])
+    return np.asarray(y), jax.tree.map(np.asarray, new.get("batch_stats"))
+
+
+@GROUPS
+def test_every_groups_th_row_is_normalised_by_its_own_statistics(groups):
+    y, _ = trained(BatchNorm(), groups)
+    for group in range(groups):
+        rows = X[group::groups]
+        mean, var = rows.mean((0, 1, 2)), rows.var((0, 1, 2))
+        expected = (rows - mean) / np.sqrt(var + 1e-5) * SCALE + BIAS
+        np.testing.assert_allclose(y[group::groups], expected, rtol=1e-4, atol=1e-5)
+
+
+@GROUPS
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_running_statistics_move_once_by_the_means_over_the_groups(groups, unbiased):
+    _, stats = trained(BatchNorm(momentum=0.8, unbiased=unbiased), groups)
+    parts = [X[group::groups] for group in range(groups)]
+    mean = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
+    var = np.mean([part.var((0, 1, 2), ddof=int(unbiased)) for part in parts], axis=0)
+    np.testing.assert_allclose(stats["mean"], 0.8 * MEAN + 0.2 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 * VAR + 0.2 * var, rtol=1e-5)
+
+
+def test_one_group_is_the_batch_in_every_bit():
+    outside = trained(BatchNorm(), 1)
+    with batch_norm_groups(1):
+        y, new = BatchNorm().apply(VARIABLES, jnp.asarray(X), True, mutable=["batch_stats"])
+    inside = np.asarray(y), jax.tree.map(np.asarray, new["batch_stats"])
+    y, new = BatchNorm().apply(VARIABLES, jnp.asarray(X), True, mutable=["batch_stats"])
+    plain = np.asarray(y), jax.tree.map(np.asarray, new["batch_stats"])
+    for got in (outside, inside):
+        jax.tree.map(np.testing.assert_array_equal, got, plain)
+
+
+def test_rows_without_positions_are_grouped_too():
+    rows = RNG.standard_normal((6, 2)).astype(np.float32)
+    y, _ = BatchNorm().apply(VARIABLES, jnp.asarray(rows), True, 3, mutable=["batch_stats"])
+    parts = rows.reshape(2, 3, 2)
+    expected = (parts - parts.mean(0)) / np.sqrt(parts.var(0) + 1e-5) * SCALE + BIAS
+    np.testing.assert_allclose(y, expected.reshape(6, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [0, 3, 8, -2])
+def test_groups_that_do_not_divide_the_batch_are_refused(groups):
+    with pytest.raises(ValueError, match=f"groups={groups} must divide .* 4 rows"):
+        trained(BatchNorm(), groups)
+
+
+def test_groups_are_of_training_alone_and_not_of_frozen_statistics():
+    x = jnp.asarray(X)
+    expected = BatchNorm().apply(VARIABLES, x, False)
+    np.testing.assert_array_equal(BatchNorm().apply(VARIABLES, x, False, 3), expected)
+    frozen = VARIABLES | {"frozen": {"mean": True, "var": True}}
+    y, new = BatchNorm().apply(frozen, x, True, 2, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, expected)
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], frozen["batch_stats"])
+
+
+def grouped_step(module, made, groups):
+    """images -> (logits, running statistics, gradients) of training in groups, jitted."""
+
+    @jax.jit
+    def step(images):
+        def objective(params):
+            with batch_norm_groups(groups):
+                out, new = module.apply(
+                    made | {"params": params}, images, True, mutable=["batch_stats"]
+                )
+            return jnp.square(out.logits).mean(), (out.logits, new["batch_stats"])
+
+        grads, (logits, stats) = jax.grad(objective, has_aux=True)(made["params"])
+        return logits, stats, grads
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """(module, variables, images) of a net with two layers of normalisation."""
+    module = built("cnn(widths=(4, 6), dense=8, batch_norm=True)", num_classes=3)
+    images = np.random.default_rng(0).standard_normal((16, 4, 4, 3), np.float32)
+    images = jnp.asarray(images * np.float32(range(1, 17)).reshape(16, 1, 1, 1))
+    return module, jax.jit(lambda: module.init(KEY, images, False))(), images
+
+
+def test_a_model_within_sees_each_group_as_if_it_were_alone(grouped):
+    module, made, images = grouped
+    logits, stats, grads = grouped_step(module, made, 2)(images)
+    alone = grouped_step(module, made, 1)
+    parts = [alone(images[0::2]), alone(images[1::2])]
+    close = {"rtol": 1e-3, "atol": 1e-5}
+    for group, (expected, _, _) in enumerate(parts):
+        np.testing.assert_allclose(logits[group::2], expected, **close)
+    for got, one, other in (
+        (stats, parts[0][1], parts[1][1]),
+        (grads, parts[0][2], parts[1][2]),
+    ):
+        means = jax.tree.map(lambda a, b: (a + b) / 2, one, other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), got, means)
+    assert np.abs(logits - alone(images)[0]).max() > 0.01
+
+
+def test_groups_do_not_depend_on_the_number_of_devices(grouped):
+    module, made, images = grouped
+    step = grouped_step(module, made, 4)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    assert mesh.size == 8
+    split = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        step(split),
+        step(images),
+    )
+
+
+def test_rows_are_grouped_where_they_lie():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((16, 4, 4, 2), jnp.float32, sharding=rows)
+
+    def normed(x):
+        return BatchNorm().apply(VARIABLES, x, True, 2, mutable=["batch_stats"])[0]
+
+    compiled = jax.jit(normed, out_shardings=rows).lower(x).compile().as_text()
+    assert "all-reduce" in compiled
+    for moving in ("all-gather", "all-to-all", "collective-permute"):
+        assert moving not in compiled
+
+
+def test_groups_reach_a_layer_that_is_computed_again_for_its_gradient():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.remat(BatchNorm, static_argnums=(2,))(name="norm")(x, train)
+
+    given = jax.tree.map(jnp.asarray, {k: {"norm": v} for k, v in VARIABLES.items()})
+
+    def total(x):
+        with batch_norm_groups(2):
+            y, new = Twice().apply(given, x, True, mutable=["batch_stats"])
+        return jnp.square(y).sum() + new["batch_stats"]["norm"]["mean"].sum()
+
+    def by_hand(x):
+        y, new = BatchNorm().apply(VARIABLES, x, True, 2, mutable=["batch_stats"])
+        return jnp.square(y).sum() + new["batch_stats"]["mean"].sum()
+
+    got, expected = (jax.jit(jax.grad(f))(jnp.asarray(X)) for f in (total, by_hand))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_after_the_groups_the_batch_is_one_again():
+    x = jnp.asarray(X)
+    with pytest.raises(ValueError, match="groups=3"), batch_norm_groups(3):
+        BatchNorm().apply(VARIABLES, x, True, mutable=["batch_stats"])
+    y, _ = BatchNorm().apply(VARIABLES, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, trained(BatchNorm(), 1)[0])
+
+
 @pytest.mark.parametrize(
     ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 0)]
 )
@@ -104,6 +283,23 @@ def test_max_pool_pads_bfloat16_too():
         jnp.full((1, 2, 2, 1), -3.0, jnp.bfloat16), window=3, stride=2, padding=1
     )
     assert (got.dtype, got.tolist()) == (jnp.bfloat16, [[[[-3.0]]]])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (7, 4)])
+def test_blur_is_the_binomial_of_each_channel_with_zeros_outside(height, width):
+    x = RNG.standard_normal((2, height, width, 3)).astype(np.float32)
+    got = blur(jnp.asarray(x))
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    for image, channel in np.ndindex(2, 3):
+        expected = correlate2d(x[image, :, :, channel], kernel, mode="same")
+        np.testing.assert_allclose(got[image, :, :, channel], expected, atol=1e-6)
+
+
+def test_blur_keeps_the_dtype():
+    x = jnp.full((1, 5, 5, 2), 3.0, jnp.bfloat16)
+    y = blur(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(y[:, 1:-1, 1:-1], np.float32), 3.0)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 6), (13, 7, 6), (4, 9, 7)])
