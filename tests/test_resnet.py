@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import correlate2d
 
 from jaxcls.errors import InputError
 from jaxcls.models.resnet import BasicBlock, Bottleneck
@@ -68,13 +69,19 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(name):
 BLOCKS = pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 
 
-def started(block, features, zero_init=True, stride=1):
+def started(block, features, zero_init=True, stride=1, **options):
     """What a fresh block gives for an image, with the image and the variables."""
-    module = block(width=4, stride=stride, dtype=jnp.float32, zero_init=zero_init)
-    x = jax.random.normal(KEY, (2, 4, 4, features))
-    made = module.init(KEY, x, False)
-    y, _ = module.apply(made, x, True, mutable=["batch_stats"])
-    return np.asarray(x), np.asarray(y), made
+    options = {"width": 4, "stride": stride, "zero_init": zero_init} | options
+    module = block(dtype=jnp.float32, **options)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, features), np.float32)
+
+    @jax.jit
+    def start(x):
+        made = module.init(KEY, x, False)
+        return module.apply(made, x, True, mutable=["batch_stats"])[0], made
+
+    y, made = start(x)
+    return x, np.asarray(y), made
 
 
 @BLOCKS
@@ -84,13 +91,51 @@ def test_a_block_starts_as_its_shortcut(block):
     np.testing.assert_allclose(y, np.maximum(x, 0), atol=1e-6)
 
 
+def projected(x, made):
+    """Every second position of x, by the projection, normalised over the batch."""
+    kernel = np.asarray(made["params"]["shortcut_conv"]["kernel"])[0, 0]
+    z = x[:, ::2, ::2] @ kernel
+    return (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-5)
+
+
 @BLOCKS
 def test_a_block_that_changes_the_shape_starts_as_its_projection(block):
     x, y, made = started(block, 3, stride=2)
-    kernel = np.asarray(made["params"]["shortcut_conv"]["kernel"])[0, 0]
-    z = x[:, ::2, ::2] @ kernel
-    z = (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-5)
-    np.testing.assert_allclose(y, np.maximum(z, 0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(y, np.maximum(projected(x, made), 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("block", "channels"), [(BasicBlock, 15), (BasicBlock, 16), (Bottleneck, 16)]
+)
+def test_blur_is_before_a_stride_of_at_least_16_channels(block, channels):
+    x, y, made = started(block, channels, stride=2, blur=True)
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    seen = x
+    if channels >= 16:
+        planes = np.moveaxis(x, -1, 1).reshape(-1, 4, 4)
+        planes = np.stack([correlate2d(plane, kernel, mode="same") for plane in planes])
+        seen = np.moveaxis(planes.reshape(2, channels, 4, 4), 1, -1)
+    expected = np.maximum(projected(seen, made), 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@BLOCKS
+def test_blur_is_not_where_there_is_no_stride(block):
+    x = jnp.zeros((1, 4, 4, 20))
+
+    def computed(stride, blur):
+        module = block(4, stride, jnp.float32, zero_init=True, blur=blur)
+        return str(jax.make_jaxpr(lambda: module.init_with_output(KEY, x, False)[0])())
+
+    assert computed(1, True) == computed(1, False)
+    assert computed(2, True) != computed(2, False)
+
+
+def test_blur_has_no_parameters():
+    module, blurred = built("resnet18"), built("resnet18(blur=True)")
+    plain, smooth = (outputs(each, 33) for each in (module, blurred))
+    assert jax.tree.map(lambda x: x.shape, plain) == jax.tree.map(lambda x: x.shape, smooth)
+    assert module.namings() == blurred.namings()
 
 
 @BLOCKS

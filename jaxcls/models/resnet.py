@@ -3,7 +3,8 @@
 As torchvision builds them: padding, epsilon 1e-5, and, where `zero_init`, the last
 normalisation of every block starts at 0 (Goyal et al., arXiv:1706.02677). With groups,
 ResNeXt (Xie et al., arXiv:1611.05431); with wider bottlenecks, Wide ResNet (Zagoruyko
-and Komodakis, arXiv:1605.07146).
+and Komodakis, arXiv:1605.07146). With `blur`, what convolutions with a stride see is
+smooth (Zhang, arXiv:1904.11486), as fast ImageNet recipes have it.
 """
 
 from collections.abc import Callable
@@ -27,17 +28,19 @@ class BasicBlock(nn.Module):
     dtype: Dtype
     zero_init: bool
     drop_path: float = 0.0
+    blur: bool = False
     expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(BatchNorm, dtype=self.dtype)
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
+        y = _smooth(x, self.stride, self.blur)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(y)
         y = nn.relu(norm(name="norm1")(y, train))
         y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
         y = norm(name="norm2", scale_init=_last(self.zero_init))(y, train)
         y = drop_path(y, self.drop_path, train)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.dtype, train))
+        return nn.relu(y + _shortcut(x, y, self.stride, self.blur, self.dtype, train))
 
 
 class Bottleneck(nn.Module):
@@ -53,6 +56,7 @@ class Bottleneck(nn.Module):
     drop_path: float = 0.0
     groups: int = 1
     base: int = 64
+    blur: bool = False
     expansion = 4
 
     @nn.compact
@@ -62,12 +66,13 @@ class Bottleneck(nn.Module):
         y = conv(inner, 1, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y, train))
         middle = partial(conv, inner, 3, self.stride, groups=self.groups)
+        y = _smooth(y, self.stride, self.blur)
         y = middle(dtype=self.dtype, name="conv2")(y)
         y = nn.relu(norm(name="norm2")(y, train))
         y = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")(y)
         y = norm(name="norm3", scale_init=_last(self.zero_init))(y, train)
         y = drop_path(y, self.drop_path, train)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.dtype, train))
+        return nn.relu(y + _shortcut(x, y, self.stride, self.blur, self.dtype, train))
 
 
 class ResNet(nn.Module):
@@ -75,7 +80,8 @@ class ResNet(nn.Module):
 
     stem: "imagenet" (7x7 stride 2, then a 3x3 maximum of stride 2) or "small" (one 3x3,
     for images of about 32 pixels). width: filters of the first stage. drop_path: of the
-    last block, rising linearly from 0. dropout: before the head.
+    last block, rising linearly from 0. dropout: before the head. blur: before each
+    convolution with a stride and at least 16 channels to see, as ffcv's recipe does.
     """
 
     num_classes: int
@@ -87,6 +93,7 @@ class ResNet(nn.Module):
     zero_init: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0
+    blur: bool = False
 
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "small"):
@@ -110,6 +117,7 @@ class ResNet(nn.Module):
                 dtype=self.dtype,
                 zero_init=self.zero_init,
                 drop_path=rate,
+                blur=self.blur,
                 name=name,
             )(x, train)
         x = layers.global_mean(x)
@@ -143,12 +151,18 @@ def _last(zero_init: bool) -> nn.initializers.Initializer:
     return nn.initializers.zeros if zero_init else nn.initializers.ones
 
 
+def _smooth(x: jax.Array, stride: int, blur: bool) -> jax.Array:
+    """x [B, H, W, C] as a convolution of this stride is to see it."""
+    return layers.blur(x) if blur and stride > 1 and x.shape[-1] >= 16 else x
+
+
 def _shortcut(
-    x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool
+    x: jax.Array, y: jax.Array, stride: int, blur: bool, dtype: Dtype, train: bool
 ) -> jax.Array:
     """x itself, or projected where the shape changes; called within a block."""
     if x.shape == y.shape:
         return x
+    x = _smooth(x, stride, blur)
     x = conv(y.shape[-1], 1, stride, dtype=dtype, name="shortcut_conv")(x)
     return BatchNorm(dtype=dtype, name="shortcut_norm")(x, train)
 
