@@ -43,6 +43,47 @@ def test_pooling_stops_where_the_image_is_one_pixel_wide():
     assert made["params"]["dense"]["kernel"].shape == (1 * 4 * 5, 128)
 
 
+def test_a_mean_in_place_of_the_maximum_is_over_each_2x2():
+    module = MODELS["cnn"](num_classes=3, widths=(5,), dense=4, pool="mean")
+    x = np.random.default_rng(0).standard_normal((2, 7, 6, 1), np.float32)
+
+    @jax.jit
+    def forward(x):
+        made = module.init(KEY, x, False)
+        return made["params"]["dense"], module.apply(
+            made, x, False, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    dense, (_, seen) = jax.tree.map(np.asarray, forward(x))
+    conv, out = (
+        seen["intermediates"][name]["__call__"][0] for name in ("stage1_conv1", "dense")
+    )
+    after = np.maximum(conv, 0)[:, :6].reshape(2, 3, 2, 3, 2, 5)
+    expected = after.mean((2, 4)).reshape(2, -1) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+# Flax's first tutorial, Keras's and PyTorch's of the same form, and three stages on 64
+# pixels; parameters by the arithmetic of convolutions and dense layers.
+@pytest.mark.parametrize(
+    ("options", "image", "parameters"),
+    [
+        ({"pool": "mean", "dense": 256}, (28, 28, 1), [320, 18_496, 803_072, 2_570]),
+        ({"dense": 256}, (32, 32, 3), [896, 18_496, 1_048_832, 2_570]),
+        (
+            {"widths": (32, 64, 128), "dense": 128, "dropout": 0.5},
+            (64, 64, 3),
+            [896, 18_496, 73_856, 1_048_704, 1_290],
+        ),
+    ],
+)
+def test_the_tutorials_nets_are_options_of_it(options, image, parameters):
+    made = shapes(MODELS["cnn"](num_classes=10, **options), *image)["params"]
+    names = [name for name in (*made,) if name not in ("dense", "head")]
+    layers = [*sorted(names), "dense", "head"]
+    assert [sum(x.size for x in made[name].values()) for name in layers] == parameters
+
+
 def test_every_stage_has_the_convolutions_and_norms_that_are_asked_for():
     module = MODELS["cnn"](num_classes=3, widths=(4, 8), convs=2, batch_norm=True)
     made = shapes(module, 8, 8, 1)

@@ -14,7 +14,7 @@ class CNN(nn.Module):
 
     images [B, H, W, C] float32 -> logits [B, K], embed [B, dense].
     widths: filters of each stage; convs: 3x3 convolutions a stage; every stage ends in
-    a 2x2 maximum, while the image is at least 2 pixels wide.
+    a 2x2 maximum or mean, as `pool` says, while the image is at least 2 pixels wide.
     """
 
     num_classes: int
@@ -24,11 +24,14 @@ class CNN(nn.Module):
     dense: int = 128
     dropout: float = 0.0
     batch_norm: bool = False
+    pool: str = "max"
 
     def __post_init__(self) -> None:
         sizes = (*self.widths, self.convs, self.dense)
         if not self.widths or min(sizes) < 1:
             raise ValueError("widths, convs and dense must be at least 1")
+        if self.pool not in ("max", "mean"):
+            raise ValueError(f"pool={self.pool!r} must be 'max' or 'mean'")
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 
@@ -49,8 +52,12 @@ class CNN(nn.Module):
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
-            if min(x.shape[1:3]) >= 2:
+            if min(x.shape[1:3]) < 2:
+                continue
+            if self.pool == "max":
                 x = layers.max_pool(x, window=2, stride=2)
+            else:
+                x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         x = nn.Dense(self.dense, dtype=self.dtype, kernel_init=init, name="dense")(x)
         x = nn.relu(x)
