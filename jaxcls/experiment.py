@@ -17,7 +17,7 @@ from jaxcls import gradients, memory, mesh, sources, step, teacher
 from jaxcls.config import check
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import InputError, first_line
-from jaxcls.initial import Initial, load, resolved, whitened
+from jaxcls.initial import Initial, load, resolved, to_whiten, whitened
 from jaxcls.recipe import Recipe
 
 
@@ -128,6 +128,8 @@ class Experiment(Recipe):
         """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
         self.check_batch_size()
         _ = self.every, self.higher_is_better  # What the step itself does not ask for.
+        if self.config.init.whiten:
+            to_whiten(self)
         try:
             self._check_shapes()
             return self._lowered()

@@ -151,7 +151,11 @@ def accumulated(gradient: Gradient, pieces: int) -> Gradient:
         total, logits = jax.lax.scan(add, zeros, (numbers, split))
         found, grads = jax.tree.map(lambda x: x / pieces, total)
         rows = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
-        moved = jax.tree.map(jnp.add, batch_stats, found.batch_stats)
+        moved = jax.tree.map(
+            lambda x, change: jnp.where(change == 0, x, x + change),
+            batch_stats,
+            found.batch_stats,
+        )
         return found._replace(logits=rows, batch_stats=moved), grads
 
     return each

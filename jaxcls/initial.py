@@ -202,11 +202,10 @@ def _of_run(place: str) -> _Source:
     return _Source(tensors, names, found.fingerprint, shape)
 
 
-def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
-    """What init.whiten has for the state at step 0: one kernel, by its path.
+def to_whiten(recipe: Recipe) -> tuple[str, int]:
+    """(path of the kernel that init.whiten names, its side in pixels).
 
-    Of 5,000 training images as the model sees them, but for augmentation (Jordan,
-    arXiv:2404.00498). Raises `InputError` where no layer has that name and form.
+    Raises `InputError` where no layer has that name and the form of one that whitens.
     """
     layer = recipe.config.init.whiten
     path = f"params/{layer}/kernel"
@@ -218,8 +217,18 @@ def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
             f"init.whiten={layer!r} must name a square convolution with twice as many"
             " filters as a patch has numbers, as 'whiten' of model.name='airbench' is"
         )
+    return path, shape[0]
+
+
+def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
+    """What init.whiten has for the state at step 0: one kernel, by its path.
+
+    Of 5,000 training images as the model sees them, but for augmentation (Jordan,
+    arXiv:2404.00498).
+    """
+    path, side = to_whiten(recipe)
     images = np.asarray(recipe.normalize(jnp.asarray(recipe.data.sample(_WHITENED))))
-    return {path: whitening(images, kernel=shape[0])}
+    return {path: whitening(images, kernel=side)}
 
 
 def _texts(

@@ -1,10 +1,10 @@
 """Optimizers: gradients in, updates to be added to the parameters out.
 
-A chain of three, each optax's: what clips gradients (`clip`), an entry of `OPTIMIZERS`,
-whose updates are a step at a rate of 1, and what multiplies these by the rate
-(`parts.at_rate`); around it, if anything, an entry of `wrappers.WRAPPERS`. The rate is ``lr``,
-an argument of `update` and a function of `State.step` alone: no second counter can drift
-from it, and what is logged is what was used. States are arrays only.
+What clips gradients is around an entry of `OPTIMIZERS` (clipping.py), whose updates are
+a step at a rate of 1; what multiplies these by the rate is around that (`parts.at_rate`);
+around it, if anything, an entry of `wrappers.WRAPPERS`. The rate is ``lr``, an argument of
+`update` and a function of `State.step` alone: no second counter can drift from it, and
+what is logged is what was used. States are arrays only.
 
 An entry decides where its weight decay goes. Coupled: added to the gradient, L2 as
 PyTorch has it. Decoupled: added to the step, so times the rate (arXiv:1711.05101).
@@ -42,7 +42,10 @@ def decay_weights(weight_decay: float, scales: Scales) -> optax.GradientTransfor
             scales(params),
         )
 
-    return optax.stateless(update)
+    def decays(params: Tree) -> Tree:
+        return jax.tree.map(bool, scales(params))
+
+    return optax.masked(optax.stateless(update), decays)
 
 
 def decay_scales(pattern: str, factors: Mapping[str, float]) -> Scales:
@@ -50,8 +53,8 @@ def decay_scales(pattern: str, factors: Mapping[str, float]) -> Scales:
 
     Times the factor of each regular expression of `factors` that the path has.
     """
-    search = _searcher("pattern", pattern)
-    each = [(_searcher("factors", text), factor) for text, factor in factors.items()]
+    search = searcher("pattern", pattern)
+    each = [(searcher("factors", text), factor) for text, factor in factors.items()]
 
     def scale(path: Any, param: Any) -> float:
         name = path_name(path)
@@ -61,35 +64,6 @@ def decay_scales(pattern: str, factors: Mapping[str, float]) -> Scales:
         return found
 
     return lambda params: jax.tree_util.tree_map_with_path(scale, params)
-
-
-# Clipping.
-
-
-def clip(
-    optimizer: optax.GradientTransformation,
-    *,
-    norm: float = 0.0,
-    value: float = 0.0,
-    adaptive: float = 0.0,
-    adaptive_skip: str = "^head/",
-) -> optax.GradientTransformation:
-    """`optimizer` over clipped gradients, in this order; 0: not clipped in this way.
-
-    adaptive: largest norm of the gradient of a unit as a multiple of that of its weights,
-    or of 1e-3 (Brock et al., arXiv:2102.06171). A unit is what makes one output: a slice
-    of a kernel along its last axis, a whole vector. adaptive_skip: a regular expression on
-    paths, what is left out, by default the last layer as in the paper; "": nothing. value:
-    largest absolute value. norm: largest norm over all parameters together.
-    """
-    chosen = []
-    if adaptive:
-        chosen.append(_clip_by_unit(adaptive, _matcher("adaptive_skip", adaptive_skip)))
-    if value:
-        chosen.append(optax.clip(value))
-    if norm:
-        chosen.append(optax.clip_by_global_norm(norm))
-    return optax.chain(*chosen, optimizer) if chosen else optimizer
 
 
 # Optimizers.
@@ -156,7 +130,7 @@ def lamb(
     usually decays; "" is the paper's own algorithm. Published recipes with timm's LAMB
     also clip the global gradient norm at 1.
     """
-    search = _searcher("adapt_on", adapt_on)
+    search = searcher("adapt_on", adapt_on)
 
     def adapted(tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
@@ -259,7 +233,7 @@ def muon(
     _check_above_0(iterations=iterations)
     if rms < 0:
         raise ValueError(f"rms={rms} must be at least 0, such as 0.2")
-    by_adam = _matcher("adam_on", adam_on)
+    by_adam = matcher("adam_on", adam_on)
 
     def label(path: Any, param: Any) -> str:
         is_matrix = param.ndim in (2, 4)
@@ -350,22 +324,6 @@ def _trace_at_rate(momentum: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.trace(momentum).init, update)
 
 
-def _clip_by_unit(most: float, skip: Callable[[str], bool]) -> optax.GradientTransformation:
-    def label(path: Any, grad: Any) -> str:
-        return "skip" if skip(path_name(path)) else str(grad.ndim)
-
-    # With axes of its own for each rank: optax takes [1, N, D] for D matrices of [1, N].
-    by_rank = {
-        str(rank): optax.adaptive_grad_clip(most, axis=tuple(range(max(rank - 1, 1))))
-        for rank in range(1, 6)
-    }
-    by_rank["0"] = optax.adaptive_grad_clip(most)
-    return optax.partition(
-        {**by_rank, "skip": optax.identity()},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
-
-
 def _as_matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     return optax.contrib.MuonDimensionNumbers(
         tuple(range(kernel.ndim - 1)), kernel.ndim - 1
@@ -380,7 +338,8 @@ def _matrix_scale(kernel: jax.Array, rms: float) -> float:
     return max(1.0, outputs / inputs) ** 0.5
 
 
-def _searcher(name: str, pattern: str) -> Callable[[str], Any]:
+def searcher(name: str, pattern: str) -> Callable[[str], Any]:
+    """The search of a regular expression; raises ValueError naming the option `name`."""
     try:
         return re.compile(pattern).search
     except re.error as error:
@@ -389,9 +348,9 @@ def _searcher(name: str, pattern: str) -> Callable[[str], Any]:
         ) from None
 
 
-def _matcher(name: str, pattern: str) -> Callable[[str], bool]:
+def matcher(name: str, pattern: str) -> Callable[[str], bool]:
     """Whether a path has `pattern`, where "" is no pattern and matches nothing."""
-    search = _searcher(name, pattern)
+    search = searcher(name, pattern)
     return lambda path: bool(pattern and search(path))
 
 

@@ -109,6 +109,8 @@ def _bind(
     try:
         if clash:
             raise TypeError(f"{sorted(clash)[0]!r} is not set here")
+        if given:
+            call = _named(call, [p for p in signature.parameters if p not in given])
         bound = signature.bind(*call.args, **call.kwargs, **given)
         _check_types(
             bound, {name: p.annotation for name, p in signature.parameters.items()}
@@ -122,6 +124,15 @@ def _bind(
         return function(*call.args, **call.kwargs, **given)
     except (TypeError, ValueError) as error:
         raise InputError(f"{key}: {call.name}: {error}") from None
+
+
+def _named(call: Call, options: Sequence[str]) -> Call:
+    """A call whose arguments by place are by name: what is given may come before them."""
+    by_place = call.args[: len(options)]
+    names = dict(zip(options, by_place, strict=False))
+    if twice := names.keys() & call.kwargs.keys():
+        raise TypeError(f"{sorted(twice)[0]!r} is given twice")
+    return Call(call.name, call.args[len(options) :], {**names, **call.kwargs})
 
 
 def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> None:

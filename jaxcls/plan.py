@@ -86,8 +86,8 @@ class Plan:
         cooldown = self._part_of_run("optim.cooldown")
         if self.warmup + cooldown > self.steps:
             raise InputError(
-                f"optim.warmup and optim.cooldown are {self.warmup} and {cooldown} steps and"
-                f" the whole run has {self.steps}; try '5 percent' and '20 percent'"
+                f"optim.warmup and optim.cooldown are {self.warmup} and {cooldown} steps"
+                f" and the whole run has {self.steps}; try '5 percent' and '20 percent'"
             )
         return cooldown
 
@@ -114,7 +114,7 @@ class Plan:
             text = configs.flat(self.config)[key]
             raise InputError(
                 f"{key}={text!r} is {found} steps and the whole run has {self.steps}; try"
-                " '5 percent'"
+                " '10 percent'"
             )
         return found
 

@@ -13,6 +13,7 @@ import optax
 
 from jaxcls import (
     augment,
+    clipping,
     gradients,
     losses,
     metrics,
@@ -34,12 +35,12 @@ class Recipe(Plan):
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """Gradients, with `lr`, `step` and `share`, -> updates to add: see optimizers.py."""
+        """Gradients, and `lr`, `step` and `share`, -> updates to add: see optimizers.py."""
         optim = self.config.optim
         decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
         table = optimizers.OPTIMIZERS
         made = pipeline.build_one(optim.name, table, "optim.name", decay=decay)
-        made = optimizers.clip(
+        made = clipping.clip(
             made,
             norm=optim.clip_norm,
             value=optim.clip_value,

@@ -65,7 +65,7 @@ def _check_inputs(student: Recipe, teacher: Recipe) -> None:
     ):
         raise InputError(
             f"{_KEY}={student.config.distill.run} was trained on {there} channels and"
-            f" normalize={theirs!r}, and here are {channels} and {mine!r}; give the teacher's"
+            f" normalize={theirs!r}, and here are {channels} and {mine!r}; give its own"
         )
     for shape in student.data.train_shapes:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)

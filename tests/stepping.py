@@ -1,6 +1,8 @@
 """Optimizers and batches for tests of the pure step."""
 
+import jax
 import numpy as np
+import optax
 
 from jaxcls import parts
 from jaxcls.optimizers import OPTIMIZERS, decay_scales, decay_weights
@@ -18,6 +20,15 @@ def direction(name, decay=0.0, pattern="kernel$", **options):
     """An optimizer at a rate of 1, with a weight decay on what the pattern matches."""
     scales = decay_scales(pattern, {})
     return OPTIMIZERS[name](decay=decay_weights(decay, scales), **options)
+
+
+def at_rate():
+    """Updates times ``lr``, an argument of `update`."""
+
+    def update(updates, state, params=None, *, lr, **extra):
+        return jax.tree.map(lambda u: lr * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):

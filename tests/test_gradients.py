@@ -97,9 +97,7 @@ def test_each_piece_has_its_own_dropout():
 
 def conv_net(batch_norm, size=32, classes=4):
     """(params, batch_stats, examples, apply) of a small convolutional net."""
-    net = MODELS["cnn"](
-        num_classes=classes, widths=(4, 8), dense=8, batch_norm=batch_norm
-    )
+    net = MODELS["cnn"](num_classes=classes, widths=(4, 8), dense=8, batch_norm=batch_norm)
     images = jnp.float32(RNG.standard_normal((size, 8, 8, 3)))
     targets = jnp.float32(np.eye(classes)[RNG.integers(0, classes, size)])
     made = net.init(jax.random.key(1), images, False)

@@ -36,6 +36,7 @@ NOUNS = {
     | {"schedules", "wrappers"},
     "gradients": {"losses", "parts"},
     "augment": {"augment"},
+    "clipping": {"optimizers"},
     "parts": {"optimizers"},
     "transfer": {"models"},
     "weights": {"weights"},

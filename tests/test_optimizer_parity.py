@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcls.clipping import clip
 from jaxcls.optimizers import (
     OPTIMIZERS,
-    at_rate,
-    clip,
     decay_scales,
     decay_weights,
 )
+from tests.stepping import at_rate
 
 torch = pytest.importorskip("torch")
 pytestmark = [

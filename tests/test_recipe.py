@@ -100,7 +100,9 @@ def test_pieces_need_norms_over_their_own_rows(tiny):
 
 def test_pieces_must_spread_over_the_devices(tiny):
     changes = {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"}
-    with pytest.raises(InputError, match="pieces of 4 examples, which do not spread over 8"):
+    with pytest.raises(
+        InputError, match="pieces of 4 examples, which do not spread over 8"
+    ):
         _ = experiment.build(tiny(**changes)).lowered_train_step
 
 
@@ -135,7 +137,7 @@ def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
         ({"optim.lr_scales": "{'(': 1}"}, r"is not a table of regular expressions"),
         ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
         ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
-        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.* 3 is no text"),
+        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is no text"),
         ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
         ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
         (
@@ -157,7 +159,6 @@ def test_what_a_recipe_lacks_is_said_before_anything_runs(tiny, changes, said):
     exp = experiment.build(tiny(**changes))
     with pytest.raises(InputError, match=said) as error:
         _ = exp.lowered_train_step
-        exp.init()
     assert "\n" not in str(error.value)
 
 
@@ -204,9 +205,8 @@ def test_a_schedule_counts_epochs_from_the_start_of_the_run(tiny):
     }
     exp = experiment.build(tiny(**changes))
     epoch = 1293 / 64
-    rates = [float(exp.schedule(step)) for step in (0, 5, 10, 20, 21, 40, 41, exp.steps)]
-    assert int(epoch) == 20
-    assert int(2 * epoch) == 40
+    rates = [float(exp.schedule(step)) for step in (0, 5, 10, 19, 20, 39, 40, exp.steps)]
+    assert (round(epoch), round(2 * epoch)) == (20, 40)
     expected = [0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0]
     np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-9)
     assert float(exp.schedule(exp.steps - 5)) == pytest.approx(0.5 * 0.001, rel=1e-5)

@@ -39,9 +39,7 @@ def start_linear(key, images):
     return {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {"seen": seen}}
 
 
-def made(
-    *, ema=0.0, apply=linear, optimizer=None, higher=True, plateau=False, **changes
-):
+def made(*, ema=0.0, apply=linear, optimizer=None, higher=True, plateau=False, **changes):
     """(state at step 0, jitted train_step(state, batch)) of the linear model.
 
     ema: a decay, or a whole `step.Average`.

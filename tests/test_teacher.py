@@ -9,8 +9,8 @@ import pytest
 from jaxcls import experiment, sources, train
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
-from tests.test_laws import Crash, records
 from tests.dying import Dying
+from tests.test_laws import Crash, records
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_another_teacher_is_another_run(tiny, taught, tmp_path):
 
     train.run(experiment.build(config()), str(tmp_path))
     for changed in (config(seed=5), tiny(**STUDENT)):
-        with pytest.raises(InputError, match="what distill.run names changed"):
+        with pytest.raises(InputError, match=r"what distill\.run names changed"):
             train.run(experiment.build(changed), str(tmp_path))
 
 

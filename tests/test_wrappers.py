@@ -8,8 +8,9 @@ import pytest
 
 from jaxcls import pipeline
 from jaxcls.errors import InputError
-from jaxcls.optimizers import OPTIMIZERS, at_rate, decay_scales, decay_weights
+from jaxcls.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.wrappers import WRAPPERS, averaged
+from tests.stepping import at_rate
 
 RNG = np.random.default_rng(0)
 START = RNG.standard_normal(5)
