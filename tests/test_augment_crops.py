@@ -200,7 +200,9 @@ def test_a_box_that_does_not_fit_is_drawn_again_and_at_last_left_out():
     assert stats.binomtest(int(which.sum()), 400, 1 - (1 - fitting) ** 10).pvalue > 0.001
     assert (found[:, 2] - found[:, 0] < 40).all()
     assert (found[:, 3] - found[:, 1] < 60).all()
-    assert not erased("random_erasing(1, (0.9, 0.9), (5.0, 5.0), fill=1)", 20)[1].any()
+    for area, shape in ((0.9, (12, 25)), (1.0, (12, 12))):
+        text = f"random_erasing(1, ({area}, {area}), (1.0, 1.0), fill=1)"
+        assert not erased(text, 20, shape)[1].any()
 
 
 def test_erased_noise_is_uniform_over_the_levels_and_differs_everywhere():

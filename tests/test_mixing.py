@@ -125,8 +125,11 @@ def test_each_batch_is_mixed_one_way_or_the_other_each_with_its_alpha():
     assert stats.binomtest(int((~flat).sum()), KEYS, 0.3).pvalue > 0.001
     assert stats.kstest(weights[flat], stats.beta(0.8, 0.8).cdf).pvalue > 0.001
     (top, bottom), (left, right) = cutmix_by_the_paper(0.3, 20000, 12, 20)
-    pasted = np.rint(240 * (1 - weights[~flat]))
-    assert stats.ks_2samp(pasted, (bottom - top) * (right - left)).pvalue > 0.001
+    pasted, area = np.rint(240 * (1 - weights[~flat])), (bottom - top) * (right - left)
+    assert stats.ks_2samp(pasted, area).pvalue > 0.001
+    # Where it is does not follow from which of the two it is.
+    first_row = (own[~flat] == 0).any(2).argmax(1)[pasted > 0]
+    assert stats.ks_2samp(first_row, top[area > 0]).pvalue > 0.001
 
 
 @pytest.mark.parametrize(("share", "only"), [(0, "mixup(0.8)"), (1, "cutmix(1.0)")])
@@ -140,6 +143,16 @@ def test_a_share_of_0_or_1_of_cutmix_is_mixup_or_cutmix(share, only):
 def test_a_batch_is_mixed_with_its_probability():
     _, weights = drawn("mixup(1.0, probability=0.3)")
     assert stats.binomtest(int((weights < 1).sum()), KEYS, 0.3).pvalue > 0.001
+
+
+def test_which_batches_are_mixed_does_not_follow_from_how():
+    text, kinds = "mixup_or_cutmix(probability=0.5)", set()
+    for key in map(jax.random.key, range(16)):
+        images, targets = mixed(text, key=key)
+        weight = targets[0, 0]
+        pasted = np.isin(images[0], [IMAGES[0], IMAGES[4]]).all()
+        kinds.add("none" if weight == 1 else "cutmix" if pasted else "mixup")
+    assert kinds == {"none", "cutmix", "mixup"}
 
 
 def test_a_batch_that_is_not_mixed_is_as_it_was():
