@@ -269,23 +269,17 @@ def test_equal_steps_of_a_pipeline_draw_independently(text):
     assert 0 < twice.sum() < 64
 
 
-def on_devices(count):
-    """IMAGES augmented under jit, their rows split among `count` devices."""
-    mesh = Mesh(np.array(jax.devices()[:count]), ("batch",))
+def test_rows_split_over_8_devices_are_augmented_as_on_1():
+    mesh = Mesh(np.array(jax.devices()[:8]), ("batch",))
     whole, split = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((), ("batch",)))
     apply = jax.jit(
         lambda key, images: jitted(ALL)(rows(len(images), key), images),
         in_shardings=(whole, split),
         out_shardings=split,
     )
-    return apply(jax.device_put(KEY, whole), IMAGES)
-
-
-def test_rows_split_over_8_devices_are_augmented_as_on_1():
-    one, eight = on_devices(1), on_devices(8)
+    eight = apply(jax.device_put(KEY, whole), IMAGES)
     assert len(eight.sharding.device_set) == 8
-    np.testing.assert_array_equal(one, eight)
-    np.testing.assert_array_equal(one, augmented(ALL))
+    np.testing.assert_array_equal(eight, augmented(ALL))
 
 
 @pytest.mark.parametrize(
