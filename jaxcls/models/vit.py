@@ -1,7 +1,8 @@
 """Vision Transformers (Dosovitskiy et al., arXiv:2010.11929).
 
 With pool="mean" and position="sincos", the plainer form of Beyer et al.
-(arXiv:2205.01580). Initialised as the authors' own code is.
+(arXiv:2205.01580); with layer_scale=1e-4 and token_position=False, DeiT III (Touvron et
+al., arXiv:2204.07118). Initialised as the first authors' own code is.
 """
 
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Block(nn.Module):
     dtype: Dtype
     dropout: float
     drop_path: float
+    layer_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -69,11 +71,20 @@ class Block(nn.Module):
         bias = nn.initializers.normal(1e-6)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER, bias_init=bias)
         y = Attention(self.heads, self.dtype, name="attention")(norm(name="norm1")(x))
-        x = x + drop_path(dropout(y), self.drop_path, train)
+        y = self._scaled(dropout(y), "layer_scale1")
+        x = x + drop_path(y, self.drop_path, train)
         y = dense(self.hidden, name="dense1")(norm(name="norm2")(x))
         y = dropout(nn.gelu(y, approximate=False))
-        y = dropout(dense(x.shape[-1], name="dense2")(y))
+        y = self._scaled(dropout(dense(x.shape[-1], name="dense2")(y)), "layer_scale2")
         return x + drop_path(y, self.drop_path, train)
+
+    def _scaled(self, y: jax.Array, name: str) -> jax.Array:
+        """A branch y [B, N, D], each feature times a parameter where there is to be one."""
+        if not self.layer_scale:
+            return y
+        start = nn.initializers.constant(self.layer_scale)
+        scale = self.param(name, start, (y.shape[-1],))
+        return y * scale.astype(self.dtype).reshape(1, 1, -1)
 
 
 class ViT(nn.Module):
@@ -81,6 +92,9 @@ class ViT(nn.Module):
 
     pool: "token" (a class token) or "mean" (over all tokens, and no class token).
     position: "learned" or "sincos". drop_path: of the last block, rising from 0.
+    layer_scale: what the features of each branch are multiplied by at the start, to be
+    learned (CaiT, Touvron et al., arXiv:2103.17239); 0: no such parameters.
+    token_position: whether a class token has a position too.
     """
 
     num_classes: int
@@ -93,12 +107,18 @@ class ViT(nn.Module):
     position: str = "learned"
     dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale: float = 0.0
+    token_position: bool = True
 
     def __post_init__(self) -> None:
         if self.pool not in ("token", "mean"):
             raise ValueError(f"pool={self.pool!r} must be 'token' or 'mean'")
         if self.position not in ("learned", "sincos"):
             raise ValueError(f"position={self.position!r} must be 'learned' or 'sincos'")
+        if self.layer_scale < 0:
+            raise ValueError(
+                f"layer_scale={self.layer_scale} must be at least 0, such as 1e-4"
+            )
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 
@@ -107,10 +127,14 @@ class ViT(nn.Module):
         x = patches(images, self.width, self.patch, "vit", self.dtype, name="patch")
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
+        token = None
         if self.pool == "token":
             token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
+        if token is not None and self.token_position:
             x = jnp.concatenate([_repeated(token, x), x], axis=1)
         x = x + self._positions(*grid).astype(self.dtype)
+        if token is not None and not self.token_position:
+            x = jnp.concatenate([_repeated(token, x), x], axis=1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         rates = layers.drop_rates(self.drop_path, self.depth)
         for i, rate in enumerate(rates, 1):
@@ -120,6 +144,7 @@ class ViT(nn.Module):
                 self.dtype,
                 self.dropout,
                 rate,
+                self.layer_scale,
                 name=f"block{i}",
             )(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
@@ -127,8 +152,8 @@ class ViT(nn.Module):
         return layers.head(x, self.num_classes, nn.initializers.zeros)
 
     def _positions(self, height: int, width: int) -> jax.Array:
-        """[1, N, width]; the class token, where there is one, comes first."""
-        tokens = int(self.pool == "token")
+        """[1, N, width]; that of the class token, where it has one, comes first."""
+        tokens = self._prefix()
         if self.position == "sincos":
             # A variable that no step changes, so that files of weights have it.
             table = np.pad(sincos(height, width, self.width), ((0, 0), (tokens, 0), (0, 0)))
@@ -140,14 +165,18 @@ class ViT(nn.Module):
         shape = (1, tokens + height * width, self.width)
         return self.param("position", init, shape)
 
+    def _prefix(self) -> int:
+        """How many positions there are beside those of patches."""
+        return int(self.pool == "token" and self.token_position)
+
     def groups(self) -> list[tuple[str, ...]]:
         """The layers by depth, for rates that decay towards the input."""
         blocks = [(f"block{i}",) for i in range(1, self.depth + 1)]
         return [("patch", "token", "position"), *blocks, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files (of models with a class token) and timm's."""
-        prefix = int(self.pool == "token")
+        """Our layers in timm's files, and in torchvision's where it has such a model."""
+        prefix = self._prefix()
         timm: dict[str, str | Entry] = {
             "patch": "patch_embed.proj",
             "token": "cls_token",
@@ -166,6 +195,9 @@ class ViT(nn.Module):
             timm[f"{ours}/norm2"] = f"{theirs}.norm2"
             timm[f"{ours}/dense1"] = f"{theirs}.mlp.fc1"
             timm[f"{ours}/dense2"] = f"{theirs}.mlp.fc2"
+            if self.layer_scale:
+                for n in (1, 2):
+                    timm[f"{ours}/layer_scale{n}"] = f"{theirs}.ls{n}.gamma"
             theirs = f"encoder.layers.encoder_layer_{i}"
             attention = f"{theirs}.self_attention"
             vision[f"{ours}/norm1"] = f"{theirs}.ln_1"
@@ -178,7 +210,8 @@ class ViT(nn.Module):
         timm |= {"norm": "norm", "head": "head"}
         vision |= {"norm": "encoder.ln", "head": "heads.head"}
         namings = {"torchvision": Naming(vision), "timm": Naming(timm)}
-        return namings if self.pool == "token" else {"timm": namings["timm"]}
+        is_plain = prefix and not self.layer_scale
+        return namings if is_plain else {"timm": namings["timm"]}
 
 
 def patches(

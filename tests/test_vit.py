@@ -1,0 +1,68 @@
+"""Vision Transformers: the scales of their branches, and where the class token is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.models.vit import Block
+from tests.modules import KEY, built, count, shapes
+
+
+def block(layer_scale):
+    """What a fresh block gives for tokens, with the tokens and its parameters."""
+    module = Block(2, 16, jnp.float32, 0.0, 0.0, layer_scale)
+    x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+    y, made = jax.jit(lambda x: module.init_with_output(KEY, x, False))(x)
+    return x, np.asarray(y), made["params"]
+
+
+def test_a_block_of_a_small_scale_starts_as_its_shortcut():
+    x, y, made = block(1e-12)
+    np.testing.assert_allclose(y, x, atol=1e-9)
+    for n in (1, 2):
+        assert made[f"layer_scale{n}"].tolist() == [np.float32(1e-12)] * 8
+
+
+def test_a_scale_of_1_is_as_none_and_none_is_no_parameter():
+    x, y, made = block(1.0)
+    _, plain, without = block(0.0)
+    assert set(made) - set(without) == {"layer_scale1", "layer_scale2"}
+    np.testing.assert_allclose(y, plain, rtol=1e-6)
+    assert np.abs(plain - x).max() > 0.1
+
+
+def test_deit_3_has_two_scales_a_block_more_and_one_position_less():
+    plain = count(shapes(built("vit_s_16"), 224)[1]["params"])
+    _, made = shapes(built("vit_s_16(layer_scale=1e-4, token_position=False)"), 224)
+    # 22,059,496 is what timm counts for deit3_small_patch16_224.
+    assert count(made["params"]) == plain + 2 * 12 * 384 - 384 == 22_059_496
+    assert made["params"]["position"].shape == (1, 14 * 14, 384)
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos"])
+def test_a_token_without_a_position_stays_what_it_is(position):
+    # The block adds nothing, so the features are the token's, normalised.
+    options = f"depth=1, layer_scale=1e-12, position='{position}'"
+    images = np.ones((1, 32, 32, 3), np.float32)
+
+    def features(more):
+        module = built(f"vit_ti_16({options}{more})", num_classes=3)
+        out, made = module.init_with_output(KEY, images, False)
+        kept = made["params" if position == "learned" else "batch_stats"]["position"]
+        return out.embed, kept
+
+    embed, kept = jax.jit(features, static_argnums=0)(", token_position=False")
+    assert kept.shape == (1, 4, 192)
+    np.testing.assert_allclose(embed, np.zeros((1, 192)), atol=1e-6)
+    embed, kept = jax.jit(features, static_argnums=0)("")
+    assert kept.shape == (1, 5, 192)
+    first = np.asarray(kept[0, :1])
+    expected = (first - first.mean()) / np.sqrt(first.var() + 1e-6)
+    np.testing.assert_allclose(embed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_files_of_a_form_that_torchvision_lacks_are_timms():
+    assert set(built("vit_s_16").namings()) == {"torchvision", "timm"}
+    for option in ("layer_scale=0.1", "token_position=False", "pool='mean'"):
+        assert set(built(f"vit_s_16({option})").namings()) == {"timm"}
