@@ -1,8 +1,8 @@
 """The README's table of models: ``python -m benchmarks.models`` prints it, in Markdown.
 
 Parameters and multiply-adds for one image follow from shapes, at 224 pixels and 1,000
-classes (wrn*: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what torchvision
-and timm state for the weights that they publish.
+classes (wrn* and airbench: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
+torchvision and timm state for the weights that they publish.
 """
 
 import math
@@ -28,7 +28,7 @@ from jaxcls.models.wide_resnet import WIDE_RESNETS
 # from billions of tagged photographs first; where torchvision has no such model, the most
 # accurate of timm's, from results/results-imagenet.csv of the GitHub repository
 # huggingface/pytorch-image-models at commit aa4b5850. What is not here has none in either:
-# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn*, which are for CIFAR.
+# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn* and airbench, for CIFAR.
 PUBLISHED = {
     "alexnet": ("torchvision IMAGENET1K_V1", 56.522),
     "vgg11": ("torchvision IMAGENET1K_V1", 69.020),
@@ -65,7 +65,8 @@ PUBLISHED = {
 }
 
 _FAMILIES = (VGGS, RESNETS, VITS, CONVNEXTS, MIXERS, EFFICIENTNETS, MOBILENETS)
-_ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *WIDE_RESNETS)
+_CIFARS = (*WIDE_RESNETS, "airbench")
+_ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.
 NAMES = [name for name in dict.fromkeys((*_ORDER, *MODELS)) if name != "cnn"]
 
@@ -79,7 +80,7 @@ class Costs(NamedTuple):
 
 def costs(name: str) -> Costs:
     """What a variant of `MODELS` costs at its own size, computing nothing."""
-    size, classes = (32, 10) if name in WIDE_RESNETS else (224, 1000)
+    size, classes = (32, 10) if name in _CIFARS else (224, 1000)
     model: Any = MODELS[name](num_classes=classes, dtype=jnp.float32)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
 

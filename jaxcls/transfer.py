@@ -81,8 +81,11 @@ def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming])
     for table in namings.values():
         layer = table.layers["head"]
         name = layer.name if isinstance(layer, naming.Entry) else layer
-        if np.ndim(tensors.get(f"{name}.bias", 0)) == 1:
-            return len(tensors[f"{name}.bias"])
+        # Its bias, or where it has none, its kernel: classes come first there.
+        for end, ndim in (("bias", 1), ("weight", 2)):
+            tensor = tensors.get(f"{name}.{end}", 0)
+            if np.ndim(tensor) == ndim:
+                return len(np.asarray(tensor))
     return 0
 
 

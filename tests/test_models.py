@@ -12,10 +12,12 @@ from jaxcls.losses import LOSSES
 from jaxcls.models import MODELS, naming
 from tests.modules import KEY, built, count, dtypes, shapes
 
-# Parameters for 1000 classes (10 for wrn*) and the features before the head.
+# Parameters for 1000 classes (10 for wrn* and airbench) and the features before the head.
 # torchvision's documentation; timm's for mixer, vit_ti and vit_s; the paper and its
 # PyTorch port for wrn. vit_ti_32 has no weights anywhere: 12 * 444864 + 595624 + 200,...
+# airbench: 1,972,792 in the author's code, which counts 1,152 scales that stay 1.
 PUBLISHED = {
+    "airbench": (1_972_792 - 1_152, 256),
     "alexnet": (61_100_840, 4096),
     "vgg11": (132_863_336, 4096),
     "vgg13": (133_047_848, 4096),
@@ -58,7 +60,7 @@ PUBLISHED = {
 
 
 def natural_size(name):
-    return 32 if name.startswith(("wrn", "cnn")) else 224
+    return 32 if name.startswith(("wrn", "cnn", "airbench")) else 224
 
 
 @functools.cache
@@ -82,7 +84,7 @@ def test_parameters_are_as_many_as_published(name):
     parameters, features = PUBLISHED[name]
     assert count(made["params"]) == parameters
     assert output.embed.shape == (2, features)
-    assert output.logits.shape == (2, made["params"]["head"]["bias"].size)
+    assert output.logits.shape == (2, made["params"]["head"]["kernel"].shape[1])
     assert dtypes((output, made)) == {"float32"}
 
 
@@ -107,14 +109,18 @@ def test_every_parameter_has_one_name_of_its_own_elsewhere(name):
 
 # Large ones with fewer or narrower layers: the names follow from the same loops.
 SMALL = {
+    "airbench": "airbench(widths=(8, 16, 16), convs=3)",
     "alexnet": "alexnet",
     "cnn": "cnn(batch_norm=True)",
+    "cnn_mean": "cnn(pool='mean')",
+    "deit3": "vit_s_16(layer_scale=1e-4, token_position=False, depth=2)",
     "convnext_tiny": "convnext_tiny",
     "efficientnet_b0": "efficientnet_b0",
     "mixer_s_32": "mixer_s_32(depth=2)",
     "mobilenet_v2": "mobilenet_v2",
     "resnet18": "resnet18(width=16)",
     "resnet50": "resnet50(width=16)",
+    "resnet18_blur": "resnet18(width=16, blur=True)",
     "resnext50_32x4d": "resnext50_32x4d(width=16)",
     "vit_ti_16": "vit_ti_16(depth=2)",
     "vit_s_16": "vit_s_16(pool='mean', position='sincos', depth=2)",
@@ -218,6 +224,7 @@ def test_one_training_step_lowers_the_loss_of_every_variant_but_the_largest(name
     [
         ("vgg11", 31, "vgg needs images of at least 32 pixels, and gets 31x31"),
         ("alexnet", 62, "at least 63 pixels"),
+        ("airbench", 8, "at least 9 pixels"),
         ("convnext_tiny", 31, "at least 32 pixels"),
         (
             "vit_s_16",
@@ -246,6 +253,13 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "vit_s_16(pool='max')",
         "vit_s_16(position='rotary')",
         "vit_s_16(drop_path=2.0)",
+        "vit_s_16(layer_scale=-1e-4)",
+        "airbench(widths=())",
+        "airbench(widths=(8, 0))",
+        "airbench(convs=4)",
+        "airbench(scale=0.0)",
+        "airbench(momentum=1.0)",
+        "cnn(pool='min')",
         "mixer_s_16(dropout=1.5)",
         "convnext_tiny(drop_path=1.0)",
         "efficientnet_b0(dropout=1.0)",

@@ -13,6 +13,8 @@ import pytest
 
 from jaxcls import config, errors, experiment, export, losses, sources
 from jaxcls.models import MODELS, naming
+from jaxcls.models.resnet import RESNETS
+from jaxcls.models.speedrun import Airbench, whitening
 from jaxcls.models.wide_resnet import WideResNet
 
 torch = pytest.importorskip("torch")
@@ -133,6 +135,102 @@ def test_a_vit_with_fixed_positions_and_mean_pooling_is_timms(reference):
     make = MODELS["vit_ti_16"]
     ours = make(num_classes=10, depth=2, pool="mean", position="sincos")
     check(randomised(theirs), ours, "timm", 224)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_that_blurs_is_torchvisions_with_a_blur_before_each_stride(
+    reference, name
+):
+    model = randomised(reference("torchvision", name, num_classes=10))
+    kernel = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
+
+    def blur(module, given):
+        (x,) = given
+        weight = kernel.expand(x.shape[1], 1, 3, 3)
+        return torch.nn.functional.conv2d(x, weight, padding=1, groups=x.shape[1])
+
+    strided = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv2d)
+        and max(module.stride) > 1
+        and module.in_channels >= 16
+    ]
+    assert len(strided) == 6  # Three stages, each with its shortcut; not the stem.
+    for module in strided:
+        module.register_forward_pre_hook(blur)
+    check(model, RESNETS[name](num_classes=10, blur=True), "torchvision", 64)
+
+
+def test_a_vit_with_layer_scale_and_a_token_without_a_position_is_timms_deit_3(reference):
+    theirs = reference("timm", "deit3_small_patch16_224", num_classes=10)
+    make = MODELS["vit_s_16"]
+    ours = make(num_classes=10, layer_scale=1e-4, token_position=False)
+    check(randomised(theirs), ours, "timm", 224)
+
+
+class Speedrun(torch.nn.Module):
+    """The speed records' network in PyTorch, by our names, as their author defines it."""
+
+    def __init__(self, widths, convs):
+        super().__init__()
+        self.whiten = torch.nn.Conv2d(3, 24, 2)
+        before = 24
+        for i, width in enumerate(widths, 1):
+            setattr(self, f"block{i}", SpeedrunBlock(before, width, convs))
+            before = width
+        self.blocks = len(widths)
+        self.head = torch.nn.Linear(before, 10, bias=False)
+
+    def forward(self, x):
+        x = torch.nn.functional.gelu(self.whiten(x))
+        for i in range(1, self.blocks + 1):
+            x = getattr(self, f"block{i}")(x)
+        return self.head(torch.nn.functional.max_pool2d(x, 3).flatten(1)) / 9
+
+
+class SpeedrunBlock(torch.nn.Module):
+    def __init__(self, before, width, convs):
+        super().__init__()
+        for n in range(1, convs + 1):
+            given = before if n == 1 else width
+            conv = torch.nn.Conv2d(given, width, 3, padding="same", bias=False)
+            norm = torch.nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+            norm.weight = None  # It has no scale, and adds a bias.
+            setattr(self, f"conv{n}", conv)
+            setattr(self, f"norm{n}", norm)
+        self.convs = convs
+
+    def forward(self, x):
+        gelu = torch.nn.functional.gelu
+        x = gelu(self.norm1(torch.nn.functional.max_pool2d(self.conv1(x), 2)))
+        y = self.norm2(self.conv2(x))
+        return gelu(y if self.convs == 2 else x + self.norm3(self.conv3(gelu(y))))
+
+
+SPEEDRUNS = pytest.mark.parametrize(
+    ("widths", "convs"), [((64, 256, 256), 2), ((128, 384, 512), 3)]
+)
+
+
+@SPEEDRUNS
+def test_the_speed_records_net_is_its_authors(widths, convs):
+    torch.manual_seed(0)
+    theirs = randomised(Speedrun(widths, convs))
+    check(theirs, Airbench(num_classes=10, widths=widths, convs=convs), "pytorch", 32)
+
+
+def test_whitening_is_by_torchs_eigenvectors_up_to_their_signs():
+    images = np.random.default_rng(0).standard_normal((64, 8, 8, 3)).astype(np.float32)
+    images = images.cumsum(axis=1).cumsum(axis=2) / 8
+    patches = torch.nn.functional.unfold(torch.from_numpy(images).permute(0, 3, 1, 2), 2)
+    flat = patches.permute(0, 2, 1).reshape(-1, 12).double()
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    theirs = (vectors / (values + 5e-4).sqrt()).flip(1)
+    weight = theirs.reshape(3, 2, 2, 12).permute(1, 2, 0, 3).numpy()
+    ours = whitening(images)[..., :12]
+    sign = np.sign((ours * weight).sum((0, 1, 2), keepdims=True))
+    np.testing.assert_allclose(ours, sign * weight, rtol=1e-4, atol=1e-4)
 
 
 class Port(torch.nn.Module):

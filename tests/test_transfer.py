@@ -281,6 +281,12 @@ def test_classes_are_counted_by_the_heads_bias(text, name):
     assert transfer.classes_of({}, namings) == 0
 
 
+def test_classes_of_a_head_without_a_bias_are_counted_by_its_kernel():
+    namings = built("airbench").namings()
+    assert transfer.classes_of({"head.weight": np.zeros((7, 256))}, namings) == 7
+    assert transfer.classes_of({"head.weight": np.zeros(7)}, namings) == 0
+
+
 def test_a_head_that_is_a_single_number_has_no_classes():
     namings, _ = model("resnet")
     assert transfer.classes_of({"fc.bias": np.array(3.0)}, namings) in (0, 1)

@@ -18,6 +18,7 @@ from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.naming import Naming
 from jaxcls.models.resnet import RESNETS
+from jaxcls.models.speedrun import Airbench
 from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
 from jaxcls.models.wide_resnet import WIDE_RESNETS
@@ -48,6 +49,7 @@ class Classifier(Protocol):
 
 
 MODELS: dict[str, Callable[..., Classifier]] = {
+    "airbench": Airbench,
     "alexnet": AlexNet,
     "cnn": CNN,
     **CONVNEXTS,

@@ -1,0 +1,166 @@
+"""The speed records' net: its whitening, its start, its sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxcls.flops import multiply_adds
+from jaxcls.models.speedrun import dirac, whitening
+from tests.modules import KEY, built, count, shapes
+
+RNG = np.random.default_rng(0)
+
+
+def smooth_images():
+    """[40, 9, 8, 3] float32 whose neighbouring pixels and channels go together."""
+    noise = RNG.standard_normal((40, 10, 9, 4)).astype(np.float32)
+    near = noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + 0.5
+    return near[..., 1:] + 0.7 * near[..., :-1]
+
+
+def responses(images, kernel):
+    """The products of every patch with every filter, [patches, filters] float64."""
+    side, *_, filters = kernel.shape
+    found = 0.0
+    for y, x in np.ndindex(side, side):
+        part = images[:, y : images.shape[1] - side + 1 + y]
+        part = part[:, :, x : images.shape[2] - side + 1 + x].astype(np.float64)
+        found = found + part @ kernel[y, x].astype(np.float64)
+    return found.reshape(-1, filters)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_whitened_patches_are_uncorrelated_and_of_unit_size(side):
+    images = smooth_images()
+    kernel = whitening(images, kernel=side, epsilon=0.0)
+    half = side * side * 3
+    assert (kernel.shape, kernel.dtype) == ((side, side, 3, 2 * half), np.float32)
+    found = responses(images, kernel)[:, :half]
+    np.testing.assert_allclose(found.T @ found / len(found), np.eye(half), atol=1e-4)
+    np.testing.assert_array_equal(kernel[..., half:], -kernel[..., :half])
+
+
+def test_epsilon_keeps_small_whatever_hardly_varies():
+    images = smooth_images()
+    found = responses(images, whitening(images, epsilon=0.5))[:, :12]
+    kept = np.diag(found.T @ found / len(found))
+    # Of an eigenvalue v there is v / (v + epsilon) left.
+    values = np.sort(kept * 0.5 / (1 - kept))[::-1]
+    np.testing.assert_allclose(kept, values / (values + 0.5), rtol=1e-5)
+    pixels = responses(images, np.eye(12).reshape(2, 2, 3, 12))
+    assert values.sum() == pytest.approx(np.square(pixels).sum(1).mean(), rel=1e-4)
+
+
+def test_whitening_has_one_answer_whatever_the_signs_of_eigenvectors():
+    images = smooth_images()
+    kernel = whitening(images)
+    np.testing.assert_array_equal(whitening(-images), kernel)
+    flat = kernel.reshape(12, 24)[:, :12]
+    assert (flat[np.abs(flat).argmax(axis=0), np.arange(12)] > 0).all()
+
+
+def test_whitening_is_of_all_images_however_many():
+    images = RNG.standard_normal((600, 4, 4, 1)).astype(np.float32)
+    again = np.concatenate([images, images, images])
+    np.testing.assert_allclose(whitening(again), whitening(images), rtol=1e-5, atol=1e-6)
+    assert np.abs(whitening(images[:300]) - whitening(images)).max() > 1e-3
+
+
+def test_grey_pixels_of_a_corner_that_is_always_black_are_finite():
+    images = (load_digits().images[:100, :, :, None] / 16).astype(np.float32)
+    images[:, :, :4] = 0
+    assert np.isfinite(whitening(np.repeat(images, 3, axis=3))).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (5, 1, 4, 3), (5, 4, 1, 3), (4, 4, 3)])
+def test_images_without_a_patch_are_refused(shape):
+    with pytest.raises(ValueError, match="have no patches of 2x2 pixels"):
+        whitening(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 7), (4, 4), (6, 2)])
+def test_the_first_filters_start_as_the_identity_and_others_as_pytorchs(inputs, outputs):
+    kernel = dirac(KEY, (3, 3, inputs, outputs))
+    x = jnp.asarray(RNG.standard_normal((2, 5, 6, inputs)).astype(np.float32))
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    same = min(inputs, outputs)
+    np.testing.assert_allclose(y[..., :same], x[..., :same], atol=1e-6)
+    others = np.asarray(kernel)[..., same:]
+    bound = (1 / (9 * inputs)) ** 0.5
+    if others.size:
+        assert 0.8 * bound < np.abs(others).max() <= bound
+
+
+def test_the_parameters_of_both_nets_are_as_the_arithmetic_says():
+    def expected(widths, convs):
+        total, before = 12 * 24 + 24, 24
+        for width in widths:
+            total += 9 * before * width + (convs - 1) * 9 * width * width + convs * width
+            before = width
+        return total + before * 10
+
+    for text, widths, convs in (
+        ("airbench", (64, 256, 256), 2),
+        ("airbench(widths=(128, 384, 512), convs=3)", (128, 384, 512), 3),
+    ):
+        _, made = shapes(built(text, num_classes=10), 32)
+        assert count(made["params"]) == expected(widths, convs)
+        names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(made)}
+        assert names == {"kernel", "bias", "mean", "var"}
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "peta"),
+    [
+        ("airbench", 48 * 9.9, 0.36),
+        ("airbench(widths=(128, 384, 512), convs=3)", 48 * 37, 4.91),
+    ],
+)
+def test_a_run_costs_what_the_author_states(text, steps, peta):
+    module = built(text, num_classes=10)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    cost = multiply_adds(lambda x: module.init_with_output(KEY, x, False)[0], image)
+    # Two operations each; forward, and twice that backward, for batches of 1,024; at the
+    # end six views of 10,000 images.
+    total = 2 * cost * (3 * 1024 * steps + 6 * 10_000)
+    assert total / 1e15 == pytest.approx(peta, rel=0.02)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(32, (15, 7, 3)), (9, (4, 2, 1))])
+def test_each_block_halves_what_the_first_layer_leaves(size, sides):
+    module = built("airbench(widths=(4, 6, 8))", num_classes=5)
+
+    def forward(x):
+        made = module.init(KEY, x, False)
+        return module.apply(
+            made, x, False, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    (logits, embed), seen = jax.eval_shape(
+        forward, jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
+    )
+    blocks = [seen["intermediates"][f"block{i}"]["__call__"][0] for i in (1, 2, 3)]
+    assert [block.shape[1:] for block in blocks] == [
+        (side, side, width) for side, width in zip(sides, (4, 6, 8), strict=True)
+    ]
+    assert (embed.shape, logits.shape) == ((2, 8), (2, 5))
+
+
+def test_statistics_keep_the_momentum_and_the_logits_the_scale():
+    texts = "airbench(widths=(4,))", "airbench(widths=(4,), momentum=0.9, scale=1.0)"
+    images = jnp.asarray(smooth_images())
+
+    def start(text):
+        module = built(text, num_classes=3)
+        made = module.init(KEY, images, False)
+        out, new = module.apply(made, images, True, mutable=["batch_stats"])
+        return out.logits, new["batch_stats"]["block1"]["norm1"]
+
+    (a, fast), (b, slow) = (jax.jit(start, static_argnums=0)(text) for text in texts)
+    np.testing.assert_allclose(9 * a, b, rtol=1e-5)
+    # From a mean of 0: 0.4 of the batch's, and 0.1 of it.
+    np.testing.assert_allclose(fast["mean"], 4 * slow["mean"], rtol=1e-5)
