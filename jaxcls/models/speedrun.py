@@ -28,8 +28,8 @@ def whitening(images: np.ndarray, kernel: int = PATCH, epsilon: float = 5e-4) ->
     images: float32 [N, H, W, C], normalised as the network sees them; a few thousand do.
     The first half is the eigenvectors v of the mean of p p^T over all patches p of k x k
     pixels, each divided by sqrt(its eigenvalue + epsilon), the largest first; the second
-    half is the first, negated (arXiv:2404.00498, section 3.1). Their sign: the largest
-    number of each v is positive. Raises ValueError for images smaller than a patch.
+    half is the first, negated (arXiv:2404.00498). The sign of each v is such that its
+    largest number is positive. Raises ValueError for images smaller than a patch.
     """
     if images.ndim != 4 or not images.size or min(images.shape[1:3]) < kernel:
         raise ValueError(
