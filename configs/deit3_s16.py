@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c = base()
     c.batch_size = 2048
     c.length = "800 epochs"
-    c.model.name = "vit_small_16(layer_scale=1e-4, drop_path=0.05)"
+    c.model.name = "vit_s_16(layer_scale=1e-4, token_position=False, drop_path=0.05)"
     c.data.name = "imagenet2012"
     c.data.train = "train[:99%]"
     c.data.eval = "train[99%:]"

@@ -28,7 +28,7 @@ def get_config(epochs: str = "90") -> ConfigDict:
     c = base()
     c.batch_size = 1024
     c.length = f"{epochs} epochs"
-    c.model.name = "vit_small_16(pool='mean', position='sincos')"
+    c.model.name = "vit_s_16(pool='mean', position='sincos')"
     c.data.name = "imagenet2012"
     c.data.train = "train[:99%]"
     c.data.eval = "train[99%:]"

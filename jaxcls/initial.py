@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, sources, transfer, weights
+from jaxcls import checkpoint, hosts, sources, transfer, weights
 from jaxcls import config as configs
 from jaxcls.errors import InputError
 from jaxcls.models import naming
@@ -227,8 +227,14 @@ def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
     arXiv:2404.00498).
     """
     path, side = to_whiten(recipe)
-    images = np.asarray(recipe.normalize(jnp.asarray(recipe.data.sample(_WHITENED))))
-    return {path: whitening(images, kernel=side)}
+
+    def made() -> list[Any]:
+        images = np.asarray(recipe.normalize(jnp.asarray(recipe.data.sample(_WHITENED))))
+        kernel: list[Any] = whitening(images, kernel=side).tolist()
+        return kernel
+
+    # On one process: another's linear algebra could have other last bits.
+    return {path: np.float32(hosts.on_first(made))}
 
 
 def _texts(

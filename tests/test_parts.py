@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from jaxcls import parts
+from jaxcls.clipping import clip
 from jaxcls.errors import InputError
 from jaxcls.models.layers import BatchNorm
-from jaxcls.optimizers import clip, path_name
+from jaxcls.optimizers import path_name
 from jaxcls.parts import WHOLE, Part
 from tests.modules import built, shapes
 from tests.stepping import direction, with_columns
