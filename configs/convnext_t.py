@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c.data.train_ops = "decode | random_resized_crop(224, filter='cubic')"
     c.data.eval_ops = "decode | resize_short(256, 'bicubic') | center_crop(224)"
     c.augment = (
-        "flip | randaugment(2, 9, noise=0.5, increasing=True, probability=0.5)"
+        "flip | randaugment(2, 9, 'timm', noise=0.5, probability=0.5)"
         " | random_erasing(0.25)"
     )
     c.mix = "mixup_or_cutmix(0.8, 1.0)"

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     c.data.test = "validation"
     c.data.train_ops = "decode | random_resized_crop(224, area=(0.05, 1.0))"
     c.data.eval_ops = "decode | resize_short(256) | center_crop(224)"
-    c.augment = "flip | randaugment(2, 15)"
+    c.augment = "flip | randaugment(2, 15, 'google', legacy_contrast=True)"
     c.mix = "mixup(0.5)"
     c.normalize = "symmetric"
     c.eval.metrics = "top1 | topk(5)"

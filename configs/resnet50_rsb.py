@@ -42,9 +42,7 @@ def get_config(recipe: str = "a1") -> ConfigDict:
     c.data.train_ops = f"decode | random_resized_crop({size}, filter='cubic')"
     c.data.eval_ops = "decode | resize_short(235, 'bicubic') | center_crop(224)"
     c.data.repeats = 1 if recipe == "a3" else 3
-    c.augment = (
-        f"flip | randaugment(2, {magnitude}, noise=0.5, increasing=True, probability=0.5)"
-    )
+    c.augment = f"flip | randaugment(2, {magnitude}, 'timm', noise=0.5, probability=0.5)"
     c.mix = f"mixup_or_cutmix({mixup}, 1.0)"
     c.normalize = "imagenet"
     c.eval.metrics = "top1 | topk(5)"

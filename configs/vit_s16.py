@@ -12,8 +12,8 @@ Cost: 111,477 steps of 1024 images (90 epochs), 371,588 (300); 27.6 GFLOP an ima
 and backward. They give 6 to 7 hours on a TPU v3-8 for 90 epochs.
 Expected: 76.7 % top-1 after 90 epochs and 80.0 % after 300, with a linear head as here
 (the paper); an independent PyTorch run of 300 epochs gave 79.75 +- 0.07 (mup-vit, 3 seeds).
-Their RandAugment has the contrast that `legacy_contrast=True` gives. Not yet run to the
-end here.
+Their RandAugment has a contrast that is not ImageEnhance's; `legacy_contrast` is theirs.
+Not yet run to the end here.
 
     python -m jaxcls.main --config=configs/vit_s16.py:90 --config.data.dir=DIR
 """
@@ -35,7 +35,7 @@ def get_config(epochs: str = "90") -> ConfigDict:
     c.data.test = "validation"
     c.data.train_ops = "decode | random_resized_crop(224, area=(0.05, 1.0))"
     c.data.eval_ops = "decode | resize_short(256) | center_crop(224)"
-    c.augment = "flip | randaugment(2, 10)"
+    c.augment = "flip | randaugment(2, 10, 'google', legacy_contrast=True)"
     c.mix = "mixup(0.2)"
     c.normalize = "symmetric"
     c.eval.metrics = "top1 | topk(5)"

@@ -89,7 +89,7 @@ def make_objective(
         variables = {"params": params, "batch_stats": batch_stats}
         logits, batch_stats = apply(variables, examples.images, True, key)
         each = loss(logits, examples.targets)
-        if distillation:
+        if distillation and examples.taught is not None:
             taught = losses.distill(logits, examples.taught, distillation.temperature)
             each = (1.0 - distillation.weight) * each + distillation.weight * taught
         value, extra = each.mean(), jnp.zeros((), jnp.float32)

@@ -210,7 +210,7 @@ def to_whiten(recipe: Recipe) -> tuple[str, int]:
     layer = recipe.config.init.whiten
     path = f"params/{layer}/kernel"
     like = naming.flatten(recipe.variables_like).get(path)
-    shape = like.shape if like is not None else ()
+    shape: tuple[int, ...] = like.shape if like is not None else ()
     fits = len(shape) == 4 and shape[3] == 2 * math.prod(shape[:3])
     if not fits or shape[0] != shape[1]:
         raise InputError(
@@ -234,7 +234,7 @@ def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
         return kernel
 
     # On one process: another's linear algebra could have other last bits.
-    return {path: np.float32(hosts.on_first(made))}
+    return {path: np.array(hosts.on_first(made), np.float32)}
 
 
 def _texts(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from jaxcls.augment import policies, single
 from jaxcls.augment.crops import (
     alternating_flip,
     cutout,
@@ -16,11 +17,27 @@ from jaxcls.augment.rows import Amount, Augmentation, Rows, at, chain, fold, row
 
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "alternating_flip": alternating_flip,
+    "autoaugment": policies.autoaugment,
+    "autocontrast": single.autocontrast,
+    "blur": single.blur,
+    "color_jitter": single.color_jitter,
     "cutout": cutout,
+    "equalize": single.equalize,
     "flip": flip,
     "flip_vertical": flip_vertical,
+    "greyscale": single.greyscale,
+    "invert": single.invert,
+    "posterize": single.posterize,
+    "randaugment": policies.randaugment,
     "random_crop": random_crop,
     "random_erasing": random_erasing,
+    "rotate": single.rotate,
+    "sharpness": single.sharpness,
+    "shear": single.shear,
+    "shift": single.shift,
+    "solarize": single.solarize,
+    "three_augment": policies.three_augment,
+    "trivialaugment": policies.trivialaugment,
 }
 
 __all__ = [

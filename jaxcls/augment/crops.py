@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.ranges import check_share
+from jaxcls.augment.checks import check_share
 from jaxcls.augment.rows import Augmentation, Rows
 from jaxcls.errors import InputError
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxcls.augment.checks import check_alpha, check_share
 from jaxcls.augment.crops import box
-from jaxcls.augment.ranges import check_amount, check_share
 from jaxcls.augment.rows import Amount, at
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -25,7 +25,7 @@ def mixup(alpha: Amount = 0.2, probability: float = 1.0, until: float = 1.0) -> 
     second over the run; where it is 0, nothing is mixed. probability: of a batch to be
     mixed. until: the share of the run after which none is.
     """
-    check_amount("alpha", alpha)
+    check_alpha("alpha", alpha)
     return _mix(alpha, 0.0, 0.0, probability, until)
 
 
@@ -36,7 +36,7 @@ def cutmix(alpha: Amount = 1.0, probability: float = 1.0, until: float = 1.0) ->
     and of ``1 - weight`` of its area, centred anywhere; the targets' weight is that of the
     pixels left after clipping. alpha, probability, until: as of `mixup`.
     """
-    check_amount("alpha", alpha)
+    check_alpha("alpha", alpha)
     return _mix(0.0, alpha, 1.0, probability, until)
 
 
@@ -52,8 +52,8 @@ def mixup_or_cutmix(
     mixup, cutmix: the alpha of each. cutmix_share: of the mixed batches. probability,
     until: as of `mixup`.
     """
-    check_amount("mixup", mixup)
-    check_amount("cutmix", cutmix)
+    check_alpha("mixup", mixup)
+    check_alpha("cutmix", cutmix)
     check_share("cutmix_share", cutmix_share)
     return _mix(mixup, cutmix, cutmix_share, probability, until)
 

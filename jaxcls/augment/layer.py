@@ -1,0 +1,183 @@
+"""One operation a row, each row its own: what RandAugment and its kind are made of.
+
+Every row goes through the same few steps, one sharpness blend, one affine gather, one
+table of levels and one colour blend, and the steps that are not a row's own have
+parameters that change nothing. Nothing is computed once per operation and thrown away,
+as under a vmapped `switch`, save tables of 256 entries.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment import colors, geometry, levels
+from jaxcls.errors import InputError
+
+# What an amount is, of the operations that have one.
+OPERATIONS = {
+    "identity": "",
+    "shear_x": "tangent",
+    "shear_y": "tangent",
+    "translate_x": "pixels to the right",
+    "translate_y": "pixels down",
+    "rotate": "degrees counterclockwise",
+    "cutout": "half the side of the square, pixels",
+    "brightness": "factor",
+    "contrast": "factor",
+    "posterize": "bits that stay",
+    "solarize": "first level to be inverted",
+    "solarize_add": "levels added to those below 128",
+    "autocontrast": "",
+    "equalize": "",
+    "invert": "",
+    "color": "factor",
+    "sharpness": "factor",
+}
+NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
+_MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+_LEVELS = (
+    *("brightness", "contrast", "posterize", "solarize", "solarize_add"),
+    *("autocontrast", "equalize", "invert"),
+)
+
+
+class Drawn(NamedTuple):
+    """What one layer does to each row.
+
+    operation [B] int32: a number of `NUMBERS`. amount [B] float32: see `OPERATIONS`.
+    place [B, 2] float32: (y, x) of the middle of a cutout, as shares of height and width.
+    """
+
+    operation: jax.Array
+    amount: jax.Array
+    place: jax.Array
+
+
+def apply(
+    images: jax.Array,
+    drawn: Drawn,
+    among: Sequence[str],
+    *,
+    fill: jax.Array,
+    legacy_contrast: bool = False,
+) -> jax.Array:
+    """uint8 [B, H, W, C], each row after its own operation.
+
+    among: names of all operations that may be drawn; steps that none of them needs are
+    left out. fill: uint8 [C], what geometry and cutout put where no pixel is.
+    """
+    # What the tables need is measured first, and the gather comes last: a row has one
+    # operation, so any order is right, and in this one nothing is computed twice.
+    tables = _tables(images, drawn, among, legacy_contrast)
+    if "sharpness" in among:
+        images = colors.sharpness(images, _factor(drawn, "sharpness"))
+    if "color" in among:
+        images = colors.saturation(images, _factor(drawn, "color"))
+    if tables is not None:
+        images = levels.look_up(images, tables)
+    if any(name in among for name in _MOVES):
+        size = (images.shape[1], images.shape[2])
+        images = geometry.affine(images, _matrices(drawn, among, size), fill)
+    return _cutout(images, drawn, fill) if "cutout" in among else images
+
+
+def apply_each(
+    images: jax.Array,
+    layers: Sequence[Drawn],
+    among: Sequence[str],
+    *,
+    fill: jax.Array,
+    legacy_contrast: bool = False,
+) -> jax.Array:
+    """`apply` of one layer after the other, as a scan: compiled once for all.
+
+    And each layer's images are in memory for the next, whose sums over pixels would
+    otherwise compute them anew.
+    """
+
+    def step(images: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
+        done = apply(images, drawn, among, fill=fill, legacy_contrast=legacy_contrast)
+        return done, None
+
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+    return jax.lax.scan(step, images, stacked)[0]
+
+
+def fill_color(fill: Sequence[int], channels: int) -> jax.Array:
+    """uint8 [C] of one level for all channels, or one a channel.
+
+    Three colours are their grey where images have one channel. Raises `InputError` for
+    any other number of them.
+    """
+    color = jnp.asarray(fill, jnp.uint8)
+    if len(fill) == 3 and channels == 1:
+        return colors.grey(color.reshape(1, 1, 1, 3)).reshape(1).astype(jnp.uint8)
+    if len(fill) not in (1, channels):
+        raise InputError(
+            f"fill={tuple(fill)} has {len(fill)} levels and the images have {channels}"
+            " channels; give one level, such as fill=128"
+        )
+    return jnp.broadcast_to(color, (channels,))
+
+
+def _factor(drawn: Drawn, name: str) -> jax.Array:
+    """The amounts of the rows whose operation it is, 1 of the others, [B]."""
+    return jnp.where(drawn.operation == NUMBERS[name], drawn.amount, 1.0)
+
+
+def _matrices(drawn: Drawn, among: Sequence[str], size: tuple[int, int]) -> jax.Array:
+    amount, nothing = drawn.amount, jnp.zeros_like(drawn.amount)
+    made = {
+        "shear_x": lambda: geometry.shear(amount, nothing),
+        "shear_y": lambda: geometry.shear(nothing, amount),
+        "translate_x": lambda: geometry.translate(amount, nothing),
+        "translate_y": lambda: geometry.translate(nothing, amount),
+        "rotate": lambda: geometry.rotate(amount, size),
+    }
+    matrices = geometry.identity(len(amount))
+    for name in (name for name in _MOVES if name in among):
+        own = (drawn.operation == NUMBERS[name])[:, None, None]
+        matrices = jnp.where(own, made[name](), matrices)
+    return matrices
+
+
+def _tables(
+    images: jax.Array, drawn: Drawn, among: Sequence[str], legacy_contrast: bool
+) -> jax.Array | None:
+    """[B, C, 256] of each row's own; None where no operation has one."""
+    if not any(name in among for name in _LEVELS):
+        return None
+    rows, _, _, channels = images.shape
+    amount = drawn.amount
+    made = {
+        "brightness": lambda: levels.brightness(amount),
+        "contrast": lambda: levels.contrast(images, amount, legacy=legacy_contrast),
+        "posterize": lambda: levels.posterize(amount),
+        "solarize": lambda: levels.solarize(amount),
+        "solarize_add": lambda: levels.solarize_add(amount),
+        "autocontrast": lambda: levels.autocontrast(images),
+        "equalize": lambda: levels.equalize(images),
+        "invert": lambda: levels.invert(rows),
+    }
+    tables = jnp.broadcast_to(levels.identity(rows), (rows, channels, 256))
+    for name in (name for name in _LEVELS if name in among):
+        own = (drawn.operation == NUMBERS[name])[:, None, None]
+        tables = jnp.where(own, made[name](), tables)
+    return tables
+
+
+def _cutout(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:
+    """A square about `place` filled, of which a part may lie outside."""
+    _, height, width, channels = images.shape
+    half = jnp.where(drawn.operation == NUMBERS["cutout"], drawn.amount, 0.0)[:, None]
+    middle = drawn.place * jnp.array([height, width], jnp.float32).reshape(1, 2)
+    middle, half = jnp.floor(middle), jnp.floor(half)
+
+    def within(axis: int, size: int) -> jax.Array:
+        from_middle = jnp.arange(size).reshape(1, size) - middle[:, axis, None]
+        return (from_middle >= -half) & (from_middle < half)
+
+    cut = within(0, height)[:, :, None] & within(1, width)[:, None, :]
+    return jnp.where(cut[..., None], fill.reshape(1, 1, 1, channels), images)

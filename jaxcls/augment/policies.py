@@ -1,0 +1,266 @@
+"""Policies that draw what is done to each image: entries of AUGMENTATIONS.
+
+Each has a pure `draw_...` that says what the keys draw, apart from doing it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment import colors, layer, levels
+from jaxcls.augment.checks import (
+    check_amount,
+    check_fill,
+    check_levels,
+    check_share,
+    check_sigma,
+)
+from jaxcls.augment.layer import NUMBERS, Drawn
+from jaxcls.augment.rows import Amount, Augmentation, Rows, at, fold
+from jaxcls.augment.spaces import (
+    AUTOAUGMENT,
+    RANDAUGMENT,
+    SUBPOLICIES,
+    TRIVIALAUGMENT,
+    Space,
+)
+
+
+def randaugment(
+    layers: int = 2,
+    magnitude: Amount = 10.0,
+    space: str = "torchvision",
+    noise: float = 0.0,
+    probability: float = 1.0,
+    fill: tuple[int, ...] = (),
+    legacy_contrast: bool = False,
+) -> Augmentation:
+    """`layers` operations after one another, each drawn anew, all of one magnitude.
+
+    Cubuk et al., arXiv:1909.13719. What a magnitude means, and which operations there
+    are, differs among implementations; `space` says whose:
+
+    - "torchvision": the paper's 14, magnitudes 0 to 30 (its 31 bins): 10 is a third of
+      30 degrees, 0.3 x 150/331 of a side, factors of 1 +- 0.9.
+    - "google": 16 with invert, solarize_add and cutout, 10 the full strength, up to 30:
+      the code of big_vision, scenic and TensorFlow's models. Their published numbers
+      have ``legacy_contrast=True``: contrast about the pixel count / 256.
+    - "timm": 15 with inc1, magnitudes 0 to 10. rand-m7-mstd0.5-inc1 is
+      ``randaugment(2, 7, "timm", noise=0.5, probability=0.5)``.
+    - "timm_inc0": the same without inc1.
+
+    noise: deviation of a normal draw added to the magnitude, then cut to what the space
+    allows. probability: of a layer to be applied at all. fill: levels where no pixel is,
+    one or one a channel; (): the space's own. A pair of magnitudes goes from its first
+    to its second over the run. Geometry is by the nearest pixel in all of them; timm's
+    is bilinear or bicubic. Raises `ValueError` for what is out of range.
+    """
+    if layers < 1:
+        raise ValueError(f"layers={layers} must be at least 1, such as 2")
+    if space not in RANDAUGMENT:
+        raise ValueError(f"space={space!r} must be one of {', '.join(RANDAUGMENT)}")
+    chosen = RANDAUGMENT[space]
+    check_amount("magnitude", magnitude, chosen.cap, "9")
+    if noise < 0:
+        raise ValueError(f"noise={noise} must be at least 0, such as 0.5")
+    check_share("probability", probability)
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        mean = at(magnitude, rows.share)
+        color = layer.fill_color(fill or chosen.fill, images.shape[-1])
+        size = images.shape[1:3]
+        drawn = [
+            draw_randaugment(fold(rows, i).key, chosen, mean, size, noise, probability)
+            for i in range(layers)
+        ]
+        return layer.apply_each(
+            images,
+            drawn,
+            tuple(chosen.ranges),
+            fill=color,
+            legacy_contrast=legacy_contrast,
+        )
+
+    return apply
+
+
+def draw_randaugment(
+    keys: jax.Array,
+    space: Space,
+    magnitude: jax.Array,
+    size: tuple[int, ...],
+    noise: float = 0.0,
+    probability: float = 1.0,
+) -> Drawn:
+    """What one layer of RandAugment does to images of `size` (height, width)."""
+    luck = _luck(keys)
+    level = jnp.broadcast_to(magnitude, luck.which.shape)
+    if noise:
+        level = level + noise * luck.normal
+    share = jnp.clip(level, 0.0, space.cap) / space.unit
+    number = _pick(luck.which, len(space.ranges))
+    drawn = _amounts(space, number, share, luck, size)
+    return _leave(drawn, luck.applied < probability)
+
+
+def trivialaugment(fill: tuple[int, ...] = ()) -> Augmentation:
+    """TrivialAugmentWide: one operation, of a magnitude drawn from 31.
+
+    Müller and Hutter, arXiv:2103.10158, the wide space of its table: shear 0.99, 32
+    pixels, 135 degrees, factors of 1 +- 0.99, 2 bits left. fill: levels where no pixel
+    is, one or one a channel; (): black.
+    """
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        color = layer.fill_color(fill or TRIVIALAUGMENT.fill, images.shape[-1])
+        drawn = draw_trivialaugment(rows.key, images.shape[1:3])
+        return layer.apply(images, drawn, tuple(TRIVIALAUGMENT.ranges), fill=color)
+
+    return apply
+
+
+def draw_trivialaugment(keys: jax.Array, size: tuple[int, ...]) -> Drawn:
+    """What TrivialAugmentWide does to images of `size` (height, width)."""
+    luck = _luck(keys)
+    number = _pick(luck.which, len(TRIVIALAUGMENT.ranges))
+    share = _pick(luck.level, 31) / TRIVIALAUGMENT.unit
+    return _amounts(TRIVIALAUGMENT, number, share, luck, size)
+
+
+def autoaugment(policy: str = "imagenet", fill: tuple[int, ...] = ()) -> Augmentation:
+    """One of the 25 learnt sub-policies of two operations, drawn for each image.
+
+    Cubuk et al., arXiv:1805.09501; `policy`: "imagenet" or "cifar10". Each operation has
+    its own probability and magnitude, and its sign is drawn. Translations are in shares
+    of the image's own side, 150/331 at most, as torchvision has them. fill: levels where
+    no pixel is, one or one a channel; (): black. Raises `ValueError` for another policy.
+    """
+    if policy not in SUBPOLICIES:
+        raise ValueError(f"policy={policy!r} must be one of {', '.join(SUBPOLICIES)}")
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        color = layer.fill_color(fill or AUTOAUGMENT.fill, images.shape[-1])
+        drawn = draw_autoaugment(rows.key, policy, images.shape[1:3])
+        return layer.apply_each(images, drawn, tuple(AUTOAUGMENT.ranges), fill=color)
+
+    return apply
+
+
+def draw_autoaugment(
+    keys: jax.Array, policy: str, size: tuple[int, ...]
+) -> tuple[Drawn, Drawn]:
+    """What the two operations of AutoAugment do to images of `size` (height, width)."""
+    table = jnp.asarray(_subpolicies(policy))
+    both = table[_pick(_luck(keys).which, len(table))]
+
+    def draw(i: int) -> Drawn:
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        luck = _luck(folded)
+        number, probability, magnitude = both[:, i, 0], both[:, i, 1], both[:, i, 2]
+        share = magnitude / AUTOAUGMENT.unit
+        drawn = _amounts(AUTOAUGMENT, number.astype(jnp.int32), share, luck, size)
+        return _leave(drawn, luck.applied < probability)
+
+    return draw(0), draw(1)
+
+
+def three_augment(
+    threshold: int = 128, sigma: tuple[float, float] = (0.1, 2.0)
+) -> Augmentation:
+    """One of greyscale, solarize and Gaussian blur, equally likely.
+
+    DeiT-III, Touvron et al., arXiv:2204.07118; its colour jitter is a step of its own
+    after this, ``color_jitter(0.3, 0.3, 0.3)``. sigma: from where to where the blur's
+    deviation is drawn, pixels. Raises `ValueError` for what is out of range.
+    """
+    check_levels("threshold", threshold, 256)
+    check_sigma(sigma)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        which, deviation = draw_three_augment(rows.key, sigma)
+        tables = jnp.where(
+            (which == 1)[:, None, None],
+            levels.solarize(jnp.full(which.shape, threshold, jnp.float32)),
+            levels.identity(len(which)),
+        )
+        images = levels.look_up(images, tables)
+        images = colors.saturation(images, jnp.where(which == 0, 0.0, 1.0))
+        return colors.blur(
+            images, jnp.where(which == 2, deviation, 0.0), colors.reach(sigma[1])
+        )
+
+    return apply
+
+
+def draw_three_augment(
+    keys: jax.Array, sigma: tuple[float, float]
+) -> tuple[jax.Array, jax.Array]:
+    """([B] 0 for grey, 1 for solarize, 2 for blur; [B] the blur's deviation)."""
+    luck = _luck(keys)
+    return _pick(luck.which, 3), sigma[0] + luck.level * (sigma[1] - sigma[0])
+
+
+class _Luck(NamedTuple):
+    """Draws of each row, [B]: uniform in 0..1, a sign, a standard normal; place [B, 2]."""
+
+    which: jax.Array
+    applied: jax.Array
+    level: jax.Array
+    sign: jax.Array
+    normal: jax.Array
+    place: jax.Array
+
+
+def _luck(keys: jax.Array) -> _Luck:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, second = jax.random.split(key)
+        return jax.random.uniform(first, (6,)), jax.random.normal(second)
+
+    uniform, normal = jax.vmap(one)(keys)
+    sign = jnp.where(uniform[:, 3] < 0.5, -1.0, 1.0)
+    return _Luck(uniform[:, 0], uniform[:, 1], uniform[:, 2], sign, normal, uniform[:, 4:])
+
+
+def _pick(uniform: jax.Array, count: int) -> jax.Array:
+    """0 to count - 1, int32, of a draw from 0..1 without 1."""
+    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
+
+
+def _amounts(
+    space: Space,
+    which: jax.Array,
+    share: jax.Array,
+    luck: _Luck,
+    size: tuple[int, ...],
+) -> Drawn:
+    """The drawn operation of the space, by its place in `ranges`, with its amount."""
+    height, width = size
+    numbers = jnp.array([NUMBERS[name] for name in space.ranges], jnp.int32)
+    amounts = [
+        amount_of(share, luck.sign, (height, width)) for amount_of in space.ranges.values()
+    ]
+    amount = jnp.select([which == i for i in range(len(amounts))], amounts)
+    return Drawn(numbers[which], amount, luck.place)
+
+
+def _leave(drawn: Drawn, applied: jax.Array) -> Drawn:
+    """Nothing is done to rows that are not applied."""
+    number = jnp.where(applied, drawn.operation, NUMBERS["identity"])
+    return drawn._replace(operation=number)
+
+
+def _subpolicies(policy: str) -> np.ndarray:
+    """float32 [25, 2, 3]: place in AUTOAUGMENT's ranges, probability, magnitude."""
+    places = {name: i for i, name in enumerate(AUTOAUGMENT.ranges)}
+
+    def step(text: str) -> tuple[float, float, float]:
+        name, probability, magnitude = text.split()
+        return places[name], float(probability), float(magnitude)
+
+    pairs = SUBPOLICIES[policy].replace("|", "\n").strip().split("\n")
+    return np.array([[step(one) for one in pair.split(",")] for pair in pairs], np.float32)

@@ -1,0 +1,202 @@
+"""Single operations with a probability: entries of AUGMENTATIONS.
+
+A probability is that of one image to be changed; `Amount` is a number, or a pair that
+goes from its first to its second over the run. `fill` is what lies outside an image: one
+level, or one a channel.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment import colors, geometry, layer, levels
+from jaxcls.augment.checks import (
+    check_amount,
+    check_fill,
+    check_levels,
+    check_share,
+    check_sigma,
+    ends,
+)
+from jaxcls.augment.rows import Amount, Augmentation, Rows, at
+
+
+def color_jitter(
+    brightness: Amount = 0.0,
+    contrast: Amount = 0.0,
+    saturation: Amount = 0.0,
+    hue: Amount = 0.0,
+    probability: float = 1.0,
+) -> Augmentation:
+    """Each factor drawn from 1 - amount (at least 0) to 1 + amount; hue from -hue to hue.
+
+    hue in turns of the colour circle, at most 0.5. Always in this order: torchvision
+    draws the order too, which would cost four times as much here, where every row goes
+    through the same steps. Raises `ValueError` for a negative amount.
+    """
+    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for name, amount in factors.items():
+        check_amount(name, amount, 60, "0.4")
+    check_amount("hue", hue, 0.5, "0.1")
+    check_share("probability", probability)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        uniform = _uniform(rows, 5)
+        chosen = uniform[:, 0] < probability
+
+        def factor(name: str, i: int) -> jax.Array:
+            most = at(factors[name], rows.share)
+            low = jnp.maximum(1 - most, 0.0)
+            drawn = low + uniform[:, i] * (1 + most - low)
+            return jnp.where(chosen, drawn, 1.0)
+
+        if any(ends(brightness)):
+            tables = levels.brightness(factor("brightness", 1))
+            images = levels.look_up(images, tables)
+        if any(ends(contrast)):
+            tables = levels.contrast(images, factor("contrast", 2))
+            images = levels.look_up(images, tables)
+        if any(ends(saturation)):
+            images = colors.saturation(images, factor("saturation", 3))
+        if any(ends(hue)):
+            turns = (2 * uniform[:, 4] - 1) * at(hue, rows.share)
+            images = colors.hue(images, jnp.where(chosen, turns, 0.0))
+        return images
+
+    return apply
+
+
+def greyscale(probability: float = 0.2) -> Augmentation:
+    """Without colours; images of one channel stay."""
+    return _with_probability("color", 0.0, probability)
+
+
+def blur(probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Augmentation:
+    """Gaussian blur of a deviation drawn from `sigma`, pixels, up to 16."""
+    check_share("probability", probability)
+    check_sigma(sigma)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        uniform = _uniform(rows, 2)
+        deviation = sigma[0] + uniform[:, 1] * (sigma[1] - sigma[0])
+        deviation = jnp.where(uniform[:, 0] < probability, deviation, 0.0)
+        return colors.blur(images, deviation, colors.reach(sigma[1]))
+
+    return apply
+
+
+def solarize(probability: float = 0.2, threshold: int = 128) -> Augmentation:
+    """Levels from `threshold` on inverted."""
+    check_levels("threshold", threshold, 256)
+    return _with_probability("solarize", float(threshold), probability)
+
+
+def posterize(probability: float = 0.5, bits: int = 4) -> Augmentation:
+    """The highest `bits` of each level, 1 to 8."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits={bits} must be from 1 to 8, such as 4")
+    return _with_probability("posterize", float(bits), probability)
+
+
+def equalize(probability: float = 0.5) -> Augmentation:
+    """Each channel's levels to equal frequency."""
+    return _with_probability("equalize", 0.0, probability)
+
+
+def autocontrast(probability: float = 0.5) -> Augmentation:
+    """Each channel's darkest level to 0, its lightest to 255."""
+    return _with_probability("autocontrast", 0.0, probability)
+
+
+def invert(probability: float = 0.1) -> Augmentation:
+    """Black to white."""
+    return _with_probability("invert", 0.0, probability)
+
+
+def sharpness(probability: float = 0.5, factor: float = 2.0) -> Augmentation:
+    """Sharper by a factor above 1, smoother below it; 0 is smooth."""
+    check_amount("factor", factor, 60, "2.0")
+    return _with_probability("sharpness", float(factor), probability)
+
+
+def rotate(
+    degrees: Amount = 15.0, probability: float = 1.0, fill: tuple[int, ...] = (0,)
+) -> Augmentation:
+    """About the middle, by an angle drawn from -degrees to degrees."""
+    check_amount("degrees", degrees, 180, "15")
+    check_share("probability", probability)
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        drawn = _sides(rows, 1, probability) * at(degrees, rows.share)
+        matrices = geometry.rotate(drawn[:, 0], (images.shape[1], images.shape[2]))
+        return _moved(images, matrices, fill)
+
+    return apply
+
+
+def shear(
+    degrees: Amount = 10.0, probability: float = 1.0, fill: tuple[int, ...] = (0,)
+) -> Augmentation:
+    """About the middle, across and down by angles of their own, -degrees to degrees."""
+    check_amount("degrees", degrees, 60, "10")
+    check_share("probability", probability)
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        angles = _sides(rows, 2, probability) * at(degrees, rows.share)
+        tangents = jnp.tan(angles * (math.pi / 180))
+        middle = images.shape[1] / 2, images.shape[2] / 2
+        matrices = geometry.shear(tangents[:, 0], tangents[:, 1], middle)
+        return _moved(images, matrices, fill)
+
+    return apply
+
+
+def shift(
+    share: Amount = 0.1, probability: float = 1.0, fill: tuple[int, ...] = (0,)
+) -> Augmentation:
+    """By whole pixels drawn from -share to share of the height, and of the width."""
+    check_amount("share", share, 1, "0.1")
+    check_share("probability", probability)
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        height, width = images.shape[1:3]
+        drawn = _sides(rows, 2, probability) * at(share, rows.share)
+        down, right = jnp.round(drawn[:, 0] * height), jnp.round(drawn[:, 1] * width)
+        return _moved(images, geometry.translate(right, down), fill)
+
+    return apply
+
+
+def _with_probability(name: str, amount: float, probability: float) -> Augmentation:
+    check_share("probability", probability)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        chosen = _uniform(rows, 1)[:, 0] < probability
+        drawn = layer.Drawn(
+            jnp.where(chosen, layer.NUMBERS[name], layer.NUMBERS["identity"]),
+            jnp.full(chosen.shape, amount, jnp.float32),
+            jnp.zeros((len(chosen), 2)),
+        )
+        return layer.apply(images, drawn, (name,), fill=jnp.zeros((images.shape[-1],)))
+
+    return apply
+
+
+def _moved(images: jax.Array, matrices: jax.Array, fill: tuple[int, ...]) -> jax.Array:
+    color = layer.fill_color(fill or (0,), images.shape[-1])
+    return geometry.affine(images, matrices, color)
+
+
+def _sides(rows: Rows, count: int, probability: float) -> jax.Array:
+    """[B, count] drawn from -1 to 1; all 0 in rows that are left as they are."""
+    uniform = _uniform(rows, count + 1)
+    return jnp.where(uniform[:, :1] < probability, 2 * uniform[:, 1:] - 1, 0.0)
+
+
+def _uniform(rows: Rows, count: int) -> jax.Array:
+    """[B, count] drawn from 0..1, of each row's own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(rows.key)

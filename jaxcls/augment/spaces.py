@@ -1,0 +1,222 @@
+"""Which operations a policy draws from, and what its magnitudes mean for each.
+
+A `Space` is what one published implementation does; the numbers are its definition.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# (magnitude as a share of the largest [B], sign -1 or 1 [B], (height, width)) -> amount.
+Range = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+
+
+class Space(NamedTuple):
+    """Operations, each equally likely, with what a magnitude is for each.
+
+    ranges: of each operation of `layer.OPERATIONS`. unit: the magnitude whose share is
+    1. cap: the largest allowed. fill: levels for where no pixel is.
+    """
+
+    ranges: dict[str, Range]
+    unit: float
+    cap: float
+    fill: tuple[int, ...]
+
+
+def signed(largest: float) -> Range:
+    """0 to `largest`, to either side."""
+    return lambda share, sign, size: sign * share * largest
+
+
+def of_side(axis: int, largest: float) -> Range:
+    """0 to `largest` heights (axis 0) or widths (1) in pixels, to either side."""
+    return lambda share, sign, size: sign * share * (largest * size[axis])
+
+
+def whole_pixels(moved: Range) -> Range:
+    """What is left of an amount without its fraction."""
+    return lambda share, sign, size: sign * _floor(sign * moved(share, sign, size))
+
+
+def about_one(largest: float, least: float = 0.0) -> Range:
+    """A factor of 1 less or more than 0 to `largest`, at least `least`."""
+    return lambda share, sign, size: jnp.maximum(1 + sign * share * largest, least)
+
+
+def line(first: float, last: float) -> Range:
+    """Linearly from first at magnitude 0 to last at the unit, of no sign."""
+    return lambda share, sign, size: first + (last - first) * share
+
+
+def whole(first: int, last: int) -> Range:
+    """`first` and, of the way to `last`, the whole steps that are done."""
+    step = 1 if last > first else -1
+    steps = abs(last - first)
+    return lambda share, sign, size: first + step * _floor(share * steps)
+
+
+def bits(lost: int) -> Range:
+    """8 bits that stay, less up to `lost`, rounded."""
+    return lambda share, sign, size: 8 - jnp.round(share * lost)
+
+
+def none(share: jax.Array, sign: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """An operation without an amount."""
+    return jnp.zeros_like(share)
+
+
+def _floor(amount: jax.Array) -> jax.Array:
+    """Rounded down, of what float32 may have a little below or above its true value."""
+    return jnp.floor(amount + 1e-4)
+
+
+_FIXED: dict[str, Range] = {"autocontrast": none, "equalize": none}
+_FACTORS = ("brightness", "color", "contrast", "sharpness")
+
+
+def _paper(
+    *, shear: float, degrees: float, factor: float, lost: int, shifts: dict[str, Range]
+) -> dict[str, Range]:
+    """The operations of AutoAugment's paper that its successors kept."""
+    return {
+        "shear_x": signed(shear),
+        "shear_y": signed(shear),
+        **shifts,
+        "rotate": signed(degrees),
+        **{name: about_one(factor) for name in _FACTORS},
+        "posterize": bits(lost),
+        "solarize": line(255, 0),
+        **_FIXED,
+    }
+
+
+_SHARE = 150 / 331
+_PAPER = _paper(
+    shear=0.3,
+    degrees=30,
+    factor=0.9,
+    lost=4,
+    shifts={
+        "translate_x": whole_pixels(of_side(1, _SHARE)),
+        "translate_y": whole_pixels(of_side(0, _SHARE)),
+    },
+)
+
+
+# AutoAugment's magnitudes are 0 to 9.
+AUTOAUGMENT = Space({**_PAPER, "invert": none}, unit=9, cap=9, fill=(0,))
+
+# Magnitudes 0 to 30, each equally likely.
+TRIVIALAUGMENT = Space(
+    {
+        "identity": none,
+        **_paper(
+            shear=0.99,
+            degrees=135,
+            factor=0.99,
+            lost=6,
+            shifts=dict.fromkeys(("translate_x", "translate_y"), whole_pixels(signed(32))),
+        ),
+    },
+    unit=30,
+    cap=30,
+    fill=(0,),
+)
+
+_MORE: dict[str, Range] = {
+    **_FIXED,
+    "invert": none,
+    "rotate": signed(30),
+    "shear_x": signed(0.3),
+    "shear_y": signed(0.3),
+    "solarize_add": whole(0, 110),
+}
+_TIMM: dict[str, Range] = {
+    **_MORE,
+    "translate_x": of_side(1, 0.45),
+    "translate_y": of_side(0, 0.45),
+}
+_MEAN = (124, 116, 104)
+
+RANDAUGMENT: dict[str, Space] = {
+    # The paper's 14 operations, of 31 magnitudes, as torchvision has them.
+    "torchvision": Space({"identity": none, **_PAPER}, unit=30, cap=30, fill=(0,)),
+    # The 16 of TensorFlow's models for TPU, from which big_vision, scenic and others
+    # have theirs. Factors go from 0.1 to 1.9; posterize and solarize weaken as the
+    # magnitude rises, and 10 solarizes nothing.
+    "google": Space(
+        {
+            **_MORE,
+            "posterize": whole(0, 4),
+            "solarize": whole(0, 256),
+            **{name: line(0.1, 1.9) for name in _FACTORS},
+            "translate_x": signed(100),
+            "translate_y": signed(100),
+            "cutout": whole(0, 40),
+        },
+        unit=10,
+        cap=30,
+        fill=(128,),
+    ),
+    # timm's 15 with "inc1": all grow with the magnitude.
+    "timm": Space(
+        {
+            **_TIMM,
+            "posterize": whole(4, 0),
+            "solarize": whole(256, 0),
+            **{name: about_one(0.9, least=0.1) for name in _FACTORS},
+        },
+        unit=10,
+        cap=10,
+        fill=_MEAN,
+    ),
+    # timm's 15 without it.
+    "timm_inc0": Space(
+        {
+            **_TIMM,
+            "posterize": whole(0, 4),
+            "solarize": whole(0, 256),
+            **{name: line(0.1, 1.9) for name in _FACTORS},
+        },
+        unit=10,
+        cap=10,
+        fill=_MEAN,
+    ),
+}
+
+# Pairs of (operation, probability, magnitude), from the papers' tables of sub-policies
+# (arXiv:1805.09501, appendix); operations without an amount have magnitude 0 here.
+IMAGENET = """
+posterize 0.4 8, rotate 0.6 9        | solarize 0.6 5, autocontrast 0.6 0
+equalize 0.8 0, equalize 0.6 0       | posterize 0.6 7, posterize 0.6 6
+equalize 0.4 0, solarize 0.2 4       | equalize 0.4 0, rotate 0.8 8
+solarize 0.6 3, equalize 0.6 0       | posterize 0.8 5, equalize 1.0 0
+rotate 0.2 3, solarize 0.6 8         | equalize 0.6 0, posterize 0.4 6
+rotate 0.8 8, color 0.4 0            | rotate 0.4 9, equalize 0.6 0
+equalize 0.0 0, equalize 0.8 0       | invert 0.6 0, equalize 1.0 0
+color 0.6 4, contrast 1.0 8          | rotate 0.8 8, color 1.0 2
+color 0.8 8, solarize 0.8 7          | sharpness 0.4 7, invert 0.6 0
+shear_x 0.6 5, equalize 1.0 0        | color 0.4 0, equalize 0.6 0
+equalize 0.4 0, solarize 0.2 4       | solarize 0.6 5, autocontrast 0.6 0
+invert 0.6 0, equalize 1.0 0         | color 0.6 4, contrast 1.0 8
+equalize 0.8 0, equalize 0.6 0
+"""
+CIFAR10 = """
+invert 0.1 0, contrast 0.2 6         | rotate 0.7 2, translate_x 0.3 9
+sharpness 0.8 1, sharpness 0.9 3     | shear_y 0.5 8, translate_y 0.7 9
+autocontrast 0.5 0, equalize 0.9 0   | shear_y 0.2 7, posterize 0.3 7
+color 0.4 3, brightness 0.6 7        | sharpness 0.3 9, brightness 0.7 9
+equalize 0.6 0, equalize 0.5 0       | contrast 0.6 7, sharpness 0.6 5
+color 0.7 7, translate_x 0.5 8       | equalize 0.3 0, autocontrast 0.4 0
+translate_y 0.4 3, sharpness 0.2 6   | brightness 0.9 6, color 0.2 8
+solarize 0.5 2, invert 0.0 0         | equalize 0.2 0, autocontrast 0.6 0
+equalize 0.2 0, equalize 0.6 0       | color 0.9 9, equalize 0.6 0
+autocontrast 0.8 0, solarize 0.2 8   | brightness 0.1 3, color 0.7 0
+solarize 0.4 5, autocontrast 0.9 0   | translate_y 0.9 9, translate_y 0.7 9
+autocontrast 0.9 0, solarize 0.8 3   | equalize 0.8 0, invert 0.1 0
+translate_y 0.7 9, autocontrast 0.9 0
+"""
+SUBPOLICIES: dict[str, str] = {"imagenet": IMAGENET, "cifar10": CIFAR10}
