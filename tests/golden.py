@@ -33,11 +33,29 @@ TINY = {
 }
 
 
+# What the configs that take an argument are given.
+ARGUMENTS = {
+    "cifar_wrn": ("cifar10", "cifar100"),
+    "resnet50_rsb": ("a1", "a2", "a3"),
+    "vit_s16": ("90", "300"),
+}
+
+
+def configs() -> dict[str, pathlib.Path]:
+    """Every config that ships, "digits.py" or "vit_s16.py:90", and its golden text."""
+    found = {}
+    for path in sorted((GOLDEN.parent.parent / "configs").glob("[!_]*.py")):
+        for argument in ARGUMENTS.get(path.stem, ("",)):
+            end = f"-{argument}" if argument else ""
+            name = f"{path.name}:{argument}" if argument else path.name
+            found[name] = GOLDEN / f"{path.stem}{end}.txt"
+    return found
+
+
 def write_configs() -> None:
     """The resolved text of every config that ships."""
-    for path in sorted((GOLDEN.parent.parent / "configs").glob("[!_]*.py")):
-        text = config.to_text(config.load(str(path)))
-        (GOLDEN / f"{path.stem}.txt").write_text(text)
+    for name, golden in configs().items():
+        golden.write_text(config.to_text(config.load(f"configs/{name}")))
 
 
 def write_run(version: str) -> None:

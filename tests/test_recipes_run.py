@@ -1,0 +1,59 @@
+"""Every config takes two steps at its real image size, on eight random images."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls import config, dry_run, experiment, sources
+from tests.golden import configs
+from tests.test_laws import PHOTOS, ROOT, SMALL
+
+# Of these a sibling is run, which differs in numbers alone.
+SIBLINGS = {"resnet50_rsb.py:a2", "vit_s16.py:300", "cifar_wrn.py:cifar100"}
+QUICK = ("digits", "cifar10", "photos", "tutorial_cifar10", "tutorial_folder")
+NAMES = [
+    pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)
+    for name in configs()
+    if name not in SIBLINGS
+]
+
+
+def random_batch(exp, shape, seed):
+    """Eight random images and labels, where the mesh is."""
+    rng = np.random.default_rng(seed)
+    size = exp.config.batch_size
+    labels = rng.integers(0, exp.data.num_classes, size)
+    batch = {
+        "image": rng.integers(0, 256, (size, *shape)).astype(np.uint8),
+        "label": labels.astype(np.int32),
+        "index": np.arange(size, dtype=np.int32),
+        "epoch": np.zeros(size, np.int32),
+    }
+    return jax.device_put(batch, exp.mesh.devices.flat[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
+    given = {"batch_size": "8", "mesh.devices": "1", "optim.lr_per": "0"}
+    if name.startswith(("finetune", "tutorial_transfer")):
+        given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
+    loaded = config.load(str(ROOT / "configs" / name), given)
+    facts = sources.published_facts(loaded.data.name) or PHOTOS
+    exp = experiment.build(loaded, facts)
+    if name not in SMALL:
+        assert config.to_text(exp.config).strip() in dry_run.describe(exp)
+    shape = exp.data.train_shapes[0]
+    sample = random_batch(exp, shape, 2)["image"]
+    monkeypatch.setattr(exp.data, "sample", lambda count: np.asarray(sample))
+    # Where warm-up begins at 0, the first step would move nothing.
+    state = exp.init()._replace(step=jax.numpy.int32(exp.warmup))
+    before = jax.tree.map(np.asarray, state.params)
+    for seed in range(2):
+        state, record = exp.train_step(state, random_batch(exp, shape, seed))
+        assert bool(record["finite"])
+        assert 0 < float(record["loss"]) < 800
+        assert float(record["lr"]) > 0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    # What is frozen stays, and a bias before a norm may have no gradient.
+    assert np.mean(jax.tree.leaves(moved)) > 0.6
+    assert int(state.step) == exp.warmup + 2
