@@ -127,11 +127,11 @@ class Experiment(Recipe):
     def lowered_train_step(self) -> Any:
         """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
         self.check_batch_size()
-        _ = self.every, self.higher_is_better  # What the step itself does not ask for.
-        if self.config.init.whiten:
-            to_whiten(self)
         try:
             self._check_shapes()
+            _ = self.every, self.higher_is_better  # What the step does not ask for.
+            if self.config.init.whiten:
+                to_whiten(self)
             return self._lowered()
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             if "(" not in self.config.model.name:

@@ -71,6 +71,8 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
         np.asarray(exp.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))).reshape(-1)
         for v in (0, 255)
     )
+    if not (white > black).all():
+        return None  # Each image by its own pixels, which no mean and deviation says.
     crop = height / size
     while math.floor(height / crop) < size:  # As others find the size again.
         crop = math.nextafter(crop, 0)

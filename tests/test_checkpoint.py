@@ -58,6 +58,7 @@ def make(step, best=-1, devices=1, seed=0, **changed):
         bad_step=np.int32(-1),
         skips=np.int32(0),
         rewound=np.full((3, 2), -1, np.int32),
+        plateau={},
     )
     return jax.device_put(state._replace(**changed), mesh.replicated(mesh.make(devices)))
 

@@ -112,3 +112,9 @@ def test_preprocessing_is_told_where_others_can_do_it(tiny, ops, expected):
     else:
         assert found._replace(mean=(), std=()) == expected._replace(mean=(), std=())
         np.testing.assert_allclose(found[:2], expected[:2], atol=1e-6)
+
+
+def test_nothing_is_told_where_each_image_is_normalised_by_itself(tiny):
+    ops = {"data.train_ops": "decode(1)", "data.eval_ops": "decode(1) | resize(16)"}
+    exp = experiment.build(tiny(**ops, normalize="per_image"))
+    assert export.preprocessing(exp) is None

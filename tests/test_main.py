@@ -186,7 +186,7 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
         ("--config.optim=3", r"config.optim is a group of keys; set one of: optim.name"),
         (
             "--config.model.name=resnt50",
-            r"'resnt50' \(did you mean 'resnet50'\?\); known: alexnet, cnn",
+            r"'resnt50' \(did you mean 'resnet50'\?\); known: airbench, alexnet, cnn",
         ),
         ("--config.model.name=cnn(width=3)", r"cnn .* it takes cnn\(widths="),
         ("--config.optim.name=adamv", r"'adamv' \(did you mean 'adam'\?\)"),

@@ -13,6 +13,25 @@ from tests.test_laws import Crash, final_digests, records, run
 
 # States of their own that must survive a death: of the optimizer, the rate, the averages.
 KINDS = {
+    "all at once": {
+        "augment": "alternating_flip | random_crop(1)",
+        "mix": "mixup_or_cutmix(0.8, 1.0, until=0.7)",
+        "data.repeats": 3,
+        "model.batch_norm_groups": 4,
+        "loss.class_weights": "balanced",
+        "loss.l2": 1e-4,
+        "optim.accumulate": 4,
+        "optim.sam": 0.05,
+        "optim.clip_adaptive": 0.05,
+        "optim.wrapper": "lookahead(3)",
+        "optim.freeze_after": "{'^stage1': '5 steps'}",
+        "optim.plateau_patience": 1,
+        "optim.plateau_factor": 0.5,
+        "early_stop.min_delta": 0.9,
+        "eval.every": "2 steps",
+        "ema.every": 2,
+        "ema.warmup": True,
+    },
     "sam, accumulated, by norms of groups": {
         "optim.sam": 0.05,
         "optim.accumulate": 4,
@@ -47,7 +66,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=() if k == "all at once" else pytest.mark.slow) for k in KINDS],
+)
 def test_law_2_a_crash_leaves_no_trace_in(kind, tiny, tmp_path):
     config = tiny(**KINDS[kind])
     run(config, tmp_path / "whole")
@@ -242,6 +264,7 @@ def test_precision_of_products_is_in_the_compiled_step(tiny):
     assert "HIGHEST" not in lowered("")
 
 
+@pytest.mark.slow
 def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
     def losses(devices):
         changes = {"model.batch_norm_groups": 4, "mesh.devices": devices}
@@ -273,6 +296,7 @@ def test_images_that_whiten_are_the_first_of_training_on_every_machine(tiny):
     assert len(exp.data.sample(10**6)) == exp.examples
 
 
+@pytest.mark.slow
 def test_a_step_that_is_stopped_goes_on_with_the_schedule_it_had(tiny, tmp_path):
     config = tiny(**KINDS["lookahead, averages that warm up"])
     train.run(experiment.build(config), str(tmp_path / "whole"))

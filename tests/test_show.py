@@ -25,6 +25,14 @@ def test_normalisation_is_undone(tiny, normalize):
     np.testing.assert_allclose(images * 255, np.asarray(batch["image"]), atol=1e-2)
 
 
+def test_images_normalised_by_themselves_are_shown_from_black_to_white(tiny):
+    exp = experiment.build(tiny(augment="", mix="", normalize="per_image"))
+    images, _ = show.pixels(exp)
+    pixels = np.asarray(next(exp.train_batches())["image"], np.float64)
+    low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    np.testing.assert_allclose(images, (pixels - low) / (high - low), atol=1e-5)
+
+
 def test_augmentation_and_mixing_are_those_of_the_train_step(tiny):
     exp = experiment.build(tiny(augment="flip(1.0)", mix=""))
     plain = experiment.build(tiny(augment="", mix=""))

@@ -49,6 +49,7 @@ def test_the_loss_with_all_the_weight_is_the_distance_to_the_teacher(tiny, taugh
     assert float(scores["loss"]) == pytest.approx(4 * float(apart.mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_resumes_without_a_trace(tiny, taught, tmp_path):
     config = tiny(**STUDENT, **{"distill.run": taught(tiny())})
     train.run(experiment.build(config), str(tmp_path / "whole"))
