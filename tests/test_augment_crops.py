@@ -168,6 +168,7 @@ def test_random_erasing_paints_with_its_probability():
     assert stats.binomtest(int(which.sum()), 400, 0.25).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_the_area_and_ratio_of_an_erased_box_are_as_asked_and_uniform():
     text = "random_erasing(1, (0.1, 0.3), (0.5, 2.0), fill=1)"
     found, which = erased(text, shape=(400, 400), count=400)
@@ -180,6 +181,7 @@ def test_the_area_and_ratio_of_an_erased_box_are_as_asked_and_uniform():
     assert abs(stats.pearsonr(area, ratio).statistic) < 0.2
 
 
+@pytest.mark.slow
 def test_the_places_of_an_erased_box_are_uniform_within_the_image():
     # 10 by 20 pixels in 12 by 25: three rows and six columns to start in.
     text = "random_erasing(1, (0.6666, 0.6667), (0.5, 0.5), fill=1)"
@@ -192,6 +194,7 @@ def test_the_places_of_an_erased_box_are_uniform_within_the_image():
     assert stats.chisquare(counts.ravel()).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_a_box_that_does_not_fit_is_drawn_again_and_at_last_left_out():
     found, which = erased("random_erasing(1, (0.5, 0.5), (0.1, 10.0), fill=1)", 400)
     # Of log ratios in +-2.3, those of 0.5 * 40 * 60 pixels that fit 40 by 60: by hand.
@@ -205,6 +208,7 @@ def test_a_box_that_does_not_fit_is_drawn_again_and_at_last_left_out():
         assert not erased(text, 20, shape)[1].any()
 
 
+@pytest.mark.slow
 def test_erased_noise_is_uniform_over_the_levels_and_differs_everywhere():
     images = np.zeros((60, 31, 33, 3), np.uint8)  # Not a multiple of four bytes.
     got = augmented("random_erasing(1, (0.8, 0.8), (1.0, 1.0))", images)
@@ -250,6 +254,7 @@ ALL = (
 )
 
 
+@pytest.mark.slow
 def test_another_key_augments_otherwise_and_the_same_key_the_same():
     np.testing.assert_array_equal(augmented(ALL), augmented(ALL))
     assert (augmented(ALL) != augmented(ALL, key=jax.random.key(8))).any()

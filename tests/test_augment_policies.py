@@ -122,6 +122,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EXPECTED, ids=str)
 def test_randaugment_draws_each_operation_of_its_space_equally_often(case):
     drawn = amounts_of(drawn_randaugment(*case))
@@ -135,6 +136,7 @@ def test_randaugment_draws_each_operation_of_its_space_equally_often(case):
         assert len(values) == 1 or stats.chisquare(counts).pvalue > 1e-4, name
 
 
+@pytest.mark.slow
 def test_randaugment_with_noise_draws_the_magnitude_of_each_row():
     drawn = amounts_of(drawn_randaugment("timm", 7, noise=0.5))
     magnitudes = np.concatenate(
@@ -146,6 +148,7 @@ def test_randaugment_with_noise_draws_the_magnitude_of_each_row():
     assert 0.4 < np.isclose(np.abs(strongest), 30).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_a_layer_with_a_probability_leaves_the_other_rows():
     drawn = drawn_randaugment("timm", 7, probability=0.5)
     left = int((np.asarray(drawn.operation) == NUMBERS["identity"]).sum())
@@ -158,6 +161,7 @@ def test_cutouts_lie_anywhere():
         assert stats.kstest(place[:, axis], "uniform").pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_trivialaugment_draws_each_operation_and_each_magnitude_equally_often():
     drawn = amounts_of(drawn_trivialaugment(row_keys(KEY, MANY)))
     most = {
@@ -185,6 +189,7 @@ def test_trivialaugment_draws_each_operation_and_each_magnitude_equally_often():
     np.testing.assert_allclose(np.unique(drawn["solarize"]), np.linspace(0, 255, 31), 1e-5)
 
 
+@pytest.mark.slow
 def test_autoaugment_draws_pairs_as_often_as_the_paper_says():
     first, second = drawn_autoaugment("imagenet", SIZE)
     share = {name: len(amounts) / MANY for name, amounts in amounts_of(first).items()}
@@ -212,6 +217,7 @@ def test_autoaugment_draws_pairs_as_often_as_the_paper_says():
     assert {NAMES[i] for i in after_sharpness} == {"invert", "identity"}
 
 
+@pytest.mark.slow
 def test_autoaugment_for_cifar10_has_its_own_pairs():
     first, second = drawn_autoaugment("cifar10", (32, 32))
     pairs = {
@@ -226,6 +232,7 @@ def test_autoaugment_for_cifar10_has_its_own_pairs():
     assert set(np.abs(amounts_of(second)["translate_x"])) == {14.0, 12.0}
 
 
+@pytest.mark.slow
 def test_three_augment_draws_each_of_three_equally_often():
     which, deviation = policies.draw_three_augment(row_keys(KEY, MANY), (0.1, 2.0))
     assert_equally_often(np.bincount(which, minlength=3))
@@ -277,6 +284,7 @@ def test_every_row_is_what_pillow_makes_of_what_was_drawn(text):
 EXACT = ("identity", "equalize", "posterize", "solarize")
 
 
+@pytest.mark.slow
 def test_two_layers_are_one_after_the_other_with_draws_of_their_own():
     images = photographs(*SIZE, count=64)
     rows = fold(rows_of(64), 0)
@@ -294,6 +302,7 @@ def test_two_layers_are_one_after_the_other_with_draws_of_their_own():
     assert checked > 2
 
 
+@pytest.mark.slow
 def test_a_magnitude_grows_with_the_run():
     images = photographs(*SIZE, count=64)
     np.testing.assert_array_equal(
@@ -360,6 +369,7 @@ def test_an_operation_with_a_probability_is_pillow_s_or_nothing(entry):
     assert np.abs(changed - done).max() <= 1
 
 
+@pytest.mark.slow
 def test_brightness_and_contrast_factors_are_uniform_about_1():
     flat = np.full((MANY, 1, 2, 1), 100, np.uint8)
     bright = augmented("color_jitter(0.5)", flat)[:, 0, 0, 0]
@@ -371,6 +381,7 @@ def test_brightness_and_contrast_factors_are_uniform_about_1():
     assert stats.binomtest(int((factor < 1).sum()), MANY).pvalue > 1e-6
 
 
+@pytest.mark.slow
 def test_saturation_and_hue_of_a_jitter_stay_within_their_ranges():
     red = np.zeros((500, 1, 1, 3), np.uint8)
     red[..., 0] = 255
@@ -397,6 +408,7 @@ def test_shift_moves_by_whole_pixels_equally_often_each_way():
     assert_equally_often(np.bincount(right - 10, minlength=21)[1:-1])
 
 
+@pytest.mark.slow
 def test_rotate_turns_to_either_side_by_up_to_its_degrees():
     image = np.zeros((101, 101, 1), np.uint8)
     image[50, 100] = 255

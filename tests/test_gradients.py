@@ -115,7 +115,7 @@ def trains_all(params):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): WHOLE for p, _ in leaves}
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_four_pieces_of_32_equal_128_with_the_groups_of_the_pieces(batch_norm):
     params, stats, examples, apply = conv_net(batch_norm, size=128)
     objective = gradients.make_objective(apply, losses.softmax(), trains=trains_all(params))
@@ -131,6 +131,7 @@ def test_four_pieces_of_32_equal_128_with_the_groups_of_the_pieces(batch_norm):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pieces_are_the_same_on_one_and_on_eight_devices():
     params, stats, examples, apply = conv_net(True, size=64)
     objective = gradients.make_objective(apply, losses.softmax(), trains=trains_all(params))

@@ -227,6 +227,7 @@ def test_a_command_says_what_does_not_fit_on_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_weights_are_part_of_what_a_run_is_and_their_place_is_not(
     tiny, exported, tmp_path
 ):
@@ -393,6 +394,7 @@ def test_positions_are_resampled_to_another_size_of_image(tiny, tmp_path):
     assert "positions resampled from 2x2 to 4x4" in exp.initial.notes[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_weights_is_made_again_where_they_are(
     tiny, exported, tmp_path, monkeypatch, capsys
 ):

@@ -275,6 +275,7 @@ def test_law_7_divergence_right_after_a_save_is_said_as_such(tiny, tmp_path):
         run(diverging, tmp_path)
 
 
+@pytest.mark.slow
 def test_law_7_an_evaluation_that_is_not_finite_is_recorded_and_never_best(tiny, tmp_path):
     wild = {"optim.name": "sgd", "optim.lr": 1e15, "length": "1 steps", "mix": ""}
     config = tiny(**wild, **{"best.metric": "loss"})

@@ -193,6 +193,7 @@ def grouped():
     return module, jax.jit(lambda: module.init(KEY, images, False))(), images
 
 
+@pytest.mark.slow
 def test_a_model_within_sees_each_group_as_if_it_were_alone(grouped):
     module, made, images = grouped
     logits, stats, grads = grouped_step(module, made, 2)(images)

@@ -236,9 +236,10 @@ def test_a_missing_config_is_answered_with_the_near_one():
         ("--workdir=pyproject.toml", r"pyproject.toml is a file; name a folder"),
         ("--workdir=configs", r"configs holds .* and no run; .*--workdir=configs/run"),
         ("--workdir=pyproject.toml/run", r"cannot be written \(Not a directory\)"),
-        (
+        pytest.param(
             "--config.batch_size=10000000",
             r"batch_size=10000000 needs .* about batch_size=\d+ fits",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -346,6 +347,7 @@ def test_evaluate_takes_the_devices_and_data_of_this_machine(trained, data_dir, 
     assert top1 in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pictures):
     from jaxcls import experiment, train
 
@@ -360,6 +362,7 @@ def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pic
     assert not np.array_equal(found, np.asarray(exp.predict_step(raw, images)[0]))
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_reader_of_its_output(tmp_path, data_dir):
     process = subprocess.run(
         f"{sys.executable} -m jaxcls.main {DIGITS} --workdir={tmp_path}"

@@ -88,6 +88,7 @@ def cutmix_by_the_paper(alpha, count, height, width):
     return found
 
 
+@pytest.mark.slow
 def test_the_boxes_of_cutmix_are_distributed_as_in_the_paper():
     own, weights = drawn("cutmix")
     assert set(np.unique(own)) == {0.0, 1.0}
@@ -117,6 +118,7 @@ def test_the_areas_of_cutmix_are_distributed_as_torchvisions(torchvision):
     assert stats.ks_2samp(ours, theirs).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_each_batch_is_mixed_one_way_or_the_other_each_with_its_alpha():
     own, weights = drawn("mixup_or_cutmix(0.8, 0.3, cutmix_share=0.3)")
     flat = (own == own[:, :1, :1]).all((1, 2)) & (weights > 0) & (weights < 1)
@@ -140,6 +142,7 @@ def test_a_share_of_0_or_1_of_cutmix_is_mixup_or_cutmix(share, only):
         jax.tree.map(np.testing.assert_array_equal, either, alone)
 
 
+@pytest.mark.slow
 def test_a_batch_is_mixed_with_its_probability():
     _, weights = drawn("mixup(1.0, probability=0.3)")
     assert stats.binomtest(int((weights < 1).sum()), KEYS, 0.3).pvalue > 0.001
@@ -175,6 +178,7 @@ def test_nothing_is_mixed_from_until_on(name):
         assert not any(changes(until, share))
 
 
+@pytest.mark.slow
 def test_the_weight_is_beta_distributed_by_the_alpha_of_the_share_of_the_run():
     text = "mixup((0.0, 2.0))"
     for share, alpha in ((0.1, 0.2), (0.5, 1.0), (1.0, 2.0)):
@@ -191,6 +195,7 @@ def test_an_alpha_that_grows_from_0_mixes_nothing_at_first():
         assert np.isfinite(drawn(text, share)[1]).all()
 
 
+@pytest.mark.slow
 def test_of_two_ways_only_the_one_whose_alpha_is_above_0_mixes():
     own, weights = drawn("mixup_or_cutmix((0.5, 0.0), (0.0, 1.0))", 1.0)
     assert np.isin(own, [0, 1]).all()

@@ -38,6 +38,7 @@ def test_the_readmes_table_is_what_the_command_prints(costs, monkeypatch, capsys
     assert shown.strip() == capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_every_variant_but_the_tutorials_has_one_line(costs, monkeypatch):
     monkeypatch.setattr(models, "costs", costs.get)
     lines = models.table().splitlines()

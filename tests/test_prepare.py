@@ -522,6 +522,7 @@ def start(root, data_dir, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_and_two_at_once_are_one(tmp_path, run, capsys):
     data = picture(1, "PNG", height=200, width=200)
     big = {"a/big.png": encode(Image.effect_noise((6000, 6000), 50)), "b/1.png": data}

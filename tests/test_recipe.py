@@ -87,6 +87,7 @@ def metrics_of(folder, kind):
     return [r for r in map(json.loads, lines) if r["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_plateau_shows_in_the_recorded_rate(tiny, tmp_path):
     constant = {"optim.schedule": "constant", "length": "8 steps"}
     run(tiny(**KINDS["a plateau"], **constant), tmp_path)
@@ -96,6 +97,7 @@ def test_a_plateau_shows_in_the_recorded_rate(tiny, tmp_path):
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_schedule_free_scores_and_predicts_with_its_average(tiny, tmp_path):
     config = tiny(**KINDS["schedule-free"])
     result = train.run(experiment.build(config), str(tmp_path))

@@ -10,12 +10,8 @@ from tests.test_laws import PHOTOS, ROOT, SMALL
 
 # Of these a sibling is run, which differs in numbers alone.
 SIBLINGS = {"resnet50_rsb.py:a2", "vit_s16.py:300", "cifar_wrn.py:cifar100"}
-QUICK = ("digits", "cifar10", "photos", "tutorial_cifar10", "tutorial_folder")
-NAMES = [
-    pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)
-    for name in configs()
-    if name not in SIBLINGS
-]
+NAMES = [name for name in configs() if name not in SIBLINGS]
+pytestmark = pytest.mark.slow
 
 
 def random_batch(exp, shape, seed):

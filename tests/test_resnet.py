@@ -104,6 +104,7 @@ def test_a_block_that_changes_the_shape_starts_as_its_projection(block):
     np.testing.assert_allclose(y, np.maximum(projected(x, made), 0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "channels"), [(BasicBlock, 15), (BasicBlock, 16), (Bottleneck, 16)]
 )

@@ -57,6 +57,7 @@ def test_a_caption_names_the_class_or_the_two_that_are_mixed():
     assert len(show.caption(np.array([0, 0, 0, 1.0]), names)) <= 24
 
 
+@pytest.mark.slow
 def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
     facts = experiment.build(tiny()).data.facts
     named = facts._replace(class_names=tuple(f"$^{k}$" for k in range(10)))
@@ -66,6 +67,7 @@ def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
     out = tmp_path / "batch.png"
     config = ["--config=configs/digits.py", f"--config.data.dir={data_dir}"]

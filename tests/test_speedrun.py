@@ -80,6 +80,7 @@ def test_images_without_a_patch_are_refused(shape):
         whitening(np.zeros(shape, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 7), (4, 4), (6, 2)])
 def test_the_first_filters_start_as_the_identity_and_others_as_pytorchs(inputs, outputs):
     kernel = dirac(KEY, (3, 3, inputs, outputs))
@@ -150,6 +151,7 @@ def test_each_block_halves_what_the_first_layer_leaves(size, sides):
     assert (embed.shape, logits.shape) == ((2, 8), (2, 5))
 
 
+@pytest.mark.slow
 def test_statistics_keep_the_momentum_and_the_logits_the_scale():
     texts = "airbench(widths=(4,))", "airbench(widths=(4,), momentum=0.9, scale=1.0)"
     images = jnp.asarray(smooth_images())

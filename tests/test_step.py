@@ -250,6 +250,7 @@ def test_a_row_is_augmented_alike_whatever_the_other_rows_are():
     assert (np.asarray(a) != b).any()
 
 
+@pytest.mark.slow
 def test_a_step_over_8_devices_is_that_over_1_but_for_rounding():
     state, train_step = made(ema=0.9, smoothing=0.1, **RANDOM)
     mesh = Mesh(np.array(jax.devices()), ("batch",))

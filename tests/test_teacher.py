@@ -63,6 +63,7 @@ def test_a_run_with_a_teacher_resumes_without_a_trace(tiny, taught, tmp_path):
     assert implied["teacher"].startswith("sha256:")
 
 
+@pytest.mark.slow
 def test_another_teacher_is_another_run(tiny, taught, tmp_path):
     def config(**changes):
         return tiny(**STUDENT, **{"distill.run": taught(tiny(**changes))})
@@ -98,6 +99,7 @@ def test_a_teacher_must_see_what_the_student_does(tiny, taught, changes, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_student_predicts_where_its_teacher_is_gone(tiny, taught, tmp_path):
     config = tiny(**STUDENT, **{"distill.run": taught(tiny())})
     train.run(experiment.build(config), str(tmp_path))

@@ -87,6 +87,7 @@ def test_without_a_test_split_the_best_eval_score_is_the_result(tiny, ran):
     assert result.record["top1"] == evaluated["top1"]
 
 
+@pytest.mark.slow
 def test_with_no_split_to_score_the_run_still_ends(tiny, ran):
     _, result = ran(tiny(**{"data.eval": "", "data.test": "", "length": "2 steps"}))
     assert result.line.startswith("step=2 at=last workdir=")

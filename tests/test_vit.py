@@ -24,6 +24,7 @@ def test_a_block_of_a_small_scale_starts_as_its_shortcut():
         assert made[f"layer_scale{n}"].tolist() == [np.float32(1e-12)] * 8
 
 
+@pytest.mark.slow
 def test_a_scale_of_1_is_as_none_and_none_is_no_parameter():
     x, y, made = block(1.0)
     _, plain, without = block(0.0)
@@ -40,6 +41,7 @@ def test_deit_3_has_two_scales_a_block_more_and_one_position_less():
     assert made["params"]["position"].shape == (1, 14 * 14, 384)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "sincos"])
 def test_a_token_without_a_position_stays_what_it_is(position):
     # The block adds nothing, so the features are the token's, normalised.
