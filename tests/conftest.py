@@ -10,11 +10,15 @@ import types
 # Before jax is imported anywhere: the count is fixed when the backend starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Most of the suite's time is LLVM's, and what it optimises is not ours to test; the
+# processes that tests start have it too, so that bits can be compared.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 import jax
 import pytest
 
-from jaxcls import config, sources
+from jaxcls import config, sources, weights
+from tests.modules import zeros_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled serves the next: a cache of this process and session alone.
@@ -31,6 +35,15 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sources.Dataset("digits", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def resnet50_file(tmp_path_factory):
+    """Weights as others publish them: 1000 classes, and what images they are for."""
+    file = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
+    told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
+    weights.write(file, zeros_of("resnet50", "timm"), told, ())
+    return file
 
 
 @pytest.fixture

@@ -26,13 +26,11 @@ from jaxcls import (
     logs,
     sources,
     train,
-    weights,
 )
 from jaxcls.errors import DivergedError
 from jaxcls.workdir import Workdir
 from tests import golden
 from tests.dying import Crash, Dying
-from tests.modules import zeros_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = golden.configs()
@@ -207,15 +205,6 @@ REFERENCE: dict[str, float] = {}
 
 
 PHOTOS = sources.Facts("photos", "", (None, None, 3), 5, (), {"train": 500, "val": 90})
-
-
-@pytest.fixture(scope="session")
-def resnet50_file(tmp_path_factory):
-    """Weights as others publish them: 1000 classes, and what images they are for."""
-    file = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
-    told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
-    weights.write(file, zeros_of("resnet50", "timm"), told, ())
-    return file
 
 
 @pytest.mark.parametrize("name", SMALL)

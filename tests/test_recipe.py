@@ -68,7 +68,11 @@ KINDS = {
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=() if k == "all at once" else pytest.mark.slow) for k in KINDS],
+    [
+        "all at once",
+        pytest.param("schedule-free", marks=pytest.mark.slow),
+        pytest.param("flips by epoch, copies, a mix that ends", marks=pytest.mark.slow),
+    ],
 )
 def test_law_2_a_crash_leaves_no_trace_in(kind, tiny, tmp_path):
     config = tiny(**KINDS[kind])

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import config, dry_run, experiment, sources
+from jaxcls import config, experiment, sources
 from tests.golden import configs
-from tests.test_laws import PHOTOS, ROOT, SMALL
+from tests.test_laws import PHOTOS, ROOT
 
 # Of these a sibling is run, which differs in numbers alone.
-SIBLINGS = {"resnet50_rsb.py:a2", "vit_s16.py:300", "cifar_wrn.py:cifar100"}
+SIBLINGS = {"resnet50_rsb.py:a1", "vit_s16.py:300", "cifar_wrn.py:cifar100"}
 NAMES = [name for name in configs() if name not in SIBLINGS]
 pytestmark = pytest.mark.slow
 
@@ -36,8 +36,6 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     loaded = config.load(str(ROOT / "configs" / name), given)
     facts = sources.published_facts(loaded.data.name) or PHOTOS
     exp = experiment.build(loaded, facts)
-    if name not in SMALL:
-        assert config.to_text(exp.config).strip() in dry_run.describe(exp)
     shape = exp.data.train_shapes[0]
     sample = random_batch(exp, shape, 2)["image"]
     monkeypatch.setattr(exp.data, "sample", lambda count: np.asarray(sample))
@@ -50,6 +48,7 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
         assert 0 < float(record["loss"]) < 800
         assert float(record["lr"]) > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
-    # What is frozen stays, and a bias before a norm may have no gradient.
-    assert np.mean(jax.tree.leaves(moved)) > 0.6
+    # What is frozen stays, and a bias before a norm may have no gradient; of weights that
+    # are all 0, as here a file's, only the head has one.
+    assert np.mean(jax.tree.leaves(moved)) > (0 if "init.weights" in given else 0.6)
     assert int(state.step) == exp.warmup + 2
