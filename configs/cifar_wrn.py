@@ -15,10 +15,12 @@ CIFAR-100 (the paper, without dropout). Not yet run to the end here.
 from ml_collections import ConfigDict
 
 from jaxcls.config import base
+from jaxcls.errors import lookup
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
     """data: cifar10 or cifar100."""
+    lookup({"cifar10": 10, "cifar100": 100}, data, "dataset")
     c = base()
     c.batch_size = 128
     c.length = "200 epochs"

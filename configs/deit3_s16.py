@@ -34,9 +34,10 @@ def get_config() -> ConfigDict:
     c.mix = "mixup_or_cutmix(0.8, 1.0)"
     c.normalize = "imagenet"
     c.eval.metrics = "top1 | topk(5)"
-    c.loss.name = "sigmoid"
+    c.loss.name = "sigmoid(threshold=1e-6)"  # Every class in a mixed image is whole.
     c.optim.name = "lamb"
     c.optim.lr = 4e-3
     c.optim.weight_decay = 0.05
+    c.optim.clip_norm = 1.0  # As the LAMB that they use always does.
     c.optim.warmup = "5 epochs"
     return c

@@ -2,9 +2,8 @@
 
 After the recipe that Leclerc et al., arXiv:2306.12517, published for their own loader:
 SGD at 1.7 for 4096 images, a rate that rises for two epochs and falls in a line to 0, label
-smoothing, images of 160 pixels for three quarters of the run and then larger ones, and
-blurred strides (Zhang, arXiv:1904.11486). Theirs ramp the size by 32 pixels at the end;
-here it has three steps, each compiled once.
+smoothing, images of 160 pixels for three quarters of the run and then of 192, and
+blurred strides (Zhang, arXiv:1904.11486).
 
 Data: imagenet2012 prepared by TFDS as ArrayRecord in --config.data.dir. The last 1 % of
 the training images (12,812) select the best checkpoint; the 50,000 validation images are
@@ -31,9 +30,7 @@ def get_config() -> ConfigDict:
     c.data.train = "train[:99%]"
     c.data.eval = "train[99%:]"
     c.data.test = "validation"
-    c.data.train_ops = (
-        "decode | random_resized_crop(((0.0, 160), (0.75, 176), (0.875, 192)))"
-    )
+    c.data.train_ops = "decode | random_resized_crop(((0.0, 160), (0.75, 192)))"
     c.data.eval_ops = "decode | resize_short(256) | center_crop(224)"
     c.augment = "flip"
     c.normalize = "imagenet"

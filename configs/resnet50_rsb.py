@@ -51,5 +51,6 @@ def get_config(recipe: str = "a1") -> ConfigDict:
     c.optim.name = "lamb"
     c.optim.lr = lr
     c.optim.weight_decay = decay
+    c.optim.clip_norm = 1.0  # As timm's LAMB always does.
     c.optim.warmup = "5 epochs"
     return c

@@ -21,10 +21,12 @@ Not yet run to the end here.
 from ml_collections import ConfigDict
 
 from jaxcls.config import base
+from jaxcls.errors import lookup
 
 
 def get_config(epochs: str = "90") -> ConfigDict:
     """epochs: 90 or 300."""
+    lookup({"90": 90, "300": 300}, epochs, "epochs")
     c = base()
     c.batch_size = 1024
     c.length = f"{epochs} epochs"
@@ -42,7 +44,6 @@ def get_config(epochs: str = "90") -> ConfigDict:
     c.optim.name = "adamw"
     c.optim.lr = 1e-3
     c.optim.weight_decay = 0.1
-    c.optim.decay_on = "kernel$"
     c.optim.clip_norm = 1.0
     c.optim.warmup = "10000 steps"
     return c

@@ -96,8 +96,8 @@ class Plan(NamedTuple):
     """What a host makes one batch of, before anything is read.
 
     positions, examples: [b] int64, of the run and in the source. columns: what more the
-    batch has of each row: in training epoch int32 [b], how often the example was shown
-    before; in evaluation mask bool [b], False where a row is padding.
+    batch has of each row: in training epoch int32 [b], of its showing; in evaluation mask
+    bool [b], False where a row is padding.
     """
 
     positions: np.ndarray

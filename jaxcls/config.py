@@ -138,12 +138,24 @@ def check(config: ConfigDict) -> None:
         _require(values, key, values[key] in allowed, f"must be one of {allowed}")
     is_share = 0 < values["data.fraction"] <= 1
     _require(values, "data.fraction", is_share, "must be above 0 and at most 1")
-    for key in ("early_stop.patience", "optim.plateau_patience"):
+    _check_patience(values)
+
+
+def _check_patience(values: Mapping[str, Any]) -> None:
+    """Raise `InputError` for patience without evaluations, or one that ends the other."""
+    keys = "early_stop.patience", "optim.plateau_patience"
+    for key in keys:
         if values[key] and not values["data.eval"]:
             raise InputError(
                 f"{key}={values[key]} needs evaluations and data.eval is ''; try"
                 " data.eval='train[90%:]' and data.train='train[:90%]'"
             )
+    stop, plateau = (values[key] for key in keys)
+    if stop and plateau and stop <= plateau:
+        raise InputError(
+            f"early_stop.patience={stop} ends the run before the rate is reduced after"
+            f" optim.plateau_patience={plateau}; try early_stop.patience={3 * plateau}"
+        )
 
 
 _FROM_ONE = (

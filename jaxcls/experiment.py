@@ -81,8 +81,9 @@ class Experiment(Recipe):
 
     def init(self) -> step.State:
         """The state at step 0, on the mesh."""
-        given = whitened(self) if self.config.init.whiten else {}
-        given |= self.initial.arrays if self.initial else {}
+        given = dict(self.initial.arrays) if self.initial else {}
+        if self.config.init.whiten and to_whiten(self)[0] not in given:
+            given |= whitened(self)
         return self._jitted_init(*self.keys(), given)
 
     @functools.cached_property
@@ -156,7 +157,7 @@ class Experiment(Recipe):
         memory.check_fits(
             compiled.memory_analysis(),
             limit=limit and max(0, limit - self.data.resident_bytes()),
-            fixed=memory.tree_bytes(self.state_shapes),
+            fixed=memory.tree_bytes((self.state_shapes, self._teacher_variables)),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )

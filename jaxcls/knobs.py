@@ -84,7 +84,9 @@ KNOBS: dict[str, Knob] = {
     "optim.decay_scales": Knob(
         "", "factors of the decay by regular expression: {'^stem/': 0.1}"
     ),
-    "optim.schedule": Knob("cosine", "an entry of SCHEDULES, from peak to the end"),
+    "optim.schedule": Knob(
+        "cosine", "an entry of SCHEDULES, between warm-up and cool-down"
+    ),
     "optim.warmup": Knob("0 steps", "linear from optim.warmup_from to the peak"),
     "optim.warmup_from": Knob(0.0, "where warm-up begins, as a share of the peak"),
     "optim.cooldown": Knob("0 steps", "linear to 0 at the end of the run"),
@@ -108,7 +110,7 @@ KNOBS: dict[str, Knob] = {
         "", "factors of the rate by regular expression: {'bias$': 64, '^stem/': 0.1}"
     ),
     "optim.freeze_after": Knob(
-        "", "when to freeze, by regular expression: {'^whiten/': '3 epochs'}"
+        "", "when params freeze, by regular expression: {'^whiten/': '3 epochs'}"
     ),
     "optim.clip_norm": Knob(0.0, "largest global gradient norm; 0: none"),
     "optim.clip_value": Knob(0.0, "largest size of a gradient's number; 0: none"),
@@ -133,7 +135,9 @@ KNOBS: dict[str, Knob] = {
         "", "regular expression on names here or there: what of init.weights is left out"
     ),
     "init.whiten": Knob(
-        "", "layer whose kernel starts by whitening the training images' patches"
+        "",
+        "layer whose kernel starts by whitening the training images' patches, unless"
+        " init.weights has it",
     ),
     "ema.decay": Knob(0.0, "of the moving average of params and batch_stats; 0: none"),
     "ema.every": Knob(1, "updates between two averages"),
@@ -143,7 +147,9 @@ KNOBS: dict[str, Knob] = {
     "eval.metrics": Knob("top1", "entries of METRICS: 'top1 | topk(5)'; loss always is"),
     "best.metric": Knob("top1", "what 'best' means: a metric, loss, or ema_<metric>"),
     "early_stop.patience": Knob(0, "evaluations without a better best; 0: never stop"),
-    "early_stop.min_delta": Knob(0.0, "least gain in best.metric that counts for patience"),
+    "early_stop.min_delta": Knob(
+        0.0, "least gain in best.metric that counts for its and the plateau's patience"
+    ),
     "nonfinite.policy": Knob(
         "stop",
         "at a loss or gradient that is not finite: stop; skip its batch; or rewind to the"

@@ -180,9 +180,27 @@ def at_rate(
             if not part.scale:
                 return jnp.zeros_like(change)
             new = (lr if part.scale == 1.0 else lr * part.scale) * change
-            if part.start:
-                new = jnp.where(step >= part.start, new, 0.0)
-            return new if part.stop is None else jnp.where(step < part.stop, new, 0.0)
+            return jnp.where(step >= part.start, new, 0.0) if part.start else new
+
+        return jax.tree_util.tree_map_with_path(each, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def until_stop(
+    optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], Parts]
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, its updates 0 from the step at which a parameter stops."""
+
+    def update(
+        grads: Tree, state: Tree, params: Tree, *, step: jax.Array, **others: Any
+    ) -> tuple[Tree, Tree]:
+        known = parts()
+        updates, state = optimizer.update(grads, state, params, step=step, **others)
+
+        def each(path: Any, change: jax.Array) -> jax.Array:
+            stop = known[path_name(path)].stop
+            return change if stop is None else jnp.where(step < stop, change, 0.0)
 
         return jax.tree_util.tree_map_with_path(each, updates), state
 

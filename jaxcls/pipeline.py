@@ -189,10 +189,11 @@ def table(text: str, key: str, *, example: str) -> dict[str, Any]:
             if kind is str:
                 fits = isinstance(value, str)
             if not fits:
-                raise ValueError(f"{value!r} is no {'text' if kind is str else 'number'}")
+                rule = "a text" if kind is str else "a number above 0"
+                raise ValueError(f"{value!r} is not {rule}")
     except _NO_TABLE as error:
         raise InputError(
-            f"{key}={text!r} is not a table of regular expressions ({first_line(error)});"
+            f"{key}={text!r} must be a table of regular expressions ({first_line(error)});"
             f" try {example}"
         ) from None
     return found

@@ -197,8 +197,10 @@ class Plan:
     def pieces(self) -> int:
         """Pieces of the batch whose gradients are taken one after the other."""
         groups, pieces = self.config.model.batch_norm_groups, self.config.optim.accumulate
-        statistics = naming.flatten(self.variables_like["batch_stats"])
-        has_norm = any(path.endswith("var") for path in statistics)
+        statistics = self.variables_like["batch_stats"]
+        frozen = naming.flatten(parts.frozen_statistics(statistics, self.frozen_parts))
+        moving = naming.flatten(statistics).keys() - frozen.keys()
+        has_norm = any(path.endswith("var") for path in moving)
         if has_norm and groups % pieces:
             raise InputError(
                 f"optim.accumulate={pieces} would give BatchNorm other statistics than the"

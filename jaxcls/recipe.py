@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxcls import (
@@ -49,10 +50,12 @@ class Recipe(Plan):
         if optim.freeze:
             made = parts.train_only(made, self.frozen_parts)
         made = parts.at_rate(made, lambda: self.train_parts)
-        if not optim.wrapper:
-            return made
-        table = wrappers.WRAPPERS
-        return pipeline.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
+        if optim.wrapper:
+            table = wrappers.WRAPPERS
+            made = pipeline.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
+        # Around the wrapper: what is frozen must not follow slow weights either.
+        has_stops = bool(optim.freeze_after)
+        return parts.until_stop(made, lambda: self.train_parts) if has_stops else made
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:
@@ -60,7 +63,10 @@ class Recipe(Plan):
         optim, key = self.config.optim, "optim.decay_scales"
         factors = pipeline.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
         paths = list(self.frozen_parts)
-        parts.matching(factors, paths, key)  # Raises where one matches nothing.
+        # These raise where one matches nothing.
+        parts.matching(factors, paths, key)
+        if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
+            parts.matching({optim.decay_on: 1.0}, paths, "optim.decay_on")
         return optimizers.decay_scales(optim.decay_on, factors)
 
     @functools.cached_property
@@ -75,6 +81,17 @@ class Recipe(Plan):
         )
         table = schedules.SCHEDULES
         main = pipeline.build_one(optim.schedule, table, key, peak=self.lr, span=span)
+        name = pipeline.parse(optim.schedule, key)[0].name
+        if self.warmup and name in schedules.RISING:
+            raise InputError(
+                f"{key}={optim.schedule!r} rises by itself, and optim.warmup="
+                f"{optim.warmup!r} would come before it; give optim.warmup='0 steps'"
+            )
+        if self.cooldown and float(main(jnp.int32(last))) < 1e-4 * self.lr:
+            raise InputError(
+                f"{key}={optim.schedule!r} is at its end where optim.cooldown="
+                f"{optim.cooldown!r} begins; give 'constant' or 'rsqrt', or no cool-down"
+            )
         main = schedules.warm_up(main, self.lr, self.warmup, optim.warmup_from)
         return schedules.cool_down(main, last, self.steps) if self.cooldown else main
 
@@ -88,6 +105,7 @@ class Recipe(Plan):
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:
         """The same with the weights of classes."""
+        self._check_threshold()
         text, key = self.config.loss.class_weights, "loss.class_weights"
         if not text:
             return self.loss
@@ -98,6 +116,21 @@ class Recipe(Plan):
             )
         names, counts = self.data.class_names, self.data.class_counts
         return losses.weighted(self.loss, losses.parse_weights(text, names, counts))
+
+    def _check_threshold(self) -> None:
+        """Raise `InputError` where smoothing moves targets over a threshold."""
+        loss, classes = self.config.loss, self.data.num_classes
+        (call,) = pipeline.parse(loss.name, "loss.name")
+        threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
+        off = loss.smoothing / classes
+        if call.name != "sigmoid" or not threshold:
+            return
+        if not off < threshold < 1 - loss.smoothing + off:
+            raise InputError(
+                f"loss.smoothing={loss.smoothing} makes targets of {off:g} and"
+                f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them apart"
+                f" at {threshold}; try loss.smoothing=0.0"
+            )
 
     @functools.cached_property
     def _penalty(self) -> gradients.Penalty | None:
@@ -165,7 +198,28 @@ class Recipe(Plan):
                 f"ema.decay={decay} and optim.wrapper={self.config.optim.wrapper!r} would"
                 " both average the params; leave one of them out"
             )
+        if inner is not None:
+            self._check_averaging()
         return bool(decay) or inner is not None
+
+    def _check_averaging(self) -> None:
+        """Raise `InputError` where an optimizer that averages is not used as one."""
+        config = self.config
+        wrapper = f"optim.wrapper={config.optim.wrapper!r}"
+        for key, value, is_right, right in (
+            ("best.metric", config.best.metric, "ema_", "ema_top1"),
+            ("optim.schedule", config.optim.schedule, "constant", "constant"),
+        ):
+            if not value.startswith(is_right):
+                raise InputError(
+                    f"{wrapper} is for a constant rate, and what it averages is scored as"
+                    f" ema_...; give {key}={right!r}, not {value!r}"
+                )
+        if config.optim.freeze_after:
+            raise InputError(
+                f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one of"
+                " them out"
+            )
 
     @functools.cached_property
     def pure_inputs(self) -> step.Inputs:

@@ -18,6 +18,8 @@ from jaxcls import durations
 
 Schedule = Callable[[jax.Array], jax.Array]
 
+# What begins below the peak: no warm-up comes before it.
+RISING = ("one_cycle", "triangular")
 # More drops than this in one run are a mistake, and a table that no device should hold.
 MOST_DROPS = 100_000
 

@@ -92,7 +92,7 @@ def schedule_free(
     The params are y, where gradients are taken; `optimizer`, which should have no momentum
     of its own (sgd(momentum=0.0), adamw(b1=0.0)), moves z; `averaged` is x, to evaluate.
     b1: how near y is to x. weight_power: each z counts in x by the highest ``lr`` so far,
-    an argument of `update`, to this power.
+    an argument of `update`, to this power. Running statistics of BatchNorm are those of y.
     """
     if not 0 < b1 < 1:
         raise ValueError(f"b1={b1} must be above 0 and below 1, such as 0.9")

@@ -37,7 +37,7 @@ def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
     made = direction(name, decay, pattern, **options)
     if trains:
         made = parts.train_only(made, trains)
-    return parts.at_rate(made, lambda: found)
+    return parts.until_stop(parts.at_rate(made, lambda: found), lambda: found)
 
 
 def with_columns(batch):

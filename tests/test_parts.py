@@ -358,7 +358,7 @@ def test_what_trains_is_updated_as_if_the_frozen_were_not_there(name):
 
 def updated(params, changes, lr, step, found):
     """The params after `changes` at a rate."""
-    rate = parts.at_rate(optax.identity(), lambda: found)
+    rate = parts.until_stop(parts.at_rate(optax.identity(), lambda: found), lambda: found)
     due, _ = rate.update(changes, rate.init(params), params, lr=jnp.float32(lr), step=step)
     return parts.apply(params, due)
 

@@ -39,6 +39,7 @@ KINDS = {
     },
     "schedule-free": {
         "optim.wrapper": "schedule_free",
+        "optim.schedule": "constant",
         "ema.decay": 0.0,
         "best.metric": "ema_top1",
     },
@@ -126,6 +127,26 @@ def test_pieces_need_norms_over_their_own_rows(tiny):
     assert experiment.build(tiny(**without)).pieces == 4
 
 
+def test_pieces_need_no_groups_where_the_norms_are_frozen(tiny):
+    changes = {"optim.accumulate": 4, "optim.freeze": "^(?!head/)"}
+    assert experiment.build(tiny(**changes)).pieces == 4
+
+
+def test_what_is_frozen_follows_no_slow_weights_either(tiny):
+    changes = {
+        "optim.name": "sgd",
+        "optim.wrapper": "lookahead(3)",
+        "optim.freeze_after": "{'^head/': '4 steps'}",
+    }
+    exp = experiment.build(tiny(**changes))
+    state, seen = exp.init(), []
+    for batch in exp.train_batches():
+        state, _ = exp.train_step(state, batch)
+        seen.append(np.asarray(state.params["head"]["kernel"]).tobytes())
+    assert len(set(seen[:4])) == 4
+    assert len(set(seen[3:])) == 1
+
+
 def test_pieces_must_spread_over_the_devices(tiny):
     changes = {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"}
     with pytest.raises(
@@ -146,6 +167,10 @@ def test_pieces_must_spread_over_the_devices(tiny):
         ({"distill.temperature": 0.0}, r"distill.temperature=0.0 must be above 0"),
         ({"model.matmul_precision": "half"}, r"must be one of \('', 'bfloat16'"),
         ({"optim.plateau_patience": 2, "data.eval": ""}, r"plateau_patience=2 needs eval"),
+        (
+            {"optim.plateau_patience": 2, "early_stop.patience": 2},
+            r"early_stop.patience=2 ends the run before .*patience=6$",
+        ),
         ({"optim.cooldown": "soon"}, r"optim.cooldown='soon' is not a duration"),
     ],
 )
@@ -159,13 +184,13 @@ def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
     [
         (
             {"optim.lr_scales": "{'bias$': 0}"},
-            r"^optim.lr_scales=\"{'bias\$': 0}\" is not a table .*try {'bias\$': 2.0}$",
+            r"^optim.lr_scales=.* \(0 is not a number above 0\); try {'bias\$': 2.0}$",
         ),
-        ({"optim.lr_scales": "bias"}, r"is not a table of regular expressions"),
-        ({"optim.lr_scales": "{'(': 1}"}, r"is not a table of regular expressions"),
+        ({"optim.lr_scales": "bias"}, r"must be a table of regular expressions"),
+        ({"optim.lr_scales": "{'(': 1}"}, r"must be a table of regular expressions"),
         ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
         ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
-        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is no text"),
+        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is not a text"),
         ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
         ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
         (
@@ -173,6 +198,31 @@ def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
             r"are 6 and 9 steps and the whole run has 12",
         ),
         ({"optim.cooldown": "100 percent"}, r"cooldown='100 percent' is 12 steps and"),
+        (
+            {"optim.schedule": "linear", "optim.cooldown": "3 steps"},
+            r"'linear' is at its end where optim.cooldown='3 steps' begins",
+        ),
+        (
+            {"optim.schedule": "one_cycle", "optim.warmup": "3 steps"},
+            r"'one_cycle' rises by itself, and optim.warmup='3 steps'",
+        ),
+        ({"optim.decay_on": "karnel$"}, r"optim.decay_on: 'karnel\$' matches no param"),
+        (
+            {"optim.wrapper": "schedule_free", "ema.decay": 0.0},
+            r"schedule_free' is for a constant rate, .* best.metric='ema_top1', not 'top1'",
+        ),
+        (
+            {**KINDS["schedule-free"], "optim.schedule": "cosine"},
+            r"give optim.schedule='constant', not 'cosine'",
+        ),
+        (
+            {**KINDS["schedule-free"], "optim.freeze_after": "{'^head/': '3 steps'}"},
+            r"goes on averaging what optim.freeze_after freezes",
+        ),
+        (
+            {"loss.name": "sigmoid(threshold=0.02)", "loss.smoothing": 0.5},
+            r"loss.smoothing=0.5 makes targets of 0.05 and 0.55, .* at 0.02; try",
+        ),
         ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
         ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
         (

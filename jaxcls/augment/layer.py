@@ -117,7 +117,7 @@ def fill_color(fill: Sequence[int], channels: int) -> jax.Array:
     if len(fill) not in (1, channels):
         raise InputError(
             f"fill={tuple(fill)} has {len(fill)} levels and the images have {channels}"
-            " channels; give one level, such as fill=128"
+            " channels; give one level, such as fill=(128,)"
         )
     return jnp.broadcast_to(color, (channels,))
 

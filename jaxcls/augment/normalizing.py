@@ -13,7 +13,7 @@ Normalization = Callable[[jax.Array], jax.Array]
 
 def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
     """uint8 -> float32: ``(image / 255 - mean) / std``, one of each a channel."""
-    if len(mean) != len(std) or min(std) <= 0:
+    if not mean or len(mean) != len(std) or min(std) <= 0:
         raise ValueError(f"mean={mean}, std={std} must be as long, std above 0")
 
     def apply(images: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ class Rows(NamedTuple):
     """What tells the examples of a batch apart, and where in the run they are.
 
     key [B]: each row's own key of this step. run: one key for the whole run. example [B]
-    int32: the example's number. epoch [B] int32: how often it was shown before. share
+    int32: the example's number. epoch [B] int32: of its showing. share
     [] float32: how much of the run is done, 0..1.
     """
 
