@@ -5,7 +5,7 @@ each with a 2x2 maximum, one dense layer.
 
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
 Cost: 1,914 steps of 128, minutes on two cores.
-Expected: RESULT_CIFAR
+Expected: no published number is of this very recipe; not yet run to the end here.
 
     python -m jaxcls.main --config=configs/tutorial_cifar10.py --config.data.dir=DIR
 """

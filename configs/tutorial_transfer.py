@@ -7,7 +7,7 @@ Weights: a file by torchvision's or timm's names, "hf:timm/resnet50.a1_in1k", or
 folder, in --config.init.weights.
 Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`.
 Cost: 25 epochs of your images, 24.5 GFLOP each forward and backward.
-Expected: RESULT_TRANSFER
+Expected: no published number is of this very recipe; not yet run to the end here.
 
     python -m jaxcls.main --config=configs/tutorial_transfer.py \\
         --config.init.weights=hf:timm/resnet50.a1_in1k

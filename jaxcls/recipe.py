@@ -128,8 +128,8 @@ class Recipe(Plan):
         if not off < threshold < 1 - loss.smoothing + off:
             raise InputError(
                 f"loss.smoothing={loss.smoothing} makes targets of {off:g} and"
-                f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them apart"
-                f" at {threshold}; try loss.smoothing=0.0"
+                f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them"
+                f" apart at {threshold}; try loss.smoothing=0.0"
             )
 
     @functools.cached_property
