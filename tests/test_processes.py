@@ -90,6 +90,7 @@ RESIDENT = {"data.resident": "on", "data.train_ops": "decode", "data.balance": T
 @pytest.mark.parametrize("changes", [STREAMED, RESIDENT], ids=["streamed", "resident"])
 def test_law_3_one_two_and_four_processes_have_the_same_batches(data_dir, changes):
     one = global_batches(1, data_dir, **changes, **{"data.threads": 3})
-    assert {len(batch) for batch in one[:STEPS]} == {4 * 32}  # Of 32 rows each.
+    # 32 rows each of image, label, index, epoch, and what the model is given of them.
+    assert {len(batch) for batch in one[:STEPS]} == {6 * 32}
     for count in (2, 4):
         assert global_batches(count, data_dir, **changes, **{"data.threads": 1}) == one
