@@ -11,7 +11,7 @@ else, which is a 64th at their rate. Its lookahead averages the statistics of Ba
 here the params alone.
 
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
-Cost: 483 steps of 1024; 0.73 GFLOP an image forward and backward.
+Cost: 483 steps of 1024; 0.71 GFLOP an image forward and backward.
 Expected: 94.0 % on the test images (the paper, mean of 1,000 runs, scored on six shifted
 and mirrored views of each image; here each is scored once, as it is, which gives less). Not
 yet run to the end here.

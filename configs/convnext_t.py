@@ -6,7 +6,7 @@ stochastic depth, layer scale, label smoothing and an average of the params.
 Data: imagenet2012 prepared by TFDS as ArrayRecord in --config.data.dir. The last 1 % of
 the training images (12,812) select the best checkpoint; the 50,000 validation images are
 scored once, at the end.
-Cost: 92,897 steps of 4096 images, 26.8 GFLOP each forward and backward.
+Cost: 92,897 steps of 4096 images, 26.7 GFLOP each forward and backward.
 Expected: 82.1 % top-1 on the validation set (the paper, trained on all of the training
 images; timm scores the published weights at 82.07). Not yet run to the end here.
 

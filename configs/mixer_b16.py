@@ -9,7 +9,7 @@ AdamW here multiplies by the rate, so that 0.1 is the same. Their head starts wi
 Data: imagenet2012 prepared by TFDS as ArrayRecord in --config.data.dir. The last 1 % of
 the training images (12,812) select the best checkpoint; the 50,000 validation images are
 scored once, at the end.
-Cost: 92,897 steps of 4096 images, 75.7 GFLOP each forward and backward. They give 2 h 11
+Cost: 92,897 steps of 4096 images, 75.6 GFLOP each forward and backward. They give 2 h 11
 min on a TPU v3-128.
 Expected: 76.3 % top-1 on the validation set (big_vision's config, 300 epochs). Not yet run
 to the end here.

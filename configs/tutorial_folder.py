@@ -6,7 +6,7 @@ configs/finetune.py for weights that others trained.
 
 Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`, where
 FOLDER holds a folder of images for each class.
-Cost: 15 epochs; 0.16 GFLOP an image forward and backward.
+Cost: 15 epochs; 0.25 GFLOP an image forward and backward.
 Expected: no published number is of this very recipe; not yet run to the end here.
 
     python -m jaxcls.main --config=configs/tutorial_folder.py

@@ -8,7 +8,7 @@ the peak rate of 1e-3; AdamW here multiplies by the rate, so that 0.1 is the sam
 Data: imagenet2012 prepared by TFDS as ArrayRecord in --config.data.dir. The last 1 % of
 the training images (12,812) select the best checkpoint; the 50,000 validation images are
 scored once, at the end.
-Cost: 111,477 steps of 1024 images (90 epochs), 371,588 (300); 27.6 GFLOP an image forward
+Cost: 111,477 steps of 1024 images (90 epochs), 371,588 (300); 27.4 GFLOP an image forward
 and backward. They give 6 to 7 hours on a TPU v3-8 for 90 epochs.
 Expected: 76.7 % top-1 after 90 epochs and 80.0 % after 300, with a linear head as here
 (the paper); an independent PyTorch run of 300 epochs gave 79.75 +- 0.07 (mup-vit, 3 seeds).

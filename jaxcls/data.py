@@ -6,7 +6,6 @@ order, through which host ops and from where (disk or device) is the config's.
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcls import batches, decode, mesh, pipeline, sources
-from jaxcls.errors import InputError, did_you_mean
+from jaxcls import batches, decode, mesh, pipeline, sources, splits, subsets
+from jaxcls.errors import InputError
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -65,7 +64,7 @@ class Data:
         text, facts = self.config.data.classes, self.facts
         if not text.strip():
             return list(range(facts.num_classes))
-        return select_classes(text, facts.class_names, facts.num_classes)
+        return subsets.select_classes(text, facts.class_names, facts.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -83,7 +82,7 @@ class Data:
     def count(self, split: str, key: str) -> int:
         """How many examples of a split are used; `key` is its config key or flag."""
         if not self._is_part(key):
-            return sources.count(split, self.facts.splits, key)
+            return splits.count(split, self.facts.splits, key)
         return len(self._used(split, key))
 
     def _is_part(self, key: str) -> bool:
@@ -108,7 +107,7 @@ class Data:
         data, labels = self.config.data, self._labels(split, key)
         used = np.flatnonzero(np.isin(labels, self._classes))
         if key == "data.train" and data.fraction < 1:
-            used = used[stratified(labels[used], data.fraction, data.fraction_seed)]
+            used = used[subsets.stratified(labels[used], data.fraction, data.fraction_seed)]
         if not used.size:
             raise InputError(
                 f"{key}={split!r} holds no example of data.classes={data.classes!r}; give"
@@ -364,48 +363,3 @@ class Data:
             in_shardings=(everywhere, rows),
             out_shardings=rows,
         )
-
-
-def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:
-    """``"cat, dog"`` or ``"0-9, 12"`` -> class numbers, ascending; raises `InputError`.
-
-    Where every class is named by a number, numbers and ranges are names.
-    """
-    chosen: set[int] = set()
-    if names and all(name.isdecimal() for name in names):
-        numbers = {int(name): k for k, name in enumerate(names)}
-    else:
-        numbers = {k: k for k in range(num_classes)}
-    for item in (part.strip() for part in text.split(",")):
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
-        if item in names:
-            chosen.add(names.index(item))
-        elif span:
-            low, high = int(span[1]), int(span[2] or span[1])
-            found = {k for number, k in numbers.items() if low <= number <= high}
-            if not found or not {low, high} <= set(numbers):
-                raise InputError(
-                    f"data.classes={text!r}: {item} is not within"
-                    f" {min(numbers)}-{max(numbers)}"
-                )
-            chosen |= found
-        else:
-            near = did_you_mean(item, names)
-            raise InputError(
-                f"data.classes={text!r}: {item!r} is not a class{near};"
-                f" give names or numbers, such as '{names[0] if names else '0'}' or '0-9'"
-            )
-    return sorted(chosen)
-
-
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The indices [m] of `fraction` of each class, at least one of each, ascending.
-
-    Nested: what 0.1 takes is among what 0.2 takes of the same labels and seed.
-    """
-    by_chance = batches.order(seed, 0, len(labels))
-    by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]
-    counts = np.bincount(labels)
-    within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    wanted = np.maximum(np.rint(counts * fraction), 1)
-    return np.sort(by_class[within < np.repeat(wanted, counts)])

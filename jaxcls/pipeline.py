@@ -157,6 +157,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         )
     if origin in (tuple, Sequence):
         return isinstance(value, tuple | list) and all(_is_a(v, inner[0]) for v in value)
+    if hint is types.NoneType:
+        return value is None
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

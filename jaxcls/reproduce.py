@@ -5,41 +5,35 @@ and the data.
 """
 
 import contextlib
-import gzip
-import io
-import json
 import math
 import os
 import pathlib
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, cli, experiment, logs, provenance, sources, stopping, train
+from jaxcls import (
+    checkpoint,
+    cli,
+    experiment,
+    logs,
+    proof,
+    provenance,
+    sources,
+    stopping,
+    train,
+)
 from jaxcls import config as configs
 from jaxcls.errors import DivergedError, InputError, StoppedError
+from jaxcls.proof import Recorded
 from jaxcls.workdir import Workdir
 
 ABOUT = """Train a recorded run again in a scratch folder, and compare the digest of every
 array at every recorded step. Status 0: the same; 4: it differs, and the first step and
 arrays that do are named, with what differs in the environment."""
-
-_PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
-
-
-class Recorded(NamedTuple):
-    """What a run's folder proves: config values, starts, and records by step."""
-
-    config: dict[str, Any]
-    implied: dict[str, Any]
-    starts: list[dict[str, Any]]
-    digests: dict[int, dict[str, str]]
-    metrics: list[dict[str, Any]]
 
 
 class DifferentError(Exception):
@@ -71,66 +65,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
     tolerance = cli.number(args.tolerance, "--tolerance")
-    with _folder(args.workdir) as folder:
+    with proof.opened(args.workdir) as folder:
         if args.pack:
-            pack(folder, args.pack)
+            proof.pack(folder, args.pack)
             print(f"packed: {args.pack}")
             return cli.DONE
-        recorded = _read(folder, args.workdir)
+        recorded = proof.read(folder, args.workdir)
         return _reproduce(recorded, overrides, steps, tolerance, args.scratch)
-
-
-def pack(folder: str, file: str) -> None:
-    """Write what `reproduce` needs of a run's folder; the same bytes for the same run.
-
-    Raises `InputError` for a folder that holds no run, or a file that cannot be written.
-    """
-    workdir = Workdir(folder)
-    saved = workdir.read()
-    saved["config"]["data.dir"] = ""  # A path of this machine means nothing elsewhere.
-    for key in ("init.weights", "distill.run"):
-        place = saved["config"].get(key, "")
-        if not place.startswith("hf:"):
-            saved["config"][key] = pathlib.PurePath(place).name
-    texts = {"config.json": json.dumps(saved, indent=1) + "\n"}
-    for name in _PACKED[1:]:
-        texts[name] = _text(workdir.path / name)
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as archive:
-        for name, text in texts.items():
-            member = tarfile.TarInfo(f"{workdir.path.name}/{name}")
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    try:
-        pathlib.Path(file).expanduser().write_bytes(gzip.compress(raw.getvalue(), mtime=0))
-    except OSError as error:
-        raise InputError(f"--pack={file} cannot be written ({error.strerror})") from None
-
-
-@contextlib.contextmanager
-def _folder(given: str) -> Iterator[str]:
-    """`given`, or the folder in the archive that it is."""
-    path = pathlib.Path(given).expanduser()
-    if not path.is_file():
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    name = pathlib.PurePosixPath(member.name).name
-                    file = archive.extractfile(member) if member.isfile() else None
-                    if file and name in _PACKED:
-                        (pathlib.Path(scratch) / name).write_bytes(file.read())
-            missing = set(_PACKED) - set(os.listdir(scratch))
-            if missing:
-                raise OSError(f"it lacks {sorted(missing)[0]}")
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"--workdir={given} is no archive of a run ({error}); give a run's folder,"
-                " or what --pack has written"
-            ) from None
-        yield scratch
 
 
 def _reproduce(
@@ -171,46 +112,11 @@ def _reproduce(
     return _compare_nearly(recorded, now_metrics, last, tolerance, changed)
 
 
-def _read(folder: str, given: str) -> Recorded:
-    """The proof in a folder, which messages call `given`; raises `InputError`."""
-    workdir = Workdir(folder)
-    saved = workdir.read()
-    try:
-        digests = {r["step"]: dict(r["arrays"]) for r in logs.read(workdir.digests)}
-        every = json.loads(_text(workdir.path / "manifest.json"))["starts"]
-        # One that ended before it knew where to begin has made nothing.
-        starts = [start for start in every if "resumed_from" in start]
-        begun = max(i for i, start in enumerate(starts) if start["resumed_from"] is None)
-        for start in starts:
-            _ = _topology(start), start["versions"]["jax"], start["xla_flags"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"--workdir={given}: its manifest.json or digests.jsonl is not what a run"
-            f" writes ({type(error).__name__}: {error}); take the folder or archive as it"
-            " was"
-        ) from None
-    if not digests:
-        raise InputError(
-            f"--workdir={given} has recorded no digest yet; train to the first checkpoint"
-        )
-    metrics = logs.read(workdir.metrics)
-    return Recorded(saved["config"], saved["implied"], starts[begun:], digests, metrics)
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}), and a run's proof needs it"
-        ) from None
-
-
 def _last_step(recorded: Recorded, steps: int) -> int:
     """The last recorded step, up to `steps`, that one kind of machine has made."""
     first, limits = recorded.starts[0], [steps] if steps else []
     for start in recorded.starts[1:]:
-        if _topology(start) != _topology(first):
+        if proof.topology(start) != proof.topology(first):
             moved = start["resumed_from"]
             print(f"the run moved to another kind of machine after step {moved}")
             limits.append(moved)
@@ -222,17 +128,6 @@ def _last_step(recorded: Recorded, steps: int) -> int:
             f" {min(recorded.digests)}, and there is nothing to compare before it"
         )
     return max(found)
-
-
-def _topology(start: dict[str, Any]) -> tuple[Any, ...]:
-    """What decides bits besides code and packages."""
-    cpu = start["cpu"]
-    on_cpu = start["devices"][0].lower() == "cpu"
-    return (
-        start["devices"],
-        start.get("hosts", 1),
-        (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
-    )
 
 
 def _set_environment(start: dict[str, Any]) -> None:

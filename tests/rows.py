@@ -1,10 +1,13 @@
 """The rows of a batch, as the step makes them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment import Rows, row_keys
+from jaxcls import pipeline
+from jaxcls.augment import AUGMENTATIONS, Rows, chain, row_keys
 
 KEY = jax.random.key(7)
 
@@ -19,3 +22,14 @@ def rows(count, key=KEY, run=0, example=None, epoch=0, share=0.0):
         epoch=jnp.broadcast_to(jnp.asarray(epoch, jnp.int32), (count,)),
         share=jnp.float32(share),
     )
+
+
+@functools.cache
+def jitted(text):
+    """The augmentations of a config's text, compiled once a text."""
+    return jax.jit(chain(pipeline.build(text, AUGMENTATIONS, "augment")))
+
+
+def augmented(text, images, **told):
+    """The images after the augmentations, as a NumPy array; `told`: of their `rows`."""
+    return np.asarray(jitted(text)(rows(len(images), **told), jnp.asarray(images)))

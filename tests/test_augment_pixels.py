@@ -211,11 +211,3 @@ def test_shear_about_the_middle_leaves_the_middle():
 def test_other_channels_than_1_or_3_are_refused_where_colour_is_needed():
     with pytest.raises(InputError, match=r"^the images have 4 channels; .* need 1 or 3"):
         colors.saturation(jnp.zeros((1, 2, 2, 4), jnp.uint8), jnp.ones(1))
-
-
-def test_a_fill_is_one_level_or_one_a_channel_or_its_grey():
-    np.testing.assert_array_equal(layer.fill_color((7,), 3), [7, 7, 7])
-    np.testing.assert_array_equal(layer.fill_color((1, 2, 3), 3), [1, 2, 3])
-    np.testing.assert_array_equal(layer.fill_color((200, 31, 94), 1), [89])
-    with pytest.raises(InputError, match=r"^fill=\(1, 2\) has 2 levels and the images"):
-        layer.fill_color((1, 2), 3)

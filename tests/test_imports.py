@@ -9,12 +9,21 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 # Below everything.
-SHARED = {"errors", "pipeline", "durations", "knobs", "published", "records", "__init__"}
+SHARED = {
+    "errors",
+    "pipeline",
+    "durations",
+    "knobs",
+    "published",
+    "records",
+    "splits",
+    "__init__",
+}
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
     | {"stopping", "train"},
-    "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "provenance"}
-    | {"sources", "stopping", "train", "workdir"},
+    "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
+    | {"provenance", "sources", "stopping", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
     | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
@@ -48,6 +57,8 @@ NOUNS = {
     "clean": {"decode"},
     "datasets": {"datasets"},
     "models": {"models"},
+    "proof": {"logs", "workdir"},
+    "subsets": {"batches"},
     "workdir": {"config", "provenance"},
     "config": set(),
     "cli": set(),

@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 
-from jaxcls import reproduce
+from jaxcls import proof, reproduce
 from jaxcls.errors import InputError
 from tests.conftest import ROOT
 
@@ -44,7 +44,7 @@ def test_what_differs_between_two_starts_is_named():
 
 
 def recorded(starts, steps):
-    return reproduce.Recorded({}, {}, starts, {step: {} for step in steps}, [])
+    return proof.Recorded({}, {}, starts, {step: {} for step in steps}, [])
 
 
 def test_bits_are_compared_up_to_where_the_run_moved(capsys):
@@ -59,7 +59,7 @@ def test_bits_are_compared_up_to_where_the_run_moved(capsys):
     with pytest.raises(InputError, match="no digest is recorded up to step 0"):
         reproduce._last_step(recorded([START, moved | {"resumed_from": 0}], (5, 9)), 0)
     asked = {**START["cpu"], "nproc": "2"}  # As many as there are cores.
-    assert reproduce._topology(START) == reproduce._topology(START | {"cpu": asked})
+    assert proof.topology(START) == proof.topology(START | {"cpu": asked})
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_near_is_every_recorded_loss_within_the_tolerance(losses, status):
     now = [{"step": s, "kind": "train", "loss": x} for s, x in losses.items()]
     # A record of another kind at the same step moves no pair.
     now.insert(0, {"step": 10, "kind": "skip", "index": [1]})
-    proof = reproduce.Recorded({}, {}, [START], {}, before)
-    assert reproduce._compare_nearly(proof, now, 20, 0.05, {}) == status
+    recorded = proof.Recorded({}, {}, [START], {}, before)
+    assert reproduce._compare_nearly(recorded, now, 20, 0.05, {}) == status
 
 
 def environment(data_dir):
@@ -181,7 +181,7 @@ def test_an_archive_of_the_proof_reproduces_elsewhere(again, tmp_path):
     with tarfile.open(tmp_path / "one.tar.gz") as archive:
         names = [member.name for member in archive]
         texts = [archive.extractfile(member).read().decode() for member in archive]
-    assert names == [f"run/{name}" for name in reproduce._PACKED]
+    assert names == [f"run/{name}" for name in proof.PACKED]
     assert not any(str(tmp_path) in text for text in texts)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

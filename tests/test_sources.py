@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxcls import sources
+from jaxcls import sources, splits
 from jaxcls.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def test_a_split_holds_the_records_that_tfds_gives_for_it(digits, data_dir, spli
         theirs = builder.as_data_source(split, decoders=decoders)
     ours = records(digits.source(split, "data.train"))
     assert ours == [(x["image"], x["label"]) for x in theirs]
-    assert sources.count(split, SPLITS, "data.train") == len(theirs)
+    assert splits.count(split, SPLITS, "data.train") == len(theirs)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "dataset_info.json", "features.json"])
@@ -214,30 +214,6 @@ def test_a_record_that_is_no_plain_example_is_read_by_tfds():
     )
     source = sources.Source([sources.Part(odd, 0, 2, [])], "image", "label", "train")
     assert records(source) == [(b"a", 3), (b"b", 4)]
-
-
-def test_resolve_gives_parts_with_absolute_bounds():
-    parts = [("train", 1293, 1437), ("test", 0, 10)]
-    assert sources.resolve("train[90%:]+test[:10]", SPLITS, "data.eval") == parts
-
-
-@pytest.mark.parametrize(
-    ("split", "said"),
-    [
-        ("trian", "data.eval='trian' is not a split (did you mean 'train'?); there are"),
-        ("train[:90", "data.eval='train[:90' is not a split; there are train (n=1437)"),
-        ("train[:200%]", "slices such as 'train[:90%]'"),
-        ("train[9999:]", "train (n=1437), test (n=360)"),
-        ("train[:1shard]", "data.eval='train[:1shard]' is not a split"),
-        ("", "data.eval='' is not a split"),
-        ("train[5:5]", "data.eval='train[5:5]' holds no example; try 'train'"),
-        ("train[50%:20%]", "holds no example; try 'train'"),
-    ],
-)
-def test_a_bad_split_is_refused_with_the_splits_there_are(split, said):
-    with pytest.raises(InputError) as refused:
-        sources.resolve(split, SPLITS, "data.eval")
-    assert said in str(refused.value)
 
 
 def test_an_absent_dataset_says_how_to_get_it(tmp_path, data_dir):

@@ -15,12 +15,6 @@ def check_levels(name: str, value: float, largest: int = 255) -> None:
         raise ValueError(f"{name}={value} must be from 0 to {largest}, such as 128")
 
 
-def check_fill(fill: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless every one is a grey level."""
-    if not all(0 <= level <= 255 for level in fill):
-        raise ValueError(f"fill={fill} must be levels from 0 to 255, such as (128,)")
-
-
 def check_sigma(sigma: tuple[float, float]) -> None:
     """Raise `ValueError` unless it goes up from 0, to what an image can be read at."""
     if not 0 <= sigma[0] <= sigma[1] <= 16:

@@ -6,11 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.checks import check_share
+from jaxcls.augment.fills import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Augmentation, Rows
-from jaxcls.errors import InputError
-
-# A grey level of 0..255, or one a channel.
-Fill = int | tuple[int, ...]
 
 # How often a box that may not fit into the image is drawn.
 _TRIES = 10
@@ -162,19 +159,8 @@ Paint = Callable[[jax.Array, jax.Array], jax.Array]
 
 def _paint(fill: Fill) -> Paint:
     """(key, image [H, W, C]) -> the colour, of a shape that broadcasts to the image's."""
-    levels = (fill,) if isinstance(fill, int) else tuple(fill)
-    if not levels or not all(0 <= level <= 255 for level in levels):
-        raise ValueError(f"fill={fill} must be of 0..255, such as 128 or (124, 116, 104)")
-
-    def paint(key: jax.Array, image: jax.Array) -> jax.Array:
-        if image.shape[-1] != len(levels) != 1:
-            raise InputError(
-                f"fill={fill} has {len(levels)} channels and the images have"
-                f" {image.shape[-1]}; try {levels[0]}, one grey level for all"
-            )
-        return jnp.array(levels, image.dtype).reshape(1, 1, -1)
-
-    return paint
+    check_fill(fill)
+    return lambda key, image: fill_color(fill, image.shape[-1]).astype(image.dtype)
 
 
 def _noise(key: jax.Array, image: jax.Array) -> jax.Array:

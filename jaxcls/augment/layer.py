@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment import colors, geometry, levels
-from jaxcls.errors import InputError
 
 # What an amount is, of the operations that have one.
 OPERATIONS = {
@@ -103,23 +102,6 @@ def apply_each(
 
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
     return jax.lax.scan(step, images, stacked)[0]
-
-
-def fill_color(fill: Sequence[int], channels: int) -> jax.Array:
-    """uint8 [C] of one level for all channels, or one a channel.
-
-    Three colours are their grey where images have one channel. Raises `InputError` for
-    any other number of them.
-    """
-    color = jnp.asarray(fill, jnp.uint8)
-    if len(fill) == 3 and channels == 1:
-        return colors.grey(color.reshape(1, 1, 1, 3)).reshape(1).astype(jnp.uint8)
-    if len(fill) not in (1, channels):
-        raise InputError(
-            f"fill={tuple(fill)} has {len(fill)} levels and the images have {channels}"
-            " channels; give one level, such as fill=(128,)"
-        )
-    return jnp.broadcast_to(color, (channels,))
 
 
 def _factor(drawn: Drawn, name: str) -> jax.Array:

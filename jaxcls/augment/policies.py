@@ -12,11 +12,11 @@ import numpy as np
 from jaxcls.augment import colors, layer, levels
 from jaxcls.augment.checks import (
     check_amount,
-    check_fill,
     check_levels,
     check_share,
     check_sigma,
 )
+from jaxcls.augment.fills import Fill, check_fill, fill_color
 from jaxcls.augment.layer import NUMBERS, Drawn
 from jaxcls.augment.rows import Amount, Augmentation, Rows, at, fold
 from jaxcls.augment.spaces import (
@@ -34,7 +34,7 @@ def randaugment(
     space: str = "torchvision",
     noise: float = 0.0,
     probability: float = 1.0,
-    fill: tuple[int, ...] = (),
+    fill: Fill | None = None,
     legacy_contrast: bool = False,
 ) -> Augmentation:
     """`layers` operations after one another, each drawn anew, all of one magnitude.
@@ -52,10 +52,10 @@ def randaugment(
     - "timm_inc0": the same without inc1.
 
     noise: deviation of a normal draw added to the magnitude, then cut to what the space
-    allows. probability: of a layer to be applied at all. fill: levels where no pixel is,
-    one or one a channel; (): the space's own. A pair of magnitudes goes from its first
-    to its second over the run. Geometry is by the nearest pixel in all of them; timm's
-    is bilinear or bicubic. Raises `ValueError` for what is out of range.
+    allows. probability: of a layer to be applied at all. fill: the level where no
+    pixel is, or one a channel; None: the space's own. A pair of magnitudes goes from its
+    first to its second over the run. Geometry is by the nearest pixel in all of them;
+    timm's is bilinear or bicubic. Raises `ValueError` for what is out of range.
     """
     if layers < 1:
         raise ValueError(f"layers={layers} must be at least 1, such as 2")
@@ -66,11 +66,12 @@ def randaugment(
     if noise < 0:
         raise ValueError(f"noise={noise} must be at least 0, such as 0.5")
     check_share("probability", probability)
-    check_fill(fill)
+    background = chosen.fill if fill is None else fill
+    check_fill(background)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
         mean = at(magnitude, rows.share)
-        color = layer.fill_color(fill or chosen.fill, images.shape[-1])
+        color = fill_color(background, images.shape[-1])
         size = images.shape[1:3]
         drawn = [
             draw_randaugment(fold(rows, i).key, chosen, mean, size, noise, probability)
@@ -106,17 +107,17 @@ def draw_randaugment(
     return _leave(drawn, luck.applied < probability)
 
 
-def trivialaugment(fill: tuple[int, ...] = ()) -> Augmentation:
+def trivialaugment(fill: Fill = TRIVIALAUGMENT.fill) -> Augmentation:
     """TrivialAugmentWide: one operation, of a magnitude drawn from 31.
 
     Müller and Hutter, arXiv:2103.10158, the wide space of its table: shear 0.99, 32
-    pixels, 135 degrees, factors of 1 +- 0.99, 2 bits left. fill: levels where no pixel
-    is, one or one a channel; (): black.
+    pixels, 135 degrees, factors of 1 +- 0.99, 2 bits left. fill: the level where no
+    pixel is, or one a channel.
     """
     check_fill(fill)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        color = layer.fill_color(fill or TRIVIALAUGMENT.fill, images.shape[-1])
+        color = fill_color(fill, images.shape[-1])
         drawn = draw_trivialaugment(rows.key, images.shape[1:3])
         return layer.apply(images, drawn, tuple(TRIVIALAUGMENT.ranges), fill=color)
 
@@ -131,20 +132,20 @@ def draw_trivialaugment(keys: jax.Array, size: tuple[int, ...]) -> Drawn:
     return _amounts(TRIVIALAUGMENT, number, share, luck, size)
 
 
-def autoaugment(policy: str = "imagenet", fill: tuple[int, ...] = ()) -> Augmentation:
+def autoaugment(policy: str = "imagenet", fill: Fill = AUTOAUGMENT.fill) -> Augmentation:
     """One of the 25 learnt sub-policies of two operations, drawn for each image.
 
     Cubuk et al., arXiv:1805.09501; `policy`: "imagenet" or "cifar10". Each operation has
     its own probability and magnitude, and its sign is drawn. Translations are in shares
-    of the image's own side, 150/331 at most, as torchvision has them. fill: levels where
-    no pixel is, one or one a channel; (): black. Raises `ValueError` for another policy.
+    of the image's own side, 150/331 at most, as torchvision has them. fill: the level
+    where no pixel is, or one a channel. Raises `ValueError` for another policy.
     """
     if policy not in SUBPOLICIES:
         raise ValueError(f"policy={policy!r} must be one of {', '.join(SUBPOLICIES)}")
     check_fill(fill)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        color = layer.fill_color(fill or AUTOAUGMENT.fill, images.shape[-1])
+        color = fill_color(fill, images.shape[-1])
         drawn = draw_autoaugment(rows.key, policy, images.shape[1:3])
         return layer.apply_each(images, drawn, tuple(AUTOAUGMENT.ranges), fill=color)
 

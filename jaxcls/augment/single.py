@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxcls.augment import colors, geometry, layer, levels
 from jaxcls.augment.checks import (
     check_amount,
-    check_fill,
     check_levels,
     check_share,
     check_sigma,
     ends,
 )
+from jaxcls.augment.fills import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Amount, Augmentation, Rows, at
 
 
@@ -121,7 +121,7 @@ def sharpness(probability: float = 0.5, factor: float = 2.0) -> Augmentation:
 
 
 def rotate(
-    degrees: Amount = 15.0, probability: float = 1.0, fill: tuple[int, ...] = (0,)
+    degrees: Amount = 15.0, probability: float = 1.0, fill: Fill = 0
 ) -> Augmentation:
     """About the middle, by an angle drawn from -degrees to degrees."""
     check_amount("degrees", degrees, 180, "15")
@@ -136,9 +136,7 @@ def rotate(
     return apply
 
 
-def shear(
-    degrees: Amount = 10.0, probability: float = 1.0, fill: tuple[int, ...] = (0,)
-) -> Augmentation:
+def shear(degrees: Amount = 10.0, probability: float = 1.0, fill: Fill = 0) -> Augmentation:
     """About the middle, across and down by angles of their own, -degrees to degrees."""
     check_amount("degrees", degrees, 60, "10")
     check_share("probability", probability)
@@ -154,9 +152,7 @@ def shear(
     return apply
 
 
-def shift(
-    share: Amount = 0.1, probability: float = 1.0, fill: tuple[int, ...] = (0,)
-) -> Augmentation:
+def shift(share: Amount = 0.1, probability: float = 1.0, fill: Fill = 0) -> Augmentation:
     """By whole pixels drawn from -share to share of the height, and of the width."""
     check_amount("share", share, 1, "0.1")
     check_share("probability", probability)
@@ -186,8 +182,8 @@ def _with_probability(name: str, amount: float, probability: float) -> Augmentat
     return apply
 
 
-def _moved(images: jax.Array, matrices: jax.Array, fill: tuple[int, ...]) -> jax.Array:
-    color = layer.fill_color(fill or (0,), images.shape[-1])
+def _moved(images: jax.Array, matrices: jax.Array, fill: Fill) -> jax.Array:
+    color = fill_color(fill, images.shape[-1])
     return geometry.affine(images, matrices, color)
 
 

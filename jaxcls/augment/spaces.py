@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcls.augment.fills import Fill
+
 # (magnitude as a share of the largest [B], sign -1 or 1 [B], (height, width)) -> amount.
 Range = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
 
@@ -17,13 +19,13 @@ class Space(NamedTuple):
     """Operations, each equally likely, with what a magnitude is for each.
 
     ranges: of each operation of `layer.OPERATIONS`. unit: the magnitude whose share is
-    1. cap: the largest allowed. fill: levels for where no pixel is.
+    1. cap: the largest allowed. fill: the level where no pixel is, or one a channel.
     """
 
     ranges: dict[str, Range]
     unit: float
     cap: float
-    fill: tuple[int, ...]
+    fill: Fill
 
 
 def signed(largest: float) -> Range:
@@ -107,7 +109,7 @@ _PAPER = _paper(
 
 
 # AutoAugment's magnitudes are 0 to 9.
-AUTOAUGMENT = Space({**_PAPER, "invert": none}, unit=9, cap=9, fill=(0,))
+AUTOAUGMENT = Space({**_PAPER, "invert": none}, unit=9, cap=9, fill=0)
 
 # Magnitudes 0 to 30, each equally likely.
 TRIVIALAUGMENT = Space(
@@ -123,7 +125,7 @@ TRIVIALAUGMENT = Space(
     },
     unit=30,
     cap=30,
-    fill=(0,),
+    fill=0,
 )
 
 _MORE: dict[str, Range] = {
@@ -143,7 +145,7 @@ _MEAN = (124, 116, 104)
 
 RANDAUGMENT: dict[str, Space] = {
     # The paper's 14 operations, of 31 magnitudes, as torchvision has them.
-    "torchvision": Space({"identity": none, **_PAPER}, unit=30, cap=30, fill=(0,)),
+    "torchvision": Space({"identity": none, **_PAPER}, unit=30, cap=30, fill=0),
     # The 16 of TensorFlow's models for TPU, from which big_vision, scenic and others
     # have theirs. Factors go from 0.1 to 1.9; posterize and solarize weaken as the
     # magnitude rises, and 10 solarizes nothing.
@@ -159,7 +161,7 @@ RANDAUGMENT: dict[str, Space] = {
         },
         unit=10,
         cap=30,
-        fill=(128,),
+        fill=128,
     ),
     # timm's 15 with "inc1": all grow with the magnitude.
     "timm": Space(
