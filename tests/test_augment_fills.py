@@ -17,7 +17,7 @@ CALLS = {
     "random_erasing": "random_erasing(1, (0.5, 0.5), {})",
     "rotate": "rotate(180, {})",
     "shear": "shear(45, {})",
-    "shift": "shift(1.0, {})",
+    "translate": "translate(1.0, {})",
     "randaugment": "randaugment(4, 30, {})",
     "trivialaugment": "trivialaugment({})",
     "autoaugment": "autoaugment('imagenet', {})",

@@ -303,7 +303,7 @@ def test_a_magnitude_grows_with_the_run():
 ALL = {
     "randaugment": "randaugment(2, 10, 'google')",
     "jitter": "autoaugment('cifar10') | color_jitter(0.4, 0.4, 0.4, 0.1) | three_augment",
-    "singles": "rotate | shear | shift | sharpness | equalize | blur | greyscale",
+    "singles": "rotate | shear | translate | sharpness | equalize | blur | greyscale",
 }
 
 
@@ -384,10 +384,10 @@ def test_saturation_and_hue_of_a_jitter_stay_within_their_ranges():
     assert paler[:, 1].min() == 0
 
 
-def test_shift_moves_by_whole_pixels_equally_often_each_way():
+def test_translate_moves_by_whole_pixels_equally_often_each_way():
     image = np.zeros((20, 40, 1), np.uint8)
     image[10, 20] = 255
-    got = augmented("shift(0.25)", np.repeat(image[None], 2000, axis=0))[..., 0]
+    got = augmented("translate(0.25)", np.repeat(image[None], 2000, axis=0))[..., 0]
     assert (got.sum((1, 2), dtype=int) == 255).all()
     down, right = (got.max(axis).argmax(-1) for axis in (2, 1))
     assert set(down) == set(range(5, 16))
@@ -426,7 +426,7 @@ def test_rotate_turns_to_either_side_by_up_to_its_degrees():
         ("color_jitter(hue=0.6)", "hue=0.6 must be from 0 to 0.5, such as 0.1"),
         ("color_jitter(-0.1)", "brightness=-0.1 must be from 0 to 60, such as 0.4"),
         ("rotate((0, 200))", "degrees=(0, 200) must be from 0 to 180, such as 15"),
-        ("shift(1.5)", "share=1.5 must be from 0 to 1, such as 0.1"),
+        ("translate(1.5)", "share=1.5 must be from 0 to 1, such as 0.1"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_rule(text, said):

@@ -34,9 +34,9 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "rotate": single.rotate,
     "sharpness": single.sharpness,
     "shear": single.shear,
-    "shift": single.shift,
     "solarize": single.solarize,
     "three_augment": policies.three_augment,
+    "translate": single.translate,
     "trivialaugment": policies.trivialaugment,
 }
 

@@ -44,7 +44,8 @@ def alternating_flip() -> Augmentation:
     """Left to right by chance in an example's first epoch, then every other epoch.
 
     Of two epochs in a row an example is thus seen both ways, and never the same way
-    twice (Jordan, arXiv:2404.00498, section 3.6).
+    twice (Jordan, arXiv:2404.00498, section 3.6). Copies within one epoch, which
+    data.balance and data.repeats make, are seen the same way.
     """
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
@@ -59,8 +60,8 @@ def alternating_flip() -> Augmentation:
 def random_crop(padding: int, mode: str = "zero") -> Augmentation:
     """Pad every side by `padding` pixels, crop back at a random place.
 
-    `mode`: "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect", which
-    arXiv:2404.00498 calls translate.
+    `mode`: "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect" (Jordan,
+    arXiv:2404.00498).
     """
     if padding < 0 or mode not in ("zero", "reflect"):
         raise ValueError(f"padding={padding}, mode={mode!r}: at least 0; zero or reflect")

@@ -152,7 +152,9 @@ def shear(degrees: Amount = 10.0, probability: float = 1.0, fill: Fill = 0) -> A
     return apply
 
 
-def shift(share: Amount = 0.1, probability: float = 1.0, fill: Fill = 0) -> Augmentation:
+def translate(
+    share: Amount = 0.1, probability: float = 1.0, fill: Fill = 0
+) -> Augmentation:
     """By whole pixels drawn from -share to share of the height, and of the width."""
     check_amount("share", share, 1, "0.1")
     check_share("probability", probability)
