@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxcls import checkpoint, cli, experiment, hosts, logs, memory, mesh, sources
 from jaxcls.config import override
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
+from jaxcls.predictions import Predictions
 from jaxcls.workdir import Workdir
 
 
@@ -56,6 +58,34 @@ def score(
     if not np.array_equal(np.sort(index), np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
     return n, {name: _mean(values) for name, values in columns.items()}
+
+
+def predictions(
+    exp: experiment.Experiment,
+    variables: dict[str, Any],
+    split: str,
+    key: str,
+    batch_size: int = 0,
+) -> Predictions:
+    """The logits and labels of exactly the n examples of `split`, in their order.
+
+    variables: as `exp.variables` gives them; key: what `split` is called in messages.
+    Raises RuntimeError if any example was not seen exactly once.
+    """
+    n = exp.data.count(split, key)
+    logits = np.full((n, exp.data.num_classes), np.nan, np.float32)
+    labels, seen = np.zeros(n, np.int32), np.zeros(n, np.int64)
+    everywhere = jax.jit(lambda *columns: columns, out_shardings=mesh.replicated(exp.mesh))
+    for batch in exp.eval_batches(split, key, batch_size):
+        found = exp.logits_step(variables, batch["image"])
+        columns = everywhere(batch["index"], batch["label"], batch["mask"])
+        index, label, mask = map(np.asarray, columns)
+        index = index[mask]
+        logits[index], labels[index] = np.asarray(found)[mask], label[mask]
+        seen[index] += 1
+    if not (seen == 1).all():
+        raise RuntimeError(f"{seen.sum()} predictions for the {n} examples of {split}")
+    return Predictions(logits, labels)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -20,6 +20,8 @@ from jaxcls.errors import InputError, first_line
 from jaxcls.initial import Initial, load, resolved, to_whiten, whitened
 from jaxcls.recipe import Recipe
 
+ImageStep = Callable[[dict[str, Any], jax.Array], jax.Array]
+
 
 def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment":
     """The experiment that a config describes; raises `InputError` for a bad one.
@@ -246,18 +248,19 @@ class Experiment(Recipe):
         return jax.jit(raw, donate_argnums=0, out_shardings=mesh.replicated(self.mesh))
 
     @functools.cached_property
-    def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
-        raw = self.pure_predict_step()
-        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(
-            lambda variables, images: jax.nn.softmax(raw(variables, images)),
-            in_shardings=(state, batch),
-            out_shardings=state,
-        )
+    def logits_step(self) -> ImageStep:
+        """The jitted logits_step(variables, images uint8 [B, H, W, C]) -> [B, K]."""
+        return self._of_images(self.pure_predict_step())
 
     @functools.cached_property
-    def embed_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+    def predict_step(self) -> ImageStep:
+        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
+        raw = self.pure_predict_step()
+        link = jax.nn.sigmoid if self.link == "sigmoid" else jax.nn.softmax
+        return self._of_images(lambda variables, images: link(raw(variables, images)))
+
+    @functools.cached_property
+    def embed_step(self) -> ImageStep:
         """The jitted embed_step(variables, images uint8 [B, H, W, C]) -> [B, D] float32.
 
         The features that the model's head sees.
@@ -267,8 +270,12 @@ class Experiment(Recipe):
             with self.numerics():
                 return self.module.apply(variables, self.normalize(images), False).embed
 
+        return self._of_images(embed)
+
+    def _of_images(self, raw: ImageStep) -> ImageStep:
+        """A function of (variables, images [B, ...]), jitted: rows in, all of it out."""
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(embed, in_shardings=(state, batch), out_shardings=state)
+        return jax.jit(raw, in_shardings=(state, batch), out_shardings=state)
 
     # The batches.
 

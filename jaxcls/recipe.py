@@ -102,6 +102,12 @@ class Recipe(Plan):
         """The loss, one value an example, as evaluations have it: all classes alike."""
         return pipeline.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
 
+    @property
+    def link(self) -> str:
+        """What makes probabilities of logits: "softmax", or "sigmoid" of each class."""
+        (call,) = pipeline.parse(self.config.loss.name, "loss.name")
+        return "sigmoid" if call.name == "sigmoid" else "softmax"
+
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:
         """The same with the weights of classes."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxcls import batches, experiment
-from jaxcls.evaluate import score
+from jaxcls.evaluate import predictions, score
 
 SPLIT = "test[:61]"
 
@@ -46,6 +46,20 @@ def by_hand(exp, weights):
         scores["top1"].append(ranked[0] == label)
         scores["top5"].append(label in ranked[:5])
     return {name: np.mean(values) for name, values in scores.items()}
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 24)])
+def test_predictions_are_logits_and_labels_in_the_order_of_the_split(
+    devices, batch_size, build
+):
+    exp, weights = build(devices)
+    variables = {k: weights[k] for k in ("params", "batch_stats")}
+    found = predictions(exp, variables, SPLIT, "data.test", batch_size)
+    records = list(exp.data.dataset.source(SPLIT, "data.test").read(np.arange(61)))
+    np.testing.assert_array_equal(found.labels, [label for _, label in records])
+    images = [batches.transform(exp.data.eval_ops, png, None) for png, _ in records]
+    expected, _ = exp.model.apply(variables, exp.normalize(np.stack(images)), False, None)
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from jaxcls import experiment, sources
 from jaxcls.errors import InputError
@@ -78,5 +78,9 @@ def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
     assert (features.shape, features.dtype) == ((4, 16), np.float32)
     head = state.params["head"]
     logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(logits, exp.logits_step(variables, pixels), rtol=1e-5)
     expected = np.asarray(exp.predict_step(variables, pixels))
     np.testing.assert_allclose(softmax(logits, axis=1), expected, rtol=1e-5)
+    each = experiment.build(tiny(**{"loss.name": "sigmoid"}))
+    expected = np.asarray(each.predict_step(variables, pixels))
+    np.testing.assert_allclose(expit(logits), expected, rtol=1e-5)

@@ -29,7 +29,7 @@ VERBS = {
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
     | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "hosts", "logs", "memory"}
-    | {"mesh", "sources", "workdir"},
+    | {"mesh", "predictions", "sources", "workdir"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
