@@ -50,7 +50,8 @@ def _stages(exp: Experiment) -> str:
 
 def _memory(exp: Experiment) -> str:
     """The estimate for one device."""
-    shapes, size = exp.state_shapes, exp.config.batch_size
+    shapes, optim = exp.state_shapes, exp.config.optim
+    size = exp.config.batch_size // optim.accumulate
     images = jax.ShapeDtypeStruct((size, *exp.data.train_shape), jnp.float32)
 
     def forward(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
@@ -60,6 +61,10 @@ def _memory(exp: Experiment) -> str:
     arguments = shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
     kept = activation_bytes(forward, size, *arguments) // exp.mesh.size
     state = tree_bytes(shapes) + tree_bytes(shapes.params)
+    if optim.accumulate > 1 or optim.sam:  # The sum so far, or what was climbed to.
+        state += tree_bytes(shapes.params)
+    if exp.teacher:
+        state += tree_bytes(exp.teacher.variables)
     return (
         f"about {_size(state + kept)} a device: state and gradients {_size(state)},"
         f" activations {_size(kept)}"
