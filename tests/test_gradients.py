@@ -191,3 +191,47 @@ def test_a_teacher_pulls_by_its_weight_and_temperature():
     assert float(found.loss) == pytest.approx(0.75 * hard + 0.25 * 4 * apart, rel=1e-5)
     pulled = 2.0 * (softmax(logits / 2, -1) - soft).sum(0) / B
     assert_close(grads, {"bias": 0.75 * bias + 0.25 * pulled})
+
+
+def scaled(variables, images, train, key):
+    """`linear` with noise of its key, times statistics that move by its logits."""
+    scale = variables["batch_stats"]["scale"]
+    logits, _ = linear(variables, images, train, key)
+    logits = scale * (logits + jax.random.normal(key, logits.shape))
+    return logits, {"scale": scale + logits[:, 0].mean()}
+
+
+def test_sam_has_the_dropout_and_the_statistics_of_one_step():
+    rho, scale = 0.7, 1.5
+    noise = np.asarray(jax.random.normal(KEY, (B, K)), np.float64)
+
+    def found_at(kernel, bias):
+        logits = scale * (X @ kernel + bias + noise)
+        back = scale * (softmax(logits, -1) - TARGETS) / B
+        return logits, X.T @ back, back.sum(0)
+
+    logits, kernel, bias = found_at(**HEAD)
+    reach = rho / np.sqrt((kernel**2).sum() + (bias**2).sum())
+    _, *worst = found_at(HEAD["kernel"] + reach * kernel, HEAD["bias"] + reach * bias)
+    objective = gradients.make_objective(scaled, losses.softmax(), trains=TRAINS)
+    sam = gradients.sharpness_aware(gradients.whole(objective), rho)
+    found, grads = at(sam, batch_stats={"scale": scale})
+    assert_close(grads, dict(zip(("kernel", "bias"), worst, strict=True)), rtol=1e-4)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
+    moved = float(found.batch_stats["scale"])
+    assert moved == pytest.approx(scale + logits[:, 0].mean(), rel=1e-5)
+
+
+def test_pieces_move_the_statistics_by_their_mean():
+    noise = [jax.random.normal(jax.random.fold_in(KEY, m), (B // 3, K)) for m in range(3)]
+    objective = gradients.make_objective(scaled, losses.softmax(), trains=TRAINS)
+    pieces = gradients.accumulated(gradients.whole(objective), 3)
+    found, _ = at(pieces, batch_stats={"scale": 1.5})
+    # Piece m is rows m, m + 3, ...; each starts from the statistics before the step.
+    logits = np.zeros((B, K))
+    for m in range(3):
+        own = X[m::3] @ HEAD["kernel"] + HEAD["bias"]
+        logits[m::3] = 1.5 * (own + np.asarray(noise[m]))
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
+    moved = float(found.batch_stats["scale"])
+    assert moved == pytest.approx(1.5 + logits[:, 0].mean(), rel=1e-5)

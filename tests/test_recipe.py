@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from jaxcls import evaluate, experiment, train
 from jaxcls.errors import InputError, StoppedError
+from jaxcls.gradients import Examples
+from jaxcls.models import naming
+from jaxcls.optimizers import path_name
 from tests.test_laws import Crash, final_digests, records, run
 
 # States of their own that must survive a death: of the optimizer, the rate, the averages.
@@ -360,3 +364,159 @@ def test_a_step_that_is_stopped_goes_on_with_the_schedule_it_had(tiny, tmp_path)
         train.run(experiment.build(config), str(tmp_path / "parts"), until=5)
     train.run(experiment.build(config), str(tmp_path / "parts"))
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
+# A net without chance; its parameters are moved, so that no bias is 0.
+PLAIN = {
+    "model.name": "cnn(widths=(4,), dense=8)",
+    "augment": "",
+    "mix": "",
+    "optim.name": "sgd(momentum=0.0)",
+    "optim.schedule": "constant",
+    "optim.lr": 1.0,
+    "optim.weight_decay": 0.0,
+    "ema.decay": 0.0,
+}
+
+
+def moved(exp, by=0.1):
+    """The state at step 0, every parameter larger by so much."""
+    state = exp.init()
+    return state._replace(params=jax.tree.map(lambda p: p + by, state.params))
+
+
+def gradient(config, along=None):
+    """(params, gradient, running statistics) of the first batch, each by path.
+
+    Of the params moved by `along` too, a tree like theirs.
+    """
+    exp = experiment.build(config)
+    state, batch = moved(exp), next(exp.train_batches())
+    params = jax.tree.map(jnp.add, state.params, along) if along else state.params
+    examples = Examples(*exp.model_inputs(0, batch), None)
+    key = jax.random.key(0)
+    found, grads = jax.jit(exp.pure_gradient())(params, state.batch_stats, key, examples)
+    return [naming.flatten(tree) for tree in (params, grads, found.batch_stats)]
+
+
+def assert_same(got, expected, rtol=1e-4):
+    assert got.keys() == expected.keys()
+    for path, array in got.items():
+        np.testing.assert_allclose(array, expected[path], rtol, 1e-6, err_msg=path)
+
+
+def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
+    weights = np.array([0.5, 1, 2, 0, 1, 1, 3, 1, 1, 1])
+    text = ", ".join(map(str, weights))
+    changes = {"loss.class_weights": text, "loss.smoothing": 0.3}
+    exp = experiment.build(tiny(**PLAIN | changes))
+    state, batch = moved(exp), next(exp.train_batches())
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = np.asarray(exp.pure_predict_step()(variables, batch["image"]), np.float64)
+    hot = np.eye(10)[np.asarray(batch["label"])]
+    targets = 0.7 * hot + 0.03
+    each = -(targets * log_softmax(logits, -1)).sum(-1)
+    scored = exp.eval_step(variables, {**batch, "mask": np.ones(64, bool)})
+    expected = -(hot * log_softmax(logits, -1)).sum(-1)
+    np.testing.assert_allclose(scored["loss"], expected, rtol=1e-4)
+    _, record = exp.train_step(state, batch)
+    expected = ((targets @ weights) * each).mean()
+    assert float(record["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_penalty_is_of_what_decays(tiny):
+    changes = {"loss.l1": 0.02, "loss.l2": 0.05, "optim.decay_on": "^head/kernel$"}
+    params, plain, _ = gradient(tiny(**PLAIN))
+    _, grads, _ = gradient(tiny(**PLAIN | changes))
+    w = params["head/kernel"]
+    expected = plain["head/kernel"] + 0.02 * np.sign(w) + 2 * 0.05 * w
+    assert_same(grads, plain | {"head/kernel": expected})
+
+
+def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
+    _, plain, _ = gradient(tiny(**PLAIN))
+    reach = 0.5 / np.sqrt(sum(np.sum(np.square(g)) for g in plain.values()))
+    along = jax.tree_util.tree_map_with_path(
+        lambda path, p: reach * plain[path_name(path)],
+        experiment.build(tiny(**PLAIN)).state_shapes.params,
+    )
+    _, worst, _ = gradient(tiny(**PLAIN), along)
+    _, grads, _ = gradient(tiny(**PLAIN | {"optim.sam": 0.5}))
+    assert_same(grads, worst)
+    assert np.abs(worst["head/bias"] - plain["head/bias"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("groups", [4, 8])
+def test_pieces_have_the_groups_of_the_whole_batch(tiny, groups):
+    name = {"model.name": "cnn(widths=(4,), dense=8, batch_norm=True)"}
+    config = PLAIN | name | {"model.batch_norm_groups": groups}
+    _, whole, statistics = gradient(tiny(**config))
+    _, pieces, moved = gradient(tiny(**config | {"optim.accumulate": 4}))
+    assert_same(pieces, whole, rtol=1e-3)
+    assert_same(moved, statistics)
+    _, other, _ = gradient(tiny(**PLAIN | name))
+    assert np.abs(other["dense/kernel"] - whole["dense/kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("way", ["norm", "value", "adaptive"])
+def test_a_clip_reaches_the_gradients_before_the_optimizer(tiny, way):
+    exp = experiment.build(tiny(**PLAIN | {f"optim.clip_{way}": 0.25}))
+    params, rng = moved(exp).params, np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
+    one, step = jnp.float32(1), jnp.int32(0)
+    updates, _ = jax.jit(exp.optimizer.update)(
+        grads, exp.optimizer.init(params), params, lr=one, step=step, share=one
+    )
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+
+    def clipped(path, p, g):
+        if way == "value":
+            return np.clip(g, -0.25, 0.25)
+        if way == "norm":
+            return g * 0.25 / norm
+        if path.startswith("head/"):
+            return g
+        axes = tuple(range(max(g.ndim - 1, 1)))
+        size, most = (np.sqrt(np.square(x).sum(axes, keepdims=True)) for x in (g, p))
+        return g * np.minimum(1, 0.25 * most / size)
+
+    params, grads = naming.flatten(params), naming.flatten(grads)
+    expected = {path: -clipped(path, p, grads[path]) for path, p in params.items()}
+    assert_same(naming.flatten(updates), expected)
+
+
+def test_the_average_of_a_config_is_made_as_often_and_warms_up(tiny):
+    changes = {"ema.decay": 0.2, "ema.every": 2, "ema.warmup": True, "optim.lr": 0.1}
+    exp = experiment.build(tiny(**PLAIN | changes))
+    state, batches = exp.init(), exp.train_batches()
+    average = np.asarray(state.params["head"]["kernel"], np.float64)
+    for i, batch in zip(range(1, 7), batches, strict=False):
+        state, _ = exp.train_step(state, batch)
+        decay = min(0.2, (1 + i // 2) / (10 + i // 2))
+        if i % 2 == 0:
+            kernel = np.asarray(state.params["head"]["kernel"])
+            average = decay * average + (1 - decay) * kernel
+        got = state.ema["params"]["head"]["kernel"]
+        np.testing.assert_allclose(got, average, rtol=1e-5, atol=1e-7)
+
+
+def test_a_rate_for_a_batch_size_is_that_of_warm_up_and_schedule(tiny):
+    changes = {
+        "optim.lr": 0.1,
+        "optim.lr_per": 256,
+        "optim.schedule": "linear",
+        "optim.warmup": "4 steps",
+    }
+    exp = experiment.build(tiny(**changes))
+    rates = [float(exp.schedule(jnp.int32(step))) for step in (0, 2, 4, 8, 12)]
+    np.testing.assert_allclose(rates, [0, 0.0125, 0.025, 0.0125, 0], rtol=1e-6)
+
+
+def test_dropout_in_training_is_a_function_of_the_key(tiny):
+    exp = experiment.build(tiny(**{"model.name": "cnn(widths=(4,), dropout=0.5)"}))
+    state, images = exp.init(), jnp.ones((4, 8, 8, 1))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = jax.jit(lambda key: exp.model.apply(variables, images, True, key)[0])
+    first, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()

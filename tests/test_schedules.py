@@ -272,3 +272,12 @@ def test_a_schedule_is_torchs(text, name, options, torch_rates):
     ours = pipeline.build_one(text, SCHEDULES, "", peak=PEAK, span=span())
     theirs = torch_rates(name, PEAK, 101, **options)
     np.testing.assert_allclose(rates(ours, range(101)), theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["triangular", "one_cycle"])
+@pytest.mark.parametrize(("up", "top"), [(0.3, 10), (0.25, 9)])
+def test_the_peak_is_at_the_nearest_step(name, up, top):
+    # Of 9 steps from 7 on: 2.7, and 2.25.
+    got = rates(SCHEDULES[name](1.0, span(7, 16), up=up), [top - 1, top, top + 1])
+    assert got[1] == 1
+    assert max(got[0], got[2]) < 1

@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.special import log_softmax, softmax
 
 from jaxcls import gradients, losses, metrics, step
-from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS, chain
+from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS, chain, row_keys
 from jaxcls.schedules import SCHEDULES, Span
+from jaxcls.wrappers import WRAPPERS
 from tests.stepping import AllWhole, optimizer_of, with_columns
 
 B, SIDE, K = 8, 2, 3
@@ -250,6 +252,70 @@ def test_a_row_is_augmented_alike_whatever_the_other_rows_are():
     assert (np.asarray(a) != b).any()
 
 
+def test_inputs_are_told_their_rows_and_how_much_of_the_run_is_done():
+    seen = {}
+
+    def augment(rows, images):
+        seen["rows"] = rows
+        return images
+
+    def mix(key, share, images, targets):
+        seen["mix"] = key, share
+        return images, targets
+
+    inputs = step.make_inputs(
+        num_classes=K,
+        smoothing=0.0,
+        augment=augment,
+        normalize=NORMALIZATIONS["unit"](),
+        mix=mix,
+        steps=8,
+    )
+    told = {"index": np.arange(B, dtype=np.int32) + 50, "epoch": np.int32([3, 4] * 4)}
+    inputs(jax.random.key(1), jnp.int32(3), {**BATCHES[0], **told})
+    rows, (key, share) = seen["rows"], seen["mix"]
+    np.testing.assert_array_equal(rows.example, told["index"])
+    np.testing.assert_array_equal(rows.epoch, told["epoch"])
+    assert rows.run == jax.random.key(1)
+    assert float(rows.share) == float(share) == 3 / 8
+    # No row's chance follows from that of the mix.
+    assert (jax.random.key_data(row_keys(key, B)) != jax.random.key_data(rows.key)).all()
+
+
+def test_the_optimizer_is_told_what_is_done_with_its_update():
+    def update(updates, state, params=None, *, lr, step, share):
+        told = {"lr": lr, "step": jnp.float32(step), "share": share}
+        return jax.tree.map(jnp.zeros_like, updates), told
+
+    start = dict.fromkeys(("lr", "step", "share"), jnp.zeros(()))
+    spy = optax.GradientTransformationExtraArgs(lambda params: start, update)
+    state, train_step = made(optimizer=spy)
+    for count, share in ((0, 0.1), (4, 0.5), (9, 1.0)):
+        new, _ = train_step(state._replace(step=jnp.int32(count)), BATCHES[0])
+        told = {name: float(value) for name, value in new.opt_state.items()}
+        assert told == {"lr": 0.5, "step": count, "share": np.float32(share)}
+
+
+def test_what_the_optimizer_averages_goes_with_the_running_statistics():
+    plain = optimizer_of("sgd", momentum=0.0)
+    state, train_step = made(ema=0.9, optimizer=WRAPPERS["schedule_free"](plain, b1=0.75))
+    points = [START.astype(np.float64)]
+    for batch in BATCHES:
+        before = np.asarray(state.params["kernel"], np.float64)
+        x = batch["image"].reshape(B, -1) / 255
+        grad = x.T @ (softmax(x @ before, -1) - np.eye(K)[batch["label"]]) / B
+        points.append(points[-1] - 0.5 * grad)
+        state, _ = train_step(state, batch)
+        # At a constant rate x is the mean of all z.
+        mean = np.mean(points[1:], axis=0)
+        ema = state.ema["params"]["kernel"]
+        np.testing.assert_allclose(ema, mean, rtol=1e-5, atol=1e-6)
+        y = 0.75 * mean + 0.25 * points[-1]
+        np.testing.assert_allclose(state.params["kernel"], y, rtol=1e-5, atol=1e-6)
+        seen = state.ema["batch_stats"]["seen"]
+        np.testing.assert_allclose(seen, batch["image"] / 255, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_step_over_8_devices_is_that_over_1_but_for_rounding():
     state, train_step = made(ema=0.9, smoothing=0.1, **RANDOM)
@@ -307,17 +373,20 @@ def test_the_average_is_made_every_so_many_updates(every):
         )
 
 
-def test_an_average_that_warms_up_forgets_the_start():
-    state, train_step = made(ema=step.Average(0.2, warmup=True))
+@pytest.mark.parametrize(("decay", "every"), [(0.2, 1), (0.2, 2)])
+def test_an_average_that_warms_up_forgets_the_start(decay, every):
+    state, train_step = made(ema=step.Average(decay, every=every, warmup=True))
     average = START.astype(np.float64)
     for i, batch in enumerate(BATCHES, start=1):
         state, _ = train_step(state, batch)
-        decay = min(0.2, (1 + i) / (10 + i))
-        average = decay * average + (1 - decay) * np.asarray(state.params["kernel"])
+        if i % every == 0:
+            t = i // every
+            now = min(decay, (1 + t) / (10 + t))
+            average = now * average + (1 - now) * np.asarray(state.params["kernel"])
         np.testing.assert_allclose(
             state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
         )
-    assert (1 + 1) / (10 + 1) < 0.2 < (1 + 2) / (10 + 2)
+    assert (1 + 1) / (10 + 1) < decay < (1 + 2) / (10 + 2)
 
 
 def test_a_penalty_is_recorded_beside_the_loss():
@@ -352,6 +421,16 @@ def test_a_plateau_reduces_the_rate_and_waits_anew():
         rates.append(float(train_step(state, BATCHES[0])[1]["lr"]))
     assert rates == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125, 0.0625]
     assert not bool(state.halted)
+
+
+def test_a_plateau_scales_the_very_update():
+    state, train_step = made(plateau=True)
+    quarter = state.plateau._replace(scale=jnp.float32(0.25))
+    whole, less = (
+        np.asarray(train_step(start, BATCHES[0])[0].params["kernel"]) - START
+        for start in (state, state._replace(plateau=quarter))
+    )
+    np.testing.assert_allclose(less, 0.25 * whole, rtol=1e-4, atol=1e-6)
 
 
 def history(values, *, higher=True, min_delta=0.0, patience=0):
