@@ -64,7 +64,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """``--config.key=value`` (or ``--config.key value``) apart from the other arguments.
 
-    Raises `InputError` for a key without a value, given twice, or given a dict.
+    Raises `InputError` for a key without a value, or given twice.
     """
     rest: list[str] = []
     overrides: dict[str, str] = {}
@@ -79,11 +79,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not arguments or arguments[0].startswith("--"):
                 raise InputError(f"--config.{key} has no value; write --config.{key}=VALUE")
             value = arguments.pop(0)
-        if value.strip().startswith("{"):
-            raise InputError(
-                f"--config.{key}={value} would replace a whole group; set one key at a"
-                f" time: --config.{key}.NAME=VALUE"
-            )
         if key in overrides:
             raise InputError(f"--config.{key} is given twice; give it once")
         overrides[key] = value

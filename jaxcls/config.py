@@ -141,6 +141,29 @@ def check(config: ConfigDict) -> None:
     _check_patience(values)
 
 
+def check_alone(config: ConfigDict) -> None:
+    """Raise `InputError` where a key is set that does nothing without another."""
+    values = flat(config)
+    for key, other in _NEEDS.items():
+        value, needed = values[key], values[other]
+        if value != KNOBS[key].default and needed in ("", 0, "0 steps"):
+            raise InputError(
+                f"{key}={value!r} does nothing where {other}={needed!r}; set {other} too,"
+                f" or leave {key} at {KNOBS[key].default!r}"
+            )
+
+
+_NEEDS = {
+    "distill.weight": "distill.run",
+    "distill.temperature": "distill.run",
+    "ema.every": "ema.decay",
+    "ema.warmup": "ema.decay",
+    "init.head": "init.weights",
+    "init.skip": "init.weights",
+    "optim.warmup_from": "optim.warmup",
+}
+
+
 def _check_patience(values: Mapping[str, Any]) -> None:
     """Raise `InputError` for patience without evaluations, or one that ends the other."""
     keys = "early_stop.patience", "optim.plateau_patience"

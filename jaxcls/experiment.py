@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcls import gradients, memory, mesh, sources, step, teacher
-from jaxcls.config import check
+from jaxcls.config import check, check_alone
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import InputError, first_line
 from jaxcls.initial import Initial, load, resolved, to_whiten, whitened
@@ -129,6 +129,7 @@ class Experiment(Recipe):
     @functools.cached_property
     def lowered_train_step(self) -> Any:
         """`train_step`, traced from shapes alone: what is wrong in a config fails here."""
+        check_alone(self.config)
         self.check_batch_size()
         try:
             self._check_shapes()

@@ -6,6 +6,7 @@ ever evaluated, so a config read from a run folder can run no code.
 
 import ast
 import inspect
+import itertools
 import math
 import re
 import types
@@ -24,22 +25,23 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def parse(text: str, key: str) -> list[Call]:
+def parse(text: str, key: str, example: str = "decode | center_crop(224)") -> list[Call]:
     """``"a | b(1, c=2)"`` -> calls in order; ``""`` -> none.
 
-    `key` is the config key the text came from, for the message of `InputError`.
+    `key` is the config key the text came from, `example` a text that works there, both
+    for the message of `InputError`.
     """
     if not text.strip():
         return []
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise _malformed(text, key) from None
+        raise _malformed(text, key, example) from None
     nodes: list[ast.expr] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
         nodes.append(tree.right)
         tree = tree.left
-    return [_call(node, text, key) for node in [tree, *reversed(nodes)]]
+    return [_call(node, text, key, example) for node in [tree, *reversed(nodes)]]
 
 
 def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[Any]:
@@ -47,7 +49,7 @@ def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[
 
     Raises `InputError` for an unknown name, or arguments that the entry does not take.
     """
-    return [_bind(call, table, key) for call in parse(text, key)]
+    return [_bind(call, table, key) for call in parse(text, key, _example(table))]
 
 
 def build_one(
@@ -57,7 +59,7 @@ def build_one(
 
     Raises `InputError` like `build`, and for anything but exactly one call.
     """
-    calls = parse(text, key)
+    calls = parse(text, key, _example(table, most=1))
     if len(calls) != 1:
         raise InputError(
             f"{key}={text!r} names {len(calls)} things where one is needed;"
@@ -66,13 +68,13 @@ def build_one(
     return _bind(calls[0], table, key, **given)
 
 
-def _call(node: ast.expr, text: str, key: str) -> Call:
+def _call(node: ast.expr, text: str, key: str, example: str) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id, (), {})
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise _malformed(text, key)
+        raise _malformed(text, key, example)
     if any(keyword.arg is None for keyword in node.keywords):
-        raise _malformed(text, key)
+        raise _malformed(text, key, example)
     try:
         args = tuple(ast.literal_eval(arg) for arg in node.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
@@ -166,11 +168,23 @@ def _is_a(value: Any, hint: Any) -> bool:
     return not (hint in (bool, str) and not isinstance(value, hint))
 
 
-def _malformed(text: str, key: str) -> InputError:
+def _malformed(text: str, key: str, example: str) -> InputError:
     return InputError(
         f"{key}={text!r} is not a pipeline; write names with literal arguments"
-        " joined by '|', such as 'decode | center_crop(224)'"
+        f" joined by '|', such as {example!r}"
     )
+
+
+def _example(table: Mapping[str, Callable[..., Any]], most: int = 2) -> str:
+    """The first entries of a table that need no argument, as a text that works."""
+    names = (name for name, entry in table.items() if not _needs(entry))
+    return " | ".join(itertools.islice(names, most)) or next(iter(table))
+
+
+def _needs(entry: Callable[..., Any]) -> bool:
+    """Whether a call must give an argument."""
+    parameters = inspect.signature(entry).parameters.values()
+    return any(p.default is p.empty and p.kind is not p.KEYWORD_ONLY for p in parameters)
 
 
 def table(text: str, key: str, *, example: str) -> dict[str, Any]:

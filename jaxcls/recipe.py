@@ -105,6 +105,7 @@ class Recipe(Plan):
     @property
     def link(self) -> str:
         """What makes probabilities of logits: "softmax", or "sigmoid" of each class."""
+        _ = self.loss  # Raises where it is not one.
         (call,) = pipeline.parse(self.config.loss.name, "loss.name")
         return "sigmoid" if call.name == "sigmoid" else "softmax"
 
@@ -126,6 +127,7 @@ class Recipe(Plan):
     def _check_threshold(self) -> None:
         """Raise `InputError` where smoothing moves targets over a threshold."""
         loss, classes = self.config.loss, self.data.num_classes
+        _ = self.loss  # Raises where it is not one.
         (call,) = pipeline.parse(loss.name, "loss.name")
         threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
         off = loss.smoothing / classes
@@ -212,15 +214,14 @@ class Recipe(Plan):
         """Raise `InputError` where an optimizer that averages is not used as one."""
         config = self.config
         wrapper = f"optim.wrapper={config.optim.wrapper!r}"
-        for key, value, is_right, right in (
-            ("best.metric", config.best.metric, "ema_", "ema_top1"),
-            ("optim.schedule", config.optim.schedule, "constant", "constant"),
-        ):
-            if not value.startswith(is_right):
-                raise InputError(
-                    f"{wrapper} is for a constant rate, and what it averages is scored as"
-                    f" ema_...; give {key}={right!r}, not {value!r}"
-                )
+        metric, schedule = config.best.metric, config.optim.schedule
+        if not (metric.startswith("ema_") and schedule.startswith("constant")):
+            right = metric if metric.startswith("ema_") else f"ema_{metric}"
+            raise InputError(
+                f"{wrapper} is for a constant rate, and what it averages is scored as"
+                f" ema_...: with optim.schedule={schedule!r} and best.metric={metric!r} it"
+                f" is neither; give optim.schedule='constant' and best.metric={right!r}"
+            )
         if config.optim.freeze_after:
             raise InputError(
                 f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one of"

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls.errors import InputError
 from tests.modules import KEY, built, count, shapes
 
 
@@ -35,3 +36,22 @@ def test_dropout_is_of_the_dense_layers_and_of_training_only():
     trained = [np.asarray(apply(True, key)) for key in keys]
     np.testing.assert_array_equal(*evaluated)
     assert not np.array_equal(*trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variance"), [("torch", 1 / 3), ("he", 2.0)])
+def test_kernels_start_with_the_variance_of_their_initialisation(name, variance):
+    model = built("alexnet", weight_init=name)
+    variables = model.init(KEY, jnp.zeros((1, 64, 64, 3)), False)
+    kernels = (
+        variables["params"]["dense2"]["kernel"],
+        variables["params"]["conv3"]["kernel"],
+    )
+    for kernel in map(np.asarray, kernels):
+        fan_in = kernel.size / kernel.shape[-1]
+        assert kernel.var() * fan_in == pytest.approx(variance, rel=0.02)
+
+
+def test_another_initialisation_is_refused():
+    with pytest.raises(InputError, match="weight_init='xavier' must be one of torch, he"):
+        built("alexnet", weight_init="xavier")

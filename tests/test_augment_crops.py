@@ -301,8 +301,8 @@ def test_a_colour_of_other_channels_than_the_images_have_is_refused(text):
     [
         ("flip(1.5)", "probability=1.5 must be from 0 to 1, such as 0.5"),
         ("flip_vertical(-1)", "probability=-1 must be from 0 to 1, such as 0.5"),
-        ("random_crop(-1)", "padding=-1, mode='zero': at least 0; zero or"),
-        ("random_crop(1, 'wrap')", "mode='wrap': at least 0; zero or reflect"),
+        ("random_crop(-1)", "padding=-1 must be at least 0, such as 4"),
+        ("random_crop(1, 'wrap')", "mode='wrap' 'zero' or 'reflect'"),
         ("cutout(0)", "size=0 must be at least 1 pixel, such as 16"),
         ("cutout(4, 2)", "probability=2 must be from 0 to 1, such as 0.5"),
         ("cutout(4, fill=256)", "fill=256 must be of 0..255, such as 128 or (124, 116,"),

@@ -50,14 +50,11 @@ def test_an_override_given_twice_is_refused():
     )
 
 
-@pytest.mark.parametrize(
-    "argv", [["--config.optim={'lr': 1}"], ["--config.optim", "{'lr': 1}"]]
-)
-def test_a_dict_for_a_group_is_refused(argv):
-    assert message(cli.split_overrides, argv) == (
-        "--config.optim={'lr': 1} would replace a whole group; set one key at a time:"
-        " --config.optim.NAME=VALUE"
-    )
+def test_a_table_is_a_value_like_any_other():
+    table = "{'bias$': 64}"
+    argv = [f"--config.optim.lr_scales={table}", "--config.optim.decay_scales", table]
+    expected = {"optim.lr_scales": table, "optim.decay_scales": table}
+    assert cli.split_overrides(argv) == ([], expected)
 
 
 @pytest.fixture

@@ -323,3 +323,17 @@ def test_a_value_at_the_edge_of_its_range_is_taken(values):
     made = config.from_flat(values)
     config.check(made)
     assert isinstance(made, ConfigDict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("distill.weight", 0.9, "distill.run=''"),
+        ("ema.every", 5, "ema.decay=0.0"),
+        ("init.head", "fresh", "init.weights=''"),
+        ("optim.warmup_from", 0.5, "optim.warmup='0 steps'"),
+    ],
+)
+def test_a_key_that_does_nothing_alone_is_refused(key, value, other):
+    said = message(config.check_alone, config.from_flat({key: value}))
+    assert said.startswith(f"{key}={value!r} does nothing where {other}; set ")

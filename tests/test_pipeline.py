@@ -1,10 +1,12 @@
 """One line of text becomes calls; nothing in it is evaluated."""
 
+import re
+
 import numpy as np
 import pytest
 
 from jaxcls import pipeline
-from jaxcls.augment import AUGMENTATIONS, NORMALIZATIONS
+from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS
 from jaxcls.decode import OPS
 from jaxcls.errors import InputError
 from jaxcls.metrics import METRICS
@@ -65,6 +67,14 @@ def test_text_that_is_no_pipeline_is_refused_with_one_that_is(text):
         f"augment={text!r} is not a pipeline; write names with literal arguments"
         " joined by '|', such as 'decode | center_crop(224)'"
     )
+
+
+@pytest.mark.parametrize("table", [AUGMENTATIONS, MIXES, METRICS, NORMALIZATIONS])
+def test_the_example_of_a_table_works_there(table):
+    with pytest.raises(InputError) as caught:
+        pipeline.build("a(", table, "key")
+    example = re.search(r"such as '(.*)'$", str(caught.value))[1]
+    assert pipeline.build(example, table, "key")
 
 
 @pytest.mark.parametrize(

@@ -213,11 +213,11 @@ def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
         ({"optim.decay_on": "karnel$"}, r"optim.decay_on: 'karnel\$' matches no param"),
         (
             {"optim.wrapper": "schedule_free", "ema.decay": 0.0},
-            r"schedule_free' is for a constant rate, .* best.metric='ema_top1', not 'top1'",
+            r"schedule_free' is for a constant rate, .* and best.metric='ema_top1'$",
         ),
         (
             {**KINDS["schedule-free"], "optim.schedule": "cosine"},
-            r"give optim.schedule='constant', not 'cosine'",
+            r"with optim.schedule='cosine' .* give optim.schedule='constant' and best",
         ),
         (
             {**KINDS["schedule-free"], "optim.freeze_after": "{'^head/': '3 steps'}"},
@@ -520,3 +520,18 @@ def test_dropout_in_training_is_a_function_of_the_key(tiny):
     first, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_two_losses_are_refused(tiny):
+    exp = experiment.build(tiny(**{"loss.name": "softmax | focal"}))
+    for found in (lambda: exp.link, lambda: exp.pure_gradient()):
+        with pytest.raises(
+            InputError, match=r"^loss.name='softmax \| focal' names 2 things"
+        ):
+            found()
+
+
+def test_a_crop_that_may_show_nothing_of_the_image_is_refused(tiny):
+    exp = experiment.build(tiny(augment="random_crop(8)"))
+    with pytest.raises(InputError, match=r"padding=8 must be below the 8 pixels .* try 1"):
+        _ = exp.lowered_train_step

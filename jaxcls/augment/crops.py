@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxcls.augment.checks import check_share
 from jaxcls.augment.fills import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Augmentation, Rows
+from jaxcls.errors import InputError
 
 # How often a box that may not fit into the image is drawn.
 _TRIES = 10
@@ -64,7 +65,10 @@ def random_crop(padding: int, mode: str = "zero") -> Augmentation:
     arXiv:2404.00498).
     """
     if padding < 0 or mode not in ("zero", "reflect"):
-        raise ValueError(f"padding={padding}, mode={mode!r}: at least 0; zero or reflect")
+        raise ValueError(
+            f"padding={padding} must be at least 0, such as 4, and mode={mode!r} 'zero' or"
+            " 'reflect'"
+        )
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
     def place(key: jax.Array) -> jax.Array:
@@ -76,6 +80,12 @@ def random_crop(padding: int, mode: str = "zero") -> Augmentation:
         return jax.lax.dynamic_slice(image, start, (height, width, image.shape[2]))
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        side = min(images.shape[1:3])
+        if padding >= side:
+            raise InputError(
+                f"random_crop: padding={padding} must be below the {side} pixels of an"
+                f" image's side; try {side // 8}"
+            )
         padded = jnp.pad(images, sides, mode="constant" if mode == "zero" else mode)
         return jax.vmap(cut)(padded, jax.vmap(place)(rows.key))
 

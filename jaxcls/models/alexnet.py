@@ -10,27 +10,38 @@ from jaxcls.models.naming import Entry, Naming
 
 # Below this, some feature map would have no position left.
 MIN_SIZE = 63
+INITIALIZERS = {
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "he": nn.initializers.he_normal(),
+}
 
 
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping poolings, three dense layers.
 
     images [B, H, W, C] float32, H and W at least 63 -> logits [B, K], embed [B, 4096].
-    Initialised as PyTorch's layers are, with biases at 0.
+    weight_init: "torch", as PyTorch's layers are, or "he" (arXiv:1502.01852), under which
+    the signal keeps its size through the eight layers; without momentum, the first hardly
+    begins to learn. Biases start at 0.
     """
 
     num_classes: int
     dtype: Dtype = jnp.float32
     dropout: float = 0.5
+    weight_init: str = "torch"
 
     def __post_init__(self) -> None:
+        if self.weight_init not in INITIALIZERS:
+            raise ValueError(
+                f"weight_init={self.weight_init!r} must be one of {', '.join(INITIALIZERS)}"
+            )
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
         layers.check_size(images, MIN_SIZE, "alexnet")
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        init = INITIALIZERS[self.weight_init]
         x = images.astype(self.dtype)
         for i, (width, kernel, stride, padding, is_pooled) in enumerate(
             [
