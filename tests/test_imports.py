@@ -49,6 +49,7 @@ NOUNS = {
     "parts": {"optimizers"},
     "transfer": {"models"},
     "weights": {"weights"},
+    "calibration": {"predictions", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
