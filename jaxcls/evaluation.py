@@ -149,7 +149,7 @@ def _temperature(
     if not split:
         return math.nan, "the run has no data.eval to fit one on"
     if given.is_own and given.split == split:
-        return _fitted(exp, found, f"data.eval={split}, which are these very examples")
+        return _fitted(exp, found, f"these very examples, of data.eval={split}")
     own = examples.of_run(exp, "eval")
     try:
         own.data.records(split, "data.eval")
@@ -158,7 +158,7 @@ def _temperature(
     answer = {"": answers.of_model(exp, variables, own.columns)}
     logits, labels = _gathered(exp, own, answer, size)
     on_them = Predictions(logits[""], labels)
-    return _fitted(exp, on_them, f"data.eval={split}, n={own.n}")
+    return _fitted(exp, on_them, f"the {own.n} examples of data.eval={split}")
 
 
 def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]:

@@ -157,8 +157,8 @@ def test_the_tables_say_what_the_json_says(told):
     )
     assert "\x1b" not in out
     fitted = record["calibration"]
-    assert fitted["fitted_on"] == "data.eval=train[90%:], n=144"
-    assert f"temperature {fitted['temperature']:.4g}, fitted on data.eval" in out
+    assert fitted["fitted_on"] == "the 144 examples of data.eval=train[90%:]"
+    assert f"temperature {fitted['temperature']:.4g}, fitted on the 144 examples of" in out
 
 
 def test_rows_of_their_own_are_what_they_say(told, loaded):

@@ -25,6 +25,10 @@ CASES = {
     "two classes": drawn(40, 2),
     "a class never predicted": (drawn(200, 4)[0] - [9, 0, 0, 0], drawn(200, 4)[1]),
     "a class that never occurs": (drawn(200, 5)[0], np.minimum(drawn(200, 5)[1], 3)),
+    "a class that neither occurs nor is predicted": (
+        drawn(200, 4)[0] - [9, 0, 0, 0],
+        np.maximum(drawn(200, 4)[1], 1),
+    ),
     "one class": drawn(30, 3, np.ones(30, int)),
     "one example": drawn(1, 4),
 }
