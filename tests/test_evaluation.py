@@ -27,7 +27,7 @@ from jaxcls.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def run(request, data_dir, tmp_path_factory):
+def run(data_dir, tmp_path_factory):
     """The folder of a run of a second, with an average."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     train.run(experiment.build(settings(data_dir)), str(folder))
@@ -194,6 +194,7 @@ def load_of(exp):
     return np.concatenate([np.asarray(each["image"]) for each in batches])
 
 
+@pytest.mark.slow
 def test_devices_and_batches_change_nothing_that_is_counted(told, run, tmp_path):
     file = tmp_path / "again.json"
     said(f"--workdir={run}", "--batch_size=49", f"--json={file}")
@@ -238,6 +239,7 @@ def others(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_another_dataset_is_scored_among_the_classes_that_it_has(
     run, loaded, others, tmp_path
 ):
