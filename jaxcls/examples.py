@@ -46,7 +46,8 @@ def of_run(exp: Experiment, split: str) -> Examples:
     role = split if split in ("test", "eval", "train") else ""
     name = exp.config.data[role] if role else split
     if not name:
-        raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
+        other = "eval" if exp.config.data.eval else "train"
+        raise InputError(f"--split={role}: the run has no data.{role}; try --split={other}")
     every = np.arange(exp.data.num_classes)
     return Examples(
         exp.data, name, f"data.{role}" if role else "--split", every, every, True
