@@ -8,7 +8,9 @@ by layer, plain SGD stays at chance for more than those five.
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
 Cost: 383 steps of 128 an epoch; 57 million parameters, 0.56 GFLOP an image forward and
 backward.
-Expected: no published number is of this very recipe; not yet run to the end here.
+Expected: no published number is of this very recipe. Run to its end only with
+--config.data.fraction=0.05: early stopping ended it after epoch 10 at 0.183 on the 1,000
+held-out images (0.11, 0.16, 0.18 after epochs 1, 3 and 5) and 0.168 on 5,000 test images.
 
     python -m jaxcls.main --config=configs/tutorial_alexnet.py --config.data.dir=DIR
 """

@@ -7,7 +7,9 @@ Weights: a file by torchvision's or timm's names, "hf:timm/resnet50.a1_in1k", or
 folder, in --config.init.weights.
 Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`.
 Cost: 25 epochs of your images, 24.5 GFLOP each forward and backward.
-Expected: no published number is of this very recipe; not yet run to the end here.
+Expected: no published number is of this very recipe. Run to its end only in small: images
+of 32 pixels, 401 cars and trucks of CIFAR-10, and weights of 300 steps on its other eight
+classes (0.44 there) gave at best 0.697 on 99 others, after epoch 7 of 25; one seed.
 
     python -m jaxcls.main --config=configs/tutorial_transfer.py \\
         --config.init.weights=hf:timm/resnet50.a1_in1k
