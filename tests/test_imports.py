@@ -48,6 +48,7 @@ NOUNS = {
     "clipping": {"optimizers"},
     "parts": {"optimizers"},
     "transfer": {"models"},
+    "saliency": {"models"},
     "weights": {"weights"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
