@@ -50,6 +50,7 @@ NOUNS = {
     "transfer": {"models"},
     "saliency": {"models"},
     "weights": {"weights"},
+    "calibration": {"predictions", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
