@@ -6,7 +6,6 @@ Guo et al., arXiv:1706.04599.
 import dataclasses
 
 import numpy as np
-import scipy.optimize
 
 from jaxcls.predictions import probabilities as probabilities_of
 from jaxcls.scores import in_pieces
@@ -78,6 +77,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
     link: "softmax" or "sigmoid". Between 0.01 and 100; rows that are not finite are left
     out, and where none is left it is NaN.
     """
+    import scipy.optimize  # It takes a second, and training needs none of it.
+
     known = np.flatnonzero(np.isfinite(logits).all(-1))
     if not known.size:
         return float("nan")

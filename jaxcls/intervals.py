@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 # Of the two-sided interval; how many samples a bootstrap draws; what it draws by.
 LEVEL, REPLICATES, SEED = 0.95, 1000, 0
@@ -21,6 +20,8 @@ class Interval(NamedTuple):
 
 def proportion(hits: int, n: int) -> Interval:
     """The share of `hits` among `n`, with Wilson's score interval; NaN where n is 0."""
+    import scipy.stats  # It takes a second, and training needs none of it.
+
     if not n:
         return Interval(math.nan, math.nan, math.nan)
     found = scipy.stats.binomtest(int(hits), n).proportion_ci(LEVEL, method="wilson")

@@ -1,13 +1,14 @@
 """What a split's predictions come to, class by class: hits, confusion, precision, AUC.
 
 Of logits that are no numbers nothing is predicted: their examples count as wrong.
+Scikit-learn is imported where it is used: it takes a second, and training needs none of it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import metrics
 
 # Rows of logits that are looked at together: a split may have a million.
 _ROWS = 8192
@@ -16,6 +17,16 @@ _ROWS = 8192
 def in_pieces(n: int) -> Iterator[slice]:
     """0..n-1 in pieces of a size that fits in memory beside the whole."""
     return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of [n]; NaN if any is not finite.
+
+    fsum is exact, so no batch size and no order of adding can change it.
+    """
+    if not np.isfinite(values).all():
+        return math.nan
+    return math.fsum(values.tolist()) / len(values)
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
@@ -51,6 +62,8 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
     predicted, labels: [n]. An example of which -1 is predicted is in no cell.
     """
+    from sklearn import metrics
+
     known = predicted >= 0
     if not known.any():
         return np.zeros((num_classes, num_classes), np.int64)
@@ -74,6 +87,8 @@ def by_class(matrix: np.ndarray, support: np.ndarray | None = None) -> ByClass:
 
     support: examples [K] of each class, where not all are in the matrix.
     """
+    from sklearn import metrics
+
     classes = np.arange(len(matrix))
     truth, taken_for = np.nonzero(matrix)
     weights = matrix[truth, taken_for]
@@ -150,6 +165,8 @@ def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     probabilities [n, K], labels [n]. NaN for a class that has no example, or all of them;
     an example whose probabilities are NaN is left out.
     """
+    from sklearn import metrics
+
     known = ~np.isnan(probabilities).any(-1)
     kept, truth = probabilities[known], labels[known]
     areas = np.full(probabilities.shape[1], np.nan)
@@ -158,3 +175,44 @@ def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         if not own.all():
             areas[k] = metrics.roc_auc_score(own, kept[:, k])
     return areas
+
+
+def macro_auc(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """How often each example counts [n] -> the mean of `class_auc` over its classes.
+
+    What it costs to sort is paid once: a bootstrap asks a thousand times.
+    """
+    rows = np.flatnonzero(~np.isnan(probabilities).any(-1))
+    classes = [
+        _Sorted(rows, probabilities[rows, k], labels[rows] == k)
+        for k in np.unique(labels[rows])
+    ]
+
+    def mean(weights: np.ndarray) -> float:
+        areas = np.array([each.area(weights) for each in classes])
+        known = areas[~np.isnan(areas)]
+        return float(known.mean()) if known.size else math.nan
+
+    return mean
+
+
+class _Sorted:
+    """The examples of `rows` by the score [m] of one class; own: which are of it."""
+
+    def __init__(self, rows: np.ndarray, score: np.ndarray, own: np.ndarray) -> None:
+        order = np.argsort(score, kind="stable")
+        ranked = score[order]
+        self._own, self._others = rows[order[own[order]]], rows[order[~own[order]]]
+        others = ranked[~own[order]]
+        # Of the other classes' examples, how many score below each own one, or like it.
+        self._below = np.searchsorted(others, ranked[own[order]], side="left")
+        self._upto = np.searchsorted(others, ranked[own[order]], side="right")
+
+    def area(self, weights: np.ndarray) -> float:
+        own, others = weights[self._own], weights[self._others]
+        sums = np.concatenate([[0.0], np.cumsum(others)])
+        pairs = own.sum() * sums[-1]
+        won = own @ (sums[self._below] + sums[self._upto]) / 2
+        return float(won / pairs) if pairs else math.nan
