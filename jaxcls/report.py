@@ -99,11 +99,11 @@ def gather(
         return _without(run, scores=why)
     exp, step, at, weights = evaluate.load(path, which, asked)
     variables = exp.variables(weights)
-    try:
-        seen = see(exp, weights, step, at, split)
-    except InputError as error:
-        run = _without(run, scores=f"Not scored here: {error}.")
+    why = _why_not_scored(exp, split)
+    if why:
+        run = _without(run, scores=f"Not scored here: {why}.")
         return _with_looks(run, _of_files(exp, variables, images)) if images else run
+    seen = see(exp, weights, step, at, split)
     run = run._replace(scored=seen.scored)
     found = _of_files(exp, variables, images) if images else _of_examples(seen)
     return _with_looks(run, found)
@@ -112,12 +112,9 @@ def gather(
 def see(
     exp: experiment.Experiment, weights: dict[str, Any], step: int, at: str, split: str
 ) -> Seen:
-    """What a model says of a split; raises `InputError` where the data are not there."""
+    """What a model says of a split; "": data.test, or data.eval where there is none."""
     role = split or ("test" if exp.config.data.test else "eval")
-    if not split and not exp.config.data.eval and not exp.config.data.test:
-        raise InputError("the run has neither data.test nor data.eval; give --split=train")
     given = examples.of_run(exp, role)
-    _ = exp.data.dataset  # Raises where it is not there.
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
         done = evaluation.evaluated(exp, weights, given, evaluation.Asked(), size)
@@ -133,6 +130,17 @@ def see(
     )
     variables = exp.variables(weights)
     return Seen(exp, variables, given.split, given.key, found, scored)
+
+
+def _why_not_scored(exp: experiment.Experiment, split: str) -> str:
+    """What is missing for scores; "" where nothing is."""
+    if not (split or exp.config.data.test or exp.config.data.eval):
+        return "the run has neither data.test nor data.eval; give --split=train"
+    try:
+        _ = exp.data.dataset
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def most_confident_mistakes(found: Predictions, count: int) -> np.ndarray:

@@ -83,8 +83,9 @@ def opened(folder):
     to_read, to_browser = os.pipe()
     from_browser, to_write = os.pipe()
     command = [
-        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank",
+        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu",
+        "--disable-dev-shm-usage", "--remote-debugging-pipe",
+        f"--user-data-dir={folder}", "about:blank",
     ]  # fmt: skip
     # The browser reads commands from 3 and answers on 4.
     shell = f'exec "$@" 3<&{to_read} 4>&{to_write}'

@@ -131,7 +131,7 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
         axes.set_xlabel("step")
         if is_wide:
             axes.set_yscale("log")
-        if name in ("data_wait", "images_per_s"):
+        if name in ("data_wait", "images_per_s", "lr"):
             axes.set_ylim(bottom=0)
         if name == "data_wait":
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

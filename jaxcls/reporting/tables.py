@@ -96,7 +96,7 @@ def _wait(run: Run) -> float:
 def headline(found: Assessment) -> Markup:
     """Every figure of a run with its interval."""
     rows = [[name, *_parts(value)] for name, value in found.headline.items()]
-    return table(["figure", "value", "interval of 95 %"], rows, "Figures")
+    return table(["figure", "value", "interval"], rows, "With intervals of 95 %")
 
 
 def by_class(found: Assessment, names: Sequence[str]) -> Markup:
@@ -155,14 +155,15 @@ def _heat_map(matrix: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> Ma
             for other in shown
         ]
         rows.append(tag("tr", tag("th", names[k], scope="row"), *cells))
+    caption = "Examples of each class by what they are taken for"
     made = tag(
         "table",
-        tag("caption", "Confusions"),
+        tag("caption", caption),
         tag("thead", tag("tr", tag("td"), *heads)),
         tag("tbody", *rows),
         class_="heat",
     )
-    return scrolling(made, "Confusions")
+    return scrolling(made, caption)
 
 
 def _cell(count: int, share: float, is_right: bool) -> Markup:
