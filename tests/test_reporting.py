@@ -133,6 +133,7 @@ def test_names_are_text_whatever_they_look_like():
     mean.saved["config"]["augment"] = NASTY[0]
     parsed = Parsed(made(mean, run("b", NASTY)))
     assert len(parsed.all("script")) == 1
+    assert len(parsed.all("style")) == 1
     named = [k for _, found in parsed.elements for k in found if k.startswith("on")]
     assert not named
     # Of each class a row of the table; its name is a text there, as it was given.

@@ -130,7 +130,7 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
             )  # fmt: skip
         axes.set_xlabel("step")
         if is_wide:
-            axes.set_yscale("log")
+            _as_logarithm(axes)
         if name in ("data_wait", "images_per_s", "lr"):
             axes.set_ylim(bottom=0)
         if name == "data_wait":
@@ -141,6 +141,16 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
     return chart(
         draw, f"curve-{name}", _TITLES.get(name, name), f"ends at {'; '.join(last)}", _SIZE
     )
+
+
+def _as_logarithm(axes: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _few_whole_numbers() -> Any:

@@ -67,6 +67,8 @@ def chart(
 def _inline(text: str, prefix: str, label: str) -> Markup:
     """An SVG file as an element of a page, each id of it after `prefix`."""
     svg = text[text.index("<svg") :]
+    # Matplotlib's own style would be that of the whole page.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)

@@ -47,7 +47,7 @@ figure {{ margin: 0; }}
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }}
 .chart {{ max-width: 30rem; }}
 .chart figcaption {{ font-weight: 600; font-size: .95rem; }}
-.chart svg {{ display: block; width: 100%; height: auto; }}
+.chart svg {{ display: block; width: 100%; height: auto; stroke-linejoin: round; }}
 .chart text {{ font-family: system-ui, sans-serif !important; }}
 .scroll {{ overflow: auto; max-width: 100%; max-height: 32rem; margin: .6rem 0; }}
 table {{ border-collapse: collapse; font-size: .88rem; overflow-wrap: normal;
