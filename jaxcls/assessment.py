@@ -59,7 +59,7 @@ def figure(values: np.ndarray) -> Interval:
     if np.isin(values, (0, 1)).all():
         return intervals.proportion(int(values.sum()), len(values))
     (found,) = intervals.bootstrap(
-        lambda weights: np.array([weights @ values / weights.sum()]), len(values)
+        lambda weights: np.array([(weights * values).sum() / weights.sum()]), len(values)
     )
     return found
 

@@ -103,4 +103,4 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
         return HOTTEST
     if slope(low) <= 0:
         return COLDEST
-    return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-6)))
+    return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-5)))

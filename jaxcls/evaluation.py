@@ -149,8 +149,7 @@ def _temperature(
     if not split:
         return math.nan, "the run has no data.eval to fit one on"
     if given.is_own and given.split == split:
-        fitted_on = f"data.eval={split}, which are these very examples"
-        return calibration.fit_temperature(*found, exp.link), fitted_on
+        return _fitted(exp, found, f"data.eval={split}, which are these very examples")
     own = examples.of_run(exp, "eval")
     try:
         own.data.records(split, "data.eval")
@@ -158,8 +157,15 @@ def _temperature(
         return math.nan, f"data.eval={split} cannot be read ({error})"
     answer = {"": answers.of_model(exp, variables, own.columns)}
     logits, labels = _gathered(exp, own, answer, size)
-    temperature = calibration.fit_temperature(logits[""], labels, exp.link)
-    return temperature, f"data.eval={split}, n={own.n}"
+    on_them = Predictions(logits[""], labels)
+    return _fitted(exp, on_them, f"data.eval={split}, n={own.n}")
+
+
+def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]:
+    temperature = calibration.fit_temperature(*found, exp.link)
+    if temperature <= calibration.COLDEST:
+        text += ": the least that is tried, for the surest is the likeliest there"
+    return temperature, text
 
 
 def _ensemble(

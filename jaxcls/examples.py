@@ -61,7 +61,7 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
     others = {"data.name": name, "data.classes": ""}
     if data_dir:
         others["data.dir"] = data_dir
-    data = _data(exp, others)
+    data = _data(exp, others, None, f"--dataset={name}")
     names = data.facts.class_names
     if not names or not exp.data.facts.class_names:
         nameless = name if not names else exp.config.data.name
@@ -93,7 +93,7 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
 def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
     """The same examples through other host ops; raises `InputError` for bad ones."""
     others = {**_same(given), "data.eval_ops": eval_ops}
-    return given._replace(data=_data(exp, others, given.data.facts))
+    return given._replace(data=_data(exp, others, given.data.facts, "--eval_ops"))
 
 
 def _same(given: Examples) -> dict[str, Any]:
@@ -104,21 +104,27 @@ def _same(given: Examples) -> dict[str, Any]:
 
 
 def _data(
-    exp: Experiment, others: dict[str, Any], facts: sources.Facts | None = None
+    exp: Experiment, others: dict[str, Any], facts: sources.Facts | None, flag: str
 ) -> Data:
-    """Data of other facts or ops on the mesh of an experiment, which must fit its model."""
+    """Data of other facts or ops on the mesh of an experiment, which must fit its model.
+
+    flag: what asks for them, in messages.
+    """
     config = configs.from_flat({**configs.flat(exp.config), **others})
     data = Data(config, facts, lambda: exp.mesh)
-    height, width, channels = data.eval_shape
+    try:
+        height, width, channels = data.eval_shape
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
     image = jax.ShapeDtypeStruct((1, height, width, channels), np.uint8)
     try:
         jax.eval_shape(exp.pure_predict_step(), exp.variables_like, image)
     except (flax.errors.ScopeParamShapeError, InputError, TypeError, ValueError):
         own = exp.data.eval_shape
         raise InputError(
-            f"model.name={exp.config.model.name} trained on {own[1]}x{own[0]}x{own[2]}"
-            f" cannot take the {width}x{height}x{channels} of {config.data.eval_ops!r};"
-            f" give --eval_ops that end in {own[1]}x{own[0]} pixels"
+            f"{flag}: model.name={exp.config.model.name} trained on"
+            f" {own[1]}x{own[0]}x{own[2]} cannot take the {width}x{height}x{channels}"
+            f" of {config.data.eval_ops!r}; give ops that end in {own[1]}x{own[0]} pixels"
         ) from None
     return data
 
@@ -149,7 +155,9 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
                 f"--ensemble={path} was trained on another {now.name} (its fingerprint"
                 " differs); give runs of the same data"
             )
-    return given._replace(data=_data(other, _same(given), given.data.facts))
+    return given._replace(
+        data=_data(other, _same(given), given.data.facts, f"--ensemble={path}")
+    )
 
 
 # ImageNet's validation files, which labels of others are numbered by.
@@ -172,15 +180,16 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
         raise InputError(
             f"--real={path} cannot be read ({error}); give real.json"
         ) from None
-    classes = len(given.columns)
+    classes = given.data.facts.num_classes
+    if len(given.columns) < classes:
+        raise InputError(
+            f"--real={path} is for a model of all {classes} classes of"
+            f" {given.data.facts.name}, and here are {len(given.columns)}; leave out --real"
+        )
     if not is_right or any(not 0 <= k < classes for each in listed for k in each):
         raise InputError(
             f"--real={path} must be a list of lists of class numbers, 0 to {classes - 1},"
             " one for each ILSVRC validation file; give real.json of reassessed-imagenet"
-        )
-    if not given.is_own:
-        raise InputError(
-            "--real is of ImageNet's own validation files; leave out --dataset"
         )
     records = given.data.records(given.split, given.key)
     found = []
@@ -193,5 +202,5 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
                 f" one of {len(listed)} files such as ILSVRC2012_val_00000001.JPEG; score"
                 " imagenet2012's split validation, or leave out --real"
             )
-        found.append(listed[int(match[1]) - 1])
+        found.append(given.labels[listed[int(match[1]) - 1]].tolist())
     return found

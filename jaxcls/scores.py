@@ -150,7 +150,7 @@ def means(
     total = support.sum()
     return {
         "macro": Means(*(float(column[there].mean()) for column in table)),
-        "weighted": Means(*(float(column @ support / total) for column in table)),
+        "weighted": Means(*(float((column * support).sum() / total) for column in table)),
     }
 
 
@@ -214,5 +214,5 @@ class _Sorted:
         own, others = weights[self._own], weights[self._others]
         sums = np.concatenate([[0.0], np.cumsum(others)])
         pairs = own.sum() * sums[-1]
-        won = own @ (sums[self._below] + sums[self._upto]) / 2
+        won = (own * (sums[self._below] + sums[self._upto])).sum() / 2
         return float(won / pairs) if pairs else math.nan
