@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import config, evaluate, experiment, predictions, report, train
+from jaxcls import config, evaluate, experiment, predictions, report, train, workdir
 from jaxcls.errors import InputError
 from tests import browser
 
 
-def trained(data_dir, folder, **overrides):
-    """A run of a few steps on digits; the folder of it."""
+def built(data_dir, **overrides):
+    """The experiment of a run of a few steps on digits."""
     values = {
         "batch_size": 64,
         "length": "6 steps",
@@ -34,8 +34,27 @@ def trained(data_dir, folder, **overrides):
         "mesh.devices": 1,
         **overrides,
     }
-    train.run(experiment.build(config.from_flat(values)), str(folder))
+    return experiment.build(config.from_flat(values))
+
+
+def trained(data_dir, folder, **overrides):
+    """The folder of such a run."""
+    train.run(built(data_dir, **overrides), str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def young(data_dir, tmp_path_factory):
+    """The folder of a run that was killed before its first checkpoint."""
+    exp = built(data_dir)
+    folder = workdir.Workdir(tmp_path_factory.mktemp("runs") / "young")
+    folder.path.mkdir()
+    folder.adopt(exp.config, exp.implied())
+    folder.metrics.write_text(
+        '{"step": 1, "kind": "train", "loss": 2.5}\n'
+        '{"step": 2, "kind": "train", "loss": null}\n{"step": 3, "ki'
+    )
+    return folder.path
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +62,7 @@ def folder(data_dir, tmp_path_factory):
     return trained(data_dir, tmp_path_factory.mktemp("runs") / "first")
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
     assert report.main([f"--workdir={folder}"]) == 0
     said = capsys.readouterr().out
@@ -71,6 +91,7 @@ def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
         assert f'id="{kind}-figure_1"' in text
 
 
+@pytest.mark.slow
 def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
@@ -91,39 +112,47 @@ def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     assert "Confusions" not in text
 
 
-def test_a_run_without_a_checkpoint_has_its_curves(folder, tmp_path, capsys):
-    young = tmp_path / "young"
-    shutil.copytree(folder, young, ignore=shutil.ignore_patterns("checkpoints"))
-    lines = (young / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (young / "metrics.jsonl").write_text("".join(lines[:3]) + '{"step": 4, "ki')
+def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
     assert report.main([f"--workdir={young}"]) == 0
     assert "young: It has no checkpoint yet" in capsys.readouterr().out
     text = (young / "report.html").read_text()
     assert "It has no checkpoint yet" in text
     assert 'id="curve-loss-figure_1"' in text
-    assert "step 3 of 6" in text
+    assert "not finished: step 2 of 6" in text
+    assert text.count("<img") == report.TRAINED_ON
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--workdir={tmp}"], "is not a run's folder"),
-        (["--workdir={run}", "--workdir={tmp}/no"], "no is not a run's folder"),
+        (["--workdir={tmp}/no"], "no is not a run's folder"),
         (["--workdir={run}", "--output={tmp}"], "is a folder; try --output=report.html"),
         (["--workdir={run}", "--output={tmp}/no/r.html"], "in no folder that is there"),
         (["--workdir={run}", "--images={tmp}/no.png"], "no.png is not a file"),
-        (["--workdir={run}", "--images={tmp}/bad.png"], "bad.png: not a readable image"),
-        (["--workdir={run}", "--checkpoint=5"], "--checkpoint=5 is not in"),
-        (["--workdir={run}", "--split=no"], "--split='no' is not a split"),
         (["--workdir={run}", "--config.seed=3"], "part of what the run is"),
         ([], "required: --workdir"),
     ],
 )
-def test_bad_input_is_named(folder, tmp_path, arguments, message):
-    (tmp_path / "bad.png").write_text("no image")
-    given = [each.format(run=folder, tmp=tmp_path) for each in arguments]
+def test_bad_input_is_named(young, tmp_path, arguments, message):
     with pytest.raises(InputError) as refused:
-        report.main(given)
+        report.main([each.format(run=young, tmp=tmp_path) for each in arguments])
+    assert message in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--images={tmp}/bad.png", "bad.png: not a readable image"),
+        ("--checkpoint=5", "--checkpoint=5 is not in"),
+        ("--split=no", "--split='no' is not a split"),
+    ],
+)
+def test_what_a_run_does_not_have_is_named(folder, tmp_path, argument, message):
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(InputError) as refused:
+        report.main([f"--workdir={folder}", argument.format(tmp=tmp_path)])
     assert message in str(refused.value)
 
 

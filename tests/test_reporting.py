@@ -1,6 +1,7 @@
 """The parts of a report: what is drawn, shown and said, and that it is safe HTML."""
 
 import base64
+import hashlib
 import html.parser
 import io
 import re
@@ -115,13 +116,17 @@ def test_a_page_is_whole_well_formed_and_the_same_again():
 
 
 def test_a_page_asks_for_nothing_from_anywhere():
-    parsed = Parsed(made(run()))
+    text = made(run())
+    parsed = Parsed(text)
     for tag, found in parsed.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base"}
         for key in ("src", "href", "xlink:href", "data", "srcset"):
             assert found.get(key, "#").startswith(("#", "data:image/"))
     (policy,) = (m["content"] for m in parsed.all("meta") if "http-equiv" in m)
     assert policy.startswith("default-src 'none'; img-src data:;")
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_names_are_text_whatever_they_look_like():

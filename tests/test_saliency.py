@@ -148,7 +148,7 @@ def test_a_model_without_a_map_is_refused():
         saliency.last_map(apply, jnp.ones((1, 4)), jnp.array([0]))
 
 
-@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize("pool", ["token", pytest.param("mean", marks=pytest.mark.slow)])
 def test_attention_weights_are_those_that_the_layers_use(pool):
     text = f"vit_ti_16(depth=2, width=24, heads=3, pool='{pool}')"
     module, variables, apply = applied(text, 48)
