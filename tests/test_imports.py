@@ -42,6 +42,9 @@ VERBS = {
     "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"}
     | {"workdir"},
     "show": {"experiment"},
+    "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
+    | {"evaluation", "examples", "experiment", "logs", "memory", "predict"}
+    | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
@@ -53,10 +56,12 @@ NOUNS = {
     "clipping": {"optimizers"},
     "parts": {"optimizers"},
     "transfer": {"models"},
+    "saliency": {"models"},
     "weights": {"weights"},
     "assessment": {"calibration", "intervals", "predictions", "scores"},
     "calibration": {"predictions", "scores"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
+    "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},

@@ -61,7 +61,7 @@ class AlexNet(nn.Module):
                 kernel_init=init,
                 name=f"conv{i + 1}",
             )(x)
-            x = nn.relu(x)
+            x = layers.FeatureMap()(nn.relu(x))
             if is_pooled:
                 x = layers.max_pool(x, window=3, stride=2)
         x = layers.adaptive_mean(x, 6).reshape(x.shape[0], -1)

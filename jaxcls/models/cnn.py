@@ -52,6 +52,7 @@ class CNN(nn.Module):
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
+            x = layers.FeatureMap()(x)
             if min(x.shape[1:3]) < 2:
                 continue
             if self.pool == "max":

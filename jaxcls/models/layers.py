@@ -170,6 +170,18 @@ def batch_norm_groups(groups: int) -> Iterator[None]:
         yield
 
 
+class FeatureMap(nn.Module):
+    """x [B, H, W, C] as it is: a place where what a model sees can be looked at.
+
+    For maps that end in a function, such as a ReLU, and not in a module: see
+    `jaxcls.saliency`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
     """x [B, H, W, C] -> its maxima over square windows.
 

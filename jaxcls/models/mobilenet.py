@@ -102,6 +102,7 @@ class Mobile(nn.Module):
             )(x, train)
         x = conv(1280, 1, dtype=self.dtype, name="conv2")(x)
         x = self.activation(BatchNorm(dtype=self.dtype, name="norm2")(x, train))
+        x = layers.FeatureMap()(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(layers.global_mean(x))
         return layers.head(x, self.num_classes, self.head_init)
 

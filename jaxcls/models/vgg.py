@@ -43,6 +43,7 @@ class VGG(nn.Module):
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
+            x = layers.FeatureMap()(x)
             x = layers.max_pool(x, window=2, stride=2)
         x = layers.adaptive_mean(x, 7).reshape(x.shape[0], -1)
         init = nn.initializers.normal(0.01)

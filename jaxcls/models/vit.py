@@ -36,6 +36,13 @@ def sincos(height: int, width: int, features: int) -> np.ndarray:
     return np.concatenate(parts, axis=1, dtype=np.float32)[None]
 
 
+def of_heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
+    """qkv [B, N, 3 D] of `Attention` -> query, key, value [B, N, heads, D / heads]."""
+    batch, tokens, features = qkv.shape
+    split = qkv.reshape(batch, tokens, 3 * heads, features // (3 * heads))
+    return jnp.split(split, 3, axis=2)
+
+
 class Attention(nn.Module):
     """Self-attention of several heads over tokens x [B, N, D]; the softmax is float32."""
 
@@ -44,12 +51,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, tokens, features = x.shape
+        features = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
-        query, key, value = jnp.split(
-            qkv.reshape(batch, tokens, 3 * self.heads, features // self.heads), 3, axis=2
-        )
+        query, key, value = of_heads(qkv, self.heads)
         y = jax.nn.dot_product_attention(query, key, value)
         return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
 

@@ -71,6 +71,7 @@ class WideResNet(nn.Module):
                 name=name,
             )(x, train)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
+        x = layers.FeatureMap()(x)
         return layers.head(layers.global_mean(x), self.num_classes)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
