@@ -90,7 +90,7 @@ class Data:
         is_fraction = key == "data.train" and self.config.data.fraction < 1
         return is_fraction or self.num_classes < self.facts.num_classes
 
-    def records(self, split: str, key: str) -> batches.Records:
+    def records(self, split: str, key: str) -> sources.Source | sources.Selected:
         """Random access to the examples of a split that are used."""
         source = self.dataset.source(split, key)
         if not self._is_part(key):

@@ -1,18 +1,33 @@
 """Every example once -> metrics. ``python -m jaxcls.evaluate --workdir=RUN``."""
 
-import math
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxcls import checkpoint, cli, experiment, hosts, logs, memory, mesh, sources
+from jaxcls import (
+    answers,
+    checkpoint,
+    cli,
+    evaluation,
+    evaluation_table,
+    examples,
+    experiment,
+    hosts,
+    logs,
+    memory,
+    mesh,
+    scores,
+    sources,
+    views,
+)
 from jaxcls.config import override
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
-from jaxcls.predictions import Predictions
-from jaxcls.workdir import Workdir
+from jaxcls.predictions import Predictions, write_csv
+from jaxcls.workdir import Workdir, write_atomically
 
 
 class Abandoned(Exception):
@@ -77,8 +92,8 @@ def score_each(
 def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
     """(n, {metric: mean}) of what `score_each` found."""
     classes = "label", "predicted", "ema_predicted"
-    scores = {name: each for name, each in columns.items() if name not in classes}
-    return len(columns["label"]), {name: _mean(each) for name, each in scores.items()}
+    each = {name: column for name, column in columns.items() if name not in classes}
+    return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
 
 
 def predictions(
@@ -93,27 +108,12 @@ def predictions(
     variables: as `exp.variables` gives them; key: what `split` is called in messages.
     Raises RuntimeError if any example was not seen exactly once.
     """
+    columns = np.arange(exp.data.num_classes)
+    answer = {"": answers.of_model(exp, variables, columns)}
+    batches = exp.eval_batches(split, key, batch_size)
     n = exp.data.count(split, key)
-    logits = np.full((n, exp.data.num_classes), np.nan, np.float32)
-    labels, seen = np.zeros(n, np.int32), np.zeros(n, np.int64)
-    everywhere = jax.jit(lambda *columns: columns, out_shardings=mesh.replicated(exp.mesh))
-    for batch in exp.eval_batches(split, key, batch_size):
-        found = exp.logits_step(variables, batch["image"])
-        columns = everywhere(batch["index"], batch["label"], batch["mask"])
-        index, label, mask = map(np.asarray, columns)
-        index = index[mask]
-        logits[index], labels[index] = np.asarray(found)[mask], label[mask]
-        seen[index] += 1
-    if not (seen == 1).all():
-        raise RuntimeError(f"{seen.sum()} predictions for the {n} examples of {split}")
-    return Predictions(logits, labels)
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean; fsum is exact, so no batch size and no order of adding can change it."""
-    return (
-        math.fsum(values.tolist()) / len(values) if np.isfinite(values).all() else math.nan
-    )
+    logits, labels = answers.gathered(n, batches, answer, exp.mesh)
+    return Predictions(logits[""], labels)
 
 
 def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -174,6 +174,70 @@ def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Ex
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
+    rest, overrides = cli.split_overrides(argv)
+    args = _parser().parse_args(rest)
+    batch_size = cli.whole_number(args.batch_size, "--batch_size")
+    top = cli.whole_number(args.top, "--top")
+    given_files = ("--predictions", args.predictions), ("--json", args.json)
+    files = {flag: _file(text, flag) for flag, text in given_files if text}
+    if args.data_dir and not args.dataset:
+        raise InputError(
+            f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
+            f" --config.data.dir={args.data_dir}"
+        )
+    seen_as = views.build(args.tta, "--tta") if args.tta else []
+    exp, step, at, weights = load(args.workdir, args.checkpoint, overrides)
+    if args.dataset:
+        given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
+    else:
+        given = examples.of_run(exp, args.split)
+    which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
+    members = [
+        (member, examples.same_for(exp, given, member.exp, member.path))
+        for member in (_member(path, which, overrides) for path in args.ensemble)
+    ]
+    asked = evaluation.Asked(
+        tta=args.tta,
+        views=seen_as,
+        seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
+        members=members,
+        real=examples.real_labels(args.real, given) if args.real else None,
+    )
+    size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
+    with memory.explained("--batch_size", size):
+        done = evaluation.evaluated(exp, weights, given, asked, size)
+    names = [exp.data.class_names[k] for k in given.columns]
+    record: dict[str, Any] = {"step": step, "at": at}
+    if args.dataset:
+        shares = f"{len(names)}/{exp.data.num_classes}"
+        record |= {"dataset": args.dataset, "classes": shares}
+    record |= {"split": given.split, "n": given.n}
+    print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
+    if "--predictions" in files:
+        where = given.data.records(given.split, given.key).where
+        write_csv(files["--predictions"], done.found, exp.link, names, where, top)
+    rest_of_it = {"fitted_on": done.fitted_on}
+    if "--json" in files:
+        whole = evaluation_table.as_json(
+            done.assessed,
+            done.rows,
+            names,
+            record={**record, "weights": done.weights},
+            **rest_of_it,
+        )
+        write_atomically(files["--json"], json.dumps(whole, allow_nan=False) + "\n")
+    evaluation_table.show(
+        done.assessed,
+        done.rows,
+        names,
+        about=f"{given.split}, {done.weights}",
+        every_class=args.classes == "all",
+        **rest_of_it,
+    )
+    return cli.DONE
+
+
+def _parser() -> cli.Parser:
     parser = cli.Parser("evaluate", "Score a trained run on every example of a split.")
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument(
@@ -183,20 +247,45 @@ def main(argv: Sequence[str]) -> int:
         "--split", default="test", help="test (default), eval, train, or a TFDS split"
     )
     parser.add_argument("--batch_size", default="0", help="examples a batch; 0: the run's")
-    rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
-    batch_size = cli.whole_number(args.batch_size, "--batch_size")
-    exp, step, at, weights = load(args.workdir, args.checkpoint, overrides)
-    role = args.split if args.split in ("test", "eval", "train") else ""
-    split = exp.config.data[role] if role else args.split
-    if not split:
-        raise InputError(f"--split={role}: the run has no data.{role}; try --split=train")
-    size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
-    with memory.explained("--batch_size", size):
-        n, values = score(exp, weights, split, f"data.{role}" if role else "--split", size)
-    record = {"step": step, "at": at, "split": split, "n": n, **values}
-    print(f"evaluate: {logs.summary(record, args.workdir)}")
-    return cli.DONE
+    parser.add_argument(
+        "--classes", default="worst", choices=("worst", "all"), help="which are shown"
+    )
+    parser.add_argument(
+        "--predictions", default="", metavar="FILE.csv", help="every example's answer"
+    )
+    parser.add_argument(
+        "--top", default="0", help="classes listed of each there; 0: a column for each"
+    )
+    parser.add_argument("--json", default="", metavar="FILE", help="all figures")
+    group = parser.add_argument_group("rows of their own")
+    group.add_argument("--tta", default="", help='views, such as "flip | crops(5)"')
+    group.add_argument("--eval_ops", default="", help="other host ops, another resolution")
+    group.add_argument(
+        "--ensemble", default=[], action="append", metavar="RUN", help="once for each run"
+    )
+    group.add_argument("--real", default="", metavar="real.json", help="ImageNet ReaL")
+    group = parser.add_argument_group("another dataset")
+    group.add_argument("--dataset", default="", help="one whose classes are the model's")
+    group.add_argument("--data_dir", default="", help="where it is; the run's data.dir")
+    return parser
+
+
+def _member(path: str, which: str, overrides: Mapping[str, str]) -> evaluation.Member:
+    """A run of an ensemble; raises `InputError` where it is none."""
+    try:
+        exp, _, _, weights = load(path, which, overrides)
+    except InputError as error:
+        raise InputError(f"--ensemble={path}: {error}") from None
+    return evaluation.Member(path, exp, exp.variables(weights))
+
+
+def _file(text: str, flag: str) -> pathlib.Path:
+    """A file to write; raises `InputError` where there cannot be one."""
+    path = pathlib.Path(text).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is in no folder that is there"
+        raise InputError(f"{flag}={text} {what}; give a file, such as {flag}=evaluation")
+    return path
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """What a model says of every example of a split, on the host."""
 
-from typing import NamedTuple
+import contextlib
+import csv
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import scipy.special
+
+from jaxcls.errors import InputError
 
 
 class Predictions(NamedTuple):
@@ -25,3 +33,70 @@ def probabilities(
     if link == "sigmoid":
         return scipy.special.expit(scaled)
     return scipy.special.softmax(scaled, axis=-1)
+
+
+# Nearer to 0 a probability has no logit in float32; nearer to 1, none in float64.
+_LEAST, _MOST = 1e-37, 1 - 2.0**-53
+
+
+def mean_logits(members: Sequence[np.ndarray], link: str = "softmax") -> np.ndarray:
+    """The logits [..., K] float32 of the mean of probabilities [..., K] of some members.
+
+    So that a loss of logits is one of views and ensembles too.
+    """
+    mean = sum(members[1:], start=members[0]) / len(members)
+    clipped = np.clip(mean, _LEAST, _MOST if link == "sigmoid" else 1)
+    found = np.log(clipped)
+    return (found - np.log1p(-clipped) if link == "sigmoid" else found).astype(np.float32)
+
+
+def write_csv(
+    path: pathlib.Path,
+    found: Predictions,
+    link: str,
+    class_names: Sequence[str],
+    where: Callable[[int], str],
+    top: int = 0,
+) -> None:
+    """Write one line an example: its index, where it is, its class, and probabilities.
+
+    top: the most likely classes that are listed by name; 0: a column for each class.
+    Raises `InputError` where the file cannot be written; an old one then stays.
+    """
+    names, top = list(class_names), min(top, len(class_names))
+    columns = [f"p({name})" for name in names]
+    if top:
+        pairs = [(f"class_{k}", f"probability_{k}") for k in range(1, top + 1)]
+        columns = list(itertools.chain.from_iterable(pairs))
+    with _whole(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", "where", "label", "predicted", *columns])
+        for index, (logits, label) in enumerate(zip(*found, strict=True)):
+            likely = probabilities(logits, link)
+            ranked = np.argsort(-logits, kind="stable")
+            is_known = np.isfinite(logits.max())
+            cells = [f"{p:.6g}" for p in likely]
+            if top:
+                cells = [x for k in ranked[:top] for x in (names[k], cells[k])]
+            best = names[ranked[0]] if is_known else ""
+            writer.writerow([index, where(index), names[label], best, *cells])
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[TextIO]:
+    """A file that appears under its name when the block ends well."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("w", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); make room, or give a file in a"
+            " folder you may write to"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -146,6 +146,10 @@ class Selected:
         """Like `Source.where`."""
         return self._source.where(int(self._rows[index]))
 
+    def names(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Like `Source.names`."""
+        return self._source.names(self._rows[indices])
+
 
 class Part(NamedTuple):
     """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
@@ -192,12 +196,19 @@ class Source:
         One by one as they are asked for: a record is used while it is in the cache, and
         TFDS's own list of them costs threads for every shard it touches.
         """
+        return ((example.image, example.label) for example in self._examples(indices))
+
+    def names(self, indices: np.ndarray) -> Iterator[bytes]:
+        """indices [N] int64 -> N times the name of the file that it was; b"" of none."""
+        return (example.name for example in self._examples(indices))
+
+    def _examples(self, indices: np.ndarray) -> Iterator[records.Example]:
         which = np.searchsorted(self._starts, indices, side="right") - 1
         for number, index in zip(which.tolist(), indices.tolist(), strict=True):
             data = self._parts[number].data
             row = index - int(self._starts[number]) + self._parts[number].start
             try:
-                yield records.parse(data.data_source[row], *self._keys)[1:]
+                yield records.parse(data.data_source[row], *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
                 first = (str(error).strip().splitlines() or [""])[0]
                 raise InputError(
@@ -205,9 +216,9 @@ class Source:
                     " copy or prepare the dataset again"
                 ) from None
             except ValueError:  # Of a form that only TFDS knows.
-                example = data[row]
-                image_key, label_key = self._keys
-                yield example[image_key], int(example[label_key])
+                found = data[row]
+                image, label = (found[key] for key in self._keys)
+                yield records.Example(found.get("file_name", b""), image, int(label))
 
 
 def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:

@@ -28,8 +28,13 @@ VERBS = {
     | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
     | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
-    "evaluate": {"checkpoint", "cli", "config", "experiment", "hosts", "logs", "memory"}
-    | {"mesh", "predictions", "sources", "workdir"},
+    "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
+    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
+    | {"predictions", "scores", "sources", "views", "workdir"},
+    "evaluation": {"answers", "assessment", "calibration", "examples", "experiment"}
+    | {"intervals", "losses", "mesh", "predictions", "scores", "views"},
+    "answers": {"data", "experiment", "mesh", "predictions", "views"},
+    "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
@@ -49,6 +54,9 @@ NOUNS = {
     "parts": {"optimizers"},
     "transfer": {"models"},
     "weights": {"weights"},
+    "assessment": {"calibration", "intervals", "predictions", "scores"},
+    "calibration": {"predictions", "scores"},
+    "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
