@@ -24,8 +24,9 @@ VERBS = {
     | {"stopping", "train"},
     "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
     | {"provenance", "sources", "stopping", "train", "workdir"},
-    "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
-    | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
+    "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}
+    | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
+    | {"stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
     | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
     "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
@@ -41,7 +42,8 @@ VERBS = {
     "convert": {"importers", "writer"},
     "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"}
     | {"workdir"},
-    "show": {"experiment"},
+    "show": {"experiment", "mesh"},
+    "hints": {"batches", "decode", "experiment"},
     "dry_run": {"config", "experiment", "memory"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
@@ -60,6 +62,8 @@ NOUNS = {
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
+    "logs": {"meter", "trackers"},
+    "trackers": {"pictures", "scores"},
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},
