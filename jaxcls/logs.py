@@ -61,7 +61,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
+    def __exit__(self, kind: object = None, *error: object) -> None:
         self._console.close()
         try:
             self._close()

@@ -15,7 +15,7 @@ from jaxcls.errors import InputError, first_line
 
 # Classes whose confusions are drawn, and whose recall is a table; of more, a histogram.
 MOST_CLASSES = 100
-# Seconds that the end of a run waits for Weights & Biases.
+# Seconds that the start and the end of a run wait for Weights & Biases.
 _PATIENCE = 60
 
 
@@ -89,8 +89,7 @@ class WandB:
     """A run on Weights & Biases: the one that `folder` knows of, or a new one.
 
     What goes wrong there never reaches the run that is told of: it is said, once, with
-    `say`, and no more is sent. Without a network, what would be sent is kept in `folder`.
-    Raises `InputError` only here, where it is not set up.
+    `say`, and no more is sent. Raises `InputError` only here, where it is not set up.
     """
 
     def __init__(
@@ -103,17 +102,15 @@ class WandB:
         self._say = say
         self._run: Any = None
         wandb = imported(project)
-        begin = _beginning(wandb, project, folder, config)
         try:
-            self._run = begin(None)
+            self._run = _begun(wandb, project, folder, config)
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise InputError(
                 f"log.wandb={project!r}: {first_line(error)}; run wandb login, or set"
                 " WANDB_MODE=offline"
             ) from None
-        except Exception as error:  # Of many kinds, and none of them is the run's.
-            say(f"Weights & Biases: {first_line(error)}; told later, by wandb sync")
-            self._try(lambda: setattr(self, "_run", begin("offline")))
+        except Exception as error:  # No network, most often.
+            self._lose(error)
         # A resumed run has these already, from before.
         self._first = self._run.starting_step if self._run else 0
 
@@ -138,8 +135,14 @@ class WandB:
         try:
             tell()
         except Exception as error:  # Of many kinds, and none of them is the run's.
-            self._run = None
-            self._say(f"Weights & Biases: {first_line(error)}; the run goes on without it")
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._run = None
+        self._say(
+            f"Weights & Biases: {first_line(error)}; the run goes on without it"
+            " (WANDB_MODE=offline needs no network)"
+        )
 
 
 def imported(project: str) -> Any:
@@ -156,27 +159,24 @@ def imported(project: str) -> Any:
     return wandb
 
 
-def _beginning(
+def _begun(
     wandb: Any, project: str, folder: pathlib.Path, config: Mapping[str, Any]
-) -> Callable[[str | None], Any]:
-    """(mode) -> the run, begun or gone on with; mode None: as WANDB_MODE says."""
+) -> Any:
+    """The run, begun or gone on with."""
     known = folder / "wandb-id"
     if not known.exists():
         known.write_text(secrets.token_hex(4))
-
-    def begin(mode: str | None) -> Any:
-        return wandb.init(
-            project=project,
-            dir=str(folder),
-            id=known.read_text(),
-            name=folder.name,
-            resume="allow",
-            config=dict(config),
-            allow_val_change=True,
-            mode=mode,
-            reinit="create_new",
-            # Our lines stay ours, and no network keeps the end of a run waiting.
-            settings=wandb.Settings(console="off", finish_timeout=_PATIENCE),
-        )
-
-    return begin
+    return wandb.init(
+        project=project,
+        dir=str(folder),
+        id=known.read_text(),
+        name=folder.name,
+        resume="allow",
+        config=dict(config),
+        allow_val_change=True,
+        reinit="create_new",
+        # Our lines stay ours, and no network keeps the run waiting for long.
+        settings=wandb.Settings(
+            console="off", init_timeout=_PATIENCE, finish_timeout=_PATIENCE
+        ),
+    )
