@@ -65,6 +65,25 @@ def test_what_evaluations_and_saves_took_is_known_from_earlier_starts():
     assert made.eta == 18 * 0.5 + 2 * 4.0 + 2 * 1.0
 
 
+def test_what_is_due_at_the_step_of_a_record_is_in_the_next_one():
+    records = [
+        {"step": 5, "eval_s": 0.0, "save_s": 0.0},
+        {"step": 10, "eval_s": 0.0, "save_s": 0.0},
+        {"step": 15, "eval_s": 3.0, "save_s": 0.5},
+    ]
+    made = meter.Meter(
+        start=20,
+        steps=30,
+        batch_size=1,
+        left=lambda step: {
+            name: sum(due > step for due in (10, 20, 30)) for name in ("eval", "save")
+        },
+    )
+    made.remember(records)
+    made.stepped(1.0, 0.0)
+    assert made.eta == 9 * 1.0 + 3.0 + 0.5
+
+
 @pytest.mark.parametrize("every", ["0.3", "1", "2.5", "20.2", "7/3", "50"])
 def test_the_duties_left_are_those_that_will_be_due(every, tiny):
     exp = experiment.build(tiny(length="50 steps"))
