@@ -299,6 +299,11 @@ class Data:
 
     # Decoded images on the device.
 
+    @property
+    def is_train_resident(self) -> bool:
+        """Whether the images of training are decoded once and kept."""
+        return self._is_resident("train_ops", self.config.data.train, "data.train")
+
     def resident_bytes(self) -> int:
         """Bytes of decoded images that training keeps on each device."""
         total, data = 0, self.config.data

@@ -4,6 +4,7 @@ A duration is an exact fraction of steps, so "k epochs" is step round(k * n / B)
 every machine and no error piles up over epochs.
 """
 
+import math
 import re
 from fractions import Fraction
 
@@ -59,3 +60,13 @@ def is_due(step: int, every: Fraction) -> bool:
     # A period of more than a step: its end is less than half a period from round().
     count = round(step / every)
     return count > 0 and step_of(count, every) == step
+
+
+def periods(step: int, every: Fraction) -> int:
+    """How many periods of `every` steps are due at steps 1..step; see `is_due`."""
+    if every <= 0 or step <= 0:
+        return 0
+    if every <= 1:
+        return step
+    # The k-th ends at floor(k * every + 1/2), which is at most `step`.
+    return math.ceil((step + Fraction(1, 2)) / every) - 1

@@ -42,10 +42,23 @@ def score(
     batch_size: int = 0,
     abandon: Callable[[], bool] = lambda: False,
 ) -> tuple[int, dict[str, float]]:
-    """(n, {metric: mean over exactly the n examples of `split`}).
+    """(n, {metric: mean over exactly the n examples of `split`}); see `score_each`."""
+    return means(score_each(exp, weights, split, key, batch_size, abandon))
 
-    weights: params, batch_stats and ema as in the state; where ema is on, its scores
-    are there too, as ``ema_<metric>``. key: what `split` is called in messages.
+
+def score_each(
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    split: str,
+    key: str,
+    batch_size: int = 0,
+    abandon: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray]:
+    """{name: [n]} of exactly the n examples of `split`, in their order: loss, metrics.
+
+    And int32 `label` and `predicted`, the class. weights: params, batch_stats and ema as
+    in the state; where ema is on, all of it but `label` is there of the average too, as
+    ``ema_<name>``. key: what `split` is called in messages.
     Raises RuntimeError if any example was not counted exactly once, and `Abandoned`, on
     all processes, when `abandon`, asked at each batch, says so on one.
     """
@@ -70,9 +83,17 @@ def score(
     found += [_fetch(outs) for outs in pending]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
-    if not np.array_equal(np.sort(index), np.arange(n)):
+    order = np.argsort(index)
+    if not np.array_equal(index[order], np.arange(n)):
         raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
-    return n, {name: scores.mean(values) for name, values in columns.items()}
+    return {name: values[order] for name, values in columns.items()}
+
+
+def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
+    """(n, {metric: mean}) of what `score_each` found."""
+    classes = "label", "predicted", "ema_predicted"
+    each = {name: column for name, column in columns.items() if name not in classes}
+    return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
 
 
 def predictions(
@@ -105,8 +126,8 @@ def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
         host = {name: np.asarray(values) for name, values in out.items()}
         if host.pop("asked", False):
             raise Abandoned
-        mask, index = host.pop("mask"), host.pop("index")
-        rows["index"] = index[mask]
+        mask = host.pop("mask")
+        rows |= {name: host.pop(name)[mask] for name in ("index", "label")}
         rows |= {f"{prefix}{name}": values[mask] for name, values in host.items()}
     return rows
 

@@ -217,7 +217,10 @@ class Experiment(Recipe):
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
-        """The jitted eval_step(variables, batch) -> {name: [B]}, with index and mask."""
+        """The jitted eval_step(variables, batch) -> {name: [B]}: scores and predicted.
+
+        With label, index and mask of the batch; all of it on every device.
+        """
         raw = step.make_eval_step(
             self.model,
             self.loss,
@@ -228,7 +231,7 @@ class Experiment(Recipe):
 
         def with_index(variables: dict[str, Any], batch: DeviceBatch) -> DeviceBatch:
             scores = raw(variables, {k: batch[k] for k in ("image", "label")})
-            rest = {"index": batch["index"], "mask": batch["mask"]}
+            rest = {name: batch[name] for name in ("label", "index", "mask")}
             return {**scores, **rest, **_asked(batch)}
 
         state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)

@@ -161,6 +161,7 @@ KNOBS: dict[str, Knob] = {
     "checkpoint.keep": Knob(1, "last checkpoints kept, besides the best one", False),
     "log.every": Knob("50 steps", "training records", False),
     "log.tensorboard": Knob(True, "write event files too", False),
+    "log.wandb": Knob("", "project of Weights & Biases to tell it too; '': none", False),
     "watchdog.first": Knob(
         1800, "seconds for the first step, with its compilation; several processes", False
     ),

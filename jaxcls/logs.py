@@ -1,4 +1,4 @@
-"""What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, TensorBoard.
+"""What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
 
 metrics.jsonl holds no time of any clock, so it is the same for the same run; how long
 things took is in timing.jsonl. All of them go to disk before a checkpoint does, and a
@@ -10,18 +10,17 @@ import math
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxcls.errors import InputError
+from jaxcls.meter import INPUT_BOUND, Meter
+from jaxcls.trackers import TensorBoard, WandB
 
 Record = dict[str, Any]
 
@@ -31,6 +30,7 @@ class RunLog:
 
     is_pending: what is due at step `start` is to be done again, so that its records go.
     is_first: whether this process writes and shows them; of several, one does.
+    hint: (share of waiting) -> what may help against it, or "".
     """
 
     def __init__(
@@ -39,49 +39,61 @@ class RunLog:
         metrics: pathlib.Path,
         timing: pathlib.Path,
         digests: pathlib.Path,
-        tensorboard: pathlib.Path | None,
         start: int,
         steps: int,
-        batch_size: int,
+        meter: Meter,
+        tensorboard: TensorBoard | None = None,
         is_pending: bool = False,
         is_first: bool = True,
+        hint: Callable[[float], str] = lambda share: "",
     ) -> None:
-        self._is_first = is_first
+        self._is_first, self._start = is_first, start
         self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
+        self._began = time.perf_counter()
         self._tensorboard = tensorboard
+        self._wandb: WandB | None = None
+        self._hint = hint
         self._open(start, is_pending)
-        self.meter = Meter(start, steps, batch_size)
+        self.meter = meter
+        meter.remember(read(timing))
         self._console = _console(steps, start, is_first)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object = None, *error: object) -> None:
         self._console.close()
-        self._close()
+        try:
+            self._close()
+        finally:
+            if self._tensorboard:
+                self._tensorboard.close()
+            if self._wandb:
+                self._wandb.close(exit_code=0 if kind is None else 1)
 
     def _open(self, start: int, is_pending: bool) -> None:
         self._files: dict[str, TextIO] = {}
-        self._events = None
         if not self._is_first:
             return
         trim(self._paths["metrics"], start, is_pending)
         trim(self._paths["digests"], start - is_pending)
         self._files = {name: path.open("a") for name, path in self._paths.items()}
-        if self._tensorboard:
-            self._events = _event_writer(self._tensorboard, start)
 
     def _close(self) -> None:
         self.sync()
         for file in self._files.values():
             file.close()
-        if self._events:
-            self._events.close()
 
     def rewind(self, step: int) -> None:
         """Drop what was said after `step`."""
         self._close()
         self._open(step, False)
+        if self._tensorboard:
+            self._tensorboard.rewind(step)
+
+    def tell(self, wandb: WandB) -> None:
+        """From now on `wandb` is told the values too, and what the run ends with."""
+        self._wandb = wandb
 
     def step(self, step: int) -> None:
         """One more step was begun; shows it."""
@@ -93,6 +105,7 @@ class RunLog:
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
         self._console.line(f"step {step}: {_pairs(values)} | {self.meter}")
+        self._advise(self.meter.waiting())
 
     def evaluation(
         self,
@@ -111,8 +124,44 @@ class RunLog:
         record = {"step": step, "kind": kind, **more, **scored, **values}
         self._write("metrics", record)
         self._scalars(kind, step, values)
+        if self._wandb and kind == "final":
+            self._wandb.summary(_plain({**more, **scored, **values}))
         self._console.line(f"step {step}: {kind} {_pairs({**scored, **values})}")
         return _plain(record)
+
+    def classes(
+        self,
+        step: int,
+        kind: str,
+        columns: Mapping[str, np.ndarray],
+        class_names: Sequence[str],
+    ) -> None:
+        """The classes of what was scored; columns: as `evaluate.score_each` gives them."""
+        if not self._tensorboard:
+            return
+        for prefix in ("", "ema_"):
+            if (name := f"{prefix}predicted") in columns:
+                group = f"{kind}/{prefix.rstrip('_')}".rstrip("/")
+                found = columns["label"], columns[name]
+                self._tensorboard.classes(group, step, *found, class_names)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """A picture, uint8 [H, W, 3], for who watches."""
+        if self._tensorboard:
+            self._tensorboard.picture(name, step, pixels)
+
+    def done(self) -> None:
+        """Say what the time of this start went into, once all of it is done."""
+        whole = time.perf_counter() - self._began
+        since = f" since step {self._start}" if self._start else ""
+        self._advise(self.meter.waiting(at_end=True))
+        self._console.line(f"time{since}: {self.meter.shares(whole)}")
+
+    def _advise(self, share: float) -> None:
+        """Say once, where a run is input-bound, what may help."""
+        if share > INPUT_BOUND and (text := self._hint(share)):
+            self._console.line(text)
+            self._hint = lambda share: ""
 
     def event(self, step: int, kind: str, **values: Any) -> None:
         """Something that happened at a step, besides what is due there."""
@@ -137,87 +186,17 @@ class RunLog:
                     f"{self._paths[name]} cannot be written ({error.strerror}); make room,"
                     " or allow it to be written, and start again"
                 ) from None
-        if self._events:
-            self._events.flush()
+        if self._tensorboard:
+            self._tensorboard.flush()
 
     def _write(self, name: str, record: Record) -> None:
         if name in self._files:
             self._files[name].write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(f"{group}/{name}", value, step)
-
-
-class Meter:
-    """How fast a run goes, and what share of its time it waits for data."""
-
-    def __init__(self, start: int, steps: int, batch_size: int) -> None:
-        self._steps, self._batch_size = steps, batch_size
-        self._done, self._seconds, self._waited = 0, 0.0, 0.0
-        self._apart = {"eval": 0.0, "save": 0.0}
-        self._step = start
-        self._marked: dict[str, float] = {}
-        self._mark()
-
-    def stepped(self, seconds: float, waited: float) -> None:
-        """A step took `seconds` in all, of which `waited` were for its batch."""
-        self._step += 1
-        self._done += 1
-        self._seconds += seconds
-        self._waited += waited
-
-    def apart(self, what: str, seconds: float) -> None:
-        """`seconds` went into "eval" or "save", which are not training."""
-        self._apart[what] += seconds
-
-    @property
-    def rate(self) -> float:
-        """Images a second of training."""
-        return self._done * self._batch_size / self._seconds if self._seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """The share of training time spent waiting for batches."""
-        return self._waited / self._seconds if self._seconds else 0.0
-
-    @property
-    def eta(self) -> float:
-        """Seconds to the last step at the mean pace so far, evaluations included."""
-        if not self._done:
-            return math.inf
-        whole = self._seconds + sum(self._apart.values())
-        return whole / self._done * (self._steps - self._step)
-
-    def since_last(self) -> Record:
-        """What happened since the last call, for timing.jsonl; times in seconds."""
-        now = self._totals()
-        part = {name: now[name] - self._marked[name] for name in now}
-        self._mark()
-        seconds = part["seconds"]
-        return {
-            "images_per_s": part["steps"] * self._batch_size / seconds if seconds else 0.0,
-            "data_wait": part["waited"] / seconds if seconds else 0.0,
-            "train_s": seconds,
-            "eval_s": part["eval"],
-            "save_s": part["save"],
-        }
-
-    def _mark(self) -> None:
-        self._marked = self._totals()
-
-    def _totals(self) -> dict[str, float]:
-        totals = {
-            "steps": float(self._done),
-            "seconds": self._seconds,
-            "waited": self._waited,
-        }
-        return totals | self._apart
-
-    def __str__(self) -> str:
-        eta = _duration(self.eta) if math.isfinite(self.eta) else "?"
-        return f"{self.rate:,.0f} images/s, data wait {self.wait_share:.0%}, ETA {eta}"
+        for tracker in (self._tensorboard, self._wandb):
+            if tracker:
+                tracker.scalars(group, step, values)
 
 
 def read(path: pathlib.Path) -> list[Record]:
@@ -302,7 +281,6 @@ class _Bar:
             TextColumn("training"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[pace]}"),
             console=Console(highlight=False, markup=False),
             refresh_per_second=4,
@@ -313,8 +291,7 @@ class _Bar:
         self._progress.start()
 
     def step(self, step: int, meter: Meter) -> None:
-        pace = f"{meter.rate:,.0f} images/s, data wait {meter.wait_share:.0%}"
-        self._progress.update(self._task, completed=step, pace=pace)
+        self._progress.update(self._task, completed=step, pace=str(meter))
 
     def line(self, text: str) -> None:
         self._progress.console.print(text)
@@ -327,13 +304,6 @@ def _console(steps: int, start: int, is_first: bool) -> _Plain | _Bar:
     if not is_first:
         return _Silent()
     return _Bar(steps, start) if sys.stdout.isatty() else _Plain()
-
-
-def _event_writer(folder: pathlib.Path, start: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    # Events of a later step, left by a killed start, are not shown.
-    return SummaryWriter(str(folder), purge_step=start + 1, write_to_disk=True)
 
 
 def _plain(record: Record) -> Record:
@@ -349,9 +319,3 @@ def _pairs(values: Record) -> str:
     return " ".join(
         f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -10,6 +10,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import NoReturn
 
 import jax
@@ -131,7 +132,9 @@ class Loop:
         began = time.perf_counter()
         self.dog.beat("compiling the train step", compiles=True)
         train_step = self.exp.compiled_train_step
-        self.log.line(f"compiled in {time.perf_counter() - began:.1f} s")
+        seconds = time.perf_counter() - began
+        self.log.meter.apart("compile", seconds)
+        self.log.line(f"compiled in {seconds:.1f} s")
         return train_step
 
     def asks(self, phase: str) -> Callable[[], bool]:
@@ -212,14 +215,16 @@ class Loop:
     def _evaluate(self, state: State, step: int) -> State:
         """The state that knows of the evaluation at `step`."""
         config = self.exp.config
-        n, values = evaluate.score(
+        columns = evaluate.score_each(
             self.exp,
             state._asdict(),
             config.data.eval,
             "data.eval",
             abandon=self.asks(f"evaluating data.eval at step {step}"),
         )
+        n, values = evaluate.means(columns)
         self.log.evaluation(step, "eval", config.data.eval, n, values)
+        self.log.classes(step, "eval", columns, self.exp.data.class_names)
         return self.exp.record_evaluation(state, values[config.best.metric])
 
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
@@ -277,6 +282,18 @@ class Loop:
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
             " or another --config.nonfinite.policy (stop, skip, rewind)"
         )
+
+
+def duties_left(exp: Experiment, step: int) -> dict[str, int]:
+    """How many evaluations ("eval") and scheduled saves ("save") come after `step`."""
+    last = exp.steps
+
+    def left(every: Fraction) -> int:
+        scheduled = durations.periods(last, every) - durations.periods(step, every)
+        return scheduled + (step < last and not durations.is_due(last, every))
+
+    evaluations = left(exp.every["eval"]) if exp.config.data.eval else 0
+    return {"eval": evaluations, "save": left(exp.every["checkpoint"])}
 
 
 def _timed(batches: Iterator[DeviceBatch]) -> Iterator[tuple[DeviceBatch, float, float]]:

@@ -21,13 +21,21 @@ class Metric(NamedTuple):
     higher: bool = True
 
 
+def predicted(logits: jax.Array) -> jax.Array:
+    """The class [B] int32 of the largest of logits [B, K]; the lowest wins a tie.
+
+    -1 where the largest is not finite, so that it is no class and never a hit.
+    """
+    # The maximum is NaN where any logit is, and argmax would point at it.
+    largest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), largest, -1)
+
+
 def top1() -> Metric:
     """1 where the largest logit is the label's; the lowest class wins a tie."""
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        # The maximum is NaN where any logit is, and argmax would point at it: no hit.
-        first = jnp.argmax(logits, axis=-1) == labels
-        return (first & jnp.isfinite(logits.max(axis=-1))).astype(jnp.float32)
+        return (predicted(logits) == labels).astype(jnp.float32)
 
     return Metric("top1", function)
 

@@ -155,7 +155,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     piece = config.batch_size // config.optim.accumulate
     fitting = [n for n in range(1, min(wanted, there) + 1) if piece % n == 0]
     config.mesh.devices = fitting[-1]
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.wandb = False, ""
     for key, text in overrides.items():
         configs.override(config, key, text)
         if key not in _ANYWHERE:

@@ -3,10 +3,11 @@
 import pathlib
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import experiment
+from jaxcls import experiment, mesh
 from jaxcls.errors import InputError
 
 IMAGES = 64
@@ -50,19 +51,26 @@ def draw(exp: experiment.Experiment, path: str) -> None:
 
 
 def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, H, W, C] float in 0..1 and targets [n, K] of the first training batch."""
+    """Images [n, H, W, C] float in 0..1 and targets [n, K] of the first training batch.
+
+    At most 64 of them; every process of a run calls it.
+    """
     batch = next(iter(exp.train_batches()))
-    images, targets = exp.model_inputs(0, batch)
+    first = jax.jit(
+        lambda *arrays: [array[:IMAGES] for array in arrays],
+        out_shardings=mesh.replicated(exp.mesh),
+    )
+    images, targets = map(np.asarray, first(*exp.model_inputs(0, batch)))
     # Normalisation is a scale and a shift a channel: black and white tell which.
     shape = (1, 1, 1, images.shape[3])
-    black = exp.normalize(jnp.zeros(shape, jnp.uint8))
-    white = exp.normalize(jnp.full(shape, 255, jnp.uint8))
+    black = np.asarray(exp.normalize(jnp.zeros(shape, jnp.uint8)))
+    white = np.asarray(exp.normalize(jnp.full(shape, 255, jnp.uint8)))
     if not (white > black).all():  # Of each image's own: its darkest and brightest.
         black, white = (
-            extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (jnp.min, jnp.max)
+            extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max)
         )
-    seen = np.asarray((images - black) / jnp.maximum(white - black, 1e-6), np.float32)
-    return seen[:IMAGES].clip(0, 1), np.asarray(targets[:IMAGES], np.float32)
+    seen = (images - black) / np.maximum(white - black, 1e-6)
+    return seen.clip(0, 1).astype(np.float32), targets.astype(np.float32)
 
 
 def caption(target: np.ndarray, class_names: tuple[str, ...]) -> str:

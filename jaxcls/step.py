@@ -14,7 +14,7 @@ import optax
 from jaxcls import gradients, parts
 from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
 from jaxcls.losses import Loss, smooth
-from jaxcls.metrics import Metric
+from jaxcls.metrics import Metric, predicted
 from jaxcls.optimizers import path_name
 from jaxcls.schedules import Schedule
 from jaxcls.wrappers import averaged
@@ -262,13 +262,15 @@ def make_eval_step(
 
     Not sums: examples are summed once, on the host in float64, so the batch size and
     the number of devices cannot change the mean. The loss is without smoothing.
+    "predicted" int32 is the class of the largest logit: the lowest wins a tie, and it is
+    -1 where a logit is no number.
     """
 
     def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
         logits, _ = model.apply(variables, normalize(batch["image"]), False, None)
         targets = smooth(batch["label"], num_classes, 0.0)
         scores = {m.name: m.function(logits, batch["label"]) for m in metrics}
-        return {"loss": loss(logits, targets), **scores}
+        return {"loss": loss(logits, targets), **scores, "predicted": predicted(logits)}
 
     return eval_step
 

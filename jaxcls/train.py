@@ -1,16 +1,33 @@
 """A run: take the folder, restore, loop to the end, score the best once."""
 
 import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from jaxcls import checkpoint, evaluate, hosts, logs, memory, provenance, saving, watchdog
+from jaxcls import (
+    checkpoint,
+    evaluate,
+    hints,
+    hosts,
+    logs,
+    memory,
+    meter,
+    pictures,
+    provenance,
+    saving,
+    show,
+    trackers,
+    watchdog,
+)
 from jaxcls import config as configs
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
-from jaxcls.loop import Loop, OnDigest
+from jaxcls.loop import Loop, OnDigest, duties_left
 from jaxcls.step import State
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
@@ -90,6 +107,8 @@ def _prepared(exp: Experiment, weights: str | None) -> dict[str, Any]:
     weights: their fingerprint, where a resume needs no more of them.
     """
     _ = exp.lowered_train_step
+    if exp.config.log.wandb and hosts.is_first():
+        trackers.imported(exp.config.log.wandb)
     return {**exp.implied(), "weights": _fingerprint(exp, weights)}
 
 
@@ -192,27 +211,58 @@ def _run_locked(
     is_pending = bool(restored) and checkpoint.take_pending(folder.checkpoints, start)
     if hosts.is_first():
         folder.note(resumed_from=start if restored else None)
-    log = logs.RunLog(
-        metrics=folder.metrics,
-        timing=folder.timing,
-        digests=folder.digests,
-        tensorboard=folder.tensorboard if exp.config.log.tensorboard else None,
-        start=start,
-        steps=exp.steps,
-        batch_size=exp.config.batch_size,
-        is_pending=is_pending,
-        is_first=hosts.is_first(),
-    )
+    log = _opened(exp, folder, start, is_pending)
     saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
     with log, saves:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
+        hosts.together(lambda: _tell_wandb(exp, folder, log))
+        if exp.config.log.tensorboard and not restored:
+            log.picture("train/first_batch", 0, _first_batch(exp))
         loop = Loop(exp, folder, stop, log, saves, dog, until, on_digest)
         state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
         return _finish(loop, state)
+
+
+def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> logs.RunLog:
+    """The records of a run that goes on from step `start`."""
+    is_first = hosts.is_first()
+    shown = is_first and exp.config.log.tensorboard
+    return logs.RunLog(
+        metrics=folder.metrics,
+        timing=folder.timing,
+        digests=folder.digests,
+        tensorboard=trackers.TensorBoard(folder.tensorboard, start) if shown else None,
+        start=start,
+        steps=exp.steps,
+        meter=meter.Meter(
+            start,
+            exp.steps,
+            exp.config.batch_size,
+            functools.partial(duties_left, exp),
+        ),
+        is_pending=is_pending,
+        is_first=is_first,
+        hint=lambda share: hints.input_bound(exp, share),
+    )
+
+
+def _tell_wandb(exp: Experiment, folder: Workdir, log: logs.RunLog) -> None:
+    """Where log.wandb asks for it, the first process tells Weights & Biases too."""
+    project = exp.config.log.wandb
+    if project and hosts.is_first():
+        config = exp.config.to_dict()
+        log.tell(trackers.WandB(project, folder.path, config, log.line))
+
+
+def _first_batch(exp: Experiment) -> np.ndarray:
+    """The first training batch as the model sees it, as a picture."""
+    images, targets = show.pixels(exp)
+    names = exp.data.class_names
+    return pictures.grid(images, [show.caption(target, names) for target in targets])
 
 
 def _finish(loop: Loop, state: State) -> dict[str, Any]:
@@ -232,16 +282,20 @@ def _finish(loop: Loop, state: State) -> dict[str, Any]:
     at = {"at": "best", "best_step": best} if best >= 0 else {"at": "last"}
     split = next((exp.config.data[r] for r in ("test", "eval") if exp.config.data[r]), "")
     key = "data.test" if exp.config.data.test else "data.eval"
+    began = time.perf_counter()
+    columns: dict[str, np.ndarray] = {}
     try:
-        n, values = (
-            evaluate.score(exp, weights, split, key, abandon=loop.asks(f"scoring {key}"))
-            if split
-            else (0, {})
-        )
+        if split:
+            asks = loop.asks(f"scoring {key}")
+            columns = evaluate.score_each(exp, weights, split, key, abandon=asks)
     except evaluate.Abandoned:
         raise StoppedError(
             f"asked to; step {step}, the last, is saved, and the same command scores it"
         ) from None
+    n, values = evaluate.means(columns) if split else (0, {})
     record = loop.log.evaluation(step, "final", split, n, values, **at)
+    loop.log.classes(step, "final", columns, exp.data.class_names)
+    loop.log.meter.apart("eval", time.perf_counter() - began)
     loop.log.sync()
+    loop.log.done()
     return {name: value for name, value in record.items() if name != "kind"}

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from jaxcls import batches, experiment
-from jaxcls.evaluate import predictions, score
+from jaxcls.evaluate import means, predictions, score, score_each
 
 SPLIT = "test[:61]"
+TOPS = "top1", "top5"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,29 @@ def test_without_an_average_there_are_no_scores_of_one(build):
     exp, weights = build()
     _, found = score(exp, {**weights, "ema": {}}, "test[:5]", "data.test")
     assert found.keys() == {"loss", "top1", "top5"}
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 24)])
+def test_the_class_of_every_example_is_told_in_the_order_of_the_split(
+    devices, batch_size, build
+):
+    exp, weights = build(devices)
+    opposite = jax.tree.map(lambda x: -x, weights["ema"]["params"])
+    weights["ema"] = {**weights["ema"], "params": opposite}
+    found = score_each(exp, weights, SPLIT, "data.test", batch_size)
+    variables = {k: weights[k] for k in ("params", "batch_stats")}
+    for prefix, each in (("", variables), ("ema_", weights["ema"])):
+        logits, labels = predictions(exp, each, SPLIT, "data.test", batch_size)
+        np.testing.assert_array_equal(found["label"], labels)
+        predicted = found[f"{prefix}predicted"]
+        np.testing.assert_array_equal(predicted, logits.argmax(-1))
+        np.testing.assert_array_equal(found[f"{prefix}top1"], predicted == labels)
+    assert (found["predicted"] != found["ema_predicted"]).any()
+    n, values = means(found)
+    assert n == 61
+    assert set(values) == {
+        f"{e}{m}" for e in ("", "ema_") for m in ("loss", "top1", "top5")
+    }
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice"])

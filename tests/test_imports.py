@@ -24,8 +24,9 @@ VERBS = {
     | {"stopping", "train"},
     "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
     | {"provenance", "sources", "stopping", "train", "workdir"},
-    "train": {"checkpoint", "config", "evaluate", "experiment", "hosts", "logs", "loop"}
-    | {"memory", "provenance", "saving", "step", "stopping", "watchdog", "workdir"},
+    "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}
+    | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
+    | {"stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
     | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
     "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
@@ -41,7 +42,8 @@ VERBS = {
     "convert": {"importers", "writer"},
     "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"}
     | {"workdir"},
-    "show": {"experiment"},
+    "show": {"experiment", "mesh"},
+    "hints": {"batches", "decode", "experiment"},
     "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
     | {"evaluation", "examples", "experiment", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
@@ -65,6 +67,8 @@ NOUNS = {
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
+    "logs": {"meter", "trackers"},
+    "trackers": {"pictures", "scores"},
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},

@@ -3,28 +3,29 @@
 import json
 import math
 import pathlib
-import struct
 import subprocess
 import sys
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
-from jaxcls import logs
+from jaxcls import logs, meter, trackers
 from jaxcls.errors import InputError
+from tests.events import scalars
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def opened(folder, start=0, tensorboard=False):
+def opened(folder, start=0, tensorboard=False, **more):
+    board = trackers.TensorBoard(folder / "tensorboard", start) if tensorboard else None
     return logs.RunLog(
         metrics=folder / "metrics.jsonl",
         timing=folder / "timing.jsonl",
         digests=folder / "digests.jsonl",
-        tensorboard=folder / "tensorboard" if tensorboard else None,
+        tensorboard=board,
         start=start,
         steps=100,
-        batch_size=32,
+        meter=meter.Meter(start, 100, 32),
+        **more,
     )
 
 
@@ -172,56 +173,6 @@ def test_a_file_that_is_not_there_has_no_records(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_the_meter_counts_images_waiting_and_time_to_the_end():
-    meter = logs.Meter(start=10, steps=40, batch_size=32)
-    assert meter.rate == meter.wait_share == 0
-    assert meter.eta == math.inf
-    assert str(meter) == "0 images/s, data wait 0%, ETA ?"
-    for _ in range(10):
-        meter.stepped(0.5, 0.125)
-    assert meter.rate == 10 * 32 / 5
-    assert meter.wait_share == 0.25
-    assert meter.eta == 20 * 0.5
-    meter.apart("eval", 4.0)
-    meter.apart("save", 1.0)
-    assert meter.rate == 10 * 32 / 5
-    assert meter.eta == 20 * 10 / 10
-    assert str(meter) == "64 images/s, data wait 25%, ETA 0:20"
-
-
-def test_the_meter_tells_what_happened_since_it_was_last_asked():
-    meter = logs.Meter(start=0, steps=100, batch_size=10)
-    meter.stepped(1.0, 0.5)
-    meter.since_last()
-    meter.stepped(2.0, 0.5)
-    meter.stepped(2.0, 1.5)
-    meter.apart("save", 0.75)
-    assert meter.since_last() == {
-        "images_per_s": 5.0, "data_wait": 0.5, "train_s": 4.0, "eval_s": 0.0,
-        "save_s": 0.75,
-    }  # fmt: skip
-
-
-def test_a_long_time_to_the_end_is_shown_in_hours():
-    meter = logs.Meter(start=0, steps=3662, batch_size=1)
-    meter.stepped(1.0, 0.0)
-    assert str(meter).endswith("ETA 1:01:01")
-
-
-def scalars(folder):
-    """{(tag, step): value} of the event files, read as TFRecords by hand."""
-    found = {}
-    for file in sorted(folder.glob("*")):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            at += 12 + length + 4
-            for value in event.summary.value:
-                found[value.tag, event.step] = value.simple_value
-    return found
-
-
 def test_tensorboard_gets_the_values_of_the_records(tmp_path):
     with opened(tmp_path, tensorboard=True) as log:
         log.train(5, {"loss": 0.5, "top1": 0.25})
@@ -229,6 +180,36 @@ def test_tensorboard_gets_the_values_of_the_records(tmp_path):
     assert scalars(tmp_path / "tensorboard") == {
         ("train/loss", 5): 0.5, ("train/top1", 5): 0.25, ("eval/top1", 5): 0.75,
     }  # fmt: skip
+
+
+def test_a_hint_is_said_once_when_the_records_show_that_the_input_is_slow(tmp_path, capsys):
+    def hint(share):
+        return f"slow: {share}"
+
+    with opened(tmp_path, hint=hint) as log:
+        for step, waited in enumerate((9.0, 1.0, 1.0, 1.0, 7.0, 8.0, 8.0)):
+            log.meter.stepped(10.0, waited)
+            log.train(step, {"loss": 1.0})
+        log.done()
+    said = [line for line in capsys.readouterr().out.splitlines() if "slow" in line]
+    assert said == ["slow: 0.3"]
+    with opened(tmp_path, hint=hint) as log:
+        for step in range(2):
+            log.meter.stepped(10.0, 9.0)
+            log.train(step, {"loss": 1.0})
+        log.done()
+    *_, said, _ = capsys.readouterr().out.splitlines()
+    assert said == "slow: 0.9"
+
+
+def test_where_the_time_went_is_said_of_this_start(tmp_path, capsys):
+    with opened(tmp_path) as log:
+        log.done()
+    with opened(tmp_path, start=40) as log:
+        log.done()
+    whole, later = capsys.readouterr().out.splitlines()
+    assert whole.startswith("time: 0 s: training 0 %, data wait 0 %")
+    assert later.startswith("time since step 40: 0 s: ")
 
 
 def test_tensorboard_needs_no_tensorflow(tmp_path):

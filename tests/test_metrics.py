@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 from jaxcls import pipeline
 from jaxcls.errors import InputError
-from jaxcls.metrics import METRICS
+from jaxcls.metrics import METRICS, predicted
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((200, 7)).astype(np.float32)
@@ -63,3 +63,9 @@ def test_a_logit_that_is_no_number_is_never_a_hit(metric):
 def test_k_below_1_is_refused():
     with pytest.raises(InputError, match=r"^eval.metrics: topk: k=0 must be at least 1$"):
         pipeline.build("top1 | topk(0)", METRICS, "eval.metrics")
+
+
+def test_the_class_predicted_is_the_largest_the_lowest_of_a_tie_and_none_of_no_number():
+    rows = [[0.0, 2.0, 1.0], [3.0, 3.0, 1.0], [0.0, np.nan, 1.0], [0.0, np.inf, 1.0]]
+    found = predicted(jnp.array(rows))
+    assert found.tolist() == [1, 0, -1, -1]

@@ -350,7 +350,9 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
     logits = BATCHES[0]["image"].reshape(B, -1) / 255 @ START
     label = BATCHES[0]["label"]
     got = eval_step(variables, batch)
-    assert set(got) == {"loss", "top1", "top2"}
+    assert set(got) == {"loss", "top1", "top2", "predicted"}
+    assert got["predicted"].dtype == jnp.int32
+    np.testing.assert_array_equal(got["predicted"], logits.argmax(-1))
     expected = -log_softmax(logits, -1)[np.arange(B), label]
     np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
     np.testing.assert_array_equal(got["top1"], logits.argmax(-1) == label)
