@@ -30,7 +30,8 @@ VERBS = {
     | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
     "evaluate": {"checkpoint", "cli", "config", "experiment", "hosts", "logs", "memory"}
     | {"mesh", "predictions", "sources", "workdir"},
-    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
+    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
+    | {"files", "importers", "memory", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
@@ -55,6 +56,7 @@ NOUNS = {
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},
+    "files": {"decode", "importers"},
     "datasets": {"datasets"},
     "models": {"models"},
     "proof": {"logs", "workdir"},
