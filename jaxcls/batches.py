@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ _SLICES = 4
 
 Batch = dict[str, np.ndarray]
 Op = Callable[..., np.ndarray]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # epoch -> the examples [n] in the order of that epoch.
 Order = Callable[[int], np.ndarray]
 
@@ -320,6 +322,32 @@ def decoded(
             for future in futures:
                 future.result()
             yield batch.whole()
+    finally:
+        if not is_finalizing():  # The interpreter has ended the threads by then.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int = 0,
+    ahead: int = 0,
+) -> Iterator[Result]:
+    """``map(function, items)`` on threads, in order; items are taken as they are needed.
+
+    threads: 0 is one a core. ahead: how many items are under way beyond the one that is
+    waited for; 0 is twice the threads.
+    """
+    threads = threads or cores()
+    waiting: deque[Future[Result]] = deque()
+    pool, is_finalizing = ThreadPoolExecutor(threads, "items"), sys.is_finalizing
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > (ahead or 2 * threads):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         if not is_finalizing():  # The interpreter has ended the threads by then.
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,21 +1,36 @@
-"""People's image files -> bytes that `decode` reads right, or why they cannot be."""
+"""People's image files -> bytes that `decode` reads right, or why they cannot be.
+
+`pixels` is the short way for who wants no bytes.
+"""
 
 import contextlib
 import io
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from jaxcls.decode import MAX_PIXELS, DecodeError
+from jaxcls.decode import MAX_PIXELS, Decode, DecodeError, frame_of
 
 # Larger ones are cleaned one at a time: a copy or three of each is in memory.
 _LARGE_PIXELS, _LARGE = 16_000_000, threading.Lock()
+_ORIENTATION = 0x0112  # The EXIF tag; 1 is upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # Of uint8 [H, W, 3].
+    1: lambda p: p,
+    2: lambda p: cv2.flip(p, 1),
+    3: lambda p: cv2.rotate(p, cv2.ROTATE_180),
+    4: lambda p: cv2.flip(p, 0),
+    5: lambda p: cv2.transpose(p),
+    6: lambda p: cv2.rotate(p, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda p: cv2.transpose(cv2.rotate(p, cv2.ROTATE_180)),
+    8: lambda p: cv2.rotate(p, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
 _PNG_DEPTH = 24  # Where a PNG says how many bits a sample has.
 _PNG_END = b"IEND\xaeB`\x82"
 # Brands of an ISO media file that hold HEVC, which Pillow does not read.
@@ -37,12 +52,12 @@ class Cleaned(NamedTuple):
     width: int
 
 
-def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
+def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cleaned:
     """An encoded file as `decode` reads it right; most come back byte for byte.
 
     EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB, as
     PNG. Every pixel is decoded, so a file that lacks a part is found; damage that
-    still decodes is not.
+    still decodes is not. compression: of a PNG that is made, 0 (none, soonest) to 9.
     Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
     Pillow may warn of what is repaired here: see `quiet`.
     """
@@ -53,7 +68,7 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
             "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
         )
     try:
-        with Image.open(io.BytesIO(data)) as image, _turn(image):
+        with Image.open(io.BytesIO(data)) as image, _turn(*image.size):
             _check_header(image)
             image.load()
             plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
@@ -62,7 +77,7 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
                 plain = plain and data[_PNG_DEPTH] <= 8
             elif plain:
                 _check_jpeg(data, image.mode)
-            upright = image.getexif().get(0x0112, 1) == 1
+            upright = image.getexif().get(_ORIENTATION, 1) == 1
             large = shrink is not None and min(image.size) > shrink.short
             size = image.size
             if not plain or not upright or "transparency" in image.info or large:
@@ -72,7 +87,7 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
                     size = _shrunk(size, shrink.short)
                     data = _to_jpeg(upright_image, size, shrink.quality)
                 else:
-                    data = _to_png(upright_image)
+                    data = _to_png(upright_image, compression)
     except DecodeError:
         raise
     except Exception as error:  # Pillow raises many kinds for bad files.
@@ -81,12 +96,39 @@ def clean(data: bytes, shrink: Shrink | None = None) -> Cleaned:
     return Cleaned(data, size[1], size[0])
 
 
+def pixels(data: bytes, decode: Decode) -> np.ndarray:
+    """An encoded file -> uint8 [H, W, C], as `decode` reads what `clean` makes of it.
+
+    Most JPEGs are decoded once. Raises `DecodeError` as `clean` does.
+    """
+    frame = frame_of(data)
+    orientation = _orientation(data) if frame else 0
+    # Of a turned one grey is made from the colours, not from what the JPEG has of it.
+    if frame and (orientation == 1 or (orientation and decode.channels == 3)):
+        # What libjpeg would mend is refused, or mended, there.
+        with _turn(frame.width, frame.height), contextlib.suppress(ValueError):
+            return _UPRIGHT[orientation](decode.jpeg(data))
+    cleaned = clean(data, compression=0)
+    with _turn(cleaned.width, cleaned.height):
+        return decode.rows(cleaned.data, frame_of(cleaned.data), MAX_PIXELS)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No warnings while files are cleaned, in any thread: what matters is raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _orientation(data: bytes) -> int:
+    """How a JPEG lies, 1 to 8 as EXIF has it; 0 where that is for `clean` to say."""
+    # Pillow raises many kinds for bad files.
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if image.format in ("JPEG", "MPO") and orientation in _UPRIGHT:
+            return int(orientation)
+    return 0
 
 
 def _check_header(image: Image.Image) -> None:
@@ -121,9 +163,9 @@ def _check_jpeg(data: bytes, mode: str) -> None:
 
 
 @contextlib.contextmanager
-def _turn(image: Image.Image) -> Iterator[None]:
+def _turn(width: int, height: int) -> Iterator[None]:
     """Large images take turns, in whatever thread."""
-    with _LARGE if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
+    with _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext():
         yield
 
 
@@ -143,9 +185,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB")
 
 
-def _to_png(image: Image.Image) -> bytes:
+def _to_png(image: Image.Image, compression: int) -> bytes:
     out = io.BytesIO()
-    image.save(out, "PNG", icc_profile=None)  # What it described may have been CMYK.
+    # What a profile described may have been CMYK.
+    image.save(out, "PNG", icc_profile=None, compress_level=compression)
     return out.getvalue()
 
 

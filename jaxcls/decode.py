@@ -98,11 +98,17 @@ class Decode:
             # A file that lacks its end is OpenCV's to refuse, as is another damage.
             part = stop + CONTEXT < frame.height and image.endswith(b"\xff\xd9")
             data = frame.cut(image, stop + CONTEXT) if part else image
-            colours = "GRAY" if self.channels == 1 else "RGB"
             with contextlib.suppress(ValueError):
-                pixels = simplejpeg.decode_jpeg(data, colours, strict=not part)
-        if pixels is None:
-            pixels = self._opencv(image)
+                pixels = self.jpeg(data, strict=not part)
+        return self._opencv(image) if pixels is None else pixels
+
+    def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
+        """A JPEG with a `frame_of`, all of it.
+
+        Raises `ValueError` for damage; where `strict`, also for what libjpeg would mend.
+        """
+        colours = "GRAY" if self.channels == 1 else "RGB"
+        pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
         return pixels.reshape(*pixels.shape[:2], self.channels)
 
     def _opencv(self, image: bytes) -> np.ndarray:
@@ -113,7 +119,7 @@ class Decode:
             pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
         if pixels is None:
             raise DecodeError(f"{len(image)} bytes that are no complete JPEG or PNG")
-        return pixels
+        return pixels.reshape(*pixels.shape[:2], self.channels)
 
 
 def decode(channels: int = 3) -> Op:

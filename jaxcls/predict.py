@@ -1,158 +1,324 @@
 """Image files -> classes. ``python -m jaxcls.predict --workdir=RUN IMAGE_OR_FOLDER...``.
 
-Needs the run's folder only, not the dataset.
+Needs the run's folder only, not the dataset. Files are read and decoded on threads, a
+batch or two ahead of the device, and answers are written as they come.
 """
 
+import contextlib
 import csv
+import functools
+import io
+import itertools
 import json
+import math
 import os
-import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxcls import batches, cli, decode, evaluate, experiment, mesh
-from jaxcls.clean import clean, quiet
+from jaxcls import (
+    batches,
+    clean,
+    cli,
+    decode,
+    evaluate,
+    experiment,
+    features,
+    files,
+    memory,
+    mesh,
+)
 from jaxcls.errors import InputError
+from jaxcls.files import Bad
+from jaxcls.importers.listing import shown
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic"}
 BATCH_SIZE = 64
 
+# (path, the best classes and their probabilities, the best first)
+Row = tuple[str, list[tuple[str, float]]]
+# (variables, images uint8 [B, H, W, C]) -> probabilities [B, K] and features [B, D].
+Outs = tuple[Any, Any]
+Step = Callable[[dict[str, Any], jax.Array], Outs]
 
-def images(paths: Sequence[str]) -> list[pathlib.Path]:
-    """Files as given, and the image files below folders in order of their path.
+ABOUT = f"""\
+formats, one answer a file, in the order given:
+  table  for people, shown at the end
+  csv    a header, then a row a file as it is answered
+  json   one array with an object a line, as they are answered: a stream that is cut
+         short is no JSON document, so that it is not taken for the whole
+probabilities are those of a softmax, or of a sigmoid of each class where the run was
+trained so. A bad file is named on standard error, the others are answered, and the
+status is 2. Of a folder the files that end in
+{", ".join(files.SUFFIXES)}
+are taken, hidden ones left out.
+"""
+EMBED = (
+    "also write the features that the model's head sees: path [n] and embed [n, D]"
+    " float32, in order, bad files left out"
+)
+IMAGES = (
+    "a file; a folder: all images below it, by name; or -: a list of files and folders on"
+    " standard input, one a line"
+)
 
-    Raises `InputError` for a path that is not there, or a folder without images.
+
+class Answer(NamedTuple):
+    """What the model says of a file: probabilities [K] and features [D], float32.
+
+    embed has no features where they were not asked for.
     """
-    found: list[pathlib.Path] = []
-    for text in paths:
-        path = pathlib.Path(text)
-        if os.path.isdir(path):
-            below = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-            )
-            if not below:
-                raise InputError(
-                    f"{text} holds no image; {', '.join(sorted(SUFFIXES))} are"
-                )
-            found += below
-        elif os.path.isfile(path):
-            found.append(path)
-        else:
-            raise InputError(f"{text} is not a file; give image files or folders")
-    return found
+
+    path: str
+    probabilities: np.ndarray
+    embed: np.ndarray
 
 
-def read(exp: experiment.Experiment, path: pathlib.Path) -> np.ndarray:
+def read(exp: experiment.Experiment, path: str) -> np.ndarray:
     """One file as the model sees it, uint8 [H, W, C]; raises `decode.DecodeError`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise decode.DecodeError(error.strerror or str(error)) from None
-    pixels = batches.transform(
-        exp.data.eval_ops, clean(data).data, batches.example_rng(0, 0)
-    )
-    if pixels.shape != exp.data.eval_shape:
+    shape, (first, *rest) = exp.data.eval_shape, exp.data.eval_ops
+    assert isinstance(first, decode.Decode)  # Else there were no eval_shape.
+    pixels, rng = clean.pixels(files.read(path), first), batches.example_rng(0, 0)
+    for op in rest:
+        pixels = op(pixels, rng)
+    if pixels.shape != shape:
         raise decode.DecodeError(
             f"{pixels.shape[1]}x{pixels.shape[0]} pixels after data.eval_ops, and the"
-            f" model takes {exp.data.eval_shape[1]}x{exp.data.eval_shape[0]}"
+            f" model takes {shape[1]}x{shape[0]}"
         )
     return pixels
 
 
 def predict(
-    exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[pathlib.Path]
-) -> Iterator[tuple[pathlib.Path, np.ndarray | str]]:
-    """(path, probabilities [K] float32, or why the file is bad), in the order given."""
-    variables = exp.variables(weights)
-    size = mesh.round_up(min(BATCH_SIZE, len(paths)), exp.mesh)
-    for start in range(0, len(paths), size):
-        chunk = paths[start : start + size]
-        batch = np.zeros((size, *exp.data.eval_shape), np.uint8)
-        bad: dict[int, str] = {}
-        for row, path in enumerate(chunk):
-            try:
-                with quiet():
-                    batch[row] = read(exp, path)
-            except decode.DecodeError as error:
-                bad[row] = str(error)
-        on_mesh = mesh.put(exp.mesh, {"image": batch})["image"]
-        probabilities = np.asarray(exp.predict_step(variables, on_mesh))
-        for row, path in enumerate(chunk):
-            yield path, bad[row] if row in bad else probabilities[row]
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    paths: Iterable[str | Bad],
+    *,
+    batch_size: int = BATCH_SIZE,
+    threads: int = 0,
+    embed: bool = False,
+) -> Iterator[Answer | Bad]:
+    """An answer for each path, in their order; for a bad file, why there is none.
+
+    weights: as `evaluate.load` gives them. paths: taken as they are needed, some three
+    batches ahead. threads: that read and decode; 0 is one a core. embed: whether
+    features are wanted. Pillow may warn meanwhile: see `clean.quiet`.
+    """
+    variables, step, size = exp.variables(weights), _step(exp, embed), 0
+    one = functools.partial(_read_or_bad, exp)
+    found = batches.in_order(one, paths, threads, ahead=batch_size)
+    pending: tuple[list[str | Bad], Outs] | None = None
+    while chunk := list(itertools.islice(found, batch_size)):
+        size = size or mesh.round_up(len(chunk), exp.mesh)  # A few files: a small batch.
+        images = np.zeros((size, *exp.data.eval_shape), np.uint8)
+        items: list[str | Bad] = []
+        for row, each in enumerate(chunk):
+            if isinstance(each, Bad):
+                items.append(each)
+            else:
+                path, images[row] = each
+                items.append(path)
+        outs = step(variables, mesh.put(exp.mesh, {"image": images})["image"])
+        if pending:  # One batch behind, so that the device never waits for us.
+            yield from _answers(*pending)
+        pending = items, outs
+    if pending:
+        yield from _answers(*pending)
+
+
+def _read_or_bad(
+    exp: experiment.Experiment, path: str | Bad
+) -> tuple[str, np.ndarray] | Bad:
+    if isinstance(path, Bad):
+        return path
+    try:
+        return path, read(exp, path)
+    except ValueError as error:
+        return Bad(path, str(error))
+
+
+def _step(exp: experiment.Experiment, embed: bool) -> Step:
+    """Both outputs of one pass: XLA computes what they share once."""
+    if not embed:
+        return lambda variables, images: (
+            exp.predict_step(variables, images),
+            np.empty((len(images), 0), np.float32),
+        )
+    return jax.jit(
+        lambda variables, images: (
+            exp.predict_step(variables, images),
+            exp.embed_step(variables, images),
+        )
+    )
+
+
+def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Answer | Bad]:
+    probabilities, embed = map(np.asarray, outs)
+    for row, item in enumerate(items):
+        if isinstance(item, Bad):
+            yield item
+        else:
+            yield Answer(item, probabilities[row], embed[row])
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status: 2 if any file was bad."""
-    parser = cli.Parser("predict", "Classify image files with a trained run.")
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last or a step"
-    )
-    parser.add_argument(
-        "--top", default="3", help="classes to show for each image (default 3)"
-    )
-    parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
+    args = _parser().parse_args(rest)
     top = cli.whole_number(args.top, "--top", least=1)
-    paths = images(args.images)
+    batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
+    threads = cli.whole_number(args.threads, "--threads")
+    if args.embed and not args.embed.endswith(".npz"):
+        raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
+    if args.null and files.LIST not in args.images:
+        raise InputError("--null is of a list on standard input; give - for it, too")
+    files.check(args.images)
     exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
-    names = exp.data.class_names
-    rows, status = [], cli.DONE
-    for path, found in predict(exp, weights, paths):
-        if isinstance(found, str):
-            print(f"error: {path}: {found}", file=sys.stderr)
-            status = cli.BAD_INPUT
-        else:
-            best = np.argsort(-found, kind="stable")[:top].tolist()
-            rows.append((str(path), [(names[k], float(found[k])) for k in best]))
-    FORMATS[args.format](rows, min(top, len(names)))
-    return status
+    paths = files.images(files.given(args.images, b"\0" if args.null else b"\n"))
+    found = predict(
+        exp,
+        weights,
+        paths,
+        batch_size=batch_size,
+        threads=threads or exp.config.data.threads,
+        embed=bool(args.embed),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(clean.quiet())
+        stack.enter_context(_answers_written())
+        stack.enter_context(memory.explained("--batch_size", batch_size))
+        if args.embed:
+            add = stack.enter_context(features.writing(args.embed, _width(exp, weights)))
+            found = _kept(found, add)
+        counts = write(args.format, found, exp.data.class_names, top)
+    if not counts["bad"]:
+        return cli.DONE
+    print(f"{counts['answered']} answered, {counts['bad']} bad", file=sys.stderr)
+    return cli.BAD_INPUT
 
 
-Rows = list[tuple[str, list[tuple[str, float]]]]
+def _parser() -> cli.Parser:
+    parser = cli.Parser("predict", "Classify image files with a trained run.", ABOUT)
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--checkpoint", default="best", help="best (default), last or a step")
+    add("--top", default="3", help="classes to show for each image (default 3)")
+    add("--format", default="table", choices=tuple(FORMATS), help="default table")
+    add("--embed", default="", metavar="FILE.npz", help=EMBED)
+    size = str(BATCH_SIZE)
+    add("--batch_size", default=size, help=f"images a batch (default {size})")
+    add(
+        "--threads", default="0", help="threads that decode; default: the run's, one a core"
+    )
+    add("--null", action="store_true", help="the list has a NUL after each path")
+    add("images", nargs="+", metavar="IMAGE_OR_FOLDER", help=IMAGES)
+    return parser
 
 
-def _as_table(rows: Rows, top: int) -> None:
-    if not rows:
-        return
+def _width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
+    """How many features an image has."""
+    like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
+    return int(jax.eval_shape(exp.embed_step, exp.variables(weights), like).shape[1])
+
+
+def _kept(found: Iterator[Answer | Bad], add: features.Add) -> Iterator[Answer | Bad]:
+    """The same, each answer's features given to `add`."""
+    for each in found:
+        if isinstance(each, Answer):
+            add(each.path, each.embed)
+        yield each
+
+
+def write(
+    form: str, found: Iterable[Answer | Bad], class_names: Sequence[str], top: int
+) -> Counter[str]:
+    """Print answers in the format `form`, bad files on standard error, as they come.
+
+    top: how many classes of each. Returns how many were "answered" and "bad".
+    """
+    counts: Counter[str] = Counter()
+    top = min(top, len(class_names))
+    FORMATS[form](_rows(found, class_names, top, counts), top)
+    return counts
+
+
+def _rows(
+    found: Iterable[Answer | Bad], names: Sequence[str], top: int, counts: Counter[str]
+) -> Iterator[Row]:
+    """The rows of answers; bad files are said on standard error. Counts both."""
+    for each in found:
+        if isinstance(each, Bad):
+            counts["bad"] += 1
+            why = " ".join(each.why.split())
+            print(f"error: {shown(each.path)}: {why}", file=sys.stderr)
+            continue
+        counts["answered"] += 1
+        best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
+        yield each.path, [(names[k], float(each.probabilities[k])) for k in best]
+
+
+@contextlib.contextmanager
+def _answers_written() -> Iterator[None]:
+    """Raise `InputError` where standard output cannot be written, as on a full disk."""
+    try:
+        yield
+    except BrokenPipeError:  # Its reader has seen enough.
+        raise
+    except OSError as error:
+        # What waits to be written is not tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(
+            f"the answers cannot be written ({error.strerror or error}); make room"
+        ) from None
+
+
+def _as_table(rows: Iterable[Row], top: int) -> None:
     table = Table("image", box=box.SIMPLE)
     for k in range(top):
         table.add_column(f"{k + 1}")
         table.add_column("p", justify="right")
     for path, classes in rows:
-        table.add_row(path, *(cell for name, p in classes for cell in (name, f"{p:.3f}")))
-    width = None if sys.stdout.isatty() else 200  # A pipe has no width of its own.
-    Console(width=width, highlight=False, markup=False).print(table)
+        cells = (cell for name, p in classes for cell in (name, f"{p:.3f}"))
+        table.add_row(shown(path), *cells)
+    if table.row_count:
+        width = None if sys.stdout.isatty() else 200  # A pipe has no width of its own.
+        Console(width=width, highlight=False, markup=False).print(table)
 
 
-def _as_csv(rows: Rows, top: int) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+def _as_csv(rows: Iterable[Row], top: int) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Paths of any bytes leave as they came.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    plain = csv.writer(sys.stdout, lineterminator="\n")
+    # Python 3.11 leaves a carriage return bare, and readers end the row there.
+    quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     header = [
         name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
     ]
-    writer.writerow(["image", *header])
+    plain.writerow(["image", *header])
     for path, classes in rows:
-        writer.writerow([path, *(x for name, p in classes for x in (name, f"{p:.6f}"))])
+        cells = [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+        sys.stdout.flush()
 
 
-def _as_json(rows: Rows, top: int) -> None:
+def _as_json(rows: Iterable[Row], top: int) -> None:
     del top
-    listed = [
-        {
-            "image": path,
-            "classes": [{"name": name, "probability": p} for name, p in classes],
-        }
-        for path, classes in rows
-    ]
-    print(json.dumps(listed, indent=1))
+    before = "["
+    for path, classes in rows:
+        listed = [
+            {"name": name, "probability": p if math.isfinite(p) else None}
+            for name, p in classes
+        ]
+        print(f"{before}\n{json.dumps({'image': path, 'classes': listed})}", end="")
+        sys.stdout.flush()
+        before = ","
+    print("[]" if before == "[" else "\n]")
 
 
 FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}

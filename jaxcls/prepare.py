@@ -13,10 +13,8 @@ import pathlib
 import re
 import shutil
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -34,7 +32,7 @@ from jaxcls import (
     sources,
     writer,
 )
-from jaxcls.batches import cores
+from jaxcls.batches import in_order
 from jaxcls.clean import Shrink, clean, quiet
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
@@ -45,9 +43,6 @@ from jaxcls.importers.listing import Found, Listing, shown
 
 VERSION = "1.0.0"
 REJECTED = "rejected.csv"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Options(NamedTuple):
@@ -156,24 +151,6 @@ def _example(
     example = records.Example(bytes(listing.names[row]), cleaned.data, label)
     size = cleaned.height, cleaned.width
     return records.serialize(example), *example.digests(), size
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """``map(function, items)`` on threads, a few items ahead, in order."""
-    threads = threads or cores()
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ and the report says so.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jaxcls import (
     evaluation,
     examples,
     experiment,
+    files,
     logs,
     memory,
     predict,
@@ -62,7 +64,7 @@ def gather(
     name: str,
     which: str,
     split: str,
-    images: Sequence[pathlib.Path],
+    images: Sequence[str],
     overrides: Mapping[str, str],
 ) -> Run:
     """What the files of a run say and, where checkpoint and data are there, its model.
@@ -221,7 +223,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
 
 
 def _of_files(
-    exp: experiment.Experiment, variables: dict[str, Any], paths: Sequence[pathlib.Path]
+    exp: experiment.Experiment, variables: dict[str, Any], paths: Sequence[str]
 ) -> tuple[str, list[Look]]:
     """Image files; raises `InputError` for one that is none."""
     images = np.zeros((len(paths), *exp.data.eval_shape), np.uint8)
@@ -240,7 +242,9 @@ def _of_files(
     names = exp.data.class_names
     looks = []
     for row, (path, k) in enumerate(zip(paths, classes.tolist(), strict=True)):
-        picture = Picture(images[row], f"{path.name}\n{names[k]}, {likely[row, k]:.3f}")
+        picture = Picture(
+            images[row], f"{os.path.basename(path)}\n{names[k]}, {likely[row, k]:.3f}"
+        )
         looks.append(Look(picture, _called([(names[k], heats[row])], how)))
     return how, looks
 
@@ -310,7 +314,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     paths = list(dict.fromkeys(args.workdir))
     output = _output(args.output, paths[0])
-    images = predict.images(args.images)
+    files.check(args.images)
+    images = [_image(each) for each in files.images(args.images)]
     runs = [
         gather(path, name, args.checkpoint, args.split, images, overrides)
         for path, name in zip(paths, names_of(paths), strict=True)
@@ -325,6 +330,13 @@ def main(argv: Sequence[str]) -> int:
     if size > MOST_BYTES:
         print("it is large for a page; give fewer of --workdir at a time")
     return cli.DONE
+
+
+def _image(found: str | files.Bad) -> str:
+    """The path of an image; raises `InputError` where one cannot be read."""
+    if isinstance(found, files.Bad):
+        raise InputError(f"--images={found.path}: {found.why}; give image files")
+    return found
 
 
 def _output(given: str, workdir: str) -> pathlib.Path:

@@ -375,3 +375,33 @@ def test_a_pipeline_that_does_not_begin_with_decode_is_refused(ops):
     with pytest.raises(InputError) as refused:
         batches.output_shape(ops, (8, 8, 3), "data.train_ops")
     assert "data.train_ops must begin with decode" in str(refused.value)
+
+
+def test_results_come_in_order_and_an_error_ends_the_work():
+    assert list(batches.in_order(lambda k: k * k, range(50), 4)) == [
+        k * k for k in range(50)
+    ]
+    assert list(batches.in_order(lambda k: k, [], 0)) == []
+    done = []
+
+    def work(k):
+        done.append(k)
+        return 1 // (k - 20)
+
+    with pytest.raises(ZeroDivisionError):
+        list(batches.in_order(work, range(10_000), 2))
+    assert len(done) < 100
+
+
+def test_items_are_taken_a_few_ahead_of_the_results():
+    taken = []
+
+    def items():
+        for k in range(100):
+            taken.append(k)
+            yield k
+
+    results = batches.in_order(lambda k: k, items(), 2, ahead=10)
+    assert [next(results) for _ in range(5)] == [*range(5)]
+    assert len(taken) == 15
+    assert list(results) == [*range(5, 100)]

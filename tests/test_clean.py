@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, features
 
 from jaxcls import decode
-from jaxcls.clean import Cleaned, Shrink, clean, quiet
+from jaxcls.clean import Cleaned, Shrink, clean, pixels, quiet
 from tests.images import encode, photographs
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
@@ -315,3 +315,64 @@ def test_shrink_turns_upright_first():
     cleaned = clean(encode(stored, "JPEG", exif=exif), Shrink(64))
     expected = Image.fromarray(photographs()[0]).resize((96, 64), 3)
     assert np.abs(decoded(cleaned) - np.asarray(expected).astype(int)).mean() < 5
+
+
+def _outcome(function):
+    """The pixels that a call gives, or that it refuses."""
+    try:
+        return function()
+    except decode.DecodeError as error:
+        return f"{error}"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "MPO"])
+def test_pixels_are_those_of_the_clean_file(form, channels):
+    with quiet():
+        for mode in ("RGB", "L", "CMYK") if form == "JPEG" else ("RGB", "L"):
+            for orientation in range(10):
+                exif = Image.Exif()
+                exif[0x0112] = orientation
+                options = {"exif": exif} if form not in ("BMP", "GIF") else {}
+                if form == "JPEG":
+                    options |= {"progressive": orientation == 9, "subsampling": 2}
+                data = encode(NOISE, form, mode, **options)
+                reader = decode.decode(channels)
+                np.testing.assert_array_equal(
+                    pixels(data, reader), reader(clean(data).data, None)
+                )
+
+
+def test_pixels_refuse_what_clean_refuses_and_in_its_words():
+    random, outcomes = np.random.default_rng(0), set()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole, reader = encode(NOISE, "JPEG", exif=exif), decode.decode(3)
+    with quiet():
+        for number in range(300):
+            data = bytearray(whole[: len(whole) - random.integers(40) * (number % 2)])
+            for place in random.integers(0, len(data), number % 5):
+                data[place] = random.integers(256)
+            data = bytes(data)
+            found = _outcome(lambda data=data: pixels(data, reader))
+            expected = _outcome(lambda data=data: reader(clean(data).data, None))
+            np.testing.assert_array_equal(found, expected)
+            outcomes.add(type(found))
+    assert outcomes == {str, np.ndarray}
+
+
+def test_a_plain_jpeg_and_a_turned_one_are_decoded_once(monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [encode(NOISE, "JPEG"), encode(NOISE, "JPEG", exif=turned)]
+    whole, counted = decode.simplejpeg.decode_jpeg, []
+
+    def counting(*arguments, **options):
+        counted.append(1)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", counting)
+    monkeypatch.setattr(Image.Image, "load", None)  # Pillow decodes none.
+    for data in files:
+        pixels(data, decode.decode(3))
+    assert len(counted) == 2

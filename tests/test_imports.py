@@ -36,7 +36,8 @@ VERBS = {
     | {"intervals", "losses", "mesh", "predictions", "scores", "views"},
     "answers": {"data", "experiment", "mesh", "predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
-    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "mesh"},
+    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
+    | {"files", "importers", "memory", "mesh"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
@@ -45,7 +46,7 @@ VERBS = {
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
     "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
-    | {"evaluation", "examples", "experiment", "logs", "memory", "predict"}
+    | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
 }
@@ -72,6 +73,7 @@ NOUNS = {
     "sources": {"datasets"},
     "importers": {"decode", "importers"},
     "clean": {"decode"},
+    "files": {"decode", "importers"},
     "datasets": {"datasets"},
     "models": {"models"},
     "proof": {"logs", "workdir"},

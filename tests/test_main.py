@@ -112,7 +112,8 @@ def test_predict_names_the_classes_and_the_broken_file(trained, pictures, comman
         TFDS_DATA_DIR="/nonexistent",
     )  # fmt: skip
     assert done.returncode == 2
-    (said,) = done.stderr.splitlines()
+    said, counted = done.stderr.splitlines()
+    assert counted == "6 answered, 1 bad"
     assert re.fullmatch(rf"error: {pictures}/broken.png: not a readable image \(.+\)", said)
     rows = [line.split(",") for line in done.stdout.splitlines()]
     assert rows[0] == ["image", "class_1", "probability_1", "class_2", "probability_2"]
@@ -354,8 +355,8 @@ def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pic
     folder = str(tmp_path / "ema")
     train.run(experiment.build(tiny(**{"best.metric": "ema_loss"})), folder)
     exp, _, _, weights = evaluate.load(folder, "best", {})
-    ((_, found),) = predict.predict(exp, weights, [pictures / "3.png"])
-    images = predict.read(exp, pictures / "3.png")[None].repeat(8, 0)
+    ((_, found, _),) = predict.predict(exp, weights, [str(pictures / "3.png")])
+    images = predict.read(exp, str(pictures / "3.png"))[None].repeat(8, 0)
     expected = exp.predict_step(weights["ema"], images)[0]
     raw = {k: weights[k] for k in ("params", "batch_stats")}
     np.testing.assert_array_equal(found, np.asarray(expected))

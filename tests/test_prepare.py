@@ -23,7 +23,6 @@ from PIL import Image
 
 from jaxcls import decode, prepare, sources, writer
 from jaxcls.errors import InputError
-from jaxcls.prepare import in_order
 from tests.images import encode, picture, pixels, write
 from tests.test_clean import png
 from tests.test_importers_trees import packed, tar
@@ -491,20 +490,6 @@ def test_a_file_that_cannot_be_read_is_listed(source, bad, monkeypatch, tmp_path
     monkeypatch.setattr(os, "stat", fail)
     said = r"such as b/2.jpg: cannot be read \(Input/output error\)"
     bad(f"--source={root}", "--name=x", said=said, left=["x/rejected.csv"])
-
-
-def test_results_come_in_order_and_an_error_ends_the_work():
-    assert list(in_order(lambda k: k * k, range(50), 4)) == [k * k for k in range(50)]
-    assert list(in_order(lambda k: k, [], 0)) == []
-    done = []
-
-    def work(k):
-        done.append(k)
-        return 1 // (k - 20)
-
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(work, range(10_000), 2))
-    assert len(done) < 100
 
 
 def test_a_bad_input_is_one_line_and_status_2(command, tmp_path):

@@ -75,7 +75,8 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
         ) from None
 
 
-def _is_hidden(name: bytes) -> bool:
+def is_hidden(name: bytes) -> bool:
+    """Whether a path has a part that begins with a dot or that a system left behind."""
     return any(part.startswith(b".") or part in SYSTEM for part in name.split(b"/"))
 
 
@@ -91,7 +92,7 @@ class _Names:
 
     def add(self, name: bytes) -> bool:
         """Whether the file is one to read; a hidden one is counted."""
-        if _is_hidden(name):
+        if is_hidden(name):
             self.hidden += 1
             return False
         self.some.append(name)
@@ -100,7 +101,7 @@ class _Names:
         return True
 
     def add_folder(self, name: bytes) -> None:
-        if name and name.count(b"/") < 3 and not _is_hidden(name):
+        if name and name.count(b"/") < 3 and not is_hidden(name):
             self.folders.append(name)
 
     def reject(self, name: bytes, reason: str) -> None:
@@ -145,7 +146,7 @@ def _folder(root: pathlib.Path) -> Tree:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # Such as a link to itself.
                 is_folder = is_file = False
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 found.hidden += 1
             elif is_file:
                 found.add(name)
@@ -165,7 +166,7 @@ def _folder(root: pathlib.Path) -> Tree:
     def reader(names: np.ndarray, order: np.ndarray) -> Read:
         def read(i: int) -> bytes:
             path = os.path.join(base, names[i])
-            _check_size(os.stat(path).st_size)
+            check_size(os.stat(path).st_size)
             with open(path, "rb") as file:
                 return file.read()
 
@@ -201,7 +202,7 @@ def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
         read = tars.Reader(path, starts, sizes)
 
         def checked(i: int) -> bytes:
-            _check_size(int(sizes[i]))
+            check_size(int(sizes[i]))
             return read(i)
 
         return checked
@@ -232,7 +233,7 @@ def _zip(path: pathlib.Path) -> Tree:
             members.append(member)
 
     def read(member: zipfile.ZipInfo) -> bytes:
-        _check_size(member.file_size)
+        check_size(member.file_size)
         try:
             return archive.read(member)
         except (*_DAMAGES, RuntimeError, OSError) as error:
@@ -298,6 +299,7 @@ def _read(packed: IO[bytes]) -> bytes:
         raise EOFError(error.strerror or f"{error}") from None
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Raise `DecodeError` for a file of more than MAX_BYTES."""
     if size > MAX_BYTES:
         raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
