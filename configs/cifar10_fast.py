@@ -13,8 +13,9 @@ here the params alone.
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
 Cost: 483 steps of 1024; 0.71 GFLOP an image forward and backward.
 Expected: 94.0 % on the test images (the paper, mean of 1,000 runs, scored on six shifted
-and mirrored views of each image; here each is scored once, as it is, which gives less). Not
-yet run to the end here.
+and mirrored views of each image; here each is scored once, as it is, which gives less). Run
+here with --config.length="3 epochs" and the bias of the whitening frozen after 1: 0.848 on
+5,000 test images, in 42 minutes on two cores that had other work too (60 images/s).
 
     python -m jaxcls.main --config=configs/cifar10_fast.py --config.data.dir=DIR
 """
