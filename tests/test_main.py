@@ -183,7 +183,7 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
         ("--config.optim.lr=nan", r"optim.lr=nan must be a finite number; try"),
         ("--config.optim.lr=fast", r"optim.lr=fast must be a number; try"),
         ("--config.batch_size=6.5", r"batch_size=6.5 must be a whole number; try"),
-        ("--config.optim={'lr': 1}", r"config.optim is a group of keys; set one of: optim.name"),
+        ("--config.optim={'lr': 1}", r"config.optim is a group of keys; set one of"),
         ("--config.optim=3", r"config.optim is a group of keys; set one of: optim.name"),
         (
             "--config.model.name=resnt50",
