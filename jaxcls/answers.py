@@ -44,10 +44,15 @@ def through_views(
             [probabilities(part[:, columns], exp.link) for part in parts], exp.link
         )
 
-    return Answer(
-        lambda images: [exp.logits_step(variables, view(images)) for view in jitted],
-        combine,
-    )
+    def ask(images: jax.Array) -> list[jax.Array]:
+        parts: list[jax.Array] = []
+        for view in jitted:
+            parts.append(exp.logits_step(variables, view(images)))
+            # Two under way: with many, XLA's CPU devices wait for one another in vain.
+            jax.block_until_ready(parts[-2:-1])
+        return parts
+
+    return Answer(ask, combine)
 
 
 def gathered(
