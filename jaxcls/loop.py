@@ -91,7 +91,7 @@ class Loop:
             state = self._duties(state, step)
         if step == self.exp.steps or bool(state.halted):
             return state
-        train_step = self._train_step
+        train_step = self.train_step
         self.stop.poll()
         hosts.agree({"the next step": step, "the last step": self.exp.steps})
         behind: tuple[int, Scores] | None = None
@@ -128,7 +128,8 @@ class Loop:
         return state
 
     @functools.cached_property
-    def _train_step(self) -> Callable[[State, DeviceBatch], tuple[State, Scores]]:
+    def train_step(self) -> Callable[[State, DeviceBatch], tuple[State, Scores]]:
+        """The compiled step; raises `InputError` where it cannot fit."""
         began = time.perf_counter()
         self.dog.beat("compiling the train step", compiles=True)
         train_step = self.exp.compiled_train_step

@@ -218,9 +218,10 @@ def _run_locked(
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         hosts.together(lambda: _tell_wandb(exp, folder, log))
-        if exp.config.log.tensorboard and not restored:
-            log.picture("train/first_batch", 0, _first_batch(exp))
         loop = Loop(exp, folder, stop, log, saves, dog, until, on_digest)
+        if exp.config.log.tensorboard and not restored:
+            _ = loop.train_step  # A batch that does not fit is refused before it is made.
+            log.picture("train/first_batch", 0, _first_batch(exp))
         state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)

@@ -39,7 +39,7 @@ def test_dropout_is_of_the_dense_layers_and_of_training_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variance"), [("torch", 1 / 3), ("he", 2.0)])
+@pytest.mark.parametrize(("name", "variance"), [("torch", 1 / 3), ("lecun", 1.0)])
 def test_kernels_start_with_the_variance_of_their_initialisation(name, variance):
     model = built("alexnet", weight_init=name)
     variables = model.init(KEY, jnp.zeros((1, 64, 64, 3)), False)
@@ -53,5 +53,7 @@ def test_kernels_start_with_the_variance_of_their_initialisation(name, variance)
 
 
 def test_another_initialisation_is_refused():
-    with pytest.raises(InputError, match="weight_init='xavier' must be one of torch, he"):
+    with pytest.raises(
+        InputError, match="weight_init='xavier' must be one of torch, lecun"
+    ):
         built("alexnet", weight_init="xavier")
