@@ -7,6 +7,7 @@ stray arguments are ignored, and NaN or dict overrides pass.
 import argparse
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -83,6 +84,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             raise InputError(f"--config.{key} is given twice; give it once")
         overrides[key] = value
     return rest, overrides
+
+
+def new_file(text: str, flag: str, good: str) -> pathlib.Path:
+    """A file to write; raises `InputError` where there cannot be one, naming a good one."""
+    path = pathlib.Path(text).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is in no folder that is there"
+        raise InputError(f"{flag}={text} {what}; try {flag}={good}")
+    return path
 
 
 def whole_number(text: str, flag: str, least: int = 0) -> int:

@@ -1,7 +1,7 @@
 """Every example once -> metrics. ``python -m jaxcls.evaluate --workdir=RUN``."""
 
+import argparse
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -178,8 +178,11 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
-    given_files = ("--predictions", args.predictions), ("--json", args.json)
-    files = {flag: _file(text, flag) for flag, text in given_files if text}
+    flags = (
+        ("--predictions", args.predictions, "all.csv"),
+        ("--json", args.json, "all.json"),
+    )
+    files = {flag: cli.new_file(text, flag, good) for flag, text, good in flags if text}
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -191,16 +194,11 @@ def main(argv: Sequence[str]) -> int:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
     else:
         given = examples.of_run(exp, args.split)
-    which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
-    members = [
-        (member, examples.same_for(exp, given, member.exp, member.path))
-        for member in (_member(path, which, overrides) for path in args.ensemble)
-    ]
     asked = evaluation.Asked(
         tta=args.tta,
         views=seen_as,
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
-        members=members,
+        members=_members(args, exp, given, overrides),
         real=examples.real_labels(args.real, given) if args.real else None,
     )
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
@@ -270,6 +268,20 @@ def _parser() -> cli.Parser:
     return parser
 
 
+def _members(
+    args: argparse.Namespace,
+    exp: experiment.Experiment,
+    given: examples.Examples,
+    overrides: Mapping[str, str],
+) -> list[tuple[evaluation.Member, examples.Examples]]:
+    """The runs of --ensemble, each with the same examples as it sees them."""
+    which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
+    return [
+        (member, examples.same_for(exp, given, member.exp, member.path))
+        for member in (_member(path, which, overrides) for path in args.ensemble)
+    ]
+
+
 def _member(path: str, which: str, overrides: Mapping[str, str]) -> evaluation.Member:
     """A run of an ensemble; raises `InputError` where it is none."""
     try:
@@ -277,15 +289,6 @@ def _member(path: str, which: str, overrides: Mapping[str, str]) -> evaluation.M
     except InputError as error:
         raise InputError(f"--ensemble={path}: {error}") from None
     return evaluation.Member(path, exp, exp.variables(weights))
-
-
-def _file(text: str, flag: str) -> pathlib.Path:
-    """A file to write; raises `InputError` where there cannot be one."""
-    path = pathlib.Path(text).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "is in no folder that is there"
-        raise InputError(f"{flag}={text} {what}; give a file, such as {flag}=evaluation")
-    return path
 
 
 if __name__ == "__main__":

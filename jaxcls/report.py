@@ -121,7 +121,7 @@ def see(
     with memory.explained("eval.batch_size", size):
         done = evaluation.evaluated(exp, weights, given, evaluation.Asked(), size)
     found, names = done.found, exp.data.class_names
-    worst = most_confident_mistakes(found, MISTAKES)
+    worst = most_confident_mistakes(found, MISTAKES, exp.link)
     pixels = read(exp, given.split, given.key, worst)
     mistakes = [
         Picture(image, _said(found, k, exp.link, names))
@@ -145,14 +145,16 @@ def _why_not_scored(exp: experiment.Experiment, split: str) -> str:
     return ""
 
 
-def most_confident_mistakes(found: Predictions, count: int) -> np.ndarray:
+def most_confident_mistakes(
+    found: Predictions, count: int, link: str = "softmax"
+) -> np.ndarray:
     """The examples [m] taken for another class than their own, the surest first.
 
     Of equal ones the first comes first. What nothing is predicted of is no mistake.
     """
     predicted = scores.predicted(found.logits)
     wrong = np.flatnonzero((predicted != found.labels) & (predicted >= 0))
-    sure = probabilities(found.logits[wrong]).max(-1, initial=0)
+    sure = probabilities(found.logits[wrong], link).max(-1, initial=0)
     return wrong[np.argsort(-sure, kind="stable")[:count]]
 
 
@@ -202,7 +204,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
     """The surest mistakes, with their own class too, and the first hits."""
     found, names = seen.predictions, seen.exp.data.class_names
     predicted = scores.predicted(found.logits)
-    wrong = most_confident_mistakes(found, LOOKS)
+    wrong = most_confident_mistakes(found, LOOKS, seen.exp.link)
     right = np.flatnonzero(predicted == found.labels)[:LOOKS]
     chosen = np.concatenate([wrong, right])
     if not len(chosen):
@@ -343,11 +345,7 @@ def _output(given: str, workdir: str) -> pathlib.Path:
     """The file to write; raises `InputError` where it cannot be one."""
     if not given:
         return Workdir(workdir).path / "report.html"
-    path = pathlib.Path(given).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "is in no folder that is there"
-        raise InputError(f"--output={given} {what}; try --output=report.html")
-    return path
+    return cli.new_file(given, "--output", "report.html")
 
 
 if __name__ == "__main__":

@@ -297,3 +297,11 @@ def test_the_same_runs_give_the_same_bytes(folder, both, command, tmp_path):
     bad = command("report", f"--workdir={tmp_path}")
     assert bad.returncode == 2
     assert len(bad.stderr.splitlines()) == 1
+
+
+def test_mistakes_are_ordered_by_what_the_loss_means_by_logits():
+    # Two classes that are sure alike share a softmax, and not a sigmoid.
+    logits = np.float32([[5, 5, -9], [2, -9, -9]])
+    found = predictions.Predictions(logits, np.int32([2, 1]))
+    assert report.most_confident_mistakes(found, 2).tolist() == [1, 0]
+    assert report.most_confident_mistakes(found, 2, "sigmoid").tolist() == [0, 1]

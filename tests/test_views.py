@@ -1,5 +1,7 @@
 """The views of test-time augmentation, pixel by pixel."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def test_crops_are_boxes_at_corners_and_middle_scaled_as_pillow_does(count):
     found = seen(f"crops({count}, 0.75)")
     assert len(found) == count
     tops, lefts = (0, 2, 4), (0, 1, 2)
-    corners = [(t, l) for t in tops for l in lefts]  # noqa: E741
+    corners = list(itertools.product(tops, lefts))
     if count == 5:
         corners = [(0, 0), (0, 2), (2, 1), (4, 0), (4, 2)]
     for view, (top, left) in zip(found, corners, strict=True):
