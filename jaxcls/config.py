@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import durations
 from jaxcls.errors import InputError, did_you_mean
-from jaxcls.knobs import KNOBS
+from jaxcls.knobs import KNOBS, STREAMS
 
 
 def base() -> ConfigDict:
@@ -93,11 +93,14 @@ def check(config: ConfigDict) -> None:
     for key in _FROM_ONE:
         _require(values, key, values[key] >= 1, "must be at least 1")
     for key, knob in KNOBS.items():
-        if not isinstance(knob.default, (bool, str)) and key != "seed":
+        if not isinstance(knob.default, (bool, str)) and not key.startswith("seed"):
             _require(values, key, values[key] >= 0, "must not be negative")
     rewinds = values["nonfinite.rewinds"]
     _require(values, "nonfinite.rewinds", rewinds <= 1000, "must be below 1001")
     _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
+    for stream in STREAMS:
+        key, rule = f"seeds.{stream}", "must be from 0 to 2**32 - 1, or -1 for that of seed"
+        _require(values, key, -1 <= values[key] < 2**32, rule)
     _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
     _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
     for key in ("distill.weight", "optim.warmup_from", "optim.plateau_factor"):
@@ -196,6 +199,12 @@ def _check_divides(values: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{key}={parts} does not divide batch_size={size}; try {key}={near}"
             )
+
+
+def seed_of(config: ConfigDict, stream: str) -> int:
+    """The seed of one random stream: its own in `seeds`, or that of the whole run."""
+    own = config.seeds[stream]
+    return config.seed if own < 0 else own
 
 
 def is_identity(key: str, config: ConfigDict) -> bool:

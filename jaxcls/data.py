@@ -4,6 +4,7 @@ What a split holds is the dataset's; what of it is used (classes, a fraction), i
 order, through which host ops and from where (disk or device) is the config's.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcls import batches, decode, mesh, pipeline, sources, splits, subsets
+from jaxcls import config as configs
 from jaxcls.errors import InputError
 
 DeviceBatch = dict[str, jax.Array]
@@ -42,6 +44,13 @@ class Data:
     def mesh(self) -> jax.sharding.Mesh:
         """The devices that batches go to."""
         return self._make_mesh()
+
+    def reseeded(self, config: ConfigDict) -> "Data":
+        """The data of a config that differs in seeds alone; what is read serves both."""
+        other = copy.copy(self)
+        other.config = config
+        other.__dict__.pop("_order", None)
+        return other
 
     # What there is.
 
@@ -135,7 +144,10 @@ class Data:
     @functools.cached_property
     def _order(self) -> batches.Order:
         """epoch -> the examples of data.train [n] in the order of that epoch."""
-        seed, split, key = self.config.seed, self.config.data.train, "data.train"
+        return self._order_by(configs.seed_of(self.config, "order"))
+
+    def _order_by(self, seed: int) -> batches.Order:
+        split, key = self.config.data.train, "data.train"
         if not self.config.data.balance:
             n = self.count(split, key)
             return lambda epoch: batches.order(seed, epoch, n)
@@ -227,17 +239,19 @@ class Data:
             yield from self._batches("train_ops", ops, split, "data.train", plans)
 
     def sample(self, count: int) -> np.ndarray:
-        """The first `count` images, or all, of training as decoded: uint8 [n, H, W, C].
+        """`count` images, or all, of training as decoded: uint8 [n, H, W, C].
 
-        The same on every host.
+        Those that come first by the seed of init, which they are for; the same on every
+        host.
         """
         key, split = "data.train", self.config.data.train
         n = min(count, self.count(split, key))
+        seed = configs.seed_of(self.config, "init")
         plans = batches.train_plans(
-            self._order, self.count(split, key), n, slice(0, n), start=0, stop=1
+            self._order_by(seed), self.count(split, key), n, slice(0, n), start=0, stop=1
         )
-        ops, seed = self.train_stages[0][1], self.config.seed
-        found = batches.decoded(self.records(split, key), ops, plans, seed=seed)
+        ops, records = self.train_stages[0][1], self.records(split, key)
+        found = batches.decoded(records, ops, plans, seed=seed)
         return next(found)["image"]
 
     def train_examples(self, step: int) -> np.ndarray:
@@ -279,7 +293,7 @@ class Data:
             self.records(split, key),
             ops,
             plans,
-            seed=self.config.seed,
+            seed=configs.seed_of(self.config, "augment"),
             threads=data.threads,
             prefetch=data.prefetch,
         )

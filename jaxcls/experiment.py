@@ -4,8 +4,9 @@ Everything is built on first use, so `predict` works where the dataset is absent
 dry run starts no device.
 """
 
+import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.errors
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxcls import config as configs
 from jaxcls import gradients, memory, mesh, sources, step, teacher
 from jaxcls.config import check, check_alone
 from jaxcls.data import DeviceBatch
@@ -34,6 +36,17 @@ def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment
 
 class Experiment(Recipe):
     """A recipe on its mesh: state, batches and compiled steps, each made when asked for."""
+
+    def reseeded(self, seeds: Mapping[str, int]) -> "Experiment":
+        """This experiment under other seeds: {"seed": 3} or {"seeds.order": 3}.
+
+        No compiled step knows a seed and no decoded image, so both experiments have them.
+        """
+        other = copy.copy(self)
+        other.config = config = configs.from_flat({**configs.flat(self.config), **seeds})
+        check(config)
+        other.data = self.data.reseeded(config)
+        return other
 
     def implied(self) -> dict[str, Any]:
         """What config.json keeps of what follows from config and data."""

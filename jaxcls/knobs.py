@@ -13,8 +13,15 @@ class Knob(NamedTuple):
     identity: bool = True
 
 
+# Streams of randomness, each with a seed of its own where `seeds` gives one.
+STREAMS = ("init", "order", "augment", "dropout")
+
 KNOBS: dict[str, Knob] = {
     "seed": Knob(0, "decides init, order, crops, augmentation and dropout"),
+    "seeds.init": Knob(-1, "of the initial params alone; -1: seed"),
+    "seeds.order": Knob(-1, "of the order of the training examples; -1: seed"),
+    "seeds.augment": Knob(-1, "of crops, augmentation and mixing; -1: seed"),
+    "seeds.dropout": Knob(-1, "of what drops out; -1: seed"),
     "batch_size": Knob(128, "examples a step, over all devices and hosts"),
     "length": Knob("10 epochs", "of the run: epochs, steps or examples"),
     "model.name": Knob("cnn", "an entry of MODELS, with options: 'cnn(dropout=0.2)'"),

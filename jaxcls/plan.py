@@ -21,7 +21,7 @@ from jaxcls.models import MODELS, Classifier, naming
 from jaxcls.models.layers import batch_norm_groups
 from jaxcls.parts import Parts
 
-# Streams of device randomness, each its own key, so that a study can vary one alone.
+# Streams of device randomness, each its own key, so that one can be varied alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
 
 
@@ -247,6 +247,8 @@ class Plan:
 
     def keys(self) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The key of init, and those that the state carries."""
-        root = jax.random.key(self.config.seed, impl="threefry2x32")
-        keys = {name: jax.random.fold_in(root, i) for name, i in _STREAMS.items()}
+        keys = {}
+        for name, i in _STREAMS.items():
+            seed = configs.seed_of(self.config, name)
+            keys[name] = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
         return keys.pop("init"), keys
