@@ -19,6 +19,10 @@ class InputError(Exception):
     """
 
 
+class InUseError(InputError):
+    """Another process holds the folder that is asked for."""
+
+
 class DivergedError(Exception):
     """A loss or gradient that is not finite ended a run; `cli.run` leaves with 3."""
 

@@ -62,6 +62,7 @@ def _command() -> list[str]:
     return [*program, *sys.argv[1:]]
 
 
+@functools.cache
 def _packages() -> list[str]:
     """Everything that is installed, as ``name==version``, sorted."""
     found = importlib.metadata.distributions()

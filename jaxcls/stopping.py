@@ -34,6 +34,11 @@ class Stop:
         """From now on the run looks at `requested` often enough."""
         self._polls = True
 
+    def rest(self) -> None:
+        """As it was before `poll`: a run has ended, and another may begin."""
+        self._polls = False
+        self.before_leaving = lambda: None
+
     def ask(self) -> None:
         """What one signal does."""
         if self._asked.is_set():

@@ -175,6 +175,7 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
         raise
     finally:
         end(reason)
+        stop.rest()
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:

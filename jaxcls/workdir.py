@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import __version__, provenance
 from jaxcls import config as configs
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, InUseError
 
 FORMAT = 1
 # What an implied fact is of, where not of the data.
@@ -107,7 +107,7 @@ class Workdir:
             )
             raise InputError(
                 f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
-                f" it is; start this one with --workdir={self._free_name()}"
+                f" it is; start this one with --workdir={self.free_name()}"
             )
 
     def _holds_results(self) -> bool:
@@ -115,7 +115,7 @@ class Workdir:
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("[0-9]*"))
 
-    def _free_name(self) -> str:
+    def free_name(self) -> str:
         """A name beside this folder's that is not taken."""
         i = 2
         while self.path.with_name(f"{self.path.name}-{i}").exists():
@@ -126,7 +126,7 @@ class Workdir:
     def lock(self) -> Iterator[None]:
         """Hold the folder, which is made if need be, against every other process.
 
-        Raises `InputError` naming who holds it. The kernel lets go when a process dies.
+        Raises `InUseError` naming who holds it. The kernel lets go when a process dies.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -143,9 +143,9 @@ class Workdir:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 holder = file.read().strip() or "another process"
-                raise InputError(
+                raise InUseError(
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
-                    f" another folder: --workdir={self._free_name()}"
+                    f" another folder: --workdir={self.free_name()}"
                 ) from None
             with contextlib.suppress(OSError):  # Who holds it is a help, the lock is not.
                 file.truncate(0)
@@ -182,7 +182,7 @@ class Workdir:
             raise InputError(
                 f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
                 f" and is {now[key]}; restore {what}, or start another run with"
-                f" --workdir={self._free_name()}"
+                f" --workdir={self.free_name()}"
             )
 
     def weights_of(self, config: ConfigDict) -> str | None:

@@ -49,6 +49,8 @@ VERBS = {
     | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
+    "study": {"cells", "checkpoint", "cli", "config", "evaluate", "experiment", "hosts"}
+    | {"mesh", "outcomes", "stopping", "study_table", "summary", "train", "workdir"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
@@ -78,6 +80,10 @@ NOUNS = {
     "models": {"models"},
     "proof": {"logs", "workdir"},
     "subsets": {"batches"},
+    "outcomes": {"logs", "workdir"},
+    "summary": {"cells", "comparison", "outcomes", "spread"},
+    "comparison": {"intervals"},
+    "spread": {"intervals"},
     "workdir": {"config", "provenance"},
     "config": set(),
     "cli": set(),
@@ -122,6 +128,7 @@ def test_only_what_may_read_a_config_does():
                 "data",
                 "workdir",
                 "reproduce",
+                "study",
             }
 
 

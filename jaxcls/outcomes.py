@@ -1,0 +1,89 @@
+"""What came of runs, as their folders say: values by split and step, or how they failed."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxcls import logs
+from jaxcls.workdir import Workdir
+
+# Of a run's last step, where its final record is of its best one.
+LAST_STEP = "last_step.json"
+# What is scored: the best step (by data.eval) and the last one, on data.test and data.eval.
+PLACES = ("test_best", "test_last", "eval_best", "eval_last")
+
+
+class Outcome(NamedTuple):
+    """How a run ended: "done", "diverged", or "missing" where it did not end yet.
+
+    values: {place: {metric: value}} for those of `PLACES` that there are; n: how many
+    examples each place has.
+    """
+
+    seed: int
+    state: str
+    steps: int
+    n: dict[str, int]
+    values: dict[str, dict[str, float]]
+
+
+def read(folder: Workdir, seed: int) -> Outcome:
+    """What came of the run of `seed` in `folder`, which need not be there."""
+    records = logs.read(folder.metrics)
+    if not records or records[-1]["kind"] != "final":
+        return Outcome(seed, "diverged" if _has_diverged(folder) else "missing", 0, {}, {})
+    final = records[-1]
+    evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
+    role = "test" if folder.config().data.test else "eval"
+    found = {f"{role}_{final['at']}": final} if final["split"] else {}
+    if final["at"] == "best":
+        found["eval_best"] = evaluations[final["best_step"]]
+        if final["best_step"] == final["step"]:
+            found[f"{role}_last"] = final
+        elif role == "test" and (last := read_last_step(folder)):
+            found["test_last"] = last
+    if final["step"] in evaluations:
+        found["eval_last"] = evaluations[final["step"]]
+    return Outcome(
+        seed,
+        "done",
+        final["step"],
+        {place: found[place]["n"] for place in PLACES if place in found},
+        {place: _metrics(found[place]) for place in PLACES if place in found},
+    )
+
+
+def is_left(folder: Workdir, seed: int) -> bool:
+    """Whether something of a run is left to do."""
+    return read(folder, seed).state == "missing" or bool(lacks_last_step(folder))
+
+
+def lacks_last_step(folder: Workdir) -> dict[str, Any] | None:
+    """The final record of a run whose last step was not scored on data.test; or None."""
+    records = logs.read(folder.metrics)
+    if not records or records[-1]["kind"] != "final" or not folder.config().data.test:
+        return None
+    final = records[-1]
+    is_apart = final["at"] == "best" and final["best_step"] != final["step"]
+    return final if is_apart and read_last_step(folder) is None else None
+
+
+def read_last_step(folder: Workdir) -> dict[str, Any] | None:
+    """The record of the last step on data.test, or None."""
+    file: pathlib.Path = folder.path / LAST_STEP
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record that are no counts of steps or examples."""
+    counts = {"step", "n", "best_step"}
+    return {k: v for k, v in record.items() if isinstance(v, float) and k not in counts}
+
+
+def _has_diverged(folder: Workdir) -> bool:
+    """Whether the last start of a run ended because it diverged, which it does again."""
+    file = folder.path / "manifest.json"
+    if not file.exists():
+        return False
+    starts = json.loads(file.read_text())["starts"]
+    return bool(starts) and starts[-1].get("reason") == "diverged"
