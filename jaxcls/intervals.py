@@ -1,4 +1,4 @@
-"""How well a figure is known from n examples: intervals of 95 %."""
+"""How well a figure is known from n examples or runs: intervals, of 95 % unless told."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,10 @@ LEVEL, REPLICATES, SEED = 0.95, 1000, 0
 
 
 class Interval(NamedTuple):
-    """A figure, and from where to where 95 % of such intervals hold what it estimates."""
+    """A figure, and from where to where 95 % of such intervals hold what it estimates.
+
+    Where another share is meant, who makes it says so.
+    """
 
     value: float
     low: float
@@ -26,6 +29,28 @@ def proportion(hits: int, n: int) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     found = scipy.stats.binomtest(int(hits), n).proportion_ci(LEVEL, method="wilson")
     return Interval(int(hits) / n, float(found.low), float(found.high))
+
+
+def deviation(values: np.ndarray) -> float:
+    """The standard deviation of [n], with n - 1; NaN where n is below 2."""
+    if len(values) < 2:
+        return math.nan
+    # From the first on, so that rounding makes no deviation of equal values.
+    return float((values - values[0]).std(ddof=1))
+
+
+def mean(values: np.ndarray, level: float = LEVEL) -> Interval:
+    """The mean of [n] with Student's interval, whose ends are NaN where n is 1.
+
+    level: the share of such intervals that hold the truth, where the values are normal.
+    """
+    import scipy.stats
+
+    n = len(values)
+    value = float(values[0] + (values - values[0]).mean())
+    quantile = float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) if n > 1 else math.nan
+    half = quantile * deviation(values) / math.sqrt(n)
+    return Interval(value, value - half, value + half)
 
 
 def bootstrap(

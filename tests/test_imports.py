@@ -65,6 +65,8 @@ NOUNS = {
     "weights": {"weights"},
     "assessment": {"calibration", "intervals", "predictions", "scores"},
     "calibration": {"predictions", "scores"},
+    "spread": {"intervals"},
+    "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
