@@ -84,8 +84,6 @@ NOUNS = {
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
     "summary": {"cells", "comparison", "outcomes", "spread"},
-    "comparison": {"intervals"},
-    "spread": {"intervals"},
     "workdir": {"config", "provenance"},
     "config": set(),
     "cli": set(),
