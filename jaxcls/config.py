@@ -223,7 +223,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 def _run_file(path: str) -> ConfigDict:
     """What the file's ``get_config`` returns."""
     name, _, argument = path.partition(":")
-    file = _find(name)
+    file = find(name)
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise InputError(f"config {name} is not a Python file; try configs/digits.py")
@@ -246,7 +246,7 @@ def _run_file(path: str) -> ConfigDict:
     return from_flat(_flatten(config, name))
 
 
-def _find(name: str) -> pathlib.Path:
+def find(name: str) -> pathlib.Path:
     """The file on disk, or the one of that name that ships with jaxcls."""
     given = pathlib.Path(name)
     if given.is_file():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxcls import logs
@@ -51,6 +52,15 @@ def read(folder: Workdir, seed: int) -> Outcome:
         {place: found[place]["n"] for place in PLACES if place in found},
         {place: _metrics(found[place]) for place in PLACES if place in found},
     )
+
+
+def values_of(runs: Sequence[Outcome], place: str, metric: str) -> dict[int, float]:
+    """{seed: value} of those runs that have one."""
+    return {
+        run.seed: run.values[place][metric]
+        for run in runs
+        if metric in run.values.get(place, {})
+    }
 
 
 def is_left(folder: Workdir, seed: int) -> bool:

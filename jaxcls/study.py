@@ -5,153 +5,147 @@ function of those folders alone.
 """
 
 import argparse
-import contextlib
-import fcntl
 import functools
-import itertools
 import json
 import pathlib
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcls import (
     cells,
-    checkpoint,
     cli,
-    evaluate,
+    comparison,
+    expected,
     experiment,
     hosts,
     mesh,
     outcomes,
+    sides,
+    sources,
     stopping,
+    study_runs,
     study_table,
     summary,
-    train,
 )
 from jaxcls import config as configs
 from jaxcls.cells import Cell
-from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.errors import InputError, StoppedError
+from jaxcls.study_runs import Study
+from jaxcls.workdir import Workdir
 
 ABOUT = """Train every recipe of a study with every seed, each run in a folder of its own,
-and say how sure the result is. The same command again goes on, or shows the result."""
-
-FORMAT = 1
-
-
-class Study(NamedTuple):
-    """What a study is made of, and where. seeds: those that are asked for now."""
-
-    base: ConfigDict
-    cells: list[Cell]
-    seeds: list[int]
-    folder: pathlib.Path
-
-    def workdir(self, cell: Cell, seed: int) -> Workdir:
-        """The folder of one run."""
-        return Workdir(self.folder / cell.name / f"seed-{seed}")
-
-    def config(self, cell: Cell) -> ConfigDict:
-        """The checked config of a cell, whatever its seed; raises `InputError`."""
-        config = configs.from_flat(configs.flat(self.base))
-        for key, text in cell.overrides.items():
-            configs.override(config, key, text)
-        configs.check(config)
-        return config
+and say how sure the result is. The same command again goes on, or shows the result.
+--compare and --verify say whether two recipes, or two machines, reach the same."""
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
-    study = _study(args, overrides)
-    baseline = args.baseline or study.cells[0].name
-    if baseline not in [cell.name for cell in study.cells]:
-        names = ", ".join(cell.name for cell in study.cells)
-        raise InputError(f"--baseline={baseline} is no cell; there are: {names}")
-    shard = _shard(args.shard)
-    print(study_table.plan([cell.name for cell in study.cells], study.seeds, shard))
-    if args.dry_run:
-        return cli.DONE
-    mesh.prefer_same_bits()
-    with (
-        hosts.joined(args.coordinator, args.processes, args.process),
-        stopping.on_signals() as stop,
-    ):
-        conclude = functools.partial(_conclude, study, args.metric, baseline)
-        try:
-            _run(study, shard, stop)
-        except StoppedError:
-            hosts.on_first(conclude)
-            raise
-        found = hosts.on_first(conclude)
-        if hosts.is_first():
-            study_table.show(found)
-            print(f"{study_table.closing(found)} workdir={args.workdir or study.folder}")
-    return cli.DONE
+    modes = {"--config": args.config, "--verify": args.verify, "--compare": args.compare}
+    given = [flag for flag, value in modes.items() if value]
+    if len(given) != 1:
+        said = " and ".join(given) or "nothing"
+        raise InputError(
+            f"study takes one of --config=FILE.py, --verify=FILE.py and --compare A B, and"
+            f" was given {said}; try --config=configs/digits.py --seeds=5"
+        )
+    if args.compare:
+        one, other = args.compare
+        return _compare(one, other, args.metric or "top1")
+    return _verify(args, overrides) if args.verify else _study(args, overrides)
 
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("study", ABOUT)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
-    )
-    parser.add_argument("--workdir", default="", help="runs/<name of the config>-study")
-    parser.add_argument(
-        "--seeds", default="10", help="10: seeds 0 to 9; 5-9; or 3,8 [default: 10]"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", default="", metavar="FILE.py[:ARG]", help="such as configs/digits.py")
+    add("--workdir", default="", help="runs/<name of the config>-study")
+    add("--seeds", default="", help="10: seeds 0 to 9; 5-9; or 3,8 [default: 10]")
+    add(
         "--vary",
         default="all",
         help="what a seed varies: all, or of init,order,augment,dropout, while the others"
         " stay; each: all, and every one by itself, to see what the variance is of",
     )
-    parser.add_argument(
+    add(
         "--grid",
         action="append",
         default=[],
         metavar="KEY=V,V",
         help="a config key and its values; of several, every combination is a cell",
     )
-    parser.add_argument(
+    add(
         "--random",
         action="append",
         default=[],
         metavar="KEY=SPACE",
         help="a config key and what to draw from: a,b,c or 0..0.5 or 'log(1e-4..0.1)'",
     )
-    parser.add_argument("--cells", default="0", help="how many to draw from --random")
-    parser.add_argument(
-        "--search_seed", default="0", help="decides what is drawn [default: 0]"
+    add("--cells", default="0", help="how many to draw from --random")
+    add("--search_seed", default="0", help="decides what is drawn [default: 0]")
+    add("--metric", default="", help="what is compared [default: top1]")
+    add("--baseline", default="", help="the cell that others are compared with; the first")
+    add("--shard", default="0/1", metavar="I/N", help="only each Nth run, from the Ith")
+    add("--dry_run", action="store_true", help="print what would be trained")
+    add(
+        "--record",
+        action="store_true",
+        help="write what the runs came to beside the config, as what is expected of it",
     )
-    parser.add_argument("--metric", default="top1", help="what is compared [default: top1]")
-    parser.add_argument(
-        "--baseline", default="", help="the cell that others are compared with; the first"
+    add("--margin", default="0.5", help="with --record: how near is near, in points [0.5]")
+    add(
+        "--verify",
+        default="",
+        metavar="FILE.py[:ARG]",
+        help="train a recipe again, and say whether it reaches what is recorded of it",
     )
-    parser.add_argument(
-        "--shard", default="0/1", metavar="I/N", help="only each Nth run, from the Ith"
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what would be trained"
+    add(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="folders of two runs, studies or cells; or run folders with commas between",
     )
     cli.add_processes(parser)
     return parser
 
 
-def _study(args: argparse.Namespace, overrides: dict[str, str]) -> Study:
-    for key in overrides:
-        if key == "seed" and args.vary == "all":
-            raise InputError("--config.seed is what --seeds varies; give --seeds=3-12")
+def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Make a study, or go on with it, and show its result."""
+    if "seed" in overrides and args.vary == "all":
+        raise InputError("--config.seed is what --seeds varies; give --seeds=3-12")
     count = cli.whole_number(args.cells, "--cells")
     search_seed = cli.whole_number(args.search_seed, "--search_seed")
     found = cells.make(args.grid, args.random, count, search_seed, args.vary)
-    stem = pathlib.Path(args.config.partition(":")[0]).stem
-    folder = Workdir(args.workdir or f"runs/{stem}-study").path
     base = configs.load(args.config, overrides)
-    return Study(base, found, cells.seeds(args.seeds), folder)
+    seeds = cells.seeds(args.seeds or "10")
+    study = Study(base, found, seeds, _folder(args, args.config, "study"))
+    names = [cell.name for cell in found]
+    baseline = args.baseline or names[0]
+    if baseline not in names:
+        raise InputError(f"--baseline={baseline} is no cell; there are: {', '.join(names)}")
+    margin = cli.number(args.margin, "--margin")
+    if args.record:
+        _check_recordable(args, study, margin)
+    print(study_table.plan(names, seeds, _shard(args.shard)))
+    if args.dry_run:
+        return cli.DONE
+    metric = args.metric or "top1"
+    result = _made(args, study, metric, baseline)
+    if hosts.is_first():
+        study_table.show(result)
+        print(f"{study_table.closing(result)} workdir={args.workdir or study.folder}")
+        if args.record:
+            _record(args, study, metric, result["headline"], margin)
+    return cli.DONE
+
+
+def _folder(args: argparse.Namespace, config: str, word: str) -> pathlib.Path:
+    stem = pathlib.Path(config.partition(":")[0]).stem
+    return Workdir(args.workdir or f"runs/{stem}-{word}").path
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -162,175 +156,154 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(of)
 
 
-def _run(study: Study, shard: tuple[int, int], stop: stopping.Stop) -> None:
-    """Make the runs of a shard that are not made yet; raises `StoppedError`."""
-    first, of = shard
-    every = [*itertools.product(study.cells, study.seeds)][first::of]
-    todo = hosts.on_first(lambda: _left(study, every))
-    by_name = {cell.name: cell for cell in study.cells}
-    names = list(dict.fromkeys(name for name, _ in todo))
-    built = {name: _built(study, by_name[name]) for name in names}
-    hosts.on_first(functools.partial(_adopt, study))
-    began = time.monotonic()
-    for number, (name, seed) in enumerate(todo, 1):
-        cell = by_name[name]
-        # One after the other, so that what one has compiled the next has too.
-        built[name] = exp = built[name].reseeded(cell.seeds(seed))
-        said = _make(exp, study.workdir(cell, seed), stop)
-        if number == len(todo) or todo[number][0] != name:
-            del built[name]  # Its images and programs are not needed any more.
-        seconds = (time.monotonic() - began) / number * (len(todo) - number)
-        if hosts.is_first():
-            left = study_table.duration(seconds)
-            print(f"run {number} of {len(todo)}: {name} seed {seed}: {said}, ETA {left}")
-
-
-def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, int]]:
-    """(cell, seed) of the runs that have something left to do."""
-    return [
-        (cell.name, seed)
-        for cell, seed in every
-        if outcomes.is_left(study.workdir(cell, seed), seed)
-    ]
-
-
-def _built(study: Study, cell: Cell) -> experiment.Experiment:
-    """The experiment of a cell; whatever is wrong with it is said before a run begins."""
-    try:
-        exp = experiment.build(study.config(cell))
-        _ = exp.lowered_train_step
-    except InputError as error:
-        if not cell.overrides:
+def _made(
+    args: argparse.Namespace, study: Study, metric: str, baseline: str
+) -> dict[str, Any]:
+    """Make what is left of a study; its result, which is in study.json too."""
+    mesh.prefer_same_bits()
+    conclude = functools.partial(study_runs.conclude, study, metric, baseline)
+    with (
+        hosts.joined(args.coordinator, args.processes, args.process),
+        stopping.on_signals() as stop,
+    ):
+        try:
+            study_runs.run(study, _shard(args.shard), stop)
+        except StoppedError:
+            hosts.on_first(conclude)
             raise
-        raise InputError(f"cell {cell.name}: {error}") from None
-    return exp
+        return hosts.on_first(conclude)
 
 
-@contextlib.contextmanager
-def _held(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a study's folder, which is made if need be, for a moment; waits for its turn.
-
-    Raises `InputError` where it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    except OSError as error:
+def _check_recordable(args: argparse.Namespace, study: Study, margin: float) -> None:
+    """Raise `InputError` unless the study is of a config file as it stands."""
+    if len(study.cells) > 1 or study.cells[0].overrides or study.cells[0].streams:
         raise InputError(
-            f"--workdir={folder} cannot be written ({error.strerror}); give a folder you"
-            " may write to: --workdir=DIR"
-        ) from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            "--record is of one recipe under whole seeds; leave --grid, --random and"
+            " --vary out"
+        )
+    changed = configs.differences(configs.load(args.config), study.base)
+    other = [key for key in changed if configs.is_identity(key, study.base)]
+    if other:
+        raise InputError(
+            f"--record is of {args.config} as it stands, and --config.{other[0]} changes"
+            " it; leave it out, or write it into the file"
+        )
+    if margin <= 0:
+        raise InputError(f"--margin={args.margin} must be above 0; try 0.5")
 
 
-def _adopt(study: Study) -> None:
-    """Write plan.json; raises `InputError` where the folder holds another study."""
-    with _held(study.folder):
-        _adopt_locked(study, study.folder / "plan.json")
+def _record(
+    args: argparse.Namespace, study: Study, metric: str, place: str, margin: float
+) -> None:
+    """Write what is expected of the config beside it."""
+    cell = study.cells[0]
+    folders = {seed: study.workdir(cell, seed) for seed in study.seeds}
+    first = folders[study.seeds[0]]
+    file = _expected_file(args.config)
+    expected.record(
+        file,
+        [outcomes.read(folder, seed) for seed, folder in folders.items()],
+        config=_identity(study.base),
+        facts=first.read()["implied"]["facts"],
+        start=json.loads((first.path / "manifest.json").read_text())["starts"][-1],
+        metric=metric,
+        place=place,
+        margin=margin,
+    )
+    print(f"recorded: {file}")
 
 
-def _adopt_locked(study: Study, file: pathlib.Path) -> None:
-    plan = {
-        "format": FORMAT,
-        "config": configs.flat(study.base),
-        "cells": [cell._asdict() | {"streams": list(cell.streams)} for cell in study.cells],
+def _expected_file(config: str) -> pathlib.Path:
+    name, _, argument = config.partition(":")
+    return expected.file_of(configs.find(name), argument)
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    """The values that make a recipe, whatever its seed."""
+    return {
+        key: value
+        for key, value in configs.flat(config).items()
+        if configs.is_identity(key, config) and key != "seed"
     }
-    if file.exists():
-        before = json.loads(file.read_text())
-        changed = configs.differences(configs.from_flat(before["config"]), study.base)
-        other = [key for key in changed if configs.is_identity(key, study.base)]
-        other += ["its cells"] if before["cells"] != plan["cells"] else []
-        if other:
-            free = Workdir(study.folder).free_name()
-            raise InputError(
-                f"--workdir={study.folder} holds another study ({', '.join(other)}"
-                f" differ); start this one with --workdir={free}"
-            )
-        return
-    foreign = sorted(e.name for e in study.folder.iterdir() if e.name != "lock")
-    if foreign:
+
+
+def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Train a recipe again; 0 where it reaches what is recorded of it, else 4."""
+    before = expected.read(_expected_file(args.verify))
+    base = configs.load(args.verify, overrides)
+    recorded = configs.from_flat({**before["config"], "seed": base.seed})
+    changed = configs.differences(recorded, base)
+    if other := [key for key in changed if configs.is_identity(key, base)]:
         raise InputError(
-            f"--workdir={study.folder} holds {foreign[0]!r} and no study; name a new folder"
+            f"--verify={args.verify}: the recipe is not the recorded one"
+            f" ({', '.join(other)} differ); leave --config.KEY out, or record it anew"
         )
-    write_atomically(file, json.dumps(plan, indent=1) + "\n")
-
-
-def _make(exp: experiment.Experiment, folder: Workdir, stop: stopping.Stop) -> str:
-    """Make one run, or go on with it, and score its last step; how it ended, in words."""
-    if stop.requested:
-        raise StoppedError("asked to; the same command goes on with the study")
-    try:
-        with _quiet(folder):
-            result = train.run(exp, str(folder.path), stop)
-            _score_last(exp, folder, stop)
-    except InUseError:
-        return "under way in another process"
-    except DivergedError:
-        return "diverged; metrics.jsonl in its folder says at which step"
-    metric = next((name for name in ("top1", "loss") if name in result.record), "")
-    return f"{metric}={result.record[metric]:.4g}" if metric else "done"
-
-
-@contextlib.contextmanager
-def _quiet(folder: Workdir) -> Iterator[None]:
-    """What a run says goes to a file beside its folder."""
+    facts = sources.facts_of({"facts": before["data"]})
+    sources.check_same(facts, experiment.build(base).data.facts)
+    text = args.seeds or ",".join(map(str, before["seeds"])) + ","
+    study = Study(
+        base,
+        [Cell("base", {}, ())],
+        cells.seeds(text),
+        _folder(args, args.verify, "verify"),
+    )
+    metric, place = before["metric"], before["place"]
+    print(study_table.plan(["base"], study.seeds, _shard(args.shard)))
+    if args.dry_run:
+        return cli.DONE
+    result = _made(args, study, metric, "base")
     if not hosts.is_first():
-        yield
-        return
-    try:
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.path.with_name(f"{folder.path.name}.log").open("a")
-    except OSError as error:
-        raise InputError(
-            f"--workdir: {folder.path} cannot be written ({error.strerror}); give a folder"
-            " you may write to: --workdir=DIR"
-        ) from None
-    with file, contextlib.redirect_stdout(file):
-        yield
+        return cli.DONE
+    study_table.show(result)
+    now = result["cells"][0]["figures"].get(place, {}).get(metric)
+    if result["missing"] or not now:
+        print(f"{study_table.closing(result)}: nothing is said before they are")
+        return cli.DIFFERS
+    values = [
+        run["values"][place][metric]
+        for run in result["cells"][0]["runs"]
+        if run["state"] == "done"
+    ]
+    found = _against(before, np.array(values))
+    print(f"{metric} {found.words}")
+    return cli.DONE if found.is_equivalent else cli.DIFFERS
 
 
-def _score_last(exp: experiment.Experiment, folder: Workdir, stop: stopping.Stop) -> None:
-    """Score the last step on data.test, where the run's own final record is of its best."""
-    final = hosts.on_first(lambda: outcomes.lacks_last_step(folder))
-    if not final:
-        return
-    step, split = final["step"], final["split"]
-    weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
-    try:
-        n, values = evaluate.score(
-            exp, weights, split, "data.test", abandon=lambda: stop.requested
-        )
-    except evaluate.Abandoned:
-        raise StoppedError("asked to; the same command goes on with the study") from None
-    record = {"step": step, "split": split, "n": n, **values}
-    text = json.dumps(record) + "\n"
-    hosts.on_first(lambda: write_atomically(folder.path / outcomes.LAST_STEP, text))
+def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equivalence:
+    """How the values [n] of new runs stand to those recorded, which are shown."""
+    metric = before["metric"]
+    scale, then = summary.scale(metric), before["figures"][before["place"]][metric]
+    print(
+        f"recorded: {metric} {then['mean']:.4f}, deviation {then['deviation']:.4f},"
+        f" n={then['n']}, jax {before['versions']['jax']} on {before['devices'][0]}"
+    )
+    return comparison.equivalence(
+        scale * then["mean"],
+        scale * then["deviation"],
+        then["n"],
+        scale * values,
+        before["margin"],
+        unit=summary.unit(metric),
+    )
 
 
-def _conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
-    """Write study.json from what the folders hold now; its content.
-
-    One process at a time: of those that end at once, the last one sees the runs of all.
-    """
-    with _held(study.folder):
-        found = {
-            cell.name: [
-                outcomes.read(study.workdir(cell, seed), seed) for seed in study.seeds
-            ]
-            for cell in study.cells
-        }
-        result = summary.summarise(
-            study.cells,
-            found,
-            metric=metric,
-            baseline=baseline,
-            best_metric=study.base.best.metric,
-        )
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        write_atomically(study.folder / "study.json", text)
-    return result
+def _compare(one: str, other: str, metric: str) -> int:
+    """Show two finished studies, cells or runs beside each other."""
+    pair = [sides.read(one), sides.read(other)]
+    if pair[0].name == pair[1].name:
+        raise InputError(f"--compare {one} {other}: these are the same; name two")
+    sides.check_same_examples(*pair)
+    result = summary.summarise(
+        [Cell(side.name, {}, ()) for side in pair],
+        {side.name: side.runs for side in pair},
+        metric=metric,
+        baseline=pair[0].name,
+        best_metric=metric,
+    )
+    study_table.show(result)
+    for line in sides.differences(*pair):
+        print(f"differs in the config: {line}")
+    return cli.DONE
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from jaxcls import comparison, spread
 from jaxcls.cells import Cell
 from jaxcls.comparison import Comparison
 from jaxcls.errors import InputError, did_you_mean
-from jaxcls.outcomes import PLACES, Outcome
+from jaxcls.outcomes import PLACES, Outcome, values_of
 
 FORMAT = 1
 # Differences that a next study may want to see, in points (of a loss: in hundredths).
@@ -86,15 +86,6 @@ def unit(metric: str) -> str:
     return "points" if is_higher_better(metric) else ""
 
 
-def values_of(runs: Sequence[Outcome], place: str, metric: str) -> dict[int, float]:
-    """{seed: value} of those runs that have one."""
-    return {
-        run.seed: run.values[place][metric]
-        for run in runs
-        if metric in run.values.get(place, {})
-    }
-
-
 def _row(runs: Sequence[Outcome], place: str, metric: str) -> np.ndarray:
     return np.array([*values_of(runs, place, metric).values()])
 
@@ -137,7 +128,7 @@ def _compared(
 ) -> dict[str, Any]:
     """{cell: how it compares with the baseline}, in the metric's unit."""
     scaled = {
-        name: {s: _scale(metric) * v for s, v in values_of(runs, place, metric).items()}
+        name: {s: scale(metric) * v for s, v in values_of(runs, place, metric).items()}
         for name, runs in found.items()
     }
     made: dict[str, Comparison] = comparison.compare(
@@ -210,14 +201,14 @@ def _needed(
         if len(values) < 2:
             return None
         of = "two independent runs"
-        deviations = [_scale(metric) * math.sqrt(2) * spread.spread(values).deviation]
+        deviations = [scale(metric) * math.sqrt(2) * spread.spread(values).deviation]
     deviation = max(deviations)
-    apart = [d * _scale(metric) / 100 for d in DIFFERENCES]
+    apart = [d * scale(metric) / 100 for d in DIFFERENCES]
     seeds = {f"{d:g}": spread.runs_needed(deviation, d) for d in apart}
     return {"of": of, "deviation": deviation, "seeds": seeds}
 
 
-def _scale(metric: str) -> float:
+def scale(metric: str) -> float:
     """What a metric is multiplied by to be in its unit."""
     return 100.0 if unit(metric) else 1.0
 

@@ -49,8 +49,11 @@ VERBS = {
     | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
-    "study": {"cells", "checkpoint", "cli", "config", "evaluate", "experiment", "hosts"}
-    | {"mesh", "outcomes", "stopping", "study_table", "summary", "train", "workdir"},
+    "study": {"cells", "cli", "comparison", "config", "expected", "experiment", "hosts"}
+    | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
+    | {"summary", "workdir"},
+    "study_runs": {"cells", "checkpoint", "config", "evaluate", "experiment", "hosts"}
+    | {"outcomes", "stopping", "study_table", "summary", "train", "workdir"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
@@ -83,6 +86,8 @@ NOUNS = {
     "proof": {"logs", "workdir"},
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
+    "sides": {"config", "outcomes", "workdir"},
+    "expected": {"outcomes", "spread", "workdir"},
     "summary": {"cells", "comparison", "outcomes", "spread"},
     "workdir": {"config", "provenance"},
     "config": set(),
@@ -129,6 +134,7 @@ def test_only_what_may_read_a_config_does():
                 "workdir",
                 "reproduce",
                 "study",
+                "study_runs",
             }
 
 
