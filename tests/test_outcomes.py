@@ -6,6 +6,7 @@ import pytest
 
 from jaxcls import outcomes
 from jaxcls.workdir import Workdir
+from tests import runs
 
 
 def evaluation(step, top1, **more):
@@ -25,17 +26,7 @@ def folder(tmp_path):
     """``folder(records, test="t", reason="done")`` -> Workdir of a run that said these."""
 
     def write(records, test="t", reason="done"):
-        config = {
-            "format": 1,
-            "config": {"data.test": test, "data.eval": "b"},
-            "implied": {},
-        }
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        starts = {"format": 1, "starts": [{"reason": "killed"}, {"reason": reason}]}
-        (tmp_path / "manifest.json").write_text(json.dumps(starts))
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (tmp_path / "metrics.jsonl").write_text(text)
-        return Workdir(tmp_path)
+        return runs.write(tmp_path, records, reason=reason, data__test=test)
 
     return write
 

@@ -13,6 +13,7 @@ import pytest
 from jaxcls import config as configs
 from jaxcls import experiment, outcomes, study, train
 from jaxcls.errors import InputError
+from tests import runs
 from tests.conftest import ROOT
 
 TINY = [
@@ -223,13 +224,13 @@ def test_a_study_that_was_stopped_twice_ends_as_one_that_never_was(
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def until(folder, runs):
-        while len(list(pathlib.Path(folder).glob("base/*/digests.jsonl"))) < runs:
+    def until(folder, count):
+        while len(list(pathlib.Path(folder).glob("base/*/digests.jsonl"))) < count:
             time.sleep(0.02)
 
-    for runs in (1, 3):
+    for count in (1, 3):
         process = start("stopped")
-        until(tmp_path / "stopped", runs)
+        until(tmp_path / "stopped", count)
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 75)
@@ -264,3 +265,90 @@ def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
     subprocess.run([sys.executable, "-m", "jaxcls.study", *alone], cwd=ROOT, check=True)
     files = [tmp_path / name / "study.json" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+RECIPE = """
+from jaxcls.config import base
+
+def get_config():
+    c = base()
+    c.batch_size = 64
+    c.length = "12 steps"
+    c.model.name = "cnn(widths=(4, 8), dense=16)"
+    c.data.name = "digits"
+    c.data.train = "train[:90%]"
+    c.data.eval = "train[90%:]"
+    c.data.test = "test"
+    c.data.train_ops = "decode(1)"
+    c.data.eval_ops = "decode(1)"
+    c.optim.name = "adamw"
+    c.optim.lr = 0.01
+    c.log.tensorboard = False
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, capsys):
+    file = tmp_path / "recipe.py"
+    file.write_text(RECIPE)
+    place = f"--config.data.dir={data_dir}"
+
+    def run(*arguments, workdir):
+        return study.main([*arguments, place, f"--workdir={tmp_path / workdir}"])
+
+    more = ("--seeds=3", "--record", "--margin=60")
+    with pytest.raises(InputError, match=r"--config\.optim\.lr changes it"):
+        run(f"--config={file}", *more, "--config.optim.lr=0.1", workdir="no")
+    assert run(f"--config={file}", *more, workdir="made") == 0
+    recorded = tmp_path / "recipe.expected.json"
+    assert f"recorded: {recorded}" in capsys.readouterr().out
+    assert run(f"--verify={file}", workdir="again") == 0
+    assert "top1 consistent: +0" in capsys.readouterr().out
+    made, again = (
+        sorted((tmp_path / name / "base").glob("*/digests.jsonl"))
+        for name in ("made", "again")
+    )
+    assert [a.read_bytes() for a in made] == [b.read_bytes() for b in again]
+    # A record that no machine reaches, and one that three seeds say too little of.
+    before = json.loads(recorded.read_text())
+    figure = before["figures"]["test_best"]["top1"]
+    recorded.write_text(json.dumps(before | {"margin": 0.1}))
+    assert run(f"--verify={file}", workdir="again") == 4
+    assert "cannot be told, too few seeds" in capsys.readouterr().out
+    figure |= {"mean": 2.0, "deviation": 0.01}
+    recorded.write_text(json.dumps(before | {"margin": 0.1}))
+    assert run(f"--verify={file}", workdir="again") == 4
+    assert "top1 differs: " in capsys.readouterr().out
+    file.write_text(RECIPE.replace("0.01", "0.02"))
+    with pytest.raises(InputError, match=r"\(optim\.lr differ\)"):
+        run(f"--verify={file}", workdir="again")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "was given nothing"),
+        (["--config=a.py", "--verify=b.py"], "was given --config and --verify"),
+        (["--compare", "a", "a"], "a is no folder of a run"),
+        (["--verify=configs/tutorial_folder.py"], "nothing is recorded of this recipe"),
+        (["--config=configs/digits.py", "--record", "--grid", "optim.lr=1"], "one recipe"),
+        (["--config=configs/digits.py", "--record", "--margin=0"], "must be above 0"),
+        (["--config=configs/digits.py", "--margin=x"], "--margin=x must be a number"),
+    ],
+)
+def test_one_thing_is_asked_at_a_time(argv, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=message):
+        study.main(argv)
+
+
+def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
+    for side, values in {"a": (0.5, 0.6, 0.7), "b": (0.52, 0.61, 0.74)}.items():
+        for seed, top1 in enumerate(values):
+            runs.write(tmp_path / side / f"seed-{seed}", runs.scored(top1), seed=seed)
+    assert study.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/b against {tmp_path}/a: no difference seen: +2.3 points" in out
+    with pytest.raises(InputError, match="these are the same; name two"):
+        study.main(["--compare", str(tmp_path / "a"), f"{tmp_path}/a/"])
