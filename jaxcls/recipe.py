@@ -170,16 +170,22 @@ class Recipe(Plan):
     @functools.cached_property
     def higher_is_better(self) -> bool:
         """The direction of best.metric."""
+        return self.direction(self.config.best.metric, "best.metric")
+
+    def direction(self, metric: str, key: str) -> bool:
+        """Whether a metric that is evaluated is better high; `key`: what asks for it.
+
+        Raises `InputError` for one that is not evaluated.
+        """
         directions = {"loss": False, **{m.name: m.higher for m in self.metrics}}
         if self.is_averaged:
             directions |= {f"ema_{name}": up for name, up in directions.items()}
-        name = self.config.best.metric
-        if name not in directions:
+        if metric not in directions:
             raise InputError(
-                f"best.metric={name!r} is not evaluated; one of {', '.join(directions)},"
+                f"{key}={metric!r} is not evaluated; one of {', '.join(directions)},"
                 " or add it to eval.metrics"
             )
-        return directions[name]
+        return directions[metric]
 
     def pure_init(self) -> step.Init:
         """init(key, keys, given) -> the state at step 0."""

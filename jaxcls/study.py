@@ -140,7 +140,7 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         print(f"{study_table.closing(result)} workdir={args.workdir or study.folder}")
         if args.record:
             _record(args, study, metric, result["headline"], margin)
-    return cli.DONE
+    return cli.DIVERGED if result["diverged"] and not result["done"] else cli.DONE
 
 
 def _folder(args: argparse.Namespace, config: str, word: str) -> pathlib.Path:
@@ -167,7 +167,7 @@ def _made(
         stopping.on_signals() as stop,
     ):
         try:
-            study_runs.run(study, _shard(args.shard), stop)
+            study_runs.run(study, _shard(args.shard), stop, metric)
         except StoppedError:
             hosts.on_first(conclude)
             raise

@@ -44,14 +44,17 @@ class Study(NamedTuple):
         return config
 
 
-def run(study: Study, shard: tuple[int, int], stop: Stop) -> None:
-    """Make the runs of a shard that are not made yet; raises `StoppedError`."""
+def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
+    """Make the runs of a shard that are not made yet; raises `StoppedError`.
+
+    metric: what will be compared; `InputError` before a run begins where it is in none.
+    """
     first, of = shard
     every = [*itertools.product(study.cells, study.seeds)][first::of]
     todo = hosts.on_first(lambda: _left(study, every))
     by_name = {cell.name: cell for cell in study.cells}
     names = list(dict.fromkeys(name for name, _ in todo))
-    built = {name: _built(study, by_name[name]) for name in names}
+    built = {name: _built(study, by_name[name], metric) for name in names}
     hosts.on_first(functools.partial(_adopt, study))
     began = time.monotonic()
     for number, (name, seed) in enumerate(todo, 1):
@@ -76,11 +79,11 @@ def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, in
     ]
 
 
-def _built(study: Study, cell: Cell) -> experiment.Experiment:
+def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     """The experiment of a cell; whatever is wrong with it is said before a run begins."""
     try:
         exp = experiment.build(study.config(cell))
-        _ = exp.lowered_train_step
+        _ = exp.lowered_train_step, exp.direction(metric, "--metric")
     except InputError as error:
         if not cell.overrides:
             raise

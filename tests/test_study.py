@@ -128,6 +128,8 @@ def test_a_run_that_diverges_is_said_and_not_made_again(done, capsys, monkeypatc
     assert "optim.lr=1e30 seed 1: diverged" in capsys.readouterr().out
     found = result(folder)
     assert (found["done"], found["diverged"], found["missing"]) == (2, 2, 0)
+    alone = ("--seeds=1", "--config.optim.lr=1e30", "--config.optim.name=sgd")
+    assert done(*alone, workdir="alone")[0] == 3
     assert done(*grid)[0] == 0
     assert "run 1 of" not in capsys.readouterr().out
 
@@ -176,6 +178,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(
         ),
         (["--grid", "model.name=cnn,cmn"], r"cell model\.name=cmn: unknown .*'cmn'"),
         (["--seeds=2", "x"], "unrecognized arguments: x"),
+        (["--seeds=2", "--metric=top3"], r"--metric='top3' is not evaluated; one of loss"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
