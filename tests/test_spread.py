@@ -71,7 +71,7 @@ def test_many_hundreds_of_results_are_no_trouble_and_have_the_normal_laws_interv
         (found.t, 1.0),
         (found.median, math.sqrt(math.pi / 2)),  # Of large n, as textbooks have it.
     ):
-        assert interval.low < 0 < interval.high
+        assert interval.low < interval.value < interval.high
         half = (interval.high - interval.low) / 2
         assert half == pytest.approx(factor * error, rel=0.2)
     assert found.coverage_median == pytest.approx(0.95, abs=0.015)
