@@ -80,7 +80,7 @@ def test_up_to_sixteen_pairs_every_flip_is_made_and_beyond_a_hundred_thousand():
     drawn = sign_flips(np.arange(1.0, 18)) * 100_001
     assert drawn == pytest.approx(round(drawn), abs=1e-9)
     assert 1 <= drawn <= 8  # 1.5 flips of one sign are expected, and the one seen.
-    many = np.random.default_rng(0).normal(0.25, 1, size=80)
+    many = np.random.default_rng(0).normal(0.35, 1, size=40)
     expected = scipy.stats.ttest_1samp(many, 0).pvalue
     assert sign_flips(many) == pytest.approx(expected, abs=0.004)
     assert sign_flips(many) == sign_flips(many)
@@ -231,17 +231,16 @@ def false_alarms(cells, n):
     return alarms / 2000
 
 
-@pytest.mark.parametrize("n", [3, 7])
-def test_of_two_equal_recipes_few_are_said_to_differ(n):
-    said, flips, outside = false_alarms(2, n)
+def test_of_two_equal_recipes_few_are_said_to_differ():
+    said, flips, outside = false_alarms(2, 7)
     assert max(said, flips, outside) <= 0.065
     assert outside >= 0.035
     # Of 64 pairs of flips 3 are within 0.05.
-    assert flips == (0 if n == 3 else pytest.approx(3 / 64, abs=0.015))
+    assert flips == pytest.approx(3 / 64, abs=0.015)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cells", "n"), [(2, 5), (2, 10), (5, 5), (5, 8)])
+@pytest.mark.parametrize(("cells", "n"), [(2, 3), (2, 5), (2, 10), (5, 5), (5, 8)])
 def test_in_few_studies_of_equal_recipes_any_is_said_to_differ(cells, n):
     said, flips, outside = false_alarms(cells, n)
     assert max(said, flips, outside) <= 0.065

@@ -63,9 +63,9 @@ def test_of_nothing_or_of_no_number_there_is_no_spread(values):
         spread(values)
 
 
-def test_thousands_of_results_are_no_trouble_and_have_the_normal_laws_intervals():
-    n = 3000
-    found = spread(np.random.default_rng(2).normal(size=n))
+def test_many_hundreds_of_results_are_no_trouble_and_have_the_normal_laws_intervals():
+    n = 1500
+    found = spread(scipy.stats.norm.ppf((np.arange(n) + 0.5) / n))
     error = 1.96 / math.sqrt(n)
     for interval, factor in (
         (found.t, 1.0),
@@ -154,9 +154,10 @@ def test_as_many_runs_are_needed_as_is_published(effect, power, pairs):
     assert runs_needed(0.02, -0.02 * effect, power) == pairs
 
 
-def test_that_many_runs_see_it_and_one_fewer_does_not():
-    n = runs_needed(1.0, 1.5)
-    draws = np.random.default_rng(0).normal(1.5, 1, size=(40_000, n))
+@pytest.mark.parametrize("effect", [1.0, 1.6, 2.5])
+def test_that_many_runs_see_it_and_one_fewer_does_not(effect):
+    n = runs_needed(1.0, effect)
+    draws = np.random.default_rng(0).normal(effect, 1, size=(50_000, n))
     for used, is_enough in ((n, True), (n - 1, False)):
         p = scipy.stats.ttest_1samp(draws[:, :used], 0, axis=1).pvalue
         assert (np.mean(p <= 0.05) >= 0.8) == is_enough
