@@ -22,10 +22,12 @@ from jaxcls import (
     prepare,
     report,
     reproduce,
+    study,
     train,
     weights,
 )
 from jaxcls.weights import hub
+from tests import runs
 from tests.images import picture
 from tests.modules import zeros_of
 from tests.torchbytes import saved, zipped
@@ -42,7 +44,8 @@ COMMANDS = [
 ]
 MAIN = [c for c in COMMANDS if "jaxcls.main" in c]
 PREPARE = [c for c in COMMANDS if "jaxcls.prepare" in c]
-ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE]
+STUDY = [c for c in COMMANDS if "jaxcls.study" in c]
+ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE + STUDY]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,20 @@ def test_a_training_command_is_right(command, capsys):
             main.main(arguments)
     else:
         assert main.main([*arguments, "--dry_run"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", STUDY)
+def test_a_study_is_right(command, checkout, capsys):
+    arguments = shlex.split(command)[3:]
+    if "--compare" in arguments:
+        for rate in ("0.001", "0.004"):
+            for seed in range(5):
+                folder = checkout / "runs" / "rates" / f"optim.lr={rate}" / f"seed-{seed}"
+                runs.write(folder, runs.scored(0.9 + seed / 100), seed=seed)
+        assert study.main(arguments) == 0
+    else:
+        assert study.main([*arguments, "--dry_run"]) == 0
     assert capsys.readouterr().out
 
 
