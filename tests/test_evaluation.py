@@ -24,6 +24,7 @@ from jaxcls import (
     views,
 )
 from jaxcls.errors import InputError
+from tests.settings import digits
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +36,8 @@ def run(data_dir, tmp_path_factory):
 
 
 def settings(data_dir, **overrides):
-    from jaxcls import config
-
-    values = {
-        "batch_size": 64,
-        "length": "30 steps",
-        "model.name": "cnn(widths=(4, 8), dense=16)",
-        "data.dir": str(data_dir),
-        "data.train": "train[:90%]",
-        "data.eval": "train[90%:]",
-        "data.test": "test",
-        "data.train_ops": "decode(1)",
-        "data.eval_ops": "decode(1)",
-        "optim.name": "adamw",
-        "optim.lr": 0.01,
-        "ema.decay": 0.8,
-        "eval.every": "15 steps",
-        "log.tensorboard": False,
-        "mesh.devices": 1,
-        **overrides,
-    }
-    return config.from_flat(values)
+    values = {"length": "30 steps", "ema.decay": 0.8, "eval.every": "15 steps"}
+    return digits(data_dir, **values, **overrides)
 
 
 def said(*arguments):

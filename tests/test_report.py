@@ -8,33 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import config, evaluate, experiment, predictions, report, train, workdir
+from jaxcls import evaluate, experiment, predictions, report, train, workdir
 from jaxcls.errors import InputError
 from tests import browser
+from tests.settings import digits
 
 
 def built(data_dir, **overrides):
     """The experiment of a run of a few steps on digits."""
     values = {
-        "batch_size": 64,
         "length": "6 steps",
-        "model.name": "cnn(widths=(4, 8), dense=16)",
-        "data.dir": str(data_dir),
-        "data.train": "train[:90%]",
-        "data.eval": "train[90%:]",
-        "data.test": "test",
-        "data.train_ops": "decode(1)",
-        "data.eval_ops": "decode(1)",
-        "optim.name": "adam",
-        "optim.lr": 0.01,
         "eval.every": "3 steps",
         "checkpoint.every": "3 steps",
         "log.every": "1 steps",
-        "log.tensorboard": False,
-        "mesh.devices": 1,
         **overrides,
     }
-    return experiment.build(config.from_flat(values))
+    return experiment.build(digits(data_dir, **values))
 
 
 def trained(data_dir, folder, **overrides):
