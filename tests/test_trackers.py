@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,6 +179,8 @@ def trained(tiny):
             timeout=400,
             env={
                 **os.environ,
+                "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 "WANDB_MODE": "offline",
                 "WANDB_SILENT": "true",
                 **environment,
@@ -261,7 +264,7 @@ def test_a_run_goes_on_where_weights_and_biases_is_out_of_reach(
     trained, tiny, plain, tmp_path
 ):
     folder, _ = plain(tiny())
-    there = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40}
+    there = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "1"}
     said = trained(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", **there)
     assert said.count("the run goes on without it") == 1
     assert records(tmp_path) == records(folder)
