@@ -127,9 +127,7 @@ def see(
         Picture(image, _said(found, k, exp.link, names))
         for image, k in zip(pixels, worst.tolist(), strict=True)
     ]
-    scored = Scored(
-        step, at, given.split, done.weights, done.fitted_on, done.assessed, mistakes
-    )
+    scored = Scored(step, at, given.split, done.weights, done.assessed, mistakes)
     variables = exp.variables(weights)
     return Seen(exp, variables, given.split, given.key, found, scored)
 

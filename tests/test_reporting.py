@@ -59,9 +59,11 @@ def scored(classes=3, n=40, seed=0):
     logits = rng.normal(size=(n, classes)).astype(np.float32)
     logits[np.arange(n), labels] += 1.5
     columns = {"loss": rng.random(n), "top1": (logits.argmax(-1) == labels).astype(float)}
-    found = assessment.assess(Predictions(logits, labels), "softmax", columns, 1.3)
+    found = assessment.assess(
+        Predictions(logits, labels), "softmax", columns, 1.3, "data.eval"
+    )
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-    return Scored(8, "best", "test", "params", "data.eval", found, [Picture(pixels, "b")])
+    return Scored(8, "best", "test", "params", found, [Picture(pixels, "b")])
 
 
 def run(name="a", classes=("x", "y", "z"), **changes):
@@ -247,6 +249,7 @@ def test_each_class_has_its_figures():
     found = assessment.assess(
         Predictions(np.eye(3, dtype=np.float32)[[0, 0, 1, 2]] * 4, np.array([0, 1, 1, 2])),
         "softmax", {"loss": np.ones(4), "top1": np.array([1.0, 0, 1, 1])}, float("nan"),
+        "nothing",
     )  # fmt: skip
     head, *rows = cells(tables.by_class(found, ["x", "y", "z"]))
     assert head == ["class", "examples", "precision", "recall", "F1", "AUC"]
