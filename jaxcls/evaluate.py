@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcls import (
+    atomic,
     checkpoint,
     cli,
     evaluation,
@@ -26,7 +27,7 @@ from jaxcls.config import override
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
 from jaxcls.predictions import write_csv
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.workdir import Workdir
 
 
 class Abandoned(Exception):
@@ -186,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
     if "json" in file_of:
         record |= {"weights": done.weights}
         whole = evaluation_table.as_json(done.assessed, done.rows, names, record)
-        write_atomically(file_of["json"], json.dumps(whole, allow_nan=False) + "\n")
+        atomic.write(file_of["json"], json.dumps(whole, allow_nan=False) + "\n")
     evaluation_table.show(
         done.assessed,
         done.rows,

@@ -176,6 +176,7 @@ def main(argv: Sequence[str]) -> int:
     threads = cli.whole_number(args.threads, "--threads")
     if args.embed and not args.embed.endswith(".npz"):
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
+    embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     if args.null and files.LIST not in args.images:
         raise InputError("--null is of a list on standard input; give - for it, too")
     files.check(args.images)
@@ -187,14 +188,14 @@ def main(argv: Sequence[str]) -> int:
         paths,
         batch_size=batch_size,
         threads=threads or exp.config.data.threads,
-        embed=bool(args.embed),
+        embed=embed is not None,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
         stack.enter_context(_answers_written())
         stack.enter_context(memory.explained("--batch_size", batch_size))
-        if args.embed:
-            add = stack.enter_context(features.writing(args.embed, _width(exp, weights)))
+        if embed:
+            add = stack.enter_context(features.writing(embed, _width(exp, weights)))
             found = _kept(found, add)
         counts = write(args.format, found, exp.data.class_names, top)
     if not counts["bad"]:

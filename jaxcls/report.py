@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import (
+    atomic,
     batches,
     checkpoint,
     cli,
@@ -37,7 +38,7 @@ from jaxcls.knobs import KNOBS
 from jaxcls.predictions import Predictions, probabilities
 from jaxcls.reporting import page
 from jaxcls.reporting.contents import Look, Picture, Run, Scored
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.workdir import Workdir
 
 # Pictures of a run in its grids, and how many mistakes and hits are looked into.
 MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
@@ -321,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
         for path, name in zip(paths, names_of(paths), strict=True)
     ]
     text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()})
-    write_atomically(output, text)
+    atomic.write(output, text)
     for run in runs:
         for why in run.missing.values():
             print(f"{run.name}: {why}")

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 # Below everything.
 SHARED = {
+    "atomic",
     "errors",
     "pipeline",
     "durations",
