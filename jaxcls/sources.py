@@ -208,7 +208,10 @@ class Source:
             data = self._parts[number].data
             row = index - int(self._starts[number]) + self._parts[number].start
             try:
-                yield records.parse(data.data_source[row], *self._keys)
+                encoded = data.data_source[row]
+                if not encoded:  # So it is where a shard ends at the end of a block.
+                    raise RuntimeError("the record is empty")
+                yield records.parse(encoded, *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
                 first = (str(error).strip().splitlines() or [""])[0]
                 raise InputError(

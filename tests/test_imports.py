@@ -46,7 +46,7 @@ VERBS = {
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
+    "report": {"batches", "calibration", "checkpoint", "clean", "cli", "evaluate"}
     | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},

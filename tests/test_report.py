@@ -102,6 +102,28 @@ def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     assert "Confusions" not in text
 
 
+@pytest.mark.slow
+def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_path, capsys):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = (tmp_path / "data").glob("digits/*/*-test.array_record*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
+    out = tmp_path / "r.html"
+    given = [f"--workdir={folder}", f"--config.data.dir={tmp_path}/data"]
+    assert report.main([*given, f"--output={out}"]) == 0
+    text, said = out.read_text(), capsys.readouterr().out
+    for where in (text, said):
+        assert "Not scored here: record" in where
+        assert "a shard is damaged" in where
+    assert "Confusions" not in text
+    assert text.count("<img") == report.TRAINED_ON
+    # Of a damaged split that the temperature alone is fitted on, that alone is missing.
+    shutil.copy(next(data_dir.glob(f"digits/*/{shard.name}")), shard)
+    (shard,) = (tmp_path / "data").glob("digits/*/*-train.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert report.main([*given, f"--output={out}"]) == 0
+    assert "No temperature: data.eval=train[90%:] cannot be read (record" in out.read_text()
+
+
 def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
     assert report.main([f"--workdir={young}"]) == 0
     assert "young: It has no checkpoint yet" in capsys.readouterr().out
