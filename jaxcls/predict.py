@@ -110,26 +110,26 @@ def predict(
     batches ahead. threads: that read and decode; 0 is one a core. embed: whether
     features are wanted. Pillow may warn meanwhile: see `clean.quiet`.
     """
-    variables, step, size = exp.variables(weights), _step(exp, embed), 0
+    variables, step = exp.variables(weights), _step(exp, embed)
     one = functools.partial(_read_or_bad, exp)
     found = batches.in_order(one, paths, threads, ahead=batch_size)
-    pending: tuple[list[str | Bad], Outs] | None = None
-    while chunk := list(itertools.islice(found, batch_size)):
-        size = size or mesh.round_up(len(chunk), exp.mesh)  # A few files: a small batch.
-        images = np.zeros((size, *exp.data.eval_shape), np.uint8)
-        items: list[str | Bad] = []
-        for row, each in enumerate(chunk):
-            if isinstance(each, Bad):
-                items.append(each)
-            else:
-                path, images[row] = each
-                items.append(path)
-        outs = step(variables, mesh.put(exp.mesh, {"image": images})["image"])
-        if pending:  # One batch behind, so that the device never waits for us.
-            yield from _answers(*pending)
-        pending = items, outs
-    if pending:
-        yield from _answers(*pending)
+
+    def asked() -> Iterator[tuple[list[str | Bad], Outs]]:
+        size = 0
+        while chunk := list(itertools.islice(found, batch_size)):
+            size = size or mesh.round_up(len(chunk), exp.mesh)  # Few files: a small batch.
+            images = np.zeros((size, *exp.data.eval_shape), np.uint8)
+            items: list[str | Bad] = []
+            for row, each in enumerate(chunk):
+                if isinstance(each, Bad):
+                    items.append(each)
+                else:
+                    path, images[row] = each
+                    items.append(path)
+            yield items, step(variables, mesh.put(exp.mesh, {"image": images})["image"])
+
+    for items, outs in mesh.one_behind(asked()):
+        yield from _answers(items, outs)
 
 
 def _read_or_bad(

@@ -65,7 +65,7 @@ NOUNS = {
     "assessment": {"calibration", "intervals", "predictions", "scores"},
     "calibration": {"predictions", "scores"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
-    "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"},
+    "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},

@@ -149,8 +149,8 @@ def test_names_are_text_whatever_they_look_like():
 
 
 def test_text_is_escaped_and_markup_is_not():
-    made = markup.tag("p", "a<b", markup.tag("i", 'x"'), title='"<', hidden=True, id_=None)
-    assert made == '<p title="&quot;&lt;" hidden>a&lt;b<i>x&quot;</i></p>'
+    made = markup.tag("p", "a<b", markup.tag("i", 'x"'), title='"<', id_=None)
+    assert made == '<p title="&quot;&lt;">a&lt;b<i>x&quot;</i></p>'
 
 
 def test_curves_have_a_line_for_each_run_in_colours_of_the_page():
