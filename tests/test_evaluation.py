@@ -170,6 +170,24 @@ def test_rows_of_their_own_are_what_they_say(told, loaded):
         assert row["loss"]["low"] < loss < row["loss"]["high"]
 
 
+def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
+    exp, params, _, logits, labels = loaded
+    places = 9 - np.arange(10)
+
+    def keep(logits, labels):
+        return {"best": logits.argmax(1), "place": labels}
+
+    answer = {"model": answers.of_model(exp, params, places, keep)}
+    batches = exp.eval_batches("test", "data.test", 49)  # The last one is padded.
+    kept, found = answers.gathered(360, batches, places, answer, exp.mesh)
+    assert {name: each.keys() for name, each in kept.items()} == {
+        "model": {"best", "place"}
+    }
+    np.testing.assert_array_equal(kept["model"]["best"], 9 - logits.argmax(1))
+    np.testing.assert_array_equal(kept["model"]["place"], 9 - labels)
+    np.testing.assert_array_equal(found, 9 - labels)
+
+
 def load_of(exp):
     """The images of the test split as the model gets them."""
     batches = exp.eval_batches("test", "data.test", 360)
