@@ -1,7 +1,7 @@
 """The predictions of a split -> every figure of how good they are, with intervals."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +17,15 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Calibration(NamedTuple):
-    """reliability: as it is. temperature: NaN where none was fitted; after: ECE with it."""
+    """reliability, before: as it is, and its ECE. after: that with the temperature.
+
+    temperature: NaN where none was fitted; fitted_on: what it was, or why there is none.
+    """
 
     reliability: calibration.Reliability
     before: Interval
     temperature: float
+    fitted_on: str
     after: Interval
 
 
@@ -71,12 +75,16 @@ def row(name: str, columns: Mapping[str, np.ndarray]) -> Row:
 
 
 def assess(
-    found: Predictions, link: str, columns: Mapping[str, np.ndarray], temperature: float
+    found: Predictions,
+    link: str,
+    columns: Mapping[str, np.ndarray],
+    temperature: float,
+    fitted_on: str,
 ) -> Assessment:
     """The figures of predictions whose logits the loss means as `link`.
 
-    columns: the value [n] of each example by the loss and every metric. temperature: what
-    was fitted for them, on other examples; NaN: nothing was.
+    columns: the values [n] of the examples called "top1" and "loss", and of every metric.
+    temperature, fitted_on: as in `Calibration`.
     """
     logits, labels = found
     n, num_classes = logits.shape
@@ -84,42 +92,49 @@ def assess(
     matrix = scores.confusion(predicted, labels, num_classes)
     support = np.bincount(labels, minlength=num_classes)
     headline = {name: figure(values) for name, values in columns.items() if name != "loss"}
-    headline = {"top1": figure(predicted == labels), **headline}
     if num_classes > 5 and "top5" not in headline:
         headline["top5"] = figure(scores.top_hits(logits, labels, 5))
     headline["loss"] = figure(columns["loss"])
-    by_class, calibrated = _sampled(found, predicted, link, temperature)
-    headline |= by_class
-    headline["ECE"] = calibrated.before
+    sure = calibration.confidence(logits, link)
+    tempered = calibration.confidence(logits, link, temperature)
+    means, (before, after) = _sampled(predicted, labels, num_classes, (sure, tempered))
+    headline |= {**means, "ECE": before}
     auc = np.zeros(0)
     if num_classes <= AUC_CLASSES:
         auc, headline["macro AUC"] = _auc(probabilities(logits, link), labels)
     return Assessment(
         n=n,
-        nameless=int((~np.isfinite(logits.max(-1))).sum()),
+        nameless=int((predicted < 0).sum()),
         headline=headline,
         matrix=matrix,
         by_class=scores.by_class(matrix, support),
         auc=auc,
-        calibration=calibrated,
+        calibration=Calibration(
+            calibration.reliability(sure, predicted == labels),
+            before,
+            temperature,
+            fitted_on,
+            after,
+        ),
     )
 
 
 def _sampled(
-    found: Predictions, predicted: np.ndarray, link: str, temperature: float
-) -> tuple[dict[str, Interval], Calibration]:
-    """What a bootstrap gives the intervals of: means over classes, and the calibration."""
-    logits, labels = found
-    num_classes, hits = logits.shape[1], predicted == labels
-    sure = confidence(logits, link)
-    has_fit = not math.isnan(temperature)
-    both = [sure, confidence(logits, link, temperature)] if has_fit else [sure]
-    errors = [_Error(each, hits) for each in both]
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    confidences: Sequence[np.ndarray],
+) -> tuple[dict[str, Interval], list[Interval]]:
+    """What a bootstrap gives the intervals of: means over classes, and calibration errors.
+
+    confidences: each [n], of the predicted class.
+    """
+    errors = [calibration.error(each, predicted == labels) for each in confidences]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         by_name = scores.means(predicted, labels, num_classes, weights)
         figures = [x for each in by_name.values() for x in each]
-        return np.array([*figures, *(error.of(weights) for error in errors)])
+        return np.array([*figures, *(error(weights) for error in errors)])
 
     values = intervals.bootstrap(statistic, len(labels), limits=(0.0, 1.0))
     names = [
@@ -127,34 +142,8 @@ def _sampled(
         for kind in ("macro", "weighted")
         for figure in ("precision", "recall", "F1")
     ]
-    before, after = values[len(names)], values[-1] if has_fit else UNKNOWN
-    reliability = calibration.of_confidence(sure, hits)
-    calibrated = Calibration(reliability, before, temperature, after)
-    return dict(zip(names, values, strict=False)), calibrated
-
-
-class _Error:
-    """The expected calibration error where examples count other than once."""
-
-    def __init__(self, confidence: np.ndarray, hits: np.ndarray) -> None:
-        self._rows = np.flatnonzero(~np.isnan(confidence))
-        sure = confidence[self._rows]
-        self._bins, self._gaps = calibration.bin_of(sure), hits[self._rows] - sure
-
-    def of(self, weights: np.ndarray) -> float:
-        kept = weights[self._rows]
-        if not kept.any():
-            return math.nan
-        gaps = np.bincount(self._bins, kept * self._gaps)
-        return float(np.abs(gaps).sum() / kept.sum())
-
-
-def confidence(logits: np.ndarray, link: str, temperature: float = 1.0) -> np.ndarray:
-    """logits [n, K] -> the largest probability [n] float64 of each; NaN where one is."""
-    sure = np.empty(len(logits))
-    for piece in scores.in_pieces(len(logits)):
-        sure[piece] = probabilities(logits[piece], link, temperature).max(-1)
-    return sure
+    means = dict(zip(names, values, strict=False))
+    return means, values[len(names) :]
 
 
 def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:

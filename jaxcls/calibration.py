@@ -4,10 +4,11 @@ Guo et al., arXiv:1706.04599.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from jaxcls.predictions import probabilities as probabilities_of
+from jaxcls.predictions import probabilities
 from jaxcls.scores import in_pieces
 
 # Beyond these a temperature says only that all are right, or that nothing is known.
@@ -27,21 +28,21 @@ class Reliability:
     count: np.ndarray
 
 
-def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS
-) -> Reliability:
-    """probabilities [n, K], labels [n] -> how sure, and how often right, in each bin.
+def confidence(
+    logits: np.ndarray, link: str = "softmax", temperature: float = 1.0
+) -> np.ndarray:
+    """logits [n, K] -> the largest probability [n] float64 of each; NaN where one is."""
+    sure = np.empty(len(logits))
+    for piece in in_pieces(len(logits)):
+        sure[piece] = probabilities(logits[piece], link, temperature).max(-1)
+    return sure
 
-    Examples whose probabilities are NaN are left out.
+
+def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> Reliability:
+    """confidence [n], hits bool [n] -> how sure, and how often right, in each bin.
+
+    Examples whose confidence is NaN are left out.
     """
-    confidence = probabilities.max(-1)
-    return of_confidence(confidence, probabilities.argmax(-1) == labels, bins)
-
-
-def of_confidence(
-    confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
-) -> Reliability:
-    """The same of each example's confidence [n] (NaN: left out) and whether it is right."""
     known = ~np.isnan(confidence)
     sure, right = confidence[known].astype(np.float64), hits[known]
     where = bin_of(sure, bins)
@@ -59,16 +60,25 @@ def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def expected_error(found: Reliability) -> float:
-    """ECE: the mean of |accuracy - confidence| over bins, each by its count.
+def error(
+    confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
+) -> Callable[[np.ndarray], float]:
+    """How often each example counts [n] -> ECE, the expected calibration error.
 
-    NaN where there is no example.
+    It is the mean of |accuracy - confidence| over bins, each by its count; NaN where no
+    example counts. Examples whose confidence is NaN are left out.
     """
-    total = found.count.sum()
-    if not total:
-        return float("nan")
-    gaps = np.abs(found.accuracy - found.confidence)
-    return float(np.nansum(gaps * found.count) / total)
+    rows = np.flatnonzero(~np.isnan(confidence))
+    sure = confidence[rows]
+    where, gaps = bin_of(sure, bins), hits[rows] - sure
+
+    def expected(weights: np.ndarray) -> float:
+        kept = weights[rows]
+        if not kept.any():
+            return float("nan")
+        return float(np.abs(np.bincount(where, kept * gaps)).sum() / kept.sum())
+
+    return expected
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax") -> float:
@@ -91,7 +101,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
             part = logits[rows].astype(np.float64)
             # Softmax is the same, and adding is exact, about the label's own logit.
             own = np.take_along_axis(part, labels[rows, None], axis=1)
-            shares = probabilities_of(part, link, np.exp(log_temperature))
+            shares = probabilities(part, link, np.exp(log_temperature))
             if link == "softmax":
                 total += float((shares * (part - own)).sum())
             else:

@@ -130,7 +130,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except StoppedError as error:
         status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
-        status = _say("interrupted; the same command continues", INTERRUPTED)
+        status = _say("interrupted", INTERRUPTED)
     except BrokenPipeError:  # The reader of our output left: not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = DONE

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcls import (
-    answers,
+    atomic,
     checkpoint,
     cli,
     evaluation,
@@ -26,24 +26,12 @@ from jaxcls import (
 from jaxcls.config import override
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
-from jaxcls.predictions import Predictions, write_csv
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.predictions import write_csv
+from jaxcls.workdir import Workdir
 
 
 class Abandoned(Exception):
     """An evaluation that was not made to its end."""
-
-
-def score(
-    exp: experiment.Experiment,
-    weights: dict[str, Any],
-    split: str,
-    key: str,
-    batch_size: int = 0,
-    abandon: Callable[[], bool] = lambda: False,
-) -> tuple[int, dict[str, float]]:
-    """(n, {metric: mean over exactly the n examples of `split`}); see `score_each`."""
-    return means(score_each(exp, weights, split, key, batch_size, abandon))
 
 
 def score_each(
@@ -67,20 +55,19 @@ def score_each(
     sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
         sets["ema_"] = weights["ema"]
-    pending: list[dict[str, Any]] = []
-    found: list[dict[str, np.ndarray]] = []
-    for each in exp.eval_batches(split, key, batch_size):
-        is_asked = abandon()
-        if is_asked and hosts.count() == 1:
-            raise Abandoned
-        batch = mesh.with_flag(exp.mesh, each, is_asked)
-        outs = {
-            prefix: exp.eval_step(variables, batch) for prefix, variables in sets.items()
-        }
-        pending.append(outs)
-        if len(pending) > 1:  # One batch behind, so that the device never waits for us.
-            found.append(_fetch(pending.pop(0)))
-    found += [_fetch(outs) for outs in pending]
+
+    def asked() -> Iterator[dict[str, Any]]:
+        for each in exp.eval_batches(split, key, batch_size):
+            is_asked = abandon()
+            if is_asked and hosts.count() == 1:
+                raise Abandoned
+            batch = mesh.with_flag(exp.mesh, each, is_asked)
+            yield {
+                prefix: exp.eval_step(variables, batch)
+                for prefix, variables in sets.items()
+            }
+
+    found = [_fetch(outs) for outs in mesh.one_behind(asked())]
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     index = columns.pop("index")
     order = np.argsort(index)
@@ -94,26 +81,6 @@ def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
     classes = "label", "predicted", "ema_predicted"
     each = {name: column for name, column in columns.items() if name not in classes}
     return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
-
-
-def predictions(
-    exp: experiment.Experiment,
-    variables: dict[str, Any],
-    split: str,
-    key: str,
-    batch_size: int = 0,
-) -> Predictions:
-    """The logits and labels of exactly the n examples of `split`, in their order.
-
-    variables: as `exp.variables` gives them; key: what `split` is called in messages.
-    Raises RuntimeError if any example was not seen exactly once.
-    """
-    columns = np.arange(exp.data.num_classes)
-    answer = {"": answers.of_model(exp, variables, columns)}
-    batches = exp.eval_batches(split, key, batch_size)
-    n = exp.data.count(split, key)
-    logits, labels = answers.gathered(n, batches, answer, exp.mesh)
-    return Predictions(logits[""], labels)
 
 
 def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -178,11 +145,14 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
-    flags = (
-        ("--predictions", args.predictions, "all.csv"),
-        ("--json", args.json, "all.json"),
-    )
-    files = {flag: cli.new_file(text, flag, good) for flag, text, good in flags if text}
+    file_of = {
+        flag: cli.new_file(text, f"--{flag}", good)
+        for flag, text, good in (
+            ("predictions", args.predictions, "all.csv"),
+            ("json", args.json, "all.json"),
+        )
+        if text
+    }
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -211,26 +181,19 @@ def main(argv: Sequence[str]) -> int:
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
     print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
-    if "--predictions" in files:
+    if "predictions" in file_of:
         where = given.data.records(given.split, given.key).where
-        write_csv(files["--predictions"], done.found, exp.link, names, where, top)
-    rest_of_it = {"fitted_on": done.fitted_on}
-    if "--json" in files:
-        whole = evaluation_table.as_json(
-            done.assessed,
-            done.rows,
-            names,
-            record={**record, "weights": done.weights},
-            **rest_of_it,
-        )
-        write_atomically(files["--json"], json.dumps(whole, allow_nan=False) + "\n")
+        write_csv(file_of["predictions"], done.found, exp.link, names, where, top)
+    if "json" in file_of:
+        record |= {"weights": done.weights}
+        whole = evaluation_table.as_json(done.assessed, done.rows, names, record)
+        atomic.write(file_of["json"], json.dumps(whole, allow_nan=False) + "\n")
     evaluation_table.show(
         done.assessed,
         done.rows,
         names,
         about=f"{given.split}, {done.weights}",
         every_class=args.classes == "all",
-        **rest_of_it,
     )
     return cli.DONE
 

@@ -17,7 +17,7 @@ from jaxcls import (
     mesh,
     scores,
 )
-from jaxcls.answers import Answer
+from jaxcls.answers import Answer, Columns, Keep
 from jaxcls.assessment import Row
 from jaxcls.errors import InputError
 from jaxcls.examples import Examples
@@ -56,65 +56,66 @@ class Evaluation(NamedTuple):
     found: Predictions
     assessed: assessment.Assessment
     rows: list[Row]
-    fitted_on: str
 
 
 def evaluated(
     exp: Experiment, weights: dict[str, Any], given: Examples, asked: Asked, size: int
 ) -> Evaluation:
-    """Everything that is said of a run on the examples `given`, at `size` a batch."""
+    """Everything that is said of a run on the examples `given`, at `size` a batch.
+
+    Of the headline, and the runs of an ensemble, all logits are kept, 4 bytes for each
+    example and class: a temperature, a mean and the file of predictions are made of them.
+    """
     sets = {"params": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
         sets["ema"] = weights["ema"]
     own = "ema" if exp.variables(weights) is weights["ema"] else "params"
-    wanted = {
-        name: answers.of_model(exp, variables, given.columns)
-        for name, variables in sets.items()
-    }
+    others, score = [name for name in sets if name != own], _scorer(exp)
+    wanted = {own: answers.of_model(exp, sets[own], given.columns)}
+    for name in others:
+        wanted[name] = answers.of_model(exp, sets[name], given.columns, score)
     if asked.views:
-        each = exp, sets[own], given.columns, asked.views
-        wanted["tta"] = answers.through_views(*each)
-    logits, labels = _gathered(exp, given, wanted, size)
-    by_set = {name: _columns(exp, Predictions(logits[name], labels)) for name in sets}
+        wanted["tta"] = answers.through_views(
+            exp, sets[own], given.columns, asked.views, score
+        )
+    kept, labels = _gathered(exp, given, wanted, size)
+    found = Predictions(kept[own]["logits"], labels)
+    kept[own] = _in_pieces(score, found)
     values = {
-        ("" if name == "params" else f"{name}_") + metric: scores.mean(column)
-        for name, columns in by_set.items()
-        for metric, column in columns.items()
+        ("" if name == "params" else f"{name}_") + metric: scores.mean(kept[name][metric])
+        for name in sets
+        for metric in ("loss", *(m.name for m in exp.metrics))
     }
-    found = Predictions(logits[own], labels)
-    temperature, fitted_on = _temperature(exp, sets[own], given, found, size)
-    assessed = assessment.assess(found, exp.link, by_set[own], temperature)
-    rows = [
-        _row(exp, f"{other}, not {own}", Predictions(logits[other], labels))
-        for other in sets.keys() - {own}
-    ]
+    fit = _temperature(exp, sets[own], given, found, size)
+    assessed = assessment.assess(found, exp.link, kept[own], *fit)
+    rows = [assessment.row(f"{name}, not {own}", kept[name]) for name in others]
     if asked.views:
         name = f"--tta={asked.tta!r} ({len(asked.views)} views)"
-        rows.append(_row(exp, name, Predictions(logits["tta"], labels)))
+        rows.append(assessment.row(name, kept["tta"]))
     if asked.seen:
-        answer = {"": answers.of_model(exp, sets[own], given.columns)}
+        answer = {"": answers.of_model(exp, sets[own], given.columns, score)}
         again, _ = _gathered(exp, asked.seen, answer, size)
         text = asked.seen.data.config.data.eval_ops
-        rows.append(_row(exp, f"--eval_ops={text!r}", Predictions(again[""], labels)))
+        rows.append(assessment.row(f"--eval_ops={text!r}", again[""]))
     if asked.members:
+        name = f"--ensemble of {len(asked.members) + 1} runs"
         together = _ensemble(exp, found, asked.members, size)
-        rows.append(_row(exp, f"--ensemble of {len(asked.members) + 1} runs", together))
+        rows.append(assessment.row(name, _in_pieces(score, together)))
     if asked.real is not None:
         rows.append(_real(found.logits, asked.real))
-    return Evaluation(own, values, found, assessed, rows, fitted_on)
+    return Evaluation(own, values, found, assessed, rows)
 
 
 def _gathered(
     exp: Experiment, given: Examples, wanted: Mapping[str, Answer], size: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The logits by name, and the labels as places among the classes asked about."""
+) -> tuple[dict[str, Columns], np.ndarray]:
+    """What was kept by name, and the labels as places among the classes asked about."""
     batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
-    logits, labels = answers.gathered(given.n, batches, wanted, exp.mesh)
-    return logits, given.labels[labels].astype(np.int32)
+    return answers.gathered(given.n, batches, given.places, wanted, exp.mesh)
 
 
-def _columns(exp: Experiment, found: Predictions) -> dict[str, np.ndarray]:
-    """The value [n] of each example by the loss and every metric of a run."""
+def _scorer(exp: Experiment) -> Keep:
+    """Logits and labels -> each example's top1, loss and metrics of a run, float64 [B]."""
 
     @jax.jit
     def score(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -122,19 +123,18 @@ def _columns(exp: Experiment, found: Predictions) -> dict[str, np.ndarray]:
         metrics = {m.name: m.function(logits, labels) for m in exp.metrics}
         return {"loss": exp.loss(logits, targets), **metrics}
 
-    parts = [
-        {name: np.asarray(x) for name, x in score(*(each[piece] for each in found)).items()}
-        for piece in scores.in_pieces(len(found.labels))
-    ]
-    return {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float64)
-        for name in ("loss", *(m.name for m in exp.metrics))
-    }
+    def keep(logits: np.ndarray, labels: np.ndarray) -> Columns:
+        columns = {"top1": scores.top_hits(logits, labels, 1), **score(logits, labels)}
+        return {name: np.asarray(each, np.float64) for name, each in columns.items()}
+
+    return keep
 
 
-def _row(exp: Experiment, name: str, found: Predictions) -> Row:
-    hits = scores.top_hits(found.logits, found.labels, 1)
-    return assessment.row(name, {"top1": hits, "loss": _columns(exp, found)["loss"]})
+def _in_pieces(score: Keep, found: Predictions) -> Columns:
+    """What `score` gives of all n examples."""
+    pieces = scores.in_pieces(len(found.labels))
+    parts = [score(*(each[piece] for each in found)) for piece in pieces]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _temperature(
@@ -151,13 +151,12 @@ def _temperature(
     if given.is_own and given.split == split:
         return _fitted(exp, found, f"these very examples, of data.eval={split}")
     own = examples.of_run(exp, "eval")
+    answer = {"": answers.of_model(exp, variables, own.columns)}
     try:
-        own.data.records(split, "data.eval")
+        kept, labels = _gathered(exp, own, answer, size)
     except InputError as error:
         return math.nan, f"data.eval={split} cannot be read ({error})"
-    answer = {"": answers.of_model(exp, variables, own.columns)}
-    logits, labels = _gathered(exp, own, answer, size)
-    on_them = Predictions(logits[""], labels)
+    on_them = Predictions(kept[""]["logits"], labels)
     return _fitted(exp, on_them, f"the {own.n} examples of data.eval={split}")
 
 
@@ -178,13 +177,13 @@ def _ensemble(
     every, links = [found.logits], [exp.link]
     for member, given in members:
         answer = {"": answers.of_model(member.exp, member.variables, given.columns)}
-        logits, labels = _gathered(member.exp, given, answer, size)
+        kept, labels = _gathered(member.exp, given, answer, size)
         if not np.array_equal(labels, found.labels):
             raise InputError(
                 f"--ensemble={member.path} has other labels than --workdir for the same"
                 " split; give runs of the same data"
             )
-        every.append(logits[""])
+        every.append(kept[""]["logits"])
         links.append(member.exp.link)
     joined = np.empty_like(found.logits)
     for piece in scores.in_pieces(len(joined)):

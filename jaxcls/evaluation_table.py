@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,11 @@ def show(
     class_names: Sequence[str],
     *,
     about: str,
-    fitted_on: str,
     every_class: bool,
 ) -> None:
     """Print it: headline, rows of their own, classes, confusions, calibration.
 
-    about: whose headline it is. fitted_on: where the temperature is from, or why there is
-    none.
+    about: whose headline it is.
     """
     width = None if sys.stdout.isatty() else 120  # A pipe has no width of its own.
     console = Console(width=width, highlight=False, markup=False, emoji=False)
@@ -46,7 +44,7 @@ def show(
     pairs = scores.most_confused(found.matrix, PAIRS)
     if pairs:
         console.print(_confused(pairs, found, class_names))
-    for line in _calibration(found, fitted_on):
+    for line in _calibration(found):
         console.print(line, soft_wrap=True)
 
 
@@ -103,14 +101,14 @@ def _confused(
     return table
 
 
-def _calibration(found: Assessment, fitted_on: str) -> Iterator[str]:
+def _calibration(found: Assessment) -> Iterator[str]:
     own = found.calibration
     yield f"calibration: ECE {_both(own.before)} of {calibration.BINS} bins"
     if math.isnan(own.temperature):
-        yield f"no temperature: {fitted_on}"
+        yield f"no temperature: {own.fitted_on}"
         return
     after = f"ECE {_both(own.after)}"
-    yield f"temperature {own.temperature:.4g}, fitted on {fitted_on}: {after}"
+    yield f"temperature {own.temperature:.4g}, fitted on {own.fitted_on}: {after}"
 
 
 def _both(interval: Interval) -> str:
@@ -131,9 +129,7 @@ def as_json(
     found: Assessment,
     rows: Sequence[Row],
     class_names: Sequence[str],
-    *,
-    record: dict[str, Any],
-    fitted_on: str,
+    record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All of it as JSON has it: what is not finite is None.
 
@@ -168,7 +164,7 @@ def as_json(
         "calibration": {
             "ece": own.before._asdict(),
             "temperature": own.temperature,
-            "fitted_on": fitted_on,
+            "fitted_on": own.fitted_on,
             "ece_with_temperature": own.after._asdict(),
             "confidence": own.reliability.confidence.tolist(),
             "accuracy": own.reliability.accuracy.tolist(),

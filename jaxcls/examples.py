@@ -25,14 +25,14 @@ class Examples(NamedTuple):
     """A split of some data, as a model is asked about it.
 
     key: what the split is called in messages. columns: the model's classes [k] that are
-    asked about; labels: the place of each of the data's classes among them.
+    asked about; places: of each of the data's classes, where it is among them.
     """
 
     data: Data
     split: str
     key: str
     columns: np.ndarray
-    labels: np.ndarray
+    places: np.ndarray
     is_own: bool
 
     @property
@@ -86,9 +86,9 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
         )
     chosen = {int(k): known[names[k]] for k in there if k >= 0}
     columns = np.unique(list(chosen.values()))
-    labels = np.full(len(names), -1)
-    labels[list(chosen)] = np.searchsorted(columns, list(chosen.values()))
-    return Examples(data, split, "--split", columns, labels, False)
+    places = np.full(len(names), -1)
+    places[list(chosen)] = np.searchsorted(columns, list(chosen.values()))
+    return Examples(data, split, "--split", columns, places, False)
 
 
 def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
@@ -203,5 +203,5 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
                 f" one of {len(listed)} files such as ILSVRC2012_val_00000001.JPEG; score"
                 " imagenet2012's split validation, or leave out --real"
             )
-        found.append(given.labels[listed[int(match[1]) - 1]].tolist())
+        found.append(given.places[listed[int(match[1]) - 1]].tolist())
     return found

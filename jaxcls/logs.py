@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from jaxcls import atomic
 from jaxcls.errors import InputError
 from jaxcls.meter import INPUT_BOUND, Meter
 from jaxcls.trackers import TensorBoard, WandB
@@ -236,12 +237,7 @@ def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
         if is_pending and record["step"] == last and record.get("kind") == "eval":
             continue
         kept.append(json.dumps(record) + "\n")
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write("".join(kept))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic.write(path, "".join(kept))
 
 
 def summary(record: Record, workdir: str) -> str:

@@ -6,13 +6,16 @@ BatchNorm and means are over the global batch by construction.
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.errors import InputError
+
+Item = TypeVar("Item")
 
 
 def make(devices_per_host: int = 0) -> Mesh:
@@ -71,6 +74,18 @@ def put_everywhere(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.A
         name: jax.make_array_from_process_local_data(sharding, array, array.shape)
         for name, array in arrays.items()
     }
+
+
+def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each once the next was taken.
+
+    Of what is asked of a device: it never waits until we have looked at its answers.
+    """
+    before: list[Item] = []
+    for each in asked:
+        yield from before
+        before = [each]
+    yield from before
 
 
 def with_flag(mesh: Mesh, batch: dict[str, jax.Array], flag: bool) -> dict[str, jax.Array]:

@@ -110,26 +110,26 @@ def predict(
     batches ahead. threads: that read and decode; 0 is one a core. embed: whether
     features are wanted. Pillow may warn meanwhile: see `clean.quiet`.
     """
-    variables, step, size = exp.variables(weights), _step(exp, embed), 0
+    variables, step = exp.variables(weights), _step(exp, embed)
     one = functools.partial(_read_or_bad, exp)
     found = batches.in_order(one, paths, threads, ahead=batch_size)
-    pending: tuple[list[str | Bad], Outs] | None = None
-    while chunk := list(itertools.islice(found, batch_size)):
-        size = size or mesh.round_up(len(chunk), exp.mesh)  # A few files: a small batch.
-        images = np.zeros((size, *exp.data.eval_shape), np.uint8)
-        items: list[str | Bad] = []
-        for row, each in enumerate(chunk):
-            if isinstance(each, Bad):
-                items.append(each)
-            else:
-                path, images[row] = each
-                items.append(path)
-        outs = step(variables, mesh.put(exp.mesh, {"image": images})["image"])
-        if pending:  # One batch behind, so that the device never waits for us.
-            yield from _answers(*pending)
-        pending = items, outs
-    if pending:
-        yield from _answers(*pending)
+
+    def asked() -> Iterator[tuple[list[str | Bad], Outs]]:
+        size = 0
+        while chunk := list(itertools.islice(found, batch_size)):
+            size = size or mesh.round_up(len(chunk), exp.mesh)  # Few files: a small batch.
+            images = np.zeros((size, *exp.data.eval_shape), np.uint8)
+            items: list[str | Bad] = []
+            for row, each in enumerate(chunk):
+                if isinstance(each, Bad):
+                    items.append(each)
+                else:
+                    path, images[row] = each
+                    items.append(path)
+            yield items, step(variables, mesh.put(exp.mesh, {"image": images})["image"])
+
+    for items, outs in mesh.one_behind(asked()):
+        yield from _answers(items, outs)
 
 
 def _read_or_bad(
@@ -176,6 +176,7 @@ def main(argv: Sequence[str]) -> int:
     threads = cli.whole_number(args.threads, "--threads")
     if args.embed and not args.embed.endswith(".npz"):
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
+    embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     if args.null and files.LIST not in args.images:
         raise InputError("--null is of a list on standard input; give - for it, too")
     files.check(args.images)
@@ -187,14 +188,14 @@ def main(argv: Sequence[str]) -> int:
         paths,
         batch_size=batch_size,
         threads=threads or exp.config.data.threads,
-        embed=bool(args.embed),
+        embed=embed is not None,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
         stack.enter_context(_answers_written())
         stack.enter_context(memory.explained("--batch_size", batch_size))
-        if args.embed:
-            add = stack.enter_context(features.writing(args.embed, _width(exp, weights)))
+        if embed:
+            add = stack.enter_context(features.writing(embed, _width(exp, weights)))
             found = _kept(found, add)
         counts = write(args.format, found, exp.data.class_names, top)
     if not counts["bad"]:

@@ -1,17 +1,15 @@
 """What a model says of every example of a split, on the host."""
 
-import contextlib
 import csv
 import itertools
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TextIO
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
 
-from jaxcls.errors import InputError
+from jaxcls import atomic
 
 
 class Predictions(NamedTuple):
@@ -68,7 +66,7 @@ def write_csv(
     if top:
         pairs = [(f"class_{k}", f"probability_{k}") for k in range(1, top + 1)]
         columns = list(itertools.chain.from_iterable(pairs))
-    with _whole(path) as file:
+    with atomic.writing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["index", "where", "label", "predicted", *columns])
         for index, (logits, label) in enumerate(zip(*found, strict=True)):
@@ -80,23 +78,3 @@ def write_csv(
                 cells = [x for k in ranked[:top] for x in (names[k], cells[k])]
             best = names[ranked[0]] if is_known else ""
             writer.writerow([index, where(index), names[label], best, *cells])
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[TextIO]:
-    """A file that appears under its name when the block ends well."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); make room, or give a file in a"
-            " folder you may write to"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import (
+    atomic,
     batches,
+    calibration,
     checkpoint,
     cli,
-    decode,
     evaluate,
     evaluation,
     examples,
@@ -37,10 +37,12 @@ from jaxcls.knobs import KNOBS
 from jaxcls.predictions import Predictions, probabilities
 from jaxcls.reporting import page
 from jaxcls.reporting.contents import Look, Picture, Run, Scored
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.workdir import Workdir
 
 # Pictures of a run in its grids, and how many mistakes and hits are looked into.
 MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
+# Images that are looked into at once: a gradient through a model takes memory for each.
+TOGETHER = 3 * LOOKS
 # What a report should not outgrow.
 MOST_BYTES = 5_000_000
 
@@ -100,23 +102,63 @@ def gather(
         )
         return _without(run, scores=why)
     exp, step, at, weights = evaluate.load(path, which, asked)
-    variables = exp.variables(weights)
-    why = _why_not_scored(exp, split)
-    if why:
+    answered = _answers(exp, weights, images)
+    given, why = _given(exp, split)
+    seen = None
+    try:
+        seen = see(exp, weights, step, at, given) if given else None
+    except InputError as error:  # Of a record that cannot be read.
+        why = str(error)
+    if seen:
+        run = run._replace(scored=seen.scored)
+    else:
         run = _without(run, scores=f"Not scored here: {why}.")
-        return _with_looks(run, _of_files(exp, variables, images)) if images else run
-    seen = see(exp, weights, step, at, split)
-    run = run._replace(scored=seen.scored)
-    found = _of_files(exp, variables, images) if images else _of_examples(seen)
-    return _with_looks(run, found)
+    return _with_looks(run, exp, weights, answered, seen)
+
+
+def _with_looks(
+    run: Run,
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    answered: Sequence[predict.Answer],
+    seen: Seen | None,
+) -> Run:
+    """Where the model looks in image files, or else in examples; or why that is unknown."""
+    try:
+        if answered:
+            how, looks = _of_files(exp, exp.variables(weights), answered)
+        else:
+            how, looks = _of_examples(seen) if seen else ("", [])
+    except InputError as error:
+        return _without(run, looks=f"Not looked into: {error}.")
+    return run._replace(looked_by=how, looks=looks)
+
+
+def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | None, str]:
+    """The examples that are to be scored, or None and what is missing for it.
+
+    split: as for `gather`. Raises `InputError` for one that the data do not have.
+    """
+    role = split or next((r for r in ("test", "eval") if exp.config.data[r]), "")
+    if not role:
+        return None, "the run has neither data.test nor data.eval; give --split=train"
+    try:
+        _ = exp.data.dataset
+    except InputError as error:
+        return None, str(error)
+    given = examples.of_run(exp, role)
+    given.data.records(given.split, given.key)
+    return given, ""
 
 
 def see(
-    exp: experiment.Experiment, weights: dict[str, Any], step: int, at: str, split: str
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    step: int,
+    at: str,
+    given: examples.Examples,
 ) -> Seen:
-    """What a model says of a split; "": data.test, or data.eval where there is none."""
-    role = split or ("test" if exp.config.data.test else "eval")
-    given = examples.of_run(exp, role)
+    """What the model of a checkpoint says of examples; raises `InputError` for bad ones."""
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
         done = evaluation.evaluated(exp, weights, given, evaluation.Asked(), size)
@@ -127,22 +169,9 @@ def see(
         Picture(image, _said(found, k, exp.link, names))
         for image, k in zip(pixels, worst.tolist(), strict=True)
     ]
-    scored = Scored(
-        step, at, given.split, done.weights, done.fitted_on, done.assessed, mistakes
-    )
+    scored = Scored(step, at, given.split, done.weights, done.assessed, mistakes)
     variables = exp.variables(weights)
     return Seen(exp, variables, given.split, given.key, found, scored)
-
-
-def _why_not_scored(exp: experiment.Experiment, split: str) -> str:
-    """What is missing for scores; "" where nothing is."""
-    if not (split or exp.config.data.test or exp.config.data.eval):
-        return "the run has neither data.test nor data.eval; give --split=train"
-    try:
-        _ = exp.data.dataset
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def most_confident_mistakes(
@@ -154,7 +183,7 @@ def most_confident_mistakes(
     """
     predicted = scores.predicted(found.logits)
     wrong = np.flatnonzero((predicted != found.labels) & (predicted >= 0))
-    sure = probabilities(found.logits[wrong], link).max(-1, initial=0)
+    sure = calibration.confidence(found.logits, link)[wrong]
     return wrong[np.argsort(-sure, kind="stable")[:count]]
 
 
@@ -178,7 +207,7 @@ def look(
     """(how, heat [B, h, w] float32): where in images uint8 a model sees classes [B].
 
     Of a model with attention it is rollout, which is of no class; of others Grad-CAM.
-    Raises ValueError for a model with neither attention nor a map.
+    Raises `InputError` for a model with neither attention nor a map.
     """
 
     def apply(normalized: jax.Array) -> jax.Array:
@@ -196,8 +225,10 @@ def look(
             return saliency.rollout(attention)
         return saliency.grad_cam(saliency.last_map(apply, normalized, classes))
 
-    found = heat(jnp.asarray(images), jnp.asarray(classes, jnp.int32))
-    return how[0], np.asarray(found)
+    starts = range(0, len(images), TOGETHER)
+    pieces = [slice(start, start + TOGETHER) for start in starts]
+    found = [heat(images[piece], classes[piece].astype(np.int32)) for piece in pieces]
+    return how[0], np.concatenate(found)
 
 
 def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
@@ -224,30 +255,34 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
     return how, looks
 
 
+def _answers(
+    exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str]
+) -> list[predict.Answer]:
+    """What a model says of image files; raises `InputError` for one that is none."""
+    found = []
+    with quiet():
+        for each in predict.predict(exp, weights, paths, threads=exp.config.data.threads):
+            if isinstance(each, files.Bad):
+                raise InputError(f"--images={each.path}: {each.why}; give image files")
+            found.append(each)
+    return found
+
+
 def _of_files(
-    exp: experiment.Experiment, variables: dict[str, Any], paths: Sequence[str]
+    exp: experiment.Experiment,
+    variables: dict[str, Any],
+    answered: Sequence[predict.Answer],
 ) -> tuple[str, list[Look]]:
-    """Image files; raises `InputError` for one that is none."""
-    images = np.zeros((len(paths), *exp.data.eval_shape), np.uint8)
-    for row, path in enumerate(paths):
-        try:
-            with quiet():
-                images[row] = predict.read(exp, path)
-        except decode.DecodeError as error:
-            raise InputError(f"--images={path}: {error}; give image files") from None
-    variables = jax.device_get(variables)
-    with exp.numerics():
-        normalized = exp.normalize(jnp.asarray(images))
-        logits = np.asarray(exp.module.apply(variables, normalized, False).logits)
-    likely, classes = probabilities(logits, exp.link), logits.argmax(-1)
+    """Image files, and where the model sees the class that it takes each for."""
+    with quiet():
+        images = np.stack([predict.read(exp, each.path) for each in answered])
+    classes = np.array([each.probabilities.argmax() for each in answered])
     how, heats = look(exp, variables, images, classes)
-    names = exp.data.class_names
     looks = []
-    for row, (path, k) in enumerate(zip(paths, classes.tolist(), strict=True)):
-        picture = Picture(
-            images[row], f"{os.path.basename(path)}\n{names[k]}, {likely[row, k]:.3f}"
-        )
-        looks.append(Look(picture, _called([(names[k], heats[row])], how)))
+    for image, k, heat, each in zip(images, classes, heats, answered, strict=True):
+        name, likely = exp.data.class_names[k], each.probabilities[k]
+        text = f"{os.path.basename(each.path)}\n{name}, {likely:.3f}"
+        looks.append(Look(Picture(image, text), _called([(name, heat)], how)))
     return how, looks
 
 
@@ -279,11 +314,6 @@ def _with_training_images(run: Run, exp: experiment.Experiment) -> Run:
         for image, target in zip(images, targets, strict=True)
     ]
     return run._replace(trained_on=pictures[:TRAINED_ON])
-
-
-def _with_looks(run: Run, found: tuple[str, list[Look]]) -> Run:
-    how, looks = found
-    return run._replace(looked_by=how, looks=looks)
 
 
 def _without(run: Run, **missing: str) -> Run:
@@ -323,7 +353,7 @@ def main(argv: Sequence[str]) -> int:
         for path, name in zip(paths, names_of(paths), strict=True)
     ]
     text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()})
-    write_atomically(output, text)
+    atomic.write(output, text)
     for run in runs:
         for why in run.missing.values():
             print(f"{run.name}: {why}")

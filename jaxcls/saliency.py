@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import InputError
 from jaxcls.models import vit
 
 # Normalised images [B, H, W, C] -> logits [B, K]: a Flax model with its variables.
@@ -68,7 +69,7 @@ def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
     """The last map of a model for images [B, H, W, C], and the gradient of classes [B].
 
     The map is the last that a module gives as [B, h, w, C], or as tokens [B, h * w, C] of
-    such a map. Raises ValueError for a model without.
+    such a map. Raises `InputError` for a model without.
     """
     shapes: list[tuple[int, ...]] = []
 
@@ -155,5 +156,5 @@ def _last(shapes: list[tuple[int, ...]]) -> tuple[int, tuple[int, ...]]:
         elif len(shape) == 3 and shape[1] == grid[0] * grid[1]:
             found = place, (shape[0], *grid, shape[2])
     if found is None:
-        raise ValueError("the model has no feature map")
+        raise InputError("the model has no feature map that could be shown")
     return found

@@ -1,7 +1,8 @@
 """What a split's predictions come to, class by class: hits, confusion, precision, AUC.
 
 Of logits that are no numbers nothing is predicted: their examples count as wrong.
-Scikit-learn is imported where it is used: it takes a second, and training needs none of it.
+Scikit-learn is imported where it is used: it takes a second, and of training only
+TensorBoard needs it.
 """
 
 import math

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcls import published, records, splits
 from jaxcls.datasets import BUNDLED
-from jaxcls.errors import InputError, did_you_mean
+from jaxcls.errors import InputError, did_you_mean, first_line
 
 Record = tuple[bytes, int]
 
@@ -210,15 +210,19 @@ class Source:
             try:
                 yield records.parse(data.data_source[row], *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
-                first = (str(error).strip().splitlines() or [""])[0]
-                raise InputError(
-                    f"{self.where(index)} cannot be read: a shard is damaged ({first});"
-                    " copy or prepare the dataset again"
-                ) from None
+                raise self._damaged(index, first_line(error)) from None
             except ValueError:  # Of a form that only TFDS knows.
                 found = data[row]
                 image, label = (found[key] for key in self._keys)
+                if image is None or label is None:  # A shard that ends with a block.
+                    raise self._damaged(index, "the record is empty") from None
                 yield records.Example(found.get("file_name", b""), image, int(label))
+
+    def _damaged(self, index: int, why: str) -> InputError:
+        return InputError(
+            f"{self.where(index)} cannot be read: a shard is damaged ({why});"
+            " copy or prepare the dataset again"
+        )
 
 
 def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:

@@ -3,6 +3,7 @@
 Nothing here has a part in what a run computes or in its records.
 """
 
+import os
 import pathlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,8 @@ from jaxcls.errors import InputError, first_line
 
 # Classes whose confusions are drawn, and whose recall is a table; of more, a histogram.
 MOST_CLASSES = 100
-# Seconds that the start and the end of a run wait for Weights & Biases.
-_PATIENCE = 60
+# Seconds that the start and the end of a run wait for Weights & Biases, by its own names.
+_PATIENCE = {"init_timeout": 60, "finish_timeout": 60}
 
 
 class TensorBoard:
@@ -175,8 +176,10 @@ def _begun(
         config=dict(config),
         allow_val_change=True,
         reinit="create_new",
-        # Our lines stay ours, and no network keeps the run waiting for long.
-        settings=wandb.Settings(
-            console="off", init_timeout=_PATIENCE, finish_timeout=_PATIENCE
-        ),
+        settings=wandb.Settings(console="off", **_patience()),  # Our lines stay ours.
     )
+
+
+def _patience() -> dict[str, int]:
+    """What is ours to say of `_PATIENCE`: WANDB_INIT_TIMEOUT and its like go before."""
+    return {k: v for k, v in _PATIENCE.items() if f"WANDB_{k.upper()}" not in os.environ}

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls import __version__, provenance
+from jaxcls import __version__, atomic, provenance
 from jaxcls import config as configs
 from jaxcls.errors import InputError, InUseError
 
@@ -167,7 +167,7 @@ class Workdir:
         saved = {"format": FORMAT, "config": configs.flat(config), "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
         if not file.exists() or file.read_text() != text:
-            write_atomically(file, text)
+            atomic.write(file, text)
 
     def check_same(self, implied: dict[str, Any]) -> None:
         """Raise `InputError` where something implied is not as when the run began."""
@@ -232,26 +232,7 @@ class Workdir:
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
         text = json.dumps({"format": FORMAT, "starts": starts}, indent=1) + "\n"
-        write_atomically(self.path / "manifest.json", text)
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replace a file by one that holds `text`: a reader sees the old or the new one.
-
-    Raises `InputError` where it cannot be written, and leaves the old one.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); make room, or allow it to be"
-            " written, and start again"
-        ) from None
+        atomic.write(self.path / "manifest.json", text)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

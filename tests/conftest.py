@@ -17,7 +17,8 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 import jax
 import pytest
 
-from jaxcls import config, sources, weights
+from jaxcls import sources, weights
+from tests import settings
 from tests.modules import zeros_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,29 +53,18 @@ def tiny(data_dir):
 
     def make(**overrides):
         values = {
-            "batch_size": 64,
             "length": "12 steps",
             "model.name": "cnn(widths=(4, 8), dense=16, dropout=0.2, batch_norm=True)",
-            "data.dir": str(data_dir),
-            "data.train": "train[:90%]",
-            "data.eval": "train[90%:]",
-            "data.test": "test",
-            "data.train_ops": "decode(1)",
-            "data.eval_ops": "decode(1)",
             "augment": "random_crop(1) | flip",
             "mix": "mixup(0.2)",
-            "optim.name": "adamw",
-            "optim.lr": 0.01,
             "optim.weight_decay": 0.01,
             "ema.decay": 0.9,
             "eval.every": "4 steps",
             "checkpoint.every": "3 steps",
             "log.every": "2 steps",
-            "log.tensorboard": False,
-            "mesh.devices": 1,
             **overrides,
         }
-        return config.from_flat(values)
+        return settings.digits(data_dir, **values)
 
     return make
 

@@ -14,25 +14,15 @@ import tarfile
 import tempfile
 
 from jaxcls import config, experiment, train
+from tests.settings import digits
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 TINY = {
     "batch_size": 16,
     "length": "3 steps",
     "model.name": "cnn(widths=(2, 4), dense=4, batch_norm=True)",
-    "data.train": "train[:90%]",
-    "data.eval": "train[90%:]",
-    "data.test": "test",
-    "data.train_ops": "decode(1)",
-    "data.eval_ops": "decode(1)",
-    "optim.name": "adamw",
-    "optim.lr": 0.01,
     "ema.decay": 0.9,
-    "log.tensorboard": False,
-    "mesh.devices": 1,
 }
-
-
 # What the configs that take an argument are given.
 ARGUMENTS = {
     "cifar_wrn": ("cifar10", "cifar100"),
@@ -62,7 +52,7 @@ def write_run(version: str) -> None:
     """The folder of a run of three steps on digits, without times and paths."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "run"
-        made = config.from_flat({**TINY, "data.dir": scratch})
+        made = digits(scratch, **TINY)
         train.run(experiment.build(made), str(folder))
         raw = io.BytesIO()
         with tarfile.open(fileobj=raw, mode="w") as archive:

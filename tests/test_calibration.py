@@ -24,8 +24,9 @@ def drawn(n=2000, num_classes=5, scale=2.0):
 @pytest.mark.parametrize("bins", [1, 15])
 def test_reliability_and_its_error_are_those_of_a_loop_over_bins(bins):
     logits, labels = drawn(500)
-    likely = softmax(3 * logits, axis=1).astype(float)
-    found = calibration.reliability(likely, labels, bins)
+    likely = softmax(3 * logits.astype(float), axis=1)
+    confidence, hits = calibration.confidence(3 * logits), likely.argmax(1) == labels
+    found = calibration.reliability(confidence, hits, bins)
     error = 0.0
     for b in range(bins):
         rows = [i for i in range(500) if b / bins < likely[i].max() <= (b + 1) / bins]
@@ -39,7 +40,13 @@ def test_reliability_and_its_error_are_those_of_a_loop_over_bins(bins):
         assert found.confidence[b] == pytest.approx(sure)
         assert found.accuracy[b] == pytest.approx(right)
         error += len(rows) / 500 * abs(sure - right)
-    assert calibration.expected_error(found) == pytest.approx(error)
+    ece = calibration.error(confidence, hits, bins)
+    assert ece(np.ones(500)) == pytest.approx(error)
+    # Where examples count other than once it is that of the examples repeated.
+    counts = RNG.integers(0, 3, 500)
+    repeated = [np.repeat(each, counts) for each in (confidence, hits)]
+    again = calibration.error(*repeated, bins)(np.ones(counts.sum()))
+    assert ece(counts.astype(float)) == pytest.approx(again)
 
 
 def test_an_edge_belongs_to_the_bin_below_it_and_ends_to_the_last_and_first():
@@ -48,12 +55,12 @@ def test_an_edge_belongs_to_the_bin_below_it_and_ends_to_the_last_and_first():
 
 
 def test_what_has_no_numbers_is_in_no_bin_and_nothing_has_no_error():
-    likely = np.array([[0.9, 0.1], [np.nan, np.nan], [0.2, 0.8]])
-    found = calibration.reliability(likely, np.array([0, 0, 0]), 10)
-    assert found.count.sum() == 2
-    assert calibration.expected_error(found) == pytest.approx((0.1 + 0.8) / 2)
-    none = calibration.reliability(likely[1:2], np.array([0]), 10)
-    assert math.isnan(calibration.expected_error(none))
+    sure, hits = np.array([0.9, np.nan, 0.8]), np.array([True, False, False])
+    assert calibration.reliability(sure, hits, 10).count.sum() == 2
+    error = calibration.error(sure, hits, 10)
+    assert error(np.ones(3)) == pytest.approx((0.1 + 0.8) / 2)
+    assert error(np.array([1.0, 5, 0])) == pytest.approx(0.1)
+    assert math.isnan(error(np.array([0.0, 1, 0])))
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 5.0])

@@ -120,7 +120,7 @@ def leave(monkeypatch, capsys, outcome):
     [
         (InputError("seed=-1\n  is   bad"), 2, "error: seed=-1 is bad\n"),
         (DivergedError("at step 3"), 3, "diverged: at step 3\n"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
         (StoppedError("asked to"), 75, "stopped: asked to\n"),
     ],
 )

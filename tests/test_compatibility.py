@@ -8,6 +8,7 @@ import pytest
 
 from jaxcls import checkpoint, evaluate, experiment, logs, train
 from jaxcls.workdir import Workdir
+from tests.scoring import score
 
 GOLDEN = sorted((pathlib.Path(__file__).parent / "golden").glob("run-*.tar.gz"))
 
@@ -39,7 +40,7 @@ def test_an_old_run_scores_what_it_scored(old, data_dir):
     record = logs.read(old.metrics)[-1]
     exp = evaluate.from_workdir(old, {"data.dir": str(data_dir)})
     weights = checkpoint.restore_weights(old.checkpoints, 3, exp.state_like)
-    n, values = evaluate.score(exp, weights, "test", "data.test")
+    n, values = score(exp, weights, "test", "data.test")
     assert (n, values["top1"], values["ema_top1"]) == (
         record["n"],
         record["top1"],

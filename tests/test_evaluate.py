@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxcls import batches, experiment
-from jaxcls.evaluate import means, predictions, score, score_each
+from jaxcls.evaluate import means, score_each
+from tests.scoring import predictions, score
 
 SPLIT = "test[:61]"
 TOPS = "top1", "top5"

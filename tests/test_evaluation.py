@@ -21,9 +21,10 @@ from jaxcls import (
     experiment,
     prepare,
     train,
-    views,
 )
 from jaxcls.errors import InputError
+from tests.scoring import predictions, score
+from tests.settings import digits
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +36,8 @@ def run(data_dir, tmp_path_factory):
 
 
 def settings(data_dir, **overrides):
-    from jaxcls import config
-
-    values = {
-        "batch_size": 64,
-        "length": "30 steps",
-        "model.name": "cnn(widths=(4, 8), dense=16)",
-        "data.dir": str(data_dir),
-        "data.train": "train[:90%]",
-        "data.eval": "train[90%:]",
-        "data.test": "test",
-        "data.train_ops": "decode(1)",
-        "data.eval_ops": "decode(1)",
-        "optim.name": "adamw",
-        "optim.lr": 0.01,
-        "ema.decay": 0.8,
-        "eval.every": "15 steps",
-        "log.tensorboard": False,
-        "mesh.devices": 1,
-        **overrides,
-    }
-    return config.from_flat(values)
+    values = {"length": "30 steps", "ema.decay": 0.8, "eval.every": "15 steps"}
+    return digits(data_dir, **values, **overrides)
 
 
 def said(*arguments):
@@ -93,13 +75,13 @@ def loaded(run):
     """(experiment, params and statistics, the average's, logits, labels) of the run."""
     exp, _, _, weights = evaluate.load(str(run), "best", {"mesh.devices": "1"})
     params = {k: weights[k] for k in ("params", "batch_stats")}
-    found = evaluate.predictions(exp, params, "test", "data.test")
+    found = predictions(exp, params, "test", "data.test")
     return exp, params, weights["ema"], *found
 
 
 def test_the_first_line_is_the_score_of_training(told, run, loaded):
     exp, params, ema, _, _ = loaded
-    _, values = evaluate.score(exp, {**params, "ema": ema}, "test", "data.test")
+    _, values = score(exp, {**params, "ema": ema}, "test", "data.test")
     pairs = " ".join(f"{name}={value:.4g}" for name, value in values.items())
     record = told[1]
     assert told[0].splitlines()[0] == (
@@ -188,6 +170,24 @@ def test_rows_of_their_own_are_what_they_say(told, loaded):
         assert row["loss"]["low"] < loss < row["loss"]["high"]
 
 
+def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
+    exp, params, _, logits, labels = loaded
+    places = 9 - np.arange(10)
+
+    def keep(logits, labels):
+        return {"best": logits.argmax(1), "place": labels}
+
+    answer = {"model": answers.of_model(exp, params, places, keep)}
+    batches = exp.eval_batches("test", "data.test", 49)  # The last one is padded.
+    kept, found = answers.gathered(360, batches, places, answer, exp.mesh)
+    assert {name: each.keys() for name, each in kept.items()} == {
+        "model": {"best", "place"}
+    }
+    np.testing.assert_array_equal(kept["model"]["best"], 9 - logits.argmax(1))
+    np.testing.assert_array_equal(kept["model"]["place"], 9 - labels)
+    np.testing.assert_array_equal(found, 9 - labels)
+
+
 def load_of(exp):
     """The images of the test split as the model gets them."""
     batches = exp.eval_batches("test", "data.test", 360)
@@ -239,6 +239,14 @@ def others(tmp_path_factory):
     return root
 
 
+def asked_all(exp, variables, given):
+    """The logits of all ten classes, and the labels as the other dataset numbers them."""
+    answer = {"": answers.of_model(exp, variables, np.arange(10))}
+    batches = given.data.eval_batches("test", "--split", given.n)
+    kept, labels = answers.gathered(given.n, batches, np.arange(10), answer, exp.mesh)
+    return kept[""]["logits"], labels
+
+
 @pytest.mark.slow
 def test_another_dataset_is_scored_among_the_classes_that_it_has(
     run, loaded, others, tmp_path
@@ -251,10 +259,8 @@ def test_another_dataset_is_scored_among_the_classes_that_it_has(
     )  # fmt: skip
     assert " dataset=odd classes=2/10 split=test n=30 loss=" in out.splitlines()[0]
     given = examples.of_dataset(exp, "odd", str(others), "test")
-    answer = {"": answers.of_model(exp, params, np.arange(10))}
-    batches = given.data.eval_batches("test", "--split", 30)
-    logits, labels = answers.gathered(30, batches, answer, exp.mesh)
-    likely = log_softmax(logits[""][:, [3, 8]].astype(float), 1)
+    logits, labels = asked_all(exp, params, given)
+    likely = log_softmax(logits[:, [3, 8]].astype(float), 1)
     record = json.loads(file.read_text())
     assert [each["name"] for each in record["classes"]] == ["3", "8"]
     hits = likely.argmax(1) == labels
@@ -269,10 +275,8 @@ def test_another_dataset_is_scored_among_the_classes_that_it_has(
 def test_real_labels_are_found_by_file_and_any_of_them_is_right(loaded, others, tmp_path):
     exp, params, _, _, _ = loaded
     given = examples.of_dataset(exp, "named", str(others), "test")
-    answer = {"": answers.of_model(exp, params, given.columns)}
-    batches = given.data.eval_batches("test", "--split", 40)
-    logits, labels = answers.gathered(40, batches, answer, exp.mesh)
-    predicted = logits[""].argmax(1)
+    logits, labels = asked_all(exp, params, given)
+    predicted = logits.argmax(1)
     # In the order of the files: none of the first ten, then the class and its neighbour.
     listed = [[] if k < 10 else [k // 4, (k // 4 + 1) % 10] for k in range(40)]
     listed[39] = [0]
@@ -309,14 +313,11 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     assert done.assessed.headline["macro F1"].value == 0
     from jaxcls import evaluation_table
 
-    about = {"fitted_on": done.fitted_on}
     names = list("0123456789")
-    whole = evaluation_table.as_json(done.assessed, done.rows, names, record={}, **about)
+    whole = evaluation_table.as_json(done.assessed, done.rows, names, {})
     json.dumps(whole, allow_nan=False)
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
-    evaluation_table.show(
-        done.assessed, done.rows, names, about="", every_class=False, **about
-    )
+    evaluation_table.show(done.assessed, done.rows, names, about="", every_class=False)
     assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
 
 
@@ -325,7 +326,7 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     [
         (["--tta=flop"], r"unknown --tta 'flop' \(did you mean 'flip'"),
         (["--top=-1"], r"--top=-1 must be a whole number"),
-        (["--json=/nowhere/a.json"], r"--json=/nowhere/a.json is in no folder"),
+        (["--json=/dev/null/a.json"], r"--json=/dev/null/a.json is in no folder"),
         (["--predictions=/tmp"], r"--predictions=/tmp is a folder"),
         (["--data_dir=/x"], r"--data_dir=/x is where --dataset is; for the run's own"),
         (["--ensemble=/nowhere"], r"--ensemble=/nowhere: .*is not a run's folder"),
@@ -365,6 +366,5 @@ def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
     done = evaluation.evaluated(
         alone, {**params, "ema": {}}, examples.of_run(alone, "test"), evaluation.Asked(), 64
     )
-    assert done.fitted_on == "the run has no data.eval to fit one on"
+    assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
     assert np.isnan(done.assessed.calibration.after.value)
-    assert views.VIEWS.keys() == {"flip", "crops"}

@@ -14,7 +14,7 @@ def test_the_file_has_every_path_and_row_in_order(tmp_path, n):
     rows = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
     file = tmp_path / "x.npz"
     file.write_text("an old one")
-    with features.writing(str(file), 5) as add:
+    with features.writing(file, 5) as add:
         for path, row in zip(PATHS[:n], rows, strict=True):
             add(path, row)
         assert file.read_text() == "an old one"
@@ -30,7 +30,7 @@ def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(tmp_path):
     file.write_text("an old one")
 
     def stopped():
-        with features.writing(str(file), 2) as add:
+        with features.writing(file, 2) as add:
             add("a.png", np.zeros(2, np.float32))
             raise KeyboardInterrupt
 
@@ -43,14 +43,12 @@ def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(tmp_path):
 def test_a_file_that_cannot_be_written_is_said_at_the_start_and_at_the_end(
     tmp_path, monkeypatch
 ):
-    (tmp_path / "folder.npz").mkdir()
-    for name, why in {"no/x.npz": "No such file", "folder.npz": "it is a folder"}.items():
-        said = rf"^--embed={tmp_path}/{name} cannot be written \({why}.*\); make room"
-        with (
-            pytest.raises(InputError, match=said),
-            features.writing(str(tmp_path / name), 2),
-        ):
-            raise AssertionError
+    said = rf"^{tmp_path}/no/x.npz cannot be written \(No such file.*\); make room"
+    with (
+        pytest.raises(InputError, match=said),
+        features.writing(tmp_path / "no/x.npz", 2),
+    ):
+        raise AssertionError
 
     def full(file, **arrays):
         file.write(b"some")
@@ -59,7 +57,7 @@ def test_a_file_that_cannot_be_written_is_said_at_the_start_and_at_the_end(
     monkeypatch.setattr(np, "savez", full)
     with (
         pytest.raises(InputError, match="No space left on device"),
-        features.writing(str(tmp_path / "x.npz"), 2),
+        features.writing(tmp_path / "x.npz", 2),
     ):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.npz"]
+    assert list(tmp_path.iterdir()) == []

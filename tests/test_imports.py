@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 # Below everything.
 SHARED = {
+    "atomic",
     "errors",
     "pipeline",
     "durations",
@@ -45,7 +46,7 @@ VERBS = {
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
+    "report": {"batches", "calibration", "checkpoint", "clean", "cli", "evaluate"}
     | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
     | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
@@ -71,7 +72,7 @@ NOUNS = {
     "spread": {"intervals"},
     "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
-    "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"},
+    "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},

@@ -23,6 +23,7 @@ from jaxcls.models import naming
 from jaxcls.weights import Preprocessing
 from jaxcls.workdir import Workdir
 from tests.modules import built, shapes
+from tests.settings import digits
 
 MODEL = "cnn(widths=(4, 8), dense=16, dropout=0.2, batch_norm=True)"
 BODY = "^(?!head/)"
@@ -33,22 +34,14 @@ def trained(tmp_path_factory, data_dir):
     """The folder of a tiny run on all ten digits."""
     folder = tmp_path_factory.mktemp("trained") / "digits"
     values = {
-        "batch_size": 64,
         "length": "6 steps",
         "model.name": MODEL,
-        "data.dir": str(data_dir),
-        "data.train": "train[:90%]",
-        "data.eval": "train[90%:]",
-        "data.train_ops": "decode(1)",
+        "data.test": "",
         "data.eval_ops": "decode(1) | resize(8)",
-        "optim.name": "adamw",
-        "optim.lr": 0.01,
         "ema.decay": 0.5,
         "best.metric": "ema_loss",
-        "log.tensorboard": False,
-        "mesh.devices": 1,
     }
-    train.run(experiment.build(config.from_flat(values)), str(folder))
+    train.run(experiment.build(digits(data_dir, **values)), str(folder))
     return folder
 
 

@@ -21,7 +21,6 @@ from jaxcls import (
     config,
     digesting,
     dry_run,
-    evaluate,
     experiment,
     logs,
     sources,
@@ -31,6 +30,7 @@ from jaxcls.errors import DivergedError
 from jaxcls.workdir import Workdir
 from tests import golden
 from tests.dying import Crash, Dying
+from tests.scoring import score
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = golden.configs()
@@ -194,7 +194,7 @@ def test_law_3_a_run_moves_to_another_topology(tiny, whole, tmp_path):
 def test_law_4_a_split_is_scored_exactly(tiny, batch_size, devices):
     config = tiny(**{"mesh.devices": devices, "ema.decay": 0.0})
     exp = EXPERIMENTS.setdefault(config.to_json(), Dying(config, None))
-    n, values = evaluate.score(exp, exp.init()._asdict(), "test", "data.test", batch_size)
+    n, values = score(exp, exp.init()._asdict(), "test", "data.test", batch_size)
     assert n == 360
     assert values["top1"] == REFERENCE.setdefault("top1", values["top1"])
     reference = REFERENCE.setdefault("loss", values["loss"])

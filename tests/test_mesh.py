@@ -75,6 +75,22 @@ def test_round_up_gives_the_next_multiple_of_the_devices(asked, devices, expecte
     assert mesh.round_up(asked, mesh.make(devices)) == expected
 
 
+def test_what_is_asked_is_given_once_the_next_is_asked_too_and_in_order():
+    asked = []
+
+    def asking():
+        for k in range(3):
+            asked.append(k)
+            yield k
+
+    assert [(k, list(asked)) for k in mesh.one_behind(asking())] == [
+        (0, [0, 1]),
+        (1, [0, 1, 2]),
+        (2, [0, 1, 2]),
+    ]
+    assert list(mesh.one_behind([])) == []
+
+
 def test_cpus_are_no_accelerator_and_share_the_hosts_memory():
     assert not mesh.is_accelerator(mesh.make(2))
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

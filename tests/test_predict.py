@@ -374,7 +374,7 @@ def test_only_bad_files_are_counted_too(run, tmp_path, capsys):
         (["--embed=x.npy", "x.png"], r"--embed=x.npy must end in .npz"),
         (
             ["--embed=no/x.npz", "README.md"],
-            r"--embed=no/x.npz cannot be written \(No such",
+            r"--embed=no/x.npz is in no folder that is there; try --embed=features.npz",
         ),
         (["--batch_size=0", "x.png"], "--batch_size=0 must be a whole number, at least 1"),
         (["--threads=two", "x.png"], "--threads=two must be a whole number, at least 0"),

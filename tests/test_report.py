@@ -8,33 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import config, evaluate, experiment, predictions, report, train, workdir
+from jaxcls import evaluate, experiment, predictions, report, train, workdir
 from jaxcls.errors import InputError
 from tests import browser
+from tests.scoring import predictions as predicted_of
+from tests.settings import digits
 
 
 def built(data_dir, **overrides):
     """The experiment of a run of a few steps on digits."""
     values = {
-        "batch_size": 64,
         "length": "6 steps",
-        "model.name": "cnn(widths=(4, 8), dense=16)",
-        "data.dir": str(data_dir),
-        "data.train": "train[:90%]",
-        "data.eval": "train[90%:]",
-        "data.test": "test",
-        "data.train_ops": "decode(1)",
-        "data.eval_ops": "decode(1)",
-        "optim.name": "adam",
-        "optim.lr": 0.01,
         "eval.every": "3 steps",
         "checkpoint.every": "3 steps",
         "log.every": "1 steps",
-        "log.tensorboard": False,
-        "mesh.devices": 1,
         **overrides,
     }
-    return experiment.build(config.from_flat(values))
+    return experiment.build(digits(data_dir, **values))
 
 
 def trained(data_dir, folder, **overrides):
@@ -70,7 +60,7 @@ def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
     assert said.startswith(f"report: {file} (")
     text = file.read_text()
     exp, step, _, weights = evaluate.load(str(folder), "best", {})
-    found = evaluate.predictions(exp, exp.variables(weights), "test", "data.test")
+    found = predicted_of(exp, exp.variables(weights), "test", "data.test")
     top1 = (found.logits.argmax(-1) == found.labels).mean()
     assert f"All 360 examples of test, by the checkpoint of step {step} (best)." in text
     assert f'<th scope="row">top1</th><td>{top1:.3f}</td>' in text
@@ -110,6 +100,28 @@ def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     assert "<span>grey.png</span>" in text
     assert "Where it looks (Grad-CAM)" in text
     assert "Confusions" not in text
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_path, capsys):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = (tmp_path / "data").glob("digits/*/*-test.array_record*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
+    out = tmp_path / "r.html"
+    given = [f"--workdir={folder}", f"--config.data.dir={tmp_path}/data"]
+    assert report.main([*given, f"--output={out}"]) == 0
+    text, said = out.read_text(), capsys.readouterr().out
+    for where in (text, said):
+        assert "Not scored here: record" in where
+        assert "a shard is damaged" in where
+    assert "Confusions" not in text
+    assert text.count("<img") == report.TRAINED_ON
+    # Of a damaged split that the temperature alone is fitted on, that alone is missing.
+    shutil.copy(next(data_dir.glob(f"digits/*/{shard.name}")), shard)
+    (shard,) = (tmp_path / "data").glob("digits/*/*-train.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert report.main([*given, f"--output={out}"]) == 0
+    assert "No temperature: data.eval=train[90%:] cannot be read (record" in out.read_text()
 
 
 def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):

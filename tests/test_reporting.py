@@ -59,9 +59,11 @@ def scored(classes=3, n=40, seed=0):
     logits = rng.normal(size=(n, classes)).astype(np.float32)
     logits[np.arange(n), labels] += 1.5
     columns = {"loss": rng.random(n), "top1": (logits.argmax(-1) == labels).astype(float)}
-    found = assessment.assess(Predictions(logits, labels), "softmax", columns, 1.3)
+    found = assessment.assess(
+        Predictions(logits, labels), "softmax", columns, 1.3, "data.eval"
+    )
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-    return Scored(8, "best", "test", "params", "data.eval", found, [Picture(pixels, "b")])
+    return Scored(8, "best", "test", "params", found, [Picture(pixels, "b")])
 
 
 def run(name="a", classes=("x", "y", "z"), **changes):
@@ -147,8 +149,8 @@ def test_names_are_text_whatever_they_look_like():
 
 
 def test_text_is_escaped_and_markup_is_not():
-    made = markup.tag("p", "a<b", markup.tag("i", 'x"'), title='"<', hidden=True, id_=None)
-    assert made == '<p title="&quot;&lt;" hidden>a&lt;b<i>x&quot;</i></p>'
+    made = markup.tag("p", "a<b", markup.tag("i", 'x"'), title='"<', id_=None)
+    assert made == '<p title="&quot;&lt;">a&lt;b<i>x&quot;</i></p>'
 
 
 def test_curves_have_a_line_for_each_run_in_colours_of_the_page():
@@ -247,6 +249,7 @@ def test_each_class_has_its_figures():
     found = assessment.assess(
         Predictions(np.eye(3, dtype=np.float32)[[0, 0, 1, 2]] * 4, np.array([0, 1, 1, 2])),
         "softmax", {"loss": np.ones(4), "top1": np.array([1.0, 0, 1, 1])}, float("nan"),
+        "nothing",
     )  # fmt: skip
     head, *rows = cells(tables.by_class(found, ["x", "y", "z"]))
     assert head == ["class", "examples", "precision", "recall", "F1", "AUC"]

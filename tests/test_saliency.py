@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcls import saliency
+from jaxcls.errors import InputError
 from jaxcls.models import layers, vit
 from tests import modules
 
@@ -144,7 +145,7 @@ def test_a_model_without_a_map_is_refused():
             {"params": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}, images
         )
 
-    with pytest.raises(ValueError, match="no feature map"):
+    with pytest.raises(InputError, match="no feature map"):
         saliency.last_map(apply, jnp.ones((1, 4)), jnp.array([0]))
 
 

@@ -135,7 +135,7 @@ def test_damaged_labels_are_named(data_dir, tmp_path):
         data.labels("train", "data.train")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "block"])
 def test_a_damaged_shard_is_named_with_its_record(data_dir, tmp_path, damage):
     folder = copy(data_dir, tmp_path, "mine")
     (shard,) = folder.glob("*train*")
@@ -144,7 +144,7 @@ def test_a_damaged_shard_is_named_with_its_record(data_dir, tmp_path, damage):
         for place in range(70_000, len(content) - 70_000, 50):
             content[place] ^= 255
     else:
-        content = content[: len(content) // 3]
+        content = content[: 65536 if damage == "block" else len(content) // 3]
     shard.write_bytes(content)
     source = sources.Dataset("mine", str(tmp_path)).source("train[10:]", "data.train")
     with pytest.raises(InputError) as raised:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from jaxcls import evaluate, experiment, pictures, show, trackers, train
 from jaxcls.errors import InputError
 from tests.dying import Crash, Dying
 from tests.events import scalars, values
+from tests.scoring import predictions
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
 
@@ -119,7 +121,7 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
     assert step == json.loads(lines[-1])["best_step"]
     for name, variables in (("", weights), ("/ema", weights["ema"])):
         of_model = {k: variables[k] for k in ("params", "batch_stats")}
-        logits, labels = evaluate.predictions(exp, of_model, "test", "data.test")
+        logits, labels = predictions(exp, of_model, "test", "data.test")
         matrix = np.zeros((10, 10), int)
         np.add.at(matrix, (labels, logits.argmax(-1)), 1)
         drawn = pictures.confusion(matrix, exp.data.class_names)
@@ -178,6 +180,8 @@ def trained(tiny):
             timeout=400,
             env={
                 **os.environ,
+                "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 "WANDB_MODE": "offline",
                 "WANDB_SILENT": "true",
                 **environment,
@@ -261,7 +265,7 @@ def test_a_run_goes_on_where_weights_and_biases_is_out_of_reach(
     trained, tiny, plain, tmp_path
 ):
     folder, _ = plain(tiny())
-    there = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40}
+    there = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "1"}
     said = trained(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", **there)
     assert said.count("the run goes on without it") == 1
     assert records(tmp_path) == records(folder)

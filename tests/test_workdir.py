@@ -15,7 +15,7 @@ import pytest
 from jaxcls import config
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMPLIED = {"steps": 12, "image_shape": (8, 8, 1), "facts": {"num_classes": 10, "n": [1, 2]}}
@@ -281,16 +281,6 @@ def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
     with pytest.raises(InputError) as refused:
         Workdir(tmp_path).read()
     assert wrong in said(refused)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("old")
-    with file.open() as reader:
-        write_atomically(file, "new")
-        assert reader.read() == "old"
-    assert file.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):

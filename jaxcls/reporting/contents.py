@@ -26,15 +26,13 @@ class Look(NamedTuple):
 class Scored(NamedTuple):
     """What the checkpoint of `step` makes of all examples of a split.
 
-    at: what that checkpoint is. weights: "params" or "ema". fitted_on: what a temperature
-    was fitted on, or why there is none.
+    at: what that checkpoint is. weights: "params" or "ema".
     """
 
     step: int
     at: str
     split: str
     weights: str
-    fitted_on: str
     assessed: Assessment
     mistakes: list[Picture]
 

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-_VOID = {"img", "meta", "br"}
+_VOID = {"img", "meta"}
 # How many colours there are for runs; the page gives them their values.
 COLOURS = 8
 
@@ -25,17 +25,14 @@ def join(parts: Iterable[object]) -> Markup:
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """An element. An attribute ends in _ where Python has the word; _ within is a hyphen.
 
-    True gives an attribute without a value; False and None none at all.
+    None gives no attribute at all.
     """
     given = {
         key.rstrip("_").replace("_", "-"): value
         for key, value in attributes.items()
-        if value is not None and value is not False
+        if value is not None
     }
-    inside = "".join(
-        f" {key}" if value is True else f' {key}="{html.escape(str(value))}"'
-        for key, value in given.items()
-    )
+    inside = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     if name in _VOID:
         return Markup(f"<{name}{inside}>")
     return Markup(f"<{name}{inside}>{join(children)}</{name}>")

@@ -115,10 +115,10 @@ def _about(found: Scored) -> str:
 def _calibration(found: Scored, number: int) -> list[Markup]:
     fit = found.assessed.calibration
     error = f"ECE {tables.figure(fit.before)}"
-    text = f"No temperature: {found.fitted_on}."
+    text = f"No temperature: {fit.fitted_on}."
     if not math.isnan(fit.temperature):
         text = (
-            f"Logits divided by {fit.temperature:.3f}, fitted on {found.fitted_on}, have an"
+            f"Logits divided by {fit.temperature:.3f}, fitted on {fit.fitted_on}, have an"
             f" ECE of {tables.figure(fit.after)}."
         )
     chart = curves.reliability(fit.reliability, error, f"reliability{number + 1}")

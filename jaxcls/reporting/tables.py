@@ -10,6 +10,7 @@ import numpy as np
 from jaxcls import scores
 from jaxcls.assessment import Assessment
 from jaxcls.intervals import Interval
+from jaxcls.meter import INPUT_BOUND, duration
 from jaxcls.reporting.contents import Run, Scored
 from jaxcls.reporting.markup import Markup, join, note, scrolling, swatch, table, tag
 
@@ -57,7 +58,7 @@ def overview(runs: Sequence[Run]) -> Markup:
     hints = [
         note(f"{run.name} waits for its data {share:.0%} of the time that it trains.")
         for run in runs
-        if (share := _wait(run)) > 0.2
+        if (share := _wait(run)) > INPUT_BOUND
     ]
     return join([shown, *hints])
 
@@ -83,7 +84,7 @@ def _pace(run: Run) -> list[str]:
         return ["", "", ""]
     rate = statistics.median(record["images_per_s"] for record in run.timing)
     seconds = sum(record["train_s"] for record in run.timing)
-    return [f"{rate:,.0f}", _clock(seconds), f"{_wait(run):.0%}"]
+    return [f"{rate:,.0f}", duration(seconds), f"{_wait(run):.0%}"]
 
 
 def _wait(run: Run) -> float:
@@ -252,9 +253,3 @@ def _starts(run: Run) -> Markup:
 
 def _short(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

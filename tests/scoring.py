@@ -1,0 +1,21 @@
+"""What tests ask of a model and a split."""
+
+import numpy as np
+
+from jaxcls import answers, evaluate
+from jaxcls.predictions import Predictions
+
+
+def score(exp, weights, split, key, batch_size=0):
+    """(n, {metric: mean}), as the final record of a run has them."""
+    return evaluate.means(evaluate.score_each(exp, weights, split, key, batch_size))
+
+
+def predictions(exp, variables, split, key, batch_size=0):
+    """The logits and labels of all examples, in their order; variables: of one model."""
+    classes = np.arange(exp.data.num_classes)
+    answer = {"": answers.of_model(exp, variables, classes)}
+    batches = exp.eval_batches(split, key, batch_size)
+    n = exp.data.count(split, key)
+    kept, labels = answers.gathered(n, batches, classes, answer, exp.mesh)
+    return Predictions(kept[""]["logits"], labels)

@@ -1,0 +1,51 @@
+"""A file is replaced whole or not at all."""
+
+import pytest
+
+from jaxcls import atomic
+from jaxcls.errors import InputError
+
+
+@pytest.mark.parametrize(("mode", "new"), [("w", "né\n"), ("wb", b"n\xe9\n")])
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path, mode, new):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with file.open() as reader:
+        with atomic.writing(file, mode) as out:
+            out.write(new)
+            assert file.read_text() == "old"
+        assert reader.read() == "old"
+    assert file.read_bytes() == (new.encode() if mode == "w" else new)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), InputError),
+    ],
+)
+def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(
+    tmp_path, error, raised
+):
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def stopped():
+        with atomic.writing(file) as out:
+            out.write("new")
+            raise error
+
+    with pytest.raises(raised) as found:
+        stopped()
+    if raised is InputError:
+        said = f"{file} cannot be written (No space left on device); make room, or"
+        assert str(found.value).startswith(said)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no/x cannot be written \(No such file"):
+        atomic.write(tmp_path / "no" / "x", "text")
