@@ -46,8 +46,8 @@ VERBS = {
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
     "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
-    | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
-    | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
+    | {"evaluation", "examples", "experiment", "files", "importers", "logs", "memory"}
+    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
