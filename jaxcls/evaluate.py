@@ -183,6 +183,16 @@ def main(argv: Sequence[str]) -> int:
         ("--json", args.json, "all.json"),
     )
     files = {flag: cli.new_file(text, flag, good) for flag, text, good in flags if text}
+    if len(set(files.values())) < len(files):
+        raise InputError(
+            f"--json={args.json} is --predictions, too; try --json=all.json"
+            " --predictions=all.csv"
+        )
+    if top and not args.predictions:
+        raise InputError(
+            f"--top={top} is of --predictions; give --predictions=all.csv, too, or leave it"
+            " out"
+        )
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -202,6 +212,7 @@ def main(argv: Sequence[str]) -> int:
         real=examples.real_labels(args.real, given) if args.real else None,
     )
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
+    size = min(size, given.n)
     with memory.explained("--batch_size", size):
         done = evaluation.evaluated(exp, weights, given, asked, size)
     names = [exp.data.class_names[k] for k in given.columns]
@@ -211,10 +222,18 @@ def main(argv: Sequence[str]) -> int:
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
     print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
+    rest_of_it = {"fitted_on": done.fitted_on}
+    evaluation_table.show(
+        done.assessed,
+        done.rows,
+        names,
+        about=f"{given.split}, {done.weights}",
+        every_class=args.classes == "all",
+        **rest_of_it,
+    )
     if "--predictions" in files:
         where = given.data.records(given.split, given.key).where
         write_csv(files["--predictions"], done.found, exp.link, names, where, top)
-    rest_of_it = {"fitted_on": done.fitted_on}
     if "--json" in files:
         whole = evaluation_table.as_json(
             done.assessed,
@@ -224,19 +243,12 @@ def main(argv: Sequence[str]) -> int:
             **rest_of_it,
         )
         write_atomically(files["--json"], json.dumps(whole, allow_nan=False) + "\n")
-    evaluation_table.show(
-        done.assessed,
-        done.rows,
-        names,
-        about=f"{given.split}, {done.weights}",
-        every_class=args.classes == "all",
-        **rest_of_it,
-    )
     return cli.DONE
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("evaluate", "Score a trained run on every example of a split.")
+    about = "Score a trained run on every example of a split."
+    parser = cli.Parser("evaluate", about, cli.OF_A_RUN)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last or a step"
@@ -275,6 +287,20 @@ def _members(
     overrides: Mapping[str, str],
 ) -> list[tuple[evaluation.Member, examples.Examples]]:
     """The runs of --ensemble, each with the same examples as it sees them."""
+    folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
+    twice = next(
+        (
+            p
+            for p, f in zip(args.ensemble, folders[1:], strict=True)
+            if folders.count(f) > 1
+        ),
+        "",
+    )
+    if twice:
+        raise InputError(
+            f"--ensemble={twice} is in it already; give the folder of another run, and not"
+            " that of --workdir"
+        )
     which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
     return [
         (member, examples.same_for(exp, given, member.exp, member.path))

@@ -110,7 +110,7 @@ def _calibration(found: Assessment, fitted_on: str) -> Iterator[str]:
         yield f"no temperature: {fitted_on}"
         return
     after = f"ECE {_both(own.after)}"
-    yield f"temperature {own.temperature:.4g}, fitted on {fitted_on}: {after}"
+    yield f"temperature {own.temperature:.4g}: {after}; fitted on {fitted_on}"
 
 
 def _both(interval: Interval) -> str:
