@@ -80,15 +80,14 @@ class Workdir:
 
     def _run_nearby(self) -> str:
         """The folder of a run above, below or beside this one, in words."""
-        above, below = self.path.parent.parent, f"{self.given.rstrip('/')}/"
+        above, given = self.path.parent.parent, pathlib.Path(self.given).expanduser()
         if (above / "config.json").is_file():
             return f"the run's folder is {above}"
-        beside = below.removesuffix(f"{self.path.name}/")
-        for folder, prefix in ((self.path, below), (self.path.parent, beside)):
+        for folder in (given, given.parent):
             runs = sorted(file.parent.name for file in folder.glob("*/config.json"))
             if runs:
                 near = difflib.get_close_matches(self.path.name, runs, n=1, cutoff=0)
-                return f"there are {', '.join(runs[:8])}; try --workdir={prefix}{near[0]}"
+                return f"there are {', '.join(runs[:8])}; try --workdir={folder / near[0]}"
         return "give the folder of a run, such as runs/digits"
 
     def config(self) -> ConfigDict:
