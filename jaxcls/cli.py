@@ -21,12 +21,40 @@ from jaxcls.errors import (
 )
 
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
+# Files of a run's folder, which no output replaces.
+_OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
+_OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id"}
+# Streams, which a file would take the place of.
+_STREAMS = "/dev/std", "/dev/fd/", "/proc/"
 
+OF_A_RUN = """\
+--config.KEY=VALUE changes what is not part of what the run is, such as
+--config.data.dir=DIR where its dataset has moved to, --config.data.threads=4 and
+--config.mesh.devices=1; python -m jaxcls.main --help lists every key.
+"""
 EXIT_STATUS = (
     "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"
     "differs, 70 another process is stuck or gone, 75 stopped on request after saving,\n"
     "130 interrupted"
 )
+
+
+class _Once(argparse.Action):
+    """Store a value; a flag that is given again is refused, not taken for the last."""
+
+    is_given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if self.is_given and option_string:
+            raise InputError(f"{option_string} is given twice; give it once")
+        self.is_given = True
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +68,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help shows what there is")
@@ -89,16 +118,28 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def new_file(text: str, flag: str, good: str) -> pathlib.Path:
     """A file to write; raises `InputError` where there cannot be one, naming a good one."""
     path = pathlib.Path(text).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "is in no folder that is there"
+    what = ""
+    if path.is_dir():
+        what = "is a folder"
+    elif not path.parent.is_dir():
+        what = "is in no folder that is there"
+    elif text == "-" or text.startswith(_STREAMS) or (path.exists() != path.is_file()):
+        what = "is a stream, and must be a file"
+    elif path.name in _OF_A_RUN and (path.parent / "config.json").is_file():
+        what = "belongs to the run in that folder"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        what = "may not be written"
+    if what:
         raise InputError(f"{flag}={text} {what}; try {flag}={good}")
-    return path
+    return path.resolve() if path.is_symlink() else path
 
 
 def whole_number(text: str, flag: str, least: int = 0) -> int:
     """The value of a flag that counts something; raises `InputError`."""
     if not text.isdecimal() or int(text) < least:
-        raise InputError(f"{flag}={text} must be a whole number, at least {least}")
+        raise InputError(
+            f"{flag}={text} must be a whole number, at least {least}; try {flag}=8"
+        )
     return int(text)
 
 
@@ -109,7 +150,7 @@ def number(text: str, flag: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise InputError(f"{flag}={text} must be a number, at least 0")
+        raise InputError(f"{flag}={text} must be a number, at least 0; try {flag}=0.5")
     return value
 
 

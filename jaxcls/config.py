@@ -361,7 +361,10 @@ def _require_known(key: str) -> None:
         raise InputError(
             f"config.{key} is a group of keys; set one of: {', '.join(inside)}"
         )
-    raise InputError(f"unknown config key {key!r}{_near_key(key)}; --help lists every key")
+    raise InputError(
+        f"unknown config key {key!r}{_near_key(key)}; python -m jaxcls.main --help lists"
+        " every key"
+    )
 
 
 def _near_key(key: str) -> str:

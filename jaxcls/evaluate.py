@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -145,14 +146,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
-    file_of = {
-        flag: cli.new_file(text, f"--{flag}", good)
-        for flag, text, good in (
-            ("predictions", args.predictions, "all.csv"),
-            ("json", args.json, "all.json"),
-        )
-        if text
-    }
+    file_of = _files(args, top)
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -172,6 +166,7 @@ def main(argv: Sequence[str]) -> int:
         real=examples.real_labels(args.real, given) if args.real else None,
     )
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
+    size = min(size, given.n)
     with memory.explained("--batch_size", size):
         done = evaluation.evaluated(exp, weights, given, asked, size)
     names = [exp.data.class_names[k] for k in given.columns]
@@ -181,13 +176,6 @@ def main(argv: Sequence[str]) -> int:
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
     print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
-    if "predictions" in file_of:
-        where = given.data.records(given.split, given.key).where
-        write_csv(file_of["predictions"], done.found, exp.link, names, where, top)
-    if "json" in file_of:
-        record |= {"weights": done.weights}
-        whole = evaluation_table.as_json(done.assessed, done.rows, names, record)
-        atomic.write(file_of["json"], json.dumps(whole, allow_nan=False) + "\n")
     evaluation_table.show(
         done.assessed,
         done.rows,
@@ -195,11 +183,39 @@ def main(argv: Sequence[str]) -> int:
         about=f"{given.split}, {done.weights}",
         every_class=args.classes == "all",
     )
+    if "--predictions" in file_of:
+        where = given.data.records(given.split, given.key).where
+        write_csv(file_of["--predictions"], done.found, exp.link, names, where, top)
+    if "--json" in file_of:
+        record |= {"weights": done.weights}
+        whole = evaluation_table.as_json(done.assessed, done.rows, names, record)
+        atomic.write(file_of["--json"], json.dumps(whole, allow_nan=False) + "\n")
     return cli.DONE
 
 
+def _files(args: argparse.Namespace, top: int) -> dict[str, pathlib.Path]:
+    """{flag: the file to write}; raises `InputError` where one cannot be, or is of two."""
+    flags = (
+        ("--predictions", args.predictions, "all.csv"),
+        ("--json", args.json, "all.json"),
+    )
+    found = {flag: cli.new_file(text, flag, good) for flag, text, good in flags if text}
+    if len(set(found.values())) < len(found):
+        raise InputError(
+            f"--json={args.json} is --predictions, too; try --json=all.json"
+            " --predictions=all.csv"
+        )
+    if top and not args.predictions:
+        raise InputError(
+            f"--top={top} is of --predictions; give --predictions=all.csv, too, or leave it"
+            " out"
+        )
+    return found
+
+
 def _parser() -> cli.Parser:
-    parser = cli.Parser("evaluate", "Score a trained run on every example of a split.")
+    about = "Score a trained run on every example of a split."
+    parser = cli.Parser("evaluate", about, cli.OF_A_RUN)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last or a step"
@@ -238,6 +254,20 @@ def _members(
     overrides: Mapping[str, str],
 ) -> list[tuple[evaluation.Member, examples.Examples]]:
     """The runs of --ensemble, each with the same examples as it sees them."""
+    folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
+    twice = next(
+        (
+            p
+            for p, f in zip(args.ensemble, folders[1:], strict=True)
+            if folders.count(f) > 1
+        ),
+        "",
+    )
+    if twice:
+        raise InputError(
+            f"--ensemble={twice} is in it already; give the folder of another run, and not"
+            " that of --workdir"
+        )
     which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
     return [
         (member, examples.same_for(exp, given, member.exp, member.path))

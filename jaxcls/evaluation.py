@@ -163,7 +163,8 @@ def _temperature(
 def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]:
     temperature = calibration.fit_temperature(*found, exp.link)
     if temperature <= calibration.COLDEST:
-        text += ": the least that is tried, for the surest is the likeliest there"
+        text += ", all of which it has right: the surest is the likeliest there, and no"
+        text += " lower one is tried"
     return temperature, text
 
 

@@ -108,7 +108,7 @@ def _calibration(found: Assessment) -> Iterator[str]:
         yield f"no temperature: {own.fitted_on}"
         return
     after = f"ECE {_both(own.after)}"
-    yield f"temperature {own.temperature:.4g}, fitted on {own.fitted_on}: {after}"
+    yield f"temperature {own.temperature:.4g}: {after}; fitted on {own.fitted_on}"
 
 
 def _both(interval: Interval) -> str:

@@ -47,6 +47,10 @@ def of_run(exp: Experiment, split: str) -> Examples:
     name = exp.config.data[role] if role else split
     if not name:
         other = "eval" if exp.config.data.eval else "train"
+        if not role:
+            raise InputError(
+                "--split= is empty; leave it out for test, or try --split=eval"
+            )
         raise InputError(f"--split={role}: the run has no data.{role}; try --split={other}")
     every = np.arange(exp.data.num_classes)
     return Examples(
@@ -162,6 +166,7 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
 
 
 # ImageNet's validation files, which labels of others are numbered by.
+_REAL = "give the real.json of github.com/google-research/reassessed-imagenet"
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -178,9 +183,8 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
             isinstance(each, list) and all(type(k) is int for k in each) for each in listed
         )
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"--real={path} cannot be read ({error}); give real.json"
-        ) from None
+        why = error.strerror if isinstance(error, OSError) else "no JSON"
+        raise InputError(f"--real={path} cannot be read ({why}); {_REAL}") from None
     classes = given.data.facts.num_classes
     if len(given.columns) < classes:
         raise InputError(
@@ -190,7 +194,7 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
     if not is_right or any(not 0 <= k < classes for each in listed for k in each):
         raise InputError(
             f"--real={path} must be a list of lists of class numbers, 0 to {classes - 1},"
-            " one for each ILSVRC validation file; give real.json of reassessed-imagenet"
+            f" one for each ILSVRC validation file; {_REAL}"
         )
     records = given.data.records(given.split, given.key)
     found = []

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxcls import atomic
 from jaxcls.errors import InputError
 from jaxcls.outcomes import Outcome, values_of
 from jaxcls.spread import spread
-from jaxcls.workdir import write_atomically
 
 FORMAT = 1
 # What a spread says that is worth keeping.
@@ -67,7 +67,7 @@ def record(
         "config": config,
         **{key: start[key] for key in ("jaxcls", "code", "python", "versions", "devices")},
     }
-    write_atomically(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    atomic.write(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
 from jaxcls.importers.folders import IMAGE_SUFFIXES
+from jaxcls.importers.listing import shown
 from jaxcls.importers.trees import MAX_DEPTH, check_size, is_hidden
 
 SUFFIXES = tuple(os.fsdecode(suffix) for suffix in IMAGE_SUFFIXES)
@@ -24,16 +25,25 @@ class Bad(NamedTuple):
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise `InputError` for what cannot be meant: no such path, no image below it."""
+    """Raise `InputError` where no image can be meant: no such path, none below it.
+
+    Where only some cannot, they are bad when their turn comes.
+    """
     if arguments.count(LIST) > 1:
         raise InputError(f"{LIST} is given twice, and standard input is one list")
-    for path in arguments:
-        if path == LIST:
-            continue
-        if not os.path.lexists(path):
-            raise InputError(f"{path} is not a file; give image files or folders")
-        if os.path.isdir(path) and next(below(path), None) is None:
-            raise InputError(f"{path} {_NO_IMAGE}")
+    found = [_why_none(path) for path in arguments]
+    if found and all(found):
+        raise InputError(f"{shown(arguments[0]) or repr('')} {found[0]}")
+
+
+def _why_none(path: str) -> str:
+    """Why no image can come from an argument; "" where one may."""
+    if path == LIST:
+        return ""
+    if not os.path.lexists(path):
+        return "is not a file; give image files or folders"
+    is_empty = os.path.isdir(path) and next(below(path), None) is None
+    return _NO_IMAGE if is_empty else ""
 
 
 def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:

@@ -48,6 +48,7 @@ Outs = tuple[Any, Any]
 Step = Callable[[dict[str, Any], jax.Array], Outs]
 
 ABOUT = f"""\
+{cli.OF_A_RUN}
 formats, one answer a file, in the order given:
   table  for people, shown at the end
   csv    a header, then a row a file as it is answered
@@ -198,6 +199,8 @@ def main(argv: Sequence[str]) -> int:
             add = stack.enter_context(features.writing(embed, _width(exp, weights)))
             found = _kept(found, add)
         counts = write(args.format, found, exp.data.class_names, top)
+    if not counts:
+        print("no image was given", file=sys.stderr)
     if not counts["bad"]:
         return cli.DONE
     print(f"{counts['answered']} answered, {counts['bad']} bad", file=sys.stderr)

@@ -4,7 +4,6 @@ It needs the runs' folders only; what takes the dataset is left out where that i
 and the report says so.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from jaxcls import (
 )
 from jaxcls.clean import quiet
 from jaxcls.errors import InputError
+from jaxcls.importers.listing import shown
 from jaxcls.knobs import KNOBS
 from jaxcls.predictions import Predictions, probabilities
 from jaxcls.reporting import page
@@ -41,8 +41,9 @@ from jaxcls.workdir import Workdir
 
 # Pictures of a run in its grids, and how many mistakes and hits are looked into.
 MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
-# Images that are looked into at once: a gradient through a model takes memory for each.
-TOGETHER = 3 * LOOKS
+# The most image files that are looked into, for each is shown; and how many at once, for a
+# gradient through a model takes memory for each.
+MOST_IMAGES, TOGETHER = 64, 3 * LOOKS
 # What a report should not outgrow.
 MOST_BYTES = 5_000_000
 
@@ -77,17 +78,16 @@ def gather(
     """
     folder = Workdir(path)
     saved = folder.read()
-    manifest = folder.path / "manifest.json"
     # The same batches, but nothing is decoded that is not looked at.
     asked = {"data.resident": "off", **overrides}
     exp = evaluate.from_workdir(folder, asked)
     run = Run(
         name=name,
         saved=saved,
-        metrics=logs.read(folder.metrics),
-        timing=logs.read(folder.timing),
-        digests=logs.read(folder.digests),
-        starts=json.loads(manifest.read_text())["starts"] if manifest.exists() else [],
+        metrics=_records(folder.metrics, "step", "kind"),
+        timing=_records(folder.timing, "step", "images_per_s", "train_s", "data_wait"),
+        digests=_records(folder.digests, "step", "digest"),
+        starts=folder.starts(),
         class_names=exp.data.class_names,
         scored=None,
         trained_on=[],
@@ -149,6 +149,18 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
     given = examples.of_run(exp, role)
     given.data.records(given.split, given.key)
     return given, ""
+
+
+def _records(path: pathlib.Path, *keys: str) -> list[logs.Record]:
+    """The records of a file; raises `InputError` for one that lacks any of `keys`."""
+    records = logs.read(path)
+    for number, record in enumerate(records, 1):
+        if not (isinstance(record, dict) and set(keys) <= set(record)):
+            raise InputError(
+                f"{path}:{number} is not a record of a run, with {', '.join(keys)}; put"
+                " the line right, or move the file away"
+            )
+    return records
 
 
 def see(
@@ -328,7 +340,8 @@ def names_of(paths: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = cli.Parser("report", "One HTML file of how runs went and how good they are.")
+    about = "One HTML file of how runs went and how good they are."
+    parser = cli.Parser("report", about, cli.OF_A_RUN)
     add = parser.add_argument
     add("--workdir", required=True, action="append", help="folder of a run; once for each")
     add("--output", default="", metavar="FILE.html", help="report.html of the first run")
@@ -344,10 +357,16 @@ def main(argv: Sequence[str]) -> int:
     )
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    paths = list(dict.fromkeys(args.workdir))
+    paths = list({Workdir(path).path: path for path in reversed(args.workdir)}.values())
+    paths.reverse()
     output = _output(args.output, paths[0])
     files.check(args.images)
     images = [_image(each) for each in files.images(args.images)]
+    if len(images) > MOST_IMAGES:
+        raise InputError(
+            f"--images={args.images[0]} ... are {len(images)} images, and a report looks"
+            f" into at most {MOST_IMAGES}; name some of them"
+        )
     runs = [
         gather(path, name, args.checkpoint, args.split, images, overrides)
         for path, name in zip(paths, names_of(paths), strict=True)
@@ -358,7 +377,7 @@ def main(argv: Sequence[str]) -> int:
         for why in run.missing.values():
             print(f"{run.name}: {why}")
     size = len(text.encode())
-    print(f"report: {output} ({size / 1e6:.2f} MB, runs: {len(runs)})")
+    print(f"report: {shown(str(output))} ({size / 1e6:.2f} MB, runs: {len(runs)})")
     if size > MOST_BYTES:
         print("it is large for a page; give fewer of --workdir at a time")
     return cli.DONE
@@ -367,7 +386,7 @@ def main(argv: Sequence[str]) -> int:
 def _image(found: str | files.Bad) -> str:
     """The path of an image; raises `InputError` where one cannot be read."""
     if isinstance(found, files.Bad):
-        raise InputError(f"--images={found.path}: {found.why}; give image files")
+        raise InputError(f"--images={shown(found.path)}: {found.why}; give image files")
     return found
 
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, evaluate, experiment, hosts, outcomes, summary, train
+from jaxcls import atomic, checkpoint, evaluate, experiment, hosts, outcomes, summary, train
 from jaxcls import config as configs
 from jaxcls.cells import Cell
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.stopping import Stop
 from jaxcls.study_table import duration
-from jaxcls.workdir import Workdir, write_atomically
+from jaxcls.workdir import Workdir
 
 FORMAT = 1
 
@@ -139,7 +139,7 @@ def _adopt_locked(study: Study, file: pathlib.Path) -> None:
         raise InputError(
             f"--workdir={study.folder} holds {foreign[0]!r} and no study; name a new folder"
         )
-    write_atomically(file, json.dumps(plan, indent=1) + "\n")
+    atomic.write(file, json.dumps(plan, indent=1) + "\n")
 
 
 def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
@@ -184,14 +184,15 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
     step, split = final["step"], final["split"]
     weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
     try:
-        n, values = evaluate.score(
+        columns = evaluate.score_each(
             exp, weights, split, "data.test", abandon=lambda: stop.requested
         )
     except evaluate.Abandoned:
         raise StoppedError("asked to; the same command goes on with the study") from None
+    n, values = evaluate.means(columns)
     record = {"step": step, "split": split, "n": n, **values}
     text = json.dumps(record) + "\n"
-    hosts.on_first(lambda: write_atomically(folder.path / outcomes.LAST_STEP, text))
+    hosts.on_first(lambda: atomic.write(folder.path / outcomes.LAST_STEP, text))
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
@@ -214,5 +215,5 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
             best_metric=study.base.best.metric,
         )
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        write_atomically(study.folder / "study.json", text)
+        atomic.write(study.folder / "study.json", text)
     return result

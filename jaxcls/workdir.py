@@ -7,6 +7,7 @@ only by a config of the same identity.
 
 import contextlib
 import datetime
+import difflib
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import __version__, atomic, provenance
 from jaxcls import config as configs
-from jaxcls.errors import InputError, InUseError
+from jaxcls.errors import InputError, InUseError, first_line
 
 FORMAT = 1
 # What an implied fact is of, where not of the data.
@@ -58,12 +59,11 @@ class Workdir:
         file = self.path / "config.json"
         try:
             saved = json.loads(file.read_text())
-        except FileNotFoundError:
-            step = ""
-            if (self.path.parent.parent / "config.json").is_file():
-                step = f"; the run's folder is {self.path.parent.parent}"
+        except (FileNotFoundError, NotADirectoryError):
             what = "is not a run's folder: it has no config.json"
-            raise InputError(f"--workdir={self.given} {what}{step}") from None
+            raise InputError(
+                f"--workdir={self.given} {what}; {self._run_nearby()}"
+            ) from None
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read: {error}") from None
         if not isinstance(saved, dict) or not {"config", "implied"} <= set(saved):
@@ -77,6 +77,18 @@ class Workdir:
                 f" {FORMAT}; use the jaxcls that wrote it"
             )
         return saved
+
+    def _run_nearby(self) -> str:
+        """The folder of a run above, below or beside this one, in words."""
+        above, given = self.path.parent.parent, pathlib.Path(self.given).expanduser()
+        if (above / "config.json").is_file():
+            return f"the run's folder is {above}"
+        for folder in (given, given.parent):
+            runs = sorted(file.parent.name for file in folder.glob("*/config.json"))
+            if runs:
+                near = difflib.get_close_matches(self.path.name, runs, n=1, cutoff=0)
+                return f"there are {', '.join(runs[:8])}; try --workdir={folder / near[0]}"
+        return "give the folder of a run, such as runs/digits"
 
     def config(self) -> ConfigDict:
         """The config of the run in this folder."""
@@ -203,7 +215,7 @@ class Workdir:
 
         facts: what else is known of it, such as the number of hosts.
         """
-        starts = self._starts()
+        starts = self.starts()
         for start in starts:
             start.setdefault("reason", "killed")
         starts.append(
@@ -218,7 +230,7 @@ class Workdir:
 
     def note(self, **facts: Any) -> None:
         """Add to the entry of this start, such as the step that it resumed from."""
-        starts = self._starts()
+        starts = self.starts()
         starts[-1] |= facts
         self._write_starts(starts)
 
@@ -226,9 +238,19 @@ class Workdir:
         """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
         self.note(ended=_now(), reason=reason)
 
-    def _starts(self) -> list[dict[str, Any]]:
+    def starts(self) -> list[dict[str, Any]]:
+        """The starts in manifest.json; raises `InputError` where it is none."""
         file = self.path / "manifest.json"
-        return json.loads(file.read_text())["starts"] if file.exists() else []
+        if not file.exists():
+            return []
+        try:
+            starts: list[dict[str, Any]] = json.loads(file.read_text())["starts"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{file} is no record of starts ({first_line(error)}); put it right, or"
+                " move it away"
+            ) from None
+        return starts
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
         text = json.dumps({"format": FORMAT, "starts": starts}, indent=1) + "\n"

@@ -1,5 +1,6 @@
 """Command lines: what is bad ends in one line and a status that says which kind."""
 
+import os
 import subprocess
 import sys
 
@@ -95,8 +96,46 @@ def test_a_whole_number_is_taken(text, least, expected):
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "0"])
 def test_anything_but_a_whole_number_is_refused(text):
     assert message(cli.whole_number, text, "--top", 1) == (
-        f"--top={text} must be a whole number, at least 1"
+        f"--top={text} must be a whole number, at least 1; try --top=8"
     )
+
+
+def test_a_file_to_write_replaces_no_stream_no_run_and_no_link(tmp_path):
+    def asked(text):
+        return cli.new_file(str(text), "--json", "all.json")
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe")
+    for text, said in {
+        "/dev/stdout": "--json=/dev/stdout is a stream, and must be a file; try --json=all",
+        "-": "--json=- is a stream",
+        tmp_path / "pipe": "is a stream",
+        tmp_path / "run/config.json": "belongs to the run in that folder; try --json=all.j",
+        tmp_path / "run/metrics.jsonl": "belongs to the run",
+        tmp_path / "run": "is a folder",
+        tmp_path / "no/a.json": "is in no folder that is there",
+    }.items():
+        assert said in message(asked, text)
+    (tmp_path / "link").symlink_to(tmp_path / "real.json")
+    assert asked(tmp_path / "link") == tmp_path / "real.json"
+    assert asked(tmp_path / "run/all.json") == tmp_path / "run/all.json"
+    assert asked(tmp_path / "config.json") == tmp_path / "config.json"
+
+
+def test_a_flag_that_is_given_twice_is_refused_and_a_list_is_taken():
+    parser = cli.Parser("demo", "A demonstration.")
+    parser.add_argument("--top", default="3")
+    parser.add_argument("--run", action="append")
+    parser.add_argument("files", nargs="+")
+    assert message(parser.parse_args, ["--top=1", "a", "--top", "1"]) == (
+        "--top is given twice; give it once"
+    )
+    parser = cli.Parser("demo", "A demonstration.")
+    parser.add_argument("--run", action="append")
+    parser.add_argument("files", nargs="+")
+    found = parser.parse_args(["--run=a", "--run=b", "x", "y"])
+    assert (found.run, found.files) == (["a", "b"], ["x", "y"])
 
 
 def leave(monkeypatch, capsys, outcome):

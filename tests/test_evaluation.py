@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -56,11 +57,12 @@ def table(file):
 def told(run, tmp_path_factory):
     """(what is printed, the JSON, the rows of the CSV) of a run with rows of its own."""
     folder = tmp_path_factory.mktemp("told")
+    same = shutil.copytree(run, tmp_path_factory.mktemp("runs") / "same")
     out = said(
         f"--workdir={run}",
         "--config.mesh.devices=1",
         "--tta=flip",
-        f"--ensemble={run}",
+        f"--ensemble={same}",
         "--eval_ops=decode(1) | resize(8)",
         f"--json={folder}/all.json",
         f"--predictions={folder}/all.csv",
@@ -140,7 +142,8 @@ def test_the_tables_say_what_the_json_says(told):
     assert "\x1b" not in out
     fitted = record["calibration"]
     assert fitted["fitted_on"] == "the 144 examples of data.eval=train[90%:]"
-    assert f"temperature {fitted['temperature']:.4g}, fitted on the 144 examples of" in out
+    assert f"temperature {fitted['temperature']:.4g}: ECE " in out
+    assert "); fitted on the 144 examples of" in out
 
 
 def test_rows_of_their_own_are_what_they_say(told, loaded):
@@ -325,12 +328,22 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     ("arguments", "said"),
     [
         (["--tta=flop"], r"unknown --tta 'flop' \(did you mean 'flip'"),
-        (["--top=-1"], r"--top=-1 must be a whole number"),
+        (["--top=-1"], r"--top=-1 must be a whole number, at least 0; try --top=8"),
+        (["--top=3"], r"--top=3 is of --predictions; give --predictions=all.csv"),
+        (["--top=3", "--top=4"], r"--top is given twice; give it once"),
+        (["--split="], r"--split= is empty; leave it out for test, or try --split=eval"),
+        (["--json=a", "--predictions=a"], r"--json=a is --predictions, too; try --json="),
+        (["--ensemble={run}"], r"--ensemble=.* is in it already; give the folder of anoth"),
+        (["--ensemble=a", "--ensemble=./a"], r"--ensemble=a is in it already"),
+        (["--json={run}/config.json"], r"config.json belongs to the run in that folder"),
         (["--json=/dev/null/a.json"], r"--json=/dev/null/a.json is in no folder"),
         (["--predictions=/tmp"], r"--predictions=/tmp is a folder"),
         (["--data_dir=/x"], r"--data_dir=/x is where --dataset is; for the run's own"),
         (["--ensemble=/nowhere"], r"--ensemble=/nowhere: .*is not a run's folder"),
-        (["--real=/nowhere"], r"--real=/nowhere cannot be read"),
+        (
+            ["--real=/nowhere"],
+            r"--real=/nowhere cannot be read \(No such .*\); give the re",
+        ),
         (["--eval_ops=decode(1) | resize(16)"], r"trained on 8x8x1 cannot take the 16x16"),
         (["--eval_ops=resize(8)"], r"--eval_ops: data.eval_ops must begin"),
         (["--dataset=nothing"], r"--dataset=nothing.* is not prepared in"),
@@ -338,7 +351,7 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
 )
 def test_bad_arguments_are_one_line(arguments, said, run):
     with pytest.raises(InputError, match=said):
-        evaluate.main([f"--workdir={run}", *arguments])
+        evaluate.main([f"--workdir={run}", *(each.format(run=run) for each in arguments)])
 
 
 def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):

@@ -91,10 +91,12 @@ def test_a_folder_without_images_in_a_list_is_said(tmp_path):
     assert why.startswith("holds no image; .avif, .bmp")
 
 
-def test_arguments_that_cannot_be_meant_are_refused_at_once(folder, tmp_path):
+def test_arguments_none_of_which_can_be_meant_are_refused_at_once(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, said in {
-        (f"{folder}/a.png", "no/such.png"): "no/such.png is not a file; give image files",
+        ("no/such.png",): "no/such.png is not a file; give image files",
+        ("",): "'' is not a file; give image files",
+        ("no/such.png", f"{tmp_path}/empty"): "no/such.png is not a file",
         (f"{tmp_path}/empty",): f"{tmp_path}/empty holds no image; .avif, .bmp",
         ("-", "-"): "- is given twice",
     }.items():
@@ -103,6 +105,7 @@ def test_arguments_that_cannot_be_meant_are_refused_at_once(folder, tmp_path):
         assert str(refused.value).startswith(said)
     (tmp_path / "gone.png").symlink_to("nowhere")  # Bad when its turn comes.
     files.check([str(folder), str(folder / "x.npy"), "-", str(tmp_path / "gone.png")])
+    files.check([f"{folder}/a.png", "no/such.png", f"{tmp_path}/empty"])  # These two, too.
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])

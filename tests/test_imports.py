@@ -47,8 +47,8 @@ VERBS = {
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
     "report": {"batches", "calibration", "checkpoint", "clean", "cli", "evaluate"}
-    | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
-    | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
+    | {"evaluation", "examples", "experiment", "files", "importers", "logs", "memory"}
+    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "workdir"},
     "dry_run": {"config", "experiment", "memory"},
     "study": {"cells", "cli", "comparison", "config", "expected", "experiment", "hosts"}
     | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}

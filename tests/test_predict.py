@@ -356,7 +356,7 @@ def test_a_list_on_standard_input_is_answered_in_its_place(
 def test_an_empty_list_is_an_empty_answer(run, tmp_path, capsys):
     with _standard_input(b"", tmp_path):
         assert predict.main([f"--workdir={run}", "--format=json", "-"]) == 0
-    assert capsys.readouterr() == ("[]\n", "")
+    assert capsys.readouterr() == ("[]\n", "no image was given\n")
 
 
 def test_only_bad_files_are_counted_too(run, tmp_path, capsys):

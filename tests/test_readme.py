@@ -74,7 +74,8 @@ def checkout(tmp_path_factory, data_dir):
             archive.addfile(member, io.BytesIO(data))
     short = {"length": "20 steps", "data.dir": str(data_dir)}
     loaded = config.load("configs/digits.py", short)
-    train.run(experiment.build(loaded), str(folder / "runs" / "digits"))
+    for name in ("digits", "wider"):
+        train.run(experiment.build(loaded), str(folder / "runs" / name))
     published = zeros_of("resnet50")
     (folder / "resnet50-11ad3fa6.pth").write_bytes(saved(published, zipped))
     (folder / "hub").mkdir()

@@ -139,6 +139,10 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
     [
         (["--workdir={tmp}"], "is not a run's folder"),
         (["--workdir={tmp}/no"], "no is not a run's folder"),
+        (["--workdir={run}/../yuong"], "there are young; try --workdir={run}/../young"),
+        (["--workdir={run}/.."], "there are young; try --workdir={run}/../young"),
+        (["--workdir={run}/config.json"], "json is not a run's folder"),
+        (["--workdir={run}", "--output={run}/config.json"], "belongs to the run"),
         (["--workdir={run}", "--output={tmp}"], "is a folder; try --output=report.html"),
         (["--workdir={run}", "--output={tmp}/no/r.html"], "in no folder that is there"),
         (["--workdir={run}", "--images={tmp}/no.png"], "no.png is not a file"),
@@ -149,7 +153,37 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
 def test_bad_input_is_named(young, tmp_path, arguments, message):
     with pytest.raises(InputError) as refused:
         report.main([each.format(run=young, tmp=tmp_path) for each in arguments])
-    assert message in str(refused.value)
+    assert message.format(run=young) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("manifest.json", "{"),
+        ("manifest.json", "[1]"),
+        ("metrics.jsonl", '[1]\n{"step": 2, "kind": "eval"}\n'),
+        ("timing.jsonl", '{"step": 3}\n'),
+    ],
+)
+def test_a_record_that_is_none_is_named(young, tmp_path, name, text):
+    ignored = shutil.ignore_patterns("report.html")
+    damaged = shutil.copytree(young, tmp_path / "damaged", ignore=ignored)
+    (damaged / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{name}.* is no.* record of "):
+        report.main([f"--workdir={damaged}"])
+    assert not (damaged / "report.html").exists()
+
+
+def test_a_run_named_in_two_ways_is_there_once_and_too_many_images_are_refused(
+    young, tmp_path, capsys
+):
+    other = young.parent / "." / young.name
+    assert report.main([f"--workdir={young}", f"--workdir={other}/../young"]) == 0
+    assert "runs: 1)" in capsys.readouterr().out
+    for k in range(report.MOST_IMAGES + 1):
+        (tmp_path / f"{k}.png").touch()
+    with pytest.raises(InputError, match=r"are 65 images, and a report looks into at most"):
+        report.main([f"--workdir={young}", "--images", str(tmp_path)])
 
 
 @pytest.mark.slow

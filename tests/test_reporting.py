@@ -117,6 +117,27 @@ def test_a_page_is_whole_well_formed_and_the_same_again():
     assert made(run("a"), run("b")) == text
 
 
+def test_a_page_says_what_its_figures_and_lines_are():
+    text = str(tables.headline(run().scored.assessed))
+    for word in ("top1", "loss", "macro", "weighted", "recall", "ECE", "AUC"):
+        assert f"<li><strong>{word}</strong>: " in text
+    assert "<strong>top5</strong>" not in text  # Which three classes do not have.
+    assert "Dashed" not in curves.learning([run()])
+    averaged = [*run().metrics, {"step": 9, "kind": "eval", "ema_loss": 1.0}]
+    assert "Dashed: evaluation of the averaged weights." in curves.learning(
+        [run(metrics=averaged)]
+    )
+
+
+def test_shares_below_a_percent_are_told_apart():
+    pace = {"images_per_s": 100.0, "train_s": 2.0, "eval_s": 0.0}
+    timing = [{"step": k, "data_wait": k / 1000, **pace} for k in range(1, 10)]
+    shown = curves.learning([run(timing=timing)])
+    ticks = re.findall(r"<!-- ([\d.]+)% -->", shown) or re.findall(r">([\d.]+)%<", shown)
+    assert len(ticks) > 2
+    assert len(set(ticks)) == len(ticks)
+
+
 def test_a_page_asks_for_nothing_from_anywhere():
     text = made(run())
     parsed = Parsed(text)

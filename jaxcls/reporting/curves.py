@@ -86,7 +86,9 @@ def learning(runs: Sequence[Run]) -> Markup:
         *(tag("li", swatch(i), run.name) for i, run in enumerate(runs)),
         class_="legend",
     )
-    keys = "Solid: evaluation. Dotted: a batch of training. Dashed: averaged weights."
+    keys = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
+    if any(key.startswith("ema_") for kinds in of_kind for r in kinds["eval"] for key in r):
+        keys += " Dashed: evaluation of the averaged weights."
     return join([legend, note(keys), tag("div", *shown, class_="charts")])
 
 
@@ -134,7 +136,7 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
         if name in ("data_wait", "images_per_s", "lr"):
             axes.set_ylim(bottom=0)
         if name == "data_wait":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.yaxis.set_major_formatter(_percent())
         axes.xaxis.set_major_locator(_few_whole_numbers())
 
     last = [f"{line.values[-1]:.4g} at step {line.steps[-1]}" for line in drawn]
@@ -151,6 +153,13 @@ def _as_logarithm(axes: Any) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _percent() -> Any:
+    """Shares as percent, with the digits that tell the ticks apart."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0)
 
 
 def _few_whole_numbers() -> Any:

@@ -57,7 +57,9 @@ def _of_run(run: Run, number: int, runs: int) -> Markup:
     parts: list[Markup] = [_why(run, "scores")]
     if scored:
         found = scored.assessed
-        mistakes = images.grid(scored.mistakes, side) or note("There is none.")
+        mistakes = images.grid(scored.mistakes, side)
+        told = "Below each what it is taken for, then what it is, with their probabilities."
+        mistakes = join([note(told), mistakes]) if mistakes else note("There is none.")
         parts = [
             note(_about(scored)),
             tag(
@@ -94,7 +96,7 @@ def _of_run(run: Run, number: int, runs: int) -> Markup:
 
 
 _ABOUT = {
-    "Grad-CAM": "Bright is what speaks for the class that is named, and grey what does not;"
+    "Grad-CAM": "Bright is what speaks for the class below, and grey is what does not;"
     " each image has a scale of its own (arXiv:1610.02391).",
     "attention rollout": "Bright is what reaches the output through the attention of all"
     " layers, whatever the class; each image has a scale of its own (arXiv:2005.00928).",
@@ -118,8 +120,8 @@ def _calibration(found: Scored, number: int) -> list[Markup]:
     text = f"No temperature: {fit.fitted_on}."
     if not math.isnan(fit.temperature):
         text = (
-            f"Logits divided by {fit.temperature:.3f}, fitted on {fit.fitted_on}, have an"
-            f" ECE of {tables.figure(fit.after)}."
+            f"Logits divided by a temperature of {fit.temperature:.3f} have an ECE of"
+            f" {tables.figure(fit.after)}. It was fitted on {fit.fitted_on}."
         )
     chart = curves.reliability(fit.reliability, error, f"reliability{number + 1}")
     return [chart, note(text)]

@@ -54,7 +54,7 @@ def overview(runs: Sequence[Run]) -> Markup:
         rows.append(
             [join([swatch(i), link]), run.state, _scored(run.scored), *cells, *_pace(run)]
         )
-    shown = table(heads, rows, "The runs; below each figure its interval of 95 %")
+    shown = table(heads, rows, "Below each figure its 95 % interval")
     hints = [
         note(f"{run.name} waits for its data {share:.0%} of the time that it trains.")
         for run in runs
@@ -97,7 +97,31 @@ def _wait(run: Run) -> float:
 def headline(found: Assessment) -> Markup:
     """Every figure of a run with its interval."""
     rows = [[name, *_parts(value)] for name, value in found.headline.items()]
-    return table(["figure", "value", "interval"], rows, "With intervals of 95 %")
+    shown = table(["figure", "value", "interval"], rows, "Each with its 95 % interval")
+    words = {word for name in found.headline for word in name.split()}
+    meanings = [
+        tag("li", tag("strong", word), f": {meaning}")
+        for word, meaning in _MEANINGS.items()
+        if word in words
+    ]
+    about = tag("details", tag("summary", "What these are"), tag("ul", *meanings))
+    return join([shown, about if meanings else ""])
+
+
+_MEANINGS = {
+    "top1": "the share whose likeliest class is the right one",
+    "top5": "the share whose right class is among the five likeliest",
+    "loss": "what training makes small; lower is better",
+    "precision": "of what is called a class, the share that is of it",
+    "recall": "of a class, the share that is called so",
+    "F1": "precision and recall in one: 2 / (1 / precision + 1 / recall)",
+    "macro": "the mean over classes, each counting alike",
+    "weighted": "the mean over classes, each counting by its examples",
+    "ECE": "expected calibration error, how far the probabilities are from the share that"
+    " is right; 0 is best",
+    "AUC": "area under the ROC, how often an example of a class has more of its probability"
+    " than one of another; 0.5 is chance, 1 is best",
+}
 
 
 def by_class(found: Assessment, names: Sequence[str]) -> Markup:
