@@ -1,9 +1,10 @@
-"""Runs -> one HTML file. ``python -m jaxcls.report --workdir=RUN [--workdir=RUN ...]``.
+"""Runs, and studies, -> one HTML file. ``python -m jaxcls.report --workdir=RUN ...``.
 
-It needs the runs' folders only; what takes the dataset is left out where that is absent,
+It needs their folders only; what takes the dataset is left out where that is absent,
 and the report says so.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -26,17 +27,19 @@ from jaxcls import (
     files,
     logs,
     memory,
+    outcomes,
     predict,
     saliency,
     scores,
     show,
+    summary,
 )
 from jaxcls.clean import quiet
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
 from jaxcls.predictions import Predictions, probabilities
 from jaxcls.reporting import page
-from jaxcls.reporting.contents import Look, Picture, Run, Scored
+from jaxcls.reporting.contents import Look, Picture, Run, Scored, Study
 from jaxcls.workdir import Workdir, write_atomically
 
 # Pictures of a run in its grids, and how many mistakes and hits are looked into.
@@ -296,12 +299,31 @@ def names_of(paths: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(paths)
 
 
+def read_study(path: str, name: str) -> Study:
+    """What the files of a study say; raises `InputError` where `path` holds none."""
+    folder = Workdir(path).path
+    result = summary.read(folder, "--study")
+    plan = folder / "plan.json"
+    config = json.loads(plan.read_text())["config"] if plan.exists() else {}
+    runs = [(cell["name"], run["seed"]) for cell in result["cells"] for run in cell["runs"]]
+    records = {run: logs.read(outcomes.run_folder(folder, *run).metrics) for run in runs}
+    evaluations = {
+        run: found
+        for run, each in records.items()
+        if (found := [record for record in each if record["kind"] == "eval"])
+    }
+    return Study(name, result, config, evaluations)
+
+
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = cli.Parser("report", "One HTML file of how runs went and how good they are.")
+    parser = cli.Parser(
+        "report", "One HTML file of how runs and studies went and how good they are."
+    )
     add = parser.add_argument
-    add("--workdir", required=True, action="append", help="folder of a run; once for each")
-    add("--output", default="", metavar="FILE.html", help="report.html of the first run")
+    add("--workdir", default=[], action="append", help="folder of a run; once for each")
+    add("--study", default=[], action="append", help="folder of a study; once for each")
+    add("--output", default="", metavar="FILE.html", help="report.html of the first folder")
     add("--checkpoint", default="best", help="best (default), last or a step")
     add("--split", default="", help="test (default; eval where there is none), eval, ...")
     add(
@@ -314,24 +336,49 @@ def main(argv: Sequence[str]) -> int:
     )
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    paths = list(dict.fromkeys(args.workdir))
-    output = _output(args.output, paths[0])
+    paths, folders = list(dict.fromkeys(args.workdir)), list(dict.fromkeys(args.study))
+    if not paths:
+        _check_studies_alone(args, folders, overrides)
+    output = _output(args.output, (paths or folders)[0])
     files.check(args.images)
     images = [_image(each) for each in files.images(args.images)]
+    names = dict(zip([*paths, *folders], names_of([*paths, *folders]), strict=True))
+    studies = [read_study(folder, names[folder]) for folder in folders]
     runs = [
-        gather(path, name, args.checkpoint, args.split, images, overrides)
-        for path, name in zip(paths, names_of(paths), strict=True)
+        gather(path, names[path], args.checkpoint, args.split, images, overrides)
+        for path in paths
     ]
-    text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()})
+    text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()}, studies)
     write_atomically(output, text)
     for run in runs:
         for why in run.missing.values():
             print(f"{run.name}: {why}")
     size = len(text.encode())
-    print(f"report: {output} ({size / 1e6:.2f} MB, runs: {len(runs)})")
+    counts = f"runs: {len(runs)}" + (f", studies: {len(studies)}" if studies else "")
+    print(f"report: {output} ({size / 1e6:.2f} MB, {counts})")
     if size > MOST_BYTES:
-        print("it is large for a page; give fewer of --workdir at a time")
+        print("it is large for a page; give fewer of --workdir and --study at a time")
     return cli.DONE
+
+
+def _check_studies_alone(
+    args: argparse.Namespace, folders: Sequence[str], overrides: Mapping[str, str]
+) -> None:
+    """Raise `InputError` where there is no study either, or what runs have is asked."""
+    if not folders:
+        raise InputError("there is nothing to report on; give --workdir=RUN or --study=DIR")
+    asked = {
+        "--checkpoint": args.checkpoint != "best",
+        "--split": args.split,
+        "--images": args.images,
+        "--config": overrides,
+    }
+    for flag, is_asked in asked.items():
+        if is_asked:
+            raise InputError(
+                f"{flag} is of runs, and there is none; give --workdir=RUN, such as one"
+                f" below {folders[0]}"
+            )
 
 
 def _image(found: str | files.Bad) -> str:

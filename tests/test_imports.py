@@ -46,8 +46,9 @@ VERBS = {
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
     "report": {"batches", "checkpoint", "clean", "cli", "decode", "evaluate"}
-    | {"evaluation", "examples", "experiment", "files", "logs", "memory", "predict"}
-    | {"predictions", "reporting", "saliency", "scores", "show", "workdir"},
+    | {"evaluation", "examples", "experiment", "files", "logs", "memory", "outcomes"}
+    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "summary"}
+    | {"workdir"},
     "dry_run": {"config", "experiment", "memory"},
     "study": {"cells", "checkpoint", "cli", "config", "evaluate", "experiment", "hosts"}
     | {"mesh", "outcomes", "stopping", "study_table", "summary", "train", "workdir"},
@@ -68,7 +69,8 @@ NOUNS = {
     "spread": {"intervals"},
     "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
-    "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"},
+    "reporting": {"assessment", "calibration", "intervals", "reporting", "scores"}
+    | {"study_table", "summary"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
