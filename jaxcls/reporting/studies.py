@@ -58,7 +58,9 @@ def _plan(result: dict[str, Any]) -> Markup:
     cells, seeds = result["cells"], [run["seed"] for run in result["cells"][0]["runs"]]
     overrides = [cell["overrides"] for cell in cells]
     keys = dict.fromkeys(key for each in overrides for key in each)
-    values = {key: dict.fromkeys(each[key] for each in overrides) for key in keys}
+    values = {
+        key: dict.fromkeys(each[key] for each in overrides if key in each) for key in keys
+    }
     varied = dict.fromkeys(
         cell["vary"] if cell["vary"] == "all" else ",".join(cell["vary"]) for cell in cells
     )
@@ -83,9 +85,11 @@ def _best(result: dict[str, Any], most: int) -> list[str]:
     metric = result["metric"]
     sign = -1 if summary.is_higher_better(metric) else 1
     means = {
-        cell["name"]: sign * figure["mean"]
+        cell["name"]: sign * figures[place][metric]["mean"]
         for cell in result["cells"]
-        if (figure := cell["figures"].get("eval_best", {}).get(metric))
+        for figures in [cell["figures"]]
+        for place in ("eval_last", "eval_best")
+        if metric in figures.get(place, {})
     }
     order = sorted(names, key=lambda name: means.get(name, float("inf")))
     kept = [result["baseline"], *(n for n in order if n != result["baseline"])][:most]
