@@ -101,6 +101,7 @@ def _keys(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
     cells = len(result["cells"])
     text = (
         "Each dot is a run; below the dots of a cell is its mean with the 95 % interval."
+        " An interval without an end goes on beyond the figure."
         " Each thin line is a run as data.eval saw it, and each thick one the median of a"
         " cell, as far as all its runs go."
     )
