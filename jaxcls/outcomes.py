@@ -28,6 +28,11 @@ class Outcome(NamedTuple):
     values: dict[str, dict[str, float]]
 
 
+def run_folder(study: pathlib.Path, cell: str, seed: int) -> Workdir:
+    """The folder of one run of the study in a folder."""
+    return Workdir(study / cell / f"seed-{seed}")
+
+
 def read(folder: Workdir, seed: int) -> Outcome:
     """What came of the run of `seed` in `folder`, which need not be there."""
     records = logs.read(folder.metrics)

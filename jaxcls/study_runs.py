@@ -33,7 +33,7 @@ class Study(NamedTuple):
 
     def workdir(self, cell: Cell, seed: int) -> Workdir:
         """The folder of one run."""
-        return Workdir(self.folder / cell.name / f"seed-{seed}")
+        return outcomes.run_folder(self.folder, cell.name, seed)
 
     def config(self, cell: Cell) -> ConfigDict:
         """The checked config of a cell, whatever its seed; raises `InputError`."""

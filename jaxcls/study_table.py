@@ -16,96 +16,158 @@ PLACES = {
     "eval_best": "data.eval at the best step, which it chose itself",
     "eval_last": "data.eval at the last step",
 }
-_CELLS = 20
+# How a run may have ended, or not.
+STATES = ("done", "diverged", "missing")
+COLUMNS = (
+    "cell",
+    "n",
+    "mean",
+    "95 % interval",
+    "deviation",
+    "least",
+    "most",
+    "median",
+    "IQM",
+)
+_LISTED = 20
 
 
 def plan(cells: Sequence[str], seeds: Sequence[int], shard: tuple[int, int]) -> str:
     """What a study is made of, in a few lines."""
     first, of = shard
     names = [
-        *cells[:_CELLS],
-        *([f"... and {len(cells) - _CELLS} more"] if len(cells) > _CELLS else []),
+        *cells[:_LISTED],
+        *([f"... and {len(cells) - _LISTED} more"] if len(cells) > _LISTED else []),
     ]
-    runs = len(cells) * len(seeds)
     lines = [
-        f"study:  {len(cells)} cells x {len(seeds)} seeds = {runs} runs",
+        f"study:  {size(len(cells), len(seeds))}",
         *(f"cell:   {name}" for name in names),
-        f"seeds:  {', '.join(map(str, seeds[:20]))}{', ...' if len(seeds) > 20 else ''}",
+        f"seeds:  {listed(seeds)}",
     ]
     if of > 1:
-        lines.append(f"shard:  {first} of {of}, {len(range(first, runs, of))} runs")
+        runs = len(range(first, len(cells) * len(seeds), of))
+        lines.append(f"shard:  {first} of {of}, {runs} runs")
     return "\n".join(lines)
+
+
+def size(cells: int, seeds: int) -> str:
+    """How many runs there are, and why."""
+    return f"{cells} cells x {seeds} seeds = {cells * seeds} runs"
+
+
+def listed(each: Sequence[object]) -> str:
+    """The first ones, and whether there are more."""
+    return ", ".join([*map(str, each[:_LISTED]), *(["..."] if len(each) > _LISTED else [])])
 
 
 def show(found: dict[str, Any]) -> None:
     """Print a study's result: cells, comparisons, streams, and what a next one takes."""
     width = None if sys.stdout.isatty() else 120  # A pipe has no width of its own.
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    metric, role = found["metric"], found["headline"].partition("_")[0]
-    for place, title in PLACES.items():
-        known = any(metric in cell["figures"].get(place, {}) for cell in found["cells"])
-        if known and place.startswith(role):
-            console.print(_cells(found, place, f"{metric} on {title}"))
+    for place, title in titles(found).items():
+        console.print(_cells(found, place, title))
     for line in lines(found):
         console.print(line, soft_wrap=True)
 
 
+def titles(found: dict[str, Any]) -> dict[str, str]:
+    """{place: the title of its table} of the split that the headline is of."""
+    metric, role = found["metric"], found["headline"].partition("_")[0]
+    return {
+        place: f"{metric} on {title}"
+        for place, title in PLACES.items()
+        if place.startswith(role)
+        and any(metric in cell["figures"].get(place, {}) for cell in found["cells"])
+    }
+
+
 def lines(found: dict[str, Any]) -> list[str]:
     """What there is to say of a study besides its tables."""
-    said = []
+    place, metric = found["headline"], found["metric"]
+    said = lost(found)
     for cell in found["cells"]:
-        lost = [str(run["seed"]) for run in cell["runs"] if run["state"] == "diverged"]
-        if lost:
+        figure = cell["figures"].get(place, {}).get(metric)
+        if figure and figure["median"]["low"] is not None:
+            each = (f"{word} {bootstrapped(figure, word)}" for word in ("median", "IQM"))
+            n = figure["n"]
             said.append(
-                f"diverged: {cell['name']}, seed {', '.join(lost)}; not in its figures"
+                f"{cell['name']}, by bootstrap: {', '.join(each)}; 95% is meant, and n={n}"
             )
-    place = found["headline"]
-    for cell in found["cells"]:
-        if figure := cell["figures"].get(place, {}).get(found["metric"]):
-            said += _coverage(figure, cell["name"])
-    for name, one in found["comparisons"].get(place, {}).items():
-        apart = f" ({one['unpaired']} seeds without a pair)" if one["unpaired"] else ""
-        said.append(f"{name} against {found['baseline']}: {one['words']}{apart}")
-    if chosen := found["selected"]:
-        said.append(
-            f"chosen by {chosen['metric']} on data.eval alone: {chosen['cell']} (mean"
-            f" {chosen['mean']:.4g})"
-        )
+    said += [*compared(found), *chosen(found)]
     for streams, share in found["streams"].get(place, {}).items():
         if share["value"] is not None:
             said.append(
                 f"of the variance, {streams} alone makes {share['value']:.0%}"
                 f" ({share['low']:.0%} to {share['high']:.0%})"
             )
-    if needed := found["runs_needed"]:
-        unit = f" {found['unit']}" if found["unit"] else ""
-        each = ", ".join(
-            f"{difference}{unit}: {seeds if seeds else 'over 100,000'}"
-            for difference, seeds in needed["seeds"].items()
-        )
-        said.append(
-            f"seeds to see a difference of {each} (80% power; from the deviation of"
-            f" {needed['of']}, {needed['deviation']:.3g}{unit})"
-        )
+    if found["runs_needed"]:
+        each = (f"{difference}: {seeds}" for difference, seeds in needed(found).items())
+        said.append(f"seeds to see a difference of {', '.join(each)} ({needed_by(found)})")
     return said
 
 
-def _coverage(figure: dict[str, Any], name: str) -> list[str]:
-    """What median and IQM are worth: their bootstrap intervals, and what those hold."""
-    if figure["median"]["low"] is None:
-        return []
-    each = [
-        f"{word} {_text(figure[key]['low'])} to {_text(figure[key]['high'])} (holds"
-        f" {figure[f'coverage_{key}']:.0%})"
-        for key, word in (("median", "median"), ("iqm", "IQM"))
+def lost(found: dict[str, Any]) -> list[str]:
+    """A line for each cell and each way in which its seeds have no result."""
+    ways = {"diverged": "not in its figures", "missing": "not ended yet"}
+    return [
+        f"{state}: {cell['name']}, seed {listed(seeds)}; {what}"
+        for cell in found["cells"]
+        for state, what in ways.items()
+        if (seeds := [run["seed"] for run in cell["runs"] if run["state"] == state])
     ]
-    return [f"{name}, by bootstrap: {', '.join(each)}; 95% is meant, and n={figure['n']}"]
+
+
+def bootstrapped(figure: dict[str, Any], word: str) -> str:
+    """The bootstrap interval of the "median" or "IQM", and what such intervals hold."""
+    key = word.lower()
+    low, high = figure[key]["low"], figure[key]["high"]
+    if low is None:
+        return ""
+    return f"{text(low)} to {text(high)} (holds {figure[f'coverage_{key}']:.0%})"
+
+
+def compared(found: dict[str, Any]) -> list[str]:
+    """What to say of each cell against the baseline, by the headline's figures."""
+    said = []
+    for name, one in found["comparisons"].get(found["headline"], {}).items():
+        apart = f" ({one['unpaired']} seeds without a pair)" if one["unpaired"] else ""
+        said.append(f"{name} against {found['baseline']}: {one['words']}{apart}")
+    return said
+
+
+def chosen(found: dict[str, Any]) -> list[str]:
+    """Which cell is best by data.eval, where there is one to choose."""
+    if not (best := found["selected"]):
+        return []
+    mean = f"{best['mean']:.4g}"
+    return [
+        f"chosen by {best['metric']} on data.eval alone: {best['cell']} (mean {mean})",
+    ]
+
+
+def needed(found: dict[str, Any]) -> dict[str, str]:
+    """{difference: how many seeds show it}."""
+    return {
+        f"{difference}{_unit(found)}": str(seeds or "over 100,000")
+        for difference, seeds in found["runs_needed"]["seeds"].items()
+    }
+
+
+def needed_by(found: dict[str, Any]) -> str:
+    """What the seeds that are needed follow from."""
+    by = found["runs_needed"]
+    deviation = f"{by['deviation']:.3g}{_unit(found)}"
+    return f"80% power; from the deviation of {by['of']}, {deviation}"
+
+
+def _unit(found: dict[str, Any]) -> str:
+    return f" {found['unit']}" if found["unit"] else ""
 
 
 def closing(found: dict[str, Any]) -> str:
     """The last line of a study."""
     is_done = found["missing"] == 0
-    counts = " ".join(f"{name}={found[name]}" for name in ("done", "diverged", "missing"))
+    counts = " ".join(f"{name}={found[name]}" for name in STATES)
     word = "done" if is_done else "not all runs are there yet"
     return f"{word}: cells={len(found['cells'])} {counts}"
 
@@ -118,37 +180,30 @@ def duration(seconds: float) -> str:
 
 
 def _cells(found: dict[str, Any], place: str, title: str) -> Table:
-    columns = (
-        "cell",
-        "n",
-        "mean",
-        "95 % interval",
-        "deviation",
-        "least",
-        "most",
-        "median",
-        "IQM",
-    )
     table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
-    for number, name in enumerate(columns):
+    for number, name in enumerate(COLUMNS):
         table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
     for cell in found["cells"]:
-        figure = cell["figures"].get(place, {}).get(found["metric"])
-        if figure is None:
-            table.add_row(cell["name"], "0", *["-"] * (len(columns) - 2))
-            continue
-        ends = [figure["t"]["low"], figure["t"]["high"]]
-        interval = "-" if None in ends else f"{_text(ends[0])} to {_text(ends[1])}"
-        table.add_row(
-            cell["name"],
-            str(figure["n"]),
-            _text(figure["mean"]),
-            interval,
-            *(_text(figure[name]) for name in ("deviation", "least", "most")),
-            *(_text(figure[name]["value"]) for name in ("median", "iqm")),
-        )
+        table.add_row(*row(cell, place, found["metric"]))
     return table
 
 
-def _text(value: float | None) -> str:
+def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:
+    """The figures of a cell, one for each of `COLUMNS`."""
+    figure = cell["figures"].get(place, {}).get(metric)
+    if figure is None:
+        return [cell["name"], "0", *["-"] * (len(COLUMNS) - 2)]
+    ends = [figure["t"]["low"], figure["t"]["high"]]
+    return [
+        cell["name"],
+        str(figure["n"]),
+        text(figure["mean"]),
+        "-" if None in ends else f"{text(ends[0])} to {text(ends[1])}",
+        *(text(figure[name]) for name in ("deviation", "least", "most")),
+        *(text(figure[name]["value"]) for name in ("median", "iqm")),
+    ]
+
+
+def text(value: float | None) -> str:
+    """A figure as tables have it."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"

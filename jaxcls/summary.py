@@ -4,13 +4,15 @@ What is scored is told apart by split and step (see `outcomes.PLACES`): "test_be
 data.test at the best step by data.eval, "test_last" data.test at the last one.
 """
 
+import json
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxcls import comparison, spread
+from jaxcls import __version__, comparison, spread
 from jaxcls.cells import Cell
 from jaxcls.comparison import Comparison
 from jaxcls.errors import InputError, did_you_mean
@@ -65,6 +67,44 @@ def summarise(
         "runs_needed": _needed(found, headline(places), metric, baseline),
     }
     return finite(whole)
+
+
+def read(folder: pathlib.Path, flag: str) -> dict[str, Any]:
+    """study.json of a study's folder; raises `InputError` that names `flag` without one."""
+    file = folder / "study.json"
+    try:
+        found = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{flag}={folder} {_why_no_study(folder)}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not {"format", "cells", "headline"} <= set(found):
+        raise InputError(
+            f"{flag}={folder} is not a study's folder: its study.json is another program's"
+        )
+    if found["format"] != FORMAT:
+        raise InputError(
+            f"{file} has format {found['format']}, and jaxcls {__version__} reads {FORMAT};"
+            " use the jaxcls that wrote it"
+        )
+    return found
+
+
+def _why_no_study(folder: pathlib.Path) -> str:
+    """What a folder is that has no study.json, and what to give."""
+    if (folder / "config.json").is_file():
+        above = folder.parent.parent
+        whole = f"; the study's is {above}" if (above / "study.json").is_file() else ""
+        return f"is a run's folder: give it as --workdir={folder}{whole}"
+    if (folder / "plan.json").is_file():
+        return (
+            "has no study.json yet; the command that began the study goes on with it, and"
+            " writes it where it ends or is stopped"
+        )
+    return (
+        "is not a study's folder: it has no study.json; give what --workdir of"
+        " python -m jaxcls.study was"
+    )
 
 
 def headline(places: Sequence[str]) -> str:

@@ -46,9 +46,11 @@ VERBS = {
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"batches", "calibration", "checkpoint", "clean", "cli", "evaluate"}
-    | {"evaluation", "examples", "experiment", "files", "importers", "logs", "memory"}
-    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "workdir"},
+    "report": {"cli", "files", "gather", "importers", "reporting", "workdir"},
+    "gather": {"batches", "calibration", "checkpoint", "clean", "evaluate", "evaluation"}
+    | {"examples", "experiment", "files", "importers", "logs", "memory", "outcomes"}
+    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "summary"}
+    | {"workdir"},
     "dry_run": {"config", "experiment", "memory"},
     "study": {"cells", "cli", "comparison", "config", "expected", "experiment", "hosts"}
     | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
@@ -72,7 +74,8 @@ NOUNS = {
     "spread": {"intervals"},
     "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
-    "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"},
+    "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"}
+    | {"study_table", "summary"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},

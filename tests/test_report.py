@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import evaluate, experiment, predictions, report, train, workdir
+from jaxcls import (
+    evaluate,
+    experiment,
+    gather,
+    predictions,
+    report,
+    study,
+    train,
+    workdir,
+)
 from jaxcls.errors import InputError
 from tests import browser
+from tests.conftest import ROOT
 from tests.scoring import predictions as predicted_of
 from tests.settings import digits
 
@@ -71,9 +81,9 @@ def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
     own, taken = found.labels[worst], found.logits[worst].argmax()
     captions = re.findall(r"<figcaption><span>(\d, 0\.\d+)</span><span>(is \d)", text)
     assert captions[0] == (f"{taken}, {likely[worst]:.3f}", f"is {own}")
-    assert report.most_confident_mistakes(found, 3)[0] == worst
+    assert gather.most_confident_mistakes(found, 3)[0] == worst
     batch = next(exp.eval_batches("test", "data.test", 360))
-    pixels = report.read(exp, "test", "data.test", np.array([worst, 0]))
+    pixels = gather.read(exp, "test", "data.test", np.array([worst, 0]))
     np.testing.assert_array_equal(pixels, np.asarray(batch["image"])[[worst, 0]])
     assert "Where it looks (Grad-CAM)" in text
     assert text.count("for ") > 12
@@ -115,7 +125,7 @@ def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_pat
         assert "Not scored here: record" in where
         assert "a shard is damaged" in where
     assert "Confusions" not in text
-    assert text.count("<img") == report.TRAINED_ON
+    assert text.count("<img") == gather.TRAINED_ON
     # Of a damaged split that the temperature alone is fitted on, that alone is missing.
     shutil.copy(next(data_dir.glob(f"digits/*/{shard.name}")), shard)
     (shard,) = (tmp_path / "data").glob("digits/*/*-train.array_record*")
@@ -131,7 +141,7 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
     assert "It has no checkpoint yet" in text
     assert 'id="curve-loss-figure_1"' in text
     assert "not finished: step 2 of 6" in text
-    assert text.count("<img") == report.TRAINED_ON
+    assert text.count("<img") == gather.TRAINED_ON
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,12 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
         (["--workdir={run}", "--output={tmp}/no/r.html"], "in no folder that is there"),
         (["--workdir={run}", "--images={tmp}/no.png"], "no.png is not a file"),
         (["--workdir={run}", "--config.seed=3"], "part of what the run is"),
-        ([], "required: --workdir"),
+        ([], "nothing to report on; give --workdir=RUN or --study=DIR"),
+        (["--study={run}"], "young is a run's folder: give it as --workdir="),
+        (["--study={tmp}"], "is not a study's folder: it has no study.json"),
+        (["--study={tmp}/no"], "is not a study's folder: it has no study.json"),
+        (["--study={tmp}", "--split=train"], "--split is of runs, and there is none"),
+        (["--study={tmp}", "--config.data.dir=x"], "--config is of runs"),
     ],
 )
 def test_bad_input_is_named(young, tmp_path, arguments, message):
@@ -210,10 +225,10 @@ def test_runs_are_called_by_their_folders_and_by_paths_where_these_tie():
 def test_the_surest_mistakes_come_first():
     logits = np.array([[0, 2], [0, 3], [np.nan, 1], [5, 0], [0, 3], [9, 0.0]], np.float32)
     found = predictions.Predictions(logits, np.array([0, 0, 0, 1, 0, 0]))
-    assert report.most_confident_mistakes(found, 9).tolist() == [3, 1, 4, 0]
-    assert report.most_confident_mistakes(found, 2).tolist() == [3, 1]
+    assert gather.most_confident_mistakes(found, 9).tolist() == [3, 1, 4, 0]
+    assert gather.most_confident_mistakes(found, 2).tolist() == [3, 1]
     right = predictions.Predictions(logits[5:], np.array([0]))
-    assert report.most_confident_mistakes(right, 2).tolist() == []
+    assert gather.most_confident_mistakes(right, 2).tolist() == []
 
 
 @pytest.mark.slow
@@ -349,5 +364,110 @@ def test_mistakes_are_ordered_by_what_the_loss_means_by_logits():
     # Two classes that are sure alike share a softmax, and not a sigmoid.
     logits = np.float32([[5, 5, -9], [2, -9, -9]])
     found = predictions.Predictions(logits, np.int32([2, 1]))
-    assert report.most_confident_mistakes(found, 2).tolist() == [1, 0]
-    assert report.most_confident_mistakes(found, 2, "sigmoid").tolist() == [0, 1]
+    assert gather.most_confident_mistakes(found, 2).tolist() == [1, 0]
+    assert gather.most_confident_mistakes(found, 2, "sigmoid").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"format": 99, "cells": [], "headline": ""}',
+            "study.json has format 99, and",
+        ),
+        ('{"format": 1}', "its study.json is another program's"),
+        ("[]", "its study.json is another program's"),
+        ('{"format": 1, "ce', "study.json cannot be read: "),
+        (None, "has no study.json yet; the command that began the study goes on with it"),
+    ],
+)
+def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
+    (tmp_path / "plan.json").write_text("{}")
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(InputError) as refused:
+        report.main([f"--study={tmp_path}"])
+    assert message in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def of_study(data_dir, tmp_path_factory):
+    """The folder of a study of two cells with a report; one of them diverges."""
+    folder = tmp_path_factory.mktemp("studies") / "rates"
+    settings = {
+        "length": "4 steps",
+        "model.name": "cnn(widths=(4, 8), dense=16)",
+        "data.dir": str(data_dir),
+        "data.train_ops": "decode(1)",
+        "data.eval_ops": "decode(1)",
+        "augment": "",
+        "optim.name": "sgd",
+        "eval.every": "2 steps",
+        "log.tensorboard": "false",
+        "mesh.devices": "1",
+    }
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+    grid = ["--grid", "optim.lr=0.1,0.01,1e30", "--seeds=2"]
+    assert study.main([config, f"--workdir={folder}", *grid, *overrides]) == 0
+    assert report.main([f"--study={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_is_told_from_its_folder(of_study, capsys):
+    found = json.loads((of_study / "study.json").read_text())
+    text = (of_study / "report.html").read_text()
+    assert "<h1>Report: rates</h1>" in text
+    assert "diverged: optim.lr=1e30, seed 0, 1; not in its figures" in text
+    for name in ("optim.lr=0.1", "optim.lr=0.01"):
+        runs = (of_study / name).glob("seed-?/metrics.jsonl")
+        final = [json.loads(file.read_text().splitlines()[-1])["top1"] for file in runs]
+        assert f"<td>{np.mean(final):.4f}</td>" in text
+    assert found["comparisons"]["test_best"]["optim.lr=0.01"]["words"] in text
+    assert "<code>batch_size</code></th><td><code>64</code>" in text
+    # A run beside it has its own part, and both are called by their folders.
+    first = of_study / "optim.lr=0.1" / "seed-0"
+    out = of_study / "both.html"
+    both = [f"--study={of_study}", f"--workdir={first}", f"--output={out}"]
+    assert report.main(both) == 0
+    assert "runs: 1, studies: 1" in capsys.readouterr().out
+    text = out.read_text()
+    assert "<h1>Report: rates, seed-0</h1>" in text
+    assert text.index("Study: rates") < text.index('id="run1"')
+    with pytest.raises(InputError, match=rf"a run's folder.*the study's is {of_study}"):
+        report.main([f"--study={first}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (320, True), (1200, False)])
+def test_a_browser_shows_a_study(shown, of_study, width, dark):
+    before = len(shown.messages)
+    shown.open(of_study / "report.html", width, dark=dark)
+    shown.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    scrolled, visible = shown.evaluate(wide)
+    assert scrolled <= visible <= width
+    sizes = shown.evaluate(
+        "['svg', 'table'].map(name => [...document.querySelectorAll(name)].map(e =>"
+        " Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height)))"
+    )
+    assert [len(each) for each in sizes] == [2, 6]
+    assert min(map(min, sizes)) > 60
+    letters = shown.evaluate(
+        "[...document.querySelectorAll('svg text')].map(t => [t.getScreenCTM(), t]).map("
+        "([m, t]) => Math.hypot(m.a, m.b) * parseFloat(getComputedStyle(t).fontSize))"
+    )
+    assert min(letters) >= (11 if width > 320 else 9)
+    # A click sorts the cells by their mean.
+    shown.evaluate("document.querySelectorAll('table.sorts thead button')[2].click()")
+    means = shown.evaluate(
+        "[...document.querySelector('table.sorts').tBodies[0].rows]"
+        ".map(row => row.cells[2].textContent)"
+    )
+    known = [float(mean) for mean in means if mean != "-"]
+    assert known == sorted(known)
+    assert len(known) == 2
+    assert len(shown.messages) == before

@@ -19,7 +19,7 @@ from jaxcls.reporting.contents import Look, Picture, Run, Scored
 
 DEFAULTS = {key: knob.default for key, knob in KNOBS.items()}
 NASTY = ("<script>alert(1)</script>", 'a" onload="alert(1)', "&amp; $x^2$ ]]> '")
-VOID = {"img", "meta", "br"}
+VOID = {"img", "meta", "br", "wbr"}
 
 
 class Parsed(html.parser.HTMLParser):

@@ -37,6 +37,19 @@ class Scored(NamedTuple):
     mistakes: list[Picture]
 
 
+class Study(NamedTuple):
+    """A study's result, and how its runs came to it.
+
+    result: study.json. config: what every cell has but for its overrides; {} where that is
+    not known. evaluations: {(cell, seed): records} of the runs that have some.
+    """
+
+    name: str
+    result: dict[str, Any]
+    config: dict[str, Any]
+    evaluations: dict[tuple[str, int], list[Record]]
+
+
 class Run(NamedTuple):
     """A run's files as they are, and what could be found with its model and its data.
 

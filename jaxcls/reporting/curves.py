@@ -21,17 +21,21 @@ _TITLES = {
     "data_wait": "Share of training time waiting for data",
 }
 # Of the same value: what training saw, what evaluation found, and that of averaged weights.
-_TRAIN, _EVAL, _AVERAGED = ":", "-", "--"
+_TRAIN, EVAL, _AVERAGED = ":", "-", "--"
 _NO_VALUES = {"step", "kind", "split", "n", "at", "best_step", "index", "to"}
 
 
 class Line(NamedTuple):
-    """values [n] at steps [n] of run number `run`, in a style of line."""
+    """values [n] at steps [n] in the colour of run number `run`, in a style of line.
+
+    is_faint: one of many, behind what there is to say of them.
+    """
 
     run: int
     style: str
     steps: np.ndarray
     values: np.ndarray
+    is_faint: bool = False
 
 
 def points(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -69,27 +73,29 @@ def learning(runs: Sequence[Run]) -> Markup:
             Line(i, style, *points(kinds[kind], key))
             for i, kinds in enumerate(of_kind)
             for kind, key, style in (
-                ("train", name, _TRAIN if _is_evaluated(name, of_kind) else _EVAL),
+                ("train", name, _TRAIN if _is_evaluated(name, of_kind) else EVAL),
                 ("eval", f"ema_{name}", _AVERAGED),
-                ("eval", name, _EVAL),
+                ("eval", name, EVAL),
             )
         ]
-        charts.append(_chart(name, lines))
+        charts.append(by_step(name, lines, f"curve-{name}"))
     for name in ("images_per_s", "data_wait"):
-        lines = [Line(i, _EVAL, *points(run.timing, name)) for i, run in enumerate(runs)]
-        charts.append(_chart(name, lines))
+        lines = [Line(i, EVAL, *points(run.timing, name)) for i, run in enumerate(runs)]
+        charts.append(by_step(name, lines, f"curve-{name}"))
     shown = [each for each in charts if each]
     if not shown:
         return note("No run has a record yet.")
-    legend = tag(
-        "ul",
-        *(tag("li", swatch(i), run.name) for i, run in enumerate(runs)),
-        class_="legend",
-    )
     keys = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
     if any(key.startswith("ema_") for kinds in of_kind for r in kinds["eval"] for key in r):
         keys += " Dashed: evaluation of the averaged weights."
-    return join([legend, note(keys), tag("div", *shown, class_="charts")])
+    names = legend([run.name for run in runs])
+    return join([names, note(keys), tag("div", *shown, class_="charts")])
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """The names of runs, each with its colour."""
+    each = (tag("li", swatch(i), name) for i, name in enumerate(names))
+    return tag("ul", *each, class_="legend")
 
 
 def _names(of_kind: list[dict[str, list[Record]]]) -> list[str]:
@@ -111,7 +117,7 @@ def _is_evaluated(name: str, of_kind: list[dict[str, list[Record]]]) -> bool:
     return any(name in record for kinds in of_kind for record in kinds["eval"])
 
 
-def _chart(name: str, lines: Sequence[Line]) -> Markup:
+def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Markup:
     """One value of all runs by step; nothing where no run has it."""
     drawn = [line for line in lines if np.isfinite(line.values).any()]
     if not drawn:
@@ -125,10 +131,10 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
         for line in drawn:
             steps, values = thinned(line.steps, line.values)
             marker = "o" if len(steps) == 1 else None
-            width = 1.1 if line.style == _TRAIN else 1.7
+            width = 0.7 if line.is_faint else 1.1 if line.style == _TRAIN else 1.7
             axes.plot(
                 steps, values, line.style, color=colour(line.run), lw=width,
-                marker=marker, ms=4,
+                marker=marker, ms=4, alpha=0.45 if line.is_faint else 1,
             )  # fmt: skip
         axes.set_xlabel("step")
         if is_wide:
@@ -139,10 +145,13 @@ def _chart(name: str, lines: Sequence[Line]) -> Markup:
             axes.yaxis.set_major_formatter(_percent())
         axes.xaxis.set_major_locator(_few_whole_numbers())
 
-    last = [f"{line.values[-1]:.4g} at step {line.steps[-1]}" for line in drawn]
-    return chart(
-        draw, f"curve-{name}", _TITLES.get(name, name), f"ends at {'; '.join(last)}", _SIZE
-    )
+    last = [
+        f"{line.values[-1]:.4g} at step {line.steps[-1]}"
+        for line in drawn
+        if not line.is_faint
+    ]
+    about = f"ends at {'; '.join(last)}"
+    return chart(draw, id_, title or _TITLES.get(name, name), about, _SIZE)
 
 
 def _as_logarithm(axes: Any) -> None:

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-_VOID = {"img", "meta"}
+_VOID = {"img", "meta", "wbr"}
 # How many colours there are for runs; the page gives them their values.
 COLOURS = 8
 

@@ -6,25 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxcls.reporting import curves, images, tables
-from jaxcls.reporting.contents import Run, Scored
+from jaxcls.reporting import curves, images, studies, tables
+from jaxcls.reporting.contents import Run, Scored, Study
 from jaxcls.reporting.markup import Markup, join, note, section, swatch, tag
 from jaxcls.reporting.style import SCRIPT, STYLE
 
 
-def page(runs: Sequence[Run], defaults: Mapping[str, Any]) -> str:
-    """A report of runs; defaults: of every config key.
+def page(
+    runs: Sequence[Run], defaults: Mapping[str, Any], found: Sequence[Study] = ()
+) -> str:
+    """A report of runs, and of the studies that are found; defaults: of every config key.
 
     The same runs give the same text. It loads nothing, which its own policy also forbids.
     """
-    title = f"Report: {', '.join(run.name for run in runs)}"
-    between = "Configs" if len(runs) > 1 else "Config"
+    names = [*(each.name for each in found), *(run.name for run in runs)]
+    title = f"Report: {', '.join(names)}"
     main = [
         tag("h1", title),
-        section("Runs", tables.overview(runs)),
-        section("Learning curves", curves.learning(runs)),
-        section(between, tables.differences(runs, defaults)),
-        *(_of_run(run, number, len(runs)) for number, run in enumerate(runs)),
+        *(studies.study(each, number, defaults) for number, each in enumerate(found)),
+        *(_of_runs(runs, defaults) if runs else []),
     ]
     body = tag("body", tag("main", *main), tag("script", Markup(SCRIPT)))
     return (
@@ -32,6 +32,17 @@ def page(runs: Sequence[Run], defaults: Mapping[str, Any]) -> str:
         + tag("html", tag("head", *_head(title)), body, lang="en")
         + "\n"
     )
+
+
+def _of_runs(runs: Sequence[Run], defaults: Mapping[str, Any]) -> list[Markup]:
+    """What there is of runs beside each other, then each by itself."""
+    between = "Configs" if len(runs) > 1 else "Config"
+    return [
+        section("Runs", tables.overview(runs)),
+        section("Learning curves", curves.learning(runs)),
+        section(between, tables.differences(runs, defaults)),
+        *(_of_run(run, number, len(runs)) for number, run in enumerate(runs)),
+    ]
 
 
 def _head(title: str) -> list[Markup]:

@@ -37,9 +37,12 @@ h1 {{ font-size: 1.6rem; margin: .2rem 0 1rem; }}
 h2 {{ font-size: 1.3rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }}
 h3 {{ font-size: 1.05rem; margin: 1.6rem 0 .5rem; }}
 a {{ color: var(--run1); }}
+.said {{ padding-left: 1.1rem; max-width: 46rem; }}
 .note, footer {{ color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .4rem 0; }}
 .swatch {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%;
   margin-right: .4em; }}
+.key {{ display: inline-flex; align-items: baseline; }}
+.key .swatch {{ flex: none; }}
 .legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem;
   padding: 0; }}
 figure {{ margin: 0; }}
@@ -58,6 +61,7 @@ th, td {{ padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-alig
 td small {{ display: block; white-space: nowrap; color: var(--soft); }}
 thead th {{ position: sticky; top: 0; background: var(--paper); white-space: nowrap; }}
 code {{ font-size: .95em; overflow-wrap: anywhere; }}
+.sorts td {{ white-space: nowrap; }}
 th button {{ all: unset; cursor: pointer; font-weight: 600; }}
 th button:focus-visible {{ outline: 2px solid var(--run1); }}
 th button::after {{ content: " \\2195"; color: var(--soft); }}

@@ -210,15 +210,27 @@ def differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Markup:
     if len(runs) == 1:
         configs.append(dict(defaults))
         names.append(Markup("default"))
-    rows = [
-        [tag("code", key), *(_value(config, key) for config in configs)]
-        for key in keys
-        if any(config.get(key) != configs[0].get(key) for config in configs)
-    ]
+    rows = _differing(configs, keys)
     if not rows:
         return note("All configs are the same.")
     what = "What differs between the configs" if len(runs) > 1 else "What is set"
     return table(["key", *names], rows, what)
+
+
+def settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Markup:
+    """The keys of a config that are not as they are by default; nothing without one."""
+    rows = _differing([config, defaults], list(config))
+    return table(["key", "value", "default"], rows, "What is set") if rows else Markup("")
+
+
+def _differing(
+    configs: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[list[Markup]]:
+    return [
+        [tag("code", key), *(_value(config, key) for config in configs)]
+        for key in keys
+        if any(config.get(key) != configs[0].get(key) for config in configs)
+    ]
 
 
 def _value(config: Mapping[str, Any], key: str) -> Markup:
