@@ -231,6 +231,7 @@ def false_alarms(cells, n):
     return alarms / 2000
 
 
+@pytest.mark.slow
 def test_of_two_equal_recipes_few_are_said_to_differ():
     said, flips, outside = false_alarms(2, 7)
     assert max(said, flips, outside) <= 0.065
@@ -240,7 +241,7 @@ def test_of_two_equal_recipes_few_are_said_to_differ():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cells", "n"), [(2, 3), (2, 5), (2, 10), (5, 5), (5, 8)])
+@pytest.mark.parametrize(("cells", "n"), [(2, 3), (2, 5), (2, 10), (5, 8)])
 def test_in_few_studies_of_equal_recipes_any_is_said_to_differ(cells, n):
     said, flips, outside = false_alarms(cells, n)
     assert max(said, flips, outside) <= 0.065

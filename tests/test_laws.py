@@ -155,7 +155,7 @@ def kill_and_repeat(data_dir, workdir, rng, least):
     kills = 0
     while True:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        patience = rng.uniform(2.0, 9.0) if kills < least else 300
+        patience = rng.uniform(2.0, 6.0) if kills < least else 300
         try:
             out, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:

@@ -102,6 +102,7 @@ def test_every_cell_and_seed_is_a_run_of_its_own_that_main_would_make(
         assert (run / name).read_bytes() == (alone / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_last_step_is_scored_beside_the_best(done, monkeypatch):
     monkeypatch.chdir(ROOT)
     # A rate of 100 makes what comes after the first evaluation worse.
