@@ -8,7 +8,9 @@ layer by layer, plain SGD stays at chance for more than those five.
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
 Cost: 383 steps of 128 an epoch; 57 million parameters, 0.56 GFLOP an image forward and
 backward.
-Expected: no published number is of this very recipe; not yet run to the end here.
+Expected: no published number is of this very recipe. On a fifth of CIFAR-10 as JPEG files
+(--config.data.fraction=0.2, one seed) it stopped early after 33 epochs: 0.527 of data.eval
+after epoch 28, 0.514 of 5,000 test images; all images were not tried to the end.
 
     python -m jaxcls.main --config=configs/tutorial_alexnet.py --config.data.dir=DIR
 """
