@@ -203,7 +203,7 @@ class Workdir:
 
         facts: what else is known of it, such as the number of hosts.
         """
-        starts = self._starts()
+        starts = self.starts()
         for start in starts:
             start.setdefault("reason", "killed")
         starts.append(
@@ -218,7 +218,7 @@ class Workdir:
 
     def note(self, **facts: Any) -> None:
         """Add to the entry of this start, such as the step that it resumed from."""
-        starts = self._starts()
+        starts = self.starts()
         starts[-1] |= facts
         self._write_starts(starts)
 
@@ -226,7 +226,8 @@ class Workdir:
         """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
         self.note(ended=_now(), reason=reason)
 
-    def _starts(self) -> list[dict[str, Any]]:
+    def starts(self) -> list[dict[str, Any]]:
+        """The entries of manifest.json, one a start; [] where there is none."""
         file = self.path / "manifest.json"
         return json.loads(file.read_text())["starts"] if file.exists() else []
 
