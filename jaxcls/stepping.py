@@ -1,4 +1,4 @@
-"""What does the steps of a run: its own program, or (`together`) one of several runs.
+"""What does the steps of a run: its own program, or (`together`) a row of one of several.
 
 A run is a generator, so that several may be under way at once, in one thread.
 """

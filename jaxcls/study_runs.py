@@ -131,7 +131,7 @@ def _begun(study: Study, cell: Cell, seeds: Sequence[int]) -> dict[int, tuple[in
     for seed in seeds:
         folder = study.workdir(cell, seed)
         if checkpoint.steps(folder.checkpoints):
-            start = folder.starts()[-1]
+            start = [{}, *folder.starts()][-1]
             found[seed] = start.get("together", 1), start.get("row", 0)
     return found
 
