@@ -222,21 +222,32 @@ class Data:
 
         image, label, index (the example's number) and epoch (of its showing).
         """
-        split, size = self.config.data.train, self.config.batch_size
+        split = self.config.data.train
         firsts = [round(share * steps) for share, _ in self.train_stages]
         for (_, ops), first, end in zip(
             self.train_stages, firsts, [*firsts[1:], steps], strict=True
         ):
-            plans = batches.train_plans(
-                self._order,
-                self.count(split, "data.train"),
-                size,
-                mesh.host_rows(size),
-                start=max(first, start),
-                stop=end,
-                repeats=self.config.data.repeats,
-            )
+            plans = self._train_plans(max(first, start), end)
             yield from self._batches("train_ops", ops, split, "data.train", plans)
+
+    def train_columns(self, start: int, steps: int) -> Iterator[batches.Batch]:
+        """What `train_batches` has besides images and labels, on this host.
+
+        With `train_resident`, which index [B] takes them from, it is all there is.
+        """
+        return map(_columns, self._train_plans(start, steps))
+
+    def _train_plans(self, start: int, stop: int) -> Iterator[batches.Plan]:
+        size = self.config.batch_size
+        return batches.train_plans(
+            self._order,
+            self.count(self.config.data.train, "data.train"),
+            size,
+            mesh.host_rows(size),
+            start=start,
+            stop=stop,
+            repeats=self.config.data.repeats,
+        )
 
     def sample(self, count: int) -> np.ndarray:
         """`count` images, or all, of training as decoded: uint8 [n, H, W, C].
@@ -284,8 +295,7 @@ class Data:
         if self._is_resident(name, split, key):
             take, arrays = self._take, self._on_device(split, key)
             for plan in plans:
-                rest = {"index": plan.examples.astype(np.int32), **plan.columns}
-                on_mesh = mesh.put(self.mesh, rest)
+                on_mesh = mesh.put(self.mesh, _columns(plan))
                 yield {**take(arrays, on_mesh["index"]), **on_mesh}
             return
         data = self.config.data
@@ -317,6 +327,10 @@ class Data:
     def is_train_resident(self) -> bool:
         """Whether the images of training are decoded once and kept."""
         return self._is_resident("train_ops", self.config.data.train, "data.train")
+
+    def train_resident(self) -> DeviceBatch:
+        """image uint8 [n, H, W, C] and label int32 [n] of all of training, decoded."""
+        return self._on_device(self.config.data.train, "data.train")
 
     def resident_bytes(self) -> int:
         """Bytes of decoded images that training keeps on each device."""
@@ -382,3 +396,8 @@ class Data:
             in_shardings=(everywhere, rows),
             out_shardings=rows,
         )
+
+
+def _columns(plan: batches.Plan) -> batches.Batch:
+    """What a batch has besides images and labels."""
+    return {"index": plan.examples.astype(np.int32), **plan.columns}

@@ -42,6 +42,8 @@ class Experiment(Recipe):
 
         No compiled step knows a seed and no decoded image, so both experiments have them.
         """
+        # Made before they are shared, so that what compiles them compiles them for all.
+        _ = self._jitted_init, self.eval_step, self.record_evaluation
         other = copy.copy(self)
         other.config = config = configs.from_flat({**configs.flat(self.config), **seeds})
         check(config)
@@ -72,7 +74,7 @@ class Experiment(Recipe):
         return teacher.load(self) if self.config.distill.run else None
 
     @functools.cached_property
-    def _teacher_variables(self) -> Any:
+    def teacher_variables(self) -> Any:
         """The teacher's variables on the mesh; {} without one."""
         found = self.teacher.variables if self.teacher else {}
         sharding = mesh.replicated(self.mesh)
@@ -115,17 +117,22 @@ class Experiment(Recipe):
 
         Of a batch with "asked" (see `mesh.with_flag`), metrics tell whether one asked.
         """
-        return self._jitted_train_step(state, batch, self._teacher_variables)
+        return self._jitted_train_step(state, batch, self.teacher_variables)
 
     @functools.cached_property
-    def _jitted_train_step(self) -> jax.stages.Wrapped:
+    def raw_train_step(self) -> step.TrainStep:
+        """train_step(state, batch, teacher_variables) -> (state, metrics), not jitted."""
         distillation = None
         if self.teacher:
             distill = self.config.distill
             distillation = gradients.Distillation(
                 self.teacher.logits, distill.weight, distill.temperature
             )
-        raw = self.pure_train_step(distillation)
+        return self.pure_train_step(distillation)
+
+    @functools.cached_property
+    def _jitted_train_step(self) -> jax.stages.Wrapped:
+        raw = self.raw_train_step
 
         def train_step(state: step.State, batch: DeviceBatch, variables: Any) -> Any:
             state, scores = raw(state, batch, variables)
@@ -159,7 +166,7 @@ class Experiment(Recipe):
             ) from None
 
     def _lowered(self, shape: tuple[int, ...] | None = None) -> Any:
-        like, teacher = self.batch_like(shape), self._teacher_variables
+        like, teacher = self.batch_like(shape), self.teacher_variables
         return self._jitted_train_step.lower(self.state_like, like, teacher)
 
     @functools.cached_property
@@ -173,7 +180,7 @@ class Experiment(Recipe):
         memory.check_fits(
             compiled.memory_analysis(),
             limit=limit and max(0, limit - self.data.resident_bytes()),
-            fixed=memory.tree_bytes((self.state_shapes, self._teacher_variables)),
+            fixed=memory.tree_bytes((self.state_shapes, self.teacher_variables)),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )
@@ -183,7 +190,7 @@ class Experiment(Recipe):
             shape = batch["image"].shape[1:]
             if shape not in by_shape:
                 by_shape[shape] = self._lowered(shape).compile()
-            return by_shape[shape](state, batch, self._teacher_variables)
+            return by_shape[shape](state, batch, self.teacher_variables)
 
         return train_step
 

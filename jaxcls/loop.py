@@ -6,14 +6,12 @@ with the very files of one that was not. A rewind is such a resume without a dea
 """
 
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NoReturn
 
-import jax
 import numpy as np
 
 from jaxcls import (
@@ -26,15 +24,14 @@ from jaxcls import (
     mesh,
     saving,
 )
-from jaxcls.data import DeviceBatch
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
+from jaxcls.stepping import Batch, Running, Scores, Steps
 from jaxcls.stopping import Stop
 from jaxcls.watchdog import Watchdog
 from jaxcls.workdir import Workdir
 
-Scores = dict[str, jax.Array]
 # Called with the digests of the state at a scheduled save.
 OnDigest = Callable[[int, dict[str, str]], None]
 
@@ -55,6 +52,7 @@ class Loop:
     """
 
     exp: Experiment
+    steps: Steps
     folder: Workdir
     stop: Stop
     log: logs.RunLog
@@ -64,12 +62,13 @@ class Loop:
     on_digest: OnDigest = lambda step, digests: None
     # Whether a process asked to stop, as the last settled step said.
     asked: bool = False
+    is_compiled: bool = False
 
     @property
     def _rewinds(self) -> bool:
         return self.exp.config.nonfinite.policy == "rewind"
 
-    def run(self, state: State, is_pending: bool) -> State:
+    def run(self, state: State, is_pending: bool) -> Running[State]:
         """`state` advanced to the last step, or to where early stopping halts it.
 
         is_pending: what is due at the step of `state` is not done yet.
@@ -77,11 +76,11 @@ class Loop:
         """
         while True:
             try:
-                return self._advance(state, is_pending)
+                return (yield from self._advance(state, is_pending))
             except _NotFinite as found:
                 state, is_pending = self._rewind(found.state)
 
-    def _advance(self, state: State, is_pending: bool) -> State:
+    def _advance(self, state: State, is_pending: bool) -> Running[State]:
         """`run`, to the first update that is not finite and may not be skipped."""
         if int(state.bad_step) >= 0:
             raise _NotFinite(state)
@@ -91,31 +90,39 @@ class Loop:
             state = self._duties(state, step)
         if step == self.exp.steps or bool(state.halted):
             return state
-        train_step = self.train_step
+        self.compile()
         self.stop.poll()
         hosts.agree({"the next step": step, "the last step": self.exp.steps})
+        self.steps.put(state)
+        return (yield from self._train(step))
+
+    def _train(self, step: int) -> Running[State]:
+        """The state at the last step, or where early stopping halts, from `step` on."""
         behind: tuple[int, Scores] | None = None
-        shape = None
-        for batch, waited, began in _timed(self.exp.train_batches(step)):
-            if batch["image"].shape != shape:  # Where sizes grow, it compiles again.
-                shape = batch["image"].shape
+        known: tuple[int, ...] = (0,)
+        for batch, waited, began in _timed(self.steps.batches(step)):
+            shape = batch["image"].shape if "image" in batch else ()
+            if shape != known:  # Where sizes grow, it compiles again.
+                known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
-            state, scores = train_step(state, batch)
+            self.steps.begin(batch)
+            yield
             step += 1
             if behind:
                 # Wait for the step before: two under way keep the device busy, and
                 # more would only pile up batches in its memory.
-                self._settle(state, *behind)
-            behind = (step, scores)
+                self._settle(*behind)
+            behind = (step, self.steps.scores())
             has_duties = self._has_duties(step)
             if has_duties:
-                self._settle(state, *behind)
+                self._settle(*behind)
                 behind = None
             self.log.meter.stepped(time.perf_counter() - began, waited)
             self.log.step(step)
             if has_duties:
-                state = self._duties(state, step)
+                state = self._duties(self.steps.take(), step)
+                self.steps.put(state)
                 if bool(state.halted):
                     self.log.line(
                         f"early stopping at step {step}: best at {state.best.step}"
@@ -123,20 +130,21 @@ class Loop:
                     break
             if self._is_asked(step) and step < self.exp.steps:
                 if behind:
-                    self._settle(state, *behind)
-                self._leave(state, pending=False)
-        return state
+                    self._settle(*behind)
+                self._leave(self.steps.take(), pending=False)
+        return self.steps.take()
 
-    @functools.cached_property
-    def train_step(self) -> Callable[[State, DeviceBatch], tuple[State, Scores]]:
-        """The compiled step; raises `InputError` where it cannot fit."""
+    def compile(self) -> None:
+        """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
+        if self.is_compiled:
+            return
         began = time.perf_counter()
         self.dog.beat("compiling the train step", compiles=True)
-        train_step = self.exp.compiled_train_step
+        self.steps.compile()
         seconds = time.perf_counter() - began
         self.log.meter.apart("compile", seconds)
         self.log.line(f"compiled in {seconds:.1f} s")
-        return train_step
+        self.is_compiled = True
 
     def asks(self, phase: str) -> Callable[[], bool]:
         """What an evaluation asks at each batch: whether to abandon it."""
@@ -168,12 +176,13 @@ class Loop:
             f"asked to; the state after step {step} is saved, and the same command goes on"
         )
 
-    def _settle(self, state: State, step: int, scores: Scores) -> None:
+    def _settle(self, step: int, scores: Scores) -> None:
         """Wait for a step; write its record if it is due."""
-        values = dict(scores)
+        values = dict(scores())
         self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.steps}")
         if not bool(values.pop("finite")):
+            state = self.steps.take()
             if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
                 raise _NotFinite(state)
             self._note_nonfinite(step, "skip")
@@ -297,7 +306,7 @@ def duties_left(exp: Experiment, step: int) -> dict[str, int]:
     return {"eval": evaluations, "save": left(exp.every["checkpoint"])}
 
 
-def _timed(batches: Iterator[DeviceBatch]) -> Iterator[tuple[DeviceBatch, float, float]]:
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float, float]]:
     """(batch, seconds waited for it, when the wait began)."""
     while True:
         began = time.perf_counter()

@@ -45,6 +45,18 @@ def _product_bytes(jaxpr: Any, batch_size: int) -> int:
     return called + sum(found.values())
 
 
+def step_bytes(analysis: Any) -> int:
+    """Bytes a device that a compiled program needs, its arguments too; 0: not known."""
+    if analysis is None:
+        return 0
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+
+
 def check_fits(
     analysis: Any, *, limit: int | None, fixed: int, batch_size: int, devices: int
 ) -> None:
@@ -54,15 +66,7 @@ def check_fits(
     not known; fixed: bytes that do not grow with the batch. The message names a batch
     that fits, assuming that the rest grows with it.
     """
-    if analysis is None or limit is None:
-        return
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-    )
-    if needed <= limit:
+    if limit is None or (needed := step_bytes(analysis)) <= limit:
         return
     a_row = max(1.0, (needed - fixed) / batch_size)
     fits = int((limit - fixed) / a_row * 0.95) // devices * devices

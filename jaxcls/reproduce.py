@@ -24,6 +24,7 @@ from jaxcls import (
     provenance,
     sources,
     stopping,
+    together,
     train,
 )
 from jaxcls import config as configs
@@ -101,7 +102,8 @@ def _reproduce(
     with contextlib.ExitStack() as stack:
         folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            compared = _run(exp, folder, last, recorded.digests if is_same_kind else {})
+            expected = recorded.digests if is_same_kind else {}
+            compared = _run(exp, folder, last, expected, first)
         except DifferentError as found:
             equal = [step for step in sorted(recorded.digests) if step < found.step]
             print(_difference(found, equal[-1] if equal else 0, changed))
@@ -213,8 +215,9 @@ def _run(
     folder: pathlib.Path,
     last: int,
     expected: dict[int, dict[str, str]],
+    start: dict[str, Any],
 ) -> int:
-    """Train to step `last`; how many of the expected digests were met and equal.
+    """Train to step `last`, as `start` did; how many of the expected digests were met.
 
     Raises `DifferentError` at the first that differs, or where the run ends before it.
     """
@@ -232,7 +235,7 @@ def _run(
 
     with stopping.on_signals() as stop:
         try:
-            train.run(exp, str(folder), stop, until=last, on_digest=compare)
+            _train(exp, folder, stop, start, until=last, on_digest=compare)
         except (StoppedError, DivergedError):
             if stop.requested:
                 raise StoppedError("asked to; nothing is compared yet") from None
@@ -242,6 +245,26 @@ def _run(
     if beyond:
         raise DifferentError(min(beyond), [f"the run ends at step {reached}"], 0)
     return len(met)
+
+
+def _train(
+    exp: experiment.Experiment,
+    folder: pathlib.Path,
+    stop: stopping.Stop,
+    start: dict[str, Any],
+    **hooks: Any,
+) -> None:
+    """`train.run`, in the program that a recorded start ran in."""
+    size, row = start.get("together", 1), start.get("row", 0)
+    if size == 1 or together.obstacle(exp):
+        train.run(exp, str(folder), stop, **hooks)
+        return
+    # Of the seeds that trained at once this one alone: the others' rows are idle.
+    group = together.Group(exp, size)
+    steps = together.Row(group, row, exp)
+    run = train.running(exp, str(folder), steps, stop, **hooks)
+    for _ in together.finish(group, {0: run}):
+        pass
 
 
 def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> str:

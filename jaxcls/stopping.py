@@ -23,7 +23,7 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._polls = False
-        self.before_leaving: Callable[[], None] = lambda: None
+        self._runs: list[Callable[[], None]] = []
 
     @property
     def requested(self) -> bool:
@@ -34,10 +34,18 @@ class Stop:
         """From now on the run looks at `requested` often enough."""
         self._polls = True
 
-    def rest(self) -> None:
-        """As it was before `poll`: a run has ended, and another may begin."""
-        self._polls = False
-        self.before_leaving = lambda: None
+    @contextlib.contextmanager
+    def during(self, before_leaving: Callable[[], None]) -> Iterator[None]:
+        """While a run lasts: what is called if the process has to leave at once.
+
+        When no run is under way any more it is as before `poll`: another may begin.
+        """
+        self._runs.append(before_leaving)
+        try:
+            yield
+        finally:
+            self._runs.remove(before_leaving)
+            self._polls = self._polls and bool(self._runs)
 
     def ask(self) -> None:
         """What one signal does."""
@@ -45,7 +53,8 @@ class Stop:
             _leave("interrupted at once", INTERRUPTED)
         self._asked.set()
         if not self._polls:
-            self.before_leaving()
+            for before_leaving in list(self._runs):
+                before_leaving()
             _leave("stopped before the first step; the same command starts", STOPPED)
 
 

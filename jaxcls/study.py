@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
     modes = {"--config": args.config, "--verify": args.verify, "--compare": args.compare}
+    args.together = _at_once(args.together)
     given = [flag for flag, value in modes.items() if value]
     if len(given) != 1:
         said = " and ".join(given) or "nothing"
@@ -90,6 +91,13 @@ def _parser() -> cli.Parser:
     add("--metric", default="", help="what is compared [default: top1]")
     add("--baseline", default="", help="the cell that others are compared with; the first")
     add("--shard", default="0/1", metavar="I/N", help="only each Nth run, from the Ith")
+    add(
+        "--together",
+        default="auto",
+        metavar="N",
+        help="seeds of a cell that train in one program: auto takes what is measured to be"
+        " faster, on CPU one after the other; 1: one after the other [default: auto]",
+    )
     add("--dry_run", action="store_true", help="print what would be trained")
     add(
         "--record",
@@ -156,6 +164,18 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(of)
 
 
+def _at_once(text: str) -> int:
+    """How many seeds to train at once; 0 for ``"auto"``; raises `InputError`."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(
+            f"--together={text} must be auto, or how many seeds train at once; one after"
+            " the other: --together=1"
+        )
+    return int(text)
+
+
 def _made(
     args: argparse.Namespace, study: Study, metric: str, baseline: str
 ) -> dict[str, Any]:
@@ -167,7 +187,7 @@ def _made(
         stopping.on_signals() as stop,
     ):
         try:
-            study_runs.run(study, _shard(args.shard), stop, metric)
+            study_runs.run(study, _shard(args.shard), stop, metric, args.together)
         except StoppedError:
             hosts.on_first(conclude)
             raise

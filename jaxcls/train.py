@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.loop import Loop, OnDigest, duties_left
 from jaxcls.step import State
+from jaxcls.stepping import Alone, Running, Steps, finish
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
@@ -65,7 +66,22 @@ def run(
     `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
     state is saved after `stop` was asked for. Every process of a run calls it.
     """
-    stop = stop or Stop()
+    steps = Alone(exp)
+    return finish(
+        running(exp, workdir, steps, stop or Stop(), until=until, on_digest=on_digest)
+    )
+
+
+def running(
+    exp: Experiment,
+    workdir: str,
+    steps: Steps,
+    stop: Stop,
+    *,
+    until: int = 0,
+    on_digest: OnDigest = lambda step, digests: None,
+) -> Running[Result]:
+    """`run` as a generator, whose every step `steps` does."""
     folder = Workdir(workdir)
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
@@ -73,12 +89,16 @@ def run(
     implied = hosts.together(lambda: _prepared(exp, known))
     hosts.agree(_same_everywhere(exp, workdir, implied))
     with contextlib.ExitStack() as held:
-        if final := hosts.on_first(lambda: _begin(exp, folder, implied, held)):
+        topology = steps.topology
+        if final := hosts.on_first(lambda: _begin(exp, folder, implied, topology, held)):
             return Result(final, folder.given, already=True)
         with _ending(folder, stop) as end:
             size, also = exp.config.batch_size, ", or data.resident=off"
             with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
-                record = _run_locked(exp, folder, stop, dog, until, on_digest)
+                make_loop = functools.partial(
+                    Loop, exp, steps, folder, stop, until=until, on_digest=on_digest
+                )
+                record = yield from _run_locked(exp, folder, dog, make_loop)
     return Result(record, folder.given, already=False)
 
 
@@ -130,6 +150,7 @@ def _begin(
     exp: Experiment,
     folder: Workdir,
     implied: dict[str, Any],
+    topology: Mapping[str, int],
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     """Lock the folder until `held` closes, and say in it that the run starts.
@@ -146,6 +167,7 @@ def _begin(
         local_devices=jax.local_device_count(),
         hosts=hosts.count(),
         data=exp.data.facts.fingerprint,
+        **topology,
     )
     return None
 
@@ -160,22 +182,21 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
                 folder.end(reason)
 
     reason = "failed"
-    stop.before_leaving = lambda: end("stopped")
-    try:
-        yield end
-        reason = "done"
-    except DivergedError:
-        reason = "diverged"
-        raise
-    except StoppedError:
-        reason = "stopped"
-        raise
-    except KeyboardInterrupt:
-        reason = "interrupted"
-        raise
-    finally:
-        end(reason)
-        stop.rest()
+    with stop.during(lambda: end("stopped")):
+        try:
+            yield end
+            reason = "done"
+        except DivergedError:
+            reason = "diverged"
+            raise
+        except StoppedError:
+            reason = "stopped"
+            raise
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
+        finally:
+            end(reason)
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
@@ -197,12 +218,13 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
 def _run_locked(
     exp: Experiment,
     folder: Workdir,
-    stop: Stop,
     dog: watchdog.Watchdog,
-    until: int,
-    on_digest: OnDigest,
-) -> dict[str, Any]:
-    """From the newest checkpoint (or step 0) to the final record."""
+    make_loop: Callable[..., Loop],
+) -> Running[dict[str, Any]]:
+    """From the newest checkpoint (or step 0) to the final record.
+
+    make_loop: (log, saves, dog) -> the loop.
+    """
     checkpoint.bring_back(folder.checkpoints)
     restored = hosts.together(
         lambda: checkpoint.restore_newest(folder.checkpoints, exp.state_like)
@@ -219,11 +241,11 @@ def _run_locked(
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         hosts.together(lambda: _tell_wandb(exp, folder, log))
-        loop = Loop(exp, folder, stop, log, saves, dog, until, on_digest)
+        loop = make_loop(log=log, saves=saves, dog=dog)
         if exp.config.log.tensorboard and not restored:
-            _ = loop.train_step  # A batch that does not fit is refused before it is made.
+            loop.compile()  # A batch that does not fit is refused before it is made.
             log.picture("train/first_batch", 0, _first_batch(exp))
-        state = loop.run(state, is_pending)
+        state = yield from loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
         return _finish(loop, state)

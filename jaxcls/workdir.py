@@ -239,7 +239,10 @@ class Workdir:
         self.note(ended=_now(), reason=reason)
 
     def starts(self) -> list[dict[str, Any]]:
-        """The starts in manifest.json; raises `InputError` where it is none."""
+        """The entries of manifest.json, one a start; [] where there is none.
+
+        Raises `InputError` where the file is something else.
+        """
         file = self.path / "manifest.json"
         if not file.exists():
             return []

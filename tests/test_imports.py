@@ -24,12 +24,14 @@ VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
     | {"stopping", "train"},
     "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
-    | {"provenance", "sources", "stopping", "train", "workdir"},
+    | {"provenance", "sources", "stopping", "together", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}
     | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
-    | {"stopping", "trackers", "watchdog", "workdir"},
-    "loop": {"checkpoint", "data", "digesting", "evaluate", "experiment", "hosts", "logs"}
-    | {"mesh", "saving", "step", "stopping", "watchdog", "workdir"},
+    | {"stepping", "stopping", "trackers", "watchdog", "workdir"},
+    "loop": {"checkpoint", "digesting", "evaluate", "experiment", "hosts", "logs", "mesh"}
+    | {"saving", "step", "stepping", "stopping", "watchdog", "workdir"},
+    "stepping": {"experiment", "step"},
+    "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
     "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
     | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
     | {"predictions", "scores", "sources", "views", "workdir"},
@@ -56,7 +58,8 @@ VERBS = {
     | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
     | {"summary", "workdir"},
     "study_runs": {"cells", "checkpoint", "config", "evaluate", "experiment", "hosts"}
-    | {"outcomes", "stopping", "study_table", "summary", "train", "workdir"},
+    | {"outcomes", "stepping", "stopping", "study_table", "summary", "together", "train"}
+    | {"workdir"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
