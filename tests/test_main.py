@@ -31,7 +31,7 @@ def trained(tmp_path_factory, data_dir):
     process = subprocess.run(
         [
             sys.executable, "-m", "jaxcls.main", DIGITS, f"--workdir={folder}",
-            "--config.length", "4 epochs", "--config.mesh.devices=1",
+            "--config.length", "2 epochs", "--config.mesh.devices=1",
         ],
         capture_output=True, text=True, check=True,
         env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
@@ -72,7 +72,7 @@ def test_a_run_ends_with_one_line(trained):
     folder, out = trained
     last = out.splitlines()[-1]
     assert re.fullmatch(
-        r"done: step=81 at=best best_step=\d+ split=test n=360 loss=\S+ top1=\S+"
+        r"done: step=40 at=best best_step=\d+ split=test n=360 loss=\S+ top1=\S+"
         rf" workdir={re.escape(str(folder))}",
         last,
     )
@@ -81,7 +81,7 @@ def test_a_run_ends_with_one_line(trained):
 
 def test_a_finished_run_says_so(trained, capsys):
     folder, out = trained
-    arguments = ["--config.length=4 epochs", "--config.mesh.devices=1"]
+    arguments = ["--config.length=2 epochs", "--config.mesh.devices=1"]
     assert main.main([DIGITS, f"--workdir={folder}", *arguments]) == 0
     assert (
         capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_evaluate_takes_any_split_and_checkpoint(trained, capsys):
         evaluate.main([f"--workdir={folder}", "--split=train[:50]", "--checkpoint=last"])
         == 0
     )
-    assert "step=81 at=last split=train[:50] n=50 " in capsys.readouterr().out
+    assert "step=40 at=last split=train[:50] n=50 " in capsys.readouterr().out
 
 
 def test_predict_names_the_classes_and_the_broken_file(trained, pictures, command):
@@ -260,7 +260,7 @@ def test_an_old_folder_keeps_what_it_is(trained):
         said,
         DIGITS,
         f"--workdir={folder}",
-        "--config.length=4 epochs",
+        "--config.length=2 epochs",
         "--config.optim.lr=0.5",
     )
     assert (folder / "config.json").read_bytes() == before
@@ -307,7 +307,7 @@ def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
     folder, _ = trained
     bad(
         rf"the run's folder is {re.escape(str(folder))}",
-        f"--workdir={folder}/checkpoints/81",
+        f"--workdir={folder}/checkpoints/40",
         command=evaluate,
     )
     bad(

@@ -71,12 +71,13 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
         "all at once",
-        pytest.param("schedule-free", marks=pytest.mark.slow),
-        pytest.param("flips by epoch, copies, a mix that ends", marks=pytest.mark.slow),
+        "schedule-free",
+        "flips by epoch, copies, a mix that ends",
     ],
 )
 def test_law_2_a_crash_leaves_no_trace_in(kind, tiny, tmp_path):

@@ -68,6 +68,7 @@ def test_the_four_streams_together_are_the_seed(tiny):
     assert of_streams(by_stream) == of_streams(exp.reseeded({"seed": 7}))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_reseeded_experiment_is_that_of_a_new_one_bit_for_bit(tiny, tmp_path):
     files = ("metrics.jsonl", "digests.jsonl")
     seeds = [{"seed": 3}, {"seeds.order": 5}, {"seed": 0, "seeds.order": -1}]

@@ -107,6 +107,7 @@ def little(tiny):
     return tiny(**fast, length="8 steps", batch_size=16, **{"eval.every": "2 steps"})
 
 
+@pytest.mark.slow
 def test_every_seed_has_its_folder_with_all_that_it_has_alone(little, whole, tmp_path):
     folder = whole(little)
     exp = experiment.build(little).reseeded({"seed": 1})
@@ -127,6 +128,7 @@ def test_every_seed_has_its_folder_with_all_that_it_has_alone(little, whole, tmp
         assert (start["together"], start["row"], start["reason"]) == (2, row, "done")
 
 
+@pytest.mark.slow
 def test_stopped_runs_go_on_to_the_same_bits_in_any_company(little, whole, tmp_path):
     exps = dict(enumerate(seeds_of(little, 2)))
     with pytest.raises(StoppedError):
@@ -139,6 +141,7 @@ def test_stopped_runs_go_on_to_the_same_bits_in_any_company(little, whole, tmp_p
         assert said(tmp_path / row) == said(whole(little) / row)
 
 
+@pytest.mark.slow
 def test_one_that_stops_early_leaves_the_other_as_it_is(little, whole, tmp_path):
     early, other = seeds_of(little, 2)
     early.config.early_stop.patience = 1
