@@ -50,8 +50,8 @@ def test_the_file_holds_what_predictions_are_made_with(run, tmp_path, capsys):
 )
 def test_what_is_not_there_is_said_and_no_file_is_left(run, tmp_path, arguments, expected):
     out = tmp_path / "x.safetensors"
+    given = arguments if "--out" in arguments[0] else [f"--out={out}", *arguments]
     with pytest.raises(InputError, match=expected):
-        given = arguments if "--out" in arguments[0] else [f"--out={out}", *arguments]
         export.main([f"--workdir={run}", *given])
     assert not out.exists()
 
