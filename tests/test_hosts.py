@@ -260,7 +260,7 @@ def test_law_3_a_run_moves_from_one_to_two_to_four_processes_and_back(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [4])
 def test_law_3_the_loss_of_several_processes_is_that_of_one(made, count):
     losses = []
     for number in (1, count):

@@ -9,7 +9,12 @@ from tests.golden import configs
 from tests.test_laws import PHOTOS, ROOT
 
 # Of these a sibling is run, which differs in numbers alone.
-SIBLINGS = {"resnet50_rsb.py:a1", "vit_s16.py:300", "cifar_wrn.py:cifar100"}
+SIBLINGS = {
+    "resnet50_rsb.py:a1",
+    "resnet50_rsb.py:a3",
+    "vit_s16.py:300",
+    "cifar_wrn.py:cifar100",
+}
 NAMES = [name for name in configs() if name not in SIBLINGS]
 pytestmark = pytest.mark.slow
 

@@ -297,11 +297,11 @@ def test_a_study_goes_on_as_it_began_and_one_that_diverges_ends_alone(
     monkeypatch.chdir(ROOT)
     place = f"--config.data.dir={data_dir}"
 
-    def made(name, *more, seeds="2"):
+    def made(name, *more, seeds="2", status=0):
         folder = f"--workdir={tmp_path / name}"
         flags = [f"--seeds={seeds}", ONE, "--config.log.tensorboard=false"]
         flags.append("--config.checkpoint.keep=3")
-        assert study.main([*STUDY, place, folder, *flags, *more]) == 0
+        assert study.main([*STUDY, place, folder, *flags, *more]) == status
         return tmp_path / name / "base"
 
     whole = made("whole", "--together=2")
@@ -320,5 +320,6 @@ def test_a_study_goes_on_as_it_began_and_one_that_diverges_ends_alone(
         assert [start["together"] for start in starts] == [2, 2]
     assert study_json == (tmp_path / "whole" / "study.json").read_bytes()
     capsys.readouterr()
-    made("bad", "--together=2", "--config.optim.name=sgd", "--config.optim.lr=1e30")
+    bad = ("--config.optim.name=sgd", "--config.optim.lr=1e30")
+    made("bad", "--together=2", *bad, status=3)
     assert capsys.readouterr().out.count("diverged; metrics.jsonl in its folder") == 2
