@@ -137,6 +137,7 @@ def test_pieces_need_no_groups_where_the_norms_are_frozen(tiny):
     assert experiment.build(tiny(**changes)).pieces == 4
 
 
+@pytest.mark.slow
 def test_what_is_frozen_follows_no_slow_weights_either(tiny):
     changes = {
         "optim.name": "sgd",

@@ -150,6 +150,7 @@ def test_a_death_while_a_pending_step_is_aside_loses_nothing(run, whole):
     finish(run, whole)
 
 
+@pytest.mark.slow
 def test_a_stop_at_every_step_still_ends_in_the_same_bits(run, whole):
     for batch in range(11):
         run(at_batch=batch)

@@ -31,6 +31,7 @@ def taught(tmp_path_factory):
 STUDENT = {"model.name": "cnn(widths=(4,), dense=8)", "distill.temperature": 2.0}
 
 
+@pytest.mark.slow
 def test_the_loss_with_all_the_weight_is_the_distance_to_the_teacher(tiny, taught):
     teacher = taught(tiny(mix=""))
     changes = {**STUDENT, "distill.run": teacher, "distill.weight": 1.0, "augment": ""}

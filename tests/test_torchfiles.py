@@ -284,6 +284,7 @@ def test_tensors_that_share_beyond_measure_are_refused(tmp_path):
     refused(tmp_path, zipped(content, {"0": values}), "its tensors 2000000")
 
 
+@pytest.mark.slow
 def test_a_deep_or_endless_pickle_does_no_harm(tmp_path):
     deep = Raw(b"(" + b")" + b"\x85" * 500_000 + b"K\x01d")
     refused(tmp_path, zipped(deep, {}), "opcode DICT")

@@ -82,6 +82,7 @@ def plain(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
     tiny, plain, tmp_path
 ):
