@@ -1,17 +1,15 @@
 """An assessment as tables to read, and as JSON."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from jaxcls import calibration, scores
+from jaxcls import calibration, console, jsonfile, scores
 from jaxcls.assessment import Assessment, Row
+from jaxcls.console import as_text, table
 from jaxcls.intervals import Interval
 
 # Classes that are shown unless all are asked for, and pairs of them.
@@ -30,46 +28,36 @@ def show(
 
     about: whose headline it is.
     """
-    width = None if sys.stdout.isatty() else 120  # A pipe has no width of its own.
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    out = console.console()
     if found.nameless:
-        console.print(
+        out.print(
             f"{found.nameless} of {found.n} examples have logits that are no numbers: they"
             " count as wrong, and are left out of AUC and calibration"
         )
-    console.print(_headline(found, about))
+    out.print(_headline(found, about))
     if rows:
-        console.print(_rows(rows))
-    console.print(_classes(found, class_names, every_class))
+        out.print(_rows(rows))
+    out.print(_classes(found, class_names, every_class))
     pairs = scores.most_confused(found.matrix, PAIRS)
     if pairs:
-        console.print(_confused(pairs, found, class_names))
+        out.print(_confused(pairs, found, class_names))
     for line in _calibration(found):
-        console.print(line, soft_wrap=True)
-
-
-def _table(title: str, *columns: str, texts: int = 1) -> Table:
-    """An empty table whose first `texts` columns hold texts, and the others numbers."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
-    for number, name in enumerate(columns):
-        is_text = number < texts
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
-    return table
+        out.print(line, soft_wrap=True)
 
 
 def _headline(found: Assessment, about: str) -> Table:
-    table = _table(f"{about}, n={found.n}", "", "value", "95 % interval")
+    made = table(f"{about}, n={found.n}", "", "value", "95 % interval")
     for name, interval in found.headline.items():
-        table.add_row(name, *_cells(interval))
-    return table
+        made.add_row(name, *_cells(interval))
+    return made
 
 
 def _rows(rows: Sequence[Row]) -> Table:
     columns = "n", "top1", "95 % interval", "loss", "95 % interval"
-    table = _table("otherwise, not in the figures above", "", *columns)
+    made = table("otherwise, not in the figures above", "", *columns)
     for row in rows:
-        table.add_row(row.name, f"{row.n}", *_cells(row.top1), *_cells(row.loss))
-    return table
+        made.add_row(row.name, f"{row.n}", *_cells(row.top1), *_cells(row.loss))
+    return made
 
 
 def _classes(found: Assessment, class_names: Sequence[str], every: bool) -> Table:
@@ -81,24 +69,22 @@ def _classes(found: Assessment, class_names: Sequence[str], every: bool) -> Tabl
         title = f"the {len(chosen)} worst of {len(each.support)} classes by F1"
     has_auc = bool(found.auc.size)
     names = "precision", "recall", "F1", *(["AUC"] if has_auc else []), "support"
-    table = _table(title, "class", *names)
+    made = table(title, "class", *names)
     for k in chosen.tolist():
         figures = [each.precision[k], each.recall[k], each.f1[k]]
         figures += [found.auc[k]] if has_auc else []
-        table.add_row(class_names[k], *map(_text, figures), f"{each.support[k]}")
-    return table
+        made.add_row(class_names[k], *map(as_text, figures), f"{each.support[k]}")
+    return made
 
 
 def _confused(
     pairs: list[tuple[int, int, int]], found: Assessment, class_names: Sequence[str]
 ) -> Table:
-    table = _table("most confused", "class", "taken for", "count", "of the class", texts=2)
+    made = table("most confused", "class", "taken for", "count", "of the class", texts=2)
     for truth, taken_for, count in pairs:
         share = count / found.by_class.support[truth]
-        table.add_row(
-            class_names[truth], class_names[taken_for], f"{count}", f"{share:.1%}"
-        )
-    return table
+        made.add_row(class_names[truth], class_names[taken_for], f"{count}", f"{share:.1%}")
+    return made
 
 
 def _calibration(found: Assessment) -> Iterator[str]:
@@ -117,12 +103,8 @@ def _both(interval: Interval) -> str:
 
 
 def _cells(interval: Interval) -> tuple[str, str]:
-    ends = f"{_text(interval.low)} to {_text(interval.high)}"
-    return _text(interval.value), ends if math.isfinite(interval.low) else "-"
-
-
-def _text(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "-"
+    ends = f"{as_text(interval.low)} to {as_text(interval.high)}"
+    return as_text(interval.value), ends if math.isfinite(interval.low) else "-"
 
 
 def as_json(
@@ -171,12 +153,4 @@ def as_json(
             "count": own.reliability.count.tolist(),
         },
     }
-    return _finite(whole)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return jsonfile.finite(whole)

@@ -4,14 +4,13 @@
 of ``configs/vit_s16.py:300``.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxcls import atomic
+from jaxcls import jsonfile
 from jaxcls.errors import InputError
 from jaxcls.outcomes import Outcome, values_of
 from jaxcls.spread import spread
@@ -67,19 +66,16 @@ def record(
         "config": config,
         **{key: start[key] for key in ("jaxcls", "code", "python", "versions", "devices")},
     }
-    atomic.write(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    jsonfile.write(file, whole)
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
     """What was recorded; raises `InputError` where nothing was, or it cannot be read."""
-    try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
+    found = jsonfile.read(file)
+    if found is None:
         raise InputError(
             f"{file} is not there: nothing is recorded of this recipe; --record makes it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        )
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(
             f"{file} is no record of format {FORMAT}; make it anew with --record"

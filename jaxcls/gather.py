@@ -3,7 +3,6 @@
 What takes the dataset is left out where that is absent, and said to be.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,12 +22,11 @@ from jaxcls import (
     files,
     logs,
     memory,
-    outcomes,
     predict,
     saliency,
     scores,
     show,
-    summary,
+    study_folder,
 )
 from jaxcls.clean import quiet
 from jaxcls.errors import InputError
@@ -329,11 +327,13 @@ def _without(run: Run, **missing: str) -> Run:
 def read_study(path: str, name: str) -> Study:
     """What the files of a study say; raises `InputError` where `path` holds none."""
     folder = Workdir(path).path
-    result = summary.read(folder, "--study")
-    plan = folder / "plan.json"
-    config = json.loads(plan.read_text())["config"] if plan.exists() else {}
+    result = study_folder.read_result(folder, "--study")
+    plan = study_folder.read_plan(folder)
+    config = plan["config"] if plan else {}
     runs = [(cell["name"], run["seed"]) for cell in result["cells"] for run in cell["runs"]]
-    records = {run: logs.read(outcomes.run_folder(folder, *run).metrics) for run in runs}
+    records = {
+        run: logs.read(study_folder.run_folder(folder, *run).metrics) for run in runs
+    }
     evaluations = {
         run: found
         for run, each in records.items()

@@ -1,11 +1,10 @@
 """What came of runs, as their folders say: values by split and step, or how they failed."""
 
-import json
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxcls import logs
+from jaxcls import jsonfile, logs
+from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
 # Of a run's last step, where its final record is of its best one.
@@ -28,17 +27,12 @@ class Outcome(NamedTuple):
     values: dict[str, dict[str, float]]
 
 
-def run_folder(study: pathlib.Path, cell: str, seed: int) -> Workdir:
-    """The folder of one run of the study in a folder."""
-    return Workdir(study / cell / f"seed-{seed}")
-
-
 def read(folder: Workdir, seed: int) -> Outcome:
     """What came of the run of `seed` in `folder`, which need not be there."""
     records = logs.read(folder.metrics)
-    if not records or records[-1]["kind"] != "final":
+    final = _final(records)
+    if final is None:
         return Outcome(seed, "diverged" if _has_diverged(folder) else "missing", 0, {}, {})
-    final = records[-1]
     evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
     role = "test" if folder.config().data.test else "eval"
     found = {f"{role}_{final['at']}": final} if final["split"] else {}
@@ -68,25 +62,39 @@ def values_of(runs: Sequence[Outcome], place: str, metric: str) -> dict[int, flo
     }
 
 
-def is_left(folder: Workdir, seed: int) -> bool:
+def is_left(folder: Workdir) -> bool:
     """Whether something of a run is left to do."""
-    return read(folder, seed).state == "missing" or bool(lacks_last_step(folder))
+    final = _final(logs.read(folder.metrics))
+    if final is None:
+        return not _has_diverged(folder)
+    return _lacks_last_step(folder, final)
 
 
 def lacks_last_step(folder: Workdir) -> dict[str, Any] | None:
     """The final record of a run whose last step was not scored on data.test; or None."""
-    records = logs.read(folder.metrics)
-    if not records or records[-1]["kind"] != "final" or not folder.config().data.test:
-        return None
-    final = records[-1]
+    final = _final(logs.read(folder.metrics))
+    return final if final is not None and _lacks_last_step(folder, final) else None
+
+
+def _lacks_last_step(folder: Workdir, final: Mapping[str, Any]) -> bool:
     is_apart = final["at"] == "best" and final["best_step"] != final["step"]
-    return final if is_apart and read_last_step(folder) is None else None
+    has_test = bool(folder.config().data.test)
+    return is_apart and has_test and read_last_step(folder) is None
+
+
+def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The final record, which a run that has ended well has."""
+    return records[-1] if records and records[-1]["kind"] == "final" else None
 
 
 def read_last_step(folder: Workdir) -> dict[str, Any] | None:
     """The record of the last step on data.test, or None."""
-    file: pathlib.Path = folder.path / LAST_STEP
-    return json.loads(file.read_text()) if file.exists() else None
+    file = folder.path / LAST_STEP
+    record: dict[str, Any] | None = jsonfile.read(file)
+    is_one = isinstance(record, dict) and {"step", "n"} <= set(record)
+    if record is not None and not is_one:
+        raise InputError(f"{file} is no record of a last step; remove it: it is made again")
+    return record
 
 
 def _metrics(record: dict[str, Any]) -> dict[str, float]:
@@ -97,8 +105,4 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
 
 def _has_diverged(folder: Workdir) -> bool:
     """Whether the last start of a run ended because it diverged, which it does again."""
-    file = folder.path / "manifest.json"
-    if not file.exists():
-        return False
-    starts = json.loads(file.read_text())["starts"]
-    return bool(starts) and starts[-1].get("reason") == "diverged"
+    return [{}, *folder.starts()][-1].get("reason") == "diverged"

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from jaxcls import (
     batches,
     clean,
     cli,
+    console,
     decode,
     evaluate,
     experiment,
@@ -291,8 +291,7 @@ def _as_table(rows: Iterable[Row], top: int) -> None:
         cells = (cell for name, p in classes for cell in (name, f"{p:.3f}"))
         table.add_row(shown(path), *cells)
     if table.row_count:
-        width = None if sys.stdout.isatty() else 200  # A pipe has no width of its own.
-        Console(width=width, highlight=False, markup=False).print(table)
+        console.console(200).print(table)
 
 
 def _as_csv(rows: Iterable[Row], top: int) -> None:

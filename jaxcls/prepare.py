@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from jaxcls import (
     __version__,
     cli,
     config,
+    console,
     convert,
     experiment,
     published,
@@ -223,9 +223,11 @@ def _check_names(class_names: Sequence[str]) -> None:
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A function to call once for each file; a bar where someone watches."""
     columns = ("preparing", BarColumn(bar_width=None), MofNCompleteColumn())
-    console = Console(highlight=False, markup=False)
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not sys.stdout.isatty()
+        *columns,
+        TimeRemainingColumn(),
+        console=console.console(),
+        disable=not sys.stdout.isatty(),
     ) as progress:
         task = progress.add_task("", total=total)
         yield lambda: progress.advance(task)

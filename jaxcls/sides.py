@@ -1,11 +1,10 @@
 """The two sides of a comparison: what came of a study, a cell of one, or single runs."""
 
-import json
 import pathlib
 from typing import NamedTuple
 
 from jaxcls import config as configs
-from jaxcls import outcomes
+from jaxcls import outcomes, study_folder
 from jaxcls.errors import InputError
 from jaxcls.outcomes import Outcome
 from jaxcls.workdir import Workdir
@@ -77,8 +76,8 @@ def _runs(part: str, text: str) -> list[tuple[int, Workdir]]:
     if (path / "config.json").is_file():
         folder = Workdir(path)
         return [(folder.config().seed, folder)]
-    if (path / "plan.json").is_file():
-        cells = json.loads((path / "plan.json").read_text())["cells"]
+    if plan := study_folder.read_plan(path):
+        cells = plan["cells"]
         if len(cells) > 1:
             raise InputError(
                 f"--compare {text}: the study has {len(cells)} cells; name one:"

@@ -6,7 +6,6 @@ function of those folders alone.
 
 import argparse
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -225,7 +224,7 @@ def _record(
         [outcomes.read(folder, seed) for seed, folder in folders.items()],
         config=_identity(study.base),
         facts=first.read()["implied"]["facts"],
-        start=json.loads((first.path / "manifest.json").read_text())["starts"][-1],
+        start=first.starts()[-1],
         metric=metric,
         place=place,
         margin=margin,

@@ -1,25 +1,24 @@
 """The runs of a study, each in its folder: one after the other or several at once."""
 
 import contextlib
-import fcntl
 import functools
 import itertools
-import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
 from jaxcls import (
-    atomic,
     checkpoint,
     evaluate,
     experiment,
     hosts,
+    jsonfile,
     outcomes,
     stepping,
+    study_folder,
     summary,
     together,
     train,
@@ -27,13 +26,12 @@ from jaxcls import (
 from jaxcls import config as configs
 from jaxcls.cells import Cell
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
+from jaxcls.meter import duration
 from jaxcls.stepping import Running, Steps
 from jaxcls.stopping import Stop
-from jaxcls.study_table import duration
 from jaxcls.workdir import Workdir
 
 T = TypeVar("T")
-FORMAT = 1
 
 
 class Study(NamedTuple):
@@ -46,7 +44,7 @@ class Study(NamedTuple):
 
     def workdir(self, cell: Cell, seed: int) -> Workdir:
         """The folder of one run."""
-        return outcomes.run_folder(self.folder, cell.name, seed)
+        return study_folder.run_folder(self.folder, cell.name, seed)
 
     def config(self, cell: Cell) -> ConfigDict:
         """The checked config of a cell, whatever its seed; raises `InputError`."""
@@ -145,7 +143,7 @@ def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, in
     return [
         (cell.name, seed)
         for cell, seed in every
-        if outcomes.is_left(study.workdir(cell, seed), seed)
+        if outcomes.is_left(study.workdir(cell, seed))
     ]
 
 
@@ -161,55 +159,49 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     return exp
 
 
-@contextlib.contextmanager
-def _held(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a study's folder, which is made if need be, for a moment; waits for its turn.
-
-    Raises `InputError` where it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"--workdir={folder} cannot be written ({error.strerror}); give a folder you"
-            " may write to: --workdir=DIR"
-        ) from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _adopt(study: Study) -> None:
-    """Write plan.json; raises `InputError` where the folder holds another study."""
-    with _held(study.folder):
-        _adopt_locked(study, study.folder / "plan.json")
+    """Write plan.json, or add seeds to it.
+
+    Raises `InputError` where the folder holds another study.
+    """
+    with study_folder.held(study.folder):
+        before = study_folder.read_plan(study.folder)
+        plan = {
+            "format": study_folder.FORMAT,
+            "config": configs.flat(study.base),
+            "cells": [jsonfile.finite(cell._asdict()) for cell in study.cells],
+            "seeds": study.seeds,
+        }
+        if before is not None:
+            _check_same(study, before, plan)
+            # Those that were asked for before belong to the result as well.
+            plan = {**before, "seeds": sorted({*before["seeds"], *study.seeds})}
+        else:
+            _check_empty(study.folder)
+        if plan != before:
+            jsonfile.write(study.folder / study_folder.PLAN, plan)
 
 
-def _adopt_locked(study: Study, file: pathlib.Path) -> None:
-    plan = {
-        "format": FORMAT,
-        "config": configs.flat(study.base),
-        "cells": [cell._asdict() | {"streams": list(cell.streams)} for cell in study.cells],
-    }
-    if file.exists():
-        before = json.loads(file.read_text())
-        changed = configs.differences(configs.from_flat(before["config"]), study.base)
-        other = [key for key in changed if configs.is_identity(key, study.base)]
-        other += ["its cells"] if before["cells"] != plan["cells"] else []
-        if other:
-            free = Workdir(study.folder).free_name()
-            raise InputError(
-                f"--workdir={study.folder} holds another study ({', '.join(other)}"
-                f" differ); start this one with --workdir={free}"
-            )
-        return
-    foreign = sorted(e.name for e in study.folder.iterdir() if e.name != "lock")
+def _check_same(study: Study, before: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless the plan of before is of this study."""
+    changed = configs.differences(configs.from_flat(before["config"]), study.base)
+    other = [key for key in changed if configs.is_identity(key, study.base)]
+    other += ["its cells"] if before["cells"] != plan["cells"] else []
+    if other:
+        free = Workdir(study.folder).free_name()
+        raise InputError(
+            f"--workdir={study.folder} holds another study ({', '.join(other)}"
+            f" differ); start this one with --workdir={free}"
+        )
+
+
+def _check_empty(folder: pathlib.Path) -> None:
+    """Raise `InputError` where a folder holds something that is no study."""
+    foreign = sorted(e.name for e in folder.iterdir() if e.name != "lock")
     if foreign:
         raise InputError(
-            f"--workdir={study.folder} holds {foreign[0]!r} and no study; name a new folder"
+            f"--workdir={folder} holds {foreign[0]!r} and no study; name a new folder"
         )
-    atomic.write(file, json.dumps(plan, indent=1) + "\n")
 
 
 def _making(
@@ -279,8 +271,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
         raise StoppedError("asked to; the same command goes on with the study") from None
     n, values = evaluate.means(columns)
     record = {"step": step, "split": split, "n": n, **values}
-    text = json.dumps(record) + "\n"
-    hosts.on_first(lambda: atomic.write(folder.path / outcomes.LAST_STEP, text))
+    hosts.on_first(lambda: jsonfile.write(folder.path / outcomes.LAST_STEP, record))
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
@@ -288,11 +279,11 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
 
     One process at a time: of those that end at once, the last one sees the runs of all.
     """
-    with _held(study.folder):
+    with study_folder.held(study.folder):
+        plan = study_folder.read_plan(study.folder)
+        seeds = plan["seeds"] if plan else study.seeds
         found = {
-            cell.name: [
-                outcomes.read(study.workdir(cell, seed), seed) for seed in study.seeds
-            ]
+            cell.name: [outcomes.read(study.workdir(cell, seed), seed) for seed in seeds]
             for cell in study.cells
         }
         result = summary.summarise(
@@ -302,6 +293,5 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
             baseline=baseline,
             best_metric=study.base.best.metric,
         )
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        atomic.write(study.folder / "study.json", text)
+        jsonfile.write(study.folder / study_folder.RESULT, result)
     return result

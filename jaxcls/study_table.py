@@ -1,13 +1,12 @@
 """A study as lines and tables to read."""
 
-import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from jaxcls import console
+from jaxcls.console import as_text
 
 # What the places of outcomes.PLACES are called.
 PLACES = {
@@ -62,12 +61,11 @@ def listed(each: Sequence[object]) -> str:
 
 def show(found: dict[str, Any]) -> None:
     """Print a study's result: cells, comparisons, streams, and what a next one takes."""
-    width = None if sys.stdout.isatty() else 120  # A pipe has no width of its own.
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    out = console.console()
     for place, title in titles(found).items():
-        console.print(_cells(found, place, title))
+        out.print(_cells(found, place, title))
     for line in lines(found):
-        console.print(line, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def titles(found: dict[str, Any]) -> dict[str, str]:
@@ -123,7 +121,7 @@ def bootstrapped(figure: dict[str, Any], word: str) -> str:
     low, high = figure[key]["low"], figure[key]["high"]
     if low is None:
         return ""
-    return f"{text(low)} to {text(high)} (holds {figure[f'coverage_{key}']:.0%})"
+    return f"{as_text(low)} to {as_text(high)} (holds {figure[f'coverage_{key}']:.0%})"
 
 
 def compared(found: dict[str, Any]) -> list[str]:
@@ -172,20 +170,11 @@ def closing(found: dict[str, Any]) -> str:
     return f"{word}: cells={len(found['cells'])} {counts}"
 
 
-def duration(seconds: float) -> str:
-    """'1:02:03' or '4:05'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _cells(found: dict[str, Any], place: str, title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
-    for number, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+    made = console.table(title, *COLUMNS)
     for cell in found["cells"]:
-        table.add_row(*row(cell, place, found["metric"]))
-    return table
+        made.add_row(*row(cell, place, found["metric"]))
+    return made
 
 
 def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:
@@ -197,13 +186,8 @@ def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:
     return [
         cell["name"],
         str(figure["n"]),
-        text(figure["mean"]),
-        "-" if None in ends else f"{text(ends[0])} to {text(ends[1])}",
-        *(text(figure[name]) for name in ("deviation", "least", "most")),
-        *(text(figure[name]["value"]) for name in ("median", "iqm")),
+        as_text(figure["mean"]),
+        "-" if None in ends else f"{as_text(ends[0])} to {as_text(ends[1])}",
+        *(as_text(figure[name]) for name in ("deviation", "least", "most")),
+        *(as_text(figure[name]["value"]) for name in ("median", "iqm")),
     ]
-
-
-def text(value: float | None) -> str:
-    """A figure as tables have it."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -4,21 +4,18 @@ What is scored is told apart by split and step (see `outcomes.PLACES`): "test_be
 data.test at the best step by data.eval, "test_last" data.test at the last one.
 """
 
-import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxcls import __version__, comparison, spread
+from jaxcls import comparison, jsonfile, spread, study_folder
 from jaxcls.cells import Cell
 from jaxcls.comparison import Comparison
 from jaxcls.errors import InputError, did_you_mean
 from jaxcls.outcomes import PLACES, Outcome, values_of
 
-FORMAT = 1
 # Differences that a next study may want to see, in points (of a loss: in hundredths).
 DIFFERENCES = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -45,12 +42,14 @@ def summarise(
     states = {
         state: sum(run.state == state for run in runs) for state in ("done", "diverged")
     }
+    compared = {place: _compared(found, place, metric, baseline) for place in places}
+    best = headline(places)
     whole = {
-        "format": FORMAT,
+        "format": study_folder.FORMAT,
         "metric": metric,
         "unit": unit(metric),
         "baseline": baseline,
-        "headline": headline(places),
+        "headline": best,
         "budget": {
             "cells": len(cells),
             "runs": len(runs),
@@ -59,52 +58,14 @@ def summarise(
         **states,
         "missing": len(runs) - sum(states.values()),
         "cells": [_cell(cell, found[cell.name], places) for cell in cells],
-        "comparisons": {
-            place: _compared(found, place, metric, baseline) for place in places
-        },
+        "comparisons": compared,
         "selected": _selected(cells, found, best_metric),
         "streams": _streams(cells, found, places, metric),
-        "runs_needed": _needed(found, headline(places), metric, baseline),
+        "runs_needed": _needed(
+            _row(found[baseline], best, metric), compared.get(best, {}), metric
+        ),
     }
-    return finite(whole)
-
-
-def read(folder: pathlib.Path, flag: str) -> dict[str, Any]:
-    """study.json of a study's folder; raises `InputError` that names `flag` without one."""
-    file = folder / "study.json"
-    try:
-        found = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{flag}={folder} {_why_no_study(folder)}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not {"format", "cells", "headline"} <= set(found):
-        raise InputError(
-            f"{flag}={folder} is not a study's folder: its study.json is another program's"
-        )
-    if found["format"] != FORMAT:
-        raise InputError(
-            f"{file} has format {found['format']}, and jaxcls {__version__} reads {FORMAT};"
-            " use the jaxcls that wrote it"
-        )
-    return found
-
-
-def _why_no_study(folder: pathlib.Path) -> str:
-    """What a folder is that has no study.json, and what to give."""
-    if (folder / "config.json").is_file():
-        above = folder.parent.parent
-        whole = f"; the study's is {above}" if (above / "study.json").is_file() else ""
-        return f"is a run's folder: give it as --workdir={folder}{whole}"
-    if (folder / "plan.json").is_file():
-        return (
-            "has no study.json yet; the command that began the study goes on with it, and"
-            " writes it where it ends or is stopped"
-        )
-    return (
-        "is not a study's folder: it has no study.json; give what --workdir of"
-        " python -m jaxcls.study was"
-    )
+    return jsonfile.finite(whole)
 
 
 def headline(places: Sequence[str]) -> str:
@@ -224,20 +185,18 @@ def _streams(
 
 
 def _needed(
-    found: Mapping[str, Sequence[Outcome]], place: str, metric: str, baseline: str
+    values: np.ndarray, compared: Mapping[str, Mapping[str, Any]], metric: str
 ) -> dict[str, Any] | None:
     """How many seeds a next comparison takes, by the difference that it is to show.
 
-    The deviation of a difference is the largest that was seen between the baseline and
-    another cell; of one cell alone, that of two independent runs of it.
+    values [n]: of the baseline. compared: with it, by cell. The deviation of a difference
+    is the largest that was seen between the baseline and another cell; of one cell alone,
+    that of two independent runs of it.
     """
-    if not place:
-        return None
-    compared = _compared(found, place, metric, baseline).values()
-    deviations = [one["deviation"] for one in compared if math.isfinite(one["deviation"])]
+    found = [one["deviation"] for one in compared.values()]
+    deviations = [deviation for deviation in found if math.isfinite(deviation)]
     of = "paired differences"
     if not deviations:
-        values = _row(found[baseline], place, metric)
         if len(values) < 2:
             return None
         of = "two independent runs"
@@ -251,12 +210,3 @@ def _needed(
 def scale(metric: str) -> float:
     """What a metric is multiplied by to be in its unit."""
     return 100.0 if unit(metric) else 1.0
-
-
-def finite(value: Any) -> Any:
-    """JSON's own form of a value: what is not finite is None, tuples are lists."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

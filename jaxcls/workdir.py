@@ -18,9 +18,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls import __version__, atomic, provenance
+from jaxcls import __version__, atomic, jsonfile, provenance
 from jaxcls import config as configs
-from jaxcls.errors import InputError, InUseError, first_line
+from jaxcls.errors import InputError, InUseError
 
 FORMAT = 1
 # What an implied fact is of, where not of the data.
@@ -57,15 +57,10 @@ class Workdir:
     def read(self) -> dict[str, Any]:
         """config.json of a run; raises `InputError` where the folder holds none."""
         file = self.path / "config.json"
-        try:
-            saved = json.loads(file.read_text())
-        except (FileNotFoundError, NotADirectoryError):
+        saved = jsonfile.read(file)
+        if saved is None:
             what = "is not a run's folder: it has no config.json"
-            raise InputError(
-                f"--workdir={self.given} {what}; {self._run_nearby()}"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from None
+            raise InputError(f"--workdir={self.given} {what}; {self._run_nearby()}")
         if not isinstance(saved, dict) or not {"config", "implied"} <= set(saved):
             raise InputError(
                 f"--workdir={self.given} is not a run's folder: its config.json is"
@@ -244,20 +239,18 @@ class Workdir:
         Raises `InputError` where the file is something else.
         """
         file = self.path / "manifest.json"
-        if not file.exists():
+        saved = jsonfile.read(file)
+        if saved is None:
             return []
-        try:
-            starts: list[dict[str, Any]] = json.loads(file.read_text())["starts"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        starts = saved.get("starts") if isinstance(saved, dict) else None
+        if not isinstance(starts, list) or not all(isinstance(s, dict) for s in starts):
             raise InputError(
-                f"{file} is no record of starts ({first_line(error)}); put it right, or"
-                " move it away"
-            ) from None
+                f"{file} is no record of starts; put it right, or move it away"
+            )
         return starts
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
-        text = json.dumps({"format": FORMAT, "starts": starts}, indent=1) + "\n"
-        atomic.write(self.path / "manifest.json", text)
+        jsonfile.write(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

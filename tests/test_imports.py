@@ -11,7 +11,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcls"
 # Below everything.
 SHARED = {
     "atomic",
+    "console",
     "errors",
+    "jsonfile",
     "pipeline",
     "durations",
     "knobs",
@@ -50,16 +52,16 @@ VERBS = {
     "hints": {"batches", "decode", "experiment"},
     "report": {"cli", "files", "gather", "importers", "reporting", "workdir"},
     "gather": {"batches", "calibration", "checkpoint", "clean", "evaluate", "evaluation"}
-    | {"examples", "experiment", "files", "importers", "logs", "memory", "outcomes"}
-    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "summary"}
+    | {"examples", "experiment", "files", "importers", "logs", "memory"}
+    | {"predict", "predictions", "reporting", "saliency", "scores", "show", "study_folder"}
     | {"workdir"},
     "dry_run": {"config", "experiment", "memory"},
     "study": {"cells", "cli", "comparison", "config", "expected", "experiment", "hosts"}
     | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
     | {"summary", "workdir"},
     "study_runs": {"cells", "checkpoint", "config", "evaluate", "experiment", "hosts"}
-    | {"outcomes", "stepping", "stopping", "study_table", "summary", "together", "train"}
-    | {"workdir"},
+    | {"meter", "outcomes", "stepping", "stopping", "study_folder", "summary", "together"}
+    | {"train", "workdir"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.
 NOUNS = {
@@ -93,9 +95,10 @@ NOUNS = {
     "proof": {"logs", "workdir"},
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
-    "sides": {"config", "outcomes", "workdir"},
+    "sides": {"config", "outcomes", "study_folder", "workdir"},
+    "study_folder": {"workdir"},
     "expected": {"outcomes", "spread", "workdir"},
-    "summary": {"cells", "comparison", "outcomes", "spread"},
+    "summary": {"cells", "comparison", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},
     "config": set(),
     "cli": set(),

@@ -44,10 +44,10 @@ def test_the_best_and_the_last_step_are_told_apart_on_both_splits(folder):
         "eval_best": {"loss": 0.5, "top1": 0.9},
         "eval_last": {"loss": 0.5, "top1": 0.7},
     }
-    assert outcomes.is_left(workdir, 3)  # The last step on the test split.
+    assert outcomes.is_left(workdir)  # The last step on the test split.
     last = {"step": 8, "split": "t", "n": 30, "loss": 2.0, "top1": 0.6}
     (workdir.path / outcomes.LAST_STEP).write_text(json.dumps(last))
-    assert not outcomes.is_left(workdir, 3)
+    assert not outcomes.is_left(workdir)
     found = outcomes.read(workdir, 3)
     assert found.values["test_last"] == {"loss": 2.0, "top1": 0.6}
     assert found.n == {"test_best": 30, "test_last": 30, "eval_best": 9, "eval_last": 9}
@@ -56,7 +56,7 @@ def test_the_best_and_the_last_step_are_told_apart_on_both_splits(folder):
 def test_a_last_step_that_is_the_best_is_scored_once(folder):
     final = {**FINAL, "best_step": 8, "loss": 1.0, "top1": 0.8}
     workdir = folder([evaluation(4, 0.1), evaluation(8, 0.7), final])
-    assert not outcomes.is_left(workdir, 0)
+    assert not outcomes.is_left(workdir)
     values = outcomes.read(workdir, 0).values
     assert values["test_best"] == values["test_last"] == {"loss": 1.0, "top1": 0.8}
     assert values["eval_best"] == values["eval_last"]
@@ -68,7 +68,7 @@ def test_without_a_test_split_the_final_record_is_of_data_eval(folder):
     found = outcomes.read(workdir, 0)
     assert list(found.values) == ["eval_best", "eval_last"]
     assert found.values["eval_last"]["top1"] == 0.7
-    assert not outcomes.is_left(workdir, 0)
+    assert not outcomes.is_left(workdir)
 
 
 def test_without_evaluations_there_is_the_last_step_alone(folder):
@@ -90,10 +90,10 @@ def test_a_value_that_was_not_finite_is_not_there(folder):
 def test_a_run_that_did_not_end_is_missing_unless_it_diverged(folder, reason, state):
     workdir = folder([evaluation(4, 0.9)], reason=reason)
     assert outcomes.read(workdir, 1) == outcomes.Outcome(1, state, 0, {}, {})
-    assert outcomes.is_left(workdir, 1) == (state == "missing")
+    assert outcomes.is_left(workdir) == (state == "missing")
 
 
 def test_a_run_that_never_began_is_missing(tmp_path):
     workdir = Workdir(tmp_path / "none")
     assert outcomes.read(workdir, 1).state == "missing"
-    assert outcomes.is_left(workdir, 1)
+    assert outcomes.is_left(workdir)

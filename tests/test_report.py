@@ -174,7 +174,7 @@ def test_bad_input_is_named(young, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("manifest.json", "{"),
+        ("manifest.json", "{}"),
         ("manifest.json", "[1]"),
         ("metrics.jsonl", '[1]\n{"step": 2, "kind": "eval"}\n'),
         ("timing.jsonl", '{"step": 3}\n'),
@@ -382,7 +382,7 @@ def test_mistakes_are_ordered_by_what_the_loss_means_by_logits():
     ],
 )
 def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
-    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "plan.json").write_text('{"config": {}, "cells": [], "seeds": []}')
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError) as refused:

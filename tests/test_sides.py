@@ -17,7 +17,7 @@ def made(tmp_path):
             for seed in (0, 1):
                 top1 = 0.5 + seed / 10
                 runs.write(tmp_path / study / cell / f"seed-{seed}", runs.scored(top1))
-        plan = {"cells": [{"name": name} for name in cells]}
+        plan = {"config": {}, "cells": [{"name": name} for name in cells], "seeds": [0, 1]}
         (tmp_path / study / "plan.json").write_text(json.dumps(plan))
     runs.write(tmp_path / "alone", runs.scored(0.9), seed=7)
     return tmp_path

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import study_table, summary
+from jaxcls import console, study_table, summary
 from jaxcls.reporting import curves, tables
 from jaxcls.reporting.contents import Study
 from jaxcls.reporting.curves import Line
@@ -147,7 +147,7 @@ def _dots(result: dict[str, Any], colours: Mapping[str, int], id_: str) -> Marku
         axes.set_xlabel(metric)
 
     about = "; ".join(
-        f"{cell['name']}: mean {study_table.text(known['mean'])} of {known['n']}"
+        f"{cell['name']}: mean {console.as_text(known['mean'])} of {known['n']}"
         for cell, known in zip(cells, figures, strict=True)
         if known
     )

@@ -1,0 +1,28 @@
+"""Tables as commands print them."""
+
+import math
+
+from jaxcls import console
+
+
+def test_texts_stand_left_and_numbers_right_in_a_pipe_of_a_known_width(capsys):
+    made = console.table("[b] :x:", "name", "n")
+    made.add_row("a[b] :x:", "7")
+    console.console(60).print(made)
+    title, header, _, row = [
+        line for line in capsys.readouterr().out.split("\n") if line.strip()
+    ]
+    assert title.strip() == "[b] :x:"
+    assert header.split() == ["name", "n"]
+    assert row.split() == ["a[b]", ":x:", "7"]
+    assert header.rstrip().index("n", header.index("name") + 4) == row.index("7")
+
+
+def test_a_figure_has_four_decimals():
+    assert [*map(console.as_text, (0.12345, 2, None, math.nan, -math.inf))] == [
+        "0.1235",
+        "2.0000",
+        "-",
+        "-",
+        "-",
+    ]

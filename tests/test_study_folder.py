@@ -1,0 +1,43 @@
+"""The files of a study's folder."""
+
+import fcntl
+import json
+
+import pytest
+
+from jaxcls import study_folder
+from jaxcls.errors import InputError
+
+PLAN = {"config": {"seed": 0}, "cells": [{"name": "base"}], "seeds": [0, 1]}
+
+
+def test_a_plan_is_read_and_none_is_none(tmp_path):
+    assert study_folder.read_plan(tmp_path) is None
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    assert study_folder.read_plan(tmp_path) == PLAN
+
+
+@pytest.mark.parametrize("key", [*PLAN, "all"])
+def test_what_is_no_plan_is_named(tmp_path, key):
+    other = [] if key == "all" else {**PLAN, key: None}
+    (tmp_path / "plan.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"plan\.json is no plan of a study; put it right"):
+        study_folder.read_plan(tmp_path)
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with (
+        study_folder.held(tmp_path / "new"),
+        (tmp_path / "new" / "lock").open() as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "new" / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(InputError, match=r"cannot be written \(Not a directory\)")
+    with refused, study_folder.held(tmp_path / "file" / "study"):
+        pass
