@@ -135,11 +135,14 @@ class Data:
 
     def class_counts(self) -> np.ndarray:
         """How many examples [K] of each class training has."""
+        labels = self._train_labels()
+        return np.bincount(labels, minlength=self.facts.num_classes)[self._classes]
+
+    def _train_labels(self) -> np.ndarray:
+        """The labels [n] int32 of the examples that training uses, as on disk."""
         split, key = self.config.data.train, "data.train"
         labels = self._labels(split, key)
-        if self._is_part(key):
-            labels = labels[self._used(split, key)]
-        return np.bincount(labels, minlength=self.facts.num_classes)[self._classes]
+        return labels[self._used(split, key)] if self._is_part(key) else labels
 
     @functools.cached_property
     def _order(self) -> batches.Order:
@@ -147,13 +150,10 @@ class Data:
         return self._order_by(configs.seed_of(self.config, "order"))
 
     def _order_by(self, seed: int) -> batches.Order:
-        split, key = self.config.data.train, "data.train"
         if not self.config.data.balance:
-            n = self.count(split, key)
+            n = self.count(self.config.data.train, "data.train")
             return lambda epoch: batches.order(seed, epoch, n)
-        labels = self._labels(split, key)
-        if self._is_part(key):
-            labels = labels[self._used(split, key)]
+        labels = self._train_labels()
         return functools.lru_cache(maxsize=3)(
             lambda epoch: batches.balanced_order(seed, epoch, labels)
         )
@@ -298,19 +298,25 @@ class Data:
                 on_mesh = mesh.put(self.mesh, _columns(plan))
                 yield {**take(arrays, on_mesh["index"]), **on_mesh}
             return
+        for batch in self._decoded(split, key, ops, plans):
+            batch["index"] = batch["index"].astype(np.int32)
+            yield mesh.put(self.mesh, batch)
+
+    def _decoded(
+        self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.Plan]
+    ) -> Iterator[batches.Batch]:
+        """The planned batches on this host, with labels as the model counts classes."""
         data = self.config.data
-        host = batches.decoded(
+        for batch in batches.decoded(
             self.records(split, key),
             ops,
             plans,
             seed=configs.seed_of(self.config, "augment"),
             threads=data.threads,
             prefetch=data.prefetch,
-        )
-        for batch in host:
+        ):
             batch["label"] = self._relabel(batch, f"{key}={split!r}")
-            batch["index"] = batch["index"].astype(np.int32)
-            yield mesh.put(self.mesh, batch)
+            yield batch
 
     def _relabel(self, batch: batches.Batch, split: str) -> np.ndarray:
         """The labels as the model counts classes; raises `InputError` for no class."""
@@ -369,22 +375,13 @@ class Data:
         return self._resident[split, key]
 
     def _decoded_whole(self, split: str, key: str) -> DeviceBatch:
-        records = self.records(split, key)
         ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
-        plans = batches.eval_plans(len(records), 256, slice(0, 256))
-        parts = batches.decoded(
-            records,
-            ops,
-            plans,
-            seed=0,
-            threads=self.config.data.threads,
-            prefetch=self.config.data.prefetch,
-        )
-        labels, images = [], []
-        for part in parts:
-            labels.append(self._relabel(part, f"{key}={split!r}")[part["mask"]])
-            images.append(part["image"][part["mask"]])
-        whole = {"image": np.concatenate(images), "label": np.concatenate(labels)}
+        plans = batches.eval_plans(self.count(split, key), 256, slice(0, 256))
+        parts = [
+            {name: part[name][part["mask"]] for name in ("image", "label")}
+            for part in self._decoded(split, key, ops, plans)
+        ]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return mesh.put_everywhere(self.mesh, whole)
 
     @functools.cached_property
