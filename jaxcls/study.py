@@ -37,7 +37,8 @@ from jaxcls.workdir import Workdir
 
 ABOUT = """Train every recipe of a study with every seed, each run in a folder of its own,
 and say how sure the result is. The same command again goes on, or shows the result.
---compare and --verify say whether two recipes, or two machines, reach the same."""
+--compare and --verify say whether two recipes, or two machines, reach the same.
+--config.KEY=VALUE changes all of its runs; python -m jaxcls.main --help lists every key."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,7 +104,11 @@ def _parser() -> cli.Parser:
         action="store_true",
         help="write what the runs came to beside the config, as what is expected of it",
     )
-    add("--margin", default="0.5", help="with --record: how near is near, in points [0.5]")
+    add(
+        "--margin",
+        default="0.5",
+        help="with --record: how near is near, in points, of a loss as it is [0.5]",
+    )
     add(
         "--verify",
         default="",
@@ -250,15 +255,7 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Train a recipe again; 0 where it reaches what is recorded of it, else 4."""
     before = expected.read(_expected_file(args.verify))
     base = configs.load(args.verify, overrides)
-    recorded = configs.from_flat({**before["config"], "seed": base.seed})
-    changed = configs.differences(recorded, base)
-    if other := [key for key in changed if configs.is_identity(key, base)]:
-        raise InputError(
-            f"--verify={args.verify}: the recipe is not the recorded one"
-            f" ({', '.join(other)} differ); leave --config.KEY out, or record it anew"
-        )
-    facts = sources.facts_of({"facts": before["data"]})
-    sources.check_same(facts, experiment.build(base).data.facts)
+    _check_is_recorded(base, before, args.verify)
     text = args.seeds or ",".join(map(str, before["seeds"])) + ","
     study = Study(
         base,
@@ -286,6 +283,19 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     found = _against(before, np.array(values))
     print(f"{metric} {found.words}")
     return cli.DONE if found.is_equivalent else cli.DIFFERS
+
+
+def _check_is_recorded(base: ConfigDict, before: Mapping[str, Any], config: str) -> None:
+    """Raise `InputError` unless recipe and data are those of the record."""
+    recorded = configs.from_flat({**before["config"], "seed": base.seed})
+    changed = configs.differences(recorded, base)
+    if other := [key for key in changed if configs.is_identity(key, base)]:
+        raise InputError(
+            f"--verify={config}: the recipe is not the recorded one ({', '.join(other)}"
+            " differ); leave --config.KEY out, or record it anew"
+        )
+    facts = sources.facts_of({"facts": before["data"]})
+    sources.check_same(facts, experiment.build(base).data.facts)
 
 
 def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equivalence:
