@@ -1,9 +1,11 @@
 """Several seeds in one program: each is the run that it is alone, but for rounding."""
 
+import functools
 import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,6 +128,49 @@ def test_every_seed_has_its_folder_with_all_that_it_has_alone(little, whole, tmp
         (start,) = json.loads((folder / str(row) / "manifest.json").read_text())["starts"]
         assert saved["config"]["seed"] == row
         assert (start["together"], start["row"], start["reason"]) == (2, row, "done")
+
+
+class Poisoned(experiment.Experiment):
+    """The update of step 5 is not finite, until a rewind leaves its batch out."""
+
+    @functools.cached_property
+    def schedule(self):
+        schedule = experiment.Experiment.schedule.func(self)
+        return lambda step: jnp.where(step == 5, jnp.nan, schedule(step))
+
+
+@pytest.mark.slow
+def test_a_rewind_is_of_each_seed_by_itself(little, tmp_path):
+    little.nonfinite.policy = "rewind"
+    exps = [Poisoned(little, None).reseeded({"seed": seed}) for seed in range(2)]
+    results = run({0: exps[0], 1: exps[1]}, tmp_path)
+    train.run(exps[1], str(tmp_path / "alone"))
+    assert [result.record["step"] for result in results.values()] == [8, 8]
+    for row in "01":
+        (event,) = (r for r in records(tmp_path / row) if r["kind"] == "rewind")
+        assert (event["step"], event["to"]) == (6, 3)
+    for one, other in zip(
+        records(tmp_path / "alone"), records(tmp_path / "1"), strict=True
+    ):
+        assert {k: one[k] for k in ("step", "kind")} == {
+            k: other[k] for k in ("step", "kind")
+        }
+        assert one.get("index") == other.get("index")
+        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_teacher_teaches_every_seed_what_it_teaches_each_alone(little, whole, tmp_path):
+    untaught = whole(little)
+    little.distill.run = str(untaught / "0")
+    little.distill.weight = 0.9
+    exps = seeds_of(little, 2)
+    run(dict(enumerate(exps)), tmp_path)
+    train.run(exps[1], str(tmp_path / "alone"))
+    alone, taught = records(tmp_path / "alone"), records(tmp_path / "1")
+    for one, other in zip(alone, taught, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
+    assert [r["loss"] for r in taught] != [r["loss"] for r in records(untaught / "1")]
 
 
 @pytest.mark.slow
