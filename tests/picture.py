@@ -1,6 +1,6 @@
-"""The README's picture of a report: ``python -m tests.picture runs/both.html``.
+"""The README's pictures: ``python -m tests.picture report|study runs/report.html``.
 
-Three parts of the page as a phone shows it, side by side, in docs/report.png.
+Parts of a page as a phone shows it, side by side, in docs/report.png or docs/study.png.
 """
 
 import io
@@ -13,19 +13,23 @@ from PIL import Image
 from tests import browser
 
 WIDTH, HEIGHT, GAP = 400, 960, 6
-# The heading that each part begins with, and whether it is shown dark.
-PARTS = (("Report", False), ("Confusions", False), ("Where it looks", True))
+# {picture: the heading that each part begins with, and whether it is shown dark}.
+PARTS = {
+    "report": (("Report", False), ("Confusions", False), ("Where it looks", True)),
+    "study": (("Runs", False), ("Cells", False), ("Comparisons", False)),
+}
 FIND = (
     "[...document.querySelectorAll('h1, h2, h3')].find(h => h.textContent.startsWith({!r}))"
 )
 
 
-def main(report: str) -> None:
-    """Write docs/report.png of a report's file."""
-    out = Image.new("RGB", (len(PARTS) * (WIDTH + GAP) - GAP, HEIGHT), "#8b949e")
+def main(picture: str, report: str) -> None:
+    """Write docs/`picture`.png of a report's file."""
+    parts = PARTS[picture]
+    out = Image.new("RGB", (len(parts) * (WIDTH + GAP) - GAP, HEIGHT), "#8b949e")
     file = pathlib.Path(report).resolve()
     with tempfile.TemporaryDirectory() as folder, browser.opened(folder) as page:
-        for number, (heading, dark) in enumerate(PARTS):
+        for number, (heading, dark) in enumerate(parts):
             page.open(file, WIDTH, HEIGHT, dark)
             page.evaluate("document.documentElement.style.scrollbarWidth = 'none'")
             top = page.evaluate(
@@ -39,7 +43,7 @@ def main(report: str) -> None:
     docs = pathlib.Path(__file__).parent.parent / "docs"
     docs.mkdir(exist_ok=True)
     few = out.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(docs / "report.png", optimize=True)
+    few.save(docs / f"{picture}.png", optimize=True)
 
 
 if __name__ == "__main__":

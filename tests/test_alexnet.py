@@ -22,6 +22,7 @@ def test_one_channel_and_other_classes_change_the_ends_alone():
     assert made["params"]["head"]["kernel"].shape == (4096, 7)
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_dense_layers_and_of_training_only():
     module = built("alexnet(dropout=0.9)", num_classes=5)
     images = jnp.ones((1, 63, 63, 3))

@@ -307,7 +307,7 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(ALL, "jitter"))
+@pytest.mark.parametrize("name", some_slow(ALL, "jitter", "randaugment"))
 def test_a_row_depends_on_no_other_row_and_on_no_device(name):
     images = jnp.asarray(photographs(40, 33, count=16))
     apply = jitted(ALL[name])

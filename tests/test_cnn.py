@@ -98,6 +98,7 @@ def test_every_stage_has_the_convolutions_and_norms_that_are_asked_for():
     assert [list(made["params"][name]) for name in convs] == [["kernel"]] * 4
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone_and_of_its_key():
     module = MODELS["cnn"](num_classes=4, widths=(2,), dense=32, dropout=0.5)
     x = jax.random.normal(KEY, (2, 8, 8, 1))

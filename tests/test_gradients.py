@@ -115,7 +115,8 @@ def trains_all(params):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): WHOLE for p, _ in leaves}
 
 
-@pytest.mark.parametrize("batch_norm", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", [False, True])
 def test_four_pieces_of_32_equal_128_with_the_groups_of_the_pieces(batch_norm):
     params, stats, examples, apply = conv_net(batch_norm, size=128)
     objective = gradients.make_objective(apply, losses.softmax(), trains=trains_all(params))

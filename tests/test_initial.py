@@ -91,6 +91,7 @@ def test_a_file_and_the_run_that_it_came_from_are_the_same_start(tiny, trained, 
         np.testing.assert_array_equal(array, starts[1][path])
 
 
+@pytest.mark.slow
 def test_two_classes_get_a_fresh_head_and_what_is_frozen_keeps_every_bit(
     tiny, trained, tmp_path, capsys
 ):

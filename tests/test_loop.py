@@ -182,7 +182,13 @@ def test_skip_stops_when_too_many_follow_one_another(tiny, tmp_path):
             marks=pytest.mark.slow,
         ),
         pytest.param((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)], marks=pytest.mark.slow),
-        ((4, 8), {3, 4, 6, 7, 8}, {4: 3, 8: 6}, [(3, 4), (6, 8)]),
+        pytest.param(
+            (4, 8),
+            {3, 4, 6, 7, 8},
+            {4: 3, 8: 6},
+            [(3, 4), (6, 8)],
+            marks=pytest.mark.slow,
+        ),
         pytest.param((11,), {9, 10, 11}, {11: 9}, [(9, 11)], marks=pytest.mark.slow),
     ],
 )

@@ -148,6 +148,7 @@ def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsys)
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_resnet50_has_the_published_number_of_parameters(capsys):
     assert main.main(["--config=configs/resnet50.py", "--dry_run"]) == 0
     assert "25,557,032 parameters" in capsys.readouterr().out

@@ -225,6 +225,7 @@ def on_devices(count, images, targets):
         yield step(jax.random.key(seed), jnp.float32(0.5), images, targets)
 
 
+@pytest.mark.slow
 def test_rows_split_over_8_devices_are_mixed_as_on_1():
     images = RNG.standard_normal((16, 6, 8, 2)).astype(np.float32)
     targets = np.eye(16, dtype=np.float32)

@@ -435,6 +435,7 @@ def test_a_penalty_is_of_what_decays(tiny):
     assert_same(grads, plain | {"head/kernel": expected})
 
 
+@pytest.mark.slow
 def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
     _, plain, _ = gradient(tiny(**PLAIN))
     reach = 0.5 / np.sqrt(sum(np.sum(np.square(g)) for g in plain.values()))
@@ -448,7 +449,7 @@ def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
     assert np.abs(worst["head/bias"] - plain["head/bias"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("groups", [4, 8])
+@pytest.mark.parametrize("groups", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_pieces_have_the_groups_of_the_whole_batch(tiny, groups):
     name = {"model.name": "cnn(widths=(4,), dense=8, batch_norm=True)"}
     config = PLAIN | name | {"model.batch_norm_groups": groups}

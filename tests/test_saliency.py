@@ -101,6 +101,7 @@ def test_of_a_resnet_it_is_the_head_weighing_the_last_block():
     assert np.asarray(found).max() > 0
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_layers_after_the_map():
     _, variables, apply = applied("cnn(widths=(4, 6), dense=7)", 8)
     images, classes = pictures(8), jnp.array([4, 0])
@@ -178,6 +179,7 @@ def test_heads_are_the_thirds_of_a_projection():
     np.testing.assert_array_equal(value[0, 0], [[8, 9], [10, 11]])
 
 
+@pytest.mark.slow
 def test_rollout_multiplies_the_layers_half_of_which_are_shortcuts():
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.ones(5), size=(3, 2, 4, 5)).astype(np.float32)

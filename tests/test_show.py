@@ -33,6 +33,7 @@ def test_images_normalised_by_themselves_are_shown_from_black_to_white(tiny):
     np.testing.assert_allclose(images, (pixels - low) / (high - low), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_augmentation_and_mixing_are_those_of_the_train_step(tiny):
     exp = experiment.build(tiny(augment="flip(1.0)", mix=""))
     plain = experiment.build(tiny(augment="", mix=""))

@@ -276,6 +276,7 @@ def test_seeds_go_together_only_where_that_is_measured_to_be_faster(tiny, monkey
     )
 
 
+@pytest.mark.slow
 def test_both_ways_are_timed_in_turn(little):
     exps = seeds_of(little, 2)
     timed = together.segments(together.Group(exps[0], 2), exps, steps=5, count=2)
