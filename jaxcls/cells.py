@@ -14,6 +14,8 @@ from jaxcls.knobs import KNOBS, STREAMS
 EACH = "each"
 # Seeds of one study, and cells of one search: more of them is a slip of the finger.
 _MOST_SEEDS, _MOST_CELLS = 10_000, 10_000
+# Draws for each cell of a search before it is said that there are no more.
+_TRIES = 20
 
 
 class Cell(NamedTuple):
@@ -55,7 +57,7 @@ def make(
         )
     found = _drawn(spaces, count, search_seed) if spaces else _combined(grid)
     all_streams = [(), *((stream,) for stream in STREAMS)]
-    varied = all_streams if vary == EACH else [_streams(vary)]
+    varied = all_streams if vary == EACH else [streams_of(vary)]
     if len(varied) > 1 and (grid or spaces):
         raise InputError(
             f"--vary={EACH} makes cells of its own; give it without --grid and --random"
@@ -91,8 +93,12 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def _streams(vary: str) -> tuple[str, ...]:
-    if vary == "all":
+def streams_of(vary: str) -> tuple[str, ...]:
+    """The streams that ``"init,order"`` names, in their order; () of "all" and "each".
+
+    Raises `InputError`.
+    """
+    if vary in ("all", EACH):
         return ()
     names = tuple(name.strip() for name in vary.split(","))
     unknown = [name for name in names if name not in STREAMS]
@@ -116,15 +122,25 @@ def _combined(grid: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _drawn(spaces: Sequence[str], count: int, search_seed: int) -> list[dict[str, str]]:
-    """`count` cells, each value drawn by itself; the first k of more are the same."""
+    """`count` cells, each value drawn by itself, without repeats.
+
+    The first k of more are the same.
+    """
     if count > _MOST_CELLS:
         raise InputError(f"--cells={count} must be at most {_MOST_CELLS:,}; try 20")
     axes = _axes(spaces, "--random", "'optim.lr=log(1e-4..0.1)'")
     rng = np.random.default_rng(search_seed)
-    rows = rng.random((count, len(axes)))
-    return [
-        {key: _draw(key, axes[key], row[i]) for i, key in enumerate(axes)} for row in rows
-    ]
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for _ in range(_TRIES * count):
+        row = rng.random(len(axes))
+        drawn = {key: _draw(key, axes[key], at) for key, at in zip(axes, row, strict=True)}
+        found.setdefault(tuple(drawn.values()), drawn)
+        if len(found) == count:
+            return [*found.values()]
+    raise InputError(
+        f"--cells={count} are more than --random can make different: it made {len(found)};"
+        f" give --cells={len(found)}"
+    )
 
 
 def _draw(key: str, values: list[str], at: float) -> str:
@@ -142,10 +158,20 @@ def _draw(key: str, values: list[str], at: float) -> str:
             f"--random {key}={values[0]} must go from a number to a larger one (above 0 in"
             " log); try 'optim.lr=log(1e-4..0.1)'"
         )
-    if type(KNOBS[key].default) is int:
-        return str(int(low + at * (high - low + 1)))
-    value = low * (high / low) ** at if span[1] else low + at * (high - low)
-    return f"{value:.3g}"
+    if type(KNOBS[key].default) is not int:
+        return f"{_at(low, high, at, bool(span[1])):.3g}"
+    if not (low.is_integer() and high.is_integer()):
+        raise InputError(
+            f"--random {key}={values[0]} must go from a whole number to another, as"
+            f" {key} is one; try '{key}={math.ceil(low)}..{math.ceil(high)}'"
+        )
+    # Each whole number has the numbers that round to it.
+    return str(round(min(high, max(low, _at(low - 0.5, high + 0.5, at, bool(span[1]))))))
+
+
+def _at(low: float, high: float, at: float, in_log: bool) -> float:
+    """The number at the share `at` of the way from low to high."""
+    return low * (high / low) ** at if in_log else low + at * (high - low)
 
 
 def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]:
@@ -190,4 +216,4 @@ def _name(overrides: Mapping[str, str], streams: tuple[str, ...]) -> str:
     """What a cell is called: a name for a folder too."""
     parts = [f"{key}={value}" for key, value in overrides.items()]
     parts += [f"vary={','.join(streams)}"] if streams else []
-    return re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(parts))[:100].strip("_") or "base"
+    return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts))[:100].strip("_") or "base"

@@ -74,6 +74,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help shows what there is")
 
 
+def given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """The flags whose values are not their defaults."""
+    return [f"--{name}" for name, v in vars(args).items() if v != parser.get_default(name)]
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The flags of a run of several processes."""
     group = parser.add_argument_group(

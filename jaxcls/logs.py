@@ -212,14 +212,17 @@ def read(path: pathlib.Path) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
+            record = None
+        if not isinstance(record, dict):
             if number == len(lines):
                 break
             raise InputError(
                 f"{path}:{number} is not a record, and records follow it; put the line"
                 " right, or start in another --workdir"
-            ) from None
+            )
+        records.append(record)
     return records
 
 

@@ -34,10 +34,15 @@ def read(folder: Workdir, seed: int) -> Outcome:
     if final is None:
         return Outcome(seed, "diverged" if _has_diverged(folder) else "missing", 0, {}, {})
     evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
+    if not (folder.path / "config.json").is_file():
+        raise InputError(
+            f"{folder.path} holds the records of a run and no config.json; put it back, or"
+            " move the folder away: a study makes its run again"
+        )
     role = "test" if folder.config().data.test else "eval"
     found = {f"{role}_{final['at']}": final} if final["split"] else {}
     if final["at"] == "best":
-        found["eval_best"] = evaluations[final["best_step"]]
+        found["eval_best"] = _at(evaluations, final["best_step"], folder)
         if final["best_step"] == final["step"]:
             found[f"{role}_last"] = final
         elif role == "test" and (last := read_last_step(folder)):
@@ -80,6 +85,18 @@ def _lacks_last_step(folder: Workdir, final: Mapping[str, Any]) -> bool:
     is_apart = final["at"] == "best" and final["best_step"] != final["step"]
     has_test = bool(folder.config().data.test)
     return is_apart and has_test and read_last_step(folder) is None
+
+
+def _at(
+    evaluations: Mapping[int, dict[str, Any]], step: int, folder: Workdir
+) -> dict[str, Any]:
+    """The evaluation at a step; raises `InputError` where its record is lost."""
+    if step not in evaluations:
+        raise InputError(
+            f"{folder.metrics} has lost the evaluation of step {step}, the best; put the"
+            " line back, or move the run's folder away"
+        )
+    return evaluations[step]
 
 
 def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

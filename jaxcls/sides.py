@@ -1,6 +1,7 @@
 """The two sides of a comparison: what came of a study, a cell of one, or single runs."""
 
 import pathlib
+import re
 from typing import NamedTuple
 
 from jaxcls import config as configs
@@ -25,7 +26,9 @@ def read(text: str) -> Side:
     with one cell. Raises `InputError`.
     """
     folders: dict[int, Workdir] = {}
-    for part in text.split(","):
+    # The name of a cell holds commas too.
+    whole = pathlib.Path(text).expanduser().is_dir()
+    for part in [text] if whole else text.split(","):
         for seed, folder in _runs(part.strip(), text):
             if seed in folders:
                 raise InputError(
@@ -75,15 +78,17 @@ def _runs(part: str, text: str) -> list[tuple[int, Workdir]]:
     path = pathlib.Path(part).expanduser()
     if (path / "config.json").is_file():
         folder = Workdir(path)
-        return [(folder.config().seed, folder)]
+        # Of a study's run its name says it: config.seed is what stays under --vary=order.
+        of_study = re.fullmatch(r"seed-(\d+)", folder.path.name)
+        return [(int(of_study[1]) if of_study else folder.config().seed, folder)]
     if plan := study_folder.read_plan(path):
-        cells = plan["cells"]
+        cells = study_folder.cells_of(path, plan)
         if len(cells) > 1:
             raise InputError(
                 f"--compare {text}: the study has {len(cells)} cells; name one:"
-                f" {path / cells[0]['name']}"
+                f" {path / cells[0].name}"
             )
-        path /= cells[0]["name"]
+        path /= cells[0].name
     found = [
         (int(run.name.removeprefix("seed-")), Workdir(run))
         for run in path.glob("seed-*")

@@ -40,13 +40,20 @@ and say how sure the result is. The same command again goes on, or shows the res
 --compare and --verify say whether two recipes, or two machines, reach the same.
 --config.KEY=VALUE changes all of its runs; python -m jaxcls.main --help lists every key."""
 
+# The flags that say something beside --verify and --compare; beside --config all do.
+_BESIDE = {
+    "--compare": {"--metric"},
+    "--verify": {"--workdir", "--seeds", "--shard", "--together", "--dry_run"}
+    | {"--coordinator", "--processes", "--process"},
+}
+
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
+    parser = _parser()
+    args = parser.parse_args(rest)
     modes = {"--config": args.config, "--verify": args.verify, "--compare": args.compare}
-    args.together = _at_once(args.together)
     given = [flag for flag, value in modes.items() if value]
     if len(given) != 1:
         said = " and ".join(given) or "nothing"
@@ -54,10 +61,24 @@ def main(argv: Sequence[str]) -> int:
             f"study takes one of --config=FILE.py, --verify=FILE.py and --compare A B, and"
             f" was given {said}; try --config=configs/digits.py --seeds=5"
         )
+    _check_said(given[0], cli.given(parser, args), overrides)
+    args.together = _at_once(args.together)
     if args.compare:
         one, other = args.compare
         return _compare(one, other, args.metric or "top1")
     return _verify(args, overrides) if args.verify else _study(args, overrides)
+
+
+def _check_said(mode: str, given: Sequence[str], overrides: Mapping[str, str]) -> None:
+    """Raise `InputError` for a flag that would be passed over."""
+    useless = [flag for flag in given if flag not in {mode, *_BESIDE.get(mode, given)}]
+    if mode == "--compare":
+        useless += [f"--config.{key}" for key in overrides]
+    if useless:
+        raise InputError(f"{useless[0]} says nothing beside {mode}; leave it out")
+    for flag, other in {"--search_seed": "--random", "--margin": "--record"}.items():
+        if flag in given and other not in given:
+            raise InputError(f"{flag} says nothing without {other}; give both, or neither")
 
 
 def _parser() -> cli.Parser:
@@ -106,8 +127,8 @@ def _parser() -> cli.Parser:
     )
     add(
         "--margin",
-        default="0.5",
-        help="with --record: how near is near, in points, of a loss as it is [0.5]",
+        default="",
+        help="with --record: how near is near, in points [0.5]; of a loss, as it is",
     )
     add(
         "--verify",
@@ -129,6 +150,11 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Make a study, or go on with it, and show its result."""
     if "seed" in overrides and args.vary == "all":
         raise InputError("--config.seed is what --seeds varies; give --seeds=3-12")
+    varied = [f"seeds.{stream}" for stream in cells.streams_of(args.vary)]
+    if twice := [key for key in varied if key in overrides]:
+        raise InputError(
+            f"--config.{twice[0]} is what --vary={args.vary} varies; leave it out"
+        )
     count = cli.whole_number(args.cells, "--cells")
     search_seed = cli.whole_number(args.search_seed, "--search_seed")
     found = cells.make(args.grid, args.random, count, search_seed, args.vary)
@@ -139,13 +165,14 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise InputError(f"--baseline={baseline} is no cell; there are: {', '.join(names)}")
-    margin = cli.number(args.margin, "--margin")
+    metric = args.metric or "top1"
+    margin = _margin(args.margin, metric) if args.record else 0.0
     if args.record:
-        _check_recordable(args, study, margin)
+        _check_recordable(args, study)
+    study_runs.check(study)
     print(study_table.plan(names, seeds, _shard(args.shard)))
     if args.dry_run:
         return cli.DONE
-    metric = args.metric or "top1"
     result = _made(args, study, metric, baseline)
     if hosts.is_first():
         study_table.show(result)
@@ -198,8 +225,23 @@ def _made(
         return hosts.on_first(conclude)
 
 
-def _check_recordable(args: argparse.Namespace, study: Study, margin: float) -> None:
+def _margin(text: str, metric: str) -> float:
+    """How near is near, in the unit of a metric; raises `InputError`."""
+    if not text and not summary.unit(metric):
+        raise InputError(
+            f"--record --metric={metric}: how near is near? It has no points; give the"
+            " difference that does not matter, such as --margin=0.02"
+        )
+    margin = cli.number(text or "0.5", "--margin")
+    if margin <= 0:
+        raise InputError(f"--margin={text} must be above 0; try 0.5")
+    return margin
+
+
+def _check_recordable(args: argparse.Namespace, study: Study) -> None:
     """Raise `InputError` unless the study is of a config file as it stands."""
+    if len(study.seeds) < 2:
+        raise InputError("--record takes two seeds at least; give --seeds=10")
     if len(study.cells) > 1 or study.cells[0].overrides or study.cells[0].streams:
         raise InputError(
             "--record is of one recipe under whole seeds; leave --grid, --random and"
@@ -212,8 +254,6 @@ def _check_recordable(args: argparse.Namespace, study: Study, margin: float) -> 
             f"--record is of {args.config} as it stands, and --config.{other[0]} changes"
             " it; leave it out, or write it into the file"
         )
-    if margin <= 0:
-        raise InputError(f"--margin={args.margin} must be above 0; try 0.5")
 
 
 def _record(

@@ -3,10 +3,11 @@
 import contextlib
 import fcntl
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxcls import __version__, jsonfile
+from jaxcls.cells import Cell
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
@@ -44,15 +45,31 @@ def read_plan(folder: pathlib.Path) -> dict[str, Any] | None:
     """plan.json of a study's folder, None where there is none; raises `InputError`."""
     plan: dict[str, Any] | None = jsonfile.read(folder / PLAN)
     kinds = {"config": dict, "cells": list, "seeds": list}
+    if plan is None:
+        return None
     is_plan = isinstance(plan, dict) and all(
         isinstance(plan.get(key), kind) for key, kind in kinds.items()
     )
-    if plan is not None and not is_plan:
-        raise InputError(
-            f"{folder / PLAN} is no plan of a study; put it right, or begin the study in"
-            " a new folder"
-        )
+    if not (is_plan and plan["cells"] and plan["seeds"]):
+        raise _no_plan(folder)
+    _check_format(folder / PLAN, plan)
     return plan
+
+
+def cells_of(folder: pathlib.Path, plan: Mapping[str, Any]) -> list[Cell]:
+    """The cells of a plan, which is that of `folder`; raises `InputError`."""
+    try:
+        made = [Cell(**cell) for cell in plan["cells"]]
+        return [cell._replace(streams=tuple(cell.streams)) for cell in made]
+    except TypeError:
+        raise _no_plan(folder) from None
+
+
+def _no_plan(folder: pathlib.Path) -> InputError:
+    return InputError(
+        f"{folder / PLAN} is no plan of a study; put it right, or begin the study in a new"
+        " folder"
+    )
 
 
 def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
@@ -61,16 +78,23 @@ def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
     found: dict[str, Any] | None = jsonfile.read(file)
     if found is None:
         raise InputError(f"{flag}={folder} {_why_no_study(folder)}")
-    if not isinstance(found, dict) or not {"format", "cells", "headline"} <= set(found):
+    kinds = {"format": int, "cells": list, "headline": str}
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key), kind) for key, kind in kinds.items()
+    ):
         raise InputError(
             f"{flag}={folder} is not a study's folder: its {RESULT} is another program's"
         )
-    if found["format"] != FORMAT:
-        raise InputError(
-            f"{file} has format {found['format']}, and jaxcls {__version__} reads {FORMAT};"
-            " use the jaxcls that wrote it"
-        )
+    _check_format(file, found)
     return found
+
+
+def _check_format(file: pathlib.Path, found: Mapping[str, Any]) -> None:
+    if found.get("format") != FORMAT:
+        raise InputError(
+            f"{file} has format {found.get('format')}, and jaxcls {__version__} reads"
+            f" {FORMAT}; use the jaxcls that wrote it"
+        )
 
 
 def _why_no_study(folder: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,51 +148,76 @@ def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, in
     ]
 
 
+def check(study: Study) -> None:
+    """Raise `InputError` for a cell whose config cannot be, or is that of another."""
+    seen: dict[tuple[str, ...], str] = {}
+    for cell in study.cells:
+        with _named(cell):
+            flat = configs.flat(study.config(cell))
+        recipe = json.dumps(flat), *cell.streams
+        if (other := seen.setdefault(recipe, cell.name)) != cell.name:
+            raise InputError(
+                f"cells {other} and {cell.name} are the same recipe; give each value once"
+            )
+
+
 def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     """The experiment of a cell; whatever is wrong with it is said before a run begins."""
-    try:
+    with _named(cell):
         exp = experiment.build(study.config(cell))
         _ = exp.lowered_train_step, exp.direction(metric, "--metric")
+    return exp
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Name the cell in what is said of it, where it is one of several."""
+    try:
+        yield
     except InputError as error:
         if not cell.overrides:
             raise
         raise InputError(f"cell {cell.name}: {error}") from None
-    return exp
 
 
 def _adopt(study: Study) -> None:
-    """Write plan.json, or add seeds to it.
+    """Write plan.json, or add cells and seeds to it.
 
     Raises `InputError` where the folder holds another study.
     """
     with study_folder.held(study.folder):
         before = study_folder.read_plan(study.folder)
-        plan = {
+        plan: dict[str, Any] = {
             "format": study_folder.FORMAT,
             "config": configs.flat(study.base),
             "cells": [jsonfile.finite(cell._asdict()) for cell in study.cells],
             "seeds": study.seeds,
         }
         if before is not None:
-            _check_same(study, before, plan)
+            _check_same(study, before)
             # Those that were asked for before belong to the result as well.
-            plan = {**before, "seeds": sorted({*before["seeds"], *study.seeds})}
+            new = [cell for cell in plan["cells"] if cell not in before["cells"]]
+            seeds = sorted({*before["seeds"], *study.seeds})
+            plan = {**before, "cells": [*before["cells"], *new], "seeds": seeds}
         else:
             _check_empty(study.folder)
         if plan != before:
             jsonfile.write(study.folder / study_folder.PLAN, plan)
 
 
-def _check_same(study: Study, before: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless the plan of before is of this study."""
+def _check_same(study: Study, before: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless a plan is of this study: its config, no cell redefined."""
     changed = configs.differences(configs.from_flat(before["config"]), study.base)
     other = [key for key in changed if configs.is_identity(key, study.base)]
-    other += ["its cells"] if before["cells"] != plan["cells"] else []
+    known = {cell.name: cell for cell in study_folder.cells_of(study.folder, before)}
+    other += [
+        f"cell {cell.name}" for cell in study.cells if known.get(cell.name, cell) != cell
+    ]
     if other:
         free = Workdir(study.folder).free_name()
         raise InputError(
-            f"--workdir={study.folder} holds another study ({', '.join(other)}"
-            f" differ); start this one with --workdir={free}"
+            f"--workdir={study.folder} holds another study (other: {', '.join(other)});"
+            f" start this one with --workdir={free}"
         )
 
 
@@ -281,13 +307,15 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
     """
     with study_folder.held(study.folder):
         plan = study_folder.read_plan(study.folder)
-        seeds = plan["seeds"] if plan else study.seeds
+        cells, seeds = study.cells, study.seeds
+        if plan:
+            cells, seeds = study_folder.cells_of(study.folder, plan), plan["seeds"]
         found = {
             cell.name: [outcomes.read(study.workdir(cell, seed), seed) for seed in seeds]
-            for cell in study.cells
+            for cell in cells
         }
         result = summary.summarise(
-            study.cells,
+            cells,
             found,
             metric=metric,
             baseline=baseline,

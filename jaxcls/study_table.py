@@ -45,13 +45,18 @@ def plan(cells: Sequence[str], seeds: Sequence[int], shard: tuple[int, int]) -> 
     ]
     if of > 1:
         runs = len(range(first, len(cells) * len(seeds), of))
-        lines.append(f"shard:  {first} of {of}, {runs} runs")
+        lines.append(f"shard:  {first} of {of}, {_counted(runs, 'run')}")
     return "\n".join(lines)
 
 
 def size(cells: int, seeds: int) -> str:
     """How many runs there are, and why."""
-    return f"{cells} cells x {seeds} seeds = {cells * seeds} runs"
+    of = f"{_counted(cells, 'cell')} x {_counted(seeds, 'seed')}"
+    return f"{of} = {_counted(cells * seeds, 'run')}"
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def listed(each: Sequence[object]) -> str:

@@ -202,6 +202,8 @@ def _needed(
         of = "two independent runs"
         deviations = [scale(metric) * math.sqrt(2) * spread.spread(values).deviation]
     deviation = max(deviations)
+    if not deviation:
+        return None  # Of runs that are the same nothing follows.
     apart = [d * scale(metric) / 100 for d in DIFFERENCES]
     seeds = {f"{d:g}": spread.runs_needed(deviation, d) for d in apart}
     return {"of": of, "deviation": deviation, "seeds": seeds}

@@ -13,7 +13,6 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Most of the suite's time is LLVM's, and what it optimises is not ours to test; the
 # processes that tests start have it too, so that bits can be compared.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-
 import jax
 import pytest
 
@@ -22,10 +21,13 @@ from tests import settings
 from tests.modules import zeros_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# What one test has compiled serves the next: a cache of this process and session alone.
+# What one test has compiled serves the next, and the processes that tests start; those
+# that must make the same bits by themselves go without. A cache of this session alone.
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxcls-tests-")
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -106,10 +106,34 @@ def test_draws_are_within_their_space_and_more_of_them_begin_alike():
     assert max(size) == 64
 
 
-def test_draws_from_a_list_are_of_the_list():
-    found = made(spaces=["augment=flip,randaugment(2, 10)"], count=50)
+def test_whole_numbers_are_drawn_evenly_or_in_log():
+    even = made(spaces=["batch_size=1..4", "optim.lr=0..1"], count=4000)
+    counts = [
+        sum(cell.overrides["batch_size"] == str(k) for cell in even) for k in range(6)
+    ]
+    assert counts[0] == counts[5] == 0
+    assert all(abs(count - 1000) < 110 for count in counts[1:5])  # Four deviations.
+    logged = made(spaces=["batch_size=log(8..512)", "optim.lr=0..1"], count=1000)
+    sizes = [int(cell.overrides["batch_size"]) for cell in logged]
+    assert (min(sizes), max(sizes) <= 512) == (8, True)
+    assert abs(sum(size < 64 for size in sizes) - 500) < 70
+
+
+def test_draws_from_lists_are_of_the_lists_and_no_two_are_the_same():
+    lists = ["augment=flip,randaugment(2, 10)", "batch_size=8,16,32"]
+    found = made(spaces=lists, count=6)
+    assert len({tuple(cell.overrides.values()) for cell in found}) == 6
     assert {cell.overrides["augment"] for cell in found} == {"flip", "randaugment(2, 10)"}
-    assert len({cell.name for cell in found}) == 50
+    assert made(spaces=lists, count=2) == found[:2]
+    with pytest.raises(
+        InputError, match=r"--cells=7 are more than --random can .* made 6;"
+    ):
+        made(spaces=lists, count=7)
+
+
+def test_names_keep_the_letters_of_every_script():
+    names = [cell.name for cell in made(grid=["data.dir=ä,日本/x,a b"])]
+    assert names == ["data.dir=ä", "data.dir=日本_x", "data.dir=a_b"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +152,7 @@ def test_draws_from_a_list_are_of_the_list():
         ({"count": 3}, "--cells says nothing without --random"),
         ({"spaces": ["optim.lr=1..0"], "count": 3}, "to a larger one"),
         ({"spaces": ["optim.lr=log(0..1)"], "count": 3}, "above 0 in log"),
+        ({"spaces": ["batch_size=8.5..64"], "count": 3}, r"a whole number .*=9\.\.64"),
         ({"spaces": ["optim.lr=--..1"], "count": 3}, "to a larger one"),
         ({"spaces": ["optim.lr=0..1"], "grid": ["seed=8"], "count": 3}, "two searches"),
         ({"spaces": ["optim.lr=0..1"], "count": 10**6}, "must be at most 10,000"),

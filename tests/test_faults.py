@@ -116,6 +116,7 @@ def digits(folder, data_dir, cwd, hash_seed, *flags):
         env={
             **os.environ,
             "PYTHONHASHSEED": str(hash_seed),
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
             "PYTHONPATH": str(ROOT),
             "JAX_NUM_CPU_DEVICES": "1",
         },

@@ -96,7 +96,7 @@ NOUNS = {
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
     "sides": {"config", "outcomes", "study_folder", "workdir"},
-    "study_folder": {"workdir"},
+    "study_folder": {"cells", "workdir"},
     "expected": {"outcomes", "spread", "workdir"},
     "summary": {"cells", "comparison", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},

@@ -6,6 +6,7 @@ proof; 7 nothing good is overwritten.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -154,7 +155,10 @@ def kill_and_repeat(data_dir, workdir, rng, least):
     ]  # fmt: skip
     kills = 0
     while True:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        )  # fmt: skip
         patience = rng.uniform(2.0, 6.0) if kills < least else 300
         try:
             out, _ = process.communicate(timeout=patience)

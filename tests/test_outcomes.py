@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jaxcls import outcomes
+from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 from tests import runs
 
@@ -97,3 +98,30 @@ def test_a_run_that_never_began_is_missing(tmp_path):
     workdir = Workdir(tmp_path / "none")
     assert outcomes.read(workdir, 1).state == "missing"
     assert outcomes.is_left(workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "holds the records of a run and no config.json"),
+        ("metrics.jsonl", "final", "has lost the evaluation of step 4, the best"),
+        ("metrics.jsonl", "5\n", "metrics.jsonl:1 is not a record"),
+        (outcomes.LAST_STEP, "[3]", "is no record of a last step; remove it"),
+        (outcomes.LAST_STEP, '{"st', "cannot be read"),
+        ("manifest.json", "[]", "is no record of starts"),
+    ],
+)
+def test_a_damaged_file_is_named_on_one_line(folder, name, content, message):
+    final = {**FINAL, "loss": 1.0, "top1": 0.8}
+    records = [evaluation(4, 0.9), evaluation(8, 0.7), final]
+    workdir = folder(records[:2] if name == "manifest.json" else records)
+    file = workdir.path / name
+    if content is None:
+        file.unlink()
+    elif content == "final":
+        file.write_text(json.dumps(final) + "\n")
+    else:
+        file.write_text(content + (file.read_text() if name == "metrics.jsonl" else ""))
+    with pytest.raises(InputError, match=message) as refused:
+        outcomes.read(workdir, 0)
+    assert str(workdir.path) in str(refused.value)

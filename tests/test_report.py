@@ -382,7 +382,9 @@ def test_mistakes_are_ordered_by_what_the_loss_means_by_logits():
     ],
 )
 def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
-    (tmp_path / "plan.json").write_text('{"config": {}, "cells": [], "seeds": []}')
+    (tmp_path / "plan.json").write_text(
+        '{"format": 1, "config": {}, "cells": [1], "seeds": [0]}'
+    )
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError) as refused:

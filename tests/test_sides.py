@@ -17,7 +17,8 @@ def made(tmp_path):
             for seed in (0, 1):
                 top1 = 0.5 + seed / 10
                 runs.write(tmp_path / study / cell / f"seed-{seed}", runs.scored(top1))
-        plan = {"config": {}, "cells": [{"name": name} for name in cells], "seeds": [0, 1]}
+        parts = [{"name": name, "overrides": {}, "streams": []} for name in cells]
+        plan = {"format": 1, "config": {}, "cells": parts, "seeds": [0, 1]}
         (tmp_path / study / "plan.json").write_text(json.dumps(plan))
     runs.write(tmp_path / "alone", runs.scored(0.9), seed=7)
     return tmp_path
@@ -29,6 +30,19 @@ def test_a_study_of_one_cell_and_a_cell_are_sides(made, name):
     assert [run.seed for run in found.runs] == [0, 1]
     assert [run.values["test_best"]["top1"] for run in found.runs] == [0.5, 0.6]
     assert found.name == f"{made}/{name}".rstrip("/")
+
+
+def test_a_cell_of_two_keys_has_a_comma_in_its_name(made):
+    cell = made / "two" / "optim.lr=1,batch_size=8"
+    runs.write(cell / "seed-3", runs.scored(0.7))
+    found = sides.read(str(cell))
+    assert ([run.seed for run in found.runs], found.name) == ([3], str(cell))
+
+
+def test_runs_of_a_study_have_the_seeds_of_their_names(made):
+    # Where order alone varies, config.seed is that of all of them.
+    pair = ",".join(str(made / "one" / "base" / f"seed-{seed}") for seed in (0, 1))
+    assert [run.seed for run in sides.read(pair).runs] == [0, 1]
 
 
 def test_runs_by_themselves_have_the_seeds_of_their_configs(made):

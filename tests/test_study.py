@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jaxcls import config as configs
-from jaxcls import experiment, outcomes, study, train
+from jaxcls import experiment, outcomes, study, study_folder, train
 from jaxcls.errors import InputError
 from tests import runs
 from tests.conftest import ROOT
@@ -70,15 +70,26 @@ def test_what_is_done_is_not_done_again_and_seeds_may_be_added(done, capsys, mon
     done("--seeds=1", "--grid", "optim.lr=0.01")
     assert "run 1 of" not in capsys.readouterr().out
     assert (folder / "study.json").read_bytes() == first
-    for more, differ in {
-        ("--grid", "optim.lr=0.01,0.02"): "its cells",
-        ("--grid", "optim.lr=0.01", "--config.batch_size=32"): "batch_size",
-    }.items():
-        with pytest.raises(InputError, match=rf"holds another study \({differ} differ\)"):
-            done("--seeds=1", *more)
-    done("--seeds=2", "--grid", "optim.lr=0.01")
-    assert "run 1 of 1: optim.lr=0.01 seed 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"holds another study \(other: batch_size\)"):
+        done("--seeds=1", "--grid", "optim.lr=0.01", "--config.batch_size=32")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["cells"][0]["overrides"] = {"optim.lr": "0.5"}
+    with monkeypatch.context() as other:
+        other.setattr(study_folder, "read_plan", lambda folder: plan)
+        with pytest.raises(
+            InputError, match=r"another study \(other: cell optim.lr=0.01\)"
+        ):
+            done("--seeds=1", "--grid", "optim.lr=0.01")
+    capsys.readouterr()
+    done("--seeds=1,", "--grid", "optim.lr=0.01")  # Seed 1 alone; 0 was asked for before.
+    out = capsys.readouterr().out
+    assert "run 1 of 1: optim.lr=0.01 seed 1" in out
+    assert "done: cells=1 done=2 " in out
     assert result(folder)["budget"] == {"cells": 1, "runs": 2, "steps": 8}
+    done("--seeds=0-1", "--grid", "optim.lr=0.002")
+    assert [cell["name"] for cell in result(folder)["cells"]] == [
+        "optim.lr=0.01", "optim.lr=0.002",
+    ]  # fmt: skip
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
@@ -211,7 +222,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(done, tmp_path, capsys, monk
         "cell:   optim.lr=0.01",
         "cell:   optim.lr=0.001",
         "seeds:  0, 1",
-        "shard:  1 of 3, 1 runs",
+        "shard:  1 of 3, 1 run",
     ]
     assert not (tmp_path / "study").exists()
 
@@ -338,7 +349,20 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
         (["--verify=configs/tutorial_folder.py"], "nothing is recorded of this recipe"),
         (["--config=configs/digits.py", "--record", "--grid", "optim.lr=1"], "one recipe"),
         (["--config=configs/digits.py", "--record", "--margin=0"], "must be above 0"),
-        (["--config=configs/digits.py", "--margin=x"], "--margin=x must be a number"),
+        (["--config=configs/digits.py", "--record", "--margin=x"], "must be a number"),
+        (["--config=configs/digits.py", "--record", "--metric=loss"], "how near is near"),
+        (["--config=configs/digits.py", "--record", "--seeds=1"], "two seeds at least"),
+        (["--config=configs/digits.py", "--margin=1"], "nothing without --record"),
+        (["--config=configs/digits.py", "--search_seed=1"], "nothing without --random"),
+        (["--compare", "a", "b", "--seeds=2"], "--seeds says nothing beside --compare"),
+        (["--compare", "a", "b", "--config.seed=1"], "--config.seed says nothing beside"),
+        (["--verify=configs/digits.py", "--metric=loss"], "--metric says nothing beside"),
+        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,x"], "cell optim.lr=x: "),
+        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,0.10"], "the same recipe"),
+        (
+            ["--config=configs/digits.py", "--vary=order", "--config.seeds.order=1"],
+            "--config.seeds.order is what --vary=order varies",
+        ),
     ],
 )
 def test_one_thing_is_asked_at_a_time(argv, message, monkeypatch):

@@ -6,22 +6,40 @@ import json
 import pytest
 
 from jaxcls import study_folder
+from jaxcls.cells import Cell
 from jaxcls.errors import InputError
 
-PLAN = {"config": {"seed": 0}, "cells": [{"name": "base"}], "seeds": [0, 1]}
+CELL = {"name": "base", "overrides": {}, "streams": ["init"]}
+PLAN = {"format": 1, "config": {"seed": 0}, "cells": [CELL], "seeds": [0, 1]}
 
 
 def test_a_plan_is_read_and_none_is_none(tmp_path):
     assert study_folder.read_plan(tmp_path) is None
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     assert study_folder.read_plan(tmp_path) == PLAN
+    (cell,) = study_folder.cells_of(tmp_path, PLAN)
+    assert cell == Cell("base", {}, ("init",))
 
 
-@pytest.mark.parametrize("key", [*PLAN, "all"])
-def test_what_is_no_plan_is_named(tmp_path, key):
-    other = [] if key == "all" else {**PLAN, key: None}
+NO_LISTS = [{**PLAN, key: value} for key in ("cells", "seeds") for value in (None, 5, [])]
+
+
+@pytest.mark.parametrize("other", [[], 5, {**PLAN, "config": None}, *NO_LISTS])
+def test_what_is_no_plan_is_named(tmp_path, other):
     (tmp_path / "plan.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match=r"plan\.json is no plan of a study; put it right"):
+        study_folder.read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("cell", [5, {}, {**CELL, "more": 1}, {**CELL, "streams": None}])
+def test_what_is_no_cell_is_named(tmp_path, cell):
+    with pytest.raises(InputError, match=r"plan\.json is no plan of a study"):
+        study_folder.cells_of(tmp_path, {**PLAN, "cells": [cell]})
+
+
+def test_a_plan_of_another_format_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({**PLAN, "format": 2}))
+    with pytest.raises(InputError, match=r"plan\.json has format 2, and jaxcls .* reads 1"):
         study_folder.read_plan(tmp_path)
 
 

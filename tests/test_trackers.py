@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -181,8 +180,6 @@ def trained(tiny):
             timeout=400,
             env={
                 **os.environ,
-                "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 "WANDB_MODE": "offline",
                 "WANDB_SILENT": "true",
                 **environment,
