@@ -1,4 +1,4 @@
-"""Every config takes two steps at its real image size, on eight random images."""
+"""Every config takes two steps at its real image size, on four random images."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def random_batch(exp, shape, seed):
-    """Eight random images and labels, where the mesh is."""
+    """Four random images and labels, where the mesh is."""
     rng = np.random.default_rng(seed)
     size = exp.config.batch_size
     labels = rng.integers(0, exp.data.num_classes, size)
@@ -35,7 +35,7 @@ def random_batch(exp, shape, seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
-    given = {"batch_size": "8", "mesh.devices": "1", "optim.lr_per": "0"}
+    given = {"batch_size": "4", "mesh.devices": "1", "optim.lr_per": "0"}
     if name.startswith(("finetune", "tutorial_transfer")):
         given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
     loaded = config.load(str(ROOT / "configs" / name), given)
