@@ -16,7 +16,7 @@ WIDTH, HEIGHT, GAP = 400, 960, 6
 # {picture: the heading that each part begins with, and whether it is shown dark}.
 PARTS = {
     "report": (("Report", False), ("Confusions", False), ("Where it looks", True)),
-    "study": (("Runs", False), ("Cells", False), ("Comparisons", False)),
+    "study": (("Runs", False), ("Cells", False)),
 }
 FIND = (
     "[...document.querySelectorAll('h1, h2, h3')].find(h => h.textContent.startsWith({!r}))"
