@@ -80,11 +80,12 @@ def reference(
     precision: str,
     learning_rate: float,
     weight_decay: float,
-    compiles: bool,
+    how: str,
 ) -> Reference:
     """The step on one batch, images uint8 [B, H, W, C], on torch's accelerator if any.
 
-    Raises `KeyError` where the model has no counterpart.
+    how: "compiled", "eager", or "auto", which is compiled on CUDA. Raises `KeyError` where
+    the model has no counterpart.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(batches.cores())
@@ -118,13 +119,13 @@ def reference(
 
         return step
 
-    step, how, began = step_of(model), "eager", time.perf_counter()
-    if compiles:
-        step, how = _compiled(step_of(torch.compile(model)), step)
+    step, mode, began = step_of(model), "eager", time.perf_counter()
+    if how == "compiled" or (how == "auto" and device.type == "cuda"):
+        step, mode = _compiled(step_of(torch.compile(model)), step)
     run = _runs(step, device)
     run(1)
     threads = torch.get_num_threads()
-    label = f"PyTorch {torch.__version__}, {how}, channels last, {threads} threads"
+    label = f"PyTorch {torch.__version__}, {mode}, channels last, {threads} threads"
     return Reference(label, parameters, time.perf_counter() - began, run)
 
 

@@ -141,7 +141,7 @@ def theirs(args: argparse.Namespace, batch: dict[str, np.ndarray]) -> "Reference
             precision=args.precision,
             learning_rate=RATE,
             weight_decay=DECAY,
-            compiles=args.reference == "compiled",
+            how=args.reference,
         )
     except (KeyError, ImportError) as error:
         print(f"no counterpart of {args.model} in PyTorch: {error}")
@@ -221,7 +221,11 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--reference", default="compiled", choices=("compiled", "eager", "none")
+        "--reference",
+        default="auto",
+        choices=("auto", "compiled", "eager", "none"),
+        help="PyTorch's step; auto: compiled on CUDA, eager on CPU, where compiling takes"
+        " minutes",
     )
     parser.add_argument(
         "--steps", type=int, default=0, help="of a segment; 0: by --seconds"

@@ -18,10 +18,10 @@ HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[4,4]{1,0})
 
 ENTRY %main.7 (w.1: f32[4,4]) -> (f32[4,4], f32[]) {
   %w.1 = f32[4,4]{1,0} parameter(0), metadata={op_name="state.params['w']"}
-  %tanh.1 = f32[4,4]{1,0} tanh(%w.1), metadata={op_name="jit(step)/jvp(N)/layer/tanh"}
+  %tanh.1 = f32[4,4]{1,0} tanh(%w.1), metadata={op_name="jit(f)/jvp(M)/layer/tanh"}
   %copy.2 = f32[4,4]{0,1} copy(%tanh.1)
   %convolution.3 = f32[4,4]{1,0} convolution(%copy.2, %w.1), dim_labels=bf_io->bf
-  %neg.4 = f32[4,4]{1,0} negate(%convolution.3), metadata={op_name="jit(step)/transpose(jvp(N))/neg"}
+  %neg.4 = f32[4,4] negate(%convolution.3), metadata={op_name="jit(f)/transpose(jvp(M))"}
   %fusion.5 = f32[4,4]{1,0} fusion(%neg.4), kind=kLoop, calls=%fused_add
   %cublas.6 = (f32[4,4], s8[9]) custom-call(%fusion.5), custom_call_target="__cublas$gemm"
   ROOT %while.8 = (f32[4,4]{1,0}, /*index=1*/f32[]) while(%cublas.6), condition=%c, body=%b
@@ -34,7 +34,7 @@ def test_the_text_says_kind_part_and_layer():
     ops = hlo.ops_of(TEXT)
     told = {name: (op.kind, op.part, op.where) for name, op in ops.items()}
     rest = hlo.PARTS[-1]
-    assert told["tanh.1"] == ("elementwise", "forward", "N/layer/tanh")
+    assert told["tanh.1"] == ("elementwise", "forward", "M/layer/tanh")
     assert told["fusion.5"] == ("matrix product", rest, "add")
     assert told["cublas.6"][0] == "matrix product"
     assert told["while.8"][0] == hlo.CALL

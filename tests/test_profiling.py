@@ -60,6 +60,7 @@ def said(folder):
 
 
 # The last: the run ends before as many steps were traced.
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 100])
 def test_a_run_that_is_traced_is_the_same_run(tiny, tmp_path, capsys, steps):
     train.run(experiment.build(tiny()), str(tmp_path / "plain"))
