@@ -1,6 +1,5 @@
 """What benchmarks share: medians with their spread, and what they were measured on."""
 
-import contextlib
 import os
 import platform
 import resource
@@ -42,13 +41,18 @@ def machine(device: jax.Device) -> str:
     kind = device.device_kind
     if device.platform == "cpu":
         kind = provenance.of_this_start()["cpu"]["model"] or platform.machine()
-    load = ""
-    with contextlib.suppress(OSError):
-        load = ", load {:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
     return (
         f"{kind}, {batches.cores()} cores, Python {platform.python_version()},"
-        f" jax {jax.__version__}{load}"
+        f" jax {jax.__version__}, load {load():.1f}"
     )
+
+
+def load() -> float:
+    """How many processes wanted a core in the last minute; 0 where that is not known."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
 
 
 def peak_rss() -> int:

@@ -7,6 +7,11 @@ Where torch and the model's own library are installed, the same model, batch and
 precision there, in turns in one process, since machines are noisy; ratios are of
 images/s. A step is forward, cross-entropy, backward, and SGD with momentum 0.9 and weight
 decay. The arithmetic is three forward passes' multiplications and additions.
+
+On a CPU that does other work, only one core compares fairly, ``taskset -c 0 python -m
+benchmarks.step``: of two threads, PyTorch's spin while they wait for one that is kept
+from running. At load 15 that doubled its processor time for ResNet-18 at 32 pixels, and
+changed nothing of XLA's.
 """
 
 import argparse
@@ -234,6 +239,8 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=5)
     parser.add_argument("--profile", default="", help="folder for the trace of our steps")
     args = parser.parse_args()
+    if (load := measuring.load()) > 0.5:
+        print(f"note: the cores have other work (load {load:.1f}); see --help on taskset")
     # Both sides share the device, and JAX would take most of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     exp = built(args)
