@@ -17,10 +17,11 @@ _KINDS = {
     "gather, scatter, sort": {"gather", "scatter", "sort", "select-and-scatter"},
     "reduction": {"reduce", "reduce-window"},
     "random": {"rng", "rng-bit-generator"},
+    "copy, transposition": {"copy", "transpose", "copy-start", "copy-done"},
 }
-_MOVES = {"copy", "transpose", "reshape", "bitcast", "broadcast", "slice", "pad", "reverse"}
+_MOVES = {"reshape", "bitcast", "broadcast", "slice", "pad", "reverse"}
 _MOVES |= {"concatenate", "dynamic-slice", "dynamic-update-slice", "tuple", "constant"}
-_MOVES |= {"get-tuple-element", "parameter", "copy-start", "copy-done", "convert"}
+_MOVES |= {"get-tuple-element", "parameter", "convert"}
 # What libraries' calls are, by their targets.
 _TARGETS = {"conv": "convolution", "gemm": "matrix product", "matmul": "matrix product"}
 _TARGETS |= {
@@ -106,15 +107,13 @@ def _scopes(
 ) -> dict[str, str]:
     """What each instruction is of, such as "jit(train_step)/jvp(ResNet)/conv1".
 
-    Its own scope, or that of what is fused in it. XLA's own copies and rewritten
-    convolutions have none: then what it is for, or else of.
+    Its own scope. XLA's own copies and rewritten convolutions have none: then that of
+    what they are for, or else of what is fused in them, or of what they are made of.
     """
     lines = [line for line in lines if line.opcode != "parameter"]
-    found: dict[str, str] = {}
+    found = {line.name: line.scope for line in lines}
     users = collections.defaultdict(list)
     for line in lines:
-        fused = (each.scope for each in reversed(insides.get(line.calls, [])))
-        found[line.name] = line.scope or next(filter(None, fused), "")
         for operand in line.operands:
             users[operand].append(line.name)
 
@@ -127,6 +126,8 @@ def _scopes(
     for line in reversed(lines):
         settle(line, users[line.name])
     for line in lines:
+        fused = (each.scope for each in reversed(insides.get(line.calls, [])))
+        found[line.name] = found[line.name] or next(filter(None, fused), "")
         settle(
             line,
             sorted(line.operands, key=lambda name: "transpose(" not in found.get(name, "")),

@@ -45,7 +45,7 @@ def test_what_xla_made_itself_is_of_what_it_is_for():
     ops = hlo.ops_of(TEXT)
     assert [ops[name].part for name in ("copy.2", "convolution.3")] == ["backward"] * 2
     assert ops["convolution.3"].where == ops["neg.4"].where
-    assert ops["copy.2"].kind == "data movement"
+    assert ops["copy.2"].kind == "copy, transposition"
 
 
 def test_a_compiled_program_has_its_products_forward_and_backward():
