@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measuring
 from jaxcls import pipeline
 from jaxcls.augment import AUGMENTATIONS, NORMALIZATIONS, Rows, chain, row_keys
 from jaxcls.flops import multiply_adds
@@ -115,14 +116,12 @@ def report(args: argparse.Namespace, timed: list[tuple[float, float, float]]) ->
     medians = [1e3 * statistics.median(each) for each in zip(*timed, strict=True)]
     shares = [alone / step for alone, step, _ in timed]
     added = [both / step - 1 for _, step, both in timed]
-    device = jax.devices()[0].device_kind
     print(
         f"{args.augment} for {args.model} at {args.size}, batch {args.batch_size} on"
-        f" {device}, jax {jax.__version__}: augmentation {medians[0]:.1f} ms, step"
+        f" {measuring.machine(jax.devices()[0])}: augmentation {medians[0]:.1f} ms, step"
         f" {medians[1]:.1f} ms, both {medians[2]:.1f} ms; alone it is"
-        f" {statistics.median(shares):.3f} of a step ({min(shares):.3f} to"
-        f" {max(shares):.3f}), together it adds {statistics.median(added):+.3f}"
-        f" ({min(added):+.3f} to {max(added):+.3f})"
+        f" {measuring.spread(shares)} of a step, together it adds"
+        f" {measuring.spread(added, '+.3f')}"
     )
 
 

@@ -16,7 +16,6 @@ import importlib.util
 import multiprocessing
 import os
 import pathlib
-import resource
 import statistics
 import sys
 import tarfile
@@ -30,6 +29,7 @@ import numpy as np
 import sklearn
 import tensorflow_datasets as tfds
 
+from benchmarks import measuring
 from jaxcls import batches, decode, sources
 from jaxcls.clean import Shrink, clean
 
@@ -246,13 +246,11 @@ def memory(folder: str, batch_size: int, steps: int) -> tuple[float, list[float]
     made = host_batches(repeated, batch_size, start=10**6)
     next(made)
     first = time.perf_counter() - began
-    unit = 1 if sys.platform == "darwin" else 1024
     peaks = []
     for step in range(steps):
         next(made)
         if (step + 1) % max(1, steps // 4) == 0:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            peaks.append(peak * unit / 1e6)
+            peaks.append(measuring.peak_rss() / 1e6)
     return first, peaks
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from benchmarks import measuring
 from jaxcls import checkpoint, config, experiment, train
 from jaxcls.step import State
 
@@ -129,13 +130,11 @@ def main() -> None:
             rates.append((args.batch / seconds, args.batch / ours))
             ratios.append(seconds / ours)
             print(f"bare {rates[-1][0]:.1f} images/s, loop {rates[-1][1]:.1f} images/s")
-    device = exp.mesh.devices.flat[0].device_kind
     medians = [statistics.median(column) for column in zip(*rates, strict=True)]
     print(
-        f"{args.model} batch {args.batch} on {exp.mesh.size} {device}, jax"
-        f" {jax.__version__}: bare {medians[0]:.1f}, loop {medians[1]:.1f} images/s;"
-        f" loop / bare {statistics.median(ratios):.3f}"
-        f" (segments {min(ratios):.3f} to {max(ratios):.3f})"
+        f"{args.model} batch {args.batch} on {exp.mesh.size} x"
+        f" {measuring.machine(exp.mesh.devices.flat[0])}: bare {medians[0]:.1f}, loop"
+        f" {medians[1]:.1f} images/s; loop / bare {measuring.spread(ratios)}"
     )
 
 

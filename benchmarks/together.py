@@ -8,8 +8,7 @@ process, since machines are noisy. The ratio is of medians: above 1, at once is 
 import argparse
 import statistics
 
-import jax
-
+from benchmarks import measuring
 from jaxcls import config, experiment, together
 
 
@@ -35,13 +34,12 @@ def main() -> None:
         ratios.append(args.seeds * alone / at_once)
         rates.append((size / alone, args.seeds * size / at_once))
         print("one after the other {:,.0f}, at once {:,.0f} images/s".format(*rates[-1]))
-    device = exp.mesh.devices.flat[0].device_kind
     medians = [statistics.median(column) for column in zip(*rates, strict=True)]
     print(
-        f"{exp.config.model.name} batch {size}, {args.seeds} seeds on {device}, jax"
-        f" {jax.__version__}: one after the other {medians[0]:,.0f}, at once"
-        f" {medians[1]:,.0f} images/s; at once is {statistics.median(ratios):.3f} times as"
-        f" fast (segments {min(ratios):.3f} to {max(ratios):.3f})"
+        f"{exp.config.model.name} batch {size}, {args.seeds} seeds on"
+        f" {measuring.machine(exp.mesh.devices.flat[0])}: one after the other"
+        f" {medians[0]:,.0f}, at once {medians[1]:,.0f} images/s; at once is"
+        f" {measuring.spread(ratios)} times as fast"
     )
 
 

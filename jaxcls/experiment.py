@@ -175,24 +175,32 @@ class Experiment(Recipe):
 
         Ahead for the largest images; where sizes grow, for another when it first comes.
         """
-        compiled = self.lowered_train_step.compile()
         limit = mesh.memory_limit(self.mesh)
         memory.check_fits(
-            compiled.memory_analysis(),
+            self.train_program(self.data.train_shape).memory_analysis(),
             limit=limit and max(0, limit - self.data.resident_bytes()),
             fixed=memory.tree_bytes((self.state_shapes, self.teacher_variables)),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )
-        by_shape: dict[tuple[int, ...], Any] = {self.data.train_shape: compiled}
 
         def train_step(state: step.State, batch: DeviceBatch) -> Any:
-            shape = batch["image"].shape[1:]
-            if shape not in by_shape:
-                by_shape[shape] = self._lowered(shape).compile()
-            return by_shape[shape](state, batch, self.teacher_variables)
+            program = self.train_program(batch["image"].shape[1:])
+            return program(state, batch, self.teacher_variables)
 
         return train_step
+
+    def train_program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+        """The compiled `train_step` for images [H, W, C]."""
+        if shape not in self._train_programs:
+            is_largest = shape == self.data.train_shape
+            lowered = self.lowered_train_step if is_largest else self._lowered(shape)
+            self._train_programs[shape] = lowered.compile()
+        return self._train_programs[shape]
+
+    @functools.cached_property
+    def _train_programs(self) -> dict[tuple[int, ...], jax.stages.Compiled]:
+        return {}
 
     def _check_shapes(self) -> None:
         """Raise `InputError` where what is trained cannot take images of another size."""

@@ -169,6 +169,9 @@ KNOBS: dict[str, Knob] = {
     "log.every": Knob("50 steps", "training records", False),
     "log.tensorboard": Knob(True, "write event files too", False),
     "log.wandb": Knob("", "project of Weights & Biases to tell it too; '': none", False),
+    "log.profile": Knob(
+        0, "steps to trace into profile/, after the first three of a start; 0: none", False
+    ),
     "watchdog.first": Knob(
         1800, "seconds for the first step, with its compilation; several processes", False
     ),

@@ -6,12 +6,14 @@ with the very files of one that was not. A rewind is such a resume without a dea
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NoReturn
 
+import jax
 import numpy as np
 
 from jaxcls import (
@@ -22,6 +24,7 @@ from jaxcls import (
     hosts,
     logs,
     mesh,
+    profiling,
     saving,
 )
 from jaxcls.errors import DivergedError, StoppedError
@@ -63,6 +66,11 @@ class Loop:
     # Whether a process asked to stop, as the last settled step said.
     asked: bool = False
     is_compiled: bool = False
+    tracer: profiling.Tracer = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        count = self.exp.config.log.profile if hosts.is_first() else 0
+        self.tracer = profiling.Tracer(self.folder.profile, count, self.log.line)
 
     @property
     def _rewinds(self) -> bool:
@@ -74,11 +82,12 @@ class Loop:
         is_pending: what is due at the step of `state` is not done yet.
         Raises `DivergedError` and `StoppedError`, with the state saved.
         """
-        while True:
-            try:
-                return (yield from self._advance(state, is_pending))
-            except _NotFinite as found:
-                state, is_pending = self._rewind(found.state)
+        with self.tracer:
+            while True:
+                try:
+                    return (yield from self._advance(state, is_pending))
+                except _NotFinite as found:
+                    state, is_pending = self._rewind(found.state)
 
     def _advance(self, state: State, is_pending: bool) -> Running[State]:
         """`run`, to the first update that is not finite and may not be skipped."""
@@ -106,6 +115,7 @@ class Loop:
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
+            self.tracer.before(self._wait, functools.partial(self._program, shape))
             self.steps.begin(batch)
             yield
             step += 1
@@ -145,6 +155,14 @@ class Loop:
         self.log.meter.apart("compile", seconds)
         self.log.line(f"compiled in {seconds:.1f} s")
         self.is_compiled = True
+
+    def _wait(self) -> None:
+        """Wait for all steps begun."""
+        jax.block_until_ready(self.steps.scores()())
+
+    def _program(self, shape: tuple[int, ...]) -> str:
+        """The text of the compiled step for images [B, H, W, C]."""
+        return self.exp.train_program(shape[1:]).as_text() or ""
 
     def asks(self, phase: str) -> Callable[[], bool]:
         """What an evaluation asks at each batch: whether to abandon it."""

@@ -230,6 +230,8 @@ def obstacle(exp: Experiment) -> str:
             f"{exp.mesh.size} devices train one run after the other; give"
             " --config.mesh.devices=1"
         )
+    if exp.config.log.profile:
+        return "log.profile traces the steps of one run; give --config.log.profile=0"
     if not exp.data.is_train_resident:
         return (
             "the images of data.train are not kept on the device (data.resident); take"

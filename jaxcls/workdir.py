@@ -53,6 +53,7 @@ class Workdir:
         self.timing = self.path / "timing.jsonl"
         self.digests = self.path / "digests.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
 
     def read(self) -> dict[str, Any]:
         """config.json of a run; raises `InputError` where the folder holds none."""

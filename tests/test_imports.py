@@ -31,7 +31,7 @@ VERBS = {
     | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
     | {"stepping", "stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "digesting", "evaluate", "experiment", "hosts", "logs", "mesh"}
-    | {"saving", "step", "stepping", "stopping", "watchdog", "workdir"},
+    | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
     "stepping": {"experiment", "step"},
     "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
     "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
@@ -81,6 +81,7 @@ NOUNS = {
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"}
     | {"study_table", "summary"},
+    "profiling": {"hlo"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
