@@ -93,6 +93,7 @@ NOUNS = {
     "proof": {"logs", "workdir"},
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
+    "compile_cache": {"provenance"},
     "sides": {"config", "outcomes", "workdir"},
     "expected": {"outcomes", "spread", "workdir"},
     "summary": {"cells", "comparison", "outcomes", "spread"},
