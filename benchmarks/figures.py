@@ -1,18 +1,7 @@
-"""What benchmarks print: medians with their spread, tables, and what machine it was."""
+"""What benchmarks print as tables, and how a cost grows."""
 
-import os
-import statistics
+import math
 from collections.abc import Iterable, Sequence
-
-import jax
-
-
-def spread(values: Iterable[float], form: str = ".2f") -> str:
-    """The median of `values` with the least and the most: ``1.31 (1.20 to 1.57)``."""
-    found = list(values)
-    each = (statistics.median(found), min(found), max(found))
-    median, least, most = (format(value, form) for value in each)
-    return f"{median} ({least} to {most})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,11 +17,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def machine() -> str:
-    """The devices, the version of jax, and how much else this machine does."""
-    devices = jax.devices()
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    return (
-        f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} cores, jax"
-        f" {jax.__version__}, load {load}"
-    )
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The k of cost ~ size**k by least squares of logarithms: 1 is linear, 0 is flat."""
+    x, y = [list(map(math.log, column)) for column in (sizes, costs)]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return over / sum((a - mean_x) ** 2 for a in x)

@@ -34,8 +34,10 @@ PHASES = ("python", "imports", "building", "compile", "first step")
 WARM_GOAL, COLD_GOAL = 6.0, 1.2
 
 
-def child(began: float, file: str, workdir: str, overrides: Mapping[str, str]) -> None:
-    """Train one step as `main` does, and print the seconds of each phase as JSON.
+def child(
+    began: float, file: str, workdir: str, until: int, overrides: Mapping[str, str]
+) -> None:
+    """Train `until` steps as `main` does, and print the seconds of each phase as JSON.
 
     began: when the parent started this process, by the clock that both have.
     """
@@ -73,7 +75,7 @@ def child(began: float, file: str, workdir: str, overrides: Mapping[str, str]) -
     mesh.prefer_same_bits()
     exp = experiment.build(config.load(file, overrides))
     with stopping.on_signals() as stop, contextlib.suppress(StoppedError):
-        finish(train.running(exp, workdir, Marked(exp), stop, until=1))
+        finish(train.running(exp, workdir, Marked(exp), stop, until=until))
     clock, processor = (
         [after - before for before, after in itertools.pairwise(column)]
         for column in zip(*marks, strict=True)
@@ -83,7 +85,10 @@ def child(began: float, file: str, workdir: str, overrides: Mapping[str, str]) -
     each = (python, imports, building - inside[0], sum(inside), first - inside[1])
     found = dict(zip(PHASES, each, strict=True))
     found |= {"processor": sum(processor), "processor imports": sum(processor[:2])}
-    print("SECONDS" + json.dumps(found))
+    from benchmarks import measuring
+
+    found["memory"] = measuring.peak_rss()
+    print("FOUND" + json.dumps(found))
 
 
 def _now() -> tuple[float, float]:
@@ -91,34 +96,43 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def start(file: str, cache: str, overrides: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of each phase of a start in a process and a folder of its own."""
+def start(
+    file: str, cache: str, overrides: Mapping[str, str], until: int = 1
+) -> dict[str, float]:
+    """Seconds of each phase of a start in a process and a folder of its own.
+
+    "processor": what all cores spent up to the first step; "memory": the most bytes that
+    it had up to step `until`, where it saves and leaves.
+    """
     changed = json.dumps({**overrides, "compile.cache": cache})
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.start", "--child"]
-        given = repr(time.monotonic()), file, f"{folder}/run", changed
+        given = repr(time.monotonic()), file, f"{folder}/run", str(until), changed
         done = subprocess.run([*command, *given], capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     if done.returncode or not lines:
         raise SystemExit(f"{file} does not start: {done.stderr.strip()[-2000:]}")
-    found: dict[str, float] = json.loads(lines[0].removeprefix("SECONDS"))
+    found: dict[str, float] = json.loads(lines[0].removeprefix("FOUND"))
     return found
 
 
 def report(name: str, starts: Sequence[Mapping[str, float]]) -> tuple[float, float]:
     """Print the phases of some starts; (seconds, times imports and compile), medians."""
-    from benchmarks import figures
+    from benchmarks import figures, measuring
 
     whole = [sum(each[phase] for phase in PHASES) for each in starts]
     over = [
         all_of_it / (each["python"] + each["imports"] + each["compile"])
         for all_of_it, each in zip(whole, starts, strict=True)
     ]
-    rows = [(phase, figures.spread(each[phase] for each in starts)) for phase in PHASES]
-    rows.append(("to the first step", figures.spread(whole)))
-    rows.append(("over imports and compile", figures.spread(over)))
+    rows = [
+        (phase, measuring.spread([each[phase] for each in starts], ".2f"))
+        for phase in PHASES
+    ]
+    rows.append(("to the first step", measuring.spread(whole, ".2f")))
+    rows.append(("over imports and compile", measuring.spread(over, ".2f")))
     for key in ("processor imports", "processor"):
-        rows.append((key, figures.spread(each[key] for each in starts)))
+        rows.append((key, measuring.spread([each[key] for each in starts], ".2f")))
     print(figures.table((name, "seconds"), rows), "\n", flush=True)
     return statistics.median(whole), statistics.median(over)
 
@@ -126,8 +140,8 @@ def report(name: str, starts: Sequence[Mapping[str, float]]) -> tuple[float, flo
 def main() -> None:
     """Print the phases of the starts of each config, cold and warm."""
     if sys.argv[1:2] == ["--child"]:
-        began, file, workdir, changed = sys.argv[2:]
-        return child(float(began), file, workdir, json.loads(changed))
+        began, file, workdir, until, changed = sys.argv[2:]
+        return child(float(began), file, workdir, int(until), json.loads(changed))
     from jaxcls import cli
 
     parser = argparse.ArgumentParser(
@@ -155,9 +169,12 @@ def main() -> None:
             f"no cache: {over:.2f} times imports and compile (goal {COLD_GOAL}); warm"
             f" cache: first step after {seconds:.1f} s (goal {WARM_GOAL:.0f} for digits)\n"
         )
-    from benchmarks import figures
+    import jax
 
-    print(f"{args.starts} starts of each on {figures.machine()}")
+    from benchmarks import measuring
+
+    machine = measuring.machine(jax.devices()[0])
+    print(f"{args.starts} starts of each on {machine}")
 
 
 if __name__ == "__main__":
