@@ -83,11 +83,39 @@ def bare(exp: experiment.Experiment, state: State, steps: int) -> tuple[float, S
     return (time.perf_counter() - began) / steps, state
 
 
-def loop(exp: Timed, folder: pathlib.Path) -> float:
-    """Seconds a step of `train.run`, saves, records and evaluation of nothing included."""
+def prepare(folder: pathlib.Path, examples: int) -> None:
+    """Prepare `Noise` of so many examples in `folder`."""
+    Noise.examples = examples
+    builder = Noise(data_dir=str(folder), file_format="array_record")
+    tfds.disable_progress_bar()
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        builder.download_and_prepare()
+
+
+def experiment_of(folder: pathlib.Path, **changes: Any) -> Timed:
+    """The experiment of a run on the `Noise` in `folder`; changes: of config keys."""
+    values = {
+        "data.name": "noise",
+        "data.dir": str(folder),
+        "data.resident": "off",
+        "augment": "random_crop(4) | flip",
+        "optim.lr": 0.01,
+        "log.every": "5 steps",
+        **changes,
+    }
+    return Timed(config.from_flat(values), None)
+
+
+def train_quietly(exp: Timed, folder: pathlib.Path) -> None:
+    """`train.run` without what it prints."""
     exp.asked.clear()
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         train.run(exp, str(folder))
+
+
+def loop(exp: Timed, folder: pathlib.Path) -> float:
+    """Seconds a step of `train.run`, saves, records and evaluation of nothing included."""
+    train_quietly(exp, folder)
     # From the first batch asked for to the last step done: compilation, which both
     # sides need, and reading the final checkpoint are not the loop.
     return (exp.asked[-1] - exp.asked[0]) / (len(exp.asked) - 1)
@@ -103,23 +131,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        Noise.examples = args.batch * args.steps
-        builder = Noise(data_dir=str(folder), file_format="array_record")
-        tfds.disable_progress_bar()
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-            builder.download_and_prepare()
-        values = {
-            "batch_size": args.batch,
-            "length": f"{args.steps} steps",
-            "model.name": args.model,
-            "data.name": "noise",
-            "data.dir": str(folder),
-            "data.resident": "off",
-            "augment": "random_crop(4) | flip",
-            "optim.lr": 0.01,
-            "log.every": "5 steps",
-        }
-        exp = Timed(config.from_flat(values), None)
+        prepare(folder, args.batch * args.steps)
+        given = {"batch_size": args.batch, "length": f"{args.steps} steps"}
+        exp = experiment_of(folder, **given, **{"model.name": args.model})
         state = exp.init()
         _, state = bare(exp, state, 2)  # Warm, as is what a save compiles.
         checkpoint.digests(state)

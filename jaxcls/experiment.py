@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxcls import compile_cache, gradients, memory, mesh, sources, step, teacher
 from jaxcls import config as configs
-from jaxcls import gradients, memory, mesh, sources, step, teacher
 from jaxcls.config import check, check_alone
 from jaxcls.data import DeviceBatch
 from jaxcls.errors import InputError, first_line
@@ -31,6 +31,8 @@ def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment
     `facts`: what is known of the dataset, where it need not (or cannot) be opened.
     """
     check(config)
+    if config.compile.cache:
+        compile_cache.use(config.compile.cache)
     return Experiment(resolved(config), facts)
 
 

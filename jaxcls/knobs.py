@@ -179,6 +179,12 @@ KNOBS: dict[str, Knob] = {
         600, "seconds from step to step before a process of several ends; 0: never", False
     ),
     "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
+    "compile.cache": Knob(
+        "",
+        "private folder that keeps compiled programs for later starts, one that all hosts"
+        " see; '': none",
+        False,
+    ),
 }
 
 

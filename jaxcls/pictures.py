@@ -7,7 +7,6 @@ and a run may be evaluated every few seconds.
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -45,6 +44,8 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
 
     The counts are there to 20 classes, the names to 50.
     """
+    import matplotlib  # A twentieth of all imports, and the first step needs none of it.
+
     count = len(matrix)
     side = 36 if count <= _COUNTS else max(8, 720 // count)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -32,7 +32,7 @@ def of_this_start() -> dict[str, Any]:
         "versions": versions(),
         "packages": _packages(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -69,7 +69,7 @@ def _packages() -> list[str]:
     return sorted({f"{each.name}=={each.version}" for each in found}, key=str.lower)
 
 
-def _cpu() -> dict[str, Any]:
+def cpu() -> dict[str, Any]:
     """What decides bits on CPU besides software: instructions, and threads of a pool."""
     text = ""
     with contextlib.suppress(OSError):  # Linux only.

@@ -145,7 +145,7 @@ def _set_environment(start: dict[str, Any]) -> None:
 # What of a run may be elsewhere, or otherwise, when it is made again.
 _ANYWHERE = (
     "data.dir", "data.threads", "data.prefetch", "data.resident", "init.weights",
-    "distill.run",
+    "distill.run", "compile.cache",
 )  # fmt: skip
 
 

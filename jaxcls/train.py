@@ -34,7 +34,10 @@ from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
 # What each process of a run may have of its own.
-_OF_EACH = (*("data.dir", "data.threads", "data.prefetch", "init.weights", "distill.run"),)
+_OF_EACH = (
+    *("data.dir", "data.threads", "data.prefetch", "init.weights", "distill.run"),
+    "compile.cache",
+)
 
 
 class Result(NamedTuple):

@@ -1,15 +1,17 @@
 """The benchmarks run as their README says, on a little; nothing here is timed."""
 
 import math
+import os
 import re
 import subprocess
 import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 
-from benchmarks import measuring, step
+from benchmarks import figures, measuring, step
 from tests.conftest import ROOT
 
 LITTLE = {
@@ -20,6 +22,39 @@ LITTLE = {
     "together": ["--model=cnn(widths=(4,))", "--seeds=2", "--steps=2", "--segments=2"],
     "input": ["--records=32", "--batch=8", "--steps=1", "--segments=1"],
 }
+# What prints other figures than images/s, and what they end in.
+OTHERS = {
+    "start": "--starts=1 --config.model.name=cnn(widths=(4,))",
+    "checkpoint": "--model=cnn(widths=(4,)) --batch=8 --steps=9 --every=4 --segments=1"
+    " --state=vit_ti_16(patch=32,width=32,depth=1,heads=2) --saves=1",
+    "growth": "--batches=2,4 --depths=1,2 --examples=100,200 --steps=2,4 --turns=1"
+    " --segments=1 --processes=1",
+}
+SAY = {"start": "warm cache: .* s ", "checkpoint": r"blocked for \d", "growth": r"steps\^"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_benchmark_of_other_figures_prints_them(name, data_dir, tmp_path):
+    output = [f"--output={tmp_path}/growth.png"] if name == "growth" else []
+    command = [sys.executable, "-m", f"benchmarks.{name}", *OTHERS[name].split(), *output]
+    environment = {**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(SAY[name], done.stdout), done.stdout
+    assert not output or (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_peak_memory_is_of_a_process_and_not_of_its_parent():
+    block = np.ones(2**28, np.uint8)
+    code = "from benchmarks import measuring; print(measuring.peak_rss())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert int(done.stdout) < measuring.peak_rss() - block.nbytes // 2
 
 
 @pytest.mark.slow
@@ -71,3 +106,14 @@ def test_torchs_model_has_as_many_parameters(torchvision, model, size):
     params = step.built(args_of(model, size)).state_shapes.params
     ours = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert sum(p.numel() for p in theirs.parameters()) == ours
+
+
+def test_a_table_has_columns():
+    text = figures.table(("size", "ms"), [("1", "2.5"), ("1,000", "12.5")])
+    assert text.splitlines() == ["size     ms", "1       2.5", "1,000  12.5"]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_how_a_cost_grows_is_the_slope_of_logarithms(k):
+    sizes = [3, 30, 500]
+    assert figures.exponent(sizes, [7 * size**k for size in sizes]) == pytest.approx(k)

@@ -96,6 +96,7 @@ NOUNS = {
     "proof": {"logs", "workdir"},
     "subsets": {"batches"},
     "outcomes": {"logs", "workdir"},
+    "compile_cache": {"provenance"},
     "sides": {"config", "outcomes", "study_folder", "workdir"},
     "study_folder": {"cells", "workdir"},
     "expected": {"outcomes", "spread", "workdir"},
