@@ -315,10 +315,13 @@ class Experiment(Recipe):
 
         return self._of_variables(embed)
 
-    def _of_images(self, raw: ImageStep) -> ImageStep:
-        """A function of (variables, images [B, ...]), jitted: rows in, all of it out."""
-        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(raw, in_shardings=(state, batch), out_shardings=state)
+    def _of_variables(self, raw: Callable[[dict[str, Any], Any], Any]) -> Any:
+        """A function of (variables, a batch), jitted: rows in, all of it out."""
+        return jax.jit(
+            raw,
+            in_shardings=(self._variables_sharding, mesh.by_example(self.mesh)),
+            out_shardings=mesh.replicated(self.mesh),
+        )
 
     # The batches.
 

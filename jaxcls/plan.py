@@ -241,7 +241,7 @@ class Plan:
             return {**variables, "params": mesh.gathered(self.mesh, variables["params"])}
 
         def train_on(
-            variables: dict[str, Any], images: jax.Array, key: jax.Array
+            variables: dict[str, Any], images: jax.Array, key: jax.Array | None
         ) -> tuple[jax.Array, Any]:
             with self.numerics(), batch_norm_groups(groups), rematerialised(blocks):
                 out, updated = module.apply(

@@ -40,6 +40,7 @@ def test_parts_of_a_state_are_counted_as_what_a_device_holds(tiny, monkeypatch):
     assert kept == same
 
 
+@pytest.mark.slow
 def test_what_is_computed_anew_is_not_counted_as_kept(tiny):
     model = {"model.name": "vit_ti_32", "augment": "", "batch_size": 64}
     ops = {f"data.{name}_ops": "decode | resize(64)" for name in ("train", "eval")}
@@ -71,7 +72,7 @@ def test_the_step_is_compiled_for_devices_that_are_not_there(command):
         found[devices, fsdp] = [float(size) for size, _ in sizes]
     # Of the whole, arguments, the state among them, temporaries and outputs.
     assert found["64", 1][2] == found["0", 1][2]
-    assert found["64", 16][2] == pytest.approx(found["64", 1][2] / 16, rel=0.2)
+    assert found["64", 16][2] < found["64", 1][2] / 10
     assert found["64", 1][3] < found["0", 1][3]
     done = command("main", *arguments, "--devices=7")
     assert done.returncode == 2

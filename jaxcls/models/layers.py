@@ -197,7 +197,7 @@ def rematerialised(blocks: Collection[str]) -> Iterator[None]:
         module, is_call = context.module, context.method_name == "__call__"
         if within or not is_call or module.name not in blocks:
             return call(*args, **kwargs)
-        within.append(module.name)
+        within.append(str(module.name))
         try:
             raw = inspect.unwrap(type(module).__call__)
             # Of (module, x, train) the last decides what is traced.
