@@ -253,7 +253,10 @@ class Plan:
                 )
             return out.logits, updated.get("batch_stats", {})
 
-        train_on = mesh.regathering(train_on) if in_parts else train_on
+        if in_parts and blocks:
+            # Without blocks it would keep each intermediate, which no longer fuse: a ViT's
+            # temporaries were twice as large, as compiled for a TPU v5e.
+            train_on = mesh.regathering(train_on)
 
         def apply(
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
