@@ -133,6 +133,7 @@ def check(config: ConfigDict) -> None:
             ) from None
     for key, allowed in {
         "model.dtype": ("auto", "float32", "bfloat16"),
+        "model.remat": ("", "blocks"),
         "data.resident": ("auto", "on", "off"),
         "nonfinite.policy": ("stop", "skip", "rewind"),
         "init.head": ("keep", "fresh", "auto"),
@@ -186,7 +187,7 @@ def _check_patience(values: Mapping[str, Any]) -> None:
 
 _FROM_ONE = (
     *("batch_size", "checkpoint.keep", "data.prefetch", "data.repeats", "ema.every"),
-    *("model.batch_norm_groups", "optim.accumulate"),
+    *("mesh.fsdp", "model.batch_norm_groups", "optim.accumulate"),
 )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from jaxcls.config import to_text
 from jaxcls.experiment import Experiment
-from jaxcls.memory import activation_bytes, tree_bytes
+from jaxcls.memory import activation_bytes, step_bytes, tree_bytes
 
 
-def describe(exp: Experiment) -> str:
+def describe(exp: Experiment, compiled: bool = False) -> str:
     """The model, data, steps, rate and memory of a run, and its resolved config.
 
     Traces the whole train step, so what would fail there fails here; needs no data.
+    compiled: compile it too, for the devices of its mesh, and say what that one needs.
     """
     _ = exp.lowered_train_step
     shapes = exp.state_shapes
@@ -35,6 +36,8 @@ def describe(exp: Experiment) -> str:
         + (f", {exp.cooldown:,} of cool-down" if exp.cooldown else ""),
         "memory": _memory(exp),
     }
+    if compiled:
+        rows["compiled"] = _compiled(exp)
     if exp.config.distill.run:
         rows["teacher"] = exp.config.distill.run
     if exp.initial:
@@ -50,7 +53,8 @@ def _stages(exp: Experiment) -> str:
 
 def _memory(exp: Experiment) -> str:
     """The estimate for one device."""
-    shapes, optim = exp.state_shapes, exp.config.optim
+    shapes, held = exp.state_shapes, exp.state_of_a_device
+    optim = exp.config.optim
     size = exp.config.batch_size // optim.accumulate
     images = jax.ShapeDtypeStruct((size, *exp.data.train_shape), jnp.float32)
 
@@ -60,15 +64,34 @@ def _memory(exp: Experiment) -> str:
 
     arguments = shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
     kept = activation_bytes(forward, size, *arguments) // exp.mesh.size
-    state = tree_bytes(shapes) + tree_bytes(shapes.params)
+    state = tree_bytes(held) + tree_bytes(held.params)
     if optim.accumulate > 1 or optim.sam:  # The sum so far, or what was climbed to.
-        state += tree_bytes(shapes.params)
+        state += tree_bytes(held.params)
     if exp.teacher:
         state += tree_bytes(exp.teacher.variables)
     return (
         f"about {_size(state + kept)} a device: state and gradients {_size(state)},"
         f" activations {_size(kept)}"
     )
+
+
+def _compiled(exp: Experiment) -> str:
+    """What the compiled step needs of one device, by its own account."""
+    analysis = exp.lowered_train_step.compile().memory_analysis()
+    if analysis is None:
+        return "the compiler does not say what the step needs"
+    kind = exp.mesh.devices.flat[0].device_kind
+    arguments = analysis.argument_size_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    text = (
+        f"{_size(step_bytes(analysis))} on each of {exp.mesh.size} {kind} device(s):"
+        f" arguments {_size(arguments)} (state {_size(tree_bytes(exp.state_of_a_device))}),"
+        f" temporaries {_size(analysis.temp_size_in_bytes)},"
+        f" outputs besides the state {_size(outputs)}"
+    )
+    if kind == "cpu":
+        text += "; an accelerator's temporaries differ, and CPUs undo model.remat"
+    return text
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -124,12 +124,13 @@ def load(
 def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Experiment:
     """The experiment of a run's folder, which needs no dataset to be there.
 
-    It uses all devices of this machine, whatever the run used. `overrides`: as on a
-    command line, of operational keys; raises `InputError` for what the run *is*.
+    It uses all devices of this machine, the model whole on each, whatever the run used.
+    `overrides`: as on a command line, of operational keys; raises `InputError` for what
+    the run *is*.
     """
     facts = sources.facts_of(folder.read()["implied"])
     config = folder.config()
-    config.mesh.devices = 0
+    config.mesh.devices, config.mesh.fsdp = 0, 1
     for key, text in overrides.items():
         override(config, key, text)
         if KNOBS[key].identity:

@@ -92,11 +92,31 @@ class Experiment(Recipe):
     @functools.cached_property
     def state_like(self) -> step.State:
         """The same with the sharding that a restored state gets."""
-        sharding = mesh.replicated(self.mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            lambda x, its: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=its),
             self.state_shapes,
+            mesh.of_state(self.mesh, self.state_shapes),
         )
+
+    @functools.cached_property
+    def state_of_a_device(self) -> step.State:
+        """The shapes of what one device holds of the state."""
+        sharding = mesh.of_state(self.mesh, self.state_shapes)
+        return mesh.on_one_device(self.state_shapes, sharding)
+
+    @functools.cached_property
+    def _state_sharding(self) -> Any:
+        """Of each array of the state, or one for all of them."""
+        if mesh.fsdp_of(self.mesh) == 1:
+            return mesh.replicated(self.mesh)
+        return mesh.of_state(self.mesh, self.state_shapes)
+
+    @functools.cached_property
+    def _variables_sharding(self) -> Any:
+        """The same of a model's {"params", "batch_stats"}."""
+        if mesh.fsdp_of(self.mesh) == 1:
+            return mesh.replicated(self.mesh)
+        return mesh.of_state(self.mesh, self.variables_like)
 
     def init(self) -> step.State:
         """The state at step 0, on the mesh."""
@@ -107,7 +127,7 @@ class Experiment(Recipe):
 
     @functools.cached_property
     def _jitted_init(self) -> step.Init:
-        return jax.jit(self.pure_init(), out_shardings=mesh.replicated(self.mesh))
+        return jax.jit(self.pure_init(), out_shardings=self._state_sharding)
 
     def model_inputs(self, step: int, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
         """(images, targets) that the train step at `step` gives the model for a batch."""
@@ -140,12 +160,12 @@ class Experiment(Recipe):
             state, scores = raw(state, batch, variables)
             return state, scores | _asked(batch)
 
-        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             train_step,
             donate_argnums=0,
-            in_shardings=(state, batch, state),
-            out_shardings=(state, state),
+            in_shardings=(self._state_sharding, rows, everywhere),
+            out_shardings=(self._state_sharding, everywhere),
         )
 
     @functools.cached_property
@@ -181,7 +201,7 @@ class Experiment(Recipe):
         memory.check_fits(
             self.train_program(self.data.train_shape).memory_analysis(),
             limit=limit and max(0, limit - self.data.resident_bytes()),
-            fixed=memory.tree_bytes((self.state_shapes, self.teacher_variables)),
+            fixed=memory.tree_bytes((self.state_of_a_device, self.teacher_variables)),
             batch_size=self.config.batch_size,
             devices=self.mesh.size,
         )
@@ -264,8 +284,7 @@ class Experiment(Recipe):
             rest = {name: batch[name] for name in ("label", "index", "mask")}
             return {**scores, **rest, **_asked(batch)}
 
-        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(with_index, in_shardings=(state, batch), out_shardings=state)
+        return self._of_variables(with_index)
 
     @functools.cached_property
     def record_evaluation(self) -> Callable[[step.State, float], step.State]:
@@ -279,19 +298,19 @@ class Experiment(Recipe):
             plateau_patience=self.config.optim.plateau_patience,
             plateau_factor=self.config.optim.plateau_factor,
         )
-        return jax.jit(raw, donate_argnums=0, out_shardings=mesh.replicated(self.mesh))
+        return jax.jit(raw, donate_argnums=0, out_shardings=self._state_sharding)
 
     @functools.cached_property
     def logits_step(self) -> ImageStep:
         """The jitted logits_step(variables, images uint8 [B, H, W, C]) -> [B, K]."""
-        return self._of_images(self.pure_predict_step())
+        return self._of_variables(self.pure_predict_step())
 
     @functools.cached_property
     def predict_step(self) -> ImageStep:
         """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
         raw = self.pure_predict_step()
         link = jax.nn.sigmoid if self.link == "sigmoid" else jax.nn.softmax
-        return self._of_images(lambda variables, images: link(raw(variables, images)))
+        return self._of_variables(lambda variables, images: link(raw(variables, images)))
 
     @functools.cached_property
     def embed_step(self) -> ImageStep:
@@ -304,12 +323,15 @@ class Experiment(Recipe):
             with self.numerics():
                 return self.module.apply(variables, self.normalize(images), False).embed
 
-        return self._of_images(embed)
+        return self._of_variables(embed)
 
-    def _of_images(self, raw: ImageStep) -> ImageStep:
-        """A function of (variables, images [B, ...]), jitted: rows in, all of it out."""
-        state, batch = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(raw, in_shardings=(state, batch), out_shardings=state)
+    def _of_variables(self, raw: Callable[[dict[str, Any], Any], Any]) -> Any:
+        """A function of (variables, a batch), jitted: rows in, all of it out."""
+        return jax.jit(
+            raw,
+            in_shardings=(self._variables_sharding, mesh.by_example(self.mesh)),
+            out_shardings=mesh.replicated(self.mesh),
+        )
 
     # The batches.
 

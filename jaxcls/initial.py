@@ -167,7 +167,7 @@ def read_run(place: str, key: str) -> Run:
     """
     folder = Workdir(place)
     config = folder.config()
-    config.mesh.devices = 0  # Whatever the run used.
+    config.mesh.devices, config.mesh.fsdp = 0, 1  # Whatever the run used.
     recipe = Recipe(config, sources.facts_of(folder.read()["implied"]))
     try:
         step, _ = checkpoint.find(folder.checkpoints, "best")

@@ -40,6 +40,12 @@ KNOBS: dict[str, Knob] = {
         "of products and convolutions: bfloat16, tensorfloat32 or float32; '': the"
         " device's default, which is below float32 on accelerators",
     ),
+    "model.remat": Knob(
+        "",
+        "what a gradient computes anew in place of keeping it, for memory: blocks, of what"
+        " is within each block of the model (about a third more work); '': nothing. The"
+        " last bits differ, so it is part of the run",
+    ),
     "data.name": Knob("digits", "a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'"),
     "data.dir": Knob("", "where it is; '': TFDS_DATA_DIR or ~/tensorflow_datasets", False),
     "data.train": Knob("train", "split to train on; TFDS slices: 'train[:90%]'"),
@@ -179,6 +185,12 @@ KNOBS: dict[str, Knob] = {
         600, "seconds from step to step before a process of several ends; 0: never", False
     ),
     "mesh.devices": Knob(0, "devices a host to use; 0: all", False),
+    "mesh.fsdp": Knob(
+        1,
+        "devices that hold one copy of params, average and optimizer state together, each"
+        " a part; the batch is spread over all. 1: each has all of it",
+        False,
+    ),
     "compile.cache": Knob(
         "",
         "private folder that keeps compiled programs for later starts, one that all hosts"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcls import cli
+from jaxcls.errors import InputError
 
 ABOUT = """Train an image classifier; the same command again continues, or says that the
 run is finished. Any config key is set with --config.KEY=VALUE."""
@@ -30,6 +31,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be trained; needs no data"
     )
+    parser.add_argument(
+        "--devices",
+        default="",
+        metavar="N",
+        help="with --dry_run: also compile the step, for N made-up CPU devices (0: for the"
+        " devices that there are), and say its memory",
+    )
     cli.add_processes(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -38,9 +46,17 @@ def main(argv: Sequence[str]) -> int:
 
     from jaxcls import dry_run, experiment, hosts, mesh, sources, stopping, train
 
+    if args.devices and not args.dry_run:
+        raise InputError(
+            f"--devices={args.devices} is what --dry_run compiles for; add --dry_run, or"
+            " give --config.mesh.devices=N"
+        )
     if args.dry_run:
+        if args.devices and (count := cli.whole_number(args.devices, "--devices")):
+            mesh.pretend(count)
+            config.mesh.devices = 0
         facts = sources.published_facts(config.data.name)
-        print(dry_run.describe(experiment.build(config, facts)))
+        print(dry_run.describe(experiment.build(config, facts), bool(args.devices)))
         return cli.DONE
     mesh.prefer_same_bits()
     # Signals after the runtime, which would take SIGTERM for itself.

@@ -1,25 +1,35 @@
 """Devices, shardings and hosts.
 
-One mesh axis, "data": examples are spread over it and the state is on every device, so
-BatchNorm and means are over the global batch by construction.
+Examples are spread over all devices, so BatchNorm and means are over the global batch by
+construction. A mesh of one axis, "data", has the whole state on every device; one of two,
+"data" and "fsdp", has each large array of it in parts, along "fsdp".
 """
 
 import importlib.util
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.errors import InputError
 
 Item = TypeVar("Item")
+# Elements of an array that is worth its messages when it is in parts; a smaller one, such
+# as a bias, is whole everywhere.
+LEAST = 2**14
+_GATHERED = "gathered"
 
 
-def make(devices_per_host: int = 0) -> Mesh:
-    """A mesh over the first `devices_per_host` devices of every host; 0: over all."""
+def make(devices_per_host: int = 0, fsdp: int = 1) -> Mesh:
+    """A mesh over the first `devices_per_host` devices of every host; 0: over all.
+
+    fsdp: how many of them, one after the other, hold the state together.
+    """
     chosen = []
     for host in range(jax.process_count()):
         local = [d for d in jax.devices() if d.process_index == host]
@@ -29,7 +39,30 @@ def make(devices_per_host: int = 0) -> Mesh:
                 f" {local[0].platform} devices; give at most that, or 0 for all"
             )
         chosen += local[: devices_per_host or len(local)]
-    return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+    if fsdp == 1:
+        return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
+    n = len(chosen)
+    if n % fsdp:
+        fitting = [str(k) for k in range(1, n + 1) if n % k == 0]
+        raise InputError(
+            f"mesh.fsdp={fsdp} does not divide the {n} devices of the run; give"
+            f" {', '.join(fitting[:-1])} or {fitting[-1]}"
+            if n > 1
+            else f"mesh.fsdp={fsdp} needs as many devices, and the run has 1; give 1"
+        )
+    grid = np.array(chosen).reshape(-1, fsdp)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def fsdp_of(mesh: Mesh) -> int:
+    """How many devices hold the state together; 1: it is whole on each."""
+    return mesh.shape.get("fsdp", 1)
+
+
+def pretend(devices: int) -> None:
+    """Have so many CPU devices, and no others, to compile for; before any device starts."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def prefer_same_bits() -> None:
@@ -46,13 +79,80 @@ def prefer_same_bits() -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of the state: a copy on every device."""
+    """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    axes = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
+
+
+def of_state(mesh: Mesh, shapes: Any) -> Any:
+    """The sharding of each array of a state, or of any part of one with the same names.
+
+    In parts along the longest axis that "fsdp" divides, the last of equal ones; whole
+    where there is none, or the array is small, or statistics ("batch_stats").
+    """
+
+    def one(path: tuple[Any, ...], like: Any) -> NamedSharding:
+        names = {getattr(key, "name", getattr(key, "key", "")) for key in path}
+        axis = None if "batch_stats" in names else _axis_to_split(like.shape, n)
+        if axis is None:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    n = fsdp_of(mesh)
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _axis_to_split(shape: tuple[int, ...], n: int) -> int | None:
+    """The longest axis that `n` divides, the last of equal ones; None: not in parts."""
+    fitting = [axis for axis, size in enumerate(shape) if size % n == 0]
+    if n == 1 or math.prod(shape) < LEAST or not fitting:
+        return None
+    return max(fitting, key=lambda axis: (shape[axis], axis))
+
+
+def gathered(mesh: Mesh, params: Any) -> Any:
+    """Params that are in parts made whole on every device, for what is traced.
+
+    Their gradients are in parts again. Under `regathering` the whole ones are dropped
+    after use in the forward pass, and made anew in the backward one.
+    """
+    everywhere = replicated(mesh)
+
+    def one(array: jax.Array, its: NamedSharding) -> jax.Array:
+        if its.is_fully_replicated:
+            return array
+
+        @jax.custom_vjp
+        def whole(array: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(array, everywhere)
+
+        whole.defvjp(
+            lambda array: (whole(array), None),
+            lambda _, grad: (jax.lax.with_sharding_constraint(grad, its),),
+        )
+        return checkpoint_name(whole(array), _GATHERED)
+
+    return jax.tree.map(one, params, of_state(mesh, params))
+
+
+def regathering(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f`, which calls `gathered`, without the whole params kept for its backward pass."""
+    policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+    return jax.checkpoint(f, policy=policy)
+
+
+def on_one_device(shapes: Any, shardings: Any) -> Any:
+    """The shapes of what one device holds of arrays with these shardings."""
+    return jax.tree.map(
+        lambda x, its: jax.ShapeDtypeStruct(its.shard_shape(x.shape), x.dtype),
+        shapes,
+        shardings,
+    )
 
 
 def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

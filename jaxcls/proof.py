@@ -128,4 +128,5 @@ def topology(start: dict[str, Any]) -> tuple[Any, ...]:
         (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
         start.get("together", 1),
         start.get("row", 0),
+        start.get("fsdp", 1),
     )

@@ -94,9 +94,10 @@ def _reproduce(
         **provenance.of_this_start(),
         "devices": [device.device_kind for device in exp.mesh.devices.flat],
         "hosts": 1,
+        "fsdp": exp.config.mesh.fsdp,
     }
     changed = _changes(first, now)
-    is_same_kind = not set(changed) & {"cpu", "devices", "hosts"}
+    is_same_kind = not set(changed) & {"cpu", "devices", "hosts", "fsdp"}
     if not is_same_kind:
         print(f"another kind of machine: losses are compared within {tolerance:g}")
     with contextlib.ExitStack() as stack:
@@ -157,6 +158,8 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     piece = config.batch_size // config.optim.accumulate
     fitting = [n for n in range(1, min(wanted, there) + 1) if piece % n == 0]
     config.mesh.devices = fitting[-1]
+    fsdp = recorded.starts[0].get("fsdp", 1)
+    config.mesh.fsdp = fsdp if fitting[-1] % fsdp == 0 else 1
     config.log.tensorboard, config.log.wandb = False, ""
     for key, text in overrides.items():
         configs.override(config, key, text)
@@ -202,6 +205,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     if before["devices"] != now["devices"]:
         kinds = (f"{len(each['devices'])} {each['devices'][0]}" for each in (before, now))
         changed["devices"] = f"devices {' -> '.join(kinds)}"
+    parts = [each.get("fsdp", 1) for each in (before, now)]
+    if parts[0] != parts[1]:
+        changed["fsdp"] = f"mesh.fsdp {parts[0]} -> {parts[1]}"
     if before["devices"][0].lower() == "cpu":
         sets = [set(each["cpu"]["instructions"]) for each in (before, now)]
         if sets[0] != sets[1]:

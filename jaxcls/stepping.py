@@ -54,7 +54,8 @@ class Alone:
     """`Steps` of one run by its experiment's own program."""
 
     def __init__(self, exp: Experiment) -> None:
-        self.topology: dict[str, int] = {}
+        fsdp = exp.config.mesh.fsdp
+        self.topology: dict[str, int] = {"fsdp": fsdp} if fsdp > 1 else {}
         self._exp = exp
         self._state: State | None = None
         self._scores: Mapping[str, jax.Array] = {}

@@ -27,3 +27,53 @@ def test_pieces_of_a_batch_keep_less_for_one_more_copy_of_the_params(tiny):
     assert less == pytest.approx(kept / 4, abs=0.11)
     climbing = experiment.build(tiny(**model, **{"optim.sam": 0.05}))
     assert memory(climbing) == pytest.approx((more, kept), abs=0.11)
+
+
+def test_parts_of_a_state_are_counted_as_what_a_device_holds(tiny, monkeypatch):
+    model = {"model.name": "cnn(widths=(256,), dense=2048)", "batch_size": 512}
+    exps = [
+        experiment.build(tiny(**model, **{"mesh.devices": 8, "mesh.fsdp": n}))
+        for n in (1, 4)
+    ]
+    (whole, kept), (parts, same) = map(memory, exps)
+    assert parts == pytest.approx(whole / 4, rel=0.02)
+    assert kept == same
+
+
+@pytest.mark.slow
+def test_what_is_computed_anew_is_not_counted_as_kept(tiny):
+    model = {"model.name": "vit_ti_32", "augment": "", "batch_size": 64}
+    ops = {f"data.{name}_ops": "decode | resize(64)" for name in ("train", "eval")}
+    exps = [
+        experiment.build(tiny(**model, **ops, **{"model.remat": kind}))
+        for kind in ("", "blocks")
+    ]
+    (state, kept), (same, less) = map(memory, exps)
+    assert state == same
+    assert less < kept / 4
+
+
+@pytest.mark.slow
+def test_the_step_is_compiled_for_devices_that_are_not_there(command):
+    arguments = (
+        "--config=configs/digits.py", "--dry_run", "--config.batch_size=512",
+        "--config.model.name=cnn(dense=512)",
+    )  # fmt: skip
+    found = {}
+    for devices, fsdp in (("0", 1), ("64", 1), ("64", 16)):
+        done = command(
+            "main", *arguments, f"--devices={devices}", f"--config.mesh.fsdp={fsdp}"
+        )
+        assert done.returncode == 0, done.stderr
+        row = re.search(r"compiled: +(.*)", done.stdout)[1]
+        sizes = re.findall(r"(\S+) ([KMG]iB)", row)
+        assert f"on each of {devices if devices != '0' else 1} cpu device(s)" in row
+        assert "an accelerator's temporaries differ" in row
+        found[devices, fsdp] = [float(size) for size, _ in sizes]
+    # Of the whole, arguments, the state among them, temporaries and outputs.
+    assert found["64", 1][2] == found["0", 1][2]
+    assert found["64", 16][2] < found["64", 1][2] / 10
+    assert found["64", 1][3] < found["0", 1][3]
+    done = command("main", *arguments, "--devices=7")
+    assert done.returncode == 2
+    assert "batch_size=512 does not divide over 7 devices" in done.stderr

@@ -197,6 +197,11 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
             r"batch_size=60 does not divide over 8 devices; try 56 or 64",
         ),
         ("--config.mesh.devices=9", r"mesh.devices=9, and host 0 has 8 cpu devices"),
+        ("--config.mesh.fsdp=3", r"fsdp=3 does not divide the 8 .*; give 1, 2, 4 or 8$"),
+        ("--config.mesh.fsdp=0", r"mesh.fsdp=0 must be at least 1"),
+        ("--config.model.remat=all", r"model.remat='all' must be one of \('', 'blocks'\)"),
+        ("--config.model.remat=blocks", r"model.name=.* is not made of blocks, as 'vit"),
+        ("--devices=some", r"--devices=some must be a whole number, at least 0"),
         ("--config.data.train=trian", r"data.train='trian' .*did you mean 'train'.*n=1437"),
         (
             "--config.length=10 parsecs",

@@ -1,7 +1,9 @@
 """Layers that several families share."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -165,6 +167,43 @@ def batch_norm_groups(groups: int) -> Iterator[None]:
         if is_norm and context.method_name == "__call__":
             kwargs = {**kwargs, "groups": groups}
         return call(*args, **kwargs)
+
+    with nn.intercept_methods(passing):
+        yield
+
+
+def blocks_of(groups: Sequence[Sequence[str]]) -> set[str]:
+    """The names of a model's blocks among those of its layers, as `groups()` gives them."""
+    names = {name for group in groups for name in group}
+    return {name for name in names if re.fullmatch(r"(stage\d+_)?block\d+", name)}
+
+
+@contextlib.contextmanager
+def rematerialised(blocks: Collection[str]) -> Iterator[None]:
+    """While a model is traced within, each of its `blocks` keeps only what it is given.
+
+    A gradient computes the rest of a block once more (Chen et al., arXiv:1604.06174), from
+    the same keys. Parameters keep their names.
+    """
+    # Flax calls a lifted method through its interceptors once more.
+    within: list[str] = []
+
+    def passing(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        module, is_call = context.module, context.method_name == "__call__"
+        if within or not is_call or module.name not in blocks:
+            return call(*args, **kwargs)
+        within.append(str(module.name))
+        try:
+            raw = inspect.unwrap(type(module).__call__)
+            # Of (module, x, train) the last decides what is traced.
+            return nn.remat(raw, static_argnums=(2,))(module, *args, **kwargs)
+        finally:
+            within.clear()
 
     with nn.intercept_methods(passing):
         yield
