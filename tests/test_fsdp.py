@@ -96,6 +96,7 @@ def test_steps_agree_with_those_of_one_device_up_to_rounding(tiny, fsdp, changes
     assert scored[0][1]["loss"] == pytest.approx(scored[1][1]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
     model = {"model.name": "cnn(widths=(16, 32), dense=256)", "optim.name": "adamw"}
     exp = experiment.build(tiny(**model, **parts(4)))
@@ -109,7 +110,7 @@ def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
     assert needed == pytest.approx(held + batch, rel=0.01)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_is_saved_in_parts_is_restored_in_others_bit_for_bit(tiny, tmp_path, fsdp):
     exp = experiment.build(tiny(**parts(4)))
     state = exp.init()

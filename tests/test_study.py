@@ -86,11 +86,20 @@ def test_what_is_done_is_not_done_again_and_seeds_may_be_added(done, capsys, mon
     assert "run 1 of 1: optim.lr=0.01 seed 1" in out
     assert "done: cells=1 done=2 " in out
     assert result(folder)["budget"] == {"cells": 1, "runs": 2, "steps": 8}
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_cells_may_be_added_and_the_result_is_of_all(done, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, folder = done("--seeds=1", "--grid", "optim.lr=0.01")
     done("--seeds=0-1", "--grid", "optim.lr=0.002")
     assert [cell["name"] for cell in result(folder)["cells"]] == [
         "optim.lr=0.01", "optim.lr=0.002",
     ]  # fmt: skip
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert (result(folder)["done"], result(folder)["missing"]) == (3, 1)
+    done("--seeds=2", "--grid", "optim.lr=0.002,0.01")
+    assert (result(folder)["done"], result(folder)["missing"]) == (4, 0)
 
 
 @pytest.mark.slow
