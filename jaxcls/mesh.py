@@ -8,12 +8,11 @@ construction. A mesh of one axis, "data", has the whole state on every device; o
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.errors import InputError
@@ -22,7 +21,6 @@ Item = TypeVar("Item")
 # Elements of an array that is worth its messages when it is in parts; a smaller one, such
 # as a bias, is whole everywhere.
 LEAST = 2**14
-_GATHERED = "gathered"
 
 
 def make(devices_per_host: int = 0, fsdp: int = 1) -> Mesh:
@@ -118,8 +116,8 @@ def _axis_to_split(shape: tuple[int, ...], n: int) -> int | None:
 def gathered(mesh: Mesh, params: Any) -> Any:
     """Params that are in parts made whole on every device, for what is traced.
 
-    Their gradients are in parts again. Under `regathering` the whole ones are dropped
-    after use in the forward pass, and made anew in the backward one.
+    Their gradients are in parts again. Without it XLA may split the model instead, and
+    gather activations.
     """
     everywhere = replicated(mesh)
 
@@ -135,15 +133,9 @@ def gathered(mesh: Mesh, params: Any) -> Any:
             lambda array: (whole(array), None),
             lambda _, grad: (jax.lax.with_sharding_constraint(grad, its),),
         )
-        return checkpoint_name(whole(array), _GATHERED)
+        return whole(array)
 
     return jax.tree.map(one, params, of_state(mesh, params))
-
-
-def regathering(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f`, which calls `gathered`, without the whole params kept for its backward pass."""
-    policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-    return jax.checkpoint(f, policy=policy)
 
 
 def on_one_device(shapes: Any, shardings: Any) -> Any:

@@ -240,32 +240,23 @@ class Plan:
                 return variables
             return {**variables, "params": mesh.gathered(self.mesh, variables["params"])}
 
-        def train_on(
-            variables: dict[str, Any], images: jax.Array, key: jax.Array | None
-        ) -> tuple[jax.Array, Any]:
-            with self.numerics(), batch_norm_groups(groups), rematerialised(blocks):
-                out, updated = module.apply(
-                    {**whole(variables), **frozen},
-                    images,
-                    True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": key},
-                )
-            return out.logits, updated.get("batch_stats", {})
-
-        if in_parts and blocks:
-            # Without blocks it would keep each intermediate, which no longer fuse: a ViT's
-            # temporaries were twice as large, as compiled for a TPU v5e.
-            train_on = mesh.regathering(train_on)
-
         def apply(
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
         ) -> tuple[jax.Array, Any]:
-            if train:
-                return train_on(variables, images, key)
+            given = whole(variables)
             with self.numerics():
-                out = module.apply(whole(variables), images, False)
-            return out.logits, variables["batch_stats"]
+                if not train:
+                    out = module.apply(given, images, False)
+                    return out.logits, variables["batch_stats"]
+                with batch_norm_groups(groups), rematerialised(blocks):
+                    out, updated = module.apply(
+                        {**given, **frozen},
+                        images,
+                        True,
+                        mutable=["batch_stats"],
+                        rngs={"dropout": key},
+                    )
+                return out.logits, updated.get("batch_stats", {})
 
         return step.Model(init, apply)
 
