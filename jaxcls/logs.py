@@ -203,7 +203,7 @@ class RunLog:
 def read(path: pathlib.Path) -> list[Record]:
     """The records of a .jsonl file, without a torn last line; [] where there is none.
 
-    Raises `InputError` for a line that is no record and is followed by others.
+    Raises `InputError` for a line that is no record, unless it is the last and torn.
     """
     if not path.exists():
         return []
@@ -214,13 +214,13 @@ def read(path: pathlib.Path) -> list[Record]:
         try:
             record = json.loads(line)
         except ValueError:
-            record = None
-        if not isinstance(record, dict):
             if number == len(lines):
                 break
+            record = None
+        if not isinstance(record, dict):
             raise InputError(
-                f"{path}:{number} is not a record, and records follow it; put the line"
-                " right, or start in another --workdir"
+                f"{path}:{number} is not a record; put the line right, or start in another"
+                " --workdir"
             )
         records.append(record)
     return records
