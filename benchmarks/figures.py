@@ -1,6 +1,7 @@
 """What benchmarks print as tables, and how a cost grows."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 
@@ -20,6 +21,4 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The k of cost ~ size**k by least squares of logarithms: 1 is linear, 0 is flat."""
     x, y = [list(map(math.log, column)) for column in (sizes, costs)]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return over / sum((a - mean_x) ** 2 for a in x)
+    return statistics.linear_regression(x, y).slope

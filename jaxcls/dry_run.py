@@ -77,7 +77,7 @@ def _memory(exp: Experiment) -> str:
 
 def _compiled(exp: Experiment) -> str:
     """What the compiled step needs of one device, by its own account."""
-    analysis = exp.lowered_train_step.compile().memory_analysis()
+    analysis = exp.train_program(exp.data.train_shape).memory_analysis()
     if analysis is None:
         return "the compiler does not say what the step needs"
     kind = exp.mesh.devices.flat[0].device_kind

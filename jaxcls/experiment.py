@@ -101,8 +101,7 @@ class Experiment(Recipe):
     @functools.cached_property
     def state_of_a_device(self) -> step.State:
         """The shapes of what one device holds of the state."""
-        sharding = mesh.of_state(self.mesh, self.state_shapes)
-        return mesh.on_one_device(self.state_shapes, sharding)
+        return mesh.on_one_device(self.state_like)
 
     @functools.cached_property
     def _state_sharding(self) -> Any:

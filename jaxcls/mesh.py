@@ -138,12 +138,10 @@ def gathered(mesh: Mesh, params: Any) -> Any:
     return jax.tree.map(one, params, of_state(mesh, params))
 
 
-def on_one_device(shapes: Any, shardings: Any) -> Any:
-    """The shapes of what one device holds of arrays with these shardings."""
+def on_one_device(like: Any) -> Any:
+    """The shapes of what one device holds of arrays that are like these, sharding too."""
     return jax.tree.map(
-        lambda x, its: jax.ShapeDtypeStruct(its.shard_shape(x.shape), x.dtype),
-        shapes,
-        shardings,
+        lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), like
     )
 
 

@@ -83,6 +83,14 @@ def _check_said(mode: str, given: Sequence[str], overrides: Mapping[str, str]) -
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("study", ABOUT)
+    _add_runs(parser)
+    _add_questions(parser)
+    cli.add_processes(parser)
+    return parser
+
+
+def _add_runs(parser: cli.Parser) -> None:
+    """The flags that say what is trained, and how."""
     add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:ARG]", help="such as configs/digits.py")
     add("--workdir", default="", help="runs/<name of the config>-study")
@@ -120,6 +128,11 @@ def _parser() -> cli.Parser:
         " faster, on CPU one after the other; 1: one after the other [default: auto]",
     )
     add("--dry_run", action="store_true", help="print what would be trained")
+
+
+def _add_questions(parser: cli.Parser) -> None:
+    """The flags that say what is kept of the result, and what it is compared with."""
+    add = parser.add_argument
     add(
         "--record",
         action="store_true",
@@ -142,8 +155,6 @@ def _parser() -> cli.Parser:
         metavar=("A", "B"),
         help="folders of two runs, studies or cells; or run folders with commas between",
     )
-    cli.add_processes(parser)
-    return parser
 
 
 def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:

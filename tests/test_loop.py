@@ -169,27 +169,16 @@ def test_skip_stops_when_too_many_follow_one_another(tiny, tmp_path):
 
 
 # The checkpoints that a rewind may go back to are those of steps 3, 6, 9.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nan", "left_out", "back", "windows"),
     [
-        pytest.param((1,), {0, 1}, {1: 0}, [(0, 1)], marks=pytest.mark.slow),
+        ((1,), {0, 1}, {1: 0}, [(0, 1)]),
         # Step 6, where it goes on, has a checkpoint of its own, and 8 an evaluation.
-        pytest.param(
-            (5, 7),
-            {3, 4, 5, 6, 7},
-            {5: 3, 7: 6},
-            [(3, 5), (6, 7)],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)], marks=pytest.mark.slow),
-        pytest.param(
-            (4, 8),
-            {3, 4, 6, 7, 8},
-            {4: 3, 8: 6},
-            [(3, 4), (6, 8)],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param((11,), {9, 10, 11}, {11: 9}, [(9, 11)], marks=pytest.mark.slow),
+        ((5, 7), {3, 4, 5, 6, 7}, {5: 3, 7: 6}, [(3, 5), (6, 7)]),
+        ((4, 5), {3, 4, 5}, {4: 3}, [(3, 4), (5, 5)]),
+        ((4, 8), {3, 4, 6, 7, 8}, {4: 3, 8: 6}, [(3, 4), (6, 8)]),
+        ((11,), {9, 10, 11}, {11: 9}, [(9, 11)]),
     ],
 )
 def test_rewind_goes_on_from_the_last_checkpoint_without_the_batches_since(
