@@ -46,6 +46,14 @@ def from_flat(values: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(tree).lock()
 
 
+def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values as folders keep them, without what each start says anew.
+
+    Code is run from a cache of programs, and a folder may come from anybody.
+    """
+    return {**values, "compile.cache": ""}
+
+
 def flat(config: ConfigDict) -> dict[str, Any]:
     """``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
     return {key: _get(config, key) for key in KNOBS}

@@ -189,7 +189,7 @@ def _adopt(study: Study) -> None:
         before = study_folder.read_plan(study.folder)
         plan: dict[str, Any] = {
             "format": study_folder.FORMAT,
-            "config": configs.flat(study.base),
+            "config": configs.kept(configs.flat(study.base)),
             "cells": [jsonfile.finite(cell._asdict()) for cell in study.cells],
             "seeds": study.seeds,
         }

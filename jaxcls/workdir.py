@@ -25,8 +25,6 @@ from jaxcls.errors import InputError, InUseError
 FORMAT = 1
 # What an implied fact is of, where not of the data.
 _NAMED = {"weights": "what init.weights name", "teacher": "what distill.run names"}
-# What each start says anew.
-_NOT_KEPT = {"compile.cache": ""}
 
 
 class Workdir:
@@ -74,8 +72,7 @@ class Workdir:
                 f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
                 f" {FORMAT}; use the jaxcls that wrote it"
             )
-        # Code is run from there, and a run's folder may come from anybody.
-        return saved | {"config": {**saved["config"], **_NOT_KEPT}}
+        return saved | {"config": configs.kept(saved["config"])}
 
     def _run_nearby(self) -> str:
         """The folder of a run above, below or beside this one, in words."""
@@ -175,7 +172,7 @@ class Workdir:
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
             self.check_same(implied)
-        values = {**configs.flat(config), **_NOT_KEPT}
+        values = configs.kept(configs.flat(config))
         saved = {"format": FORMAT, "config": values, "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
         if not file.exists() or file.read_text() != text:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxcls import compile_cache, config
+from jaxcls import cells, compile_cache, config, study_folder, study_runs
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
@@ -85,6 +85,13 @@ def test_no_run_s_folder_names_one(tmp_path):
     file.write_text(json.dumps(saved))
     assert folder.config().compile.cache == ""
     assert folder.read()["config"]["compile.cache"] == ""
+
+
+def test_the_plan_of_a_study_names_no_cache(tmp_path):
+    base = config.from_flat({"compile.cache": str(tmp_path / "cache")})
+    folder = tmp_path / "study"
+    study_runs._adopt(study_runs.Study(base, [cells.Cell("base", {}, ())], [0], folder))
+    assert study_folder.read_plan(folder)["config"]["compile.cache"] == ""
 
 
 @pytest.mark.slow
