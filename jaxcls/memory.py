@@ -44,6 +44,13 @@ def _product_bytes(jaxpr: Any, batch_size: int) -> tuple[int, int]:
                 found[id(array)] = tree_bytes(array.aval)
 
     for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "cond":  # One of its branches runs, and takes and gives the same.
+            branches = [each.jaxpr for each in equation.params["branches"]]
+            is_product = any(_product_bytes(each, batch_size)[0] for each in branches)
+            if is_product:
+                touch((*equation.invars, *equation.outvars))
+            continue
         # `jax.checkpoint`, whose name differs from version to version; with a policy it
         # keeps what that says.
         is_anew = "prevent_cse" in equation.params and not equation.params["policy"]
@@ -57,7 +64,7 @@ def _product_bytes(jaxpr: Any, batch_size: int) -> tuple[int, int]:
             largest = max(largest, anew, kept if is_anew else 0)
         if is_anew:
             touch(equation.invars)
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+        if name in ("conv_general_dilated", "dot_general"):
             touch((*equation.invars, *equation.outvars))
     return called + sum(found.values()), largest
 

@@ -226,7 +226,7 @@ def test_every_policy_resumes_bit_for_bit_after_a_death_at_any_batch(
     run(config, tmp_path / "whole", nan)
     expected = records(tmp_path / "whole")
     reached = 0
-    for at in range(12):
+    for at in range(2, 10):  # Before, in and after what is not finite.
         folder = tmp_path / f"died{at}"
         try:
             run(config, folder, nan, at)
@@ -234,7 +234,7 @@ def test_every_policy_resumes_bit_for_bit_after_a_death_at_any_batch(
             reached += 1
             run(config, folder, nan)
         assert records(folder) == expected
-    assert reached >= 10  # A batch that is left out is not asked for.
+    assert reached >= 6  # A batch that is left out is not asked for.
     folder = tmp_path / "often"
     for at in range(12):
         try:
@@ -252,7 +252,7 @@ def test_every_policy_resumes_bit_for_bit_after_a_stop_at_any_batch(
 ):
     config, nan = tiny(**changes), (4, 7)
     run(config, tmp_path / "whole", nan)
-    for at in range(11):
+    for at in range(2, 10):
         folder = tmp_path / f"stopped{at}"
         try:
             run(config, folder, nan, at, stopping.Stop())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.errors import InputError
+from jaxcls.models.convolution import convolve
 
 Dtype = Any
 # As He et al. (arXiv:1502.01852) start convolutions, fan out.
@@ -311,5 +312,6 @@ def conv(
         dtype=dtype,
         feature_group_count=groups,
         kernel_init=kernel_init,
+        conv_general_dilated=convolve,
         name=name,
     )

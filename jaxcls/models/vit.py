@@ -17,6 +17,7 @@ from flax.errors import ScopeParamShapeError
 
 from jaxcls.errors import InputError
 from jaxcls.models import layers
+from jaxcls.models.convolution import convolve
 from jaxcls.models.layers import Dtype, Output, drop_path
 from jaxcls.models.naming import Entry, Naming
 
@@ -241,6 +242,7 @@ def patches(
         strides=(patch, patch),
         padding="VALID",
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
     return cut(images.astype(dtype))
