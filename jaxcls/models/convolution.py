@@ -71,8 +71,7 @@ def _by_position(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, ...]
 ) -> jax.Array:
     """A kernel of 1 x 1: a product of matrices."""
-    taken = images[:, :: strides[0], :: strides[1]]
-    return lax.dot_general(taken, kernel[0, 0], (((3,), (0,)), ((), ())))
+    return _product(images[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
 def _by_patch(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -81,7 +80,32 @@ def _by_patch(images: jax.Array, kernel: jax.Array) -> jax.Array:
     h, w, _, features = kernel.shape
     cut = images.reshape(batch, height // h, h, width // w, w, channels)
     patches = cut.swapaxes(2, 3).reshape(batch, height // h, width // w, -1)
-    return patches @ kernel.reshape(-1, features)
+    return _product(patches, kernel.reshape(-1, features))
+
+
+@jax.custom_vjp
+def _product(positions: jax.Array, kernel: jax.Array) -> jax.Array:
+    """positions [B, H, W, C], kernel [C, F] -> [B, H, W, F]."""
+    return lax.dot_general(positions, kernel, (((3,), (0,)), ((), ())))
+
+
+def _product_forward(
+    positions: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(positions, kernel), (positions, kernel)
+
+
+def _product_backward(
+    kept: tuple[jax.Array, jax.Array], grads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    positions, kernel = kept
+    # JAX's own rule gives the kernel's gradient transposed, and XLA then turns what came
+    # before: a step of ResNet-50 took 1.22 times as long.
+    flat = positions.reshape(-1, kernel.shape[0]), grads.reshape(-1, kernel.shape[1])
+    return lax.dot_general(grads, kernel, (((3,), (1,)), ((), ()))), flat[0].T @ flat[1]
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _by_channel(
