@@ -216,7 +216,7 @@ def test_auto_is_a_loop_on_accelerators_with_resident_images_alone(tiny, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("seconds", "largest"), [(0.001, looping.MOST), (0.01, 25), (0.2, 1), (3.0, 1)]
+    ("seconds", "largest"), [(0.001, looping.MOST), (0.0096, 26), (0.2, 1), (3.0, 1)]
 )
 def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, seconds, largest):
     now, sizes = [0.0], []
