@@ -219,14 +219,20 @@ def test_auto_is_a_loop_on_accelerators_with_resident_images_alone(tiny, monkeyp
     ("seconds", "largest"), [(0.001, looping.MOST), (0.0096, 26), (0.2, 1), (3.0, 1)]
 )
 def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, seconds, largest):
-    now, sizes = [0.0], []
+    # A device that does one thing after the other, while the host goes on.
+    now, free, sizes = [0.0], [0.0], []
 
     def loop(state, columns, count):
         sizes.append(count)
-        now[0] += count * seconds
-        return state, {"finite": np.ones(looping.MOST, bool)}
+        free[0] = max(now[0], free[0]) + count * seconds
+        return state, free[0]
+
+    def wait(done):
+        now[0] = max(now[0], done)
+        return {"finite": np.ones(looping.MOST, bool)}
 
     monkeypatch.setattr(stepping.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stepping.jax, "device_get", wait)
     exp = types.SimpleNamespace(compiled_train_loop=loop, config=tiny())
     steps = stepping.Looped(exp)
     steps.put(None)
