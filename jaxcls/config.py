@@ -143,6 +143,7 @@ def check(config: ConfigDict) -> None:
         "model.dtype": ("auto", "float32", "bfloat16"),
         "model.remat": ("", "blocks"),
         "data.resident": ("auto", "on", "off"),
+        "compile.loop": ("auto", "on", "off"),
         "nonfinite.policy": ("stop", "skip", "rewind"),
         "init.head": ("keep", "fresh", "auto"),
         "model.matmul_precision": ("", "bfloat16", "tensorfloat32", "float32"),

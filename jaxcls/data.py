@@ -19,6 +19,8 @@ from jaxcls import config as configs
 from jaxcls.errors import InputError
 
 DeviceBatch = dict[str, jax.Array]
+# What batches have besides images and labels, for each of several.
+Columns = dict[str, np.ndarray]
 
 # Decoded images that data.resident="auto" keeps on the device, in bytes a split. A
 # constant, so that every host of a run decides the same.
@@ -293,7 +295,7 @@ class Data:
     ) -> Iterator[DeviceBatch]:
         """The planned batches, decoded as they are asked for or once and for all."""
         if self._is_resident(name, split, key):
-            take, arrays = self._take, self._on_device(split, key)
+            take, arrays = self.take, self._on_device(split, key)
             for plan in plans:
                 on_mesh = mesh.put(self.mesh, _columns(plan))
                 yield {**take(arrays, on_mesh["index"]), **on_mesh}
@@ -384,8 +386,15 @@ class Data:
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return mesh.put_everywhere(self.mesh, whole)
 
+    def train_resident_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """`train_resident` as shapes."""
+        n = self.count(self.config.data.train, "data.train")
+        like = functools.partial(jax.ShapeDtypeStruct, sharding=mesh.replicated(self.mesh))
+        images, labels = like((n, *self.train_shape), np.uint8), like((n,), np.int32)
+        return {"image": images, "label": labels}
+
     @functools.cached_property
-    def _take(self) -> Callable[[DeviceBatch, jax.Array], DeviceBatch]:
+    def take(self) -> Callable[[DeviceBatch, jax.Array], DeviceBatch]:
         """The jitted (arrays [n, ...], index [B]) -> arrays [B, ...]."""
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(

@@ -12,12 +12,13 @@ from typing import Any
 import flax.errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcls import compile_cache, gradients, memory, mesh, sources, step, teacher
+from jaxcls import compile_cache, gradients, looping, memory, mesh, sources, step, teacher
 from jaxcls import config as configs
 from jaxcls.config import check, check_alone
-from jaxcls.data import DeviceBatch
+from jaxcls.data import Columns, DeviceBatch
 from jaxcls.errors import InputError, first_line
 from jaxcls.initial import Initial, load, resolved, to_whiten, whitened
 from jaxcls.recipe import Recipe
@@ -196,20 +197,28 @@ class Experiment(Recipe):
 
         Ahead for the largest images; where sizes grow, for another when it first comes.
         """
-        limit = mesh.memory_limit(self.mesh)
-        memory.check_fits(
-            self.train_program(self.data.train_shape).memory_analysis(),
-            limit=limit and max(0, limit - self.data.resident_bytes()),
-            fixed=memory.tree_bytes((self.state_of_a_device, self.teacher_variables)),
-            batch_size=self.config.batch_size,
-            devices=self.mesh.size,
-        )
+        self._check_fits(self.train_program(self.data.train_shape))
 
         def train_step(state: step.State, batch: DeviceBatch) -> Any:
             program = self.train_program(batch["image"].shape[1:])
             return program(state, batch, self.teacher_variables)
 
         return train_step
+
+    def _check_fits(self, program: jax.stages.Compiled, data: Any = ()) -> None:
+        """Raise `InputError` where a step cannot fit.
+
+        data: of the images that are kept on the device, those that the program is given.
+        """
+        limit, given = mesh.memory_limit(self.mesh), memory.tree_bytes(data)
+        state = memory.tree_bytes((self.state_of_a_device, self.teacher_variables))
+        memory.check_fits(
+            program.memory_analysis(),
+            limit=limit and max(0, limit - self.data.resident_bytes() + given),
+            fixed=state + given,
+            batch_size=self.config.batch_size,
+            devices=self.mesh.size,
+        )
 
     def train_program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
         """The compiled `train_step` for images [H, W, C]."""
@@ -222,6 +231,40 @@ class Experiment(Recipe):
     @functools.cached_property
     def _train_programs(self) -> dict[tuple[int, ...], jax.stages.Compiled]:
         return {}
+
+    @functools.cached_property
+    def compiled_train_loop(self) -> Callable[[step.State, Columns, int], Any]:
+        """(state, columns {name: [MOST, B]}, count) -> (state, metrics {name: [MOST]}).
+
+        `train_step` of the first `count` of these batches of resident images, by one
+        program for every count; it donates the state. MOST is `looping`'s. Raises
+        `InputError` where it cannot fit.
+        """
+        self._check_fits(self.train_loop_program, self.data.train_resident_like())
+
+        def train_loop(state: step.State, columns: Columns, count: int) -> Any:
+            given = jax.device_put(columns, mesh.by_step(self.mesh))
+            data, teacher = self.data.train_resident(), self.teacher_variables
+            return self.train_loop_program(state, given, np.int32(count), data, teacher)
+
+        return train_loop
+
+    @functools.cached_property
+    def train_loop_program(self) -> jax.stages.Compiled:
+        """The compiled program of `compiled_train_loop`."""
+        _ = self.lowered_train_step  # What is wrong in a config is said there.
+        loop = jax.jit(
+            looping.make_train_loop(self._jitted_train_step, self.data.take),
+            donate_argnums=0,
+            out_shardings=(self._state_sharding, mesh.replicated(self.mesh)),
+        )
+        shape, rows = (looping.MOST, self.config.batch_size), mesh.by_step(self.mesh)
+        column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+        columns = {name: column for name in ("index", "epoch")}
+        data = self.data.train_resident_like()
+        return loop.lower(
+            self.state_like, columns, np.int32(0), data, self.teacher_variables
+        ).compile()
 
     def _check_shapes(self) -> None:
         """Raise `InputError` where what is trained cannot take images of another size."""

@@ -5,6 +5,7 @@ disk, save. A resume from checkpoint N drops the records after N, so a killed ru
 with the very files of one that was not. A rewind is such a resume without a death.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -107,7 +108,7 @@ class Loop:
 
     def _train(self, step: int) -> Running[State]:
         """The state at the last step, or where early stopping halts, from `step` on."""
-        behind: tuple[int, Scores] | None = None
+        behind: collections.deque[tuple[int, Scores]] = collections.deque()
         known: tuple[int, ...] = (0,)
         for batch, waited, began in _timed(self.steps.batches(step)):
             shape = batch["image"].shape if "image" in batch else ()
@@ -115,19 +116,14 @@ class Loop:
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
-            self.tracer.before(self._wait, functools.partial(self._program, shape))
-            self.steps.begin(batch)
+            self.tracer.before(self._wait, functools.partial(self.steps.program, shape))
+            has_duties = self._has_duties(step + 1)
+            # A record says how fast it went, so a step that has one ends what goes at once.
+            self.steps.begin(batch, more=not has_duties and not self._has_record(step + 1))
             yield
             step += 1
-            if behind:
-                # Wait for the step before: two under way keep the device busy, and
-                # more would only pile up batches in its memory.
-                self._settle(*behind)
-            behind = (step, self.steps.scores())
-            has_duties = self._has_duties(step)
-            if has_duties:
-                self._settle(*behind)
-                behind = None
+            behind.append((step, self.steps.scores()))
+            self._settle(behind, but=0 if has_duties else self.steps.ahead)
             self.log.meter.stepped(time.perf_counter() - began, waited)
             self.log.step(step)
             if has_duties:
@@ -139,8 +135,7 @@ class Loop:
                     )
                     break
             if self._is_asked(step) and step < self.exp.steps:
-                if behind:
-                    self._settle(*behind)
+                self._settle(behind)
                 self._leave(self.steps.take(), pending=False)
         return self.steps.take()
 
@@ -159,10 +154,6 @@ class Loop:
     def _wait(self) -> None:
         """Wait for all steps begun."""
         jax.block_until_ready(self.steps.scores()())
-
-    def _program(self, shape: tuple[int, ...]) -> str:
-        """The text of the compiled step for images [B, H, W, C]."""
-        return self.exp.train_program(shape[1:]).as_text() or ""
 
     def asks(self, phase: str) -> Callable[[], bool]:
         """What an evaluation asks at each batch: whether to abandon it."""
@@ -194,7 +185,12 @@ class Loop:
             f"asked to; the state after step {step} is saved, and the same command goes on"
         )
 
-    def _settle(self, step: int, scores: Scores) -> None:
+    def _settle(self, behind: collections.deque[tuple[int, Scores]], but: int = 0) -> None:
+        """Wait for the steps that are behind, `but` for the last so many."""
+        while len(behind) > but:
+            self._settle_one(*behind.popleft())
+
+    def _settle_one(self, step: int, scores: Scores) -> None:
         """Wait for a step; write its record if it is due."""
         values = dict(scores())
         self.asked |= bool(values.pop("asked", False))
@@ -205,9 +201,12 @@ class Loop:
                 raise _NotFinite(state)
             self._note_nonfinite(step, "skip")
             self.log.line(f"step {step}: the update was not finite, and is left out")
-        if durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps:
+        if self._has_record(step):
             numbers = {name: float(value) for name, value in values.items()}
             self.log.train(step, {"loss": numbers.pop("loss"), **numbers})
+
+    def _has_record(self, step: int) -> bool:
+        return durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps
 
     def _has_duties(self, step: int) -> bool:
         every, last = self.exp.every, step == self.exp.steps

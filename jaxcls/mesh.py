@@ -87,6 +87,11 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
 
 
+def by_step(mesh: Mesh) -> NamedSharding:
+    """The sharding of several batches [K, B]: each as `by_example`."""
+    return NamedSharding(mesh, PartitionSpec(None, *by_example(mesh).spec))
+
+
 def of_state(mesh: Mesh, shapes: Any) -> Any:
     """The sharding of each array of a state, or of any part of one with the same names.
 

@@ -131,4 +131,5 @@ def topology(start: dict[str, Any]) -> tuple[Any, ...]:
         start.get("together", 1),
         start.get("row", 0),
         start.get("fsdp", 1),
+        start.get("loop", 0),
     )

@@ -95,9 +95,10 @@ def _reproduce(
         "devices": [device.device_kind for device in exp.mesh.devices.flat],
         "hosts": 1,
         "fsdp": exp.config.mesh.fsdp,
+        "loop": int(exp.config.compile.loop == "on"),
     }
     changed = _changes(first, now)
-    is_same_kind = not set(changed) & {"cpu", "devices", "hosts", "fsdp"}
+    is_same_kind = not set(changed) & {"cpu", "devices", "hosts", "fsdp", "loop"}
     if not is_same_kind:
         print(f"another kind of machine: losses are compared within {tolerance:g}")
     with contextlib.ExitStack() as stack:
@@ -168,6 +169,12 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
                 f"--config.{key} comes from the run's folder; leave it out, or give"
                 f" {', '.join(_ANYWHERE[:-1])} or {_ANYWHERE[-1]}"
             )
+    # In a loop as it was, where that is possible; on a CPU instead of what it ran on it
+    # would only be slow.
+    was_on_cpu = recorded.starts[0]["devices"][0].lower() == "cpu"
+    is_on_cpu = jax.local_devices()[0].platform == "cpu"
+    is_loop = recorded.starts[0].get("loop", 0) and config.data.resident != "off"
+    config.compile.loop = "on" if is_loop and was_on_cpu == is_on_cpu else "off"
     return config
 
 
@@ -208,6 +215,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     parts = [each.get("fsdp", 1) for each in (before, now)]
     if parts[0] != parts[1]:
         changed["fsdp"] = f"mesh.fsdp {parts[0]} -> {parts[1]}"
+    loops = ["in a loop" if each.get("loop", 0) else "one by one" for each in (before, now)]
+    if loops[0] != loops[1]:
+        changed["loop"] = f"steps {loops[0]} -> {loops[1]}"
     if before["devices"][0].lower() == "cpu":
         sets = [set(each["cpu"]["instructions"]) for each in (before, now)]
         if sets[0] != sets[1]:

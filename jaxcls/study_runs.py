@@ -115,7 +115,7 @@ def _make_cell(
             # From the one before, so that what that has compiled this has too.
             exp = exp.reseeded(cell.seeds(seed))
             folder = study.workdir(cell, seed)
-            said = stepping.finish(_making(exp, folder, stop, stepping.Alone(exp)))
+            said = stepping.finish(_making(exp, folder, stop, None))
             yield seed, said, 0
             continue
         group, runs = group_of(plan.size), {}
@@ -231,7 +231,7 @@ def _check_empty(folder: pathlib.Path) -> None:
 
 
 def _making(
-    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps
+    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps | None
 ) -> Running[str]:
     """Make one run, or go on with it, and score its last step; how it ended, in words."""
     if stop.requested:
@@ -247,7 +247,7 @@ def _making(
 
 
 def _scored(
-    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps
+    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps | None
 ) -> Running[train.Result]:
     """A run, whose last step is scored too."""
     result = yield from train.running(exp, str(folder.path), steps, stop)

@@ -22,7 +22,7 @@ from jaxcls import hosts, memory, mesh
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
-from jaxcls.stepping import Batch, Running, Scores
+from jaxcls.stepping import Batch, Running, Scores, advance, own
 
 T = TypeVar("T")
 # A gain of less than this is not worth a topology of its own.
@@ -123,6 +123,7 @@ class Row:
 
     def __init__(self, group: Group, number: int, exp: Experiment) -> None:
         self.topology = {"together": group.size, "row": number}
+        self.ahead = 1
         self._group, self._number, self._exp = group, number, exp
 
     def compile(self) -> None:
@@ -146,9 +147,13 @@ class Row:
         """Which examples the steps from `start` on are of; no images."""
         return self._exp.data.train_columns(start, self._exp.steps)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, more: bool = False) -> None:
         """Take part in the group's next step."""
         self._group.begin(self._number, batch)
+
+    def program(self, shape: tuple[int, ...]) -> str:
+        """The text of the program of all rows."""
+        return self._group.program.as_text() or ""
 
     def scores(self) -> Scores:
         """What gives the metrics of the step begun last, and waits for it."""
@@ -274,13 +279,12 @@ def segments(
 
 def _alone(exp: Experiment, steps: int) -> Iterator[float]:
     """Seconds a step of one run, again and again."""
-    state = exp.init()
-    batches = _endless(exp.train_batches)
+    alone = own(exp)
+    alone.put(exp.init())
+    batches = _endless(functools.partial(alone.batches, 0))
     while True:
         began = time.perf_counter()
-        for _ in range(steps):
-            state, scores = exp.compiled_train_step(state, next(batches))
-        jax.block_until_ready(scores)
+        advance(alone, itertools.islice(batches, steps))
         yield (time.perf_counter() - began) / steps
 
 

@@ -29,7 +29,7 @@ from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.loop import Loop, OnDigest, duties_left
 from jaxcls.step import State
-from jaxcls.stepping import Alone, Running, Steps, finish
+from jaxcls.stepping import Running, Steps, finish, own
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
@@ -69,27 +69,28 @@ def run(
     `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
     state is saved after `stop` was asked for. Every process of a run calls it.
     """
-    steps = Alone(exp)
     return finish(
-        running(exp, workdir, steps, stop or Stop(), until=until, on_digest=on_digest)
+        running(exp, workdir, None, stop or Stop(), until=until, on_digest=on_digest)
     )
 
 
 def running(
     exp: Experiment,
     workdir: str,
-    steps: Steps,
+    steps: Steps | None,
     stop: Stop,
     *,
     until: int = 0,
     on_digest: OnDigest = lambda step, digests: None,
 ) -> Running[Result]:
-    """`run` as a generator, whose every step `steps` does."""
+    """`run` as a generator, whose every step `steps` does; None: those of `exp` itself."""
     folder = Workdir(workdir)
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
     known = hosts.on_first(lambda: folder.weights_of(exp.config))
-    implied = hosts.together(lambda: _prepared(exp, known))
+    implied, steps = hosts.together(
+        lambda: (_prepared(exp, known), own(exp) if steps is None else steps)
+    )
     hosts.agree(_same_everywhere(exp, workdir, implied))
     with contextlib.ExitStack() as held:
         topology = steps.topology

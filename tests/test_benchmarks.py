@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import figures, measuring, step
+from benchmarks import figures, measuring, speedrun, step
+from jaxcls.errors import InputError
 from tests.conftest import ROOT
 
 LITTLE = {
@@ -64,6 +65,64 @@ def test_a_benchmark_prints_its_figures(name):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d images/s", done.stdout), done.stdout
+
+
+TABLE = """
+print("from the internet: | no | table")
+print("|  run     |  epoch  |  train_acc  |  tta_val_acc  |  total_time_seconds  |")
+print("|  warmup  |   eval  |     0.9000  |       0.9100  |            100.0000  |")
+print("|       0  |      0  |     0.5000  |               |              1.0000  |")
+print("|       0  |   eval  |     0.9600  |       0.9410  |              4.0000  |")
+print("|       1  |   eval  |     0.9600  |       0.9390  |              4.5000  |")
+"""
+
+
+@pytest.mark.slow
+def test_a_speed_run_is_told_beside_airbench(data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script = tmp_path / "airbench94.py"
+    script.write_text(TABLE)
+    little = ["--config=configs/digits.py", f"--config.data.dir={data_dir}", "--steps=150"]
+    little += ["--config.model.name=cnn(widths=(4,), dense=16)", "--seeds=2"]
+    little += ["--config.optim.lr=0.02"]
+    assert speedrun.main([*little, f"--airbench={script}"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("no accelerator here: the figures only show")
+    seeds = [float(x) for x in re.findall(r"seed \d: (\d.\d+) in \d", said)]
+    assert len(seeds) == 2
+    assert min(seeds) > 0.5  # By chance 0.1.
+    ours, clock, *_ = re.findall(r"jaxcls, .*? 2  +(\S+) ± \S+ .* (\S+) ± ", said)
+    assert float(ours[0]) == pytest.approx(np.mean(seeds), abs=1e-4)
+    assert float(ours[1]) < float(clock[1])
+    assert re.search(r"airbench +2 +0.9400 ± 0.0014 +50 % +4.250 ± 0.354", said)
+    ratio = float(re.search(r"airbench takes (\S+) times as long", said)[1])
+    assert ratio == pytest.approx(4.25 / float(clock[1]), rel=0.05)
+
+
+def test_a_table_of_airbench_is_read_without_its_warm_up(tmp_path, capsys):
+    exec(TABLE, {})
+    found = speedrun.table_of(capsys.readouterr().out)
+    assert found == [(0.941, 4.0), (0.939, 4.5)]
+    with pytest.raises(InputError, match="no row with tta_val_acc"):
+        speedrun.table_of("| a | b |\n")
+    for text, message in (("1 / 0", "status 1 .ZeroDivision.*=PYTHON"), ("", "no row")):
+        (tmp_path / "theirs.py").write_text(text)
+        with pytest.raises(InputError, match=message):
+            speedrun.airbench(str(tmp_path / "theirs.py"), sys.executable)
+    with pytest.raises(InputError, match=r"--airbench=no\.py is not a file"):
+        speedrun.airbench("no.py", sys.executable)
+
+
+def test_six_views_are_shifts_by_a_pixel_and_their_mirror_images():
+    image = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
+    weights, views = zip(*speedrun.six_views(image), strict=True)
+    assert weights == (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)
+    plain, mirrored, down, _, up, up_mirrored = (np.asarray(v)[0, :, :, 0] for v in views)
+    assert plain.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    assert mirrored[0].tolist() == [4, 3, 2, 1]
+    assert down.tolist() == [[6, 5, 6, 7], [2, 1, 2, 3], [6, 5, 6, 7]]
+    assert up.tolist() == [[6, 7, 8, 7], [10, 11, 12, 11], [6, 7, 8, 7]]
+    assert up_mirrored[0].tolist() == [7, 8, 7, 6]
 
 
 def test_a_rate_of_products_is_positive_and_finite():

@@ -32,7 +32,7 @@ VERBS = {
     | {"stepping", "stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "digesting", "evaluate", "experiment", "hosts", "logs", "mesh"}
     | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
-    "stepping": {"experiment", "step"},
+    "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
     "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
     "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
     | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
@@ -68,6 +68,7 @@ NOUNS = {
     "step": {"augment", "gradients", "losses", "metrics", "optimizers", "parts"}
     | {"schedules", "wrappers"},
     "gradients": {"losses", "parts"},
+    "looping": {"step"},
     "augment": {"augment"},
     "clipping": {"optimizers"},
     "parts": {"optimizers"},

@@ -1,0 +1,269 @@
+"""Steps in a loop: how many go at once changes no bits, and no record but by rounding."""
+
+import functools
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import checkpoint, experiment, logs, looping, reproduce, stepping, train
+from jaxcls.errors import DivergedError, InputError, StoppedError
+from jaxcls.stopping import Stop
+
+RECORDS = ("metrics.jsonl", "digests.jsonl")
+
+
+class Poisoned(experiment.Experiment):
+    """The updates of the steps `nan` are not finite; notes how many steps go at once."""
+
+    nan: tuple[int, ...] = ()
+    sizes: list[int]
+
+    @functools.cached_property
+    def schedule(self):
+        schedule = experiment.Experiment.schedule.func(self)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+
+        def factor(step):  # Asked at run time, so that one compilation serves all tests.
+            return np.float32(np.nan if int(step) in self.nan else 1.0)
+
+        return lambda step: schedule(step) * jax.pure_callback(factor, number, step)
+
+    @functools.cached_property
+    def compiled_train_loop(self):
+        loop = experiment.Experiment.compiled_train_loop.func(self)
+
+        def noted(state, columns, count):
+            self.sizes.append(count)
+            return loop(state, columns, count)
+
+        return noted
+
+
+MADE: dict[str, Poisoned] = {}  # What is compiled once serves every test.
+
+
+def made(config, nan=()):
+    exp = MADE.setdefault(config.to_json(), Poisoned(config, None))
+    exp.nan, exp.sizes = nan, []
+    return exp
+
+
+@pytest.fixture
+def looped(tiny):
+    """A config of 20 steps: records at 9 and 18, evaluations at 8 and 16, a save at 10."""
+
+    def make(**changes):
+        values = {
+            "model.name": "cnn(widths=(2,), dense=8, dropout=0.5)",
+            "batch_size": 16,
+            "augment": "flip",
+            "compile.loop": "on",
+            "length": "20 steps",
+            "log.every": "9 steps",
+            "eval.every": "8 steps",
+            "checkpoint.every": "10 steps",
+            # By loss each evaluation is better, so each has a save.
+            "best.metric": "loss",
+        }
+        return tiny(**{**values, **changes})
+
+    return make
+
+
+class Asking(stepping.Looped):
+    """Asks to stop once step `at` has begun."""
+
+    def __init__(self, exp, size, stop, at):
+        super().__init__(exp, size)
+        self.stop, self.left = stop, at
+
+    def begin(self, batch, more=False):
+        super().begin(batch, more)
+        self.left -= 1
+        if self.left == 0:
+            self.stop.ask()
+
+
+def run(config, folder, size, nan=(), at=0, **more):
+    """How many steps went at once, in a run of at most `size` at once."""
+    exp, stop = made(config, nan), Stop()
+    steps = Asking(exp, size, stop, at)
+    stepping.finish(train.running(exp, str(folder), steps, stop, **more))
+    return exp.sizes
+
+
+def said(folder):
+    return {name: (folder / name).read_bytes() for name in RECORDS}
+
+
+def outline(folder):
+    """The records without what is computed: steps, kinds, examples."""
+    keys = ("step", "kind", "n", "index", "to", "at", "best_step")
+    records = logs.read(folder / "metrics.jsonl")
+    return [{k: record[k] for k in keys if k in record} for record in records]
+
+
+def test_how_many_steps_go_at_once_changes_no_bits_and_duties_keep_their_steps(
+    looped, tmp_path
+):
+    config = looped()
+    assert run(config, tmp_path / "1", 1) == [1] * 20
+    assert run(config, tmp_path / "7", 7) == [7, 1, 1, 1, 6, 2, 2]
+    assert run(config, tmp_path / "all", 64) == [8, 1, 1, 6, 2, 2]
+    assert said(tmp_path / "1") == said(tmp_path / "7") == said(tmp_path / "all")
+    (start,) = json.loads((tmp_path / "7" / "manifest.json").read_text())["starts"]
+    assert start["loop"] == 1
+    train.run(made(looped(**{"compile.loop": "off"})), str(tmp_path / "alone"))
+    assert outline(tmp_path / "alone") == outline(tmp_path / "7")
+    for one, other in zip(
+        *(logs.read(tmp_path / name / "metrics.jsonl") for name in ("alone", "7")),
+        strict=True,
+    ):
+        for key in {"loss", "grad_norm", "lr"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 5, 8, 19])
+def test_a_stop_between_steps_that_would_go_at_once_leaves_no_trace(looped, tmp_path, at):
+    run(looped(), tmp_path / "whole", 64)
+    folder = tmp_path / "stopped"
+    with pytest.raises(StoppedError, match=f"after step {at} is saved"):
+        run(looped(), folder, 64, at=at)
+    with pytest.raises(StoppedError, match=r"after step (\d+) is saved"):
+        run(looped(), folder, 64, until=at + 1) if at < 19 else run(
+            looped(), tmp_path / "other", 64, until=3
+        )
+    run(looped(), folder, 64)
+    assert said(folder) == said(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nan", [(4, 5, 12), (8, 15), (19,)])
+@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+def test_an_update_that_is_not_finite_is_found_among_many(looped, tmp_path, policy, nan):
+    def end(name, go):
+        try:
+            go(tmp_path / name)
+            return 20
+        except DivergedError:
+            return max(checkpoint.steps(tmp_path / name / "checkpoints"))
+
+    config = looped(**{"nonfinite.policy": policy})
+    ended = {
+        end("1", lambda folder: run(config, folder, 1, nan)),
+        end("all", lambda folder: run(config, folder, 64, nan)),
+    }
+    assert said(tmp_path / "1") == said(tmp_path / "all")
+    alone = looped(**{"nonfinite.policy": policy, "compile.loop": "off"})
+    ended.add(end("alone", lambda folder: train.run(made(alone, nan), str(folder))))
+    assert outline(tmp_path / "alone") == outline(tmp_path / "all")
+    assert ended == ({nan[0]} if policy == "stop" else {20})
+    kind = {"stop": "diverged", "skip": "skip", "rewind": "rewind"}[policy]
+    found = [r["step"] - 1 for r in outline(tmp_path / "all") if r["kind"] == kind]
+    assert found == ([nan[0]] if policy == "stop" else [*nan])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_a_loop_over_eight_devices_agrees_with_its_steps_one_by_one(looped, tmp_path, fsdp):
+    model = {"model.name": "cnn(widths=(4,), dense=256, batch_norm=True)"}
+    devices = {"mesh.devices": 8, "mesh.fsdp": fsdp, **model}
+    train.run(made(looped(**devices)), str(tmp_path / "loop"))
+    train.run(made(looped(**devices, **{"compile.loop": "off"})), str(tmp_path / "alone"))
+    for one, other in zip(
+        *(logs.read(tmp_path / name / "metrics.jsonl") for name in ("alone", "loop")),
+        strict=True,
+    ):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_looped_run_is_made_again_bit_for_bit_and_traced(looped, tmp_path, capsys):
+    exp = experiment.build(looped(**{"log.profile": 4, "length": "10 steps"}))
+    train.run(exp, str(tmp_path / "run"))
+    assert "profile: 4 steps of" in capsys.readouterr().out
+    assert "convolution" in (tmp_path / "run" / "profile" / "ops.txt").read_text()
+    again = [f"--workdir={tmp_path / 'run'}"]
+    assert reproduce.main([*again, f"--scratch={tmp_path / 'again'}"]) == 0
+    assert "reproduced bit for bit up to step 10" in capsys.readouterr().out
+    (start,) = json.loads((tmp_path / "again" / "manifest.json").read_text())["starts"]
+    assert start["loop"] == 1
+    assert reproduce.main([*again, "--config.data.resident=off"]) == 0
+    assert "steps in a loop -> one by one" in capsys.readouterr().out
+
+
+def test_auto_is_a_loop_on_accelerators_with_resident_images_alone(tiny, monkeypatch):
+    def chosen(**changes):
+        return type(stepping.own(experiment.build(tiny(**changes))))
+
+    off, on = {"data.resident": "off"}, {"compile.loop": "on"}
+    assert chosen() is stepping.Alone
+    assert chosen(**on) is stepping.Looped
+    monkeypatch.setattr(stepping.mesh, "is_accelerator", lambda mesh: True)
+    assert chosen() is stepping.Looped
+    assert chosen(**off) is chosen(**{"compile.loop": "off"}) is stepping.Alone
+    with pytest.raises(InputError, match=r"compile.loop=on: .*\(data\.resident\).*'auto'"):
+        chosen(**on, **off)
+    monkeypatch.setattr(stepping.hosts, "count", lambda: 2)
+    assert chosen() is stepping.Alone
+    with pytest.raises(InputError, match=r"compile.loop=on: .* start one process, or"):
+        chosen(**on)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest"), [(0.001, looping.MOST), (0.0096, 26), (0.2, 1), (3.0, 1)]
+)
+def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, seconds, largest):
+    # A device that does one thing after the other, while the host goes on.
+    now, free, sizes = [0.0], [0.0], []
+
+    def loop(state, columns, count):
+        sizes.append(count)
+        free[0] = max(now[0], free[0]) + count * seconds
+        return state, free[0]
+
+    def wait(done):
+        now[0] = max(now[0], done)
+        return {"finite": np.ones(looping.MOST, bool)}
+
+    monkeypatch.setattr(stepping.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stepping.jax, "device_get", wait)
+    exp = types.SimpleNamespace(compiled_train_loop=loop, config=tiny())
+    steps = stepping.Looped(exp)
+    steps.put(None)
+    behind = []
+    for step in range(300):
+        steps.begin({"index": np.zeros(2, np.int32)}, more=step < 299)
+        behind.append(steps.scores())
+        while len(behind) > steps.ahead:
+            assert behind.pop(0)()["finite"]
+    assert sum(sizes) == 300
+    assert sizes[0] == 1  # Nothing is known yet.
+    assert max(sizes) == largest
+
+
+def test_the_loop_itself_is_its_step_as_often_as_is_said():
+    def train_step(state, batch, teacher):
+        state = state * 2 + batch["image"].sum() + teacher
+        return state, {"state": state, "first": batch["index"][0]}
+
+    def take(data, index):
+        return {"image": data["image"][index]}
+
+    loop = jax.jit(looping.make_train_loop(train_step, take))
+    index = np.random.default_rng(0).integers(0, 5, (looping.MOST, 3))
+    data = {"image": np.arange(5) ** 2}
+    for count in (0, 1, 4):
+        state, scores = loop(7, {"index": index}, count, data, 1)
+        expected, every = 7, []
+        for rows in index[:count]:
+            expected = expected * 2 + int((rows**2).sum()) + 1
+            every.append(expected)
+        assert int(state) == expected
+        assert scores["state"][:count].tolist() == every
+        assert scores["first"][:count].tolist() == index[:count, 0].tolist()
