@@ -8,14 +8,15 @@ import numpy as np
 
 from jaxcls.config import to_text
 from jaxcls.experiment import Experiment
-from jaxcls.memory import activation_bytes, step_bytes, tree_bytes
+from jaxcls.memory import activation_bytes, explained, step_bytes, tree_bytes
 
 
-def describe(exp: Experiment, compiled: bool = False) -> str:
+def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
     """The model, data, steps, rate and memory of a run, and its resolved config.
 
     Traces the whole train step, so what would fail there fails here; needs no data.
     compiled: compile it too, for the devices of its mesh, and say what that one needs.
+    room: bytes that it may have on each; 0: not known.
     """
     _ = exp.lowered_train_step
     shapes = exp.state_shapes
@@ -37,7 +38,7 @@ def describe(exp: Experiment, compiled: bool = False) -> str:
         "memory": _memory(exp),
     }
     if compiled:
-        rows["compiled"] = _compiled(exp)
+        rows["compiled"] = _compiled(exp, room)
     if exp.config.distill.run:
         rows["teacher"] = exp.config.distill.run
     if exp.initial:
@@ -75,17 +76,21 @@ def _memory(exp: Experiment) -> str:
     )
 
 
-def _compiled(exp: Experiment) -> str:
+def _compiled(exp: Experiment, room: int) -> str:
     """What the compiled step needs of one device, by its own account."""
-    analysis = exp.train_program(exp.data.train_shape).memory_analysis()
+    also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp"
+    with explained("batch_size", exp.config.batch_size, also):
+        analysis = exp.train_program(exp.data.train_shape).memory_analysis()
     if analysis is None:
         return "the compiler does not say what the step needs"
     kind = exp.mesh.devices.flat[0].device_kind
     arguments = analysis.argument_size_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    of_room = f" of {_size(room)}" if room else ""
     text = (
-        f"{_size(step_bytes(analysis))} on each of {exp.mesh.size} {kind} device(s):"
-        f" arguments {_size(arguments)} (state {_size(tree_bytes(exp.state_of_a_device))}),"
+        f"{_size(step_bytes(analysis))}{of_room} on each of {exp.mesh.size} {kind}"
+        f" device(s): arguments {_size(arguments)}"
+        f" (state {_size(tree_bytes(exp.state_of_a_device))}),"
         f" temporaries {_size(analysis.temp_size_in_bytes)},"
         f" outputs besides the state {_size(outputs)}"
     )

@@ -6,7 +6,7 @@ dry run starts no device.
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -26,15 +26,21 @@ from jaxcls.recipe import Recipe
 ImageStep = Callable[[dict[str, Any], jax.Array], jax.Array]
 
 
-def build(config: ConfigDict, facts: sources.Facts | None = None) -> "Experiment":
+def build(
+    config: ConfigDict,
+    facts: sources.Facts | None = None,
+    devices: Sequence[Any] | None = None,
+) -> "Experiment":
     """The experiment that a config describes; raises `InputError` for a bad one.
 
     `facts`: what is known of the dataset, where it need not (or cannot) be opened.
+    `devices`: to choose from instead of those that there are; they may be described only,
+    to compile for.
     """
     check(config)
     if config.compile.cache:
         compile_cache.use(config.compile.cache)
-    return Experiment(resolved(config), facts)
+    return Experiment(resolved(config), facts, devices)
 
 
 class Experiment(Recipe):
@@ -188,7 +194,12 @@ class Experiment(Recipe):
             ) from None
 
     def _lowered(self, shape: tuple[int, ...] | None = None) -> Any:
-        like, teacher = self.batch_like(shape), self.teacher_variables
+        everywhere = mesh.replicated(self.mesh)
+        teacher = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            self.teacher.variables if self.teacher else {},
+        )
+        like = self.batch_like(shape)
         return self._jitted_train_step.lower(self.state_like, like, teacher)
 
     @functools.cached_property

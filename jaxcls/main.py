@@ -34,9 +34,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--devices",
         default="",
-        metavar="N",
+        metavar="N|TPU",
         help="with --dry_run: also compile the step, for N made-up CPU devices (0: for the"
-        " devices that there are), and say its memory",
+        " devices that there are) or a TPU slice that need not be there, such as v5e:4x4,"
+        " and say its memory",
     )
     cli.add_processes(parser)
     rest, overrides = cli.split_overrides(argv)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
     from jaxcls import dry_run, experiment, hosts, mesh, sources, stopping, train
+    from jaxcls.topologies import described, is_slice
 
     if args.devices and not args.dry_run:
         raise InputError(
@@ -52,11 +54,17 @@ def main(argv: Sequence[str]) -> int:
             " give --config.mesh.devices=N"
         )
     if args.dry_run:
-        if args.devices and (count := cli.whole_number(args.devices, "--devices")):
+        devices, room = None, 0
+        if is_slice(args.devices):
+            devices, room = described(args.devices, "--devices")
+            mesh.pretend(1)
+        elif args.devices and (count := cli.whole_number(args.devices, "--devices")):
             mesh.pretend(count)
+        if args.devices not in ("", "0"):
             config.mesh.devices = 0
         facts = sources.published_facts(config.data.name)
-        print(dry_run.describe(experiment.build(config, facts), bool(args.devices)))
+        exp = experiment.build(config, facts, devices)
+        print(dry_run.describe(exp, bool(args.devices), room))
         return cli.DONE
     mesh.prefer_same_bits()
     # Signals after the runtime, which would take SIGTERM for itself.

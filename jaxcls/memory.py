@@ -121,6 +121,9 @@ def explained(key: str, batch_size: int, also: str = "") -> Iterator[None]:
             raise
         asked = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", text)
         more = f" ({asked[1]} more were needed)" if asked else ""
+        # As a TPU's compiler says it.
+        if of := re.search(r"([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G", text):
+            more = f" ({of[1]} GiB are needed of {of[2]})"
         raise InputError(
             f"{key}={batch_size} does not fit: the device is out of memory{more}; try"
             f" {key}={max(1, batch_size // 2)}{also}"

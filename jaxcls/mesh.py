@@ -8,7 +8,7 @@ construction. A mesh of one axis, "data", has the whole state on every device; o
 import importlib.util
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -23,14 +23,18 @@ Item = TypeVar("Item")
 LEAST = 2**14
 
 
-def make(devices_per_host: int = 0, fsdp: int = 1) -> Mesh:
+def make(
+    devices_per_host: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over the first `devices_per_host` devices of every host; 0: over all.
 
-    fsdp: how many of them, one after the other, hold the state together.
+    fsdp: how many of them, one after the other, hold the state together. devices: to
+    choose from; those that there are if not given.
     """
     chosen = []
-    for host in range(jax.process_count()):
-        local = [d for d in jax.devices() if d.process_index == host]
+    found = jax.devices() if devices is None else devices
+    for host in sorted({device.process_index for device in found}):
+        local = [d for d in found if d.process_index == host]
         if devices_per_host > len(local):
             raise InputError(
                 f"mesh.devices={devices_per_host}, and host {host} has {len(local)}"

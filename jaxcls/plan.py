@@ -6,6 +6,7 @@ is compiled. See recipe.py for how it trains.
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -28,8 +29,13 @@ _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
 class Plan:
     """A config's numbers and its model, each made when first asked for."""
 
-    def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: ConfigDict,
+        facts: sources.Facts | None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        self.config, self._devices = config, devices
         self.data = Data(config, facts, lambda: self.mesh)
 
     # What the config implies.
@@ -263,7 +269,7 @@ class Plan:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The devices of the run."""
-        return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp)
+        return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp, self._devices)
 
     def keys(self) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The key of init, and those that the state carries."""

@@ -24,7 +24,7 @@ SHARED = {
 }
 VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
-    | {"stopping", "train"},
+    | {"stopping", "topologies", "train"},
     "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
     | {"provenance", "sources", "stopping", "together", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.models.vit import Block
+from jaxcls.models.vit import Attention, Block
 from tests.modules import KEY, built, count, shapes
 
 
@@ -15,6 +15,22 @@ def block(layer_scale):
     x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
     y, made = jax.jit(lambda x: module.init_with_output(KEY, x, False))(x)
     return x, np.asarray(y), made["params"]
+
+
+def test_attention_is_numpys():
+    x = np.random.default_rng(1).standard_normal((2, 5, 8), np.float32)
+    y, made = Attention(2, jnp.float32).init_with_output(KEY, x)
+    qkv, out = (
+        {k: np.asarray(v, np.float64) for k, v in made["params"][name].items()}
+        for name in ("qkv", "out")
+    )
+    # [3, B, heads, N, D]: three times all heads, one after the other.
+    split = (x @ qkv["kernel"] + qkv["bias"]).reshape(2, 5, 3, 2, 4)
+    query, key, value = split.transpose(2, 0, 3, 1, 4)
+    scores = np.exp(query @ key.swapaxes(-1, -2) / np.sqrt(4))
+    mixed = scores / scores.sum(-1, keepdims=True) @ value
+    expected = mixed.transpose(0, 2, 1, 3).reshape(2, 5, 8) @ out["kernel"] + out["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_block_of_a_small_scale_starts_as_its_shortcut():
