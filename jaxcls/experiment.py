@@ -94,7 +94,7 @@ class Experiment(Recipe):
     @functools.cached_property
     def state_shapes(self) -> step.State:
         """The state as shapes and dtypes, found without computing anything."""
-        return jax.eval_shape(self.pure_init(), *self.keys())
+        return jax.eval_shape(self.pure_init, *self.keys(), {})
 
     @functools.cached_property
     def state_like(self) -> step.State:
@@ -133,7 +133,7 @@ class Experiment(Recipe):
 
     @functools.cached_property
     def _jitted_init(self) -> step.Init:
-        return jax.jit(self.pure_init(), out_shardings=self._state_sharding)
+        return jax.jit(self.pure_init, out_shardings=self._state_sharding)
 
     def model_inputs(self, step: int, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
         """(images, targets) that the train step at `step` gives the model for a batch."""

@@ -1,6 +1,8 @@
 """Where a run comes from: code, packages, machine, and how it was started."""
 
 import contextlib
+import email
+import email.message
 import functools
 import hashlib
 import importlib.metadata
@@ -65,8 +67,15 @@ def _command() -> list[str]:
 @functools.cache
 def _packages() -> list[str]:
     """Everything that is installed, as ``name==version``, sorted."""
-    found = importlib.metadata.distributions()
-    return sorted({f"{each.name}=={each.version}" for each in found}, key=str.lower)
+    found = map(_headers, importlib.metadata.distributions())
+    return sorted({f"{each['Name']}=={each['Version']}" for each in found}, key=str.lower)
+
+
+def _headers(package: importlib.metadata.Distribution) -> email.message.Message:
+    """What a package says of itself, without its README, which takes ten times as long."""
+    files = map(package.read_text, ("METADATA", "PKG-INFO"))
+    text = next(filter(None, files), "")
+    return email.message_from_string(text.partition("\n\n")[0])
 
 
 def cpu() -> dict[str, Any]:
@@ -89,6 +98,7 @@ def cpu() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -187,8 +187,9 @@ class Recipe(Plan):
             )
         return directions[metric]
 
+    @functools.cached_property
     def pure_init(self) -> step.Init:
-        """init(key, keys, given) -> the state at step 0."""
+        """init(key, keys, given) -> the state at step 0; one function, so traced once."""
         return step.make_init(
             self.model,
             self.optimizer,
