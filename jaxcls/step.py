@@ -328,13 +328,6 @@ def record_evaluation(
     )
 
 
-def all_finite(state: State) -> jax.Array:
-    """Whether params, batch_stats, optimizer state and average hold finite numbers only."""
-    trees = (state.params, state.batch_stats, state.opt_state, state.ema)
-    floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
-
-
 def _updated(
     state: State,
     found: gradients.Found,
