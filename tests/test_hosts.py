@@ -84,8 +84,11 @@ class Run:
         self.folder, self.data_dir = folder, data_dir
         self.processes = []
 
-    def start(self, count, *arguments, each=None):
-        """Start `count` processes; each: {number: arguments of that one alone}."""
+    def start(self, count, *arguments, each=None, devices=1):
+        """Start `count` processes; each: {number: arguments of that one alone}.
+
+        devices: CPU devices that each process has.
+        """
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
             port = listener.getsockname()[1]
@@ -104,7 +107,7 @@ class Run:
                 env={
                     **os.environ,
                     "TFDS_DATA_DIR": str(self.data_dir),
-                    "JAX_NUM_CPU_DEVICES": "1",
+                    "JAX_NUM_CPU_DEVICES": str(devices),
                     "PYTHONPATH": str(ROOT),
                 },
                 cwd=ROOT,
@@ -272,6 +275,41 @@ def test_law_3_the_loss_of_several_processes_is_that_of_one(made, count):
         assert records[-1]["n"] == 360
     assert len(losses[0]) == 8
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_state_in_parts_over_two_processes_is_that_of_one_and_resumes(made):
+    """Of four devices, which two processes share or one has, each holds a quarter."""
+    arguments = (
+        "--config.length=8 steps", "--config.log.every=1 steps", "--config.mesh.fsdp=4",
+        "--config.model.name=cnn(widths=(4, 8), dense=512)", "--config.ema.decay=0.9",
+        "--config.checkpoint.every=4 steps", "--config.checkpoint.keep=2",
+    )  # fmt: skip
+    one, two, cut = made("one"), made("two"), made("cut")
+    one.start(1, *arguments, devices=4)
+    assert [status for status, *_ in one.end()] == [0]
+    two.start(2, *arguments, devices=2)
+    assert [status for status, *_ in two.end()] == [0, 0]
+    # As if both had died before step 8 was saved.
+    shutil.copytree(two.folder, cut.folder)
+    shutil.rmtree(cut.folder / "checkpoints" / "8")
+    *records, _ = (two.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut.folder / "metrics.jsonl").write_text("".join(records))
+    cut.start(2, *arguments, devices=2)
+    assert [status for status, *_ in cut.end()] == [0, 0]
+    assert cut.starts()[-1]["resumed_from"] == 4
+    assert cut.records() == two.records()
+    losses, digests = (
+        [logs.read(run.folder / name) for run in (one, two)]
+        for name in ("metrics.jsonl", "digests.jsonl")
+    )
+    losses = [[r["loss"] for r in each if r["kind"] == "train"] for each in losses]
+    assert len(losses[0]) == 8
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    exact = "step", "key/augment", "key/dropout", "bad_step", "skips", "rewound"
+    same = [[[r["arrays"][name] for name in exact] for r in each] for each in digests]
+    assert same[0] == same[1]
+    assert [r["step"] for r in digests[0]] == [4, 8]
 
 
 @pytest.mark.slow
