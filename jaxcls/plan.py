@@ -237,26 +237,31 @@ class Plan:
             frozen = {"frozen": parts.frozen_statistics(statistics, self.frozen_parts)}
         groups = max(1, self.config.model.batch_norm_groups // self.pieces)
         blocks, in_parts = self.rematerialised_blocks, mesh.fsdp_of(self.mesh) > 1
+        whole = functools.partial(mesh.gathered, self.mesh) if in_parts else None
 
         def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
             return module.init({"params": key}, images, False)
 
-        def whole(variables: dict[str, Any]) -> dict[str, Any]:
-            if not in_parts:
+        def given(variables: dict[str, Any], but: set[str]) -> dict[str, Any]:
+            """Variables with params made whole where they are in parts, `but` some."""
+            if not whole:
                 return variables
-            return {**variables, "params": mesh.gathered(self.mesh, variables["params"])}
+            params = variables["params"]
+            own = {name: each for name, each in params.items() if name not in but}
+            return {**variables, "params": {**params, **whole(own)}}
 
         def apply(
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
         ) -> tuple[jax.Array, Any]:
-            given = whole(variables)
             with self.numerics():
                 if not train:
-                    out = module.apply(given, images, False)
+                    out = module.apply(given(variables, set()), images, False)
                     return out.logits, variables["batch_stats"]
-                with batch_norm_groups(groups), rematerialised(blocks):
+                # A block's params are made whole inside it, and so again for its gradient:
+                # all of them at once would be kept from the forward to the backward pass.
+                with batch_norm_groups(groups), rematerialised(blocks, whole):
                     out, updated = module.apply(
-                        {**given, **frozen},
+                        {**given(variables, blocks), **frozen},
                         images,
                         True,
                         mutable=["batch_stats"],

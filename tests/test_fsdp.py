@@ -96,6 +96,24 @@ def test_steps_agree_with_those_of_one_device_up_to_rounding(tiny, fsdp, changes
     assert scored[0][1]["loss"] == pytest.approx(scored[1][1]["loss"], rel=1e-3)
 
 
+def test_blocks_made_anew_gather_their_own_params_once_more(tiny):
+    changes = {"model.name": "mixer_s_32(depth=2)", "augment": "", "model.remat": "blocks"}
+    ops = {f"data.{name}_ops": "decode | resize(32)" for name in ("train", "eval")}
+    exp = experiment.build(tiny(**changes, **ops, **parts(4)))
+    images = jax.ShapeDtypeStruct((8, *exp.data.train_shape), np.float32)
+
+    def loss(params, images, key):
+        variables = {"params": params, "batch_stats": {}}
+        return exp.model.apply(variables, images, True, key)[0].sum()
+
+    shapes = exp.state_shapes
+    key = shapes.key["dropout"]
+    traced = jax.make_jaxpr(jax.grad(loss))(shapes.params, images, key)
+    anew = [str(e) for e in traced.jaxpr.eqns if "prevent_cse" in e.params]
+    assert len(anew) == 2
+    assert all("sharding_constraint" in text for text in anew)
+
+
 @pytest.mark.slow
 def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
     model = {"model.name": "cnn(widths=(16, 32), dense=256)", "optim.name": "adamw"}

@@ -180,11 +180,14 @@ def blocks_of(groups: Sequence[Sequence[str]]) -> set[str]:
 
 
 @contextlib.contextmanager
-def rematerialised(blocks: Collection[str]) -> Iterator[None]:
+def rematerialised(
+    blocks: Collection[str], whole: Callable[[Any], Any] | None = None
+) -> Iterator[None]:
     """While a model is traced within, each of its `blocks` keeps only what it is given.
 
     A gradient computes the rest of a block once more (Chen et al., arXiv:1604.06174), from
-    the same keys. Parameters keep their names.
+    the same keys. Parameters keep their names. whole: what a block's parameters go through
+    first, which is done once more too.
     """
     # Flax calls a lifted method through its interceptors once more.
     within: list[str] = []
@@ -201,6 +204,8 @@ def rematerialised(blocks: Collection[str]) -> Iterator[None]:
         within.append(str(module.name))
         try:
             raw = inspect.unwrap(type(module).__call__)
+            if whole:
+                raw = nn.map_variables(raw, "params", whole)
             # Of (module, x, train) the last decides what is traced.
             return nn.remat(raw, static_argnums=(2,))(module, *args, **kwargs)
         finally:
