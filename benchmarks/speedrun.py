@@ -4,7 +4,8 @@
 airbench's: it starts when everything is compiled, and ends after the test images were
 scored through six views; whitening counts, and here so does decoding its 5,000 images.
 Nothing is recorded or saved. ``--airbench=FILE``, a script of Jordan's that you downloaded,
-is run by ``--airbench_python`` afterwards on the same device, and its table is read.
+is run by ``--airbench_python`` afterwards on the same device, and its table is read. A run
+that it calls "warmup" is left out; without one its first run pays for cuDNN's search.
 """
 
 import argparse
@@ -99,17 +100,17 @@ def once(exp: experiment.Experiment, hits: Hits) -> Run:
 def table_of(output: str) -> list[Timed]:
     """The runs that airbench's table tells of; raises `InputError` where there is none."""
     rows = [
-        [cell.strip() for cell in line.strip("| \n").split("|")]
+        [cell.strip() for cell in line.strip()[1:-1].split("|")]
         for line in output.splitlines()
         if line.startswith("|")
     ]
     wanted = ("tta_val_acc", "total_time_seconds")
-    heads = [row for row in rows if set(wanted) <= {*row}]
-    found = []
-    for row in rows if heads else []:
-        cells = dict(zip(heads[0], row, strict=False))
+    heads = [each for each in rows if {"run", *wanted} <= {*each}]
+    found, run = [], ""
+    for cells in (dict(zip(heads[0], each, strict=False)) for each in rows if heads):
+        run = cells["run"] or run  # Said in the first row of a run alone.
         accuracy, seconds = (cells.get(name, "") for name in wanted)
-        if accuracy and row not in heads and cells.get("run") != "warmup":
+        if accuracy not in ("", wanted[0]) and run != "warmup":
             found.append(Timed(float(accuracy), float(seconds)))
     if not found:
         raise InputError(
@@ -187,6 +188,7 @@ def made(given: Any, seeds: int) -> list[Run]:
     # What is scored stays on the device where it is data.eval.
     if given.data.test:
         given.data.eval, given.data.test = given.data.test, ""
+    mesh.prefer_same_bits()  # As in a run of `main`.
     exp = experiment.build(given)
     if not mesh.is_accelerator(exp.mesh):
         print("no accelerator here: the figures only show that the benchmark runs")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import sklearn
 
 from benchmarks import figures, measuring, speedrun, step
 from jaxcls.errors import InputError
@@ -70,11 +72,25 @@ def test_a_benchmark_prints_its_figures(name):
 TABLE = """
 print("from the internet: | no | table")
 print("|  run     |  epoch  |  train_acc  |  tta_val_acc  |  total_time_seconds  |")
-print("|  warmup  |   eval  |     0.9000  |       0.9100  |            100.0000  |")
+print("|  warmup  |      0  |     0.5000  |               |             99.0000  |")
+print("|          |   eval  |     0.9000  |       0.9100  |            100.0000  |")
 print("|       0  |      0  |     0.5000  |               |              1.0000  |")
-print("|       0  |   eval  |     0.9600  |       0.9410  |              4.0000  |")
-print("|       1  |   eval  |     0.9600  |       0.9390  |              4.5000  |")
+print("|          |      1  |     0.7000  |               |              2.0000  |")
+print("|          |   eval  |     0.9600  |       0.9410  |              4.0000  |")
+print("|       1  |      0  |     0.5000  |               |              1.0000  |")
+print("|          |   eval  |     0.9600  |       0.9390  |              4.5000  |")
 """
+
+
+@pytest.mark.slow
+def test_the_loop_is_measured_on_photographs():
+    command = [sys.executable, "-m", "benchmarks.loop", "--model=cnn(widths=(4,))"]
+    command += ["--batch=2", "--steps=2", "--segments=1"]
+    images = pathlib.Path(sklearn.__file__).parent / "datasets/images"
+    command += [f"--images={images}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"loop / bare \d", done.stdout), done.stdout
 
 
 @pytest.mark.slow
