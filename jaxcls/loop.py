@@ -38,6 +38,8 @@ from jaxcls.workdir import Workdir
 
 # Called with the digests of the state at a scheduled save.
 OnDigest = Callable[[int, dict[str, str]], None]
+# Steps that may be under way: each with what gives its metrics, and its wait for data.
+Behind = collections.deque[tuple[int, Scores, float]]
 
 
 class _NotFinite(Exception):
@@ -68,6 +70,8 @@ class Loop:
     asked: bool = False
     is_compiled: bool = False
     tracer: profiling.Tracer = dataclasses.field(init=False)
+    # When the step before was done, or what was done between it and the next.
+    _since: float = 0.0
 
     def __post_init__(self) -> None:
         count = self.exp.config.log.profile if hosts.is_first() else 0
@@ -108,9 +112,10 @@ class Loop:
 
     def _train(self, step: int) -> Running[State]:
         """The state at the last step, or where early stopping halts, from `step` on."""
-        behind: collections.deque[tuple[int, Scores]] = collections.deque()
+        behind: Behind = collections.deque()
         known: tuple[int, ...] = (0,)
-        for batch, waited, began in _timed(self.steps.batches(step)):
+        self._since = time.perf_counter()
+        for batch, waited in _timed(self.steps.batches(step)):
             shape = batch["image"].shape if "image" in batch else ()
             if shape != known:  # Where sizes grow, it compiles again.
                 known = shape
@@ -122,13 +127,13 @@ class Loop:
             self.steps.begin(batch, more=not has_duties and not self._has_record(step + 1))
             yield
             step += 1
-            behind.append((step, self.steps.scores()))
+            behind.append((step, self.steps.scores(), waited))
             self._settle(behind, but=0 if has_duties else self.steps.ahead)
-            self.log.meter.stepped(time.perf_counter() - began, waited)
             self.log.step(step)
             if has_duties:
                 state = self._duties(self.steps.take(), step)
                 self.steps.put(state)
+                self._since = time.perf_counter()
                 if bool(state.halted):
                     self.log.line(
                         f"early stopping at step {step}: best at {state.best.step}"
@@ -185,14 +190,17 @@ class Loop:
             f"asked to; the state after step {step} is saved, and the same command goes on"
         )
 
-    def _settle(self, behind: collections.deque[tuple[int, Scores]], but: int = 0) -> None:
+    def _settle(self, behind: Behind, but: int = 0) -> None:
         """Wait for the steps that are behind, `but` for the last so many."""
         while len(behind) > but:
             self._settle_one(*behind.popleft())
 
-    def _settle_one(self, step: int, scores: Scores) -> None:
-        """Wait for a step; write its record if it is due."""
+    def _settle_one(self, step: int, scores: Scores, waited: float) -> None:
+        """Wait for a step, which waited so many seconds for data; write a due record."""
         values = dict(scores())
+        now = time.perf_counter()
+        self.log.meter.stepped(now - self._since, waited)
+        self._since = now
         self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.steps}")
         if not bool(values.pop("finite")):
@@ -323,11 +331,11 @@ def duties_left(exp: Experiment, step: int) -> dict[str, int]:
     return {"eval": evaluations, "save": left(exp.every["checkpoint"])}
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float, float]]:
-    """(batch, seconds waited for it, when the wait began)."""
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """(batch, seconds waited for it)."""
     while True:
         began = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             return
-        yield batch, time.perf_counter() - began, began
+        yield batch, time.perf_counter() - began
