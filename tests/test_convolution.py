@@ -17,6 +17,7 @@ REWRITTEN = {
     "patches": ((2, 6, 4, 3), (3, 2, 3, 5), (3, 2), "VALID", 1),
     "by channel": ((2, 6, 5, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), 4),
     "by channel, uneven": ((2, 7, 6, 4), (5, 2, 1, 4), (2, 3), ((2, 1), (0, 1)), 4),
+    "by channel, wide pads": ((2, 4, 4, 4), (2, 2, 1, 4), (1, 1), ((3, 2), (2, 3)), 4),
     "by channel, same": ((2, 7, 6, 4), (3, 3, 1, 4), (2, 2), "SAME", 4),
 }
 PLAIN = {
@@ -101,6 +102,35 @@ def test_on_cpu_what_is_slow_there_is_no_convolution_and_elsewhere_all_is(case):
         for platform in ("cpu", "tpu", "cuda")
     }
     assert is_plain == {"cpu": case in PLAIN, "tpu": True, "cuda": True}
+
+
+@pytest.mark.parametrize("dilation", [{"kernel_dilation": 2}, {"input_dilation": 2}])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_is_dilated_is_a_convolution_as_flax_has_it(dilation, groups):
+    layer = {"feature_group_count": groups, "padding": 0, **dilation}
+    size = (3, 3) if groups > 1 else (1, 1)
+    images = RNG.standard_normal((1, 7, 7, 4)).astype(np.float32)
+    theirs = nn.Conv(4, size, **layer)
+    variables = theirs.init(jax.random.key(0), images)
+    ours = nn.Conv(4, size, **layer, conv_general_dilated=convolve)
+    found, expected = (each.apply(variables, images) for each in (ours, theirs))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["1x1 by 2", "patches", "by channel"])
+def test_gradients_in_bfloat16_are_those_of_float32_and_in_bfloat16(case):
+    images, kernel, strides, padding, _, groups = made(case)
+
+    def total(images, kernel):
+        y = convolve(images, kernel, strides, padding, feature_group_count=groups, **REST)
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    narrow = [jnp.bfloat16(x) for x in (images, kernel)]
+    found = jax.grad(total, argnums=(0, 1))(*narrow)
+    expected = jax.grad(total, argnums=(0, 1))(*map(jnp.float32, narrow))
+    for ours, wide in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(ours), wide, atol=0.02 * np.abs(wide).max())
 
 
 def test_a_sum_of_many_in_bfloat16_is_rounded_once():
