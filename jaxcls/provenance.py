@@ -73,7 +73,8 @@ def _packages() -> list[str]:
 
 def _headers(package: importlib.metadata.Distribution) -> email.message.Message:
     """What a package says of itself, without its README, which takes ten times as long."""
-    files = map(package.read_text, ("METADATA", "PKG-INFO"))
+    # "": the oldest form is one file.
+    files = map(package.read_text, ("METADATA", "PKG-INFO", ""))
     text = next(filter(None, files), "")
     return email.message_from_string(text.partition("\n\n")[0])
 

@@ -27,5 +27,8 @@ def test_a_package_of_the_old_form_is_read_too(tmp_path):
     folder = tmp_path / "old.egg-info"
     folder.mkdir()
     (folder / "PKG-INFO").write_text("Name: old\nVersion: 0.1\n")
-    (found,) = importlib.metadata.distributions(path=[str(tmp_path)])
-    assert provenance._headers(found)["Name"] == "old"
+    (tmp_path / "older.egg-info").write_text("Name: older\nVersion: 0.0.1\n")
+    found = importlib.metadata.distributions(path=[str(tmp_path)])
+    headers = map(provenance._headers, found)
+    versions = {each["Name"]: each["Version"] for each in headers}
+    assert versions == {"old": "0.1", "older": "0.0.1"}
