@@ -78,7 +78,7 @@ def _memory(exp: Experiment) -> str:
 
 def _compiled(exp: Experiment, room: int) -> str:
     """What the compiled step needs of one device, by its own account."""
-    also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp"
+    also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp=2"
     with explained("batch_size", exp.config.batch_size, also):
         analysis = exp.train_program(exp.data.train_shape).memory_analysis()
     if analysis is None:

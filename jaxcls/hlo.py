@@ -145,6 +145,8 @@ def _op_of(line: _Line, kind: str, scope: str) -> Op:
     result = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", line.result)
     if len(result) > _WIDTH:
         result = f"{result[: _WIDTH - 3]}..."
+    # Of what is written for one platform, JAX names the branch.
+    scope = re.sub(r"/cond/branch_\d+_fun", "", scope)
     where = re.sub(r"^jit\(\w+\)/|jit\(|transpose\(|jvp\(|\)", "", scope)
     return Op(line.name, kind, part, result, where)
 

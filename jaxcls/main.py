@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxcls import cli
 from jaxcls.errors import InputError
@@ -45,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
-    from jaxcls import dry_run, experiment, hosts, mesh, sources, stopping, train
-    from jaxcls.topologies import described, is_slice
+    from jaxcls import experiment, hosts, mesh, stopping, train
 
     if args.devices and not args.dry_run:
         raise InputError(
@@ -54,17 +54,7 @@ def main(argv: Sequence[str]) -> int:
             " give --config.mesh.devices=N"
         )
     if args.dry_run:
-        devices, room = None, 0
-        if is_slice(args.devices):
-            devices, room = described(args.devices, "--devices")
-            mesh.pretend(1)
-        elif args.devices and (count := cli.whole_number(args.devices, "--devices")):
-            mesh.pretend(count)
-        if args.devices not in ("", "0"):
-            config.mesh.devices = 0
-        facts = sources.published_facts(config.data.name)
-        exp = experiment.build(config, facts, devices)
-        print(dry_run.describe(exp, bool(args.devices), room))
+        print(_dry_run(config, args.devices))
         return cli.DONE
     mesh.prefer_same_bits()
     # Signals after the runtime, which would take SIGTERM for itself.
@@ -76,6 +66,23 @@ def main(argv: Sequence[str]) -> int:
         if hosts.is_first():
             print(f"{'already finished' if result.already else 'done'}: {result.line}")
     return cli.DONE
+
+
+def _dry_run(config: Any, given: str) -> str:
+    """What would be trained, compiled too where `--devices` is given."""
+    from jaxcls import dry_run, experiment, mesh, sources
+    from jaxcls.topologies import described, is_slice
+
+    devices, room = None, 0
+    if is_slice(given):
+        devices, room = described(given, "--devices")
+        mesh.pretend(1)
+    elif given and (count := cli.whole_number(given, "--devices")):
+        mesh.pretend(count)
+    if given not in ("", "0"):
+        config.mesh.devices = 0
+    exp = experiment.build(config, sources.published_facts(config.data.name), devices)
+    return dry_run.describe(exp, bool(given), room)
 
 
 if __name__ == "__main__":

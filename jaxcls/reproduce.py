@@ -173,7 +173,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     # would only be slow.
     was_on_cpu = recorded.starts[0]["devices"][0].lower() == "cpu"
     is_on_cpu = jax.local_devices()[0].platform == "cpu"
-    is_loop = recorded.starts[0].get("loop", 0) and config.data.resident != "off"
+    is_loop = recorded.starts[0].get("loop", 0) and "data.resident" not in overrides
     config.compile.loop = "on" if is_loop and was_on_cpu == is_on_cpu else "off"
     return config
 

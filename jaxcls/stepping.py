@@ -25,8 +25,12 @@ Running = Generator[None, None, T]
 Batch = dict[str, Any]
 Scores = Callable[[], Mapping[str, Any]]
 # What `Looped` begins at once takes about so many seconds: two of these are under way
-# when a run is asked to stop, and it answers within a second.
+# when a run is asked to stop: it answers within a second where a step is as short.
 _SECONDS = 0.25
+NOT_RESIDENT = (
+    "the images of data.train are not kept on the device (data.resident); take"
+    " fewer or smaller ones without random host ops"
+)
 
 
 class Steps(Protocol):
@@ -88,12 +92,7 @@ def no_loop(exp: Experiment) -> str:
     """Why a recipe's steps cannot be a loop, and what helps; "" where they can."""
     if hosts.count() > 1:
         return "the steps of several processes begin one by one; start one process"
-    if not exp.data.is_train_resident:
-        return (
-            "the images of data.train are not kept on the device (data.resident); take"
-            " fewer or smaller ones without random host ops"
-        )
-    return ""
+    return "" if exp.data.is_train_resident else NOT_RESIDENT
 
 
 class Alone:

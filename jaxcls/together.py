@@ -22,7 +22,7 @@ from jaxcls import hosts, memory, mesh
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
-from jaxcls.stepping import Batch, Running, Scores, advance, own
+from jaxcls.stepping import NOT_RESIDENT, Batch, Running, Scores, advance, own
 
 T = TypeVar("T")
 # A gain of less than this is not worth a topology of its own.
@@ -237,12 +237,7 @@ def obstacle(exp: Experiment) -> str:
         )
     if exp.config.log.profile:
         return "log.profile traces the steps of one run; give --config.log.profile=0"
-    if not exp.data.is_train_resident:
-        return (
-            "the images of data.train are not kept on the device (data.resident); take"
-            " fewer or smaller ones without random host ops"
-        )
-    return ""
+    return "" if exp.data.is_train_resident else NOT_RESIDENT
 
 
 def choose(exps: Sequence[Experiment], group_of: Callable[[int], Group]) -> tuple[int, str]:

@@ -51,6 +51,19 @@ def test_an_array_that_two_products_touch_counts_once():
     assert activation_bytes(lambda x, w: (x @ w) + (x @ w), 8, x, w) == 3 * 8 * 4 * 4
 
 
+def test_what_differs_from_platform_to_platform_counts_as_a_convolution_does():
+    def layers(function):
+        def twice(x, w):
+            return function(function(x, w), w)
+
+        return activation_bytes(twice, 8, shape(8, 6, 6, 4), shape(1, 1, 4, 4))
+
+    def branching(x, w):
+        return jax.lax.platform_dependent(x, w, cpu=lambda x, w: x @ w[0, 0], default=conv)
+
+    assert layers(branching) == layers(conv) == 3 * 8 * 36 * 4 * 4
+
+
 def test_what_is_inside_a_jitted_function_counts():
     x, w = shape(8, 4), shape(4, 5)
     assert activation_bytes(jax.jit(lambda x, w: x @ w), 8, x, w) == 8 * (4 + 5) * 4
