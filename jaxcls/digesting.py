@@ -21,15 +21,13 @@ def combine(digests: dict[str, str]) -> str:
 def of_tree(tree: Any) -> dict[str, str]:
     """Path of each array of a tree -> 16 hex digits of its bits, whatever its sharding."""
     # A program for each shape, not one for the tree: arrays that are alike are many, and
-    # XLA compiles each of a program's anew.
-    paths, words = zip(
-        *((path, _hash(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)),
-        strict=True,
-    )
-    return {
-        path_name(path): f"{high:08x}{low:08x}"
-        for path, (high, low) in zip(paths, jax.device_get(words), strict=True)
-    }
+    # XLA compiles each of a program's anew. One after the other: of several on several CPU
+    # devices, each may keep threads that another waits for, until XLA aborts.
+    digests = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        high, low = jax.device_get(_hash(x))
+        digests[path_name(path)] = f"{high:08x}{low:08x}"
+    return digests
 
 
 @jax.jit

@@ -192,7 +192,8 @@ def all_finite(state: State) -> bool:
     """Whether params, batch_stats, optimizer state and average hold finite numbers only."""
     trees = (state.params, state.batch_stats, state.opt_state, state.ema)
     floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return bool(np.isfinite(jax.device_get([_zero(x) for x in floats])).all())
+    # One after the other, as `digesting.of_tree`.
+    return all(np.isfinite(jax.device_get(_zero(x))) for x in floats)
 
 
 @jax.jit
