@@ -85,7 +85,7 @@ print("|          |   eval  |     0.9600  |       0.9390  |              4.5000 
 @pytest.mark.slow
 def test_the_loop_is_measured_on_photographs():
     command = [sys.executable, "-m", "benchmarks.loop", "--model=cnn(widths=(4,))"]
-    command += ["--batch=2", "--steps=2", "--segments=1"]
+    command += ["--batch=8", "--steps=2", "--segments=1"]
     images = pathlib.Path(sklearn.__file__).parent / "datasets/images"
     command += [f"--images={images}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
