@@ -22,9 +22,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls import durations
+from jaxcls import rules
 from jaxcls.errors import InputError, did_you_mean
-from jaxcls.knobs import KNOBS, STREAMS
+from jaxcls.knobs import KNOBS
 
 
 def base() -> ConfigDict:
@@ -92,123 +92,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """The rules that need nothing but the config; raises `InputError`."""
-    values = flat(config)
-    for key, value in values.items():
-        default = KNOBS[key].default
-        if isinstance(default, float) and not math.isfinite(value):
-            raise InputError(f"{key}={value} is not a finite number; try {default}")
-    _require(values, "data.prefetch", values["data.prefetch"] <= 1000, "must be below 1001")
-    for key in _FROM_ONE:
-        _require(values, key, values[key] >= 1, "must be at least 1")
-    for key, knob in KNOBS.items():
-        if not isinstance(knob.default, (bool, str)) and not key.startswith("seed"):
-            _require(values, key, values[key] >= 0, "must not be negative")
-    rewinds = values["nonfinite.rewinds"]
-    _require(values, "nonfinite.rewinds", rewinds <= 1000, "must be below 1001")
-    _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
-    for stream in STREAMS:
-        key, rule = f"seeds.{stream}", "must be from 0 to 2**32 - 1, or -1 for that of seed"
-        _require(values, key, -1 <= values[key] < 2**32, rule)
-    _require(values, "loss.smoothing", values["loss.smoothing"] < 1, "must be below 1")
-    _require(values, "ema.decay", values["ema.decay"] < 1, "must be below 1")
-    for key in ("distill.weight", "optim.warmup_from", "optim.plateau_factor"):
-        _require(values, key, values[key] <= 1, "must be at most 1")
-    _check_divides(values)
-    for key in (
-        *("optim.lr", "optim.head_lr", "optim.layer_decay", "optim.plateau_factor"),
-        "distill.temperature",
-    ):
-        _require(values, key, values[key] > 0, "must be above 0")
-    decay = values["optim.layer_decay"]
-    _require(values, "optim.layer_decay", decay <= 1, "must be at most 1")
-    for key, knob in KNOBS.items():
-        if type(knob.default) is int:
-            _require(values, key, values[key] < 2**32, "must be below 2**32")
-    from_zero = ("optim.warmup", "optim.cooldown", "optim.head_first")
-    for key in ("length", *from_zero, "eval.every", "checkpoint.every", "log.every"):
-        number, unit = durations.parse(values[key], key)
-        if key not in from_zero and number <= 0:
-            raise InputError(f"{key}={values[key]!r} must be above 0; try '1 epoch'")
-        if key == "length" and unit == "percent":
-            raise InputError(f"length={values[key]!r}: give epochs, steps or examples")
-    for key in ("optim.decay_on", "optim.freeze", "init.skip"):
-        try:
-            re.compile(values[key])
-        except (re.error, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{key}={values[key]!r} is not a regular expression ({error});"
-                " try 'kernel$'"
-            ) from None
-    for key, allowed in {
-        "model.dtype": ("auto", "float32", "bfloat16"),
-        "model.remat": ("", "blocks"),
-        "data.resident": ("auto", "on", "off"),
-        "compile.loop": ("auto", "on", "off"),
-        "nonfinite.policy": ("stop", "skip", "rewind"),
-        "init.head": ("keep", "fresh", "auto"),
-        "model.matmul_precision": ("", "bfloat16", "tensorfloat32", "float32"),
-    }.items():
-        _require(values, key, values[key] in allowed, f"must be one of {allowed}")
-    is_share = 0 < values["data.fraction"] <= 1
-    _require(values, "data.fraction", is_share, "must be above 0 and at most 1")
-    _check_patience(values)
+    rules.check(flat(config))
 
 
 def check_alone(config: ConfigDict) -> None:
     """Raise `InputError` where a key is set that does nothing without another."""
-    values = flat(config)
-    for key, other in _NEEDS.items():
-        value, needed = values[key], values[other]
-        if value != KNOBS[key].default and needed in ("", 0, "0 steps"):
-            raise InputError(
-                f"{key}={value!r} does nothing where {other}={needed!r}; set {other} too,"
-                f" or leave {key} at {KNOBS[key].default!r}"
-            )
-
-
-_NEEDS = {
-    "distill.weight": "distill.run",
-    "distill.temperature": "distill.run",
-    "ema.every": "ema.decay",
-    "ema.warmup": "ema.decay",
-    "init.head": "init.weights",
-    "init.skip": "init.weights",
-    "optim.warmup_from": "optim.warmup",
-}
-
-
-def _check_patience(values: Mapping[str, Any]) -> None:
-    """Raise `InputError` for patience without evaluations, or one that ends the other."""
-    keys = "early_stop.patience", "optim.plateau_patience"
-    for key in keys:
-        if values[key] and not values["data.eval"]:
-            raise InputError(
-                f"{key}={values[key]} needs evaluations and data.eval is ''; try"
-                " data.eval='train[90%:]' and data.train='train[:90%]'"
-            )
-    stop, plateau = (values[key] for key in keys)
-    if stop and plateau and stop <= plateau:
-        raise InputError(
-            f"early_stop.patience={stop} ends the run before the rate is reduced after"
-            f" optim.plateau_patience={plateau}; try early_stop.patience={3 * plateau}"
-        )
-
-
-_FROM_ONE = (
-    *("batch_size", "checkpoint.keep", "data.prefetch", "data.repeats", "ema.every"),
-    *("mesh.fsdp", "model.batch_norm_groups", "optim.accumulate"),
-)
-
-
-def _check_divides(values: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless the batch falls into equal groups and pieces."""
-    for key in ("model.batch_norm_groups", "optim.accumulate"):
-        size, parts = values["batch_size"], values[key]
-        if size % parts:
-            near = next(k for k in range(min(parts, size), 0, -1) if size % k == 0)
-            raise InputError(
-                f"{key}={parts} does not divide batch_size={size}; try {key}={near}"
-            )
+    rules.check_alone(flat(config))
 
 
 def seed_of(config: ConfigDict, stream: str) -> int:
@@ -390,12 +279,6 @@ def _near_name(name: str) -> str:
     same = [k for k in KNOBS if k.split(".")[-1] == name]
     names = {part for key in KNOBS for part in key.split(".")}
     return f" here; there is {', '.join(same)}" if same else did_you_mean(name, names)
-
-
-def _require(values: Mapping[str, Any], key: str, true: bool, rule: str) -> None:
-    if not true:
-        default = KNOBS[key].default
-        raise InputError(f"{key}={values[key]!r} {rule}; the default is {default!r}")
 
 
 def _get(config: ConfigDict, key: str) -> Any:

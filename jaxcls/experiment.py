@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,7 +179,7 @@ class Experiment(Recipe):
         check_alone(self.config)
         self.check_batch_size()
         try:
-            self._check_shapes()
+            self.check_shapes()
             _ = self.every, self.higher_is_better  # What the step does not ask for.
             if self.config.init.whiten:
                 to_whiten(self)
@@ -276,22 +275,6 @@ class Experiment(Recipe):
         return loop.lower(
             self.state_like, columns, np.int32(0), data, self.teacher_variables
         ).compile()
-
-    def _check_shapes(self) -> None:
-        """Raise `InputError` where what is trained cannot take images of another size."""
-        shapes = self.state_shapes
-        variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-        train = self.data.train_shape
-        for shape in {self.data.eval_shape, *self.data.train_shapes}:
-            images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-            try:
-                jax.eval_shape(self.pure_predict_step(), variables, images)
-            except flax.errors.ScopeParamShapeError:
-                raise InputError(
-                    f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
-                    f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
-                    " data.eval_ops in the same size"
-                ) from None
 
     def check_batch_size(self) -> None:
         """Raise `InputError` unless the batch spreads evenly over devices and hosts."""

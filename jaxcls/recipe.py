@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import optax
@@ -291,6 +292,20 @@ class Recipe(Plan):
     def pure_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         """predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
         return step.make_predict_step(self.model, self.normalize)
+
+    def check_shapes(self) -> None:
+        """Raise `InputError` where what is trained cannot take images of another size."""
+        train = self.data.train_shape
+        for shape in {self.data.eval_shape, *self.data.train_shapes}:
+            images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+            try:
+                jax.eval_shape(self.pure_predict_step(), self.variables_like, images)
+            except flax.errors.ScopeParamShapeError:
+                raise InputError(
+                    f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
+                    f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
+                    " data.eval_ops in the same size"
+                ) from None
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """What predictions are made with: the average where best.metric chose by it."""

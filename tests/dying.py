@@ -1,4 +1,10 @@
-"""An experiment that dies between two steps, as a killed process does."""
+"""Experiments that a test has end between two steps, or take steps that are not finite."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxcls import experiment
 
@@ -8,12 +14,31 @@ class Crash(Exception):
 
 
 class Dying(experiment.Experiment):
-    """An experiment whose input dies before the batch of step `at`."""
+    """Before the batch of step `at` the process dies; a `stop` is asked instead."""
 
     at = 10**9
+    stop = None
 
     def train_batches(self, start=0):
         for step, batch in enumerate(super().train_batches(start), start):
-            if step == self.at:
+            if step == self.at and not self.stop:
                 raise Crash
+            if step == self.at and not self.stop.requested:
+                self.stop.ask()
             yield batch
+
+
+class Poisoned(Dying):
+    """The updates of the steps `nan` are not finite."""
+
+    nan: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def schedule(self):
+        schedule = experiment.Experiment.schedule.func(self)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+
+        def factor(step):  # Asked at run time, so that one compilation serves all tests.
+            return np.float32(np.nan if int(step) in self.nan else 1.0)
+
+        return lambda step: schedule(step) * jax.pure_callback(factor, number, step)

@@ -103,11 +103,11 @@ NOUNS = {
     "expected": {"outcomes", "spread", "workdir"},
     "summary": {"cells", "comparison", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},
-    "config": set(),
+    "config": {"rules"},
     "cli": set(),
 }
 # From a config to objects, each knowing those before it.
-HINGE = ["data", "plan", "recipe", "initial", "teacher", "experiment"]
+HINGE = ["selection", "data", "plan", "recipe", "initial", "teacher", "experiment"]
 
 
 def module_of(path):
@@ -143,6 +143,7 @@ def test_only_what_may_read_a_config_does():
                 "plan",
                 "recipe",
                 "initial",
+                "selection",
                 "data",
                 "workdir",
                 "reproduce",

@@ -4,7 +4,6 @@ NaN is injected into the learning rate of some steps; what should follow is comp
 driving the pure step by hand.
 """
 
-import functools
 import json
 
 import jax
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, config, digesting, experiment, logs, saving, stopping, train
+from jaxcls import checkpoint, config, digesting, logs, saving, stopping, train
 from jaxcls.errors import DivergedError, InputError, StoppedError
-from tests.dying import Crash
+from tests.dying import Crash, Poisoned
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
 # Orbax leaves coroutines behind where a file cannot be read.
@@ -22,32 +21,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
 )
 TREES = ("params", "batch_stats", "opt_state", "ema")
-
-
-class Poisoned(experiment.Experiment):
-    """The updates of the steps `nan` are not finite; the process dies before batch `at`."""
-
-    nan: tuple[int, ...] = ()
-    at = 10**9
-    stop = None
-
-    @functools.cached_property
-    def schedule(self):
-        schedule = experiment.Experiment.schedule.func(self)
-        number = jax.ShapeDtypeStruct((), jnp.float32)
-
-        def factor(step):  # Asked at run time, so that one compilation serves all tests.
-            return np.float32(np.nan if int(step) in self.nan else 1.0)
-
-        return lambda step: schedule(step) * jax.pure_callback(factor, number, step)
-
-    def train_batches(self, start=0):
-        for step, batch in enumerate(super().train_batches(start), start):
-            if step == self.at and not self.stop:
-                raise Crash
-            if step == self.at and not self.stop.requested:
-                self.stop.ask()
-            yield batch
 
 
 MADE: dict[str, Poisoned] = {}  # What is compiled once serves every test.

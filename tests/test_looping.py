@@ -5,32 +5,21 @@ import json
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcls import checkpoint, experiment, logs, looping, meter, reproduce, stepping, train
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.stopping import Stop
+from tests.dying import Poisoned
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
 
 
-class Poisoned(experiment.Experiment):
-    """The updates of the steps `nan` are not finite; notes how many steps go at once."""
+class Noted(Poisoned):
+    """Notes how many steps go at once."""
 
-    nan: tuple[int, ...] = ()
     sizes: list[int]
-
-    @functools.cached_property
-    def schedule(self):
-        schedule = experiment.Experiment.schedule.func(self)
-        number = jax.ShapeDtypeStruct((), jnp.float32)
-
-        def factor(step):  # Asked at run time, so that one compilation serves all tests.
-            return np.float32(np.nan if int(step) in self.nan else 1.0)
-
-        return lambda step: schedule(step) * jax.pure_callback(factor, number, step)
 
     @functools.cached_property
     def compiled_train_loop(self):
@@ -43,11 +32,11 @@ class Poisoned(experiment.Experiment):
         return noted
 
 
-MADE: dict[str, Poisoned] = {}  # What is compiled once serves every test.
+MADE: dict[str, Noted] = {}  # What is compiled once serves every test.
 
 
 def made(config, nan=()):
-    exp = MADE.setdefault(config.to_json(), Poisoned(config, None))
+    exp = MADE.setdefault(config.to_json(), Noted(config, None))
     exp.nan, exp.sizes = nan, []
     return exp
 
