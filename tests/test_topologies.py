@@ -119,7 +119,7 @@ def test_what_the_compiler_lacks_is_said(text):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu, 700 MB, is not installed")
 def test_a_step_is_compiled_for_a_slice_that_is_not_there(tiny):
     found = topologies.described("v5e:2x2", "--devices")
     config = tiny(**{"mesh.devices": 0, "mesh.fsdp": 4})
