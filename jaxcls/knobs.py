@@ -200,8 +200,9 @@ KNOBS: dict[str, Knob] = {
     "compile.loop": Knob(
         "auto",
         "the step within a loop, so that the host starts several at once: on, off, or auto"
-        " (on for accelerators of one process with training's images on the device). The"
-        " last bits may differ between on and off, and do not with how many are started",
+        " (on for accelerators of one process with training's images on the device; on a"
+        " CPU a loop's convolutions are many times slower). The last bits may differ"
+        " between on and off, and do not with how many are started",
         False,
     ),
 }

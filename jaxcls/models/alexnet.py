@@ -4,15 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import Dtype, Output
 from jaxcls.models.naming import Entry, Naming
 
 # Below this, some feature map would have no position left.
 MIN_SIZE = 63
 INITIALIZERS = {
-    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    "lecun": nn.initializers.lecun_normal(),
+    "torch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "lecun": initializers.lecun_normal(),
 }
 
 

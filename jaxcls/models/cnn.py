@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import BatchNorm, Dtype, Output
 from jaxcls.models.naming import Naming
 
@@ -38,7 +38,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
         x = images.astype(self.dtype)
-        init = nn.initializers.he_normal()
+        init = initializers.he_normal()
         for width, names in zip(self.widths, self._convs(), strict=True):
             for name in names:
                 x = nn.Conv(

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
-NORMAL = nn.initializers.normal(0.02)
+NORMAL = initializers.normal(0.02)
 # The stem and three stages divide the image by 32.
 MIN_SIZE = 32
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxcls.models import initializers
 from jaxcls.models.layers import Dtype
 from jaxcls.models.mobilenet import Mobile, Stage
 from jaxcls.models.naming import Naming
@@ -53,7 +54,7 @@ def efficientnet_b0(
         activation=nn.silu,
         squeeze=4,
         # Uniform to one over the root of the classes.
-        head_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+        head_init=initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
         dropout=dropout,
         drop_path=drop_path,
         dtype=dtype,

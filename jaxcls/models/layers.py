@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.errors import InputError
+from jaxcls.models import initializers
 from jaxcls.models.convolution import convolve
 
 Dtype = Any
 # As He et al. (arXiv:1502.01852) start convolutions, fan out.
-HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-LECUN = nn.initializers.lecun_normal()
+HE = initializers.variance_scaling(2.0, "fan_out", "normal")
+LECUN = initializers.lecun_normal()
 
 
 class Output(NamedTuple):

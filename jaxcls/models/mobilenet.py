@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
@@ -174,7 +174,7 @@ def mobilenet_v2(
         ),
         activation=nn.relu6,
         squeeze=0,
-        head_init=nn.initializers.normal(0.01),
+        head_init=initializers.normal(0.01),
         dropout=dropout,
         drop_path=drop_path,
         dtype=dtype,

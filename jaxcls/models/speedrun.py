@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
 # As PyTorch starts its layers: uniform, up to 1 / sqrt(fan in).
-UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+UNIFORM = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # The side of the patches that the first layer whitens.
 PATCH = 2
 

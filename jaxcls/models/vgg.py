@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Entry, Naming
 
@@ -46,7 +46,7 @@ class VGG(nn.Module):
             x = layers.FeatureMap()(x)
             x = layers.max_pool(x, window=2, stride=2)
         x = layers.adaptive_mean(x, 7).reshape(x.shape[0], -1)
-        init = nn.initializers.normal(0.01)
+        init = initializers.normal(0.01)
         for i in (1, 2):
             x = nn.Dense(4096, dtype=self.dtype, kernel_init=init, name=f"dense{i}")(x)
             x = nn.relu(x)

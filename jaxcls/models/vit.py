@@ -16,14 +16,14 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 
 from jaxcls.errors import InputError
-from jaxcls.models import layers
+from jaxcls.models import initializers, layers
 from jaxcls.models.convolution import convolve
 from jaxcls.models.layers import Dtype, Output, drop_path
 from jaxcls.models.naming import Entry, Naming
 
-XAVIER = nn.initializers.xavier_uniform()
+XAVIER = initializers.xavier_uniform()
 # For three matrices side by side what the above is for each of them.
-XAVIER_OF_THREE = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
 def sincos(height: int, width: int, features: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        bias = nn.initializers.normal(1e-6)
+        bias = initializers.normal(1e-6)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER, bias_init=bias)
         y = Attention(self.heads, self.dtype, name="attention")(norm(name="norm1")(x))
         y = self._scaled(dropout(y), "layer_scale1")
@@ -169,7 +169,7 @@ class ViT(nn.Module):
             if kept.shape != table.shape:  # As `self.param` says it.
                 raise ScopeParamShapeError("position", "", kept.shape, table.shape)
             return kept
-        init = nn.initializers.normal(1 / np.sqrt(self.width))
+        init = initializers.normal(1 / np.sqrt(self.width))
         shape = (1, tokens + height * width, self.width)
         return self.param("position", init, shape)
 
