@@ -166,6 +166,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status: 2 if any file was bad."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
+    args.gallery = os.path.expanduser(args.gallery)
     top = cli.whole_number(args.top, "--top", least=1)
     batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
     threads = cli.whole_number(args.threads, "--threads")
