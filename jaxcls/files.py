@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,18 @@ class Bad(NamedTuple):
     why: str
 
 
+def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
+    """The images that a command line means, as `images` gives them, lists read.
+
+    null: whether a NUL ends each path of a list. Raises `InputError` at once where no
+    image can be meant.
+    """
+    if null and LIST not in arguments:
+        raise InputError("--null is of a list on standard input; give - for it, too")
+    check(arguments)
+    return images(given(arguments, b"\0" if null else b"\n"))
+
+
 def check(arguments: Sequence[str]) -> None:
     """Raise `InputError` where no image can be meant: no such path, none below it.
 
@@ -43,7 +56,7 @@ def _why_none(path: str) -> str:
     if not os.path.lexists(path):
         return "is not a file; give image files or folders"
     is_empty = os.path.isdir(path) and next(below(path), None) is None
-    return _NO_IMAGE if is_empty else ""
+    return NO_IMAGE if is_empty else ""
 
 
 def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
@@ -98,7 +111,12 @@ def images(paths: Iterable[str]) -> Iterator[str | Bad]:
             is_empty = False
             yield image
         if is_empty:
-            yield Bad(path, _NO_IMAGE)
+            yield Bad(path, NO_IMAGE)
+
+
+def say(bad: Bad) -> None:
+    """Name a bad file on standard error, on one line."""
+    print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
 
 
 def below(folder: str) -> Iterator[str | Bad]:
@@ -158,4 +176,4 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-_NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"
+NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"

@@ -17,7 +17,9 @@ _SIDES, _COLUMNS = (64, 128), 8
 _COUNTS, _NAMES = 20, 50
 
 
-def grid(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+def grid(
+    images: np.ndarray, captions: Sequence[str], columns: int = _COLUMNS
+) -> np.ndarray:
     """images [n, H, W, C] float in 0..1, C 1 or 3, each above its caption of two lines."""
     height, width = images.shape[1:3]
     low, high = _SIDES
@@ -25,7 +27,7 @@ def grid(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     cell = max(size[0], low) + 4, size[1] + 2 * _LINE + 4
-    columns = min(_COLUMNS, len(images))
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     picture = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)

@@ -5,13 +5,9 @@ batch or two ahead of the device, and answers are written as they come.
 """
 
 import contextlib
-import csv
 import functools
-import io
 import itertools
-import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +30,7 @@ from jaxcls import (
     files,
     memory,
     mesh,
+    printing,
 )
 from jaxcls.errors import InputError
 from jaxcls.files import Bad
@@ -178,11 +175,8 @@ def main(argv: Sequence[str]) -> int:
     if args.embed and not args.embed.endswith(".npz"):
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
-    if args.null and files.LIST not in args.images:
-        raise InputError("--null is of a list on standard input; give - for it, too")
-    files.check(args.images)
+    paths = files.asked(args.images, args.null)
     exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
-    paths = files.images(files.given(args.images, b"\0" if args.null else b"\n"))
     found = predict(
         exp,
         weights,
@@ -193,10 +187,10 @@ def main(argv: Sequence[str]) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
-        stack.enter_context(_answers_written())
+        stack.enter_context(printing.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         if embed:
-            add = stack.enter_context(features.writing(embed, _width(exp, weights)))
+            add = stack.enter_context(features.writing(embed, width(exp, weights)))
             found = _kept(found, add)
         counts = write(args.format, found, exp.data.class_names, top)
     if not counts:
@@ -209,23 +203,29 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("predict", "Classify image files with a trained run.", ABOUT)
+    add_flags(parser)
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
-    add("--checkpoint", default="best", help="best (default), last or a step")
     add("--top", default="3", help="classes to show for each image (default 3)")
     add("--format", default="table", choices=tuple(FORMATS), help="default table")
     add("--embed", default="", metavar="FILE.npz", help=EMBED)
+    add("images", nargs="+", metavar="IMAGE_OR_FOLDER", help=IMAGES)
+    return parser
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """The flags of a run that sees files, and of how they are read."""
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--checkpoint", default="best", help="best (default), last or a step")
     size = str(BATCH_SIZE)
     add("--batch_size", default=size, help=f"images a batch (default {size})")
     add(
         "--threads", default="0", help="threads that decode; default: the run's, one a core"
     )
     add("--null", action="store_true", help="the list has a NUL after each path")
-    add("images", nargs="+", metavar="IMAGE_OR_FOLDER", help=IMAGES)
-    return parser
 
 
-def _width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
+def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
     """How many features an image has."""
     like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
     return int(jax.eval_shape(exp.embed_step, exp.variables(weights), like).shape[1])
@@ -259,27 +259,11 @@ def _rows(
     for each in found:
         if isinstance(each, Bad):
             counts["bad"] += 1
-            why = " ".join(each.why.split())
-            print(f"error: {shown(each.path)}: {why}", file=sys.stderr)
+            files.say(each)
             continue
         counts["answered"] += 1
         best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
         yield each.path, [(names[k], float(each.probabilities[k])) for k in best]
-
-
-@contextlib.contextmanager
-def _answers_written() -> Iterator[None]:
-    """Raise `InputError` where standard output cannot be written, as on a full disk."""
-    try:
-        yield
-    except BrokenPipeError:  # Its reader has seen enough.
-        raise
-    except OSError as error:
-        # What waits to be written is not tried again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError(
-            f"the answers cannot be written ({error.strerror or error}); make room"
-        ) from None
 
 
 def _as_table(rows: Iterable[Row], top: int) -> None:
@@ -295,33 +279,30 @@ def _as_table(rows: Iterable[Row], top: int) -> None:
 
 
 def _as_csv(rows: Iterable[Row], top: int) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Paths of any bytes leave as they came.
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    plain = csv.writer(sys.stdout, lineterminator="\n")
-    # Python 3.11 leaves a carriage return bare, and readers end the row there.
-    quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     header = [
         name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
     ]
-    plain.writerow(["image", *header])
-    for path, classes in rows:
-        cells = [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
-        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
-        sys.stdout.flush()
+    printing.as_csv(
+        ["image", *header],
+        (
+            [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
+            for path, classes in rows
+        ),
+    )
 
 
 def _as_json(rows: Iterable[Row], top: int) -> None:
     del top
-    before = "["
-    for path, classes in rows:
-        listed = [
-            {"name": name, "probability": p if math.isfinite(p) else None}
-            for name, p in classes
-        ]
-        print(f"{before}\n{json.dumps({'image': path, 'classes': listed})}", end="")
-        sys.stdout.flush()
-        before = ","
-    print("[]" if before == "[" else "\n]")
+    printing.as_json(
+        {
+            "image": path,
+            "classes": [
+                {"name": name, "probability": p if math.isfinite(p) else None}
+                for name, p in classes
+            ],
+        }
+        for path, classes in rows
+    )
 
 
 FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}

@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 import jax
 import pytest
 
-from jaxcls import sources, weights
+from jaxcls import config, experiment, sources, train, weights
 from tests import settings
 from tests.modules import zeros_of
 
@@ -69,6 +69,21 @@ def tiny(data_dir):
         return settings.digits(data_dir, **values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def brief_run(tmp_path_factory, data_dir):
+    """The folder of a run of two steps on digits, to predict with."""
+    folder = str(tmp_path_factory.mktemp("brief") / "run")
+    ops = "decode(1) | resize(8)"
+    values = {
+        "length": "2 steps", "data.name": "digits", "data.dir": str(data_dir),
+        "data.train": "train", "data.test": "", "data.train_ops": ops,
+        "data.eval_ops": ops, "model.name": "cnn(widths=(4,), dense=8)", "optim.lr": 0.1,
+        "log.tensorboard": False, "mesh.devices": 1,
+    }  # fmt: skip
+    train.run(experiment.build(config.from_flat(values)), folder)
+    return folder
 
 
 @pytest.fixture

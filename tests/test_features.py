@@ -61,3 +61,34 @@ def test_a_file_that_cannot_be_written_is_said_at_the_start_and_at_the_end(
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_written_is_read_with_the_features_mapped(tmp_path, n):
+    rows = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    file, about = tmp_path / "x.npz", {}
+    with features.writing(file, 5, about) as add:
+        for path, row in zip(PATHS[:n], rows, strict=True):
+            add(path, row)
+        about["more"] = np.arange(4)
+    found = features.read(file)
+    assert found["path"].tolist() == PATHS[:n]
+    assert found["more"].tolist() == [0, 1, 2, 3]
+    assert isinstance(found["embed"], np.memmap)
+    assert not found["embed"].flags.writeable
+    np.testing.assert_array_equal(found["embed"], rows)
+
+
+def test_what_cannot_be_mapped_or_is_no_archive_is_refused(tmp_path):
+    file = tmp_path / "x.npz"
+    cases = {
+        "embed.npy is compressed": lambda: np.savez_compressed(file, embed=np.ones((2, 2))),
+        "embed.npy is no array of rows": lambda: np.savez(file, embed=np.ones((0, 2))),
+        "File is not a zip file": lambda: file.write_bytes(b"hello"),
+    }
+    for said, make in cases.items():
+        make()
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            features.read(file)
+    np.savez(file, mine=np.ones(2))
+    assert list(features.read(file)) == ["mine"]

@@ -42,7 +42,10 @@ VERBS = {
     "answers": {"data", "experiment", "mesh", "predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
-    | {"files", "importers", "memory", "mesh"},
+    | {"files", "importers", "memory", "mesh", "printing"},
+    "search": {"batches", "clean", "cli", "config", "contact_sheet", "digesting"}
+    | {"evaluate", "experiment", "files", "gallery", "importers", "memory", "neighbours"}
+    | {"predict", "printing", "provenance", "workdir"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
@@ -92,6 +95,8 @@ NOUNS = {
     "importers": {"decode", "importers"},
     "clean": {"decode"},
     "files": {"decode", "importers"},
+    "gallery": {"features", "files", "importers"},
+    "contact_sheet": {"clean", "decode", "files", "pictures"},
     "datasets": {"datasets"},
     "models": {"models"},
     "proof": {"logs", "workdir"},

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.special import expit, softmax
 
-from jaxcls import config, decode, evaluate, experiment, predict, sources, train
+from jaxcls import decode, evaluate, experiment, predict, sources
 from jaxcls.errors import InputError
 from jaxcls.files import Bad
 from tests.conftest import ROOT
@@ -247,17 +247,8 @@ def test_an_image_of_another_size_than_the_models_is_refused_with_both(tiny, tmp
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-    folder = str(tmp_path_factory.mktemp("predict") / "run")
-    ops = "decode(1) | resize(8)"
-    values = {
-        "length": "2 steps", "data.name": "digits", "data.dir": str(data_dir),
-        "data.train": "train", "data.test": "", "data.train_ops": ops,
-        "data.eval_ops": ops, "model.name": "cnn(widths=(4,), dense=8)", "optim.lr": 0.1,
-        "log.tensorboard": False, "mesh.devices": 1,
-    }  # fmt: skip
-    train.run(experiment.build(config.from_flat(values)), folder)
-    return folder
+def run(brief_run):
+    return brief_run
 
 
 def _digit(i, form="PNG", mode=None):

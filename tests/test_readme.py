@@ -23,6 +23,7 @@ from jaxcls import (
     prepare,
     report,
     reproduce,
+    search,
     study,
     study_runs,
     train,
@@ -145,7 +146,8 @@ def test_photos_are_prepared_and_shown_as_it_says(checkout, data_dir):
 def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
     # Its devices have started long ago.
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    verbs = {each.__name__: each for each in (evaluate, export, predict, report, reproduce)}
+    known = evaluate, export, predict, report, reproduce, search
+    verbs = {each.__name__: each for each in known}
     verb = verbs[shlex.split(command)[2]]
     assert verb.main(shlex.split(command)[3:]) == 0
     assert capsys.readouterr().out
