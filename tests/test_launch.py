@@ -150,6 +150,8 @@ def test_four_processes_on_one_machine_are_one_run_as_of_one(launched, tmp_path)
         out, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
         assert out.count("done: step=6") == 1
+        records = logs.read(run / "metrics.jsonl")
+        assert records[-1]["n"] == 360
     one, four = losses(tmp_path / "of1"), losses(tmp_path / "of4")
     assert len(one) == 6
     np.testing.assert_allclose(one, four, rtol=1e-5)

@@ -150,9 +150,13 @@ def test_there_and_back_through_foreign_names_is_the_identity(text):
     check_round_trip(module, shapes(module, 64)[1])
 
 
+# Of larger ones names alone: their arrays differ from a sibling's in number and size.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_through_foreign_names_is_the_identity_for_every_variant(name):
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MODELS if PUBLISHED.get(name, (0,))[0] < 1e8 or name == "vgg11_bn"],
+)
+def test_there_and_back_through_foreign_names_is_the_identity_for_variants(name):
     module, _, made = whole(name)
     check_round_trip(module, made)
 
@@ -210,12 +214,21 @@ def test_one_training_step_lowers_the_loss(name):
     assert after < before
 
 
+# A block of each kind; there are more of them in the whole models.
+FEWER = {
+    **dict.fromkeys(("resnet34", "resnet50", "resnext50_32x4d"), "stages=(1, 1, 1, 1)"),
+    "convnext_tiny": "stages=(1, 1, 1, 1)",
+    **dict.fromkeys(("vit_s_16", "vit_s_32", "mixer_s_16", "mixer_s_32"), "depth=2"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name, (size, _) in PUBLISHED.items() if size < 30_000_000]
 )
-def test_one_training_step_lowers_the_loss_of_every_variant_but_the_largest(name):
-    before, after = losses_of(built(name, num_classes=10), 64)
+def test_one_training_step_lowers_the_loss_of_all_but_the_largest(name):
+    text = f"{name}({FEWER[name]})" if name in FEWER else name
+    before, after = losses_of(built(text, num_classes=10), 64)
     assert after < before
 
 

@@ -15,8 +15,8 @@ SIBLINGS = {
     "vit_s16.py:300",
     "cifar_wrn.py:cifar100",
 }
-# Blocks that are alike are fewer here: the whole models take a step in test_models, and
-# are lowered with their recipes in test_laws.
+# Blocks that are alike are fewer here: the whole models are lowered with their recipes in
+# test_laws.
 FEWER = {
     "resnet50": "stages=(1, 1, 1, 1)",
     "convnext_tiny": "stages=(1, 1, 1, 1)",

@@ -236,8 +236,8 @@ def test_a_signal_in_training_saves_and_leaves_with_75(started, tmp_path, number
 
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once_with_130(started, tmp_path):
-    slow = "--config.model.name=resnet50(stem='small')"
-    process = started(slow, "--config.batch_size=8", "--config.eval.every=1 steps")
+    small = "--config.model.name=cnn(widths=(4, 8))"
+    process = started(small, "--config.length=400 epochs", "--config.eval.every=1 steps")
     until(process, "step 1: eval")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)  # Two of one kind may reach it as one.
