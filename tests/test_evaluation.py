@@ -316,11 +316,11 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     assert done.assessed.headline["macro F1"].value == 0
     from jaxcls import evaluation_table
 
-    names = list("0123456789")
-    whole = evaluation_table.as_json(done.assessed, done.rows, names, {})
+    names, found = list("0123456789"), (done.assessed, done.rows, done.robustness)
+    whole = evaluation_table.as_json(*found, names, {})
     json.dumps(whole, allow_nan=False)
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
-    evaluation_table.show(done.assessed, done.rows, names, about="", every_class=False)
+    evaluation_table.show(*found, names, about="", every_class=False)
     assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
 
 
