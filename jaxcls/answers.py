@@ -1,5 +1,6 @@
 """What models say of every example of a split, in one pass over its images."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -118,15 +119,23 @@ def under_attacks(
         targets = losses.smooth(own, len(columns), 0.0)
         return exp.loss(asked, targets), asked.argmax(-1) == own
 
-    predict = exp.pure_predict_step()
-    steps = [
-        exp.of_variables(attacks.make_attacked_step(predict, judge, attack))
-        for attack in chosen
-    ]
+    rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
+    advance = jax.jit(
+        attacks.make_advance(exp.pure_predict_step(), judge),
+        in_shardings=(exp.variables_sharding, rows, everywhere, everywhere),
+        out_shardings=rows,
+    )
+    moves = attacks.Moves(
+        functools.partial(advance, variables),
+        jax.jit(attacks.scatter, in_shardings=(rows, everywhere), out_shardings=rows),
+    )
+    begin = jax.jit(attacks.begin, in_shardings=rows, out_shardings=rows)
 
     def ask(batch: DeviceBatch) -> list[jax.Array]:
-        given = {name: batch[name] for name in ("image", "label", "index")}
-        return _in_turn(step(variables, given) for step in steps)
+        path = begin({name: batch[name] for name in ("image", "label", "index")})
+        return _in_turn(
+            exp.logits_step(variables, each.make(moves, path)) for each in chosen
+        )
 
     return _of_several(ask, columns, keep)
 

@@ -117,8 +117,8 @@ class Experiment(Recipe):
         return mesh.of_state(self.mesh, self.state_shapes)
 
     @functools.cached_property
-    def _variables_sharding(self) -> Any:
-        """The same of a model's {"params", "batch_stats"}."""
+    def variables_sharding(self) -> Any:
+        """Of each array of a model's {"params", "batch_stats"}, or one for all of them."""
         if mesh.fsdp_of(self.mesh) == 1:
             return mesh.replicated(self.mesh)
         return mesh.of_state(self.mesh, self.variables_like)
@@ -320,7 +320,7 @@ class Experiment(Recipe):
             rest = {name: batch[name] for name in ("label", "index", "mask")}
             return {**scores, **rest, **_asked(batch)}
 
-        return self.of_variables(with_index)
+        return self._of_variables(with_index)
 
     @functools.cached_property
     def record_evaluation(self) -> Callable[[step.State, float], step.State]:
@@ -339,14 +339,14 @@ class Experiment(Recipe):
     @functools.cached_property
     def logits_step(self) -> ImageStep:
         """The jitted logits_step(variables, images uint8 [B, H, W, C]) -> [B, K]."""
-        return self.of_variables(self.pure_predict_step())
+        return self._of_variables(self.pure_predict_step())
 
     @functools.cached_property
     def predict_step(self) -> ImageStep:
         """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
         raw = self.pure_predict_step()
         link = jax.nn.sigmoid if self.link == "sigmoid" else jax.nn.softmax
-        return self.of_variables(lambda variables, images: link(raw(variables, images)))
+        return self._of_variables(lambda variables, images: link(raw(variables, images)))
 
     @functools.cached_property
     def embed_step(self) -> ImageStep:
@@ -359,13 +359,13 @@ class Experiment(Recipe):
             with self.numerics():
                 return self.module.apply(variables, self.normalize(images), False).embed
 
-        return self.of_variables(embed)
+        return self._of_variables(embed)
 
-    def of_variables(self, raw: Callable[[dict[str, Any], Any], Any]) -> Any:
+    def _of_variables(self, raw: Callable[[dict[str, Any], Any], Any]) -> Any:
         """A function of (variables, a batch), jitted: rows in, all of it out."""
         return jax.jit(
             raw,
-            in_shardings=(self._variables_sharding, mesh.by_example(self.mesh)),
+            in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),
             out_shardings=mesh.replicated(self.mesh),
         )
 
