@@ -61,7 +61,8 @@ VERBS = {
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"cli", "files", "gather", "importers", "reporting", "workdir"},
+    "report": {"cli", "evaluate", "evaluation", "files", "gather", "importers"}
+    | {"reporting", "workdir"},
     "gather": {"batches", "calibration", "checkpoint", "clean", "evaluate", "evaluation"}
     | {"examples", "experiment", "files", "importers", "logs", "memory"}
     | {"predict", "predictions", "reporting", "saliency", "scores", "show", "study_folder"}
