@@ -1,13 +1,17 @@
 """What models say of every example of a split, in one pass over its images."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import mesh
+from jaxcls import attacks, losses, mesh
+from jaxcls.attacks import Attack
 from jaxcls.data import DeviceBatch
+from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
 from jaxcls.predictions import mean_logits, probabilities
 from jaxcls.views import View
@@ -20,11 +24,11 @@ Keep = Callable[[np.ndarray, np.ndarray], Columns]
 class Answer(NamedTuple):
     """What is asked of each batch, and what is kept of each example.
 
-    ask: images uint8 [B, H, W, C] on the mesh -> logits [B, K], one for each view.
-    combine: those, as numpy -> logits [B, k] float32.
+    ask: image uint8 [B, H, W, C], label and index on the mesh -> logits [B, K], one for
+    each view. combine: those, as numpy -> logits [B, k] float32, or [B, S, k] of several.
     """
 
-    ask: Callable[[jax.Array], Sequence[jax.Array]]
+    ask: Callable[[DeviceBatch], Sequence[jax.Array]]
     combine: Callable[[Sequence[np.ndarray]], np.ndarray]
     keep: Keep
 
@@ -42,7 +46,7 @@ def of_model(
 ) -> Answer:
     """What a model says of the classes `columns` [k]."""
     return Answer(
-        lambda images: [exp.logits_step(variables, images)],
+        lambda batch: [exp.logits_step(variables, batch["image"])],
         lambda parts: parts[0][:, columns],
         keep,
     )
@@ -64,15 +68,110 @@ def through_views(
             [probabilities(part[:, columns], exp.link) for part in parts], exp.link
         )
 
-    def ask(images: jax.Array) -> list[jax.Array]:
-        parts: list[jax.Array] = []
-        for view in jitted:
-            parts.append(exp.logits_step(variables, view(images)))
-            # Two under way: with many, XLA's CPU devices wait for one another in vain.
-            jax.block_until_ready(parts[-2:-1])
-        return parts
+    def ask(batch: DeviceBatch) -> list[jax.Array]:
+        images = batch["image"]
+        return _in_turn(exp.logits_step(variables, view(images)) for view in jitted)
 
     return Answer(ask, combine, keep)
+
+
+def at_strengths(
+    exp: Experiment,
+    variables: dict[str, Any],
+    columns: np.ndarray,
+    count: int,
+    keep: Keep,
+) -> Answer:
+    """What it says of images [B, count, H, W, C], each example's: arrays [n, count].
+
+    columns, keep: as of `of_model`, of one image each.
+    """
+    rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
+    of_one = jax.jit(
+        lambda images, k: images[:, k], in_shardings=(rows, everywhere), out_shardings=rows
+    )
+
+    def ask(batch: DeviceBatch) -> list[jax.Array]:
+        images = batch["image"]
+        return _in_turn(
+            exp.logits_step(variables, of_one(images, np.int32(k))) for k in range(count)
+        )
+
+    return _of_several(ask, columns, keep)
+
+
+def under_attacks(
+    exp: Experiment,
+    variables: dict[str, Any],
+    columns: np.ndarray,
+    places: np.ndarray,
+    chosen: Sequence[Attack],
+    keep: Keep,
+) -> Answer:
+    """What it says of the images that attacks make of each example: arrays [n, attacks].
+
+    An attack raises the loss of an evaluation among the classes `columns`. places: of
+    each of the data's classes, its place among them. keep: as of `of_model`.
+    """
+
+    def judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        asked, own = logits[:, columns], jnp.asarray(places)[labels]
+        targets = losses.smooth(own, len(columns), 0.0)
+        return exp.loss(asked, targets), asked.argmax(-1) == own
+
+    rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
+    advance = jax.jit(
+        attacks.make_advance(exp.pure_predict_step(), judge),
+        in_shardings=(exp.variables_sharding, rows, everywhere, everywhere),
+        out_shardings=rows,
+    )
+    moves = attacks.Moves(
+        functools.partial(advance, variables),
+        jax.jit(attacks.scatter, in_shardings=(rows, everywhere), out_shardings=rows),
+    )
+    begin = jax.jit(attacks.begin, in_shardings=rows, out_shardings=rows)
+
+    def ask(batch: DeviceBatch) -> list[jax.Array]:
+        path = begin({name: batch[name] for name in ("image", "label", "index")})
+        return _in_turn(
+            exp.logits_step(variables, each.make(moves, path)) for each in chosen
+        )
+
+    return _of_several(ask, columns, keep)
+
+
+def _of_several(
+    ask: Callable[[DeviceBatch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
+) -> Answer:
+    """`keep` of each of several logits of an example, as arrays [B, S]."""
+
+    def each(logits: np.ndarray, labels: np.ndarray) -> Columns:
+        size, count, _ = logits.shape
+        kept = keep(logits.reshape(size * count, -1), np.repeat(labels, count))
+        return {
+            name: values.reshape(size, count, *values.shape[1:])
+            for name, values in kept.items()
+        }
+
+    return Answer(ask, lambda parts: np.stack(parts, axis=1)[..., columns], each)
+
+
+def _in_turn(asked: Iterable[jax.Array]) -> list[jax.Array]:
+    """The answers of a device that is asked of several things."""
+    parts: list[jax.Array] = []
+    for part in asked:
+        parts.append(part)
+        # Two under way: with many, XLA's CPU devices wait for one another in vain.
+        jax.block_until_ready(parts[-2:-1])
+    return parts
+
+
+def of_examples(
+    exp: Experiment, given: Examples, wanted: Mapping[str, Answer], size: int
+) -> tuple[dict[str, Columns], np.ndarray]:
+    """What was kept by name, and the labels as places among the classes asked about."""
+    batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
+    return gathered(given.n, batches, given.places, wanted, exp.mesh)
 
 
 def gathered(
@@ -95,7 +194,7 @@ def gathered(
             columns = everywhere(batch["index"], batch["label"], batch["mask"])
             yield (
                 columns,
-                {name: each.ask(batch["image"]) for name, each in answers.items()},
+                {name: each.ask(batch) for name, each in answers.items()},
             )
 
     labels, seen = np.zeros(n, np.int32), np.zeros(n, np.int64)

@@ -55,6 +55,31 @@ class Row(NamedTuple):
     loss: Interval
 
 
+class Corrupted(NamedTuple):
+    """A corruption, what it is one of, its strengths from 1 on, and the mean over them."""
+
+    name: str
+    kind: str
+    strengths: list[Row]
+    mean: Row
+
+
+class Attacked(NamedTuple):
+    """A kind of attack, how far it goes, and what it leaves."""
+
+    kind: str
+    epsilon: float
+    row: Row
+
+
+class Robustness(NamedTuple):
+    """Corruptions and attacks; mean: over the corruptions, None where there is none."""
+
+    corrupted: list[Corrupted]
+    mean: Row | None
+    attacked: list[Attacked]
+
+
 def figure(values: np.ndarray) -> Interval:
     """The mean of values [n], NaN if any is not finite; of hits it is a proportion."""
     values = values.astype(np.float64)

@@ -53,6 +53,16 @@ class Data(Selection):
         other.__dict__.pop("_order", None)
         return other
 
+    def through(self, op: decode.Op, seed: int) -> "Data":
+        """The same data whose evaluations have one more op, which draws by `seed`.
+
+        Its images are what the op gives; none are kept on the device.
+        """
+        values = {"data.resident": "off", "seeds.augment": seed}
+        other = self.reseeded(configs.from_flat({**configs.flat(self.config), **values}))
+        other.eval_ops = [*self.eval_ops, op]
+        return other
+
     # The order of examples.
 
     @functools.cached_property

@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxcls import (
     atomic,
+    attacks,
     checkpoint,
     cli,
+    corruptions,
     evaluation,
     evaluation_table,
     examples,
@@ -20,6 +22,7 @@ from jaxcls import (
     logs,
     memory,
     mesh,
+    pipeline,
     scores,
     sources,
     views,
@@ -154,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
             f" --config.data.dir={args.data_dir}"
         )
     seen_as = views.build(args.tta, "--tta") if args.tta else []
+    corrupted, attacked = robustness_of(args)
     exp, step, at, weights = load(args.workdir, args.checkpoint, overrides)
     if args.dataset:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
@@ -165,6 +169,8 @@ def main(argv: Sequence[str]) -> int:
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
         members=_members(args, exp, given, overrides),
         real=examples.real_labels(args.real, given) if args.real else None,
+        corruptions=corrupted,
+        attacks=attacked,
     )
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
     size = min(size, given.n)
@@ -180,6 +186,7 @@ def main(argv: Sequence[str]) -> int:
     evaluation_table.show(
         done.assessed,
         done.rows,
+        done.robustness,
         names,
         about=f"{given.split}, {done.weights}",
         every_class=args.classes == "all",
@@ -189,9 +196,29 @@ def main(argv: Sequence[str]) -> int:
         write_csv(file_of["--predictions"], done.found, exp.link, names, where, top)
     if "--json" in file_of:
         record |= {"weights": done.weights}
-        whole = evaluation_table.as_json(done.assessed, done.rows, names, record)
+        found = done.assessed, done.rows, done.robustness
+        whole = evaluation_table.as_json(*found, names, record)
         atomic.write(file_of["--json"], json.dumps(whole, allow_nan=False) + "\n")
     return cli.DONE
+
+
+def add_robustness(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is done to images before a model sees them."""
+    group = parser.add_argument_group("how robust it is")
+    add = group.add_argument
+    add("--corruptions", default="", help='all, or such as "contrast, gaussian_noise"')
+    add("--attacks", default="", help='such as "fgsm(2) | pgd(2, steps=10)", of 255 levels')
+
+
+def robustness_of(args: argparse.Namespace) -> tuple[list[str], list[attacks.Attack]]:
+    """(names of corruptions, attacks) of those flags; raises `InputError` for bad ones."""
+    names = corruptions.named(args.corruptions, "--corruptions") if args.corruptions else []
+    made = pipeline.build(args.attacks, attacks.ATTACKS, "--attacks")
+    called = [each.name for each in made]
+    twice = next((name for name in called if called.count(name) > 1), "")
+    if twice:
+        raise InputError(f"--attacks={args.attacks!r} has {twice} twice; name it once")
+    return names, made
 
 
 def _files(args: argparse.Namespace, top: int) -> dict[str, pathlib.Path]:
@@ -242,6 +269,7 @@ def _parser() -> cli.Parser:
         "--ensemble", default=[], action="append", metavar="RUN", help="once for each run"
     )
     group.add_argument("--real", default="", metavar="real.json", help="ImageNet ReaL")
+    add_robustness(parser)
     group = parser.add_argument_group("another dataset")
     group.add_argument("--dataset", default="", help="one whose classes are the model's")
     group.add_argument("--data_dir", default="", help="where it is; the run's data.dir")

@@ -1,7 +1,7 @@
 """What `evaluate` says of a run besides its first line, and the passes that it takes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,12 @@ from jaxcls import (
     examples,
     intervals,
     losses,
-    mesh,
+    robustness,
     scores,
 )
-from jaxcls.answers import Answer, Columns, Keep
-from jaxcls.assessment import Row
+from jaxcls.answers import Columns, Keep
+from jaxcls.assessment import Robustness, Row
+from jaxcls.attacks import Attack
 from jaxcls.errors import InputError
 from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
@@ -38,7 +39,8 @@ class Asked(NamedTuple):
     """What is asked for besides the headline; empty where it is not.
 
     tta, views: as text and as built. seen: through which ops the same examples are seen
-    again. real: for each example the classes that it may be called.
+    again. real: for each example the classes that it may be called. corruptions: by name;
+    they and attacks are of the headline's images and weights.
     """
 
     tta: str = ""
@@ -46,6 +48,8 @@ class Asked(NamedTuple):
     seen: Examples | None = None
     members: Sequence[tuple[Member, Examples]] = ()
     real: Sequence[Sequence[int]] | None = None
+    corruptions: Sequence[str] = ()
+    attacks: Sequence[Attack] = ()
 
 
 class Evaluation(NamedTuple):
@@ -56,6 +60,7 @@ class Evaluation(NamedTuple):
     found: Predictions
     assessed: assessment.Assessment
     rows: list[Row]
+    robustness: Robustness
 
 
 def evaluated(
@@ -78,7 +83,7 @@ def evaluated(
         wanted["tta"] = answers.through_views(
             exp, sets[own], given.columns, asked.views, score
         )
-    kept, labels = _gathered(exp, given, wanted, size)
+    kept, labels = answers.of_examples(exp, given, wanted, size)
     found = Predictions(kept[own]["logits"], labels)
     kept[own] = _in_pieces(score, found)
     values = {
@@ -94,7 +99,7 @@ def evaluated(
         rows.append(assessment.row(name, kept["tta"]))
     if asked.seen:
         answer = {"": answers.of_model(exp, sets[own], given.columns, score)}
-        again, _ = _gathered(exp, asked.seen, answer, size)
+        again, _ = answers.of_examples(exp, asked.seen, answer, size)
         text = asked.seen.data.config.data.eval_ops
         rows.append(assessment.row(f"--eval_ops={text!r}", again[""]))
     if asked.members:
@@ -103,15 +108,12 @@ def evaluated(
         rows.append(assessment.row(name, _in_pieces(score, together)))
     if asked.real is not None:
         rows.append(_real(found.logits, asked.real))
-    return Evaluation(own, values, found, assessed, rows)
-
-
-def _gathered(
-    exp: Experiment, given: Examples, wanted: Mapping[str, Answer], size: int
-) -> tuple[dict[str, Columns], np.ndarray]:
-    """What was kept by name, and the labels as places among the classes asked about."""
-    batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
-    return answers.gathered(given.n, batches, given.places, wanted, exp.mesh)
+    robust = robustness.assess(
+        exp, sets[own], given, asked.corruptions, asked.attacks, score, size
+    )
+    if robust.mean:
+        values["corrupted_top1"] = robust.mean.top1.value
+    return Evaluation(own, values, found, assessed, rows, robust)
 
 
 def _scorer(exp: Experiment) -> Keep:
@@ -153,7 +155,7 @@ def _temperature(
     own = examples.of_run(exp, "eval")
     answer = {"": answers.of_model(exp, variables, own.columns)}
     try:
-        kept, labels = _gathered(exp, own, answer, size)
+        kept, labels = answers.of_examples(exp, own, answer, size)
     except InputError as error:
         return math.nan, f"data.eval={split} cannot be read ({error})"
     on_them = Predictions(kept[""]["logits"], labels)
@@ -178,7 +180,7 @@ def _ensemble(
     every, links = [found.logits], [exp.link]
     for member, given in members:
         answer = {"": answers.of_model(member.exp, member.variables, given.columns)}
-        kept, labels = _gathered(member.exp, given, answer, size)
+        kept, labels = answers.of_examples(member.exp, given, answer, size)
         if not np.array_equal(labels, found.labels):
             raise InputError(
                 f"--ensemble={member.path} has other labels than --workdir for the same"

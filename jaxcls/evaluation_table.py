@@ -1,6 +1,7 @@
 """An assessment as tables to read, and as JSON."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxcls import calibration, console, jsonfile, scores
-from jaxcls.assessment import Assessment, Row
+from jaxcls.assessment import Assessment, Corrupted, Robustness, Row
 from jaxcls.console import as_text, table
 from jaxcls.intervals import Interval
 
@@ -19,12 +20,13 @@ CLASSES, PAIRS = 20, 10
 def show(
     found: Assessment,
     rows: Sequence[Row],
+    robust: Robustness,
     class_names: Sequence[str],
     *,
     about: str,
     every_class: bool,
 ) -> None:
-    """Print it: headline, rows of their own, classes, confusions, calibration.
+    """Print it: headline, rows of their own, robustness, classes, confusions, calibration.
 
     about: whose headline it is.
     """
@@ -36,7 +38,12 @@ def show(
         )
     out.print(_headline(found, about))
     if rows:
-        out.print(_rows(rows))
+        out.print(_rows("otherwise, not in the figures above", rows))
+    if robust.mean:
+        out.print(_corrupted(robust.corrupted, robust.mean))
+    if robust.attacked:
+        title = "under attacks, within epsilon levels of 255"
+        out.print(_rows(title, [each.row for each in robust.attacked]))
     out.print(_classes(found, class_names, every_class))
     pairs = scores.most_confused(found.matrix, PAIRS)
     if pairs:
@@ -52,11 +59,25 @@ def _headline(found: Assessment, about: str) -> Table:
     return made
 
 
-def _rows(rows: Sequence[Row]) -> Table:
+def _rows(title: str, rows: Sequence[Row]) -> Table:
     columns = "n", "top1", "95 % interval", "loss", "95 % interval"
-    made = table("otherwise, not in the figures above", "", *columns)
+    made = table(title, "", *columns)
     for row in rows:
         made.add_row(row.name, f"{row.n}", *_cells(row.top1), *_cells(row.loss))
+    return made
+
+
+def _corrupted(each: Sequence[Corrupted], mean: Row) -> Table:
+    strengths = [f"{k + 1}" for k in range(len(each[0].strengths))]
+    title = f"top1 of n={mean.n} corrupted at strengths 1 to {len(strengths)}"
+    made = table(title, "", "mean", "95 % interval", *strengths)
+    for one in each:
+        figures = (as_text(row.top1.value) for row in one.strengths)
+        made.add_row(one.name, *_cells(one.mean.top1), *figures)
+    together = zip(*(one.strengths for one in each), strict=True)
+    means = (statistics.fmean(row.top1.value for row in rows) for rows in together)
+    made.add_section()
+    made.add_row(mean.name, *_cells(mean.top1), *map(as_text, means))
     return made
 
 
@@ -110,6 +131,7 @@ def _cells(interval: Interval) -> tuple[str, str]:
 def as_json(
     found: Assessment,
     rows: Sequence[Row],
+    robust: Robustness,
     class_names: Sequence[str],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -136,10 +158,16 @@ def as_json(
         **record,
         "without_numbers": found.nameless,
         "headline": {name: one._asdict() for name, one in found.headline.items()},
-        "rows": [
-            {"name": row.name, "n": row.n}
-            | {"top1": row.top1._asdict(), "loss": row.loss._asdict()}
-            for row in rows
+        "rows": [_as_json(row) for row in rows],
+        "corruptions": [
+            {**_as_json(each.mean), "kind": each.kind}
+            | {"strengths": [_as_json(row) for row in each.strengths]}
+            for each in robust.corrupted
+        ],
+        "corruptions_mean": _as_json(robust.mean) if robust.mean else None,
+        "attacks": [
+            {**_as_json(each.row), "kind": each.kind, "epsilon": each.epsilon}
+            for each in robust.attacked
         ],
         "classes": classes,
         "confusion": cells.tolist(),
@@ -154,3 +182,10 @@ def as_json(
         },
     }
     return jsonfile.finite(whole)
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {"name": row.name, "n": row.n} | {
+        "top1": row.top1._asdict(),
+        "loss": row.loss._asdict(),
+    }

@@ -117,8 +117,8 @@ class Experiment(Recipe):
         return mesh.of_state(self.mesh, self.state_shapes)
 
     @functools.cached_property
-    def _variables_sharding(self) -> Any:
-        """The same of a model's {"params", "batch_stats"}."""
+    def variables_sharding(self) -> Any:
+        """Of each array of a model's {"params", "batch_stats"}, or one for all of them."""
         if mesh.fsdp_of(self.mesh) == 1:
             return mesh.replicated(self.mesh)
         return mesh.of_state(self.mesh, self.variables_like)
@@ -365,7 +365,7 @@ class Experiment(Recipe):
         """A function of (variables, a batch), jitted: rows in, all of it out."""
         return jax.jit(
             raw,
-            in_shardings=(self._variables_sharding, mesh.by_example(self.mesh)),
+            in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),
             out_shardings=mesh.replicated(self.mesh),
         )
 

@@ -61,18 +61,20 @@ def gather(
     split: str,
     images: Sequence[str],
     overrides: Mapping[str, str],
+    asked: evaluation.Asked,
 ) -> Run:
     """What the files of a run say and, where checkpoint and data are there, its model.
 
     which: "best", "last" or a step. split: "test", "eval", "train" or a TFDS split; "":
     data.test, or data.eval where there is none. images: what to look into, in place of
-    examples of the split. Raises `InputError` where `path` is not a run's folder.
+    examples of the split. asked: what is scored besides. Raises `InputError` where `path`
+    is not a run's folder.
     """
     folder = Workdir(path)
     saved = folder.read()
     # The same batches, but nothing is decoded that is not looked at.
-    asked = {"data.resident": "off", **overrides}
-    exp = evaluate.from_workdir(folder, asked)
+    values = {"data.resident": "off", **overrides}
+    exp = evaluate.from_workdir(folder, values)
     run = Run(
         name=name,
         saved=saved,
@@ -93,12 +95,12 @@ def gather(
             "It has no checkpoint yet, so its model can be neither scored nor looked into."
         )
         return _without(run, scores=why)
-    exp, step, at, weights = evaluate.load(path, which, asked)
+    exp, step, at, weights = evaluate.load(path, which, values)
     answered = _answers(exp, weights, images)
     given, why = _given(exp, split)
     seen = None
     try:
-        seen = see(exp, weights, step, at, given) if given else None
+        seen = see(exp, weights, step, at, given, asked) if given else None
     except InputError as error:  # Of a record that cannot be read.
         why = str(error)
     if seen:
@@ -161,11 +163,12 @@ def see(
     step: int,
     at: str,
     given: examples.Examples,
+    asked: evaluation.Asked,
 ) -> Seen:
     """What the model of a checkpoint says of examples; raises `InputError` for bad ones."""
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
-        done = evaluation.evaluated(exp, weights, given, evaluation.Asked(), size)
+        done = evaluation.evaluated(exp, weights, given, asked, size)
     found, names = done.found, exp.data.class_names
     worst = most_confident_mistakes(found, MISTAKES, exp.link)
     pixels = read(exp, given.split, given.key, worst)
@@ -173,7 +176,9 @@ def see(
         Picture(image, _said(found, k, exp.link, names))
         for image, k in zip(pixels, worst.tolist(), strict=True)
     ]
-    scored = Scored(step, at, given.split, done.weights, done.assessed, mistakes)
+    scored = Scored(
+        step, at, given.split, done.weights, done.assessed, mistakes, done.robustness
+    )
     variables = exp.variables(weights)
     return Seen(exp, variables, given.split, given.key, found, scored)
 

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from jaxcls import atomic, cli, files, gather
+from jaxcls import atomic, cli, evaluate, evaluation, files, gather
 from jaxcls.errors import InputError
 from jaxcls.importers.listing import shown
 from jaxcls.knobs import KNOBS
@@ -44,11 +44,14 @@ def main(argv: Sequence[str]) -> int:
         metavar="IMAGE_OR_FOLDER",
         help="look into these, in place of mistakes and hits",
     )
+    evaluate.add_robustness(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
         _check_studies_alone(args, folders, overrides)
+    corrupted, attacked = evaluate.robustness_of(args)
+    asked = evaluation.Asked(corruptions=corrupted, attacks=attacked)
     output = _output(args.output, (paths or folders)[0])
     files.check(args.images)
     images = [_image(each) for each in files.images(args.images)]
@@ -60,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
     names = dict(zip([*paths, *folders], names_of([*paths, *folders]), strict=True))
     studies = [gather.read_study(folder, names[folder]) for folder in folders]
     runs = [
-        gather.gather(path, names[path], args.checkpoint, args.split, images, overrides)
+        gather.gather(
+            path, names[path], args.checkpoint, args.split, images, overrides, asked
+        )
         for path in paths
     ]
     text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()}, studies)
@@ -94,6 +99,8 @@ def _check_studies_alone(
         "--checkpoint": args.checkpoint != "best",
         "--split": args.split,
         "--images": args.images,
+        "--corruptions": args.corruptions,
+        "--attacks": args.attacks,
         "--config": overrides,
     }
     for flag, is_asked in asked.items():

@@ -149,7 +149,7 @@ def test_the_tables_say_what_the_json_says(told):
 def test_rows_of_their_own_are_what_they_say(told, loaded):
     _, record, _ = told
     exp, params, ema, logits, labels = loaded
-    images = load_of(exp)
+    images = load_of(exp, "data.test", 360)
 
     def apply(variables, images):
         return np.asarray(exp.model.apply(variables, exp.normalize(images), False, None)[0])
@@ -191,9 +191,9 @@ def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
     np.testing.assert_array_equal(found, 9 - labels)
 
 
-def load_of(exp):
-    """The images of the test split as the model gets them."""
-    batches = exp.eval_batches("test", "data.test", 360)
+def load_of(data, key, n):
+    """The n images of the test split as the model gets them."""
+    batches = data.eval_batches("test", key, n)
     return np.concatenate([np.asarray(each["image"]) for each in batches])
 
 
@@ -250,6 +250,19 @@ def asked_all(exp, variables, given):
     return kept[""]["logits"], labels
 
 
+def attacked_among(exp, variables, images, labels):
+    """The mean loss among classes 3 and 8 after a step of 8 levels that raises it."""
+
+    def loss(images):
+        logits, _ = exp.model.apply(variables, exp.normalize(images), False, None)
+        likely = jax.nn.log_softmax(logits[:, np.array([3, 8])])
+        return -likely[np.arange(len(labels)), labels].mean()
+
+    levels = images.astype(np.float32)
+    moved = levels + 8 * np.sign(np.asarray(jax.grad(loss)(levels)))
+    return float(loss(moved.clip(0, 255)))
+
+
 @pytest.mark.slow
 def test_another_dataset_is_scored_among_the_classes_that_it_has(
     run, loaded, others, tmp_path
@@ -259,6 +272,7 @@ def test_another_dataset_is_scored_among_the_classes_that_it_has(
     out = said(
         f"--workdir={run}", "--dataset=odd", f"--data_dir={others}", f"--json={file}",
         f"--predictions={tmp_path}/top.csv", "--top=1", "--config.mesh.devices=1",
+        "--attacks=fgsm(8)",
     )  # fmt: skip
     assert " dataset=odd classes=2/10 split=test n=30 loss=" in out.splitlines()[0]
     given = examples.of_dataset(exp, "odd", str(others), "test")
@@ -270,7 +284,9 @@ def test_another_dataset_is_scored_among_the_classes_that_it_has(
     assert record["headline"]["top1"]["value"] == pytest.approx(hits.mean())
     loss = -likely[np.arange(30), labels].mean()
     assert record["headline"]["loss"]["value"] == pytest.approx(loss, rel=1e-5)
-    rows = table(tmp_path / "top.csv")
+    rows, (attack,) = table(tmp_path / "top.csv"), record["attacks"]
+    attacked = attacked_among(exp, params, load_of(given.data, "--split", 30), labels)
+    assert attack["loss"]["value"] == pytest.approx(attacked, rel=1e-3)
     assert [row["class_1"] for row in rows] == ["38"[k] for k in likely.argmax(1)]
     assert [row["label"] for row in rows] == ["38"[k] for k in labels]
 
@@ -316,11 +332,11 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     assert done.assessed.headline["macro F1"].value == 0
     from jaxcls import evaluation_table
 
-    names = list("0123456789")
-    whole = evaluation_table.as_json(done.assessed, done.rows, names, {})
+    names, found = list("0123456789"), (done.assessed, done.rows, done.robustness)
+    whole = evaluation_table.as_json(*found, names, {})
     json.dumps(whole, allow_nan=False)
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
-    evaluation_table.show(done.assessed, done.rows, names, about="", every_class=False)
+    evaluation_table.show(*found, names, about="", every_class=False)
     assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
 
 

@@ -34,12 +34,23 @@ VERBS = {
     | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
     "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
     "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
-    "evaluate": {"answers", "checkpoint", "cli", "config", "evaluation"}
+    "evaluate": {
+        "answers",
+        "attacks",
+        "checkpoint",
+        "cli",
+        "config",
+        "corruptions",
+        "evaluation",
+    }
     | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
     | {"predictions", "scores", "sources", "views", "workdir"},
-    "evaluation": {"answers", "assessment", "calibration", "examples", "experiment"}
-    | {"intervals", "losses", "mesh", "predictions", "scores", "views"},
-    "answers": {"data", "experiment", "mesh", "predictions", "views"},
+    "evaluation": {"answers", "assessment", "attacks", "calibration", "examples"}
+    | {"experiment", "intervals", "losses", "predictions", "robustness", "scores", "views"},
+    "robustness": {"answers", "assessment", "attacks", "corruptions", "examples"}
+    | {"experiment"},
+    "answers": {"attacks", "data", "examples", "experiment", "losses", "mesh"}
+    | {"predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
     | {"files", "importers", "memory", "mesh", "printing"},
@@ -53,7 +64,8 @@ VERBS = {
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"cli", "files", "gather", "importers", "reporting", "workdir"},
+    "report": {"cli", "evaluate", "evaluation", "files", "gather", "importers"}
+    | {"reporting", "workdir"},
     "gather": {"batches", "calibration", "checkpoint", "clean", "evaluate", "evaluation"}
     | {"examples", "experiment", "files", "importers", "logs", "memory"}
     | {"predict", "predictions", "reporting", "saliency", "scores", "show", "study_folder"}

@@ -162,6 +162,8 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
         (["--study={tmp}"], "is not a study's folder: it has no study.json"),
         (["--study={tmp}/no"], "is not a study's folder: it has no study.json"),
         (["--study={tmp}", "--split=train"], "--split is of runs, and there is none"),
+        (["--study={tmp}", "--attacks=fgsm(2)"], "--attacks is of runs, and there is none"),
+        (["--workdir={tmp}", "--corruptions=nose"], "unknown --corruptions 'nose'"),
         (["--study={tmp}", "--config.data.dir=x"], "--config is of runs"),
     ],
 )

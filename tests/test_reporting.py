@@ -19,6 +19,7 @@ from jaxcls.reporting.contents import Look, Picture, Run, Scored
 
 DEFAULTS = {key: knob.default for key, knob in KNOBS.items()}
 NASTY = ("<script>alert(1)</script>", 'a" onload="alert(1)', "&amp; $x^2$ ]]> '")
+NO_ROBUSTNESS = assessment.Robustness([], None, [])
 VOID = {"img", "meta", "br", "wbr"}
 
 
@@ -63,7 +64,7 @@ def scored(classes=3, n=40, seed=0):
         Predictions(logits, labels), "softmax", columns, 1.3, "data.eval"
     )
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-    return Scored(8, "best", "test", "params", found, [Picture(pixels, "b")])
+    return Scored(8, "best", "test", "params", found, [Picture(pixels, "b")], NO_ROBUSTNESS)
 
 
 def run(name="a", classes=("x", "y", "z"), **changes):
@@ -347,6 +348,43 @@ def test_heat_is_laid_over_where_it_is():
     y, x = np.unravel_index(changed.argmax(), changed.shape)
     assert 32 <= y < 64 <= x < 96
     np.testing.assert_array_equal(images.overlay(pixels, heat * 0), 100)
+
+
+def figured(name, top1):
+    value = Interval(top1, top1 - 0.01, top1 + 0.01)
+    return assessment.Row(name, 40, value, Interval(1.5, 1.25, 1.75))
+
+
+def test_robustness_is_a_chart_for_each_kind_and_one_of_attacks():
+    names = {"shot_noise": "noise", "contrast": "light", "pixelate": "light"}
+    corrupted = [
+        assessment.Corrupted(
+            name,
+            kind,
+            [figured(name, 0.9 - 0.1 * k - 0.01 * place) for k in range(5)],
+            figured(name, 0.7 - 0.01 * place),
+        )
+        for place, (name, kind) in enumerate(names.items())
+    ]
+    attacked = [
+        assessment.Attacked(kind, float(k), figured(f"{kind}({k})", 0.8 / k))
+        for kind in ("fgsm", "pgd")
+        for k in (8, 2)
+    ]
+    found = assessment.Robustness(corrupted, figured("mean of 3", 0.69), attacked)
+    text = made(run("a", scored=scored()._replace(robustness=found)), run("b"))
+    parsed = Parsed(text)
+    titles = [x for x in parsed.texts if x.startswith(("Corruptions: ", "Attacks"))]
+    assert titles == ["Corruptions: noise", "Corruptions: light", "Attacks"]
+    assert text.count(">Robustness</h3>") == 1  # The other run was not asked.
+    for name in ("shot_noise", "contrast", "pixelate"):
+        assert name in text
+    *_, mean = cells(text[text.index("top1 of corrupted images") :])
+    by_strength = ["0.890", "0.790", "0.690", "0.590", "0.490"]
+    assert mean == ["mean of 3", "0.690 (0.680 to 0.700)", *by_strength]
+    labels = [x["aria-label"] for x in parsed.all("svg")]
+    assert "Corruptions: light: means contrast 0.690; pixelate 0.680" in labels
+    assert any(x.startswith("Attacks: fgsm(8) 0.100; fgsm(2) 0.400;") for x in labels)
 
 
 def test_captions_keep_their_lines():

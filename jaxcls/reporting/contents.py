@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcls.assessment import Assessment
+from jaxcls.assessment import Assessment, Robustness
 
 Record = dict[str, Any]
 
@@ -35,6 +35,7 @@ class Scored(NamedTuple):
     weights: str
     assessed: Assessment
     mistakes: list[Picture]
+    robustness: Robustness
 
 
 class Study(NamedTuple):

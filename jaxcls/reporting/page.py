@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxcls.reporting import curves, images, studies, tables
+from jaxcls.reporting import curves, images, robust, studies, tables
 from jaxcls.reporting.contents import Run, Scored, Study
 from jaxcls.reporting.markup import Markup, join, note, section, swatch, tag
 from jaxcls.reporting.style import SCRIPT, STYLE
@@ -81,6 +81,7 @@ def _of_run(run: Run, number: int, runs: int) -> Markup:
                 section("Calibration", *_calibration(scored, number), level=3),
                 class_="pair",
             ),
+            section("Robustness", _robustness(scored, number), level=3),
             section("Its most confident mistakes", mistakes, level=3),
         ]
     looked = f"Where it looks ({run.looked_by})" if run.looked_by else "Where it looks"
@@ -136,6 +137,11 @@ def _calibration(found: Scored, number: int) -> list[Markup]:
         )
     chart = curves.reliability(fit.reliability, error, f"reliability{number + 1}")
     return [chart, note(text)]
+
+
+def _robustness(scored: Scored, number: int) -> Markup:
+    clean = scored.assessed.headline["top1"]
+    return robust.robustness(scored.robustness, clean, number)
 
 
 def _why(run: Run, part: str) -> Markup:

@@ -1,0 +1,302 @@
+"""Common corruptions of images at five strengths (Hendrycks and Dietterich, ICLR 2019).
+
+arXiv:1903.12261, with the amounts that its authors publish for images of 224 and of 32
+pixels; here is by which of the two an image is corrupted:
+
+- The nearer size, by ratio, of its shorter side: 32's amounts below 85 pixels.
+- Levels are rounded, not cut off, and nothing is stored as JPEG afterwards.
+- What lies beyond an image's edge is the nearest pixel's; a zoom is about the middle.
+- Their glass, snow, frost, fog and elastic are not here. Nor is saturate: its strengths
+  are of no order, and a grey image has none.
+"""
+
+import io
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from jaxcls.errors import InputError, lookup
+
+STRENGTHS = 5
+# Of the random numbers: the same for every run, so that runs can be compared.
+SEED = 0
+# The shorter side, in pixels, from which amounts are those of 224: the geometric mean.
+LARGE = 85
+# Levels float32 [H, W, C] of 0..1, an amount, random numbers -> levels, clipped later.
+Levels = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+
+
+class Random(Protocol):
+    """Where an example's random numbers come from, in [0, 1)."""
+
+    def random(self) -> float: ...
+
+
+class Corruption(NamedTuple):
+    """kind: what it is one of. small, large: its amounts at strengths 1..5 by size."""
+
+    kind: str
+    function: Levels
+    small: Sequence[Any]
+    large: Sequence[Any]
+
+    def __call__(
+        self, image: np.ndarray, strength: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """image uint8 [H, W, C], corrupted; strength: 1..5."""
+        amounts = self.large if min(image.shape[:2]) >= LARGE else self.small
+        levels = image.astype(np.float32) / 255
+        found = self.function(levels, amounts[strength - 1], rng)
+        return np.rint(found.clip(0, 1) * 255).astype(np.uint8).reshape(image.shape)
+
+
+def gaussian_noise(
+    levels: np.ndarray, deviation: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Normal noise."""
+    return levels + deviation * rng.standard_normal(levels.shape, np.float32)
+
+
+def shot_noise(levels: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+    """Poisson's noise of so many photons at the level 1."""
+    return (rng.poisson(levels * photons) / photons).astype(np.float32)
+
+
+def impulse_noise(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A share of the levels becomes 0 or 1, one as often as the other."""
+    drawn = rng.random(levels.shape, np.float32)
+    salted = np.where(drawn < share / 2, np.float32(0), levels)
+    return np.where(drawn >= 1 - share / 2, np.float32(1), salted)
+
+
+def speckle_noise(
+    levels: np.ndarray, deviation: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Normal noise in proportion to the level."""
+    noise = rng.standard_normal(levels.shape, np.float32)
+    return levels + levels * (deviation * noise)
+
+
+def gaussian_blur(levels: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """A Gaussian of `sigma` pixels, to four of them on each side."""
+    side = 2 * int(4 * sigma + 0.5) + 1
+    return cv2.GaussianBlur(levels, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+def defocus_blur(
+    levels: np.ndarray, disk: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """The mean over a disk; disk: its radius, and the sigma by which its edge is soft."""
+    radius, sigma = disk
+    soft = 3 if radius <= 8 else 5
+    reach = math.ceil(radius) + soft // 2
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    kernel = (x**2 + y**2 <= radius**2).astype(np.float32)
+    kernel = cv2.GaussianBlur(
+        kernel / kernel.sum(), (soft, soft), sigma, borderType=cv2.BORDER_CONSTANT
+    )
+    return _filtered(levels, kernel)
+
+
+def motion_blur(
+    levels: np.ndarray, trail: tuple[int, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A trail to one side, at most 45 degrees from level, as ImageMagick has it.
+
+    trail: half its length, and the sigma of its weights, which fall off from the pixel.
+    """
+    radius, sigma = trail
+    angle = math.radians(rng.uniform(-45, 45))
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    kernel = np.zeros((4 * radius + 1, 4 * radius + 1), np.float32)
+    rows = np.rint(steps * math.sin(angle)).astype(int) + 2 * radius
+    columns = np.rint(steps * math.cos(angle)).astype(int) + 2 * radius
+    np.add.at(kernel, (rows, columns), weights / weights.sum())
+    return _filtered(levels, kernel)
+
+
+def zoom_blur(
+    levels: np.ndarray, zooms: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """The mean over zooms from 1 on; zooms: the last one, and the step between two.
+
+    The image itself counts twice.
+    """
+    last, step = zooms
+    height, width = levels.shape[:2]
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    total, count = levels.copy(), 1
+    for k in range(round((last - 1) / step) + 1):
+        scale = 1 / (1 + k * step)
+        inverse = np.column_stack([np.eye(2) * scale, middle * (1 - scale)])
+        zoomed = cv2.warpAffine(
+            levels,
+            inverse,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        total, count = total + zoomed.reshape(levels.shape), count + 1
+    return total / count
+
+
+def brightness(levels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """HSV's value, the largest level of a pixel, is raised, its hue and saturation kept."""
+    value = levels.max(-1, keepdims=True)
+    raised = np.minimum(value + np.float32(amount), 1)
+    scale = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)
+    return np.where(value > 0, levels * scale, raised)
+
+
+def contrast(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A share of each channel's difference from its mean is left."""
+    means = levels.mean((0, 1), keepdims=True)
+    return (levels - means) * np.float32(share) + means
+
+
+def pixelate(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A share of the rows and columns is left, by Pillow's box filter there and back."""
+    height, width = levels.shape[:2]
+    size = max(1, int(width * share)), max(1, int(height * share))
+    picture = _picture(levels).resize(size, Image.Resampling.BOX)
+    return _levels(picture.resize((width, height), Image.Resampling.BOX))
+
+
+def jpeg_compression(
+    levels: np.ndarray, quality: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Stored as a JPEG of that quality, by Pillow."""
+    file = io.BytesIO()
+    _picture(levels).save(file, "JPEG", quality=quality)
+    with Image.open(file) as picture:
+        return _levels(picture)
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian_noise": Corruption(
+        "noise",
+        gaussian_noise,
+        small=(0.04, 0.06, 0.08, 0.09, 0.10),
+        large=(0.08, 0.12, 0.18, 0.26, 0.38),
+    ),
+    "shot_noise": Corruption(
+        "noise", shot_noise, small=(500, 250, 100, 75, 50), large=(60, 25, 12, 5, 3)
+    ),
+    "impulse_noise": Corruption(
+        "noise",
+        impulse_noise,
+        small=(0.01, 0.02, 0.03, 0.05, 0.07),
+        large=(0.03, 0.06, 0.09, 0.17, 0.27),
+    ),
+    "speckle_noise": Corruption(
+        "noise",
+        speckle_noise,
+        small=(0.06, 0.1, 0.12, 0.16, 0.2),
+        large=(0.15, 0.2, 0.35, 0.45, 0.6),
+    ),
+    "gaussian_blur": Corruption(
+        "blur", gaussian_blur, small=(0.4, 0.6, 0.7, 0.8, 1.0), large=(1, 2, 3, 4, 6)
+    ),
+    "defocus_blur": Corruption(
+        "blur",
+        defocus_blur,
+        small=((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        large=((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+    ),
+    "motion_blur": Corruption(
+        "blur",
+        motion_blur,
+        small=((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+        large=((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    ),
+    "zoom_blur": Corruption(
+        "blur",
+        zoom_blur,
+        small=((1.06, 0.01), (1.1, 0.01), (1.15, 0.01), (1.2, 0.01), (1.25, 0.01)),
+        large=((1.1, 0.01), (1.15, 0.01), (1.2, 0.02), (1.24, 0.02), (1.3, 0.03)),
+    ),
+    "brightness": Corruption(
+        "light and detail",
+        brightness,
+        small=(0.05, 0.1, 0.15, 0.2, 0.3),
+        large=(0.1, 0.2, 0.3, 0.4, 0.5),
+    ),
+    "contrast": Corruption(
+        "light and detail",
+        contrast,
+        small=(0.75, 0.5, 0.4, 0.3, 0.15),
+        large=(0.4, 0.3, 0.2, 0.1, 0.05),
+    ),
+    "pixelate": Corruption(
+        "light and detail",
+        pixelate,
+        small=(0.95, 0.9, 0.85, 0.75, 0.65),
+        large=(0.6, 0.5, 0.4, 0.3, 0.25),
+    ),
+    "jpeg_compression": Corruption(
+        "light and detail",
+        jpeg_compression,
+        small=(80, 65, 58, 50, 40),
+        large=(25, 18, 15, 10, 7),
+    ),
+}
+
+
+def named(text: str, key: str) -> list[str]:
+    """``"all"``, or ``"contrast, pixelate"`` -> names of `CORRUPTIONS`, in that order.
+
+    Raises `InputError`, naming `key`, for an unknown one, and for one that comes twice.
+    """
+    if text.strip() == "all":
+        return list(CORRUPTIONS)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        lookup({**CORRUPTIONS, "all": None}, name, key)
+        if name == "all":
+            raise InputError(f"{key}={text!r}: all are all there are; give {key}=all")
+        if names.count(name) > 1:
+            raise InputError(f"{key}={text!r} names {name} twice; name it once")
+    return names
+
+
+def at_every_strength(name: str) -> Callable[[np.ndarray, Random], np.ndarray]:
+    """A host op: image uint8 [H, W, C] -> uint8 [5, H, W, C], corrupted at 1..5.
+
+    It draws one number of the example's own, so neither its neighbours nor the other
+    corruptions change it.
+    """
+    corruption, stream = CORRUPTIONS[name], zlib.crc32(name.encode())
+
+    def op(image: np.ndarray, rng: Random) -> np.ndarray:
+        drawn = int(rng.random() * 2**53)
+        return np.stack(
+            [
+                corruption(image, k, np.random.Generator(_bits(drawn, stream, k)))
+                for k in range(1, STRENGTHS + 1)
+            ]
+        )
+
+    return op
+
+
+def _bits(drawn: int, stream: int, strength: int) -> np.random.BitGenerator:
+    return np.random.Philox(key=[drawn, stream * 8 + strength])
+
+
+def _filtered(levels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    return cv2.filter2D(levels, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+def _picture(levels: np.ndarray) -> Image.Image:
+    pixels = np.rint(levels * 255).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _levels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture, np.float32) / 255
