@@ -5,6 +5,7 @@ in it. A folder with the file, model.json and example.py is there when the file,
 again as others load it, gave the model's logits of real images; else nothing is left.
 """
 
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +102,9 @@ def export(
             f" ({type(error).__name__}: {first_line(error)}); try --format=stablehlo"
         ) from None
     try:
-        found = compared(kind.load(model, path, facts), model, images)
+        with _explained():
+            run = kind.load(model, path, facts)
+        found = compared(run, model, images)
     except DiffersError as error:
         raise DiffersError(f"--format={form}: {path.name} {error}") from None
     return {**facts, "verified": found}
@@ -117,7 +120,8 @@ def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
     wanted = [ours(part) for part in _cut(rest, itertools.repeat(BATCH_SIZES[-1]))]
     last = itertools.repeat(BATCH_SIZES[-1])
     for part in _cut(rest, itertools.chain(BATCH_SIZES, last)):
-        got.append(np.asarray(run(part)))
+        with _explained():
+            got.append(np.asarray(run(part)))
         sizes.append(len(part))
     here, there = np.concatenate(wanted), np.concatenate(got)
     if here.shape != there.shape:
@@ -136,6 +140,18 @@ def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
         "largest_difference": difference,
         "tolerance": most,
     }
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise `DiffersError` in place of whatever a runtime raises of a file."""
+    try:
+        yield
+    except DiffersError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise DiffersError(f"does not run ({kind}: {first_line(error)})") from None
 
 
 def _cut(images: np.ndarray, sizes: Iterator[int]) -> Iterator[np.ndarray]:
