@@ -92,7 +92,7 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
         (["--images", "no.png"], "no.png is not a file"),
         (
             ["--config.data.dir=/dev/null"],
-            "checked on real images.* give --images=.*data.dir",
+            "checked on real images.* --images=.*data.dir",
         ),
         (["--config.seed=1"], "part of what the run is"),
     ],

@@ -178,7 +178,7 @@ def answered(out, files, prelude=""):
     """What example.py of an export prints in a process in which there is no jaxcls."""
     code = (
         f"import sys; sys.modules['jaxcls'] = None; {prelude}\n"
-        "import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+        "import runpy; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
@@ -207,12 +207,48 @@ def test_an_example_answers_as_predict_does_without_jaxcls(form, digits, tmp_pat
     for i, image in enumerate(every_test_image(exp)[:4]):
         files.append(tmp_path / f"{i}.png")
         Image.fromarray(image[:, :, 0]).save(files[-1])
-    names = exp.data.class_names
-    said = answered(out, files)
-    for line, file, ours in zip(
-        said, files, predict.predict(exp, saved, map(str, files)), strict=True
-    ):
-        best = int(ours.probabilities.argmax())
+    check_answers(answered(out, files), exp, saved, files)
+
+
+def check_answers(said, exp, saved, files):
+    """What an example printed is what `predict` says of the files."""
+    ours = predict.predict(exp, saved, map(str, files))
+    for line, file, each in zip(said, files, ours, strict=True):
+        best = int(each.probabilities.argmax())
         start, probability = line.rsplit(" ", 1)
-        assert start == f"{file}: {names[best]}"
-        assert abs(float(probability) - ours.probabilities[best]) < 1e-3
+        assert start == f"{file}: {exp.data.class_names[best]}"
+        assert abs(float(probability) - each.probabilities[best]) < 1e-3
+
+
+# Its compiled operators do not load without CUDA.
+TORCHVISION = """
+import torch, types
+for name in ("_meta_registrations", "_autograd_registrations"):
+    sys.modules["torchvision." + name] = types.ModuleType(name)
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_an_example_with_torchvision_answers_as_predict_does(
+    torchvision, tiny, tmp_path, name
+):
+    ops = "decode | resize_short(72) | center_crop(64)"
+    values = {"data.name": "photos", "data.train_ops": ops, "data.eval_ops": ops}
+    options = {"model.name": name, "normalize": "imagenet", "ema.decay": 0.0}
+    exp = experiment.build(tiny(**values, **options), FACTS)
+    saved = {**exp.init()._asdict(), "ema": None}
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        image = Image.fromarray(np.ascontiguousarray(pixels(i, height=90, width=100)))
+        image.save(file)
+    model, out = export.model_of(exp, saved), tmp_path / "out"
+    out.mkdir()
+    seen = export.of_files(exp, [str(tmp_path)])
+    found = export.export("safetensors", model, Asked(), seen, out)
+    about = {"preprocessing": {"steps": export_facts.steps(exp)}}
+    told = {**about, "output": {"link": exp.link}, "labels": model.class_names}
+    export.finish("safetensors", model, found | told, out)
+    check_answers(answered(out, files, TORCHVISION), exp, saved, files)
