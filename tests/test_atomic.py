@@ -56,9 +56,14 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         atomic.folder(tmp_path / "in" / "new", "--out"),
     ):
         pytest.fail("it exists")
-    with pytest.raises(KeyError), atomic.folder(tmp_path / "other", "--out") as inside:
-        (inside / "file").write_text("text")
-        raise KeyError
+
+    def fails():
+        with atomic.folder(tmp_path / "other", "--out") as inside:
+            (inside / "file").write_text("text")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert [each.name for each in tmp_path.iterdir()] == ["in"]
 
 

@@ -98,7 +98,7 @@ FAMILIES = [
     ("mixer_s_32", 64),
     ("mobilenet_v2", 65),
     ("resnet18", 65),
-    ("resnet18(stem='cifar')", 32),
+    ("resnet18(stem='small')", 32),
     ("resnext50_32x4d", 64),
     ("vgg11_bn", 224),
     ("vit_ti_16", 64),
