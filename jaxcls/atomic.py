@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -34,6 +35,26 @@ def write(path: pathlib.Path, text: str) -> None:
     """Make `text` all that a file holds; raises `InputError` as `writing` does."""
     with writing(path) as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+    """An empty folder to fill, which becomes `path` when the block ends well.
+
+    Else nothing is left of it. flag: what named `path`. Raises `InputError` where that
+    exists or cannot be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{flag}={path} exists, and is not replaced; name a new folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    with explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

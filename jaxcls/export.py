@@ -1,134 +1,300 @@
 """A trained run -> a file for others. ``python -m jaxcls.export --workdir=RUN``.
 
-One format so far: "safetensors", which torchvision or timm load with ``strict=True``.
+What is exported takes uint8 images of the model's size and gives logits: normalising is
+in it. A folder with the file, model.json and example.py is there when the file, loaded
+again as others load it, gave the model's logits of real images; else nothing is left.
 """
 
-import inspect
-import math
+import contextlib
+import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import cli, decode, evaluate, experiment, pipeline, transfer, weights
-from jaxcls.errors import InputError, lookup
-from jaxcls.models import naming
-from jaxcls.weights import Preprocessing
+from jaxcls import (
+    __version__,
+    atomic,
+    clean,
+    cli,
+    decode,
+    evaluate,
+    examples,
+    experiment,
+    export_facts,
+    files,
+    jsonfile,
+    pipeline,
+    predict,
+    provenance,
+)
+from jaxcls.errors import InputError, first_line, lookup
+from jaxcls.formats import FORMATS, example
+from jaxcls.formats.model import Asked, DiffersError, Model, Run, runs
+from jaxcls.models import MODELS
 from jaxcls.workdir import Workdir
 
+# Images that an export is checked on, and by which the largest logit is multiplied for
+# how far it may be off.
+MOST_IMAGES, TOLERANCE = 256, 1e-4
+# The sizes of the batches that they come in; the last again and again.
+BATCH_SIZES = (1, 7, 64)
 
-def to_safetensors(
-    exp: experiment.Experiment,
-    saved: Mapping[str, Any],
-    path: pathlib.Path,
-    library: str = "",
-) -> int:
-    """Write a run's weights by a library's names; returns how many arrays there are.
+
+class Images(NamedTuple):
+    """Real images [n, H, W, C] uint8 as a model sees them, and where they are from."""
+
+    pixels: np.ndarray
+    source: str
+
+
+def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
+    """A run's model in float32.
 
     saved: {"params", "batch_stats", "ema"}; of these, what predictions are made with.
-    library: one that has the model; "": its first. The preprocessing and class names go
-    into the file's metadata. Raises `InputError` for a library that lacks the model or a
-    file that exists, and RuntimeError, leaving no file, where it does not read back.
     """
-    namings = exp.module.namings()
-    table = lookup(namings, library, "--names") if library else next(iter(namings.values()))
-    variables = exp.variables(dict(saved))
-    tensors = naming.to_theirs(variables, table)
-    weights.write(path, tensors, preprocessing(exp), exp.data.class_names)
+    module = pipeline.build_one(
+        exp.config.model.name,
+        MODELS,
+        "model.name",
+        num_classes=exp.data.num_classes,
+        dtype=jnp.float32,
+    )
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        with exp.numerics():
+            return module.apply(variables, exp.normalize(images), False).logits
+
+    return Model(
+        exp.config.model.name,
+        apply,
+        jax.device_get(exp.variables(dict(saved))),
+        exp.data.eval_shape,
+        tuple(exp.data.class_names),
+        module.namings(),
+        export_facts.preprocessing(exp),
+    )
+
+
+def export(
+    form: str,
+    model: Model,
+    asked: Asked,
+    images: Images,
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """Write a model's file into `folder` and check it; returns what model.json says of it.
+
+    Raises `InputError` where it cannot be converted, `DiffersError` where the file gives
+    other logits than the model.
+    """
+    kind, path = FORMATS[form], folder / f"model.{form}"
     try:
-        read = weights.read(str(path), "--out")
-        start = transfer.adapt(read.tensors, {library: table}, exp.variables_like)
-        ours = naming.flatten(variables)
-        if not all(np.array_equal(start.arrays[name], ours[name]) for name in ours):
-            raise InputError("the arrays differ")
-    except InputError as error:
-        path.unlink()
-        raise RuntimeError(f"{path} did not read back as it was written: {error}") from None
-    return len(tensors)
+        facts = kind.write(model, path, asked)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # Converters raise of every kind.
+        raise InputError(
+            f"--format={form} cannot be made of model.name={model.name}"
+            f" ({type(error).__name__}: {first_line(error)}); try --format=stablehlo"
+        ) from None
+    try:
+        with _explained():
+            run = kind.load(model, path, facts)
+        found = compared(run, model, images)
+    except DiffersError as error:
+        raise DiffersError(f"--format={form}: {path.name} {error}") from None
+    return {**facts, "verified": found}
 
 
-def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
-    """What images a run's model takes; None where its eval_ops are of another form.
+def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
+    """How far what `run` gives is from the model's own logits; see `TOLERANCE`.
 
-    That is: decode, then resize to the size that the model sees or to more of which the
-    centre is cut out, by a filter that others have.
+    Raises `DiffersError` where that is too far.
     """
-    height, width, channels = exp.data.eval_shape
-    calls = pipeline.parse(exp.config.data.eval_ops, "data.eval_ops")
-    if [call.name for call in calls] not in _FORMS or height != width:
-        return None
-    resized = calls[1]
-    bound = inspect.signature(decode.OPS[resized.name]).bind(
-        *resized.args, **resized.kwargs
-    )
-    bound.apply_defaults()
-    size, kind = bound.arguments["size"], _FILTERS.get(bound.arguments["filter"])
-    if kind is None or not isinstance(size, int) or size < height:
-        return None
-    black, white = (
-        np.asarray(exp.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))).reshape(-1)
-        for v in (0, 255)
-    )
-    if not (white > black).all():
-        return None  # Each image by its own pixels, which no mean and deviation says.
-    crop = height / size
-    while math.floor(height / crop) < size:  # As others find the size again.
-        crop = math.nextafter(crop, 0)
-    std = 1 / (white.astype(np.float64) - black)
-    mean = -black * std
-    return Preprocessing(
-        tuple(np.round(mean, 6).tolist()),
-        tuple(np.round(std, 6).tolist()),
-        height,
-        crop,
-        kind,
-        "center" if resized.name == "resize_short" else "squash",
-    )
+    ours, got, sizes = runs(model, model.variables), [], []
+    rest = images.pixels
+    wanted = [ours(part) for part in _cut(rest, itertools.repeat(BATCH_SIZES[-1]))]
+    last = itertools.repeat(BATCH_SIZES[-1])
+    for part in _cut(rest, itertools.chain(BATCH_SIZES, last)):
+        with _explained():
+            got.append(np.asarray(run(part)))
+        sizes.append(len(part))
+    here, there = np.concatenate(wanted), np.concatenate(got)
+    if here.shape != there.shape:
+        raise DiffersError(f"gives {there.shape} where the model gives {here.shape}")
+    most = TOLERANCE * max(1.0, float(np.abs(here).max()))
+    difference = float(np.abs(here - there).max())
+    if not difference <= most:  # Nor where one is not finite.
+        raise DiffersError(
+            f"gives other logits than the model: {difference:.3g} apart, of"
+            f" {len(here)} images of {images.source}, and may be {most:.3g}"
+        )
+    return {
+        "images": len(here),
+        "source": images.source,
+        "batch_sizes": sorted(set(sizes)),
+        "largest_difference": difference,
+        "tolerance": most,
+    }
 
 
-_FILTERS = {"linear": "bilinear", "bilinear": "bilinear", "bicubic": "bicubic"}
-_FORMS = [
-    ["decode", "resize_short", "center_crop"],
-    ["decode", "resize", "center_crop"],
-    ["decode", "resize"],
-]
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise `DiffersError` in place of whatever a runtime raises of a file."""
+    try:
+        yield
+    except DiffersError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise DiffersError(f"does not run ({kind}: {first_line(error)})") from None
+
+
+def _cut(images: np.ndarray, sizes: Iterator[int]) -> Iterator[np.ndarray]:
+    start = 0
+    while start < len(images):
+        size = next(sizes)
+        yield images[start : start + size]
+        start += size
+
+
+def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
+    """The first images among files and folders; raises `InputError` for a bad one."""
+    found = []
+    with clean.quiet():
+        for each in itertools.islice(files.images(paths), MOST_IMAGES):
+            try:
+                if isinstance(each, files.Bad):
+                    raise decode.DecodeError(each.why)
+                found.append(predict.read(exp, each))
+            except decode.DecodeError as error:
+                path = each.path if isinstance(each, files.Bad) else each
+                raise InputError(f"--images={path}: {error}; give image files") from None
+    return Images(np.stack(found), f"--images={paths[0]}")
+
+
+def of_data(exp: experiment.Experiment) -> Images:
+    """The first images of the run's test split, else of its others.
+
+    Raises `InputError` where the dataset is not there.
+    """
+    role = next(role for role in ("test", "eval", "train") if exp.config.data[role])
+    given = examples.of_run(exp, role)
+    try:
+        found, n = [], 0
+        for batch in exp.eval_batches(given.split, given.key, BATCH_SIZES[-1]):
+            found.append(np.asarray(batch["image"])[np.asarray(batch["mask"])])
+            n += len(found[-1])
+            if n >= MOST_IMAGES:
+                break
+    except InputError as error:
+        raise InputError(
+            f"an export is checked on real images, and those of the run are not there"
+            f" ({error}); give --images=FILE_OR_FOLDER or --config.data.dir=DIR"
+        ) from None
+    return Images(np.concatenate(found)[:MOST_IMAGES], f"{given.key}={given.split}")
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = cli.Parser("export", "Write the weights of a trained run for other libraries.")
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last or a step"
-    )
-    parser.add_argument(
-        "--format", default="safetensors", help="safetensors (the only one so far)"
-    )
-    parser.add_argument(
-        "--names",
-        default="",
-        help="whose names the arrays get: torchvision, timm, ...; default: the first that"
-        " has the model",
-    )
-    parser.add_argument("--out", default="", help="file to write; default: beside the run")
-    args = parser.parse_args(argv)
-    if args.format != "safetensors":
-        raise InputError(f"--format={args.format} is not written; try --format=safetensors")
-    folder = Workdir(args.workdir).path
-    out = pathlib.Path(args.out or folder.with_name(f"{folder.name}.safetensors"))
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out={out} must end in .safetensors")
-    exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, {})
+    rest, overrides = cli.split_overrides(argv)
+    args = _parser().parse_args(rest)
+    kind = lookup(FORMATS, args.format, "--format")
+    for flag, of in _ONLY_OF.items():
+        if f"--{flag}" in cli.given(_parser(), args) and args.format != of:
+            raise InputError(f"--{flag} is of --format={of}; leave it out")
+    kind.check(args.format)
+    asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
+    if args.images:
+        files.check(args.images)
+    folder = Workdir(args.workdir)
+    beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
+    out = pathlib.Path(args.out).expanduser() if args.out else beside
+    exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, overrides)
+    model = model_of(exp, saved)
+    about = export_facts.described(exp, folder, step, at, model)
     try:
-        arrays = to_safetensors(exp, saved, out, args.names)
-    except RuntimeError as error:
+        with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
+            images = of_files(exp, args.images) if args.images else of_data(exp)
+            facts = export(args.format, model, asked, images, temporary)
+            finish(args.format, model, facts | about, temporary)
+    except DiffersError as error:
         print(error)
         return cli.DIFFERS
-    library = args.names or next(iter(exp.module.namings()))
-    print(f"done: step={step} at={at} arrays={arrays} names={library} in {out}")
+    found = facts["verified"]
+    print(
+        f"done: step={step} at={at} format={args.format} n={found['images']}"
+        f" largest_difference={found['largest_difference']:.2g} in {out}"
+    )
     return cli.DONE
+
+
+def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Write example.py, where there can be one, and model.json."""
+    kind = FORMATS[form]
+    run = kind.example(model, facts)
+    if run:
+        steps, link = facts["preprocessing"]["steps"], facts["output"]["link"]
+        text = example.source(run, steps, model.image_shape, link)
+        atomic.write(folder / "example.py", text)
+    versions = provenance.versions([*_PACKAGES, *kind.needs.values()])
+    jsonfile.write(
+        folder / "model.json",
+        {
+            "format": form,
+            "file": f"model.{form}",
+            "example": "example.py" if run else None,
+            **facts,
+            "versions": {"jaxcls": __version__, **versions},
+        },
+    )
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise InputError(
+            "an export is checked on CPU, which JAX_PLATFORMS leaves out; add it, as in"
+            " JAX_PLATFORMS=cuda,cpu"
+        ) from None
+
+
+def _parser() -> cli.Parser:
+    listed = "\n".join(f"  {name:12}{kind.about}" for name, kind in FORMATS.items())
+    parser = cli.Parser(
+        "export",
+        "Write a trained run for others, with model.json and an example of its use.",
+        f"formats:\n{listed}\n\n{cli.OF_A_RUN}",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--checkpoint", default="best", help="best (default), last or a step")
+    add("--format", default="safetensors", help="default: safetensors")
+    add("--out", default="", metavar="DIR", help="new folder; default: beside the run's")
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE_OR_FOLDER",
+        help="what it is checked on; default: examples of the run's data",
+    )
+    add(
+        "--names",
+        default="",
+        help="of safetensors: whose names the arrays get: torchvision, timm, ...; default:"
+        " the first that has the model",
+    )
+    add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
+    return parser
+
+
+_ONLY_OF = {"names": "safetensors", "batch_size": "tflite"}
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from jaxcls import __version__
@@ -50,9 +51,9 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def versions() -> dict[str, str | None]:
-    """Package -> version, of those whose version may decide a bit."""
-    return {name: _version(name) for name in _RECORDED}
+def versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
+    """Package -> version, by default of those whose version may decide a bit."""
+    return {name: _version(name) for name in names}
 
 
 def _command() -> list[str]:

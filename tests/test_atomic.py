@@ -46,6 +46,27 @@ def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with atomic.folder(tmp_path / "in" / "new", "--out") as inside:
+        (inside / "file").write_text("text")
+        assert not (tmp_path / "in" / "new").exists()
+    assert (tmp_path / "in" / "new" / "file").read_text() == "text"
+    with (
+        pytest.raises(InputError, match=r"--out=.*new exists, and is not replaced"),
+        atomic.folder(tmp_path / "in" / "new", "--out"),
+    ):
+        pytest.fail("it exists")
+
+    def fails():
+        with atomic.folder(tmp_path / "other", "--out") as inside:
+            (inside / "file").write_text("text")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert [each.name for each in tmp_path.iterdir()] == ["in"]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no/x cannot be written \(No such file"):
         atomic.write(tmp_path / "no" / "x", "text")

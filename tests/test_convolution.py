@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxcls.models.convolution import convolve, on_cpu
+from jaxcls.models.convolution import convolve, on_cpu, plain
 
 RNG = np.random.default_rng(0)
 # (images, kernel, strides, padding, groups) that are rewritten on CPU.
@@ -102,6 +102,21 @@ def test_on_cpu_what_is_slow_there_is_no_convolution_and_elsewhere_all_is(case):
         for platform in ("cpu", "tpu", "cuda")
     }
     assert is_plain == {"cpu": case in PLAIN, "tpu": True, "cuda": True}
+
+
+def test_within_plain_all_is_a_convolution_on_cpu_too():
+    images, kernel, strides, padding, _, groups = made("patches")
+
+    def ours(images, kernel):
+        return convolve(
+            images, kernel, strides, padding, feature_group_count=groups, **REST
+        )
+
+    with plain():
+        traced = jax.jit(ours).trace(images, kernel)
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    again = jax.jit(lambda *both: ours(*both)).trace(images, kernel)
+    assert "stablehlo.convolution" not in again.lower(lowering_platforms=("cpu",)).as_text()
 
 
 @pytest.mark.parametrize("dilation", [{"kernel_dilation": 2}, {"input_dilation": 2}])

@@ -60,7 +60,9 @@ VERBS = {
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
-    "export": {"cli", "decode", "evaluate", "experiment", "models", "transfer", "weights"}
+    "export": {"clean", "cli", "decode", "evaluate", "examples", "experiment"}
+    | {"export_facts", "files", "formats", "models", "predict", "provenance", "workdir"},
+    "export_facts": {"decode", "digesting", "experiment", "formats", "logs", "weights"}
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
@@ -89,6 +91,7 @@ NOUNS = {
     "parts": {"optimizers"},
     "transfer": {"models"},
     "saliency": {"models"},
+    "formats": {"formats", "models", "transfer", "weights"},
     "weights": {"weights"},
     "assessment": {"calibration", "intervals", "predictions", "scores"},
     "calibration": {"predictions", "scores"},

@@ -19,6 +19,8 @@ from jaxcls import (
     weights,
 )
 from jaxcls.errors import InputError, StoppedError
+from jaxcls.formats import safetensors
+from jaxcls.formats.model import Asked
 from jaxcls.models import naming
 from jaxcls.weights import Preprocessing
 from jaxcls.workdir import Workdir
@@ -50,7 +52,7 @@ def exported(trained, tmp_path_factory):
     """The same weights as a file."""
     file = tmp_path_factory.mktemp("exported") / "digits.safetensors"
     exp, _, _, saved = evaluate.load(str(trained), "best", {})
-    export.to_safetensors(exp, saved, file)
+    safetensors.write(export.model_of(exp, saved), file, Asked())
     return file
 
 

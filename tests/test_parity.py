@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from jaxcls import config, errors, experiment, export, losses, sources
+from jaxcls.formats import safetensors
+from jaxcls.formats.model import Asked
 from jaxcls.models import MODELS, naming
 from jaxcls.models.resnet import RESNETS
 from jaxcls.models.speedrun import Airbench, whitening
@@ -384,7 +386,7 @@ def test_a_file_that_torch_saved_predicts_as_there_and_goes_back(
         expected = model(images).softmax(dim=1).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4)
     out = tmp_path / "back.safetensors"
-    export.to_safetensors(exp, state._asdict(), out, library)
+    safetensors.write(export.model_of(exp, state._asdict()), out, Asked(library))
     load_file = pytest.importorskip("safetensors.torch").load_file
     model.load_state_dict(load_file(out), strict=True)
     with torch.no_grad():

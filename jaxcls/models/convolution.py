@@ -5,8 +5,10 @@ Three other kinds are not: with what is here a training step takes 0.35 of the t
 ConvNeXt-T and 0.61 for ResNet-50 (`python -m benchmarks.step`, one core).
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,21 @@ from jax import lax
 Pads = Sequence[tuple[int, int]]
 # (images [B, H, W, C], kernel [h, w, C / groups, F]) -> [B, H', W', F].
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
+_IS_PLAIN = contextvars.ContextVar("is_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """While a model is traced within, each convolution is one, whatever the platform.
+
+    For converters, which know convolutions and no choice between programs. A function that
+    was jitted outside keeps what it was traced with.
+    """
+    before = _IS_PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _IS_PLAIN.reset(before)
 
 
 def convolve(
@@ -36,7 +53,7 @@ def convolve(
         return lax.conv_general_dilated(images, kernel, strides, padding, **rest)
 
     dilations = (rest.get(f"{side}_dilation") or () for side in ("lhs", "rhs"))
-    if any(each != 1 for dilation in dilations for each in dilation):
+    if _IS_PLAIN.get() or any(each != 1 for side in dilations for each in side):
         return plain(images, kernel)
     groups = rest["feature_group_count"]
     better = on_cpu(images.shape, kernel.shape, tuple(strides), padding, groups)

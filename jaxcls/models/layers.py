@@ -232,12 +232,14 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
     """x [B, H, W, C] -> its maxima over square windows.
 
     Explicit padding is -inf and then VALID: converters to ONNX get the padded form of
-    `reduce_window` silently wrong.
+    `reduce_window` silently wrong. Keywords only: theirs of `nn.max_pool` takes no others.
     """
     if padding:
         sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
         x = jnp.pad(x, sides, constant_values=-jnp.inf)
-    return nn.max_pool(x, (window, window), strides=(stride, stride), padding="VALID")
+    return nn.max_pool(
+        x, window_shape=(window, window), strides=(stride, stride), padding="VALID"
+    )
 
 
 def blur(x: jax.Array) -> jax.Array:
