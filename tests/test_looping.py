@@ -96,6 +96,7 @@ def outline(folder):
     return [{k: record[k] for k in keys if k in record} for record in records]
 
 
+@pytest.mark.slow
 def test_how_many_steps_go_at_once_changes_no_bits_and_duties_keep_their_steps(
     looped, tmp_path
 ):

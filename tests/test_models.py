@@ -59,6 +59,16 @@ PUBLISHED = {
 }
 
 
+def variants(names):
+    """Marks those of many blocks as slow: to trace one takes seconds."""
+    deep = "101", "152", "convnext_s", "convnext_b", "convnext_l", "vit_l"
+    deep = {name for name in names if any(part in name for part in deep)}
+    slow = [pytest.mark.slow]
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=slow if name in deep else []) for name in names]
+    )
+
+
 def natural_size(name):
     return 32 if name.startswith(("wrn", "cnn", "airbench")) else 224
 
@@ -78,7 +88,7 @@ def test_every_variant_has_a_published_size_here():
     assert count(made["params"]) == 5_717_416 + more_pixels - fewer_tokens
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@variants(PUBLISHED)
 def test_parameters_are_as_many_as_published(name):
     _, output, made = whole(name)
     parameters, features = PUBLISHED[name]
@@ -88,7 +98,7 @@ def test_parameters_are_as_many_as_published(name):
     assert dtypes((output, made)) == {"float32"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@variants(MODELS)
 def test_groups_hold_every_layer_once_and_end_with_the_head(name):
     module, _, made = whole(name)
     layers = [layer for group in module.groups() for layer in group]
@@ -96,7 +106,7 @@ def test_groups_hold_every_layer_once_and_end_with_the_head(name):
     assert module.groups()[-1][-1] == "head"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@variants(MODELS)
 def test_every_parameter_has_one_name_of_its_own_elsewhere(name):
     module, _, made = whole(name)
     paths = naming.flatten(made)

@@ -28,7 +28,9 @@ def built(data_dir, devices):
     return exp, {k: exp.init()._asdict()[k] for k in ("params", "batch_stats")}
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 61), (8, 24)])
+@pytest.mark.parametrize(
+    ("devices", "batch_size"), [pytest.param(1, 61, marks=pytest.mark.slow), (8, 24)]
+)
 def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
     exp, variables = built(data_dir, devices)
     given = examples.of_run(exp, SPLIT)

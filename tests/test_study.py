@@ -59,6 +59,7 @@ def result(folder):
 GRID = ("--seeds=2", "--grid", "optim.lr=0.01,0.001")
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_seeds_may_be_added(done, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     status, folder = done("--seeds=1", "--grid", "optim.lr=0.01")
