@@ -39,7 +39,7 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     while math.floor(height / crop) < size:  # As others find the size again.
         crop = math.nextafter(crop, 0)
     std = 1 / (white.astype(np.float64) - black)
-    mean = -black * std
+    mean = 0.0 - black * std  # No -0.0.
     return Preprocessing(
         tuple(np.round(mean, 6).tolist()),
         tuple(np.round(std, 6).tolist()),

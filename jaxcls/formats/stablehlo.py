@@ -36,7 +36,7 @@ def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
     """(imports, code) of example.py."""
     del model, facts
     return (
-        "from jax import export",
+        "from jax import export  # Which needs flatbuffers.",
         """\
 model = export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
 
