@@ -22,7 +22,9 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     """
     del asked
     shape = (jax.export.symbolic_shape("batch")[0], *model.image_shape)
-    with _silent(), convolution.plain():
+    # What it puts in place of flax's layers adds biases by promotion.
+    promotes = jax.numpy_rank_promotion("allow")
+    with _silent(), convolution.plain(), promotes:
         made = importlib.import_module("jax2onnx").to_onnx(
             model.logits,
             [jax.ShapeDtypeStruct(shape, jnp.uint8)],
