@@ -62,6 +62,8 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
                 embed = _mapped(file, archive.getinfo("embed.npy"))
         with np.load(file, allow_pickle=False) as whole:
             found = {name: whole[name] for name in names if name != "embed"}
+    # zipfile has no one kind for damage: a compression or version that it does not know is
+    # NotImplementedError, a password RuntimeError.
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error)) from None
     return {**found, "embed": embed} if "embed" in names else found

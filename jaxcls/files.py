@@ -4,8 +4,9 @@ import io
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
@@ -13,6 +14,7 @@ from jaxcls.importers.folders import IMAGE_SUFFIXES
 from jaxcls.importers.listing import shown
 from jaxcls.importers.trees import MAX_DEPTH, check_size, is_hidden
 
+T = TypeVar("T")
 SUFFIXES = tuple(os.fsdecode(suffix) for suffix in IMAGE_SUFFIXES)
 LIST = "-"  # Stands for a list of paths on standard input.
 _CHUNK = 1 << 16  # Bytes of the list that are read at once; no path is as long.
@@ -112,6 +114,20 @@ def images(paths: Iterable[str]) -> Iterator[str | Bad]:
             yield image
         if is_empty:
             yield Bad(path, NO_IMAGE)
+
+
+def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
+    """What was found of good files, as it comes; bad ones are said on standard error.
+
+    Counts both, as "answered" and "bad".
+    """
+    for each in found:
+        if isinstance(each, Bad):
+            counts["bad"] += 1
+            say(each)
+            continue
+        counts["answered"] += 1
+        yield each
 
 
 def say(bad: Bad) -> None:

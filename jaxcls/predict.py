@@ -256,12 +256,7 @@ def _rows(
     found: Iterable[Answer | Bad], names: Sequence[str], top: int, counts: Counter[str]
 ) -> Iterator[Row]:
     """The rows of answers; bad files are said on standard error. Counts both."""
-    for each in found:
-        if isinstance(each, Bad):
-            counts["bad"] += 1
-            files.say(each)
-            continue
-        counts["answered"] += 1
+    for each in files.good(found, counts):
         best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
         yield each.path, [(names[k], float(each.probabilities[k])) for k in best]
 

@@ -268,12 +268,7 @@ def _answered(
 
     drawn: gets the first of them.
     """
-    for each in found:
-        if isinstance(each, Bad):
-            counts["bad"] += 1
-            files.say(each)
-            continue
-        counts["answered"] += 1
+    for each in files.good(found, counts):
         if len(drawn) < SHEET_ROWS:
             drawn.append(each)
         yield each

@@ -173,7 +173,7 @@ def test_a_program_with_other_logits_leaves_nothing(
 
 def test_a_model_that_cannot_be_converted_is_one_line(run, tmp_path, monkeypatch):
     def fails(*_, **__):
-        raise NotImplementedError("no rule for\nthis")
+        raise NotImplementedError("no rule for\nthis")  # As JAX's of an op it cannot.
 
     monkeypatch.setattr(stablehlo.export, "export", fails)
     with pytest.raises(InputError, match=r"cannot be made of .*NotImpl.*: no rule for\)"):

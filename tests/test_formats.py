@@ -34,7 +34,7 @@ PROGRAMS = ("stablehlo", "onnx", "tflite")
 
 
 def needed(form):
-    """Skip where a format's packages are not installed."""
+    """Skip where a format's packages are not installed; .ci/run installs them all."""
     for module, distribution in FORMATS[form].needs.items():
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{distribution} is not installed")

@@ -49,17 +49,17 @@ def convolve(
     for another machine is that machine's: on CPU, where `on_cpu` has a better one, that.
     """
 
-    def plain(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    def windowed(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(images, kernel, strides, padding, **rest)
 
     dilations = (rest.get(f"{side}_dilation") or () for side in ("lhs", "rhs"))
     if _IS_PLAIN.get() or any(each != 1 for side in dilations for each in side):
-        return plain(images, kernel)
+        return windowed(images, kernel)
     groups = rest["feature_group_count"]
     better = on_cpu(images.shape, kernel.shape, tuple(strides), padding, groups)
     if better is None:
-        return plain(images, kernel)
-    return lax.platform_dependent(images, kernel, cpu=better, default=plain)
+        return windowed(images, kernel)
+    return lax.platform_dependent(images, kernel, cpu=better, default=windowed)
 
 
 def on_cpu(
