@@ -51,7 +51,7 @@ def measure_loop(args: argparse.Namespace, folder: pathlib.Path) -> None:
     )
     saves = (args.steps - 1) // args.every
     seconds_a_step(without, folder / "warm")  # And with it what a save compiles.
-    _ = with_saves.compiled_train_step
+    _ = with_saves.programs.train_step
     shares, costs, pairs = [], [], []
     for segment in range(args.segments):
         base = seconds_a_step(without, folder / f"without{segment}")
@@ -61,7 +61,7 @@ def measure_loop(args: argparse.Namespace, folder: pathlib.Path) -> None:
         pairs.append((base, ours))
         print(f"without saves {1e3 * base:.1f}, with {1e3 * ours:.1f} ms a step")
     base, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    size = saving.memory_of(checkpoint.to_tree(with_saves.state_shapes))
+    size = saving.memory_of(checkpoint.to_tree(with_saves.programs.state_shapes))
     print(
         f"{args.model} batch {args.batch}, state {size / 2**20:.1f} MiB, a save every"
         f" {args.every} steps: {1e3 * base:.1f} and {1e3 * ours:.1f} ms a step; lost to"
@@ -72,7 +72,7 @@ def measure_loop(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def random_state(exp: experiment.Experiment) -> State:
     """A state of an experiment's shapes, its floats random: zeros would be compressed."""
-    shapes = exp.state_shapes
+    shapes = exp.programs.state_shapes
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(shapes)]
     numbers = np.random.default_rng(0).standard_normal(max(sizes), np.float32)
 

@@ -90,7 +90,7 @@ def bare(exp: experiment.Experiment, state: State, steps: int) -> tuple[float, S
     jax.block_until_ready(batch)
     began = time.perf_counter()
     for _ in range(steps):
-        state, scores = exp.compiled_train_step(state, batch)
+        state, scores = exp.programs.train_step(state, batch)
     jax.block_until_ready((state.params, scores))
     return (time.perf_counter() - began) / steps, state
 

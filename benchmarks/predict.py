@@ -85,7 +85,7 @@ def predicting(
     """Every file once from its path to its row, which goes nowhere."""
     found = predict.predict(exp, weights, paths, batch_size=batch_size, threads=threads)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        counts = predict.write("csv", found, exp.data.class_names, 3)
+        counts = predict.write("csv", found, exp.selection.class_names, 3)
     assert counts["answered"] == len(paths), counts
 
 
@@ -95,12 +95,12 @@ def model_alone(
     """The pace of the model on one batch that lies on the device."""
     images = np.zeros((batch_size, *exp.data.eval_shape), np.uint8)
     placed = mesh.put(exp.mesh, {"image": images})["image"]
-    variables = exp.variables(weights)
-    jax.block_until_ready(exp.predict_step(variables, placed))
+    variables = exp.recipe.variables(weights)
+    jax.block_until_ready(exp.programs.predict_step(variables, placed))
 
     def run() -> None:
         for _ in range(steps):
-            jax.block_until_ready(exp.predict_step(variables, placed))
+            jax.block_until_ready(exp.programs.predict_step(variables, placed))
 
     return timed(run, batch_size * steps)
 

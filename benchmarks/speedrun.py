@@ -67,7 +67,7 @@ def scorer(exp: experiment.Experiment) -> Hits:
     @jax.jit
     def hits(variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
         views = six_views(batch["image"])
-        logits = [exp.logits_step(variables, images) for _, images in views]
+        logits = [exp.programs.logits_step(variables, images) for _, images in views]
         weights = jnp.array([weight for weight, _ in views])
         mean = jnp.tensordot(weights, jnp.stack(logits), 1)
         right = [each.argmax(-1) == batch["label"] for each in (logits[0], mean)]
@@ -86,11 +86,11 @@ def once(exp: experiment.Experiment, hits: Hits) -> Run:
     stepping.advance(steps, steps.batches(0))
     state = jax.block_until_ready(steps.take())
     trained = time.perf_counter()
-    variables = exp.variables(state._asdict())
+    variables = exp.recipe.variables(state._asdict())
     batches = exp.eval_batches(exp.config.data.eval, "data.eval")
     found = jax.device_get([hits(variables, batch) for batch in batches])
     scored = time.perf_counter()
-    n = exp.count("eval")
+    n = exp.data.examples("eval")
     plain, views = (
         int(np.sum([each.sum() for each in x])) / n for x in zip(*found, strict=True)
     )

@@ -80,11 +80,11 @@ class Ours:
 
     def __init__(self, exp: experiment.Experiment, batch: dict[str, np.ndarray]) -> None:
         began = time.perf_counter()
-        _ = exp.lowered_train_step
+        _ = exp.programs.lowered_train_step
         self.trace_seconds = time.perf_counter() - began
-        self.step = exp.compiled_train_step
+        self.step = exp.programs.train_step
         self.compile_seconds = time.perf_counter() - began - self.trace_seconds
-        self.program = exp.train_program(exp.data.train_shape)
+        self.program = exp.programs.train_program(exp.data.train_shape)
         self.state = exp.init()
         self.batch = mesh.put(exp.mesh, batch)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -104,10 +104,10 @@ class Ours:
 
 def flop(exp: experiment.Experiment) -> int:
     """Multiplications and additions of a step: three forward passes'."""
-    shapes = exp.state_shapes
+    shapes = exp.programs.state_shapes
     variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-    image = exp.batch_like()["image"]
-    return 3 * 2 * multiply_adds(exp.pure_predict_step(), variables, image)
+    image = exp.programs.batch_like(exp.data.train_shape)["image"]
+    return 3 * 2 * multiply_adds(exp.recipe.predict_step(), variables, image)
 
 
 def products(precision: str, side: int) -> Callable[[int], None]:

@@ -26,7 +26,7 @@ def main() -> None:
         overrides["model.name"] = args.model
     exp = experiment.build(config.load(args.config, overrides))
     together.check(exp, args.seeds)
-    _ = exp.lowered_train_step
+    _ = exp.programs.lowered_train_step
     exps = [exp.reseeded({"seed": seed}) for seed in range(args.seeds)]
     group = together.Group(exp, args.seeds)
     size, ratios, rates = exp.config.batch_size, [], []

@@ -46,7 +46,7 @@ def of_model(
 ) -> Answer:
     """What a model says of the classes `columns` [k]."""
     return Answer(
-        lambda batch: [exp.logits_step(variables, batch["image"])],
+        lambda batch: [exp.programs.logits_step(variables, batch["image"])],
         lambda parts: parts[0][:, columns],
         keep,
     )
@@ -65,12 +65,15 @@ def through_views(
 
     def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
         return mean_logits(
-            [probabilities(part[:, columns], exp.link) for part in parts], exp.link
+            [probabilities(part[:, columns], exp.recipe.link) for part in parts],
+            exp.recipe.link,
         )
 
     def ask(batch: DeviceBatch) -> list[jax.Array]:
         images = batch["image"]
-        return _in_turn(exp.logits_step(variables, view(images)) for view in jitted)
+        return _in_turn(
+            exp.programs.logits_step(variables, view(images)) for view in jitted
+        )
 
     return Answer(ask, combine, keep)
 
@@ -94,7 +97,8 @@ def at_strengths(
     def ask(batch: DeviceBatch) -> list[jax.Array]:
         images = batch["image"]
         return _in_turn(
-            exp.logits_step(variables, of_one(images, np.int32(k))) for k in range(count)
+            exp.programs.logits_step(variables, of_one(images, np.int32(k)))
+            for k in range(count)
         )
 
     return _of_several(ask, columns, keep)
@@ -117,12 +121,12 @@ def under_attacks(
     def judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         asked, own = logits[:, columns], jnp.asarray(places)[labels]
         targets = losses.smooth(own, len(columns), 0.0)
-        return exp.loss(asked, targets), asked.argmax(-1) == own
+        return exp.recipe.loss(asked, targets), asked.argmax(-1) == own
 
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
     advance = jax.jit(
-        attacks.make_advance(exp.pure_predict_step(), judge),
-        in_shardings=(exp.variables_sharding, rows, everywhere, everywhere),
+        attacks.make_advance(exp.recipe.predict_step(), judge),
+        in_shardings=(exp.programs.variables_sharding, rows, everywhere, everywhere),
         out_shardings=rows,
     )
     moves = attacks.Moves(
@@ -134,7 +138,7 @@ def under_attacks(
     def ask(batch: DeviceBatch) -> list[jax.Array]:
         path = begin({name: batch[name] for name in ("image", "label", "index")})
         return _in_turn(
-            exp.logits_step(variables, each.make(moves, path)) for each in chosen
+            exp.programs.logits_step(variables, each.make(moves, path)) for each in chosen
         )
 
     return _of_several(ask, columns, keep)

@@ -1,13 +1,13 @@
-"""Selection -> Data: the batches on the mesh, the half of the experiment before the model.
+"""config -> Data: the batches of a run on its mesh.
 
-In which order examples come, through which host ops and from where (disk or device) is
-the config's.
+The config says in which order examples come, through which host ops, and whether decoded
+images are kept on the device.
 """
 
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,28 +23,40 @@ DeviceBatch = dict[str, jax.Array]
 # What batches have besides images and labels, for each of several.
 Columns = dict[str, np.ndarray]
 
+# What a split is for: learning, choosing the best, and one score at the end.
+ROLES = ("train", "eval", "test")
 # Decoded images that data.resident="auto" keeps on the device, in bytes a split. A
 # constant, so that every host of a run decides the same.
 RESIDENT_BYTES = 512 * 2**20
 
 
-class Data(Selection):
-    """The dataset as a config uses it; everything is read on first use."""
+class Data:
+    """The batches that a config asks for; everything is read on first use.
+
+    selection: which examples they are of. devices: to choose from instead of those that
+    there are.
+    """
 
     def __init__(
         self,
         config: ConfigDict,
         facts: sources.Facts | None,
-        make_mesh: Callable[[], jax.sharding.Mesh],
+        devices: Sequence[Any] | None = None,
     ) -> None:
-        super().__init__(config, facts)
-        self._make_mesh = make_mesh
+        self.config = config
+        self.selection = Selection(config, facts)
+        self._devices = devices
         self._resident: dict[tuple[str, str], DeviceBatch] = {}
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The devices that batches go to."""
-        return self._make_mesh()
+        return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp, self._devices)
+
+    def examples(self, role: str) -> int:
+        """How many examples of data.train, data.eval or data.test are used; 0 for ''."""
+        split = self.config.data[role]
+        return self.selection.count(split, f"data.{role}") if split else 0
 
     def reseeded(self, config: ConfigDict) -> "Data":
         """The data of a config that differs in seeds alone; what is read serves both."""
@@ -72,9 +84,9 @@ class Data(Selection):
 
     def _order_by(self, seed: int) -> batches.Order:
         if not self.config.data.balance:
-            n = self.count(self.config.data.train, "data.train")
+            n = self.selection.count(self.config.data.train, "data.train")
             return lambda epoch: batches.order(seed, epoch, n)
-        labels = self._train_labels()
+        labels = self.selection.train_labels()
         return functools.lru_cache(maxsize=3)(
             lambda epoch: batches.balanced_order(seed, epoch, labels)
         )
@@ -114,14 +126,14 @@ class Data(Selection):
     @functools.cached_property
     def eval_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the images that the model sees in evaluation."""
-        shape = self.facts.image_shape
+        shape = self.selection.facts.image_shape
         return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
 
     @functools.cached_property
     def train_shapes(self) -> list[tuple[int, int, int]]:
         """(H, W, C) of the images of every stage of training."""
         shapes = [
-            batches.output_shape(ops, self.facts.image_shape, "data.train_ops")
+            batches.output_shape(ops, self.selection.facts.image_shape, "data.train_ops")
             for _, ops in self.train_stages
         ]
         if shapes[0][2] != self.eval_shape[2]:
@@ -162,7 +174,7 @@ class Data(Selection):
         size = self.config.batch_size
         return batches.train_plans(
             self._order,
-            self.count(self.config.data.train, "data.train"),
+            self.selection.count(self.config.data.train, "data.train"),
             size,
             mesh.host_rows(size),
             start=start,
@@ -177,23 +189,28 @@ class Data(Selection):
         host.
         """
         key, split = "data.train", self.config.data.train
-        n = min(count, self.count(split, key))
+        n = min(count, self.selection.count(split, key))
         seed = configs.seed_of(self.config, "init")
         plans = batches.train_plans(
-            self._order_by(seed), self.count(split, key), n, slice(0, n), start=0, stop=1
+            self._order_by(seed),
+            self.selection.count(split, key),
+            n,
+            slice(0, n),
+            start=0,
+            stop=1,
         )
-        ops, records = self.train_stages[0][1], self.records(split, key)
+        ops, records = self.train_stages[0][1], self.selection.records(split, key)
         found = batches.decoded(records, ops, plans, seed=seed)
         return next(found)["image"]
 
     def train_examples(self, step: int) -> np.ndarray:
         """The records [B] int64 of data.train that the batch of `step` is made of."""
         split, size = self.config.data.train, self.config.batch_size
-        n = self.count(split, "data.train")
+        n = self.selection.count(split, "data.train")
         turns = np.arange(step * size, (step + 1) * size) // self.config.data.repeats
         examples = batches.indices(turns, n, self._order)
-        is_part = self._is_part("data.train")
-        return self._used(split, "data.train")[examples] if is_part else examples
+        is_part = self.selection.is_part("data.train")
+        return self.selection.used(split, "data.train")[examples] if is_part else examples
 
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
         """Every example of a split once, on the mesh: image, label, index, mask.
@@ -201,7 +218,7 @@ class Data(Selection):
         `key`: the config key or flag that `split` came from. index: 0..n-1.
         """
         rows = mesh.host_rows(batch_size)
-        plans = batches.eval_plans(self.count(split, key), batch_size, rows)
+        plans = batches.eval_plans(self.selection.count(split, key), batch_size, rows)
         return self._batches("eval_ops", self.eval_ops, split, key, plans)
 
     def _batches(
@@ -229,14 +246,14 @@ class Data(Selection):
         """The planned batches on this host, with labels as the model counts classes."""
         data = self.config.data
         for batch in batches.decoded(
-            self.records(split, key),
+            self.selection.records(split, key),
             ops,
             plans,
             seed=configs.seed_of(self.config, "augment"),
             threads=data.threads,
             prefetch=data.prefetch,
         ):
-            batch["label"] = self.relabel(batch, f"{key}={split!r}")
+            batch["label"] = self.selection.relabel(batch, f"{key}={split!r}")
             yield batch
 
     # Decoded images on the device.
@@ -259,7 +276,7 @@ class Data(Selection):
         ):
             split = data[key.removeprefix("data.")]
             if split and self._is_resident(name, split, key):
-                total += self.count(split, key) * math.prod(shape)
+                total += self.selection.count(split, key) * math.prod(shape)
         return total
 
     def _is_resident(self, name: str, split: str, key: str) -> bool:
@@ -278,7 +295,10 @@ class Data(Selection):
                 " each time; crop with augment='random_crop(4)', or leave it auto"
             )
         shape = self.train_shape if key == "data.train" else self.eval_shape
-        return kind == "on" or self.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
+        return (
+            kind == "on"
+            or self.selection.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
+        )
 
     def _on_device(self, split: str, key: str) -> DeviceBatch:
         """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
@@ -288,7 +308,7 @@ class Data(Selection):
 
     def _decoded_whole(self, split: str, key: str) -> DeviceBatch:
         ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
-        plans = batches.eval_plans(self.count(split, key), 256, slice(0, 256))
+        plans = batches.eval_plans(self.selection.count(split, key), 256, slice(0, 256))
         parts = [
             {name: part[name][part["mask"]] for name in ("image", "label")}
             for part in self._decoded(split, key, ops, plans)
@@ -298,7 +318,7 @@ class Data(Selection):
 
     def train_resident_like(self) -> dict[str, jax.ShapeDtypeStruct]:
         """`train_resident` as shapes."""
-        n = self.count(self.config.data.train, "data.train")
+        n = self.selection.count(self.config.data.train, "data.train")
         like = functools.partial(jax.ShapeDtypeStruct, sharding=mesh.replicated(self.mesh))
         images, labels = like((n, *self.train_shape), np.uint8), like((n,), np.int32)
         return {"image": images, "label": labels}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls.checks import check
 from jaxcls.config import to_text
 from jaxcls.experiment import Experiment
 from jaxcls.memory import activation_bytes, explained, step_bytes, tree_bytes
@@ -18,23 +19,26 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
     compiled: compile it too, for the devices of its mesh, and say what that one needs.
     room: bytes that it may have on each; 0: not known.
     """
-    _ = exp.lowered_train_step
-    shapes = exp.state_shapes
+    check(exp)
+    shapes = exp.programs.state_shapes
     params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
     devices, batch_size = exp.mesh.size, exp.config.batch_size
-    counts = ", ".join(f"{role} {exp.count(role):,}" for role in ("train", "eval", "test"))
+    counts = ", ".join(
+        f"{role} {exp.data.examples(role):,}" for role in ("train", "eval", "test")
+    )
     rows = {
-        "model": f"{exp.config.model.name}, {params:,} parameters, {exp.dtype} compute",
+        "model": f"{exp.config.model.name}, {params:,} parameters,"
+        f" {exp.recipe.dtype} compute",
         "images": f"train {_stages(exp)}, eval {_by(exp.data.eval_shape)};"
-        f" {exp.data.num_classes} classes",
+        f" {exp.selection.num_classes} classes",
         "examples": counts,
-        "steps": f"{exp.steps:,} of {batch_size} examples"
-        f" ({exp.steps * batch_size / exp.examples:.4g} epochs)",
+        "steps": f"{exp.plan.steps:,} of {batch_size} examples"
+        f" ({exp.plan.steps * batch_size / exp.plan.examples:.4g} epochs)",
         "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
         f" {exp.mesh.devices.flat[0].device_kind} device(s)",
-        "learning rate": f"peak {exp.lr:g} after {exp.warmup:,} steps of warm-up,"
+        "learning rate": f"peak {exp.plan.lr:g} after {exp.plan.warmup:,} steps of warm-up,"
         f" then {exp.config.optim.schedule}"
-        + (f", {exp.cooldown:,} of cool-down" if exp.cooldown else ""),
+        + (f", {exp.plan.cooldown:,} of cool-down" if exp.plan.cooldown else ""),
         "memory": _memory(exp),
     }
     if compiled:
@@ -54,14 +58,14 @@ def _stages(exp: Experiment) -> str:
 
 def _memory(exp: Experiment) -> str:
     """The estimate for one device."""
-    shapes, held = exp.state_shapes, exp.state_of_a_device
+    shapes, held = exp.programs.state_shapes, exp.programs.state_of_a_device
     optim = exp.config.optim
     size = exp.config.batch_size // optim.accumulate
     images = jax.ShapeDtypeStruct((size, *exp.data.train_shape), jnp.float32)
 
     def forward(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        return exp.model.apply(variables, images, True, key)
+        return exp.recipe.model.apply(variables, images, True, key)
 
     arguments = shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
     kept = activation_bytes(forward, size, *arguments) // exp.mesh.size
@@ -80,7 +84,7 @@ def _compiled(exp: Experiment, room: int) -> str:
     """What the compiled step needs of one device, by its own account."""
     also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp=2"
     with explained("batch_size", exp.config.batch_size, also):
-        analysis = exp.train_program(exp.data.train_shape).memory_analysis()
+        analysis = exp.programs.train_program(exp.data.train_shape).memory_analysis()
     if analysis is None:
         return "the compiler does not say what the step needs"
     kind = exp.mesh.devices.flat[0].device_kind
@@ -90,7 +94,7 @@ def _compiled(exp: Experiment, room: int) -> str:
     text = (
         f"{_size(step_bytes(analysis))}{of_room} on each of {exp.mesh.size} {kind}"
         f" device(s): arguments {_size(arguments)}"
-        f" (state {_size(tree_bytes(exp.state_of_a_device))}),"
+        f" (state {_size(tree_bytes(exp.programs.state_of_a_device))}),"
         f" temporaries {_size(analysis.temp_size_in_bytes)},"
         f" outputs besides the state {_size(outputs)}"
     )

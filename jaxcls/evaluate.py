@@ -54,7 +54,7 @@ def score_each(
     Raises RuntimeError if any example was not counted exactly once, and `Abandoned`, on
     all processes, when `abandon`, asked at each batch, says so on one.
     """
-    n = exp.data.count(split, key)
+    n = exp.selection.count(split, key)
     hosts.agree({key: f"{split}, {n} examples, {batch_size} a batch"})
     sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
@@ -67,7 +67,7 @@ def score_each(
                 raise Abandoned
             batch = mesh.with_flag(exp.mesh, each, is_asked)
             yield {
-                prefix: exp.eval_step(variables, batch)
+                prefix: exp.programs.eval_step(variables, batch)
                 for prefix, variables in sets.items()
             }
 
@@ -114,7 +114,9 @@ def load(
     exp = from_workdir(folder, overrides)
     step, at = checkpoint.find(folder.checkpoints, which)
     try:
-        weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
+        weights = checkpoint.restore_weights(
+            folder.checkpoints, step, exp.programs.state_like
+        )
     except checkpoint.CorruptError as error:
         others = [s for s in checkpoint.steps(folder.checkpoints) if s != step]
         remedy = f"try --checkpoint={others[-1]}" if others else "there is no other"
@@ -176,10 +178,10 @@ def main(argv: Sequence[str]) -> int:
     size = min(size, given.n)
     with memory.explained("--batch_size", size):
         done = evaluation.evaluated(exp, weights, given, asked, size)
-    names = [exp.data.class_names[k] for k in given.columns]
+    names = [exp.selection.class_names[k] for k in given.columns]
     record: dict[str, Any] = {"step": step, "at": at}
     if args.dataset:
-        shares = f"{len(names)}/{exp.data.num_classes}"
+        shares = f"{len(names)}/{exp.selection.num_classes}"
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
     print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
@@ -192,8 +194,8 @@ def main(argv: Sequence[str]) -> int:
         every_class=args.classes == "all",
     )
     if "--predictions" in file_of:
-        where = given.data.records(given.split, given.key).where
-        write_csv(file_of["--predictions"], done.found, exp.link, names, where, top)
+        where = given.data.selection.records(given.split, given.key).where
+        write_csv(file_of["--predictions"], done.found, exp.recipe.link, names, where, top)
     if "--json" in file_of:
         record |= {"weights": done.weights}
         found = done.assessed, done.rows, done.robustness
@@ -310,7 +312,7 @@ def _member(path: str, which: str, overrides: Mapping[str, str]) -> evaluation.M
         exp, _, _, weights = load(path, which, overrides)
     except InputError as error:
         raise InputError(f"--ensemble={path}: {error}") from None
-    return evaluation.Member(path, exp, exp.variables(weights))
+    return evaluation.Member(path, exp, exp.recipe.variables(weights))
 
 
 if __name__ == "__main__":

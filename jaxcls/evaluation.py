@@ -74,7 +74,7 @@ def evaluated(
     sets = {"params": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
         sets["ema"] = weights["ema"]
-    own = "ema" if exp.variables(weights) is weights["ema"] else "params"
+    own = "ema" if exp.recipe.variables(weights) is weights["ema"] else "params"
     others, score = [name for name in sets if name != own], _scorer(exp)
     wanted = {own: answers.of_model(exp, sets[own], given.columns)}
     for name in others:
@@ -89,10 +89,10 @@ def evaluated(
     values = {
         ("" if name == "params" else f"{name}_") + metric: scores.mean(kept[name][metric])
         for name in sets
-        for metric in ("loss", *(m.name for m in exp.metrics))
+        for metric in ("loss", *(m.name for m in exp.recipe.metrics))
     }
     fit = _temperature(exp, sets[own], given, found, size)
-    assessed = assessment.assess(found, exp.link, kept[own], *fit)
+    assessed = assessment.assess(found, exp.recipe.link, kept[own], *fit)
     rows = [assessment.row(f"{name}, not {own}", kept[name]) for name in others]
     if asked.views:
         name = f"--tta={asked.tta!r} ({len(asked.views)} views)"
@@ -122,8 +122,8 @@ def _scorer(exp: Experiment) -> Keep:
     @jax.jit
     def score(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         targets = losses.smooth(labels, logits.shape[1], 0.0)
-        metrics = {m.name: m.function(logits, labels) for m in exp.metrics}
-        return {"loss": exp.loss(logits, targets), **metrics}
+        metrics = {m.name: m.function(logits, labels) for m in exp.recipe.metrics}
+        return {"loss": exp.recipe.loss(logits, targets), **metrics}
 
     def keep(logits: np.ndarray, labels: np.ndarray) -> Columns:
         columns = {"top1": scores.top_hits(logits, labels, 1), **score(logits, labels)}
@@ -163,7 +163,7 @@ def _temperature(
 
 
 def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]:
-    temperature = calibration.fit_temperature(*found, exp.link)
+    temperature = calibration.fit_temperature(*found, exp.recipe.link)
     if temperature <= calibration.COLDEST:
         text += ", all of which it has right: the surest is the likeliest there, and no"
         text += " lower one is tried"
@@ -177,7 +177,7 @@ def _ensemble(
     size: int,
 ) -> Predictions:
     """The logits of the mean of the probabilities of this run and the members."""
-    every, links = [found.logits], [exp.link]
+    every, links = [found.logits], [exp.recipe.link]
     for member, given in members:
         answer = {"": answers.of_model(member.exp, member.variables, given.columns)}
         kept, labels = answers.of_examples(member.exp, given, answer, size)
@@ -187,14 +187,14 @@ def _ensemble(
                 " split; give runs of the same data"
             )
         every.append(kept[""]["logits"])
-        links.append(member.exp.link)
+        links.append(member.exp.recipe.link)
     joined = np.empty_like(found.logits)
     for piece in scores.in_pieces(len(joined)):
         likely = [
             probabilities(logits[piece], link)
             for logits, link in zip(every, links, strict=True)
         ]
-        joined[piece] = mean_logits(likely, exp.link)
+        joined[piece] = mean_logits(likely, exp.recipe.link)
     return Predictions(joined, found.labels)
 
 

@@ -38,7 +38,7 @@ class Examples(NamedTuple):
     @property
     def n(self) -> int:
         """How many there are."""
-        return self.data.count(self.split, self.key)
+        return self.data.selection.count(self.split, self.key)
 
 
 def of_run(exp: Experiment, split: str) -> Examples:
@@ -52,7 +52,7 @@ def of_run(exp: Experiment, split: str) -> Examples:
                 "--split= is empty; leave it out for test, or try --split=eval"
             )
         raise InputError(f"--split={role}: the run has no data.{role}; try --split={other}")
-    every = np.arange(exp.data.num_classes)
+    every = np.arange(exp.selection.num_classes)
     return Examples(
         exp.data, name, f"data.{role}" if role else "--split", every, every, True
     )
@@ -67,8 +67,8 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
     if data_dir:
         others["data.dir"] = data_dir
     data = _data(exp, others, None, f"--dataset={name}")
-    names = data.facts.class_names
-    if not names or not exp.data.facts.class_names:
+    names = data.selection.facts.class_names
+    if not names or not exp.selection.facts.class_names:
         nameless = name if not names else exp.config.data.name
         raise InputError(
             f"--dataset={name}: classes are matched by name, and {nameless} has numbers"
@@ -76,11 +76,11 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
         )
     # Some have a name for each class of ImageNet, and images of 200 of them.
     bases = dict.fromkeys(
-        part for part, *_ in splits.resolve(split, data.facts.splits, "--split")
+        part for part, *_ in splits.resolve(split, data.selection.facts.splits, "--split")
     )
-    found = [data.dataset.labels(base, "--split") for base in bases]
+    found = [data.selection.dataset.labels(base, "--split") for base in bases]
     there = np.unique(np.concatenate(found))
-    known = {each: k for k, each in enumerate(exp.data.class_names)}
+    known = {each: k for k, each in enumerate(exp.selection.class_names)}
     unknown = [names[k] for k in there if k >= 0 and names[k] not in known]
     if unknown:
         raise InputError(
@@ -98,7 +98,7 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
 def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
     """The same examples through other host ops; raises `InputError` for bad ones."""
     others = {**_same(given), "data.eval_ops": eval_ops}
-    return given._replace(data=_data(exp, others, given.data.facts, "--eval_ops"))
+    return given._replace(data=_data(exp, others, given.data.selection.facts, "--eval_ops"))
 
 
 def _same(given: Examples) -> dict[str, Any]:
@@ -116,14 +116,14 @@ def _data(
     flag: what asks for them, in messages.
     """
     config = configs.from_flat({**configs.flat(exp.config), **others})
-    data = Data(config, facts, lambda: exp.mesh)
+    data = Data(config, facts)
     try:
         height, width, channels = data.eval_shape
     except InputError as error:
         raise InputError(f"{flag}: {error}") from None
     image = jax.ShapeDtypeStruct((1, height, width, channels), np.uint8)
     try:
-        jax.eval_shape(exp.pure_predict_step(), exp.variables_like, image)
+        jax.eval_shape(exp.recipe.predict_step(), exp.recipe.variables_like, image)
     except (flax.errors.ScopeParamShapeError, InputError, TypeError, ValueError):
         own = exp.data.eval_shape
         raise InputError(
@@ -139,16 +139,16 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
 
     Raises `InputError` unless it tells the same classes apart, by the same split.
     """
-    if other.data.class_names != first.data.class_names:
+    if other.selection.class_names != first.selection.class_names:
         raise InputError(
-            f"--ensemble={path} tells other classes apart ({other.data.num_classes} of"
-            f" {other.config.data.name}, not {first.data.num_classes} of"
+            f"--ensemble={path} tells other classes apart ({other.selection.num_classes} of"
+            f" {other.config.data.name}, not {first.selection.num_classes} of"
             f" {first.config.data.name}); give runs of the same classes"
         )
     if given.is_own:
         role = given.key.removeprefix("data.")
         theirs = other.config.data.get(role, given.split)
-        before, now = first.data.facts, other.data.facts
+        before, now = first.selection.facts, other.selection.facts
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
             raise InputError(
                 f"--ensemble={path} has {now.name} {theirs!r} where --workdir has"
@@ -161,7 +161,7 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
                 " differs); give runs of the same data"
             )
     return given._replace(
-        data=_data(other, _same(given), given.data.facts, f"--ensemble={path}")
+        data=_data(other, _same(given), given.data.selection.facts, f"--ensemble={path}")
     )
 
 
@@ -185,18 +185,19 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "no JSON"
         raise InputError(f"--real={path} cannot be read ({why}); {_REAL}") from None
-    classes = given.data.facts.num_classes
+    facts = given.data.selection.facts
+    classes = facts.num_classes
     if len(given.columns) < classes:
         raise InputError(
             f"--real={path} is for a model of all {classes} classes of"
-            f" {given.data.facts.name}, and here are {len(given.columns)}; leave out --real"
+            f" {facts.name}, and here are {len(given.columns)}; leave out --real"
         )
     if not is_right or any(not 0 <= k < classes for each in listed for k in each):
         raise InputError(
             f"--real={path} must be a list of lists of class numbers, 0 to {classes - 1},"
             f" one for each ILSVRC validation file; {_REAL}"
         )
-    records = given.data.records(given.split, given.key)
+    records = given.data.selection.records(given.split, given.key)
     found = []
     for index, name in enumerate(records.names(np.arange(len(records)))):
         match = _FILE.search(name.decode("utf-8", "replace"))

@@ -60,20 +60,20 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
         exp.config.model.name,
         MODELS,
         "model.name",
-        num_classes=exp.data.num_classes,
+        num_classes=exp.selection.num_classes,
         dtype=jnp.float32,
     )
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
-        with exp.numerics():
-            return module.apply(variables, exp.normalize(images), False).logits
+        with exp.recipe.numerics():
+            return module.apply(variables, exp.recipe.normalize(images), False).logits
 
     return Model(
         exp.config.model.name,
         apply,
-        jax.device_get(exp.variables(dict(saved))),
+        jax.device_get(exp.recipe.variables(dict(saved))),
         exp.data.eval_shape,
-        tuple(exp.data.class_names),
+        tuple(exp.selection.class_names),
         module.namings(),
         export_facts.preprocessing(exp),
     )

@@ -30,7 +30,9 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     if kind is None or not isinstance(size, int) or size < height:
         return None
     black, white = (
-        np.asarray(exp.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))).reshape(-1)
+        np.asarray(
+            exp.recipe.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))
+        ).reshape(-1)
         for v in (0, 255)
     )
     if not (white > black).all():
@@ -113,7 +115,7 @@ def described(
             "name": "logits",
             "dtype": "float32",
             "classes": len(model.class_names),
-            "link": exp.link,
+            "link": exp.recipe.link,
         },
         "labels": list(model.class_names),
         "checkpoint": {"step": step, "is": at},

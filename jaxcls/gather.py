@@ -82,7 +82,7 @@ def gather(
         timing=_records(folder.timing, "step", "images_per_s", "train_s", "data_wait"),
         digests=_records(folder.digests, "step", "digest"),
         starts=folder.starts(),
-        class_names=exp.data.class_names,
+        class_names=exp.selection.class_names,
         scored=None,
         trained_on=[],
         looks=[],
@@ -120,7 +120,7 @@ def _with_looks(
     """Where the model looks in image files, or else in examples; or why that is unknown."""
     try:
         if answered:
-            how, looks = _of_files(exp, exp.variables(weights), answered)
+            how, looks = _of_files(exp, exp.recipe.variables(weights), answered)
         else:
             how, looks = _of_examples(seen) if seen else ("", [])
     except InputError as error:
@@ -137,11 +137,11 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
     if not role:
         return None, "the run has neither data.test nor data.eval; give --split=train"
     try:
-        _ = exp.data.dataset
+        _ = exp.selection.dataset
     except InputError as error:
         return None, str(error)
     given = examples.of_run(exp, role)
-    given.data.records(given.split, given.key)
+    given.data.selection.records(given.split, given.key)
     return given, ""
 
 
@@ -169,17 +169,17 @@ def see(
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
         done = evaluation.evaluated(exp, weights, given, asked, size)
-    found, names = done.found, exp.data.class_names
-    worst = most_confident_mistakes(found, MISTAKES, exp.link)
+    found, names = done.found, exp.selection.class_names
+    worst = most_confident_mistakes(found, MISTAKES, exp.recipe.link)
     pixels = read(exp, given.split, given.key, worst)
     mistakes = [
-        Picture(image, _said(found, k, exp.link, names))
+        Picture(image, _said(found, k, exp.recipe.link, names))
         for image, k in zip(pixels, worst.tolist(), strict=True)
     ]
     scored = Scored(
         step, at, given.split, done.weights, done.assessed, mistakes, done.robustness
     )
-    variables = exp.variables(weights)
+    variables = exp.recipe.variables(weights)
     return Seen(exp, variables, given.split, given.key, found, scored)
 
 
@@ -201,7 +201,7 @@ def read(
 ) -> np.ndarray:
     """The examples [m] of a split as the model gets them: uint8 [m, H, W, C]."""
     found = np.zeros((len(chosen), *exp.data.eval_shape), np.uint8)
-    records, rng = exp.data.records(split, key), batches.example_rng(0, 0)
+    records, rng = exp.selection.records(split, key), batches.example_rng(0, 0)
     for row, (data, _) in enumerate(records.read(chosen)):
         found[row] = batches.transform(exp.data.eval_ops, data, rng)
     return found
@@ -220,14 +220,14 @@ def look(
     """
 
     def apply(normalized: jax.Array) -> jax.Array:
-        with exp.numerics():
-            return exp.module.apply(variables, normalized, False).logits
+        with exp.recipe.numerics():
+            return exp.recipe.module.apply(variables, normalized, False).logits
 
     how: list[str] = []
 
     @jax.jit
     def heat(images: jax.Array, classes: jax.Array) -> jax.Array:
-        normalized = exp.normalize(images)
+        normalized = exp.recipe.normalize(images)
         attention = saliency.attention(apply, normalized)
         how.append("attention rollout" if attention else "Grad-CAM")
         if attention:
@@ -242,9 +242,9 @@ def look(
 
 def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
     """The surest mistakes, with their own class too, and the first hits."""
-    found, names = seen.predictions, seen.exp.data.class_names
+    found, names = seen.predictions, seen.exp.selection.class_names
     predicted = scores.predicted(found.logits)
-    wrong = most_confident_mistakes(found, LOOKS, seen.exp.link)
+    wrong = most_confident_mistakes(found, LOOKS, seen.exp.recipe.link)
     right = np.flatnonzero(predicted == found.labels)[:LOOKS]
     chosen = np.concatenate([wrong, right])
     if not len(chosen):
@@ -256,7 +256,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
     how, heats = look(seen.exp, seen.variables, images[rows], classes)
     looks = []
     for row, k in enumerate(chosen.tolist()):
-        picture = Picture(images[row], _said(found, k, seen.exp.link, names))
+        picture = Picture(images[row], _said(found, k, seen.exp.recipe.link, names))
         each = [(names[predicted[k]], heats[row])]
         if row < len(wrong) and how == "Grad-CAM":
             each.append((names[found.labels[k]], heats[len(chosen) + row]))
@@ -289,7 +289,7 @@ def _of_files(
     how, heats = look(exp, variables, images, classes)
     looks = []
     for image, k, heat, each in zip(images, classes, heats, answered, strict=True):
-        name, likely = exp.data.class_names[k], each.probabilities[k]
+        name, likely = exp.selection.class_names[k], each.probabilities[k]
         text = f"{os.path.basename(each.path)}\n{name}, {likely:.3f}"
         looks.append(Look(Picture(image, text), _called([(name, heat)], how)))
     return how, looks

@@ -17,7 +17,9 @@ def input_bound(exp: Experiment, share: float) -> str:
     remedies = []
     calls = pipeline.parse(config.train_ops, "data.train_ops")
     if not any(call.name in decode.RANDOM for call in calls):
-        size = data.count(config.train, "data.train") * math.prod(data.train_shape)
+        size = data.selection.count(config.train, "data.train") * math.prod(
+            data.train_shape
+        )
         remedies.append(
             f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
         )
@@ -27,7 +29,9 @@ def input_bound(exp: Experiment, share: float) -> str:
     why = f"one a core: {cores}" if more == 0 else "where the disk is slow"
     remedies.append(f"--config.data.threads={more} ({why})")
     short = min(data.train_shape[:2])
-    if any(side is None or side > 1.5 * short for side in data.facts.image_shape[:2]):
+    if any(
+        side is None or side > 1.5 * short for side in data.selection.facts.image_shape[:2]
+    ):
         smaller = math.ceil(short * 8 / 7)
         remedies.append(f"smaller files (python -m jaxcls.prepare --shrink={smaller})")
     *others, last = remedies

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, hosts, sources, transfer, weights
 from jaxcls import config as configs
+from jaxcls.data import Data
 from jaxcls.errors import InputError
 from jaxcls.models import naming
 from jaxcls.models.speedrun import whitening
-from jaxcls.recipe import Recipe
+from jaxcls.recipe import Recipe, keys
 from jaxcls.workdir import Workdir
 
 _KEY = "init.weights"
@@ -78,16 +79,16 @@ def resolved(config: ConfigDict) -> ConfigDict:
     return configs.from_flat({**values, **{key: told[key] for key in asked}})
 
 
-def load(plan: Recipe) -> Initial:
-    """What the run of a plan starts from, by its init.weights, which is not "".
+def load(recipe: Recipe) -> Initial:
+    """What a recipe starts from, by its init.weights, which is not "".
 
     Raises `InputError` where the weights are not there, damaged, or another model's.
     """
-    init, place = plan.config.init, plan.config.init.weights
+    init, place = recipe.config.init, recipe.config.init.weights
     source = _of_run(place) if is_run(place) else _of_file(place)
-    namings, names = plan.module.namings(), plan.data.class_names
-    like = plan.variables_like
-    _check_grid(plan, source)
+    namings, names = recipe.module.namings(), recipe.data.selection.class_names
+    like = recipe.variables_like
+    _check_grid(recipe, source)
     there = transfer.classes_of(source.tensors, namings)
     differ = bool(source.class_names) and source.class_names != names
     fresh = init.head == "fresh" or (
@@ -102,7 +103,7 @@ def load(plan: Recipe) -> Initial:
             is_head_fresh=fresh,
         )
     except InputError as error:
-        model = plan.config.model.name
+        model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     notes = [f"starting from {place}: {'; '.join(start.notes)}"]
     if fresh:
@@ -112,24 +113,24 @@ def load(plan: Recipe) -> Initial:
     return Initial(start.arrays, notes, source.fingerprint)
 
 
-def _check_grid(plan: Recipe, source: _Source) -> None:
+def _check_grid(recipe: Recipe, source: _Source) -> None:
     """Raise `InputError` where positions of a square of patches would go to another form.
 
     A strip may have as many patches as a square: their count alone does not tell.
     """
-    height, width = plan.data.train_shape[:2]
+    height, width = recipe.data.train_shape[:2]
     there = source.image_shape or (1, 1, 1)
     is_same = there[:2] == (height, width)
     are_square = height == width and there[0] == there[1]
-    tables = plan.module.namings().values()
-    skip = plan.config.init.skip
+    tables = recipe.module.namings().values()
+    skip = recipe.config.init.skip
     left_out = re.compile(skip).search if skip else (lambda path: None)
-    paths = [path for path in naming.flatten(plan.variables_like) if not left_out(path)]
+    paths = [path for path in naming.flatten(recipe.variables_like) if not left_out(path)]
     has_grid = any(naming.grid_of(p, each) >= 0 for each in tables for p in paths)
     if has_grid and not are_square and not is_same:
         form = "a square" if there[0] == there[1] else f"{there[1]}x{there[0]} pixels"
         raise InputError(
-            f"{_KEY}={plan.config.init.weights} has positions for images of {form}, and"
+            f"{_KEY}={recipe.config.init.weights} has positions for images of {form}, and"
             f" these are {width}x{height}; end data.train_ops and data.eval_ops in that"
             " form, or give init.skip='position'"
         )
@@ -168,7 +169,8 @@ def read_run(place: str, key: str) -> Run:
     folder = Workdir(place)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1  # Whatever the run used.
-    recipe = Recipe(config, sources.facts_of(folder.read()["implied"]))
+    facts = sources.facts_of(folder.read()["implied"])
+    recipe = Recipe(config, Data(config, facts))
     try:
         step, _ = checkpoint.find(folder.checkpoints, "best")
     except InputError as error:
@@ -176,7 +178,7 @@ def read_run(place: str, key: str) -> Run:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(recipe.pure_init, *recipe.keys()),
+        jax.eval_shape(recipe.init, *keys(config)),
     )
     try:
         saved = checkpoint.read_weights(folder.checkpoints, step, like)
@@ -198,7 +200,7 @@ def _of_run(place: str) -> _Source:
     recipe = found.recipe
     table = next(iter(recipe.module.namings().values()))
     tensors = naming.to_theirs(found.variables, table)
-    names, shape = recipe.data.class_names, recipe.data.train_shape
+    names, shape = recipe.data.selection.class_names, recipe.data.train_shape
     return _Source(tensors, names, found.fingerprint, shape)
 
 
@@ -220,7 +222,7 @@ def to_whiten(recipe: Recipe) -> tuple[str, int]:
     return path, shape[0]
 
 
-def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
+def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
     """What init.whiten has for the state at step 0: one kernel, by its path.
 
     Of 5,000 training images as the model sees them, but for augmentation (Jordan,
@@ -229,7 +231,7 @@ def whitened(recipe: Recipe) -> dict[str, np.ndarray]:
     path, side = to_whiten(recipe)
 
     def made() -> list[Any]:
-        images = np.asarray(recipe.normalize(jnp.asarray(recipe.data.sample(_WHITENED))))
+        images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_WHITENED))))
         kernel: list[Any] = whitening(images, kernel=side).tolist()
         return kernel
 

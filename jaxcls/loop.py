@@ -102,11 +102,11 @@ class Loop:
         if is_pending:
             self.stop.poll()
             state = self._duties(state, step)
-        if step == self.exp.steps or bool(state.halted):
+        if step == self.exp.plan.steps or bool(state.halted):
             return state
         self.compile()
         self.stop.poll()
-        hosts.agree({"the next step": step, "the last step": self.exp.steps})
+        hosts.agree({"the next step": step, "the last step": self.exp.plan.steps})
         self.steps.put(state)
         return (yield from self._train(step))
 
@@ -139,7 +139,7 @@ class Loop:
                         f"early stopping at step {step}: best at {state.best.step}"
                     )
                     break
-            if self._is_asked(step) and step < self.exp.steps:
+            if self._is_asked(step) and step < self.exp.plan.steps:
                 self._settle(behind)
                 self._leave(self.steps.take(), pending=False)
         return self.steps.take()
@@ -202,7 +202,7 @@ class Loop:
         self.log.meter.stepped(now - self._since, waited)
         self._since = now
         self.asked |= bool(values.pop("asked", False))
-        self.dog.beat(f"training, after step {step} of {self.exp.steps}")
+        self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")
         if not bool(values.pop("finite")):
             state = self.steps.take()
             if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
@@ -214,17 +214,20 @@ class Loop:
             self.log.train(step, {"loss": numbers.pop("loss"), **numbers})
 
     def _has_record(self, step: int) -> bool:
-        return durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps
+        return (
+            durations.is_due(step, self.exp.plan.every["log"])
+            or step == self.exp.plan.steps
+        )
 
     def _has_duties(self, step: int) -> bool:
-        every, last = self.exp.every, step == self.exp.steps
+        every, last = self.exp.plan.every, step == self.exp.plan.steps
         evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
         return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
 
     def _duties(self, state: State, step: int) -> State:
         """Evaluate, record, sync, save: what is due at `step`, in this order."""
-        config, last = self.exp.config, step == self.exp.steps
-        is_eval = durations.is_due(step, self.exp.every["eval"]) or last
+        config, last = self.exp.config, step == self.exp.plan.steps
+        is_eval = durations.is_due(step, self.exp.plan.every["eval"]) or last
         if config.data.eval and is_eval:
             began = time.perf_counter()
             try:
@@ -233,7 +236,7 @@ class Loop:
                 self._leave(state, pending=True)
             self.log.meter.apart("eval", time.perf_counter() - began)
         improved = int(state.best.step) == step
-        is_save = durations.is_due(step, self.exp.every["checkpoint"])
+        is_save = durations.is_due(step, self.exp.plan.every["checkpoint"])
         if is_save or improved or last or bool(state.halted):
             began = time.perf_counter()
             digests = checkpoint.digests(state)
@@ -259,8 +262,8 @@ class Loop:
         )
         n, values = evaluate.means(columns)
         self.log.evaluation(step, "eval", config.data.eval, n, values)
-        self.log.classes(step, "eval", columns, self.exp.data.class_names)
-        return self.exp.record_evaluation(state, values[config.best.metric])
+        self.log.classes(step, "eval", columns, self.exp.selection.class_names)
+        return self.exp.programs.record_evaluation(state, values[config.best.metric])
 
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
         """A record of the update that was to give `step`, and of its examples."""
@@ -278,8 +281,8 @@ class Loop:
         policy = self.exp.config.nonfinite
         if not self._rewinds or rewound >= policy.rewinds:
             self._diverge(bad)
-        earliest = durations.step_of(1, self.exp.every["checkpoint"])
-        found = self.saves.rewind(self.exp.state_like, to_start=earliest > step)
+        earliest = durations.step_of(1, self.exp.plan.every["checkpoint"])
+        found = self.saves.rewind(self.exp.programs.state_like, to_start=earliest > step)
         if found is None and self.exp.initial:
             self.folder.check_same({"weights": self.exp.initial.fingerprint})
         start = self.exp.init() if found is None else found
@@ -312,7 +315,7 @@ class Loop:
         self._note_nonfinite(step + 1, "diverged")
         raise DivergedError(
             f"the loss or a gradient was not finite in the update after step {step}"
-            f" (lr peak {self.exp.lr:g}); the state before it is"
+            f" (lr peak {self.exp.plan.lr:g}); the state before it is"
             f" {self.folder.given}/checkpoints/{step}, and metrics.jsonl lists the batch;"
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
             " or another --config.nonfinite.policy (stop, skip, rewind)"
@@ -321,14 +324,14 @@ class Loop:
 
 def duties_left(exp: Experiment, step: int) -> dict[str, int]:
     """How many evaluations ("eval") and scheduled saves ("save") come after `step`."""
-    last = exp.steps
+    last = exp.plan.steps
 
     def left(every: Fraction) -> int:
         scheduled = durations.periods(last, every) - durations.periods(step, every)
         return scheduled + (step < last and not durations.is_due(last, every))
 
-    evaluations = left(exp.every["eval"]) if exp.config.data.eval else 0
-    return {"eval": evaluations, "save": left(exp.every["checkpoint"])}
+    evaluations = left(exp.plan.every["eval"]) if exp.config.data.eval else 0
+    return {"eval": evaluations, "save": left(exp.plan.every["checkpoint"])}
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

@@ -108,7 +108,7 @@ def predict(
     batches ahead. threads: that read and decode; 0 is one a core. embed: whether
     features are wanted. Pillow may warn meanwhile: see `clean.quiet`.
     """
-    variables, step = exp.variables(weights), _step(exp, embed)
+    variables, step = exp.recipe.variables(weights), _step(exp, embed)
     one = functools.partial(_read_or_bad, exp)
     found = batches.in_order(one, paths, threads, ahead=batch_size)
 
@@ -145,13 +145,13 @@ def _step(exp: experiment.Experiment, embed: bool) -> Step:
     """Both outputs of one pass: XLA computes what they share once."""
     if not embed:
         return lambda variables, images: (
-            exp.predict_step(variables, images),
+            exp.programs.predict_step(variables, images),
             np.empty((len(images), 0), np.float32),
         )
     return jax.jit(
         lambda variables, images: (
-            exp.predict_step(variables, images),
-            exp.embed_step(variables, images),
+            exp.programs.predict_step(variables, images),
+            exp.programs.embed_step(variables, images),
         )
     )
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         if embed:
             add = stack.enter_context(features.writing(embed, width(exp, weights)))
             found = _kept(found, add)
-        counts = write(args.format, found, exp.data.class_names, top)
+        counts = write(args.format, found, exp.selection.class_names, top)
     if not counts:
         print("no image was given", file=sys.stderr)
     if not counts["bad"]:
@@ -228,7 +228,11 @@ def add_flags(parser: cli.Parser) -> None:
 def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
     """How many features an image has."""
     like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
-    return int(jax.eval_shape(exp.embed_step, exp.variables(weights), like).shape[1])
+    return int(
+        jax.eval_shape(exp.programs.embed_step, exp.recipe.variables(weights), like).shape[
+            1
+        ]
+    )
 
 
 def _kept(found: Iterator[Answer | Bad], add: features.Add) -> Iterator[Answer | Bad]:

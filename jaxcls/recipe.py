@@ -1,37 +1,176 @@
-"""Plan -> Recipe: what a config's model is trained by, as pure functions.
+"""config -> Recipe: the model and what trains it, as pure functions.
 
-Loss, optimizer, schedule, augmentation and mixing become the functions of step.py; nothing
-here is compiled.
+Model, loss, optimizer, schedule, augmentation and mixing become the functions of step.py;
+nothing here is compiled.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from jaxcls import (
     augment,
     clipping,
     gradients,
     losses,
+    mesh,
     metrics,
     optimizers,
     parts,
     pipeline,
+    plan,
     schedules,
     step,
     wrappers,
 )
+from jaxcls import config as configs
+from jaxcls.data import Data
 from jaxcls.errors import InputError
+from jaxcls.models import MODELS, Classifier
+from jaxcls.models.layers import batch_norm_groups, blocks_of, rematerialised
+from jaxcls.parts import Parts
 from jaxcls.plan import Plan
 
+# Streams of device randomness, each its own key, so that one can be varied alone.
+_STREAMS = {"init": 0, "augment": 1, "dropout": 2}
 
-class Recipe(Plan):
-    """A plan and the pure functions that train it, each made when first asked for."""
+
+def keys(config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The key of init, and those that the state carries."""
+    made = {}
+    for name, i in _STREAMS.items():
+        seed = configs.seed_of(config, name)
+        made[name] = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
+    return made.pop("init"), made
+
+
+class Recipe:
+    """The model of a config and the pure functions that train it, each made when asked for.
+
+    What the config's values may not be together, checks.py says.
+    """
+
+    def __init__(self, config: ConfigDict, data: Data) -> None:
+        self.config, self.data = config, data
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The numbers that the run comes to."""
+        return plan.make(self.config, self.data.examples("train"))
+
+    # The model.
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """Of the computation, with "auto" decided by the mesh."""
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "bfloat16" if mesh.is_accelerator(self.data.mesh) else "float32"
+        return jnp.dtype(name)
+
+    @functools.cached_property
+    def module(self) -> Classifier:
+        """The model as a Flax module."""
+        return pipeline.build_one(
+            self.config.model.name,
+            MODELS,
+            "model.name",
+            num_classes=self.data.selection.num_classes,
+            dtype=self.dtype,
+        )
+
+    def numerics(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of products in what is traced within."""
+        precision = self.config.model.matmul_precision
+        if not precision:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(precision)
+
+    @functools.cached_property
+    def variables_like(self) -> dict[str, Any]:
+        """The model's {"params", "batch_stats"} as shapes."""
+        image = jax.ShapeDtypeStruct((1, *self.data.train_shape), jnp.float32)
+        made = jax.eval_shape(
+            lambda images: self.module.init(jax.random.key(0), images, False), image
+        )
+        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+
+    def _param_groups(self, head_first: int, stops: dict[str, int]) -> Parts:
+        optim = self.config.optim
+        return parts.divide(
+            self.variables_like["params"],
+            self.module.groups(),
+            freeze=optim.freeze,
+            layer_decay=optim.layer_decay,
+            head_lr=optim.head_lr,
+            head_first=head_first,
+            lr_scales=pipeline.table(
+                optim.lr_scales, "optim.lr_scales", example="{'bias$': 2.0}"
+            ),
+            stops=stops,
+        )
+
+    @functools.cached_property
+    def frozen_param_groups(self) -> Parts:
+        """`param_groups` but for when each trains, which takes the length of an epoch."""
+        return self._param_groups(0, {})
+
+    @functools.cached_property
+    def param_groups(self) -> Parts:
+        """How each parameter trains."""
+        return self._param_groups(self.plan.head_first, self.plan.stops)
+
+    @functools.cached_property
+    def model(self) -> step.Model:
+        """The model as pure functions."""
+        module, frozen = self.module, {}
+        if self.config.optim.freeze:
+            statistics = self.variables_like["batch_stats"]
+            frozen = {
+                "frozen": parts.frozen_statistics(statistics, self.frozen_param_groups)
+            }
+        groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
+        blocks = blocks_of(module.groups()) if self.config.model.remat else set()
+        in_parts = mesh.fsdp_of(self.data.mesh) > 1
+        whole = functools.partial(mesh.gathered, self.data.mesh) if in_parts else None
+
+        def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
+            return module.init({"params": key}, images, False)
+
+        def given(variables: dict[str, Any], but: set[str]) -> dict[str, Any]:
+            """Variables with params made whole where they are in parts, `but` some."""
+            if not whole:
+                return variables
+            params = variables["params"]
+            own = {name: each for name, each in params.items() if name not in but}
+            return {**variables, "params": {**params, **whole(own)}}
+
+        def apply(
+            variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
+        ) -> tuple[jax.Array, Any]:
+            with self.numerics():
+                if not train:
+                    out = module.apply(given(variables, set()), images, False)
+                    return out.logits, variables["batch_stats"]
+                # A block's params are made whole inside it, and so again for its gradient:
+                # all of them at once would be kept from the forward to the backward pass.
+                with batch_norm_groups(max(1, groups)), rematerialised(blocks, whole):
+                    out, updated = module.apply(
+                        {**given(variables, blocks), **frozen},
+                        images,
+                        True,
+                        mutable=["batch_stats"],
+                        rngs={"dropout": key},
+                    )
+                return out.logits, updated.get("batch_stats", {})
+
+        return step.Model(init, apply)
 
     # The optimizer and its rate.
 
@@ -49,21 +188,21 @@ class Recipe(Plan):
             adaptive=optim.clip_adaptive,
         )
         if optim.freeze:
-            made = parts.train_only(made, self.frozen_parts)
-        made = parts.at_rate(made, lambda: self.train_parts)
+            made = parts.train_only(made, self.frozen_param_groups)
+        made = parts.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             table = wrappers.WRAPPERS
             made = pipeline.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
         # Around the wrapper: what is frozen must not follow slow weights either.
         has_stops = bool(optim.freeze_after)
-        return parts.until_stop(made, lambda: self.train_parts) if has_stops else made
+        return parts.until_stop(made, lambda: self.param_groups) if has_stops else made
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:
         """params -> the share of the weight decay that each has."""
         optim, key = self.config.optim, "optim.decay_scales"
         factors = pipeline.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
-        paths = list(self.frozen_parts)
+        paths = list(self.frozen_param_groups)
         # These raise where one matches nothing.
         parts.matching(factors, paths, key)
         if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
@@ -74,27 +213,20 @@ class Recipe(Plan):
     def schedule(self) -> schedules.Schedule:
         """The learning rate as a function of the step."""
         optim, key = self.config.optim, "optim.schedule"
-        last = self.steps - self.cooldown
+        last = self.plan.steps - self.plan.cooldown
         span = schedules.Span(
-            first=self.warmup,
+            first=self.plan.warmup,
             last=last,
-            steps=lambda text: self.in_steps(text, key, self.steps),
+            steps=lambda text: plan.in_steps(
+                self.config, self.plan.examples, text, key, self.plan.steps
+            ),
         )
         table = schedules.SCHEDULES
-        main = pipeline.build_one(optim.schedule, table, key, peak=self.lr, span=span)
-        name = pipeline.parse(optim.schedule, key)[0].name
-        if self.warmup and name in schedules.RISING:
-            raise InputError(
-                f"{key}={optim.schedule!r} rises by itself, and optim.warmup="
-                f"{optim.warmup!r} would come before it; give optim.warmup='0 steps'"
-            )
-        if self.cooldown and float(main(jnp.int32(last))) < 1e-4 * self.lr:
-            raise InputError(
-                f"{key}={optim.schedule!r} is at its end where optim.cooldown="
-                f"{optim.cooldown!r} begins; give 'constant' or 'rsqrt', or no cool-down"
-            )
-        main = schedules.warm_up(main, self.lr, self.warmup, optim.warmup_from)
-        return schedules.cool_down(main, last, self.steps) if self.cooldown else main
+        main = pipeline.build_one(optim.schedule, table, key, peak=self.plan.lr, span=span)
+        main = schedules.warm_up(main, self.plan.lr, self.plan.warmup, optim.warmup_from)
+        return (
+            schedules.cool_down(main, last, self.plan.steps) if self.plan.cooldown else main
+        )
 
     # The loss.
 
@@ -113,33 +245,11 @@ class Recipe(Plan):
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:
         """The same with the weights of classes."""
-        self._check_threshold()
-        text, key = self.config.loss.class_weights, "loss.class_weights"
+        text = self.config.loss.class_weights
         if not text:
             return self.loss
-        if text.strip() == "balanced" and self.config.data.balance:
-            raise InputError(
-                f"{key}='balanced' and data.balance=True would both correct for the"
-                " classes' counts; use one of them"
-            )
-        names, counts = self.data.class_names, self.data.class_counts
+        names, counts = self.data.selection.class_names, self.data.selection.class_counts
         return losses.weighted(self.loss, losses.parse_weights(text, names, counts))
-
-    def _check_threshold(self) -> None:
-        """Raise `InputError` where smoothing moves targets over a threshold."""
-        loss, classes = self.config.loss, self.data.num_classes
-        _ = self.loss  # Raises where it is not one.
-        (call,) = pipeline.parse(loss.name, "loss.name")
-        threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
-        off = loss.smoothing / classes
-        if call.name != "sigmoid" or not threshold:
-            return
-        if not off < threshold < 1 - loss.smoothing + off:
-            raise InputError(
-                f"loss.smoothing={loss.smoothing} makes targets of {off:g} and"
-                f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them"
-                f" apart at {threshold}; try loss.smoothing=0.0"
-            )
 
     @functools.cached_property
     def _penalty(self) -> gradients.Penalty | None:
@@ -189,7 +299,7 @@ class Recipe(Plan):
         return directions[metric]
 
     @functools.cached_property
-    def pure_init(self) -> step.Init:
+    def init(self) -> step.Init:
         """init(key, keys, given) -> the state at step 0; one function, so traced once."""
         return step.make_init(
             self.model,
@@ -202,76 +312,52 @@ class Recipe(Plan):
         )
 
     @functools.cached_property
-    def is_averaged(self) -> bool:
-        """Whether an average of the params is kept, by ema.decay or by the optimizer."""
-        decay, optimizer = self.config.ema.decay, self.optimizer
-        inner = jax.eval_shape(
+    def has_averaging_optimizer(self) -> bool:
+        """Whether optim.wrapper keeps an average of the params."""
+        optimizer = self.optimizer
+        found = jax.eval_shape(
             lambda params: wrappers.averaged(optimizer.init(params), params),
             self.variables_like["params"],
         )
-        if decay and inner is not None:
-            raise InputError(
-                f"ema.decay={decay} and optim.wrapper={self.config.optim.wrapper!r} would"
-                " both average the params; leave one of them out"
-            )
-        if inner is not None:
-            self._check_averaging()
-        return bool(decay) or inner is not None
+        return found is not None
 
-    def _check_averaging(self) -> None:
-        """Raise `InputError` where an optimizer that averages is not used as one."""
-        config = self.config
-        wrapper = f"optim.wrapper={config.optim.wrapper!r}"
-        metric, schedule = config.best.metric, config.optim.schedule
-        if not (metric.startswith("ema_") and schedule.startswith("constant")):
-            right = metric if metric.startswith("ema_") else f"ema_{metric}"
-            raise InputError(
-                f"{wrapper} is for a constant rate, and what it averages is scored as"
-                f" ema_...: with optim.schedule={schedule!r} and best.metric={metric!r} it"
-                f" is neither; give optim.schedule='constant' and best.metric={right!r}"
-            )
-        if config.optim.freeze_after:
-            raise InputError(
-                f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one of"
-                " them out"
-            )
+    @property
+    def is_averaged(self) -> bool:
+        """Whether an average of the params is kept, by ema.decay or by the optimizer."""
+        return bool(self.config.ema.decay) or self.has_averaging_optimizer
 
     @functools.cached_property
-    def pure_inputs(self) -> step.Inputs:
+    def inputs(self) -> step.Inputs:
         """inputs(key, step, batch) -> (images, targets) for the model."""
         mixes = pipeline.build(self.config.mix, augment.MIXES, "mix")
-        if len(mixes) > 1:
-            raise InputError(
-                f"mix={self.config.mix!r} names {len(mixes)} mixes; give one, such as"
-                " 'mixup_or_cutmix(0.8, 1.0)'"
-            )
         table = augment.AUGMENTATIONS
         return step.make_inputs(
-            num_classes=self.data.num_classes,
+            num_classes=self.data.selection.num_classes,
             smoothing=self.config.loss.smoothing,
             augment=augment.chain(pipeline.build(self.config.augment, table, "augment")),
             normalize=self.normalize,
             mix=mixes[0] if mixes else None,
-            steps=self.steps,
+            steps=self.plan.steps,
         )
 
-    def pure_gradient(
+    def gradient(
         self, distillation: gradients.Distillation | None = None
     ) -> gradients.Gradient:
         """(params, batch_stats, key, examples) -> what was found, and the gradient."""
         objective = gradients.make_objective(
             self.model.apply,
             self._train_loss,
-            trains=self.train_parts,
+            trains=self.param_groups,
             distillation=distillation,
             penalty=self._penalty,
         )
         whole = gradients.whole(objective)
         return gradients.sharpness_aware(
-            gradients.accumulated(whole, self.pieces), self.config.optim.sam
+            gradients.accumulated(whole, self.config.optim.accumulate),
+            self.config.optim.sam,
         )
 
-    def pure_train_step(
+    def train_step(
         self, distillation: gradients.Distillation | None = None
     ) -> step.TrainStep:
         """train_step(state, batch, teacher) -> (state, metrics)."""
@@ -279,33 +365,19 @@ class Recipe(Plan):
         return step.make_train_step(
             self.optimizer,
             self.schedule,
-            self.pure_gradient(distillation),
-            self.pure_inputs,
+            self.gradient(distillation),
+            self.inputs,
             metrics=self.metrics,
-            steps=self.steps,
+            steps=self.plan.steps,
             average=step.Average(ema.decay, ema.every, ema.warmup) if ema.decay else None,
             most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
             distillation=distillation,
             has_penalty=self._penalty is not None,
         )
 
-    def pure_predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+    def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         """predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
         return step.make_predict_step(self.model, self.normalize)
-
-    def check_shapes(self) -> None:
-        """Raise `InputError` where what is trained cannot take images of another size."""
-        train = self.data.train_shape
-        for shape in {self.data.eval_shape, *self.data.train_shapes}:
-            images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-            try:
-                jax.eval_shape(self.pure_predict_step(), self.variables_like, images)
-            except flax.errors.ScopeParamShapeError:
-                raise InputError(
-                    f"model.name={self.config.model.name} trained on {train[1]}x{train[0]}"
-                    f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
-                    " data.eval_ops in the same size"
-                ) from None
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """What predictions are made with: the average where best.metric chose by it."""

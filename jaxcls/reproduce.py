@@ -181,7 +181,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
 def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
     """Raise `InputError` where the data are not those of the recorded run."""
     try:
-        sources.check_same(sources.facts_of(recorded.implied), exp.data.facts)
+        sources.check_same(sources.facts_of(recorded.implied), exp.selection.facts)
     except InputError as error:
         raise InputError(
             f"the data are not those of the run: {error}, or give its folder:"

@@ -85,7 +85,7 @@ def key_of(exp: experiment.Experiment, weights: dict[str, Any]) -> str:
     names = [name for name in values if name.startswith("model.")]
     about = {
         "features": FEATURES,
-        "weights": digesting.of_tree(exp.variables(weights)),
+        "weights": digesting.of_tree(exp.recipe.variables(weights)),
         "config": {name: values[name] for name in [*names, "data.eval_ops", "normalize"]},
         "versions": provenance.versions(),
         "device": jax.devices()[0].device_kind,

@@ -37,7 +37,9 @@ def draw(exp: experiment.Experiment, path: str) -> None:
     for axis, image, target in zip(axes.flat, images, targets, strict=False):
         shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
         axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
-        axis.set_title(caption(target, exp.data.class_names), fontsize=7, parse_math=False)
+        axis.set_title(
+            caption(target, exp.selection.class_names), fontsize=7, parse_math=False
+        )
     figure.tight_layout(pad=0.4)
     try:
         figure.savefig(path, dpi=110)
@@ -63,8 +65,8 @@ def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
     images, targets = map(np.asarray, first(*exp.model_inputs(0, batch)))
     # Normalisation is a scale and a shift a channel: black and white tell which.
     shape = (1, 1, 1, images.shape[3])
-    black = np.asarray(exp.normalize(jnp.zeros(shape, jnp.uint8)))
-    white = np.asarray(exp.normalize(jnp.full(shape, 255, jnp.uint8)))
+    black = np.asarray(exp.recipe.normalize(jnp.zeros(shape, jnp.uint8)))
+    white = np.asarray(exp.recipe.normalize(jnp.full(shape, 255, jnp.uint8)))
     if not (white > black).all():  # Of each image's own: its darkest and brightest.
         black, white = (
             extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max)

@@ -108,7 +108,7 @@ class Alone:
 
     def compile(self) -> None:
         """Make the program; raises `InputError` where it cannot fit."""
-        _ = self._exp.compiled_train_step
+        _ = self._exp.programs.train_step
 
     def put(self, state: State) -> None:
         """The next step starts from `state`."""
@@ -125,7 +125,7 @@ class Alone:
 
     def begin(self, batch: Batch, more: bool = False) -> None:
         """Begin a step."""
-        self._state, self._scores = self._exp.compiled_train_step(self.take(), batch)
+        self._state, self._scores = self._exp.programs.train_step(self.take(), batch)
 
     def scores(self) -> Scores:
         """What gives the metrics of the step begun last."""
@@ -134,7 +134,7 @@ class Alone:
 
     def program(self, shape: tuple[int, ...]) -> str:
         """The text of the program for images [B, H, W, C]."""
-        return self._exp.train_program(shape[1:]).as_text() or ""
+        return self._exp.programs.train_program(shape[1:]).as_text() or ""
 
 
 class Looped:
@@ -155,7 +155,7 @@ class Looped:
 
     def compile(self) -> None:
         """Make the program; raises `InputError` where it cannot fit."""
-        _ = self._exp.compiled_train_loop
+        _ = self._exp.programs.train_loop
 
     def put(self, state: State) -> None:
         """The next step starts from `state`."""
@@ -168,8 +168,7 @@ class Looped:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Which examples the steps from `start` on are of; no images."""
-        self._exp.check_batch_size()
-        return self._exp.data.train_columns(start, self._exp.steps)
+        return self._exp.data.train_columns(start, self._exp.plan.steps)
 
     def begin(self, batch: Batch, more: bool = False) -> None:
         """Begin a step, with those that wait, or have it wait for more."""
@@ -192,7 +191,7 @@ class Looped:
 
     def program(self, shape: tuple[int, ...]) -> str:
         """The text of the program."""
-        return self._exp.train_loop_program.as_text() or ""
+        return self._exp.programs.train_loop_program.as_text() or ""
 
     def _dispatch(self) -> None:
         """Do the steps that wait for it."""
@@ -208,7 +207,7 @@ class Looped:
             for name, column in batch.items():
                 columns[name][place] = column
         began = time.perf_counter()
-        self._now, scores = self._exp.compiled_train_loop(self._now, columns, count)
+        self._now, scores = self._exp.programs.train_loop(self._now, columns, count)
         wait = functools.partial(self._wait, scores, count, began)
         group.scores = functools.cache(wait)
 

@@ -346,7 +346,7 @@ def _check_is_recorded(base: ConfigDict, before: Mapping[str, Any], config: str)
             " differ); leave --config.KEY out, or record it anew"
         )
     facts = sources.facts_of({"facts": before["data"]})
-    sources.check_same(facts, experiment.build(base).data.facts)
+    sources.check_same(facts, experiment.build(base).selection.facts)
 
 
 def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equivalence:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import (
     checkpoint,
+    checks,
     evaluate,
     experiment,
     hosts,
@@ -165,7 +166,8 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     """The experiment of a cell; whatever is wrong with it is said before a run begins."""
     with _named(cell):
         exp = experiment.build(study.config(cell))
-        _ = exp.lowered_train_step, exp.direction(metric, "--metric")
+        checks.check(exp)
+        exp.recipe.direction(metric, "--metric")
     return exp
 
 
@@ -288,7 +290,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
     if not final:
         return
     step, split = final["step"], final["split"]
-    weights = checkpoint.restore_weights(folder.checkpoints, step, exp.state_like)
+    weights = checkpoint.restore_weights(folder.checkpoints, step, exp.programs.state_like)
     try:
         columns = evaluate.score_each(
             exp, weights, split, "data.test", abandon=lambda: stop.requested

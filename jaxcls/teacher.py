@@ -40,10 +40,11 @@ def load(student: Recipe) -> Teacher:
         raise InputError(f"{_KEY}={place} is not a run's folder; give a --workdir of one")
     found = initial.read_run(place, _KEY)
     recipe = found.recipe
-    if recipe.data.class_names != student.data.class_names:
+    there, here = recipe.data.selection, student.data.selection
+    if there.class_names != here.class_names:
         raise InputError(
-            f"{_KEY}={place} tells other classes apart ({recipe.data.num_classes} of"
-            f" {recipe.config.data.name}), and here are {student.data.num_classes} of"
+            f"{_KEY}={place} tells other classes apart ({there.num_classes} of"
+            f" {recipe.config.data.name}), and here are {here.num_classes} of"
             f" {student.config.data.name}; train the teacher on these"
         )
     _check_inputs(student, recipe)
@@ -70,7 +71,7 @@ def _check_inputs(student: Recipe, teacher: Recipe) -> None:
     for shape in student.data.train_shapes:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
         try:
-            jax.eval_shape(teacher.pure_predict_step(), teacher.variables_like, image)
+            jax.eval_shape(teacher.predict_step(), teacher.variables_like, image)
         except (flax.errors.ScopeParamShapeError, InputError):
             raise InputError(
                 f"{_KEY}={student.config.distill.run} cannot take images of"

@@ -55,7 +55,7 @@ class Group:
     def program(self) -> Any:
         """The compiled (stack, columns [N, B], data, teacher) -> (stack, metrics [N])."""
         exp = self.exp
-        raw = exp.raw_train_step
+        raw = exp.recipe.train_step()
 
         def step(
             states: State, columns: Batch, data: Batch, teacher: Any
@@ -71,10 +71,10 @@ class Group:
         return (
             jax.jit(step, donate_argnums=0, out_shardings=everywhere)
             .lower(
-                jax.eval_shape(self._spread, exp.state_like),
+                jax.eval_shape(self._spread, exp.programs.state_like),
                 {name: column for name in ("index", "epoch")},
                 exp.data.train_resident(),
-                exp.teacher_variables,
+                exp.programs.teacher_variables,
             )
             .compile()
         )
@@ -113,7 +113,7 @@ class Group:
                 self._stack,
                 mesh.put_everywhere(self.exp.mesh, columns),
                 self.exp.data.train_resident(),
-                self.exp.teacher_variables,
+                self.exp.programs.teacher_variables,
             )
         self.scores = functools.cache(functools.partial(jax.device_get, scores))
 
@@ -145,7 +145,7 @@ class Row:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Which examples the steps from `start` on are of; no images."""
-        return self._exp.data.train_columns(start, self._exp.steps)
+        return self._exp.data.train_columns(start, self._exp.plan.steps)
 
     def begin(self, batch: Batch, more: bool = False) -> None:
         """Take part in the group's next step."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcls import (
     checkpoint,
+    checks,
     evaluate,
     hints,
     hosts,
@@ -130,7 +131,7 @@ def _prepared(exp: Experiment, weights: str | None) -> dict[str, Any]:
 
     weights: their fingerprint, where a resume needs no more of them.
     """
-    _ = exp.lowered_train_step
+    checks.check(exp)
     if exp.config.log.wandb and hosts.is_first():
         trackers.imported(exp.config.log.wandb)
     return {**exp.implied(), "weights": _fingerprint(exp, weights)}
@@ -170,7 +171,7 @@ def _begin(
         devices,
         local_devices=jax.local_device_count(),
         hosts=hosts.count(),
-        data=exp.data.facts.fingerprint,
+        data=exp.selection.facts.fingerprint,
         **topology,
     )
     return None
@@ -231,7 +232,7 @@ def _run_locked(
     """
     checkpoint.bring_back(folder.checkpoints)
     restored = hosts.together(
-        lambda: checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+        lambda: checkpoint.restore_newest(folder.checkpoints, exp.programs.state_like)
     )
     state = exp.init() if restored is None else restored
     start = int(state.step)
@@ -265,10 +266,10 @@ def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> l
         digests=folder.digests,
         tensorboard=trackers.TensorBoard(folder.tensorboard, start) if shown else None,
         start=start,
-        steps=exp.steps,
+        steps=exp.plan.steps,
         meter=meter.Meter(
             start,
-            exp.steps,
+            exp.plan.steps,
             exp.config.batch_size,
             functools.partial(duties_left, exp),
         ),
@@ -289,7 +290,7 @@ def _tell_wandb(exp: Experiment, folder: Workdir, log: logs.RunLog) -> None:
 def _first_batch(exp: Experiment) -> np.ndarray:
     """The first training batch as the model sees it, as a picture."""
     images, targets = show.pixels(exp)
-    names = exp.data.class_names
+    names = exp.selection.class_names
     return pictures.grid(images, [show.caption(target, names) for target in targets])
 
 
@@ -301,7 +302,9 @@ def _finish(loop: Loop, state: State) -> dict[str, Any]:
     weights = state._asdict()
     if best not in (-1, step):
         try:
-            weights = checkpoint.restore_weights(folder.checkpoints, best, exp.state_like)
+            weights = checkpoint.restore_weights(
+                folder.checkpoints, best, exp.programs.state_like
+            )
         except checkpoint.CorruptError as error:
             raise hosts.AgreedError(
                 f"the best checkpoint, {folder.checkpoints / str(best)}, is not whole"
@@ -322,7 +325,7 @@ def _finish(loop: Loop, state: State) -> dict[str, Any]:
         ) from None
     n, values = evaluate.means(columns) if split else (0, {})
     record = loop.log.evaluation(step, "final", split, n, values, **at)
-    loop.log.classes(step, "final", columns, exp.data.class_names)
+    loop.log.classes(step, "final", columns, exp.selection.class_names)
     loop.log.meter.apart("eval", time.perf_counter() - began)
     loop.log.sync()
     loop.log.done()

@@ -34,11 +34,14 @@ class Poisoned(Dying):
     nan: tuple[int, ...] = ()
 
     @functools.cached_property
-    def schedule(self):
-        schedule = experiment.Experiment.schedule.func(self)
-        number = jax.ShapeDtypeStruct((), jnp.float32)
+    def recipe(self):
+        made = experiment.Experiment.recipe.func(self)
+        schedule, number = made.schedule, jax.ShapeDtypeStruct((), jnp.float32)
 
         def factor(step):  # Asked at run time, so that one compilation serves all tests.
             return np.float32(np.nan if int(step) in self.nan else 1.0)
 
-        return lambda step: schedule(step) * jax.pure_callback(factor, number, step)
+        made.schedule = lambda step: schedule(step) * jax.pure_callback(
+            factor, number, step
+        )
+        return made

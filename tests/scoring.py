@@ -13,9 +13,9 @@ def score(exp, weights, split, key, batch_size=0):
 
 def predictions(exp, variables, split, key, batch_size=0):
     """The logits and labels of all examples, in their order; variables: of one model."""
-    classes = np.arange(exp.data.num_classes)
+    classes = np.arange(exp.selection.num_classes)
     answer = {"": answers.of_model(exp, variables, classes)}
     batches = exp.eval_batches(split, key, batch_size)
-    n = exp.data.count(split, key)
+    n = exp.selection.count(split, key)
     kept, labels = answers.gathered(n, batches, classes, answer, exp.mesh)
     return Predictions(kept[""]["logits"], labels)

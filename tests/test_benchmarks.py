@@ -178,7 +178,7 @@ def test_torchs_model_has_as_many_parameters(torchvision, model, size):
     reference = pytest.importorskip("benchmarks.reference")
     name, _, options = model.partition("(")
     theirs = reference.model_of(name, {"stem": "small"} if options else {}, 10)
-    params = step.built(args_of(model, size)).state_shapes.params
+    params = step.built(args_of(model, size)).programs.state_shapes.params
     ours = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert sum(p.numel() for p in theirs.parameters()) == ours
 

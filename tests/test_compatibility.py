@@ -26,7 +26,7 @@ def test_an_old_state_loads_whole_and_verified_on_any_devices(old, data_dir, dev
     config = old.config()
     config.mesh.devices, config.data.dir = devices, str(data_dir)
     exp = experiment.build(config)
-    state = checkpoint.restore(old.checkpoints, 3, exp.state_like)
+    state = checkpoint.restore(old.checkpoints, 3, exp.programs.state_like)
     assert int(state.step) == 3
     arrays = checkpoint.digests(state)
     recorded = logs.read(old.digests)[-1]["arrays"]
@@ -39,7 +39,7 @@ def test_an_old_state_loads_whole_and_verified_on_any_devices(old, data_dir, dev
 def test_an_old_run_scores_what_it_scored(old, data_dir):
     record = logs.read(old.metrics)[-1]
     exp = evaluate.from_workdir(old, {"data.dir": str(data_dir)})
-    weights = checkpoint.restore_weights(old.checkpoints, 3, exp.state_like)
+    weights = checkpoint.restore_weights(old.checkpoints, 3, exp.programs.state_like)
     n, values = score(exp, weights, "test", "data.test")
     assert (n, values["top1"], values["ema_top1"]) == (
         record["n"],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcls import experiment, sources
+from jaxcls.checks import check
 from jaxcls.errors import InputError
 
 
@@ -61,7 +62,7 @@ def test_what_is_resident_is_decoded_once(tiny, monkeypatch):
     monkeypatch.setattr(sources.Source, "read", counting)
     for _ in exp.train_batches():
         pass
-    n = exp.examples
+    n = exp.plan.examples
     assert n <= sum(reads) < n + 256  # The last batch of the decoding is padded.
     for _ in exp.train_batches(30):
         pass
@@ -79,17 +80,17 @@ def test_random_host_crops_are_streamed_or_refused(tiny):
 
 def labels_of(exp):
     split = exp.config.data.train
-    return exp.data.dataset.labels(split, "data.train")
+    return exp.selection.dataset.labels(split, "data.train")
 
 
 @pytest.mark.parametrize("resident", ["on", "off"])
 def test_only_the_chosen_classes_are_seen_and_they_count_from_0(tiny, resident):
     exp = built(tiny, **{"data.classes": "7, 3,9", "data.resident": resident})
-    assert exp.data.class_names == ("3", "7", "9")
-    assert exp.data.num_classes == 3
-    assert exp.state_shapes.params["head"]["kernel"].shape[-1] == 3
+    assert exp.selection.class_names == ("3", "7", "9")
+    assert exp.selection.num_classes == 3
+    assert exp.programs.state_shapes.params["head"]["kernel"].shape[-1] == 3
     n = int(np.isin(labels_of(exp), [3, 7, 9]).sum())
-    assert exp.examples == n
+    assert exp.plan.examples == n
     seen = np.concatenate([b["label"] for b in host(exp.train_batches())])
     assert set(seen.tolist()) == {0, 1, 2}
     # The pixels still belong to their labels.
@@ -109,35 +110,37 @@ def test_only_the_chosen_classes_are_seen_and_they_count_from_0(tiny, resident):
 
 def test_evaluation_of_chosen_classes_covers_exactly_them(tiny):
     exp = built(tiny, **{"data.classes": "0-4"})
-    labels = exp.data.dataset.labels("test", "data.test")
+    labels = exp.selection.dataset.labels("test", "data.test")
     batches = host(exp.eval_batches("test", "data.test"))
     index = np.concatenate([b["index"][b["mask"]] for b in batches])
     np.testing.assert_array_equal(np.sort(index), np.arange((labels < 5).sum()))
-    assert exp.count("test") == (labels < 5).sum()
+    assert exp.data.examples("test") == (labels < 5).sum()
 
 
 def test_a_fraction_is_of_the_training_examples_only(tiny):
     exp = built(tiny, **{"data.fraction": 0.2})
     counts = np.bincount(labels_of(exp))
-    assert exp.examples == np.rint(counts * 0.2).sum()
-    assert exp.count("test") == 360
-    assert exp.count("eval") == built(tiny).count("eval")
+    assert exp.plan.examples == np.rint(counts * 0.2).sum()
+    assert exp.data.examples("test") == 360
+    assert exp.data.examples("eval") == built(tiny).data.examples("eval")
 
 
 def test_balance_gives_every_class_equally_often(tiny):
     exp = built(tiny, **{"data.balance": True, "length": "3 epochs", "batch_size": 100})
     labels = np.concatenate([b["label"] for b in host(exp.train_batches())])
     for epoch in range(2):
-        counts = np.bincount(labels[epoch * exp.examples :][: exp.examples], minlength=10)
+        counts = np.bincount(
+            labels[epoch * exp.plan.examples :][: exp.plan.examples], minlength=10
+        )
         assert counts.max() - counts.min() <= 1
     assert exp.implied()["order"] == "philox-balanced-1"
 
 
 def test_a_run_is_not_scored_on_other_data_than_its_own(tiny):
     exp = built(tiny)
-    facts = exp.data.facts._replace(splits={"train": 1437, "test": 300})
+    facts = exp.selection.facts._replace(splits={"train": 1437, "test": 300})
     with pytest.raises(InputError, match=r"the data changed since the run began: splits"):
-        experiment.build(exp.config, facts).data.records("test", "data.test")
+        experiment.build(exp.config, facts).selection.records("test", "data.test")
 
 
 def test_labels_are_read_once(tiny, monkeypatch):
@@ -152,7 +155,7 @@ def test_labels_are_read_once(tiny, monkeypatch):
     exp = built(tiny, **{"data.classes": "0-7", "data.fraction": 0.5, "data.balance": True})
     for _ in exp.train_batches():
         pass
-    assert exp.count("train") == exp.examples > 0
+    assert exp.data.examples("train") == exp.plan.examples > 0
     assert asked == ["train[:90%]"]
 
 
@@ -165,7 +168,7 @@ def test_evaluation_of_any_split_is_by_eval_ops_and_counts_it(tiny, key, split):
     batches = host(exp.eval_batches(split, key))
     assert {batch["image"].shape[1:] for batch in batches} == {(8, 8, 1)}
     n = sum(int(batch["mask"].sum()) for batch in batches)
-    assert n == (exp.examples if key == "data.train" else 360)
+    assert n == (exp.plan.examples if key == "data.train" else 360)
 
 
 def test_a_size_that_grows_is_for_training_only(tiny):
@@ -188,7 +191,7 @@ def test_an_empty_choice_is_refused(tiny):
     if first == 3:
         exp = built(tiny, **{"data.classes": "4", "data.train": "train[:1]"})
     with pytest.raises(InputError, match=r"holds no example of data\.classes"):
-        _ = exp.steps
+        _ = exp.plan.steps
 
 
 GROWING = {
@@ -221,7 +224,7 @@ def test_a_step_is_compiled_for_every_size(tiny):
     exp = built(tiny, **GROWING, **{"length": "4 steps", "augment": "flip"})
     state, losses = exp.init(), []
     for batch in exp.train_batches():
-        state, scores = exp.compiled_train_step(state, batch)
+        state, scores = exp.programs.train_step(state, batch)
         losses.append(float(scores["loss"]))
     assert int(state.step) == 4
     assert np.isfinite(losses).all()
@@ -237,4 +240,4 @@ def test_sizes_that_do_not_start_at_0_and_rise_are_refused(tiny, size):
 def test_a_model_of_one_size_refuses_sizes_that_grow(tiny):
     exp = built(tiny, **{"data.train_ops": GROWING["data.train_ops"]})
     with pytest.raises(InputError, match=r"cannot take \d+x\d+; end data\.train_ops"):
-        _ = exp.lowered_train_step
+        check(exp)

@@ -20,7 +20,9 @@ def test_pieces_of_a_batch_keep_less_for_one_more_copy_of_the_params(tiny):
     model = {"model.name": "cnn(widths=(256,), dense=2048)", "batch_size": 512}
     whole = experiment.build(tiny(**model))
     pieces = experiment.build(tiny(**model, **{"optim.accumulate": 4}))
-    params = sum(x.size * 4 for x in jax.tree.leaves(whole.state_shapes.params)) / 2**20
+    params = (
+        sum(x.size * 4 for x in jax.tree.leaves(whole.programs.state_shapes.params)) / 2**20
+    )
     assert params > 10
     (state, kept), (more, less) = memory(whole), memory(pieces)
     assert more - state == pytest.approx(params, abs=0.11)

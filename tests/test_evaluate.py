@@ -34,14 +34,14 @@ def build(tiny, built):
 
 def by_hand(exp, weights):
     """{metric: mean} of `SPLIT`, one example after the other, in float64."""
-    source = exp.data.dataset.source(SPLIT, "data.test")
+    source = exp.selection.dataset.source(SPLIT, "data.test")
     scores = {"loss": [], "top1": [], "top5": []}
     images, labels = [], []
     for png, label in source.read(np.arange(len(source))):
         images.append(batches.transform(exp.data.eval_ops, png, None))
         labels.append(label)
-    normalized = exp.normalize(np.stack(images))
-    logits, _ = exp.model.apply(weights, normalized, False, None)
+    normalized = exp.recipe.normalize(np.stack(images))
+    logits, _ = exp.recipe.model.apply(weights, normalized, False, None)
     for row, label in zip(np.asarray(logits, np.float64), labels, strict=True):
         ranked = np.argsort(-row, kind="stable")
         scores["loss"].append(np.log(np.exp(row - row[label]).sum()))
@@ -57,10 +57,12 @@ def test_predictions_are_logits_and_labels_in_the_order_of_the_split(
     exp, weights = build(devices)
     variables = {k: weights[k] for k in ("params", "batch_stats")}
     found = predictions(exp, variables, SPLIT, "data.test", batch_size)
-    records = list(exp.data.dataset.source(SPLIT, "data.test").read(np.arange(61)))
+    records = list(exp.selection.dataset.source(SPLIT, "data.test").read(np.arange(61)))
     np.testing.assert_array_equal(found.labels, [label for _, label in records])
     images = [batches.transform(exp.data.eval_ops, png, None) for png, _ in records]
-    expected, _ = exp.model.apply(variables, exp.normalize(np.stack(images)), False, None)
+    expected, _ = exp.recipe.model.apply(
+        variables, exp.recipe.normalize(np.stack(images)), False, None
+    )
     np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -152,7 +152,9 @@ def test_rows_of_their_own_are_what_they_say(told, loaded):
     images = load_of(exp, "data.test", 360)
 
     def apply(variables, images):
-        return np.asarray(exp.model.apply(variables, exp.normalize(images), False, None)[0])
+        return np.asarray(
+            exp.recipe.model.apply(variables, exp.recipe.normalize(images), False, None)[0]
+        )
 
     mirrored = apply(params, images[:, :, ::-1])
     both = (softmax(logits.astype(float), 1) + softmax(mirrored.astype(float), 1)) / 2
@@ -254,7 +256,9 @@ def attacked_among(exp, variables, images, labels):
     """The mean loss among classes 3 and 8 after a step of 8 levels that raises it."""
 
     def loss(images):
-        logits, _ = exp.model.apply(variables, exp.normalize(images), False, None)
+        logits, _ = exp.recipe.model.apply(
+            variables, exp.recipe.normalize(images), False, None
+        )
         likely = jax.nn.log_softmax(logits[:, np.array([3, 8])])
         return -likely[np.arange(len(labels)), labels].mean()
 

@@ -62,7 +62,7 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
     rng = np.random.default_rng(0)
     for size in (1, 7):
         images = rng.integers(0, 256, (size, 8, 8, 1), np.uint8)
-        expected = exp.logits_step(exp.variables(saved), images)
+        expected = exp.programs.logits_step(exp.recipe.variables(saved), images)
         np.testing.assert_allclose(program.call(images), expected, atol=1e-5)
     told = described(out)
     assert told["labels"] == list("0123456789")

@@ -172,7 +172,7 @@ def test_all_digits_get_the_models_logits_at_three_batch_sizes(form, digits, tmp
     exp, _, _, saved = evaluate.load(str(digits), "best", {"mesh.devices": "1"})
     images = every_test_image(exp)
     assert len(images) == 360
-    expected = exp.logits_step(exp.variables(saved), images)
+    expected = exp.programs.logits_step(exp.recipe.variables(saved), images)
     run = FORMATS[form].load(None, out / f"model.{form}", {"batch_size": 1})
     for size in (1,) if form == "tflite" else (1, 7, 64):
         found = [run(images[i : i + size]) for i in range(0, 360, size)]
@@ -221,7 +221,7 @@ def check_answers(said, exp, saved, files):
     for line, file, each in zip(said, files, ours, strict=True):
         best = int(each.probabilities.argmax())
         start, probability = line.rsplit(" ", 1)
-        assert start == f"{file}: {exp.data.class_names[best]}"
+        assert start == f"{file}: {exp.selection.class_names[best]}"
         assert abs(float(probability) - each.probabilities[best]) < 1e-3
 
 
@@ -254,6 +254,6 @@ def test_an_example_with_torchvision_answers_as_predict_does(
     seen = export.of_files(exp, [str(tmp_path)])
     found = export.export("safetensors", model, Asked(), seen, out)
     about = {"preprocessing": {"steps": export_facts.steps(exp)}}
-    told = {**about, "output": {"link": exp.link}, "labels": model.class_names}
+    told = {**about, "output": {"link": exp.recipe.link}, "labels": model.class_names}
     export.finish("safetensors", model, found | told, out)
     check_answers(answered(out, files, TORCHVISION), exp, saved, files)

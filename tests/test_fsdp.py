@@ -27,7 +27,7 @@ def stepped(exp, steps=4):
     """The state after so many steps, and their losses."""
     state, losses = exp.init(), []
     for _, batch in zip(range(steps), exp.train_batches(), strict=False):
-        state, scores = exp.train_step(state, batch)
+        state, scores = exp.programs.jitted_train_step(state, batch)
         losses.append(float(scores["loss"]))
     return state, losses
 
@@ -104,9 +104,9 @@ def test_blocks_made_anew_gather_their_own_params_once_more(tiny):
 
     def loss(params, images, key):
         variables = {"params": params, "batch_stats": {}}
-        return exp.model.apply(variables, images, True, key)[0].sum()
+        return exp.recipe.model.apply(variables, images, True, key)[0].sum()
 
-    shapes = exp.state_shapes
+    shapes = exp.programs.state_shapes
     key = shapes.key["dropout"]
     traced = jax.make_jaxpr(jax.grad(loss))(shapes.params, images, key)
     anew = [str(e) for e in traced.jaxpr.eqns if "prevent_cse" in e.params]
@@ -119,11 +119,13 @@ def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
     model = {"model.name": "cnn(widths=(16, 32), dense=256)", "optim.name": "adamw"}
     exp = experiment.build(tiny(**model, **parts(4)))
     state = exp.init()
-    whole = experiment.build(tiny(**model)).state_shapes
+    whole = experiment.build(tiny(**model)).programs.state_shapes
     held = bytes_of(state, jax.devices()[0])
     assert held == pytest.approx(tree_bytes(whole) / 4, rel=0.05)
-    assert tree_bytes(exp.state_of_a_device) == held
-    needed = exp.lowered_train_step.compile().memory_analysis().argument_size_in_bytes
+    assert tree_bytes(exp.programs.state_of_a_device) == held
+    needed = (
+        exp.programs.lowered_train_step.compile().memory_analysis().argument_size_in_bytes
+    )
     batch = 128 // 8 * (8 * 8 + 3 * 4)
     assert needed == pytest.approx(held + batch, rel=0.01)
 
@@ -136,10 +138,10 @@ def test_what_is_saved_in_parts_is_restored_in_others_bit_for_bit(tiny, tmp_path
     with saving.Checkpoints(tmp_path / "checkpoints", 1) as saves:
         saves.save(state, digests)
     other = experiment.build(tiny(**parts(fsdp)))
-    restored = checkpoint.restore(tmp_path / "checkpoints", 0, other.state_like)
+    restored = checkpoint.restore(tmp_path / "checkpoints", 0, other.programs.state_like)
     assert checkpoint.digests(restored) == digests
     kernel = restored.params["dense"]["kernel"]
-    assert kernel.sharding == other.state_like.params["dense"]["kernel"].sharding
+    assert kernel.sharding == other.programs.state_like.params["dense"]["kernel"].sharding
     assert kernel.sharding.is_fully_replicated == (fsdp == 1)
     for ours, theirs in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True

@@ -110,7 +110,7 @@ def test_two_classes_get_a_fresh_head_and_what_is_frozen_keeps_every_bit(
     said = capsys.readouterr().out
     assert "a fresh head for 2 classes; there it has 10" in said
     folder = Workdir(tmp_path / "tuned")
-    state = checkpoint.restore(folder.checkpoints, 12, exp.state_like)
+    state = checkpoint.restore(folder.checkpoints, 12, exp.programs.state_like)
     before, started = averaged(trained), exp.init()
     assert state.params["head"]["kernel"].shape == (16, 2)
     for tree in ({"params": state.params, "batch_stats": state.batch_stats}, state.ema):

@@ -253,7 +253,7 @@ def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
             run(diverging, tmp_path)
     exp = experiment.build(diverging)
     folder = Workdir(tmp_path)
-    state = checkpoint.restore_newest(folder.checkpoints, exp.state_like)
+    state = checkpoint.restore_newest(folder.checkpoints, exp.programs.state_like)
     assert (
         int(state.bad_step) == int(state.step) == checkpoint.steps(folder.checkpoints)[-1]
     )

@@ -63,7 +63,7 @@ def by_hand(config, left_out, back=None):
         if step in left_out:
             state = state._replace(step=state.step + 1)
         else:
-            state, _ = exp.compiled_train_step(state, batch)
+            state, _ = exp.programs.train_step(state, batch)
     return state
 
 
@@ -81,7 +81,7 @@ def order(config, step):
     from jaxcls import batches
 
     exp = made(config)
-    n = exp.count("train")
+    n = exp.data.examples("train")
     positions = range(step * config.batch_size, (step + 1) * config.batch_size)
     return [int(batches.order(config.seed, p // n, n)[p % n]) for p in positions]
 
@@ -326,7 +326,7 @@ def test_a_record_of_what_was_left_out_finds_the_examples_of_a_part(tiny, tmp_pa
     run(changed, tmp_path, (2,))
     (found,) = events(tmp_path, "skip")
     exp = made(changed)
-    source = exp.data.dataset.source("train[:90%]", "data.train")
+    source = exp.selection.dataset.source("train[:90%]", "data.train")
     labels = [label for _, label in source.read(np.array(found["index"]))]
     assert set(labels) == {1, 3}
     batch = list(exp.train_batches())[2]

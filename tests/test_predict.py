@@ -163,10 +163,10 @@ def test_each_file_gets_the_models_probabilities_and_a_bad_one_its_reason(
     assert found[5].why == "No such file or directory"
     images = np.stack(list(pixels.values()))[..., None]
     variables = {k: weights[k] for k in ("params", "batch_stats")}
-    logits, _ = exp.model.apply(variables, exp.normalize(images), False, None)
+    logits, _ = exp.recipe.model.apply(variables, exp.recipe.normalize(images), False, None)
     logits = np.asarray(logits)
     expected = np.asarray(
-        exp.embed_step(variables, images[[*range(5), 4]])
+        exp.programs.embed_step(variables, images[[*range(5), 4]])
     )  # Over two devices.
     for row, i in enumerate(pixels):
         np.testing.assert_allclose(
@@ -219,7 +219,7 @@ def test_features_come_from_the_same_pass_as_probabilities(build):
         return step.lower(variables, images).compile().cost_analysis()["flops"]
 
     both = flops(predict._step(exp, True))
-    assert both < 1.1 * flops(exp.predict_step)
+    assert both < 1.1 * flops(exp.programs.predict_step)
 
 
 def test_a_file_is_seen_upright_and_on_white(build, tmp_path):
@@ -299,13 +299,13 @@ def test_a_folder_of_mixed_files_is_answered_in_order_and_the_bad_are_named(
     exp, _, _, weights = evaluate.load(run, "best", {})
     images = np.stack([predict.read(exp, path) for path in good])
     images = np.concatenate([images, np.zeros_like(images)[:2]])  # Over eight devices.
-    variables = exp.variables(weights)
+    variables = exp.recipe.variables(weights)
     with np.load(file) as features:
         assert features["path"].tolist() == good
-        expected = np.asarray(exp.embed_step(variables, images))[:6]
+        expected = np.asarray(exp.programs.embed_step(variables, images))[:6]
         np.testing.assert_allclose(features["embed"], expected, rtol=1e-5)
-    probabilities = np.asarray(exp.predict_step(variables, images))[:6]
-    best = [exp.data.class_names[k] for k in probabilities.argmax(1)]
+    probabilities = np.asarray(exp.programs.predict_step(variables, images))[:6]
+    best = [exp.selection.class_names[k] for k in probabilities.argmax(1)]
     assert [row[1] for row in rows] == best
     np.testing.assert_allclose(
         [float(row[2]) for row in rows], probabilities.max(1), atol=1e-6

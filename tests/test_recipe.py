@@ -9,6 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from jaxcls import evaluate, experiment, train
+from jaxcls.checks import check
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.gradients import Examples
 from jaxcls.models import naming
@@ -115,26 +116,26 @@ def test_schedule_free_scores_and_predicts_with_its_average(tiny, tmp_path):
     exp, _, _, weights = evaluate.load(str(tmp_path), "last", {})
     kernels = [tree["params"]["head"]["kernel"] for tree in (weights, weights["ema"])]
     assert np.abs(np.subtract(*kernels)).max() > 1e-4
-    assert exp.variables(weights) is weights["ema"]
+    assert exp.recipe.variables(weights) is weights["ema"]
 
 
 def test_both_averages_at_once_are_refused(tiny):
     exp = experiment.build(tiny(**{"optim.wrapper": "schedule_free"}))
     with pytest.raises(InputError, match=r"^ema.decay=0.9 and optim.wrapper=.*leave one"):
-        _ = exp.is_averaged
+        check(exp)
 
 
-def test_pieces_need_norms_over_their_own_rows(tiny):
+def test_microbatches_need_norms_over_their_own_rows(tiny):
     exp = experiment.build(tiny(**{"optim.accumulate": 4}))
     with pytest.raises(InputError, match=r"accumulate=4 .*model.batch_norm_groups=4$"):
-        _ = exp.lowered_train_step
+        check(exp)
     without = {"model.name": "cnn(widths=(4,))", "optim.accumulate": 4}
-    assert experiment.build(tiny(**without)).pieces == 4
+    check(experiment.build(tiny(**without)))
 
 
-def test_pieces_need_no_groups_where_the_norms_are_frozen(tiny):
+def test_microbatches_need_no_groups_where_the_norms_are_frozen(tiny):
     changes = {"optim.accumulate": 4, "optim.freeze": "^(?!head/)"}
-    assert experiment.build(tiny(**changes)).pieces == 4
+    check(experiment.build(tiny(**changes)))
 
 
 @pytest.mark.slow
@@ -147,18 +148,18 @@ def test_what_is_frozen_follows_no_slow_weights_either(tiny):
     exp = experiment.build(tiny(**changes))
     state, seen = exp.init(), []
     for batch in exp.train_batches():
-        state, _ = exp.train_step(state, batch)
+        state, _ = exp.programs.jitted_train_step(state, batch)
         seen.append(np.asarray(state.params["head"]["kernel"]).tobytes())
     assert len(set(seen[:4])) == 4
     assert len(set(seen[3:])) == 1
 
 
-def test_pieces_must_spread_over_the_devices(tiny):
+def test_microbatches_must_spread_over_the_devices(tiny):
     changes = {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"}
     with pytest.raises(
-        InputError, match="pieces of 4 examples, which do not spread over 8"
+        InputError, match="microbatches of 4 examples, which do not spread over 8"
     ):
-        _ = experiment.build(tiny(**changes)).lowered_train_step
+        check(experiment.build(tiny(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
 def test_what_a_recipe_lacks_is_said_before_anything_runs(tiny, changes, said):
     exp = experiment.build(tiny(**changes))
     with pytest.raises(InputError, match=said) as error:
-        _ = exp.lowered_train_step
+        check(exp)
     assert "\n" not in str(error.value)
 
 
@@ -260,11 +261,11 @@ def test_rates_and_decays_by_expression_reach_the_parameters(tiny):
     exp = experiment.build(tiny(**changes))
     zeros = jax.tree.map(jnp.zeros_like, exp.init().params)
     params = exp.init().params
-    update = jax.jit(exp.optimizer.update)
+    update = jax.jit(exp.recipe.optimizer.update)
     for step, is_frozen in ((0, False), (1, True)):
         updates, _ = update(
             zeros,
-            exp.optimizer.init(params),
+            exp.recipe.optimizer.init(params),
             params,
             lr=jnp.float32(0.125),
             step=jnp.int32(step),
@@ -289,11 +290,16 @@ def test_a_schedule_counts_epochs_from_the_start_of_the_run(tiny):
     }
     exp = experiment.build(tiny(**changes))
     epoch = 1293 / 64
-    rates = [float(exp.schedule(step)) for step in (0, 5, 10, 19, 20, 39, 40, exp.steps)]
+    rates = [
+        float(exp.recipe.schedule(step))
+        for step in (0, 5, 10, 19, 20, 39, 40, exp.plan.steps)
+    ]
     assert (round(epoch), round(2 * epoch)) == (20, 40)
     expected = [0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0]
     np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-9)
-    assert float(exp.schedule(exp.steps - 5)) == pytest.approx(0.5 * 0.001, rel=1e-5)
+    assert float(exp.recipe.schedule(exp.plan.steps - 5)) == pytest.approx(
+        0.5 * 0.001, rel=1e-5
+    )
 
 
 def test_copies_of_an_example_come_in_a_row_with_crops_of_their_own(tiny):
@@ -320,7 +326,7 @@ def test_copies_of_an_example_come_in_a_row_with_crops_of_their_own(tiny):
 def test_precision_of_products_is_in_the_compiled_step(tiny):
     def lowered(precision):
         exp = experiment.build(tiny(**{"model.matmul_precision": precision}))
-        return exp.lowered_train_step.as_text()
+        return exp.programs.lowered_train_step.as_text()
 
     assert "HIGHEST" in lowered("float32")
     assert "HIGHEST" not in lowered("")
@@ -333,7 +339,7 @@ def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
         exp = experiment.build(tiny(**changes))
         state, found = exp.init(), []
         for batch in exp.train_batches():
-            state, scores = exp.train_step(state, batch)
+            state, scores = exp.programs.jitted_train_step(state, batch)
             found.append(float(scores["loss"]))
         return found
 
@@ -342,10 +348,10 @@ def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
 
 def test_balanced_weights_are_those_of_the_counts(tiny):
     exp = experiment.build(tiny(**{"data.classes": "0, 3", "data.fraction": 0.5}))
-    counts = exp.data.class_counts()
+    counts = exp.selection.class_counts()
     labels = np.concatenate([np.asarray(b["label"]) for b in exp.train_batches()])
-    assert counts.sum() == exp.examples
-    first_epoch = labels[: exp.examples]
+    assert counts.sum() == exp.plan.examples
+    first_epoch = labels[: exp.plan.examples]
     np.testing.assert_array_equal(np.bincount(first_epoch, minlength=2), counts)
 
 
@@ -355,7 +361,7 @@ def test_images_that_whiten_are_the_first_of_training_on_every_machine(tiny):
     assert some.shape == (100, 8, 8, 1)
     first = next(exp.train_batches())
     np.testing.assert_array_equal(some[:64], np.asarray(first["image"]))
-    assert len(exp.data.sample(10**6)) == exp.examples
+    assert len(exp.data.sample(10**6)) == exp.plan.examples
 
 
 @pytest.mark.slow
@@ -397,7 +403,7 @@ def gradient(config, along=None):
     params = jax.tree.map(jnp.add, state.params, along) if along else state.params
     examples = Examples(*exp.model_inputs(0, batch), None)
     key = jax.random.key(0)
-    found, grads = jax.jit(exp.pure_gradient())(params, state.batch_stats, key, examples)
+    found, grads = jax.jit(exp.recipe.gradient())(params, state.batch_stats, key, examples)
     return [naming.flatten(tree) for tree in (params, grads, found.batch_stats)]
 
 
@@ -414,14 +420,14 @@ def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
     exp = experiment.build(tiny(**PLAIN | changes))
     state, batch = moved(exp), next(exp.train_batches())
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(exp.pure_predict_step()(variables, batch["image"]), np.float64)
+    logits = np.asarray(exp.recipe.predict_step()(variables, batch["image"]), np.float64)
     hot = np.eye(10)[np.asarray(batch["label"])]
     targets = 0.7 * hot + 0.03
     each = -(targets * log_softmax(logits, -1)).sum(-1)
-    scored = exp.eval_step(variables, {**batch, "mask": np.ones(64, bool)})
+    scored = exp.programs.eval_step(variables, {**batch, "mask": np.ones(64, bool)})
     expected = -(hot * log_softmax(logits, -1)).sum(-1)
     np.testing.assert_allclose(scored["loss"], expected, rtol=1e-4)
-    _, record = exp.train_step(state, batch)
+    _, record = exp.programs.jitted_train_step(state, batch)
     expected = ((targets @ weights) * each).mean()
     assert float(record["loss"]) == pytest.approx(expected, rel=1e-5)
 
@@ -441,7 +447,7 @@ def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
     reach = 0.5 / np.sqrt(sum(np.sum(np.square(g)) for g in plain.values()))
     along = jax.tree_util.tree_map_with_path(
         lambda path, p: reach * plain[path_name(path)],
-        experiment.build(tiny(**PLAIN)).state_shapes.params,
+        experiment.build(tiny(**PLAIN)).programs.state_shapes.params,
     )
     _, worst, _ = gradient(tiny(**PLAIN), along)
     _, grads, _ = gradient(tiny(**PLAIN | {"optim.sam": 0.5}))
@@ -450,7 +456,7 @@ def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
 
 
 @pytest.mark.parametrize("groups", [4, pytest.param(8, marks=pytest.mark.slow)])
-def test_pieces_have_the_groups_of_the_whole_batch(tiny, groups):
+def test_microbatches_have_the_groups_of_the_whole_batch(tiny, groups):
     name = {"model.name": "cnn(widths=(4,), dense=8, batch_norm=True)"}
     config = PLAIN | name | {"model.batch_norm_groups": groups}
     _, whole, statistics = gradient(tiny(**config))
@@ -467,8 +473,8 @@ def test_a_clip_reaches_the_gradients_before_the_optimizer(tiny, way):
     params, rng = moved(exp).params, np.random.default_rng(0)
     grads = jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
     one, step = jnp.float32(1), jnp.int32(0)
-    updates, _ = jax.jit(exp.optimizer.update)(
-        grads, exp.optimizer.init(params), params, lr=one, step=step, share=one
+    updates, _ = jax.jit(exp.recipe.optimizer.update)(
+        grads, exp.recipe.optimizer.init(params), params, lr=one, step=step, share=one
     )
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
 
@@ -494,7 +500,7 @@ def test_the_average_of_a_config_is_made_as_often_and_warms_up(tiny):
     state, batches = exp.init(), exp.train_batches()
     average = np.asarray(state.params["head"]["kernel"], np.float64)
     for i, batch in zip(range(1, 7), batches, strict=False):
-        state, _ = exp.train_step(state, batch)
+        state, _ = exp.programs.jitted_train_step(state, batch)
         decay = min(0.2, (1 + i // 2) / (10 + i // 2))
         if i % 2 == 0:
             kernel = np.asarray(state.params["head"]["kernel"])
@@ -511,7 +517,7 @@ def test_a_rate_for_a_batch_size_is_that_of_warm_up_and_schedule(tiny):
         "optim.warmup": "4 steps",
     }
     exp = experiment.build(tiny(**changes))
-    rates = [float(exp.schedule(jnp.int32(step))) for step in (0, 2, 4, 8, 12)]
+    rates = [float(exp.recipe.schedule(jnp.int32(step))) for step in (0, 2, 4, 8, 12)]
     np.testing.assert_allclose(rates, [0, 0.0125, 0.025, 0.0125, 0], rtol=1e-6)
 
 
@@ -519,7 +525,7 @@ def test_dropout_in_training_is_a_function_of_the_key(tiny):
     exp = experiment.build(tiny(**{"model.name": "cnn(widths=(4,), dropout=0.5)"}))
     state, images = exp.init(), jnp.ones((4, 8, 8, 1))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    apply = jax.jit(lambda key: exp.model.apply(variables, images, True, key)[0])
+    apply = jax.jit(lambda key: exp.recipe.model.apply(variables, images, True, key)[0])
     first, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -527,7 +533,7 @@ def test_dropout_in_training_is_a_function_of_the_key(tiny):
 
 def test_two_losses_are_refused(tiny):
     exp = experiment.build(tiny(**{"loss.name": "softmax | focal"}))
-    for found in (lambda: exp.link, lambda: exp.pure_gradient()):
+    for found in (lambda: exp.recipe.link, lambda: exp.recipe.gradient()):
         with pytest.raises(
             InputError, match=r"^loss.name='softmax \| focal' names 2 things"
         ):
@@ -537,4 +543,4 @@ def test_two_losses_are_refused(tiny):
 def test_a_crop_that_may_show_nothing_of_the_image_is_refused(tiny):
     exp = experiment.build(tiny(augment="random_crop(8)"))
     with pytest.raises(InputError, match=r"padding=8 must be below the 8 pixels .* try 1"):
-        _ = exp.lowered_train_step
+        check(exp)

@@ -31,7 +31,7 @@ def random_batch(exp, shape, seed):
     """Four random images and labels, where the mesh is."""
     rng = np.random.default_rng(seed)
     size = exp.config.batch_size
-    labels = rng.integers(0, exp.data.num_classes, size)
+    labels = rng.integers(0, exp.selection.num_classes, size)
     batch = {
         "image": rng.integers(0, 256, (size, *shape)).astype(np.uint8),
         "label": labels.astype(np.int32),
@@ -62,10 +62,12 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     sample = random_batch(exp, shape, 2)["image"]
     monkeypatch.setattr(exp.data, "sample", lambda count: np.asarray(sample))
     # Where warm-up begins at 0, the first step would move nothing.
-    state = exp.init()._replace(step=jax.numpy.int32(exp.warmup))
+    state = exp.init()._replace(step=jax.numpy.int32(exp.plan.warmup))
     before = jax.tree.map(np.asarray, state.params)
     for seed in range(2):
-        state, record = exp.train_step(state, random_batch(exp, shape, seed))
+        state, record = exp.programs.jitted_train_step(
+            state, random_batch(exp, shape, seed)
+        )
         assert bool(record["finite"])
         assert 0 < float(record["loss"]) < 800
         assert float(record["lr"]) > 0
@@ -74,4 +76,4 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     # What is frozen stays, and a bias before a norm may have no gradient; of weights that
     # are all 0, as here a file's, only the head has one.
     assert np.mean(jax.tree.leaves(moved)) > (0 if "init.weights" in given else 0.6)
-    assert int(state.step) == exp.warmup + 2
+    assert int(state.step) == exp.plan.warmup + 2

@@ -92,8 +92,8 @@ def test_a_run_takes_it_and_its_state_has_the_same_names(tiny):
     exps = [
         experiment.build(tiny(**model, **{"model.remat": kind})) for kind in ("", "blocks")
     ]
-    assert exps[0].state_shapes == exps[1].state_shapes
-    texts = [exp.lowered_train_step.as_text() for exp in exps]
+    assert exps[0].programs.state_shapes == exps[1].programs.state_shapes
+    texts = [exp.programs.lowered_train_step.as_text() for exp in exps]
     assert [text.count("optimization_barrier") > 0 for text in texts] == [False, True]
 
 

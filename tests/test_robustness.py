@@ -37,7 +37,7 @@ def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
     chosen = [attacks.fgsm(8), attacks.pgd(8, steps=2)]
     names = ["speckle_noise", "contrast"]
     found = robust.assess(exp, variables, given, names, chosen, keep, batch_size)
-    read = exp.data.dataset.source(SPLIT, "data.test").read(np.arange(61))
+    read = exp.selection.dataset.source(SPLIT, "data.test").read(np.arange(61))
     images, labels = [], []
     for png, label in read:
         images.append(batches.transform(exp.data.eval_ops, png, None))
@@ -45,7 +45,9 @@ def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
     images, labels = np.stack(images), np.array(labels)
 
     def logits(images):
-        return exp.model.apply(variables, exp.normalize(images), False, None)[0]
+        return exp.recipe.model.apply(variables, exp.recipe.normalize(images), False, None)[
+            0
+        ]
 
     means = []
     for name, each in zip(names, found.corrupted, strict=True):

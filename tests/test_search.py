@@ -61,7 +61,9 @@ def expected(run, paths, queries):
     exp, _, _, weights = evaluate.load(str(run), "best", {})
     images = np.stack([predict.read(exp, path) for path in [*paths, *queries]])
     images = np.concatenate([images, np.zeros_like(images)[: -len(images) % 8]])
-    rows = np.asarray(exp.embed_step(exp.variables(weights), images)).astype(float)
+    rows = np.asarray(
+        exp.programs.embed_step(exp.recipe.variables(weights), images)
+    ).astype(float)
     known = NearestNeighbors(n_neighbors=len(paths), metric="cosine", algorithm="brute")
     known.fit(rows[: len(paths)])
     asked = rows[len(paths) : len(paths) + len(queries)]

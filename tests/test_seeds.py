@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import experiment, train
+from jaxcls import experiment, recipe, train
 from jaxcls.errors import InputError
 from jaxcls.knobs import STREAMS
 
@@ -14,7 +14,7 @@ LENGTH = {"length": "4 steps", "eval.every": "2 steps", "checkpoint.every": "2 s
 def of_streams(exp):
     """What each stream decides at the first step, as bytes."""
     state, batch = exp.init(), next(exp.train_batches())
-    _, keys = exp.keys()
+    _, keys = recipe.keys(exp.config)
     same = {**batch, "image": np.zeros(batch["image"].shape, np.uint8)}
     same["image"][:, 3:5, 3:5] = 200  # What is cropped and mixed, whatever the order.
     same["label"] = np.arange(len(same["label"]), dtype=np.int32) % 10
@@ -74,11 +74,11 @@ def test_a_run_of_a_reseeded_experiment_is_that_of_a_new_one_bit_for_bit(tiny, t
     seeds = [{"seed": 3}, {"seeds.order": 5}, {"seed": 0, "seeds.order": -1}]
     exp = experiment.build(tiny(**LENGTH))
     train.run(exp, str(tmp_path / "first"))
-    step = exp.compiled_train_step
+    step = exp.programs.train_step
     for i, given in enumerate(seeds):
         exp = exp.reseeded(given)
         train.run(exp, str(tmp_path / f"again{i}"))
-        assert exp.compiled_train_step is step
+        assert exp.programs.train_step is step
         fresh = experiment.build(exp.config)
         train.run(fresh, str(tmp_path / f"new{i}"))
         for file in files:

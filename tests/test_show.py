@@ -60,7 +60,7 @@ def test_a_caption_names_the_class_or_the_two_that_are_mixed():
 
 @pytest.mark.slow
 def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
-    facts = experiment.build(tiny()).data.facts
+    facts = experiment.build(tiny()).selection.facts
     named = facts._replace(class_names=tuple(f"$^{k}$" for k in range(10)))
     exp = experiment.build(tiny(), facts)
     exp.data.__dict__["facts"] = named

@@ -71,7 +71,7 @@ def test_ten_steps_of_three_seeds_are_those_of_each_alone(tiny, model):
         state = exp.init()
         start = np.asarray(jax.tree.leaves(state.params)[0])
         for _, batch in zip(range(10), exp.train_batches(), strict=False):
-            state, scores = exp.train_step(state, batch)
+            state, scores = exp.programs.jitted_train_step(state, batch)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
             (state.params, state.batch_stats, state.ema),

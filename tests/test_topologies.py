@@ -95,7 +95,7 @@ def test_a_mesh_of_described_devices_computes_in_bfloat16(asked, tiny):
     devices = topologies.described("v5e:4x4", "--devices").devices
     config = tiny(**{"mesh.devices": 0, "mesh.fsdp": 2})
     exp = experiment.build(config, devices=devices)
-    assert exp.dtype == jnp.bfloat16
+    assert exp.recipe.dtype == jnp.bfloat16
     assert exp.mesh.devices.tolist() == [devices[i : i + 2] for i in range(0, 8, 2)]
     assert list(mesh.make(3, devices=devices).devices) == [*devices[:3], *devices[4:7]]
 

@@ -114,7 +114,7 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
 
     found = {(tag, step): value for tag, step, value in told}
     images, targets = show.pixels(exp)
-    captions = [show.caption(target, exp.data.class_names) for target in targets]
+    captions = [show.caption(target, exp.selection.class_names) for target in targets]
     grid = pictures.grid(images, captions)
     np.testing.assert_array_equal(image(found["train/first_batch", 0]), grid)
     _, step, _, weights = evaluate.load(str(tmp_path), "best", {})
@@ -124,7 +124,7 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
         logits, labels = predictions(exp, of_model, "test", "data.test")
         matrix = np.zeros((10, 10), int)
         np.add.at(matrix, (labels, logits.argmax(-1)), 1)
-        drawn = pictures.confusion(matrix, exp.data.class_names)
+        drawn = pictures.confusion(matrix, exp.selection.class_names)
         shown = image(found[f"final{name}/confusion", 12])
         np.testing.assert_array_equal(shown, drawn)
 

@@ -39,7 +39,7 @@ def test_a_record_holds_the_values_and_the_rate_of_its_step(tiny, ran):
     folder, _ = ran(tiny())
     record = logs.read(folder / "metrics.jsonl")[0]
     assert set(record) == {"step", "kind", "loss", "top1", "lr", "grad_norm"}
-    assert record["lr"] == pytest.approx(float(experiment.build(tiny()).schedule(1)))
+    assert record["lr"] == pytest.approx(float(experiment.build(tiny()).recipe.schedule(1)))
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tiny, ran):
@@ -105,7 +105,7 @@ def test_other_data_than_the_run_began_with_is_refused(tiny, tmp_path):
     exp = experiment.build(tiny(**{"length": "3 steps", "data.test": ""}))
     train.run(exp, str(tmp_path))
     (tmp_path / "metrics.jsonl").unlink()  # As if it had not finished.
-    facts = exp.data.facts._replace(version="1.0.1")
+    facts = exp.selection.facts._replace(version="1.0.1")
     with pytest.raises(
         InputError, match=r'facts.version was "1.0.0" and is "1.0.1".*--workdir='
     ):

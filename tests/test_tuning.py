@@ -12,6 +12,7 @@ from scipy.special import softmax
 from jaxcls import experiment, losses, sources, step, train
 from jaxcls import gradients as gradient
 from jaxcls.augment import NORMALIZATIONS, chain
+from jaxcls.checks import check
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.parts import WHOLE, Part
 from tests.modules import KEY
@@ -232,7 +233,7 @@ def trained(exp, steps):
     state, seen = exp.init(), []
     for batch in [None, *itertools.islice(exp.train_batches(), steps)]:
         if batch:
-            state, record = exp.train_step(state, batch)
+            state, record = exp.programs.jitted_train_step(state, batch)
             assert bool(record["finite"])
         arrays = paths(state._replace(key={})).items()
         seen.append({path: np.array(array) for path, array in arrays})
@@ -258,11 +259,11 @@ def test_the_keys_of_a_config_reach_the_parts(tiny):
         "head/kernel": Part(2.0, 0),
         "head/bias": Part(2.0, 0),
     }
-    assert exp.train_parts == expected
-    assert exp.head_first == 7
+    assert exp.recipe.param_groups == expected
+    assert exp.plan.head_first == 7
     half = tiny(**TUNED | {"optim.head_first": "50 percent"})
-    assert experiment.build(half).head_first == 6
-    assert set(experiment.build(tiny()).train_parts.values()) == {WHOLE}
+    assert experiment.build(half).plan.head_first == 6
+    assert set(experiment.build(tiny()).recipe.param_groups.values()) == {WHOLE}
 
 
 @pytest.mark.slow
@@ -316,16 +317,16 @@ def test_a_linear_probe_trains_on_what_evaluation_sees(tiny):
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), jnp.float32),
-        exp.variables_like,
+        exp.recipe.variables_like,
     )
     images = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32)
-    apply = jax.jit(exp.model.apply, static_argnums=2)
+    apply = jax.jit(exp.recipe.model.apply, static_argnums=2)
     training, statistics = apply(variables, images, True, KEY)
     evaluated, _ = apply(variables, images, False, KEY)
     np.testing.assert_allclose(training, evaluated, rtol=1e-5)
     assert bits(statistics) == bits(variables["batch_stats"])
     plain = experiment.build(tiny(**probe | {"optim.freeze": ""}))
-    moved, statistics = jax.jit(plain.model.apply, static_argnums=2)(
+    moved, statistics = jax.jit(plain.recipe.model.apply, static_argnums=2)(
         variables, images, True, KEY
     )
     assert np.abs(moved - evaluated).max() > 1
@@ -364,13 +365,13 @@ def test_a_bad_value_is_one_line_with_its_key_and_one_that_works(
     tiny, key, value, rule, works
 ):
     with pytest.raises(InputError, match=rule) as error:
-        _ = experiment.build(tiny(**{key: value})).lowered_train_step
+        check(experiment.build(tiny(**{key: value})))
     text = one_line(error)
     shown = f"{key}={value}" if isinstance(value, float) else f"{key}={value!r}"
     assert shown[:200] in text
     assert str(works) in text
     good = experiment.build(tiny(**{key: works}))
-    assert set(good.train_parts) == set(experiment.build(tiny()).train_parts)
+    assert set(good.recipe.param_groups) == set(experiment.build(tiny()).recipe.param_groups)
 
 
 def test_what_a_frozen_run_predicts_needs_no_dataset(tiny):
@@ -378,10 +379,10 @@ def test_what_a_frozen_run_predicts_needs_no_dataset(tiny):
     known = sources.Facts("absent", "", (8, 8, 1), 10, (), splits)
     away = {"data.name": "absent", "data.dir": "/nonexistent", "data.fraction": 0.5}
     # One without parts does not: neither its model nor the shapes of its state count.
-    assert experiment.build(tiny(**away), known).state_like
+    assert experiment.build(tiny(**away), known).programs.state_like
     exp = experiment.build(tiny(**TUNED | away), known)
-    assert exp.model
-    assert exp.state_like
+    assert exp.recipe.model
+    assert exp.programs.state_like
 
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
