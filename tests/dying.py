@@ -41,7 +41,7 @@ class Poisoned(Dying):
         def factor(step):  # Asked at run time, so that one compilation serves all tests.
             return np.float32(np.nan if int(step) in self.nan else 1.0)
 
-        made.schedule = lambda step: schedule(step) * jax.pure_callback(
-            factor, number, step
+        made.schedule = lambda step: (
+            schedule(step) * jax.pure_callback(factor, number, step)
         )
         return made

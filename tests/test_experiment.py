@@ -88,5 +88,5 @@ def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
     expected = np.asarray(exp.programs.predict_step(variables, pixels))
     np.testing.assert_allclose(softmax(logits, axis=1), expected, rtol=1e-5)
     each = experiment.build(tiny(**{"loss.name": "sigmoid"}))
-    expected = np.asarray(each.predict_step(variables, pixels))
+    expected = np.asarray(each.programs.predict_step(variables, pixels))
     np.testing.assert_allclose(expit(logits), expected, rtol=1e-5)

@@ -365,7 +365,7 @@ def test_what_cannot_be_told_is_asked_for(tiny, telling, preprocessing, expected
 
 def test_without_weights_there_is_nothing_to_tell(tiny):
     with pytest.raises(InputError, match="there are none; try normalize='imagenet'"):
-        experiment.build(tiny(normalize="weights"))
+        _ = experiment.build(tiny(normalize="weights")).config
 
 
 def test_a_resolved_experiment_holds_plain_texts_alone(tiny, trained):

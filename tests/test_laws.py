@@ -59,7 +59,7 @@ def records(workdir):
 
 def final_digests(workdir, config):
     folder = Workdir(workdir)
-    like = EXPERIMENTS[config.to_json()].state_like
+    like = EXPERIMENTS[config.to_json()].programs.state_like
     last, _ = checkpoint.find(folder.checkpoints, "last")
     return checkpoint.digests(checkpoint.restore(folder.checkpoints, last, like))
 

@@ -45,7 +45,7 @@ def records(folder):
 def last_state(config, folder):
     folder = folder / "checkpoints"
     step, _ = checkpoint.find(folder, "last")
-    return checkpoint.restore(folder, step, made(config).state_like)
+    return checkpoint.restore(folder, step, made(config).programs.state_like)
 
 
 def by_hand(config, left_out, back=None):

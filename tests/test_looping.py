@@ -22,14 +22,16 @@ class Noted(Poisoned):
     sizes: list[int]
 
     @functools.cached_property
-    def compiled_train_loop(self):
-        loop = experiment.Experiment.compiled_train_loop.func(self)
+    def programs(self):
+        made = experiment.Experiment.programs.func(self)
+        loop = made.train_loop
 
         def noted(state, columns, count):
             self.sizes.append(count)
             return loop(state, columns, count)
 
-        return noted
+        made.train_loop = noted
+        return made
 
 
 MADE: dict[str, Noted] = {}  # What is compiled once serves every test.

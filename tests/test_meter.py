@@ -87,7 +87,8 @@ def test_what_is_due_at_the_step_of_a_record_is_in_the_next_one():
 @pytest.mark.parametrize("every", ["0.3", "1", "2.5", "20.2", "7/3", "50"])
 def test_the_duties_left_are_those_that_will_be_due(every, tiny):
     exp = experiment.build(tiny(length="50 steps"))
-    exp.__dict__["every"] = dict.fromkeys(("eval", "checkpoint", "log"), Fraction(every))
+    dues = dict.fromkeys(("eval", "checkpoint", "log"), Fraction(every))
+    exp.recipe.plan = exp.plan._replace(every=dues)
     for step in range(51):
         due = [
             s

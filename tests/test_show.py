@@ -63,7 +63,7 @@ def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
     facts = experiment.build(tiny()).selection.facts
     named = facts._replace(class_names=tuple(f"$^{k}$" for k in range(10)))
     exp = experiment.build(tiny(), facts)
-    exp.data.__dict__["facts"] = named
+    exp.selection.facts = named
     show.draw(exp, str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").is_file()
 

@@ -371,7 +371,9 @@ def test_a_bad_value_is_one_line_with_its_key_and_one_that_works(
     assert shown[:200] in text
     assert str(works) in text
     good = experiment.build(tiny(**{key: works}))
-    assert set(good.recipe.param_groups) == set(experiment.build(tiny()).recipe.param_groups)
+    assert set(good.recipe.param_groups) == set(
+        experiment.build(tiny()).recipe.param_groups
+    )
 
 
 def test_what_a_frozen_run_predicts_needs_no_dataset(tiny):
