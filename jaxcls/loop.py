@@ -103,6 +103,18 @@ class Loop:
                     return state
                 state, is_pending = self._train(state), False
 
+    def compile(self) -> None:
+        """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
+        if self.is_compiled:
+            return
+        began = time.perf_counter()
+        self.dog.beat("compiling the train step", compiles=True)
+        self.stepper.compile()
+        seconds = time.perf_counter() - began
+        self.log.meter.apart("compile", seconds)
+        self.log.line(f"compiled in {seconds:.1f} s")
+        self.is_compiled = True
+
     def _train(self, state: State) -> State:
         """`state` advanced until the run ends or a non-finite update freezes it."""
         self.compile()
@@ -159,48 +171,6 @@ class Loop:
                 yield block, time.perf_counter() - began
                 block, began = [], time.perf_counter()
 
-    def compile(self) -> None:
-        """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
-        if self.is_compiled:
-            return
-        began = time.perf_counter()
-        self.dog.beat("compiling the train step", compiles=True)
-        self.stepper.compile()
-        seconds = time.perf_counter() - began
-        self.log.meter.apart("compile", seconds)
-        self.log.line(f"compiled in {seconds:.1f} s")
-        self.is_compiled = True
-
-    def asks(self, phase: str) -> Callable[[], bool]:
-        """What an evaluation asks at each batch: whether to abandon it."""
-        calls = itertools.count()
-
-        def ask() -> bool:
-            self.dog.beat(phase, compiles=next(calls) < 2)
-            return self.stop.requested
-
-        return ask
-
-    def _is_asked(self, step: int) -> bool:
-        """Whether to stop at `step`, before the last: the same on all processes."""
-        asked = self.stop.requested if hosts.count() == 1 else self.asked
-        return step < self.exp.steps and (asked or step == self.until)
-
-    def _is_saved(self, step: int) -> bool:
-        folder = self.folder.checkpoints
-        return hosts.on_first(lambda: step in checkpoint.steps(folder))
-
-    def _leave(self, state: State, *, pending: bool) -> None:
-        """Save `state`, unless that was done, and raise `StoppedError`."""
-        step = int(state.step)
-        self.saves.wait()
-        if not self._is_saved(step):
-            self.log.sync()
-            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
-        raise StoppedError(
-            f"asked to; the state after step {step} is saved, and the same command goes on"
-        )
-
     def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
         """Wait for the blocks that are behind, `but` for the last so many.
 
@@ -235,14 +205,6 @@ class Loop:
         if self._has_record(step):
             self.log.train(step, {"loss": values.pop("loss"), **values})
         return True
-
-    def _has_record(self, step: int) -> bool:
-        return durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps
-
-    def _has_duties(self, step: int) -> bool:
-        every, last = self.exp.every, step == self.exp.steps
-        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
-        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
 
     def _duties(self, state: State, step: int) -> State:
         """Evaluate, record, sync, save: what is due at `step`, in this order."""
@@ -285,10 +247,23 @@ class Loop:
         self.log.classes(step, "eval", columns, self.exp.data.class_names)
         return self.exp.record_evaluation(state, values[config.best.metric])
 
-    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
-        """A record of the update that was to give `step`, and of its examples."""
-        examples = self.exp.data.train_examples(step - 1).tolist()
-        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+    def asks(self, phase: str) -> Callable[[], bool]:
+        """What an evaluation asks at each batch: whether to abandon it."""
+        calls = itertools.count()
+
+        def ask() -> bool:
+            self.dog.beat(phase, compiles=next(calls) < 2)
+            return self.stop.requested
+
+        return ask
+
+    def _leave(self, state: State, *, pending: bool) -> NoReturn:
+        """Save `state`, unless that was done, and raise `StoppedError`."""
+        self._save_once(state, pending=pending)
+        raise StoppedError(
+            f"asked to; the state after step {int(state.step)} is saved, and the same"
+            " command goes on"
+        )
 
     def _rewind(self, bad: State) -> tuple[State, bool]:
         """(state to go on from, whether what is due at its step is not done yet).
@@ -328,10 +303,7 @@ class Loop:
     def _diverge(self, state: State) -> NoReturn:
         """Save the last finite state, if that is not done, and raise `DivergedError`."""
         step = int(state.bad_step)
-        self.saves.wait()  # One under way may be of this very step.
-        if not self._is_saved(step):
-            self.log.sync()
-            self.saves.save_now(state, checkpoint.digests(state))
+        self._save_once(state)
         self._note_nonfinite(step + 1, "diverged")
         raise DivergedError(
             f"the loss or a gradient was not finite in the update after step {step}"
@@ -340,6 +312,32 @@ class Loop:
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
             " or another --config.nonfinite.policy (stop, skip, rewind)"
         )
+
+    def _save_once(self, state: State, *, pending: bool = False) -> None:
+        """Save `state`, unless there is a checkpoint of its step."""
+        self.saves.wait()  # One under way may be of this very step.
+        step, folder = int(state.step), self.folder.checkpoints
+        if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
+            self.log.sync()
+            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
+
+    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
+        """A record of the update that was to give `step`, and of its examples."""
+        examples = self.exp.data.train_examples(step - 1).tolist()
+        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+
+    def _has_record(self, step: int) -> bool:
+        return durations.is_due(step, self.exp.every["log"]) or step == self.exp.steps
+
+    def _has_duties(self, step: int) -> bool:
+        every, last = self.exp.every, step == self.exp.steps
+        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
+        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+
+    def _is_asked(self, step: int) -> bool:
+        """Whether to stop at `step`, before the last: the same on all processes."""
+        asked = self.stop.requested if hosts.count() == 1 else self.asked
+        return step < self.exp.steps and (asked or step == self.until)
 
 
 def duties_left(exp: Experiment, step: int) -> dict[str, int]:
@@ -352,13 +350,3 @@ def duties_left(exp: Experiment, step: int) -> dict[str, int]:
 
     evaluations = left(exp.every["eval"]) if exp.config.data.eval else 0
     return {"eval": evaluations, "save": left(exp.every["checkpoint"])}
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """(batch, seconds waited for it)."""
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - began
