@@ -103,7 +103,8 @@ def train(stepper: stepping.Stepper, state: State) -> State:
     batches, before = stepper.batches(0), None
     while block := [*itertools.islice(batches, stepper.most)]:
         state, scores = stepper.advance(state, block)
-        before, _ = scores, jax.block_until_ready(before)
+        jax.block_until_ready(before)
+        before = scores
     return jax.block_until_ready(state)
 
 

@@ -83,7 +83,7 @@ def child(
 
         return own._replace(compile=compile, advance=advance)
 
-    vars(stepping)["choose"] = marked
+    vars(stepping)["choose"] = marked  # Which `train.run` asks.
     jax.monitoring.register_event_duration_secs_listener(note)
     mesh.prefer_same_bits()
     exp = experiment.build(config.load(file, overrides))
