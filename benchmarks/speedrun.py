@@ -9,6 +9,7 @@ that it calls "warmup" is left out; without one its first run pays for cuDNN's s
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ import numpy as np
 from benchmarks import figures, measuring
 from jaxcls import cli, config, experiment, mesh, stepping
 from jaxcls.errors import InputError
+from jaxcls.step import State
 from jaxcls.stepping import Batch
 
 # What the record is about: the share of the test images that is right.
@@ -79,12 +81,11 @@ def scorer(exp: experiment.Experiment) -> Hits:
 def once(exp: experiment.Experiment, hits: Hits) -> Run:
     """Train and score one seed; what compiles does so in the first of an experiment."""
     began = time.perf_counter()
-    steps = stepping.own(exp)
-    steps.compile()
-    steps.put(jax.block_until_ready(exp.init()))
+    stepper = stepping.choose(exp)
+    stepper.compile()
+    state = jax.block_until_ready(exp.init())
     started = time.perf_counter()
-    stepping.advance(steps, steps.batches(0))
-    state = jax.block_until_ready(steps.take())
+    state = train(stepper, state)
     trained = time.perf_counter()
     variables = exp.recipe.variables(state._asdict())
     batches = exp.eval_batches(exp.config.data.eval, "data.eval")
@@ -95,6 +96,16 @@ def once(exp: experiment.Experiment, hits: Hits) -> Run:
         int(np.sum([each.sum() for each in x])) / n for x in zip(*found, strict=True)
     )
     return Run(started - began, trained - started, scored - trained, plain, views)
+
+
+def train(stepper: stepping.Stepper, state: State) -> State:
+    """The state after all steps; one block is begun while another is under way."""
+    batches, before = stepper.batches(0), None
+    while block := [*itertools.islice(batches, stepper.most)]:
+        state, scores = stepper.advance(state, block)
+        jax.block_until_ready(before)
+        before = scores
+    return jax.block_until_ready(state)
 
 
 def table_of(output: str) -> list[Timed]:

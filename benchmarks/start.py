@@ -42,14 +42,23 @@ def child(
     began: when the parent started this process, by the clock that both have.
     """
     marks = [(began, 0.0), _now()]
-    from jaxcls import config, dry_run, experiment, hosts, mesh, sources, stopping, train
+    from jaxcls import (
+        config,
+        dry_run,
+        experiment,
+        hosts,
+        mesh,
+        sources,
+        stepping,
+        stopping,
+        train,
+    )
 
     _ = dry_run, hosts, sources  # Which `main` imports too.
     marks.append(_now())
     import jax
 
     from jaxcls.errors import StoppedError
-    from jaxcls.stepping import Alone, Scores, finish
 
     # Of the phase that is under way, by how many marks there are.
     compiling = {3: 0.0, 4: 0.0, 5: 0.0}
@@ -58,24 +67,28 @@ def child(
         if event == "/jax/core/compile/backend_compile_duration":
             compiling[len(marks)] += duration_secs
 
-    class Marked(Alone):
+    def marked(exp: experiment.Experiment) -> stepping.Stepper:
         """The product's own steps; notes when the program was there and when it ran."""
+        own = stepping.one_by_one(exp)
 
-        def compile(self) -> None:
-            super().compile()
+        def compile() -> None:
+            own.compile()
             marks.append(_now())
 
-        def scores(self) -> Scores:
-            found = jax.block_until_ready(super().scores()())
+        def advance(state: Any, block: Sequence[Any]) -> Any:
+            found = jax.block_until_ready(own.advance(state, block))
             if len(marks) == 4:
                 marks.append(_now())
-            return lambda: found
+            return found
 
+        return own._replace(compile=compile, advance=advance)
+
+    vars(stepping)["choose"] = marked  # Which `train.run` asks.
     jax.monitoring.register_event_duration_secs_listener(note)
     mesh.prefer_same_bits()
     exp = experiment.build(config.load(file, overrides))
     with stopping.on_signals() as stop, contextlib.suppress(StoppedError):
-        finish(train.running(exp, workdir, Marked(exp), stop, until=until))
+        train.run(exp, workdir, stop, until=until)
     clock, processor = (
         [after - before for before, after in itertools.pairwise(column)]
         for column in zip(*marks, strict=True)

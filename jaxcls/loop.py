@@ -5,14 +5,13 @@ disk, save. A resume from checkpoint N drops the records after N, so a killed ru
 with the very files of one that was not. A rewind is such a resume without a death.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -27,50 +26,56 @@ from jaxcls import (
     mesh,
     profiling,
     saving,
+    stepping,
 )
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.step import State
-from jaxcls.stepping import Batch, Running, Scores, Steps
+from jaxcls.stepping import Batch, Scores, Stepper
 from jaxcls.stopping import Stop
 from jaxcls.watchdog import Watchdog
 from jaxcls.workdir import Workdir
 
 # Called with the digests of the state at a scheduled save.
 OnDigest = Callable[[int, dict[str, str]], None]
-# Steps that may be under way: each with what gives its metrics, and its wait for data.
-Behind = collections.deque[tuple[int, Scores, float]]
 
 
-class _NotFinite(Exception):
-    """An update was not finite; `state` is as it was before."""
+class Begun(NamedTuple):
+    """A block that may be under way: so many `steps`, up to step `last`.
 
-    def __init__(self, state: State) -> None:
-        self.state = state
+    waited: the seconds that the loop waited for their batches.
+    """
+
+    last: int
+    steps: int
+    scores: Scores
+    waited: float
 
 
 @dataclasses.dataclass
 class Loop:
-    """One pass from a state to the last step.
+    """What a pass from a state to the last step needs, besides the state.
 
     until: a step to save and stop at, as if asked to; 0: none. on_digest: called with the
     digests of the state at every save of the schedule.
     """
 
     exp: Experiment
-    steps: Steps
+    stepper: Stepper
     folder: Workdir
     stop: Stop
+    dog: Watchdog
     log: logs.RunLog
     saves: saving.Checkpoints
-    dog: Watchdog
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
     # Whether a process asked to stop, as the last settled step said.
     asked: bool = False
     is_compiled: bool = False
     tracer: profiling.Tracer = dataclasses.field(init=False)
-    # When the step before was done, or what was done between it and the next.
+    # How many batches the next block has, at most.
+    size: int = dataclasses.field(default=1, init=False)
+    # When the block before was done, or what was done between it and the next.
     _since: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class Loop:
     def _rewinds(self) -> bool:
         return self.exp.config.nonfinite.policy == "rewind"
 
-    def run(self, state: State, is_pending: bool) -> Running[State]:
+    def run(self, state: State, is_pending: bool) -> State:
         """`state` advanced to the last step, or to where early stopping halts it.
 
         is_pending: what is due at the step of `state` is not done yet.
@@ -89,60 +94,14 @@ class Loop:
         """
         with self.tracer:
             while True:
-                try:
-                    return (yield from self._advance(state, is_pending))
-                except _NotFinite as found:
-                    state, is_pending = self._rewind(found.state)
-
-    def _advance(self, state: State, is_pending: bool) -> Running[State]:
-        """`run`, to the first update that is not finite and may not be skipped."""
-        if int(state.bad_step) >= 0:
-            raise _NotFinite(state)
-        step = int(state.step)
-        if is_pending:
-            self.stop.poll()
-            state = self._duties(state, step)
-        if step == self.exp.plan.steps or bool(state.halted):
-            return state
-        self.compile()
-        self.stop.poll()
-        hosts.agree({"the next step": step, "the last step": self.exp.plan.steps})
-        self.steps.put(state)
-        return (yield from self._train(step))
-
-    def _train(self, step: int) -> Running[State]:
-        """The state at the last step, or where early stopping halts, from `step` on."""
-        behind: Behind = collections.deque()
-        known: tuple[int, ...] = (0,)
-        self._since = time.perf_counter()
-        for batch, waited in _timed(self.steps.batches(step)):
-            shape = batch["image"].shape if "image" in batch else ()
-            if shape != known:  # Where sizes grow, it compiles again.
-                known = shape
-                self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
-            batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
-            self.tracer.before(self._wait, functools.partial(self.steps.program, shape))
-            has_duties = self._has_duties(step + 1)
-            # A record says how fast it went, so a step that has one ends what goes at once.
-            self.steps.begin(batch, more=not has_duties and not self._has_record(step + 1))
-            yield
-            step += 1
-            behind.append((step, self.steps.scores(), waited))
-            self._settle(behind, but=0 if has_duties else self.steps.ahead)
-            self.log.step(step)
-            if has_duties:
-                state = self._duties(self.steps.take(), step)
-                self.steps.put(state)
-                self._since = time.perf_counter()
-                if bool(state.halted):
-                    self.log.line(
-                        f"early stopping at step {step}: best at {state.best.step}"
-                    )
-                    break
-            if self._is_asked(step) and step < self.exp.plan.steps:
-                self._settle(behind)
-                self._leave(self.steps.take(), pending=False)
-        return self.steps.take()
+                if int(state.bad_step) >= 0:
+                    state, is_pending = self._rewind(state)
+                if is_pending:
+                    self.stop.poll()
+                    state = self._duties(state, int(state.step))
+                if int(state.step) == self.exp.plan.steps or bool(state.halted):
+                    return state
+                state, is_pending = self._train(state), False
 
     def compile(self) -> None:
         """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
@@ -150,79 +109,102 @@ class Loop:
             return
         began = time.perf_counter()
         self.dog.beat("compiling the train step", compiles=True)
-        self.steps.compile()
+        self.stepper.compile()
         seconds = time.perf_counter() - began
         self.log.meter.apart("compile", seconds)
         self.log.line(f"compiled in {seconds:.1f} s")
         self.is_compiled = True
 
-    def _wait(self) -> None:
-        """Wait for all steps begun."""
-        jax.block_until_ready(self.steps.scores()())
+    def _train(self, state: State) -> State:
+        """`state` advanced until the run ends or a non-finite update freezes it."""
+        self.compile()
+        self.stop.poll()
+        step, known = int(state.step), None
+        hosts.agree({"the next step": step, "the last step": self.exp.plan.steps})
+        behind: list[Begun] = []
+        self._since = time.perf_counter()
+        for block, waited in self._blocks(step):
+            shape = block[0]["image"].shape if "image" in block[0] else ()
+            if shape != known:  # Where sizes grow, it compiles again.
+                known = shape
+                self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
+            self.tracer.before(
+                len(block),
+                functools.partial(jax.block_until_ready, state),
+                functools.partial(self.stepper.program, shape),
+            )
+            state, scores = self.stepper.advance(state, block)
+            step += len(block)
+            behind.append(Begun(step, len(block), scores, waited))
+            has_duties = self._has_duties(step)
+            # One block stays under way, so that the device is busy; of more the batches
+            # would only pile up in its memory.
+            if not self._settle(behind, state, but=0 if has_duties else 1):
+                return state
+            self.log.step(step)
+            if has_duties:
+                state = self._duties(state, step)
+                self._since = time.perf_counter()
+                if bool(state.halted):
+                    best = int(state.best.step)
+                    self.log.line(f"early stopping at step {step}: best at {best}")
+                    return state
+            if self._is_asked(step):
+                if not self._settle(behind, state):
+                    return state
+                self._leave(state, pending=False)
+        return state
 
-    def asks(self, phase: str) -> Callable[[], bool]:
-        """What an evaluation asks at each batch: whether to abandon it."""
-        calls = itertools.count()
+    def _blocks(self, step: int) -> Iterator[tuple[list[Batch], float]]:
+        """(batches that begin at once, seconds waited for them) of the steps after `step`.
 
-        def ask() -> bool:
-            self.dog.beat(phase, compiles=next(calls) < 2)
-            return self.stop.requested
+        A block ends where a record says how fast it went, and where a duty is due.
+        """
+        block: list[Batch] = []
+        began = time.perf_counter()
+        for batch in self.stepper.batches(step):
+            block.append(mesh.with_flag(self.exp.mesh, batch, self.stop.requested))
+            step += 1
+            is_due = self._has_record(step) or self._has_duties(step)
+            most = min(self.size, self.stepper.most, self.tracer.room)
+            if len(block) >= most or is_due or step == self.until or self.stop.requested:
+                yield block, time.perf_counter() - began
+                block, began = [], time.perf_counter()
 
-        return ask
+    def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
+        """Wait for the blocks that are behind, `but` for the last so many.
 
-    def _is_asked(self, step: int) -> bool:
-        """Whether to stop at `step`: the same on all processes."""
-        asked = self.stop.requested if hosts.count() == 1 else self.asked
-        return asked or step == self.until
-
-    def _is_saved(self, step: int) -> bool:
-        folder = self.folder.checkpoints
-        return hosts.on_first(lambda: step in checkpoint.steps(folder))
-
-    def _leave(self, state: State, *, pending: bool) -> None:
-        """Save `state`, unless that was done, and raise `StoppedError`."""
-        step = int(state.step)
-        self.saves.wait()
-        if not self._is_saved(step):
-            self.log.sync()
-            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
-        raise StoppedError(
-            f"asked to; the state after step {step} is saved, and the same command goes on"
-        )
-
-    def _settle(self, behind: Behind, but: int = 0) -> None:
-        """Wait for the steps that are behind, `but` for the last so many."""
+        state: after all of them. False where an update in them has frozen it.
+        """
         while len(behind) > but:
-            self._settle_one(*behind.popleft())
+            last, count, scores, waited = behind.pop(0)
+            found = {name: np.atleast_1d(x) for name, x in jax.device_get(scores).items()}
+            now = time.perf_counter()
+            seconds, self._since = now - self._since, now
+            self.size = stepping.next_size(count, seconds)
+            for i in range(count):
+                self.log.meter.stepped(seconds / count, waited / count)
+                values = {name: float(each[i]) for name, each in found.items()}
+                if not self._note(last - count + 1 + i, values, state):
+                    return False
+        return True
 
-    def _settle_one(self, step: int, scores: Scores, waited: float) -> None:
-        """Wait for a step, which waited so many seconds for data; write a due record."""
-        values = dict(scores())
-        now = time.perf_counter()
-        self.log.meter.stepped(now - self._since, waited)
-        self._since = now
+    def _note(self, step: int, values: dict[str, float], state: State) -> bool:
+        """Write the record of a step that is done, where it is due.
+
+        state: after it and those begun since. False where the update was not finite and
+        may not be left out.
+        """
         self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")
-        if not bool(values.pop("finite")):
-            state = self.steps.take()
+        if not values.pop("finite"):
             if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
-                raise _NotFinite(state)
+                return False
             self._note_nonfinite(step, "skip")
             self.log.line(f"step {step}: the update was not finite, and is left out")
         if self._has_record(step):
-            numbers = {name: float(value) for name, value in values.items()}
-            self.log.train(step, {"loss": numbers.pop("loss"), **numbers})
-
-    def _has_record(self, step: int) -> bool:
-        return (
-            durations.is_due(step, self.exp.plan.every["log"])
-            or step == self.exp.plan.steps
-        )
-
-    def _has_duties(self, step: int) -> bool:
-        every, last = self.exp.plan.every, step == self.exp.plan.steps
-        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
-        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+            self.log.train(step, {"loss": values.pop("loss"), **values})
+        return True
 
     def _duties(self, state: State, step: int) -> State:
         """Evaluate, record, sync, save: what is due at `step`, in this order."""
@@ -265,10 +247,23 @@ class Loop:
         self.log.classes(step, "eval", columns, self.exp.selection.class_names)
         return self.exp.programs.record_evaluation(state, values[config.best.metric])
 
-    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
-        """A record of the update that was to give `step`, and of its examples."""
-        examples = self.exp.data.train_examples(step - 1).tolist()
-        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+    def asks(self, phase: str) -> Callable[[], bool]:
+        """What an evaluation asks at each batch: whether to abandon it."""
+        calls = itertools.count()
+
+        def ask() -> bool:
+            self.dog.beat(phase, compiles=next(calls) < 2)
+            return self.stop.requested
+
+        return ask
+
+    def _leave(self, state: State, *, pending: bool) -> NoReturn:
+        """Save `state`, unless that was done, and raise `StoppedError`."""
+        self._save_once(state, pending=pending)
+        raise StoppedError(
+            f"asked to; the state after step {int(state.step)} is saved, and the same"
+            " command goes on"
+        )
 
     def _rewind(self, bad: State) -> tuple[State, bool]:
         """(state to go on from, whether what is due at its step is not done yet).
@@ -308,10 +303,7 @@ class Loop:
     def _diverge(self, state: State) -> NoReturn:
         """Save the last finite state, if that is not done, and raise `DivergedError`."""
         step = int(state.bad_step)
-        self.saves.wait()  # One under way may be of this very step.
-        if not self._is_saved(step):
-            self.log.sync()
-            self.saves.save_now(state, checkpoint.digests(state))
+        self._save_once(state)
         self._note_nonfinite(step + 1, "diverged")
         raise DivergedError(
             f"the loss or a gradient was not finite in the update after step {step}"
@@ -320,6 +312,35 @@ class Loop:
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
             " or another --config.nonfinite.policy (stop, skip, rewind)"
         )
+
+    def _save_once(self, state: State, *, pending: bool = False) -> None:
+        """Save `state`, unless there is a checkpoint of its step."""
+        self.saves.wait()  # One under way may be of this very step.
+        step, folder = int(state.step), self.folder.checkpoints
+        if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
+            self.log.sync()
+            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
+
+    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
+        """A record of the update that was to give `step`, and of its examples."""
+        examples = self.exp.data.train_examples(step - 1).tolist()
+        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+
+    def _has_record(self, step: int) -> bool:
+        return (
+            durations.is_due(step, self.exp.plan.every["log"])
+            or step == self.exp.plan.steps
+        )
+
+    def _has_duties(self, step: int) -> bool:
+        every, last = self.exp.plan.every, step == self.exp.plan.steps
+        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
+        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+
+    def _is_asked(self, step: int) -> bool:
+        """Whether to stop at `step`, before the last: the same on all processes."""
+        asked = self.stop.requested if hosts.count() == 1 else self.asked
+        return step < self.exp.plan.steps and (asked or step == self.until)
 
 
 def duties_left(exp: Experiment, step: int) -> dict[str, int]:
@@ -332,13 +353,3 @@ def duties_left(exp: Experiment, step: int) -> dict[str, int]:
 
     evaluations = left(exp.plan.every["eval"]) if exp.config.data.eval else 0
     return {"eval": evaluations, "save": left(exp.plan.every["checkpoint"])}
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """(batch, seconds waited for it)."""
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - began

@@ -7,6 +7,7 @@ both are read without TensorFlow. TensorBoard and Perfetto show the same trace.
 import collections
 import contextlib
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -124,8 +125,19 @@ class Tracer:
             self._end()
         self._tracing.close()
 
-    def before(self, settle: Callable[[], Any], program: Callable[[], str]) -> None:
-        """A step is about to begin. settle: waits for those before; program: its text."""
+    @property
+    def room(self) -> int:
+        """How many steps may begin at once before `before` has to be called again."""
+        marks = (FIRST, FIRST + self._count) if self._count else ()
+        return next((m - self._steps for m in marks if m > self._steps), sys.maxsize)
+
+    def before(
+        self, steps: int, settle: Callable[[], Any], program: Callable[[], str]
+    ) -> None:
+        """`steps` steps, `room` at most, are about to begin at once.
+
+        settle: waits for those before; program: the text of the program.
+        """
         if not self._count or self._steps > FIRST + self._count:
             return
         if self._steps in (FIRST, FIRST + self._count):
@@ -135,7 +147,7 @@ class Tracer:
             self._program = program
         if self._steps == FIRST + self._count:
             self._end()
-        self._steps += 1
+        self._steps += steps
 
     def _end(self) -> None:
         """End a trace that is under way, and say what it tells."""

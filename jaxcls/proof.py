@@ -128,8 +128,6 @@ def topology(start: dict[str, Any]) -> tuple[Any, ...]:
         start["devices"],
         start.get("hosts", 1),
         (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
-        start.get("together", 1),
-        start.get("row", 0),
         start.get("fsdp", 1),
         start.get("loop", 0),
     )

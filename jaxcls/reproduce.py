@@ -24,7 +24,6 @@ from jaxcls import (
     provenance,
     sources,
     stopping,
-    together,
     train,
 )
 from jaxcls import config as configs
@@ -72,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"packed: {args.pack}")
             return cli.DONE
         recorded = proof.read(folder, args.workdir)
+        _check_is_alone(recorded, args.workdir)
         return _reproduce(recorded, overrides, steps, tolerance, args.scratch)
 
 
@@ -105,7 +105,7 @@ def _reproduce(
         folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             expected = recorded.digests if is_same_kind else {}
-            compared = _run(exp, folder, last, expected, first)
+            compared = _run(exp, folder, last, expected)
         except DifferentError as found:
             equal = [step for step in sorted(recorded.digests) if step < found.step]
             print(_difference(found, equal[-1] if equal else 0, changed))
@@ -114,6 +114,16 @@ def _reproduce(
     if is_same_kind:
         return _compare_exactly(recorded, now_metrics, last, compared)
     return _compare_nearly(recorded, now_metrics, last, tolerance, changed)
+
+
+def _check_is_alone(recorded: Recorded, given: str) -> None:
+    """Raise `InputError` for a run that trained in one program with other seeds."""
+    seeds = recorded.starts[0].get("together", 1)
+    if seeds > 1:
+        raise InputError(
+            f"--workdir={given} trained in one program with together={seeds} seeds, which"
+            " cannot be made again bit for bit; give a run that trained alone"
+        )
 
 
 def _last_step(recorded: Recorded, steps: int) -> int:
@@ -231,9 +241,8 @@ def _run(
     folder: pathlib.Path,
     last: int,
     expected: dict[int, dict[str, str]],
-    start: dict[str, Any],
 ) -> int:
-    """Train to step `last`, as `start` did; how many of the expected digests were met.
+    """Train to step `last`; how many of the expected digests were met.
 
     Raises `DifferentError` at the first that differs, or where the run ends before it.
     """
@@ -251,7 +260,7 @@ def _run(
 
     with stopping.on_signals() as stop:
         try:
-            _train(exp, folder, stop, start, until=last, on_digest=compare)
+            train.run(exp, str(folder), stop, until=last, on_digest=compare)
         except (StoppedError, DivergedError):
             if stop.requested:
                 raise StoppedError("asked to; nothing is compared yet") from None
@@ -261,26 +270,6 @@ def _run(
     if beyond:
         raise DifferentError(min(beyond), [f"the run ends at step {reached}"], 0)
     return len(met)
-
-
-def _train(
-    exp: experiment.Experiment,
-    folder: pathlib.Path,
-    stop: stopping.Stop,
-    start: dict[str, Any],
-    **hooks: Any,
-) -> None:
-    """`train.run`, in the program that a recorded start ran in."""
-    size, row = start.get("together", 1), start.get("row", 0)
-    if size == 1 or together.obstacle(exp):
-        train.run(exp, str(folder), stop, **hooks)
-        return
-    # Of the seeds that trained at once this one alone: the others' rows are idle.
-    group = together.Group(exp, size)
-    steps = together.Row(group, row, exp)
-    run = train.running(exp, str(folder), steps, stop, **hooks)
-    for _ in together.finish(group, {0: run}):
-        pass
 
 
 def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> str:

@@ -43,7 +43,7 @@ and say how sure the result is. The same command again goes on, or shows the res
 # The flags that say something beside --verify and --compare; beside --config all do.
 _BESIDE = {
     "--compare": {"--metric"},
-    "--verify": {"--workdir", "--seeds", "--shard", "--together", "--dry_run"}
+    "--verify": {"--workdir", "--seeds", "--shard", "--dry_run"}
     | {"--coordinator", "--processes", "--process"},
 }
 
@@ -62,7 +62,6 @@ def main(argv: Sequence[str]) -> int:
             f" was given {said}; try --config=configs/digits.py --seeds=5"
         )
     _check_said(given[0], cli.given(parser, args), overrides)
-    args.together = _at_once(args.together)
     if args.compare:
         one, other = args.compare
         return _compare(one, other, args.metric or "top1")
@@ -120,13 +119,6 @@ def _add_runs(parser: cli.Parser) -> None:
     add("--metric", default="", help="what is compared [default: top1]")
     add("--baseline", default="", help="the cell that others are compared with; the first")
     add("--shard", default="0/1", metavar="I/N", help="only each Nth run, from the Ith")
-    add(
-        "--together",
-        default="auto",
-        metavar="N",
-        help="seeds of a cell that train in one program: auto takes what is measured to be"
-        " faster, on CPU one after the other; 1: one after the other [default: auto]",
-    )
     add("--dry_run", action="store_true", help="print what would be trained")
 
 
@@ -206,18 +198,6 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(of)
 
 
-def _at_once(text: str) -> int:
-    """How many seeds to train at once; 0 for ``"auto"``; raises `InputError`."""
-    if text == "auto":
-        return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(
-            f"--together={text} must be auto, or how many seeds train at once; one after"
-            " the other: --together=1"
-        )
-    return int(text)
-
-
 def _made(
     args: argparse.Namespace, study: Study, metric: str, baseline: str
 ) -> dict[str, Any]:
@@ -229,7 +209,7 @@ def _made(
         stopping.on_signals() as stop,
     ):
         try:
-            study_runs.run(study, _shard(args.shard), stop, metric, args.together)
+            study_runs.run(study, _shard(args.shard), stop, metric)
         except StoppedError:
             hosts.on_first(conclude)
             raise

@@ -1,4 +1,4 @@
-"""The runs of a study, each in its folder: one after the other or several at once."""
+"""The runs of a study, one after the other, each in its folder."""
 
 import contextlib
 import functools
@@ -6,8 +6,8 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,21 +19,16 @@ from jaxcls import (
     hosts,
     jsonfile,
     outcomes,
-    stepping,
     study_folder,
     summary,
-    together,
     train,
 )
 from jaxcls import config as configs
 from jaxcls.cells import Cell
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.meter import duration
-from jaxcls.stepping import Running, Steps
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
-
-T = TypeVar("T")
 
 
 class Study(NamedTuple):
@@ -57,13 +52,10 @@ class Study(NamedTuple):
         return config
 
 
-def run(
-    study: Study, shard: tuple[int, int], stop: Stop, metric: str, at_once: int
-) -> None:
+def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
     """Make the runs of a shard that are not made yet; raises `StoppedError`.
 
     metric: what will be compared; `InputError` before a run begins where it is in none.
-    at_once: how many seeds of a cell train in one program; 0: as is measured to be faster.
     """
     first, of = shard
     every = [*itertools.product(study.cells, study.seeds)][first::of]
@@ -71,73 +63,23 @@ def run(
     by_name = {cell.name: cell for cell in study.cells}
     names = list(dict.fromkeys(name for name, _ in todo))
     built = {name: _built(study, by_name[name], metric) for name in names}
-    if at_once > 1:
-        for exp in built.values():
-            together.check(exp, at_once)
     hosts.on_first(functools.partial(_adopt, study))
-    began, count = time.monotonic(), itertools.count(1)
+    began, number = time.monotonic(), 0
     for name in names:
-        seeds = [seed for of_cell, seed in todo if of_cell == name]
-        # Its images and programs are not needed any more after this.
-        made = _make_cell(study, by_name[name], built.pop(name), seeds, stop, at_once)
-        for (seed, said, under_way), number in zip(made, count, strict=False):
-            begun = number + under_way
-            seconds = (time.monotonic() - began) / begun * (len(todo) - begun)
+        cell = by_name[name]
+        # Its images and programs are not needed any more after the last of its seeds.
+        exp = built.pop(name)
+        for seed in (seed for of_cell, seed in todo if of_cell == name):
+            # From the one before, so that what that has compiled this has too.
+            exp = exp.reseeded(cell.seeds(seed))
+            said = _make(exp, study.workdir(cell, seed), stop)
+            number += 1
+            seconds = (time.monotonic() - began) / number * (len(todo) - number)
             if hosts.is_first():
                 left = duration(seconds)
                 print(
                     f"run {number} of {len(todo)}: {name} seed {seed}: {said}, ETA {left}"
                 )
-
-
-def _make_cell(
-    study: Study,
-    cell: Cell,
-    exp: experiment.Experiment,
-    seeds: Sequence[int],
-    stop: Stop,
-    at_once: int,
-) -> Iterator[tuple[int, str, int]]:
-    """Make the runs of a cell; (seed, how it ended in words, how many go on with it)."""
-    # Whatever is measured now, a run goes on as it began, so that it stays the same run.
-    is_alone = at_once == 1 or bool(together.obstacle(exp))
-    begun = {} if is_alone else _begun(study, cell, seeds)
-    group_of = functools.cache(functools.partial(together.Group, exp))
-    size = at_once
-    if not size:
-        new = [exp.reseeded(cell.seeds(seed)) for seed in seeds if seed not in begun]
-        size, why = together.choose(new, group_of)
-        exp = new[0] if new else exp  # What was compiled for it is there.
-        if why:
-            print(f"{cell.name}: {why}")
-    for plan in together.plans(seeds, begun, size):
-        if plan.size == 1:
-            (seed,) = plan.seeds.values()
-            # From the one before, so that what that has compiled this has too.
-            exp = exp.reseeded(cell.seeds(seed))
-            folder = study.workdir(cell, seed)
-            said = stepping.finish(_making(exp, folder, stop, None))
-            yield seed, said, 0
-            continue
-        group, runs = group_of(plan.size), {}
-        for row, seed in plan.seeds.items():
-            one = exp.reseeded(cell.seeds(seed))
-            steps = together.Row(group, row, one)
-            runs[seed] = _making(one, study.workdir(cell, seed), stop, steps)
-        left = itertools.count(len(runs) - 1, -1)
-        for (seed, said), others in zip(together.finish(group, runs), left, strict=False):
-            yield seed, said, others
-
-
-def _begun(study: Study, cell: Cell, seeds: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """{seed: (how many train at once with it, its row)} of those with a checkpoint."""
-    found = {}
-    for seed in seeds:
-        folder = study.workdir(cell, seed)
-        if checkpoint.steps(folder.checkpoints):
-            start = [{}, *folder.starts()][-1]
-            found[seed] = start.get("together", 1), start.get("row", 0)
-    return found
 
 
 def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, int]]:
@@ -232,14 +174,14 @@ def _check_empty(folder: pathlib.Path) -> None:
         )
 
 
-def _making(
-    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps | None
-) -> Running[str]:
+def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
     """Make one run, or go on with it, and score its last step; how it ended, in words."""
     if stop.requested:
         raise StoppedError("asked to; the same command goes on with the study")
     try:
-        result = yield from _quietly(folder, _scored(exp, folder, stop, steps))
+        with _quietly(folder):
+            result = train.run(exp, str(folder.path), stop)
+            _score_last(exp, folder, stop)
     except InUseError:
         return "under way in another process"
     except DivergedError:
@@ -248,19 +190,12 @@ def _making(
     return f"{metric}={result.record[metric]:.4g}" if metric else "done"
 
 
-def _scored(
-    exp: experiment.Experiment, folder: Workdir, stop: Stop, steps: Steps | None
-) -> Running[train.Result]:
-    """A run, whose last step is scored too."""
-    result = yield from train.running(exp, str(folder.path), steps, stop)
-    _score_last(exp, folder, stop)
-    return result
-
-
-def _quietly(folder: Workdir, running: Running[T]) -> Running[T]:
-    """A run; what it says goes to a file beside its folder."""
+@contextlib.contextmanager
+def _quietly(folder: Workdir) -> Iterator[None]:
+    """What a run says goes to a file beside its folder."""
     if not hosts.is_first():
-        return (yield from running)
+        yield
+        return
     try:
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         file = folder.path.with_name(f"{folder.path.name}.log").open("a")
@@ -269,19 +204,8 @@ def _quietly(folder: Workdir, running: Running[T]) -> Running[T]:
             f"--workdir: {folder.path} cannot be written ({error.strerror}); give a folder"
             " you may write to: --workdir=DIR"
         ) from None
-    with file:
-        # Only while it runs itself: others may be under way in the same process.
-        go_on: Callable[[], None] = functools.partial(next, running)
-        while True:
-            with contextlib.redirect_stdout(file):
-                try:
-                    go_on()
-                except StopIteration as ended:
-                    return ended.value
-            try:
-                yield
-            except BaseException as error:
-                go_on = functools.partial(running.throw, error)
+    with file, contextlib.redirect_stdout(file):
+        yield
 
 
 def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None:

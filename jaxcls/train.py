@@ -22,6 +22,7 @@ from jaxcls import (
     provenance,
     saving,
     show,
+    stepping,
     trackers,
     watchdog,
 )
@@ -30,7 +31,6 @@ from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.experiment import Experiment
 from jaxcls.loop import Loop, OnDigest, duties_left
 from jaxcls.step import State
-from jaxcls.stepping import Running, Steps, finish, own
 from jaxcls.stopping import Stop
 from jaxcls.workdir import Workdir
 
@@ -70,40 +70,23 @@ def run(
     `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
     state is saved after `stop` was asked for. Every process of a run calls it.
     """
-    return finish(
-        running(exp, workdir, None, stop or Stop(), until=until, on_digest=on_digest)
-    )
-
-
-def running(
-    exp: Experiment,
-    workdir: str,
-    steps: Steps | None,
-    stop: Stop,
-    *,
-    until: int = 0,
-    on_digest: OnDigest = lambda step, digests: None,
-) -> Running[Result]:
-    """`run` as a generator, whose every step `steps` does; None: those of `exp` itself."""
-    folder = Workdir(workdir)
+    folder, stop = Workdir(workdir), stop or Stop()
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
     known = hosts.on_first(lambda: folder.weights_of(exp.config))
-    implied, steps = hosts.together(
-        lambda: (_prepared(exp, known), own(exp) if steps is None else steps)
-    )
+    implied, stepper = hosts.together(lambda: (_prepared(exp, known), stepping.choose(exp)))
     hosts.agree(_same_everywhere(exp, workdir, implied))
     with contextlib.ExitStack() as held:
-        topology = steps.topology
+        topology = stepper.topology
         if final := hosts.on_first(lambda: _begin(exp, folder, implied, topology, held)):
             return Result(final, folder.given, already=True)
         with _ending(folder, stop) as end:
             size, also = exp.config.batch_size, ", or data.resident=off"
             with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
                 make_loop = functools.partial(
-                    Loop, exp, steps, folder, stop, until=until, on_digest=on_digest
+                    Loop, exp, stepper, folder, stop, dog, until=until, on_digest=on_digest
                 )
-                record = yield from _run_locked(exp, folder, dog, make_loop)
+                record = _run_locked(exp, folder, make_loop)
     return Result(record, folder.given, already=False)
 
 
@@ -221,14 +204,11 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
 
 
 def _run_locked(
-    exp: Experiment,
-    folder: Workdir,
-    dog: watchdog.Watchdog,
-    make_loop: Callable[..., Loop],
-) -> Running[dict[str, Any]]:
+    exp: Experiment, folder: Workdir, make_loop: Callable[..., Loop]
+) -> dict[str, Any]:
     """From the newest checkpoint (or step 0) to the final record.
 
-    make_loop: (log, saves, dog) -> the loop.
+    make_loop: (log=, saves=) -> the loop.
     """
     checkpoint.bring_back(folder.checkpoints)
     restored = hosts.together(
@@ -246,11 +226,11 @@ def _run_locked(
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         hosts.together(lambda: _tell_wandb(exp, folder, log))
-        loop = make_loop(log=log, saves=saves, dog=dog)
+        loop = make_loop(log=log, saves=saves)
         if exp.config.log.tensorboard and not restored:
             loop.compile()  # A batch that does not fit is refused before it is made.
             log.picture("train/first_batch", 0, _first_batch(exp))
-        state = yield from loop.run(state, is_pending)
+        state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
         return _finish(loop, state)

@@ -22,7 +22,6 @@ LITTLE = {
     "step": ["--model=cnn(widths=(4,))", "--size=16", "--batch=8", "--segments=2"],
     "loop": ["--model=cnn(widths=(4,))", "--batch=8", "--steps=8", "--segments=2"],
     "predict": ["--files=8", "--batch=4", "--segments=1"],
-    "together": ["--model=cnn(widths=(4,))", "--seeds=2", "--steps=2", "--segments=2"],
     "input": ["--records=32", "--batch=8", "--steps=1", "--segments=1"],
 }
 # What prints other figures than images/s, and what they end in.

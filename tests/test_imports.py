@@ -26,14 +26,13 @@ VERBS = {
     "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
     | {"stopping", "topologies", "train"},
     "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
-    | {"provenance", "sources", "stopping", "together", "train", "workdir"},
+    | {"provenance", "sources", "stopping", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}
     | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
     | {"stepping", "stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "digesting", "evaluate", "experiment", "hosts", "logs", "mesh"}
     | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
     "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
-    "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
     "evaluate": {
         "answers",
         "attacks",
@@ -77,7 +76,7 @@ VERBS = {
     | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
     | {"summary", "workdir"},
     "study_runs": {"cells", "checkpoint", "config", "evaluate", "experiment", "hosts"}
-    | {"meter", "outcomes", "stepping", "stopping", "study_folder", "summary", "together"}
+    | {"meter", "outcomes", "stopping", "study_folder", "summary"}
     | {"train", "workdir"},
 }
 # Nouns that may know others: the state's types, and what is on disk of them.

@@ -3,12 +3,23 @@
 import functools
 import json
 import types
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, experiment, logs, looping, meter, reproduce, stepping, train
+from jaxcls import (
+    checkpoint,
+    experiment,
+    logs,
+    loop,
+    looping,
+    meter,
+    reproduce,
+    stepping,
+    train,
+)
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.stopping import Stop
 from tests.dying import Poisoned
@@ -24,11 +35,11 @@ class Noted(Poisoned):
     @functools.cached_property
     def programs(self):
         made = experiment.Experiment.programs.func(self)
-        loop = made.train_loop
+        program = made.train_loop
 
         def noted(state, columns, count):
             self.sizes.append(count)
-            return loop(state, columns, count)
+            return program(state, columns, count)
 
         made.train_loop = noted
         return made
@@ -65,25 +76,25 @@ def looped(tiny):
     return make
 
 
-class Asking(stepping.Looped):
-    """Asks to stop once step `at` has begun."""
-
-    def __init__(self, exp, size, stop, at):
-        super().__init__(exp, size)
-        self.stop, self.left = stop, at
-
-    def begin(self, batch, more=False):
-        super().begin(batch, more)
-        self.left -= 1
-        if self.left == 0:
-            self.stop.ask()
-
-
 def run(config, folder, size, nan=(), at=0, **more):
-    """How many steps went at once, in a run of at most `size` at once."""
+    """How many steps went at once, in a run of at most `size` at once.
+
+    at: a stop is asked for while this step is made ready.
+    """
     exp, stop = made(config, nan), Stop()
-    steps = Asking(exp, size, stop, at)
-    stepping.finish(train.running(exp, str(folder), steps, stop, **more))
+    columns = type(exp.data).train_columns
+
+    def asking(self, start, steps):
+        for step, batch in enumerate(columns(self, start, steps), start + 1):
+            if step == at:
+                stop.ask()
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(exp.data), "train_columns", asking)
+        patch.setattr(stepping, "next_size", lambda before, seconds: size)
+        patch.setattr(loop.Loop, "size", size)
+        train.run(exp, str(folder), stop, **more)
     return exp.sizes
 
 
@@ -214,18 +225,18 @@ def test_a_looped_run_is_made_again_bit_for_bit_and_traced(looped, tmp_path, cap
 
 def test_auto_is_a_loop_on_accelerators_with_resident_images_alone(tiny, monkeypatch):
     def chosen(**changes):
-        return type(stepping.own(experiment.build(tiny(**changes))))
+        return stepping.choose(experiment.build(tiny(**changes))).most
 
     off, on = {"data.resident": "off"}, {"compile.loop": "on"}
-    assert chosen() is stepping.Alone
-    assert chosen(**on) is stepping.Looped
+    assert chosen() == 1
+    assert chosen(**on) == looping.MOST
     monkeypatch.setattr(stepping.mesh, "is_accelerator", lambda mesh: True)
-    assert chosen() is stepping.Looped
-    assert chosen(**off) is chosen(**{"compile.loop": "off"}) is stepping.Alone
+    assert chosen() == looping.MOST
+    assert chosen(**off) == chosen(**{"compile.loop": "off"}) == 1
     with pytest.raises(InputError, match=r"compile.loop=on: .*\(data\.resident\).*'auto'"):
         chosen(**on, **off)
     monkeypatch.setattr(stepping.hosts, "count", lambda: 2)
-    assert chosen() is stepping.Alone
+    assert chosen() == 1
     with pytest.raises(InputError, match=r"compile.loop=on: .* start one process, or"):
         chosen(**on)
 
@@ -237,26 +248,32 @@ def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, second
     # A device that does one thing after the other, while the host goes on.
     now, free, sizes = [0.0], [0.0], []
 
-    def loop(state, columns, count):
-        sizes.append(count)
-        free[0] = max(now[0], free[0]) + count * seconds
+    def advance(state, block):
+        sizes.append(len(block))
+        free[0] = max(now[0], free[0]) + len(block) * seconds
         return state, free[0]
 
     def wait(done):
         now[0] = max(now[0], done)
-        return {"finite": np.ones(looping.MOST, bool)}
+        return dict.fromkeys(("finite", "loss"), np.ones(looping.MOST))
 
-    monkeypatch.setattr(stepping.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(stepping.jax, "device_get", wait)
-    exp = types.SimpleNamespace(compiled_train_loop=loop, config=tiny())
-    steps = stepping.Looped(exp)
-    steps.put(None)
-    behind = []
-    for step in range(300):
-        steps.begin({"index": np.zeros(2, np.int32)}, more=step < 299)
-        behind.append(steps.scores())
-        while len(behind) > steps.ahead:
-            assert behind.pop(0)()["finite"]
+    class NoDuties(loop.Loop):
+        def _duties(self, state, step):
+            return state
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop.jax, "device_get", wait)
+    every = dict.fromkeys(("log", "eval", "checkpoint"), 1000)
+    exp = types.SimpleNamespace(
+        config=tiny(), mesh=None, plan=types.SimpleNamespace(steps=300, every=every)
+    )
+    stepper = stepping.in_blocks(exp)._replace(
+        compile=lambda: None,
+        batches=lambda start: ({} for _ in range(300)),
+        advance=advance,
+    )
+    made = NoDuties(exp, stepper, mock.Mock(), Stop(), *(mock.Mock() for _ in range(3)))
+    made._train(types.SimpleNamespace(step=0, halted=False))
     assert sum(sizes) == 300
     assert sizes[0] == 1  # Nothing is known yet.
     assert max(sizes) == largest
@@ -270,11 +287,11 @@ def test_the_loop_itself_is_its_step_as_often_as_is_said():
     def take(data, index):
         return {"image": data["image"][index]}
 
-    loop = jax.jit(looping.make_train_loop(train_step, take))
+    made = jax.jit(looping.make_train_loop(train_step, take))
     index = np.random.default_rng(0).integers(0, 5, (looping.MOST, 3))
     data = {"image": np.arange(5) ** 2}
     for count in (0, 1, 4):
-        state, scores = loop(7, {"index": index}, count, data, 1)
+        state, scores = made(7, {"index": index}, count, data, 1)
         expected, every = 7, []
         for rows in index[:count]:
             expected = expected * 2 + int((rows**2).sum()) + 1

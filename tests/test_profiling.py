@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcls import experiment, profiling, together, train
-from jaxcls.errors import InputError
+from jaxcls import experiment, profiling, train
 
 
 def convolved(x, k, w):
@@ -73,9 +72,3 @@ def test_a_run_that_is_traced_is_the_same_run(tiny, tmp_path, capsys, steps):
     assert any("convolution" in line and "backward" in line for line in lines)
     assert list(folder.glob("plugins/profile/*/*.xplane.pb"))
     assert not (tmp_path / "plain" / "profile").exists()
-
-
-def test_seeds_that_train_at_once_are_not_traced(tiny):
-    exp = experiment.build(tiny(**{"log.profile": 2, "mesh.devices": 1}))
-    with pytest.raises(InputError, match=r"log\.profile traces the steps of one run"):
-        together.check(exp, 2)

@@ -62,6 +62,14 @@ def test_bits_are_compared_up_to_where_the_run_moved(capsys):
     assert proof.topology(START) == proof.topology(START | {"cpu": asked})
 
 
+def test_one_of_several_seeds_in_one_program_is_refused():
+    alone = recorded([START], (5,))
+    reproduce._check_is_alone(alone, "runs/a")
+    row = recorded([START | {"together": 3, "row": 1}], (5,))
+    with pytest.raises(InputError, match=r"--workdir=runs/a .* together=3 seeds"):
+        reproduce._check_is_alone(row, "runs/a")
+
+
 @pytest.mark.parametrize(
     ("losses", "status"),
     [
