@@ -14,6 +14,7 @@ SHARED = {
     "console",
     "errors",
     "jsonfile",
+    "pickles",
     "pipeline",
     "durations",
     "knobs",
