@@ -1,6 +1,7 @@
 """How a command ends other than well: one line, and a status that says which."""
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -54,3 +55,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, of 200 characters; its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def shown(name: str | bytes) -> str:
+    """The name of a file as it can be printed on a line, in any terminal's encoding."""
+    name = os.fsdecode(name)
+    return name if name.isprintable() else ascii(name)

@@ -1,4 +1,7 @@
-"""Which image files are meant, in what order, and their bytes."""
+"""Which image files are meant, in what order, and their bytes.
+
+`prepare`, `predict` and `search` find the files of a folder by the same `walk`.
+"""
 
 import io
 import os
@@ -9,15 +12,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from jaxcls.decode import DecodeError
-from jaxcls.errors import InputError
-from jaxcls.importers.folders import IMAGE_SUFFIXES
-from jaxcls.importers.listing import shown
-from jaxcls.importers.trees import MAX_DEPTH, check_size, is_hidden
+from jaxcls.errors import InputError, shown
 
 T = TypeVar("T")
-SUFFIXES = tuple(os.fsdecode(suffix) for suffix in IMAGE_SUFFIXES)
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif"),
+)
+# Files that systems leave behind.
+SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
+# The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
+MAX_BYTES = 1 << 30
+MAX_DEPTH = 100  # Of folders in folders.
+FILE, FOLDER, HIDDEN, BAD = "file", "folder", "hidden", "bad"  # Kinds of `Entry`.
 LIST = "-"  # Stands for a list of paths on standard input.
 _CHUNK = 1 << 16  # Bytes of the list that are read at once; no path is as long.
+
+
+class Entry(NamedTuple):
+    """What a walk meets: its path below the folder, what it is, and why it is bad."""
+
+    path: str
+    kind: str
+    why: str = ""
 
 
 class Bad(NamedTuple):
@@ -136,36 +153,65 @@ def say(bad: Bad) -> None:
 
 
 def below(folder: str) -> Iterator[str | Bad]:
-    """The image files below a folder by their suffix, those of each folder by name.
+    """The image files below a folder, in the order of `walk`, and what it finds bad."""
+    for entry in walk(folder):
+        path = os.path.join(folder, entry.path) if entry.path else folder
+        if entry.kind == BAD:
+            yield Bad(path, entry.why)
+        elif entry.kind == FILE and is_image(path):
+            yield path
 
-    Links are followed; hidden and system files are left out, as `prepare` does.
+
+def walk(folder: str) -> Iterator[Entry]:
+    """What is below a folder, in the order of the bytes of whole paths.
+
+    Links are followed, but not into a folder that they lie in. Hidden and system files
+    and folders are named, and not entered. What cannot be read is bad, as is what is
+    neither file nor folder; the walk goes on after it. A folder comes before its content.
     """
 
-    def walk(path: str, above: frozenset[tuple[int, int]]) -> Iterator[str | Bad]:
+    def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+        name = prefix.removesuffix("/")
+        path = os.path.join(folder, name) if name else folder
         try:
             status = os.stat(path)
             here = status.st_dev, status.st_ino
-            with os.scandir(path) as inside:
-                entries = sorted(inside, key=lambda entry: entry.name)
+            with os.scandir(path) as found:
+                entries = sorted(found, key=_order)
         except OSError as error:
-            yield Bad(path, _reason(error))
+            yield Entry(name, BAD, _reason(error))
             return
         if here in above:
-            yield Bad(path, "a link to a folder that it lies in")
-        elif len(above) > MAX_DEPTH:
-            yield Bad(path, f"a folder over {MAX_DEPTH} deep")
-        else:
-            for entry in entries:
-                if is_hidden(os.fsencode(entry.name)):
-                    continue
-                if _is_folder(entry):
-                    yield from walk(entry.path, above | {here})
-                elif entry.name.lower().endswith(SUFFIXES):
-                    yield entry.path
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    yield Bad(entry.path, "a broken link")
+            yield Entry(name, BAD, "a link to a folder that it lies in")
+            return
+        if len(above) > MAX_DEPTH:
+            yield Entry(name, BAD, f"a folder over {MAX_DEPTH} deep")
+            return
+        if name:
+            yield Entry(name, FOLDER)
+        for entry in entries:
+            name = prefix + entry.name
+            if is_hidden(entry.name):
+                yield Entry(name, HIDDEN)
+            elif _is_folder(entry):
+                yield from inside(name + "/", above | {here})
+            elif _is_file(entry):
+                yield Entry(name, FILE)
+            else:
+                broken = entry.is_symlink() and not os.path.exists(entry.path)
+                yield Entry(name, BAD, "a broken link" if broken else _NOT_REGULAR)
 
-    return walk(folder, frozenset())
+    return inside("", frozenset())
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path has a part that begins with a dot or that a system left behind."""
+    return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is one of images by its suffix."""
+    return path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> bytes:
@@ -173,12 +219,22 @@ def read(path: str) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for.
-            raise DecodeError("not a regular file")
+            raise DecodeError(_NOT_REGULAR)
         check_size(status.st_size)
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise DecodeError(_reason(error)) from None
+
+
+def check_size(size: int) -> None:
+    """Raise `DecodeError` for a file of more than MAX_BYTES."""
+    if size > MAX_BYTES:
+        raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
+
+
+def _order(entry: "os.DirEntry[str]") -> bytes:
+    return os.fsencode(entry.name) + (b"/" if _is_folder(entry) else b"")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -188,8 +244,16 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+_NOT_REGULAR = "not a regular file"
 NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"

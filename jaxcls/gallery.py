@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcls import features, files
-from jaxcls.errors import InputError, first_line
+from jaxcls.errors import InputError, first_line, shown
 from jaxcls.files import Bad
-from jaxcls.importers.listing import shown
 
 # Of the file's own arrays.
 FORMAT = 1

@@ -32,9 +32,8 @@ from jaxcls import (
     mesh,
     printing,
 )
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 from jaxcls.files import Bad
-from jaxcls.importers.listing import shown
 
 BATCH_SIZE = 64
 

@@ -35,11 +35,11 @@ from jaxcls import (
 from jaxcls.batches import in_order
 from jaxcls.clean import Shrink, clean, quiet
 from jaxcls.decode import DecodeError
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 from jaxcls.importers import find, tfrecords
 from jaxcls.importers.findings import Kept, findings
 from jaxcls.importers.folders import name_hash
-from jaxcls.importers.listing import Found, Listing, shown
+from jaxcls.importers.listing import Found, Listing
 
 VERSION = "1.0.0"
 REJECTED = "rejected.csv"

@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from jaxcls import atomic, cli, evaluate, evaluation, files, gather
-from jaxcls.errors import InputError
-from jaxcls.importers.listing import shown
+from jaxcls.errors import InputError, shown
 from jaxcls.knobs import KNOBS
 from jaxcls.reporting import page
 from jaxcls.workdir import Workdir

@@ -40,9 +40,8 @@ from jaxcls import (
     printing,
     provenance,
 )
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 from jaxcls.files import Bad
-from jaxcls.importers.listing import shown
 from jaxcls.workdir import Workdir
 
 # Counted up where features of the same weights and files would no longer be the same.

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jaxcls import decode, files
+from jaxcls import decode, files, gallery, importers
 from jaxcls.errors import InputError
 from jaxcls.files import Bad
 
@@ -56,7 +56,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_said(tmp_path):
     loop = "a link to a folder that it lies in"
     expected = [
         Bad("a/loop", loop), "a/x.png", Bad("b/loop", loop), "b/x.png",
-        Bad("gone", "a broken link"), "gone.png", "self.png", "y.png",
+        *(Bad(name, "a broken link") for name in ("gone", "gone.png", "self.png")), "y.png",
     ]  # fmt: skip
     found = [
         Bad(os.path.relpath(x.path, tmp_path), x.why)
@@ -83,6 +83,43 @@ def test_a_folder_that_cannot_be_read_is_said_and_the_rest_is_found(folder, monk
     found = list(files.below(str(folder)))
     assert found[2:] == [Bad(f"{folder}/sub", "Permission denied")]
     assert len(found) == 3
+
+
+def test_prepare_predict_and_search_find_the_same_files_in_one_order(tmp_path):
+    root = tmp_path / "photos"
+    good = [
+        "b-c/1.png", "b.d/1.PNG", "b/1.png", "b/a!.jpg", "b/a/1.png", "b/a0.tiff",
+        "b/to/1.webp", "é/☃.png", os.fsdecode(b"\xff/\xfe\n.png"),
+    ]  # fmt: skip
+    left_out = [
+        "b/.x.png", "b/.y/1.png", "b/Thumbs.db", "__MACOSX/b/1.png", "b/notes.txt",
+        "b/LICENSE",
+    ]  # fmt: skip
+    outside = ["../other/1.webp"]
+    for name in [*good[:6], *good[7:], *left_out, *outside]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name, target in {
+        "b/to": tmp_path / "other", "b/up": root, "b/gone.png": "nowhere", "b/me": "me",
+        "b/missing": "nowhere",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "b/pipe.png")
+    bad = {
+        "b/gone.png": "a broken link", "b/me": "a broken link",
+        "b/missing": "a broken link", "b/pipe.png": "not a regular file",
+        "b/up": "a link to a folder that it lies in",
+    }  # fmt: skip
+    prepared = importers.find(root, tmp_path, 0.0)
+    assert [os.fsdecode(name) for name in prepared.splits["train"].names] == good
+    assert prepared.rejected == list(bad.items())
+
+    asked = list(files.images([str(root)]))
+    searched = gallery.listed(str(root))
+    assert [x for x in asked if not isinstance(x, Bad)] == [f"{root}/{x}" for x in good]
+    assert searched.names == good
+    said = [Bad(f"{root}/{name}", why) for name, why in bad.items()]
+    assert [x for x in asked if isinstance(x, Bad)] == searched.bad == said
 
 
 def test_a_folder_without_images_in_a_list_is_said(tmp_path):

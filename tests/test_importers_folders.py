@@ -102,7 +102,9 @@ def test_two_thousand_classes(source):
 
 
 @pytest.mark.parametrize("wrapper", ["flowers", "a/b", "flowers-1.0 (copy)"])
-@pytest.mark.parametrize("below", ["train/a/1.png train/b/2.png val/a/3.png", "a/1 b/2"])
+@pytest.mark.parametrize(
+    "below", ["train/a/1.png train/b/2.png val/a/3.png", "a/1.png b/2.png"]
+)
 def test_one_folder_around_all_is_not_seen(tmp_path, wrapper, below):
     plain = write(tmp_path / "plain", made(*below.split()))
     with tarfile.open(tmp_path / "a.tar", "w") as archive:

@@ -16,6 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from jaxcls import files as files_module
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
 from jaxcls.importers import find
@@ -243,17 +244,17 @@ def test_folders_without_a_file_are_known(tmp_path):
         assert b"" not in open_tree(tmp_path / name, tmp_path).folders
 
 
-def test_a_file_that_went_away_is_an_os_error(tmp_path):
+def test_a_file_that_went_away_is_said(tmp_path):
     root = write(tmp_path / "some", FILES)
     tree = open_tree(root, tmp_path)
     shutil.rmtree(root / "val")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DecodeError, match=r"^No such file or directory$"):
         tree.read(len(FILES) - 1)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
 def test_a_file_over_the_limit_is_not_read(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(trees_module, "MAX_BYTES", 10)
+    monkeypatch.setattr(files_module, "MAX_BYTES", 10)
     tree = open_tree(KINDS[kind](tmp_path, {"a": bytes(10), "b": bytes(11)}), tmp_path)
     assert tree.read(0) == bytes(10)
     with pytest.raises(DecodeError, match="11 bytes, over the limit of 10"):
@@ -378,7 +379,10 @@ def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch)
             find(path, tmp_path, 0)
 
 
-def test_folders_too_deep_are_refused(tmp_path):
+def test_folders_too_deep_are_refused_and_the_rest_is_read(tmp_path):
     subprocess.run(["mkdir", "-p", f"{tmp_path}/some/" + "d/" * 1200], check=True)
-    refused(tmp_path / "some", tmp_path, "has folders over 100 deep; move them up")
+    write(tmp_path / "some", {"e/1.png": b"1"})
+    tree = open_tree(tmp_path / "some", tmp_path)
+    assert contents(tree) == {"e/1.png": b"1"}
+    assert tree.rejected == [("/".join("d" * 101), "a folder over 100 deep")]
     subprocess.run(["rm", "-rf", tmp_path / "some"], check=True)  # Python's own recurse.

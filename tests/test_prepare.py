@@ -258,7 +258,7 @@ BAD = {
     "b/move.webp": (animated("WEBP"), "animated, 3 frames"),
     "b/phone.HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC; convert it to JPEG first"),
     "b/large.png": (png(30_000, 30_000, zlib.compress(b"")), "30000x30000 pixels, over"),
-    "b/notes.txt": (b"notes", "not a readable image"),
+    "b/words.png": (b"notes", "not a readable image"),
     "stray.png": (picture(3), "in no class folder"),
 }
 
@@ -482,12 +482,12 @@ def test_a_file_that_cannot_be_read_is_listed(source, bad, monkeypatch, tmp_path
     real = os.stat
 
     def fail(path, *args, **options):
-        if isinstance(path, bytes) and path.endswith(b"2.jpg"):
+        if str(path).endswith("2.jpg"):
             raise OSError(errno.EIO, "Input/output error")
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, "stat", fail)
-    said = r"such as b/2.jpg: cannot be read \(Input/output error\)"
+    said = r"such as b/2.jpg: Input/output error"
     bad(f"--source={root}", "--name=x", said=said, left=["x/rejected.csv"])
 
 

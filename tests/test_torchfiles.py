@@ -189,7 +189,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, protocol)
         code = pickle.dumps({"w": hostile}, protocol)
         before = pickled(MAGIC) + pickled(1001) + pickled({})
         for data in (code, before + code, zipped(Raw(code[:-1]), {})):
-            refused(tmp_path, data, r"it names \w+.(system|eval), which|it has opcode DICT")
+            refused(tmp_path, data, r"it names \w+.(system|eval), which")
             assert not touched.exists()
 
 
@@ -205,7 +205,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, protocol)
         "numpy.core.multiarray scalar",
         "torch FloatStorage.from_file",
         "collections OrderedDict.fromkeys",
-        "jaxcls.weights.torchpickles Machine",
+        "jaxcls.pickles load",
         "torch load",
     ],
 )
@@ -284,11 +284,10 @@ def test_tensors_that_share_beyond_measure_are_refused(tmp_path):
     refused(tmp_path, zipped(content, {"0": values}), "its tensors 2000000")
 
 
-@pytest.mark.slow
 def test_a_deep_or_endless_pickle_does_no_harm(tmp_path):
-    deep = Raw(b"(" + b")" + b"\x85" * 500_000 + b"K\x01d")
-    refused(tmp_path, zipped(deep, {}), "opcode DICT")
-    deep = Raw(b"})" + b"\x85" * 500_000 + b"K\x01s")
+    deep = Raw(b"(" + b")" + b"\x85" * 100_000 + b"K\x01d")
+    refused(tmp_path, zipped(deep, {}), "puts a tuple as a key")
+    deep = Raw(b"})" + b"\x85" * 100_000 + b"K\x01s")
     refused(tmp_path, zipped(deep, {}), "puts a tuple as a key")
     refused(tmp_path, zipped(Raw(b"}r\xff\xff\xff\xff"), {}), "holds no dict of tensors")
     refused(tmp_path, zipped(Raw(b"\x8d" + b"\xff" * 7 + b"\x0f"), {}), "expected")

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from jaxcls.errors import InputError
-from jaxcls.importers import pickles
+from jaxcls.importers import cifar_files
 from jaxcls.importers.listing import Found, Listing
 
 
@@ -79,17 +79,17 @@ def cifar(path: pathlib.Path) -> Found:
         raise InputError(f"{path} holds {held}; give one, such as {CIFARS[0].archive}")
     layout, place = located[0]
     wanted = {layout.meta, *layout.train, *layout.test}
-    files = pickles.load_all(place, layout.folder, wanted)
+    files = cifar_files.load_all(place, layout.folder, wanted)
     where = f"{place}: {layout.meta}"
-    class_names = pickles.class_names(files[layout.meta], layout.names_key, where)
+    class_names = cifar_files.class_names(files[layout.meta], layout.names_key, where)
     splits = {}
     for split, batches in {"train": layout.train, "test": layout.test}.items():
         names, labels, images = [], [], []
         for batch in batches:
             content, where = files.pop(batch), f"{place}: {batch}"
             key, classes = layout.labels_key, len(class_names)
-            labels.append(pickles.labels(content, key, classes, where))
-            images.append(pickles.images(content, len(labels[-1]), where))
+            labels.append(cifar_files.labels(content, key, classes, where))
+            images.append(cifar_files.images(content, len(labels[-1]), where))
             names.append(_numbered(batch, len(labels[-1])))
         splits[split] = Listing(
             np.concatenate(names), np.concatenate(labels), _reader(np.concatenate(images))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcls.importers.listing import shown
+from jaxcls.errors import shown
 
 # The largest class over the smallest, from which it is said.
 IMBALANCE = 10

@@ -9,19 +9,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from jaxcls import files
 from jaxcls.decode import DecodeError
-from jaxcls.errors import InputError
-from jaxcls.importers.listing import Found, Listing, shown
+from jaxcls.errors import InputError, shown
+from jaxcls.importers.listing import Found, Listing
 from jaxcls.importers.tars import is_below, plain
 from jaxcls.importers.trees import Tree, open_tree
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 # What people call the folders of splits; classes of these names are a mistake.
 LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
-IMAGE_SUFFIXES = (
-    *(b".jpg", b".jpeg", b".jpe", b".png", b".webp", b".bmp", b".gif", b".tif"),
-    *(b".tiff", b".heic", b".heif", b".avif"),
-)
 VAL = "val"
 
 # (row of the tree, split, class name)
@@ -124,7 +121,7 @@ def _wrapper(tree: Tree) -> bytes:
         inside = [
             name
             for name in tree.names
-            if name.count(b"/") > depth or name.lower().endswith(IMAGE_SUFFIXES)
+            if name.count(b"/") > depth or files.is_image(os.fsdecode(name))
         ]
         if not inside or _find(tree, prefix + b"labels.csv") is not None:
             return prefix
@@ -158,21 +155,24 @@ def _by_folder(
 ) -> Rows:
     """Split and class of each file from its path."""
     has_splits = _has_splits(tree, prefix)
-    strays = []
+    left_out: dict[str, list[str]] = {"in no class folder": [], "not named as images": []}
     for row, name in enumerate(tree.names):
         split, parts = "train", name[len(prefix) :].split(b"/")
         if has_splits:
             split, parts = os.fsdecode(parts[0]), parts[1:]
-        if len(parts) < 2 or split not in SPLITS:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                rejected.append((os.fsdecode(name), "in no class folder"))
-            else:
-                strays.append(shown(bytes(name)))
-            continue
-        yield row, split, os.fsdecode(parts[0])
-    if strays:
-        more = f" and {len(strays) - 3:,} more" if len(strays) > 3 else ""
-        notes.append(f"left out, in no class folder: {', '.join(strays[:3])}{more}")
+        in_class = len(parts) >= 2 and split in SPLITS
+        is_image = files.is_image(os.fsdecode(name))
+        if in_class and is_image:
+            yield row, split, os.fsdecode(parts[0])
+        elif is_image:
+            rejected.append((os.fsdecode(name), "in no class folder"))
+        else:
+            why = "not named as images" if in_class else "in no class folder"
+            left_out[why].append(shown(bytes(name)))
+    for why, names in left_out.items():
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            notes.append(f"left out, {why}: {', '.join(names[:3])}{more}")
 
 
 def _classes_of_folders(tree: Tree, prefix: bytes) -> set[str]:

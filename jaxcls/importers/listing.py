@@ -1,16 +1,9 @@
 """What a source of images holds, before any image is read."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-
-
-def shown(name: str | bytes) -> str:
-    """The name of a file as it can be printed on a line, in any terminal's encoding."""
-    name = os.fsdecode(name)
-    return name if name.isprintable() else ascii(name)
 
 
 class Listing(NamedTuple):

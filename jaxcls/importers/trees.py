@@ -21,15 +21,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from jaxcls import files
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError
 from jaxcls.importers import tars
 
-# Files that systems leave behind; they are counted and left out.
-SYSTEM = (b"Thumbs.db", b"desktop.ini", b"__MACOSX")
-# The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
-MAX_BYTES = 1 << 30
-MAX_DEPTH = 100  # Of folders in folders.
 _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
 
 # What the standard library raises for damaged archives: it has no one kind for it.
@@ -75,11 +71,6 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
         ) from None
 
 
-def is_hidden(name: bytes) -> bool:
-    """Whether a path has a part that begins with a dot or that a system left behind."""
-    return any(part.startswith(b".") or part in SYSTEM for part in name.split(b"/"))
-
-
 class _Names:
     """Collects the paths of a tree, and what is left out of it."""
 
@@ -92,7 +83,7 @@ class _Names:
 
     def add(self, name: bytes) -> bool:
         """Whether the file is one to read; a hidden one is counted."""
-        if is_hidden(name):
+        if files.is_hidden(os.fsdecode(name)):
             self.hidden += 1
             return False
         self.some.append(name)
@@ -101,7 +92,7 @@ class _Names:
         return True
 
     def add_folder(self, name: bytes) -> None:
-        if name and name.count(b"/") < 3 and not is_hidden(name):
+        if name and name.count(b"/") < 3 and not files.is_hidden(os.fsdecode(name)):
             self.folders.append(name)
 
     def reject(self, name: bytes, reason: str) -> None:
@@ -127,57 +118,25 @@ class _Names:
 
 
 def _folder(root: pathlib.Path) -> Tree:
-    """The files below a folder; links to files and folders are followed, once."""
-    found, base = _Names(), os.fsencode(root)
-
-    def walk(folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> None:
-        if len(above) > MAX_DEPTH:
-            raise InputError(f"{root} has folders over {MAX_DEPTH} deep; move them up")
-        try:
-            with os.scandir(folder) as inside:
-                entries = sorted(inside, key=lambda entry: entry.name)
-        except OSError as error:
-            raise InputError(
-                f"{os.fsdecode(folder)} cannot be read ({error.strerror}); allow it"
-            ) from None
-        for entry in entries:
-            name = prefix + entry.name
-            try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError:  # Such as a link to itself.
-                is_folder = is_file = False
-            if is_hidden(entry.name):
-                found.hidden += 1
-            elif is_file:
-                found.add(name)
-            elif is_folder:
-                here = _identity(entry.stat())
-                if here in above:
-                    found.reject(name, "a link to a folder that it lies in")
-                else:
-                    found.add_folder(name)
-                    walk(entry.path, name + b"/", above | {here})
-            else:
-                broken = entry.is_symlink() and not os.path.exists(entry.path)
-                found.reject(name, "a broken link" if broken else "not a regular file")
-
-    walk(base, b"", frozenset([_identity(os.stat(base))]))
+    """The files below a folder, as `files.walk` meets them."""
+    found, base = _Names(), os.fspath(root)
+    for path, kind, why in files.walk(base):
+        name = os.fsencode(path)
+        if kind == files.HIDDEN:
+            found.hidden += 1
+        elif kind == files.FILE:
+            found.add(name)
+        elif kind == files.FOLDER:
+            found.add_folder(name)
+        elif path:
+            found.reject(name, why)
+        else:
+            raise InputError(f"{root} cannot be read ({why}); allow it")
 
     def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        def read(i: int) -> bytes:
-            path = os.path.join(base, names[i])
-            check_size(os.stat(path).st_size)
-            with open(path, "rb") as file:
-                return file.read()
-
-        return read
+        return lambda i: files.read(os.path.join(base, os.fsdecode(names[i])))
 
     return found.tree(reader)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    """What two paths to one folder share."""
-    return status.st_dev, status.st_ino
 
 
 def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
@@ -202,7 +161,7 @@ def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
         read = tars.Reader(path, starts, sizes)
 
         def checked(i: int) -> bytes:
-            check_size(int(sizes[i]))
+            files.check_size(int(sizes[i]))
             return read(i)
 
         return checked
@@ -233,7 +192,7 @@ def _zip(path: pathlib.Path) -> Tree:
             members.append(member)
 
     def read(member: zipfile.ZipInfo) -> bytes:
-        check_size(member.file_size)
+        files.check_size(member.file_size)
         try:
             return archive.read(member)
         except (*_DAMAGES, RuntimeError, OSError) as error:
@@ -297,9 +256,3 @@ def _read(packed: IO[bytes]) -> bytes:
         return packed.read(1 << 24)
     except OSError as error:
         raise EOFError(error.strerror or f"{error}") from None
-
-
-def check_size(size: int) -> None:
-    """Raise `DecodeError` for a file of more than MAX_BYTES."""
-    if size > MAX_BYTES:
-        raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")

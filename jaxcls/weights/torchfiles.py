@@ -15,7 +15,9 @@ from typing import IO, Any
 import numpy as np
 
 from jaxcls.errors import InputError, first_line
-from jaxcls.weights.torchpickles import Machine, RefusedError, Tensor, kind_of
+from jaxcls.pickles import RefusedError, kind_of
+from jaxcls.weights import torchpickles
+from jaxcls.weights.torchpickles import Tensor
 
 REMEDY = "download it again, or convert it to .safetensors"
 
@@ -54,8 +56,8 @@ def _from_zip(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         root = archive.namelist()[0].partition("/")[0]
         pickled = _member(archive, f"{root}/data.pkl")
-        machine = Machine(size)
-        tensors = _tensors(machine.run(io.BytesIO(pickled)), size)
+        content, storages = torchpickles.load(io.BytesIO(pickled), size)
+        tensors = _tensors(content, size)
         order = b"little"
         if f"{root}/byteorder" in archive.namelist():
             order = _member(archive, f"{root}/byteorder")
@@ -63,7 +65,7 @@ def _from_zip(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
             raise RefusedError(f"its byteorder is {order[:20]!r}, not 'little' or 'big'")
         raw = {}
         for key in {tensor.storage.key for tensor in tensors.values()}:
-            dtype, count = machine.storages[key]
+            dtype, count = storages[key]
             data = _member(archive, f"{root}/data/{key}", count * dtype.itemsize)
             raw[key] = _elements(data, dtype, order.decode())
     return {
@@ -93,21 +95,24 @@ def _from_legacy(data: bytes) -> dict[str, np.ndarray]:
     if data[257:262] == b"ustar":
         raise RefusedError("it is a tar, of torch before 0.2 or of something else")
     file = io.BytesIO(data)
-    if Machine(0).run(file) != MAGIC:
+    magic, _ = torchpickles.load(file, 0)
+    if type(magic) is not int or magic != MAGIC:
         raise RefusedError("it does not begin as a file of torch does")
-    if (protocol := Machine(0).run(file)) != PROTOCOL:
-        raise RefusedError(f"its protocol is {str(protocol)[:20]}, and must be {PROTOCOL}")
-    Machine(0).run(file)  # The machine that wrote it: storages are little-endian anyway.
-    machine = Machine(len(data))
-    tensors = _tensors(machine.run(file), len(data))
-    keys = Machine(0).run(file)
+    protocol, _ = torchpickles.load(file, 0)
+    if type(protocol) is not int or protocol != PROTOCOL:
+        found = protocol if type(protocol) is int else f"a {kind_of(protocol)}"
+        raise RefusedError(f"its protocol is {found}, and must be {PROTOCOL}")
+    torchpickles.load(file, 0)  # The machine that wrote it: storages are little-endian.
+    content, storages = torchpickles.load(file, len(data))
+    tensors = _tensors(content, len(data))
+    keys, _ = torchpickles.load(file, 0)
     if type(keys) is not list or any(type(key) is not str for key in keys):
         raise RefusedError("it has no list of storages")
-    if sorted(keys) != sorted(machine.storages):
+    if len(keys) != len(storages) or set(keys) != storages.keys():
         raise RefusedError("its list of storages is not that of its tensors")
     raw = {}
     for key in keys:
-        dtype, count = machine.storages[key]
+        dtype, count = storages[key]
         (found,) = struct.unpack("<q", file.read(8))
         if found != count:
             raise RefusedError(f"storage {key} has {found} elements, not {count}")

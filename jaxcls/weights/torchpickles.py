@@ -1,29 +1,17 @@
-"""What torch pickles, followed by an interpreter that can do nothing else.
+"""What torch's pickles name: storages, tensors, and the dicts that hold them."""
 
-It knows the few opcodes that torch writes, calls nothing but the functions of `_CALLS`,
-hashes nothing but plain keys, and allocates nothing for the sizes that it is told.
-"""
-
+import io
 import math
-import pickletools
-from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from jaxcls import pickles
+from jaxcls.pickles import Global, RefusedError, kind_of
+
 _MOST_DIMENSIONS = 64  # As NumPy has it.
-
-
-class RefusedError(Exception):
-    """Why a pickle is not followed, or a file of torch not read."""
-
-
-class Global(NamedTuple):
-    """A name in a pickle, which stays a name."""
-
-    module: str
-    name: str
 
 
 class Storage(NamedTuple):
@@ -44,34 +32,23 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-def kind_of(value: Any) -> str:
-    """What a thing of a pickle is called in messages."""
-    return "tensor" if type(value) is Tensor else type(value).__name__.strip("_").lower()
-
-
 def _dict(pairs: Any = ()) -> dict[Any, Any]:
     """An OrderedDict; Python 2 gives its items at once."""
     made: dict[Any, Any] = {}
     for key, value in pairs:
-        _put(made, key, value)
+        pickles.put(made, key, value)
     return made
-
-
-def _put(target: Any, key: Any, value: Any) -> None:
-    if type(target) is not dict or type(key) not in (str, int, float, bool, type(None)):
-        raise RefusedError(f"it puts a {kind_of(key)} as a key into a {kind_of(target)}")
-    target[key] = value
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     """A tensor that lies within its storage."""
     if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
         raise RefusedError("a tensor has no storage, size or stride")
+    if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
+        raise RefusedError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or not 0 <= n < 2**62 for n in numbers):
         raise RefusedError("a tensor's offset, size or stride is no number, or negative")
-    if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
-        raise RefusedError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     inside = offset <= storage.length if count == 0 else last < storage.length
@@ -112,7 +89,6 @@ def _device(*arguments: Any) -> None:
     """Where a tensor was: here it is on the host."""
 
 
-# All that a pickle may call, and with whatever it pleases: none trusts what it is given.
 _CALLS: dict[Global, Callable[..., Any]] = {
     Global("collections", "OrderedDict"): _dict,
     Global("torch._utils", "_rebuild_tensor"): _tensor,
@@ -135,113 +111,42 @@ _STORAGES: dict[Global, np.dtype] = {
     Global("torch.storage", "UntypedStorage"): np.dtype(np.uint8),
 }
 
-_VALUES = (
-    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-    | {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"}
-    | {"SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
-)
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_NOTHING = {"PROTO", "FRAME", "STOP"}
+_NAMES = pickles.Names(_CALLS, frozenset(_STORAGES))
 
 
-class Machine:
-    """Follows a pickle; `storages` are the (dtype, count) that it named, by key.
+Named = dict[str, tuple[np.dtype, int]]  # (dtype, count) of each storage, by key.
 
-    room: bytes of the file, which all storages together cannot exceed.
+
+def load(file: io.BytesIO, room: int) -> tuple[Any, Named]:
+    """The value of a pickle of torch, and the storages that it names.
+
+    The file is left after the pickle. room: bytes of the file, which all storages together
+    cannot exceed. Raises `RefusedError` for any other pickle.
     """
+    storages = _Storages(room)
+    try:
+        return pickles.load(file, _NAMES, _build, persistent=storages.find), storages.named
+    except pickles.UnknownNameError as error:
+        raise RefusedError(
+            f"{error}: torch.save(model.state_dict(), FILE) names none such"
+        ) from None
+
+
+def _build(value: Any, state: Any) -> None:
+    """State such as the _metadata of a state_dict, which is not needed."""
+    if type(value) is not dict:
+        raise RefusedError(f"it gives state to a {kind_of(value)}")
+
+
+class _Storages:
+    """The storages that a pickle has named so far, within `room` bytes."""
 
     def __init__(self, room: int) -> None:
-        self.storages: dict[str, tuple[np.dtype, int]] = {}
+        self.named: Named = {}
         self._room = room
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # The stacks under each mark.
-        self._memo: dict[int, Any] = {}
 
-    def run(self, file: IO[bytes]) -> Any:
-        """What the pickle at the file's position is; the file is left after it."""
-        for opcode, argument, _ in pickletools.genops(file):
-            name = opcode.name
-            if name in _VALUES:
-                self._stack.append(argument)
-            elif name in _CONSTANTS:
-                self._stack.append(_CONSTANTS[name])
-            elif name in _ACTIONS:
-                _ACTIONS[name](self, argument)
-            elif name not in _NOTHING:
-                raise RefusedError(f"it has opcode {name}, which no state_dict needs")
-        return self._stack.pop()
-
-    def _mark(self, _: Any) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _marked(self) -> list[Any]:
-        """What lies above the last mark, taken off."""
-        items, self._stack = self._stack, self._below.pop()
-        return items
-
-    def _make_list(self, _: Any) -> None:
-        self._stack.append([])
-
-    def _make_dict(self, _: Any) -> None:
-        self._stack.append({})
-
-    def _make_tuple(self, count: int | None) -> None:
-        if count is None:
-            items = self._marked()
-        else:
-            items = [self._stack.pop() for _ in range(count)][::-1]
-        self._stack.append(tuple(items))
-
-    def _append(self, items: list[Any]) -> None:
-        if type(self._stack[-1]) is not list:
-            raise RefusedError(f"it appends to a {kind_of(self._stack[-1])}")
-        self._stack[-1].extend(items)
-
-    def _set_items(self, items: list[Any]) -> None:
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            _put(self._stack[-1], key, value)
-
-    def _set_item(self, _: Any) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        _put(self._stack[-1], key, value)
-
-    def _remember(self, index: int | None) -> None:
-        self._memo[len(self._memo) if index is None else index] = self._stack[-1]
-
-    def _recall(self, index: int) -> None:
-        self._stack.append(self._memo[index])
-
-    def _global(self, argument: str | None) -> None:
-        if argument is None:
-            name, module = self._stack.pop(), self._stack.pop()
-        else:
-            module, _, name = argument.partition(" ")
-        found = Global(str(module), str(name))
-        if found not in _CALLS and found not in _STORAGES:
-            raise RefusedError(
-                f"it names {'.'.join(found)[:90]}, which is refused:"
-                " torch.save(model.state_dict(), FILE) names none such"
-            )
-        self._stack.append(found)
-
-    def _reduce(self, _: Any) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
-        if type(function) is not Global or type(arguments) is not tuple:
-            raise RefusedError(f"it calls a {kind_of(function)}")
-        if function not in _CALLS:
-            raise RefusedError(f"it calls {'.'.join(function)}")
-        self._stack.append(_CALLS[function](*arguments))
-
-    def _build(self, _: Any) -> None:
-        """State such as the _metadata of a state_dict, which is not needed."""
-        self._stack.pop()
-        if type(self._stack[-1]) is not dict:
-            raise RefusedError(f"it gives state to a {kind_of(self._stack[-1])}")
-
-    def _persistent(self, _: Any) -> None:
+    def find(self, identity: Any) -> Storage:
         """("storage", class, key, device, count[, view]) -> a storage of this file."""
-        identity = self._stack.pop()
         if type(identity) is not tuple or len(identity) not in (5, 6):
             raise RefusedError("it has a persistent id that is no storage's")
         label, kind, key, _, count = identity[:5]
@@ -250,15 +155,15 @@ class Machine:
         if type(key) is not str or type(count) is not int or count < 0:
             raise RefusedError("a storage has no key, or a negative count")
         dtype = _STORAGES[kind]
-        if key not in self.storages:
+        if key not in self.named:
             self._room -= count * dtype.itemsize
             if self._room < 0:
                 raise RefusedError("its storages have more bytes than it has itself")
-            self.storages[key] = dtype, count
-        elif self.storages[key] != (dtype, count):
+            self.named[key] = dtype, count
+        elif self.named[key] != (dtype, count):
             raise RefusedError(f"storage {key[:20]} has two dtypes or sizes")
         view = identity[5] if len(identity) == 6 else None
-        self._stack.append(Storage(key, dtype, *_view(view, count)))
+        return Storage(key, dtype, *_view(view, count))
 
 
 def _view(view: Any, count: int) -> tuple[int, int]:
@@ -273,30 +178,3 @@ def _view(view: Any, count: int) -> tuple[int, int]:
     if start + length > count:
         raise RefusedError(f"a view of a storage leaves its {count} elements")
     return start, length
-
-
-_ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
-    "MARK": Machine._mark,
-    "EMPTY_LIST": Machine._make_list,
-    "EMPTY_DICT": Machine._make_dict,
-    "TUPLE": Machine._make_tuple,
-    "TUPLE1": lambda machine, _: machine._make_tuple(1),
-    "TUPLE2": lambda machine, _: machine._make_tuple(2),
-    "TUPLE3": lambda machine, _: machine._make_tuple(3),
-    "APPEND": lambda machine, _: machine._append([machine._stack.pop()]),
-    "APPENDS": lambda machine, _: machine._append(machine._marked()),
-    "SETITEM": Machine._set_item,
-    "SETITEMS": lambda machine, _: machine._set_items(machine._marked()),
-    "PUT": Machine._remember,
-    "BINPUT": Machine._remember,
-    "LONG_BINPUT": Machine._remember,
-    "MEMOIZE": Machine._remember,
-    "GET": Machine._recall,
-    "BINGET": Machine._recall,
-    "LONG_BINGET": Machine._recall,
-    "GLOBAL": Machine._global,
-    "STACK_GLOBAL": Machine._global,
-    "REDUCE": Machine._reduce,
-    "BUILD": Machine._build,
-    "BINPERSID": Machine._persistent,
-}

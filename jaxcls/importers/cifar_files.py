@@ -3,17 +3,18 @@
 import io
 import math
 import pathlib
-import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
 
+from jaxcls import pickles
 from jaxcls.errors import InputError
+from jaxcls.pickles import Global, RefusedError, kind_of
 
 REMEDY = "download it again from https://www.cs.toronto.edu/~kriz/cifar.html"
+_MOST_BYTES = 1 << 28  # The largest file, of CIFAR-100's training split, has 155 million.
 
 
 def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, dict]:
@@ -27,7 +28,8 @@ def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, di
             for name in wanted:
                 if (place / name).is_file():
                     with (place / name).open("rb") as file:
-                        files[name] = load(file, f"{place}: {name}")
+                        size = (place / name).stat().st_size
+                        files[name] = load(file, size, f"{place}: {name}")
         else:
             with tarfile.open(place) as archive:
                 for member in archive:
@@ -35,7 +37,7 @@ def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, di
                     inside = parent.split("/")[-1] == folder
                     if name in wanted and inside and member.isreg():
                         with archive.extractfile(member) or io.BytesIO() as packed:
-                            files[name] = load(packed, f"{place}: {name}")
+                            files[name] = load(packed, member.size, f"{place}: {name}")
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"{place} cannot be read ({error}); {REMEDY}") from None
     for name in sorted(wanted - set(files)):
@@ -43,20 +45,23 @@ def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, di
     return files
 
 
-def load(file: IO[bytes], where: str) -> dict:
+def load(file: IO[bytes], size: int, where: str) -> dict:
     """The dict in a pickle of plain values and uint8 arrays; `where` is for errors.
 
-    Raises `InputError` for anything else, without calling what the pickle names.
+    size: bytes of the file. Raises `InputError` for anything else, without calling what
+    the pickle names.
     """
     try:
-        content = _Unpickler(file, encoding="bytes").load()
-    except Exception as error:  # Damaged pickles raise almost every kind.
-        reason = str(error)[:200] or type(error).__name__
-        reason = reason if reason.isprintable() else ascii(reason)  # As the pickle says.
+        if size > _MOST_BYTES:
+            raise RefusedError(f"{size:,} bytes, over the limit of {_MOST_BYTES:,}")
+        content = pickles.load(io.BytesIO(file.read()), _NAMES, _build, python2=bytes)
+    except RefusedError as error:
+        reason = str(error) if str(error).isprintable() else ascii(str(error))
         raise InputError(f"{where} is no pickle of CIFAR ({reason}); {REMEDY}") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(f"{where} is a pickled {kind}, and must be a dict; {REMEDY}")
+    if type(content) is not dict:
+        raise InputError(
+            f"{where} is a pickled {kind_of(content)}, and must be a dict; {REMEDY}"
+        )
     return content
 
 
@@ -103,21 +108,12 @@ def _entry(content: dict, key: str) -> Any:
 
 
 class _Array:
-    """Stands for an array in a pickle: numpy would trust the state it is given."""
+    """Stands for an array in a pickle, which has its values when its state is given."""
 
     __slots__ = ("values",)
 
     def __init__(self) -> None:
         self.values: np.ndarray = np.zeros(0, np.uint8)
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, by_column, data = state
-        if not isinstance(kind, _Uint8):
-            raise pickle.UnpicklingError("an array that is not uint8")
-        if len(data) != math.prod(shape) or min(shape) < 1:
-            raise pickle.UnpicklingError(f"{len(data)} bytes for an array of {shape}")
-        flat = np.frombuffer(data, np.uint8)
-        self.values = flat.reshape(shape, order="F" if by_column else "C")
 
 
 class _Uint8:
@@ -125,43 +121,54 @@ class _Uint8:
 
     __slots__ = ()
 
-    def __setstate__(self, state: tuple) -> None:
-        pass
+
+def _build(value: Any, state: Any) -> None:
+    """Give an array its (version, shape, dtype, is by column, bytes)."""
+    if type(value) is _Uint8:
+        return
+    if type(value) is not _Array or type(state) is not tuple or len(state) != 5:
+        raise RefusedError(f"it gives state to a {kind_of(value)}")
+    _, shape, kind, by_column, data = state
+    if type(kind) is not _Uint8:
+        raise RefusedError("an array that is not uint8")
+    if type(shape) is not tuple or not 0 < len(shape) <= _MOST_DIMENSIONS:
+        raise RefusedError("an array without a shape")
+    if any(type(n) is not int or not 0 < n <= _MOST_BYTES for n in shape):
+        raise RefusedError("an array whose shape is of other than whole numbers")
+    if type(data) is not bytes or len(data) != math.prod(shape):
+        size = len(data) if type(data) is bytes else 0
+        raise RefusedError(f"{size} bytes for an array of {shape}")
+    flat = np.frombuffer(data, np.uint8)
+    value.values = flat.reshape(shape, order="F" if by_column is True else "C")
 
 
 def _array(*arguments: Any) -> _Array:
     return _Array()
 
 
-def _dtype(code: bytes | str, *arguments: Any) -> _Uint8:
-    if code not in (b"u1", "u1"):
-        raise pickle.UnpicklingError(f"an array of {code!r}, which is not uint8")
+def _dtype(code: Any, *arguments: Any) -> _Uint8:
+    if type(code) not in (bytes, str) or code not in (b"u1", "u1"):
+        name = repr(code[:20]) if type(code) in (bytes, str) else f"a {kind_of(code)}"
+        raise RefusedError(f"an array of {name}, which is not uint8")
     return _Uint8()
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: Any, encoding: Any) -> bytes:
     """How Python 3 writes bytes for Python 2."""
-    if encoding not in (b"latin1", "latin1"):
-        raise pickle.UnpicklingError(f"bytes in {encoding!r}, which is not latin1")
+    if type(encoding) not in (bytes, str) or encoding not in (b"latin1", "latin1"):
+        raise RefusedError("bytes in another encoding than latin1")
+    if type(text) is not str:
+        raise RefusedError(f"bytes of a {kind_of(text)}")
     return text.encode("latin1")
 
 
-def _ndarray() -> None:
-    """Stands for the class that `_reconstruct` is given."""
-
-
-# Functions only, none of them numpy's: a pickle may call each of them, as it pleases.
-ALLOWED: dict[tuple[str, str], Callable] = {
-    ("numpy.core.multiarray", "_reconstruct"): _array,
-    ("numpy._core.multiarray", "_reconstruct"): _array,
-    ("numpy", "ndarray"): _ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is refused")
-        return ALLOWED[module, name]
+_MOST_DIMENSIONS = 4
+_NAMES = pickles.Names(
+    {
+        Global("numpy.core.multiarray", "_reconstruct"): _array,
+        Global("numpy._core.multiarray", "_reconstruct"): _array,
+        Global("numpy", "dtype"): _dtype,
+        Global("_codecs", "encode"): _encode,
+    },
+    frozenset([Global("numpy", "ndarray")]),
+)

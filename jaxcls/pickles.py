@@ -1,0 +1,231 @@
+"""Pickles, followed by an interpreter that can do only what its caller's table says.
+
+A name in a pickle stays a name until a caller's function stands for it. Nothing recurses
+into values, and only plain keys are hashed, so that nested or circular ones cost no more
+than their opcodes. Nothing is allocated for a size that is told.
+"""
+
+import io
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxcls.errors import first_line
+
+# A training checkpoint of 10,000 tensors has 400,000, CIFAR-100 300,000.
+MOST_OPCODES = 1 << 21
+_MOST_ARGUMENTS = 16  # Of a call.
+# Larger integers are refused as keys: one can make as many of one hash as one likes.
+_LARGEST_KEY = 1 << 60
+
+
+class RefusedError(Exception):
+    """Why a pickle is not followed."""
+
+
+class UnknownNameError(RefusedError):
+    """A pickle names something that its caller's table has not."""
+
+
+class Global(NamedTuple):
+    """A name in a pickle, which stays a name."""
+
+    module: str
+    name: str
+
+
+class Names(NamedTuple):
+    """What a pickle may name.
+
+    calls: functions, which are called with whatever the pickle pleases, and trust nothing.
+    others: names that are only passed on, as a `Global`.
+    """
+
+    calls: Mapping[Global, Callable[..., Any]]
+    others: frozenset[Global] = frozenset()
+
+
+def load(
+    file: io.BytesIO,
+    names: Names,
+    build: Callable[[Any, Any], None],
+    *,
+    persistent: Callable[[Any], Any] | None = None,
+    python2: type[str] | type[bytes] = str,
+) -> Any:
+    """Returns the value of the pickle at the file's position, and leaves the file after it.
+
+    Args:
+      file: all of what was read; calls together get no more values than it has bytes.
+      names: what the pickle may name.
+      build: is given a value and its state.
+      persistent: a persistent id -> its value; None refuses persistent ids.
+      python2: what strings of Python 2 become.
+
+    Raises `RefusedError`, and nothing else, for any other pickle.
+    """
+    try:
+        return _Machine(file, names, build, persistent, python2).run(file)
+    except RefusedError:
+        raise
+    except Exception as error:  # Damaged pickles raise almost every kind.
+        raise RefusedError(first_line(error)) from None
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a pickle is called in messages."""
+    return type(value).__name__.strip("_").lower()
+
+
+def put(target: Any, key: Any, value: Any) -> None:
+    """Set an entry of a dict; raises `RefusedError` for another target or a nested key."""
+    is_plain = type(key) in (str, bytes, float, bool, type(None))
+    is_plain |= type(key) is int and abs(key) < _LARGEST_KEY
+    if type(target) is not dict or not is_plain:
+        raise RefusedError(f"it puts a {kind_of(key)} as a key into a {kind_of(target)}")
+    target[key] = value
+
+
+class _Machine:
+    """The stack and memo of one pickle."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        names: Names,
+        build: Callable[[Any, Any], None],
+        persistent: Callable[[Any], Any] | None,
+        python2: type[str] | type[bytes],
+    ) -> None:
+        self._names, self._build, self._persistent = names, build, persistent
+        self._python2 = python2
+        # A memo gives a call one long text or list again and again.
+        self._room = len(file.getbuffer())
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, file: io.BytesIO) -> Any:
+        stack, memo = self._stack, self._memo
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count == MOST_OPCODES:
+                raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
+            name = opcode.name
+            if name in _VALUES:
+                stack.append(argument)
+            elif name in _PUTS:
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            elif name in _GETS:
+                stack.append(memo[argument])
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _ACTIONS:
+                _ACTIONS[name](self, argument)
+            elif name in _OF_PYTHON_2:
+                is_text = self._python2 is str
+                stack.append(argument if is_text else argument.encode("latin-1"))
+            elif name not in _NOTHING:
+                raise RefusedError(f"it has opcode {name}, which is not needed")
+        return stack.pop()
+
+    def mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def marked(self) -> list[Any]:
+        """Takes off and returns what lies above the last mark."""
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def make_tuple(self, count: int | None) -> None:
+        if count is not None:
+            self._marks.append(len(self._stack) - count)
+        if self._marks[-1] < 0:
+            raise RefusedError("its stack is empty")
+        self._stack.append(tuple(self.marked()))
+
+    def append(self, items: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise RefusedError(f"it appends to a {kind_of(self._stack[-1])}")
+        self._stack[-1].extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            put(self._stack[-1], key, value)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        put(self._stack[-1], key, value)
+
+    def make_dict(self, _: Any) -> None:
+        items = self.marked()
+        self._stack.append({})
+        self.set_items(items)
+
+    def find(self, argument: str | None) -> None:
+        if argument is None:
+            name, module = self._stack.pop(), self._stack.pop()
+            if type(name) is not str or type(module) is not str:
+                raise RefusedError(f"it names a {kind_of(name)} of a {kind_of(module)}")
+        else:
+            module, _, name = argument.partition(" ")
+        found = Global(module, name)
+        if found not in self._names.calls and found not in self._names.others:
+            raise UnknownNameError(f"it names {f'{module}.{name}'[:90]}, which is refused")
+        self._stack.append(found)
+
+    def call(self, _: Any) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        if type(function) is not Global or type(arguments) is not tuple:
+            raise RefusedError(f"it calls a {kind_of(function)}")
+        if function not in self._names.calls:
+            raise RefusedError(f"it calls {'.'.join(function)}")
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise RefusedError(f"it calls {function.name} with {len(arguments)} arguments")
+        self._room -= sum(len(value) for value in arguments if type(value) in _SIZED)
+        if self._room < 0:
+            raise RefusedError("its calls are given more than the file has bytes")
+        self._stack.append(self._names.calls[function](*arguments))
+
+    def set_state(self, _: Any) -> None:
+        state = self._stack.pop()
+        self._build(self._stack[-1], state)
+
+    def persist(self, _: Any) -> None:
+        if self._persistent is None:
+            raise RefusedError("it has a persistent id")
+        self._stack.append(self._persistent(self._stack.pop()))
+
+
+_SIZED = (str, bytes, list, tuple, dict)
+_VALUES = (
+    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
+    | {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
+    | {"BINBYTES", "SHORT_BINBYTES"}
+)
+_OF_PYTHON_2 = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NOTHING = {"PROTO", "FRAME", "STOP"}
+_ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "MARK": _Machine.mark,
+    "EMPTY_LIST": lambda machine, _: machine._stack.append([]),
+    "LIST": lambda machine, _: machine._stack.append(machine.marked()),
+    "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
+    "DICT": _Machine.make_dict,
+    "TUPLE": _Machine.make_tuple,
+    "TUPLE1": lambda machine, _: machine.make_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_tuple(3),
+    "APPEND": lambda machine, _: machine.append([machine._stack.pop()]),
+    "APPENDS": lambda machine, _: machine.append(machine.marked()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.marked()),
+    "GLOBAL": _Machine.find,
+    "STACK_GLOBAL": _Machine.find,
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.set_state,
+    "BINPERSID": _Machine.persist,
+}
