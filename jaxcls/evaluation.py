@@ -14,6 +14,7 @@ from jaxcls import (
     examples,
     intervals,
     losses,
+    metrics,
     robustness,
     scores,
 )
@@ -23,6 +24,7 @@ from jaxcls.attacks import Attack
 from jaxcls.errors import InputError
 from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
+from jaxcls.metrics import AVERAGED, LOSS
 from jaxcls.predictions import Predictions, mean_logits, probabilities
 from jaxcls.views import View
 
@@ -87,9 +89,9 @@ def evaluated(
     found = Predictions(kept[own]["logits"], labels)
     kept[own] = _in_pieces(score, found)
     values = {
-        ("" if name == "params" else f"{name}_") + metric: scores.mean(kept[name][metric])
+        ("" if name == "params" else AVERAGED) + metric: scores.mean(kept[name][metric])
         for name in sets
-        for metric in ("loss", *(m.name for m in exp.metrics))
+        for metric in (LOSS, *(m.name for m in exp.metrics))
     }
     fit = _temperature(exp, sets[own], given, found, size)
     assessed = assessment.assess(found, exp.link, kept[own], *fit)
@@ -117,16 +119,20 @@ def evaluated(
 
 
 def _scorer(exp: Experiment) -> Keep:
-    """Logits and labels -> each example's top1, loss and metrics of a run, float64 [B]."""
+    """Logits and labels -> each example's loss and metrics, float64 [B].
+
+    The metrics of a run, top1, and top5 where there are more than five classes.
+    """
 
     @jax.jit
     def score(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        targets = losses.smooth(labels, logits.shape[1], 0.0)
-        metrics = {m.name: m.function(logits, labels) for m in exp.metrics}
-        return {"loss": exp.loss(logits, targets), **metrics}
+        count = logits.shape[1]
+        usual = [metrics.top1(), *([metrics.topk(5)] if count > 5 else [])]
+        made = {m.name: m.function(logits, labels) for m in (*usual, *exp.metrics)}
+        return {LOSS: exp.loss(logits, losses.smooth(labels, count, 0.0)), **made}
 
     def keep(logits: np.ndarray, labels: np.ndarray) -> Columns:
-        columns = {"top1": scores.top_hits(logits, labels, 1), **score(logits, labels)}
+        columns = score(logits, labels)
         return {name: np.asarray(each, np.float64) for name, each in columns.items()}
 
     return keep

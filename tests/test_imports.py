@@ -46,7 +46,16 @@ VERBS = {
     | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
     | {"predictions", "scores", "sources", "views", "workdir"},
     "evaluation": {"answers", "assessment", "attacks", "calibration", "examples"}
-    | {"experiment", "intervals", "losses", "predictions", "robustness", "scores", "views"},
+    | {
+        "experiment",
+        "intervals",
+        "losses",
+        "metrics",
+        "predictions",
+        "robustness",
+        "scores",
+    }
+    | {"views"},
     "robustness": {"answers", "assessment", "attacks", "corruptions", "examples"}
     | {"experiment"},
     "answers": {"attacks", "data", "examples", "experiment", "losses", "mesh"}
@@ -93,13 +102,14 @@ NOUNS = {
     "saliency": {"models"},
     "formats": {"formats", "models", "transfer", "weights"},
     "weights": {"weights"},
-    "assessment": {"calibration", "intervals", "predictions", "scores"},
+    "assessment": {"calibration", "intervals", "metrics", "predictions", "scores"},
+    "scores": {"metrics"},
     "calibration": {"predictions", "scores"},
     "spread": {"intervals"},
     "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"}
-    | {"study_table", "summary"},
+    | {"metrics", "study_table"},
     "profiling": {"hlo"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
@@ -121,7 +131,7 @@ NOUNS = {
     "sides": {"config", "outcomes", "study_folder", "workdir"},
     "study_folder": {"cells", "workdir"},
     "expected": {"outcomes", "spread", "workdir"},
-    "summary": {"cells", "comparison", "outcomes", "spread", "study_folder"},
+    "summary": {"cells", "comparison", "metrics", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},
     "config": {"rules"},
     "cli": set(),
