@@ -8,23 +8,23 @@ import jax
 import numpy as np
 
 from jaxcls import (
-    answers,
     assessment,
     calibration,
     examples,
     intervals,
     losses,
     metrics,
+    passes,
     robustness,
     scores,
 )
-from jaxcls.answers import Columns, Keep
 from jaxcls.assessment import Robustness, Row
 from jaxcls.attacks import Attack
 from jaxcls.errors import InputError
 from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
 from jaxcls.metrics import AVERAGED, LOSS
+from jaxcls.passes import Columns, Keep
 from jaxcls.predictions import Predictions, mean_logits, probabilities
 from jaxcls.views import View
 
@@ -78,14 +78,14 @@ def evaluated(
         sets["ema"] = weights["ema"]
     own = "ema" if exp.variables(weights) is weights["ema"] else "params"
     others, score = [name for name in sets if name != own], _scorer(exp)
-    wanted = {own: answers.of_model(exp, sets[own], given.columns)}
+    scorers = {own: passes.of_model(exp, sets[own], given.columns)}
     for name in others:
-        wanted[name] = answers.of_model(exp, sets[name], given.columns, score)
+        scorers[name] = passes.of_model(exp, sets[name], given.columns, score)
     if asked.views:
-        wanted["tta"] = answers.through_views(
+        scorers["tta"] = passes.through_views(
             exp, sets[own], given.columns, asked.views, score
         )
-    kept, labels = answers.of_examples(exp, given, wanted, size)
+    kept, labels = passes.over_examples(exp, given, scorers, size)
     found = Predictions(kept[own]["logits"], labels)
     kept[own] = _in_pieces(score, found)
     values = {
@@ -100,8 +100,8 @@ def evaluated(
         name = f"--tta={asked.tta!r} ({len(asked.views)} views)"
         rows.append(assessment.row(name, kept["tta"]))
     if asked.seen:
-        answer = {"": answers.of_model(exp, sets[own], given.columns, score)}
-        again, _ = answers.of_examples(exp, asked.seen, answer, size)
+        scorer = {"": passes.of_model(exp, sets[own], given.columns, score)}
+        again, _ = passes.over_examples(exp, asked.seen, scorer, size)
         text = asked.seen.data.config.data.eval_ops
         rows.append(assessment.row(f"--eval_ops={text!r}", again[""]))
     if asked.members:
@@ -159,9 +159,9 @@ def _temperature(
     if given.is_own and given.split == split:
         return _fitted(exp, found, f"these very examples, of data.eval={split}")
     own = examples.of_run(exp, "eval")
-    answer = {"": answers.of_model(exp, variables, own.columns)}
+    scorer = {"": passes.of_model(exp, variables, own.columns)}
     try:
-        kept, labels = answers.of_examples(exp, own, answer, size)
+        kept, labels = passes.over_examples(exp, own, scorer, size)
     except InputError as error:
         return math.nan, f"data.eval={split} cannot be read ({error})"
     on_them = Predictions(kept[""]["logits"], labels)
@@ -185,8 +185,8 @@ def _ensemble(
     """The logits of the mean of the probabilities of this run and the members."""
     every, links = [found.logits], [exp.link]
     for member, given in members:
-        answer = {"": answers.of_model(member.exp, member.variables, given.columns)}
-        kept, labels = answers.of_examples(member.exp, given, answer, size)
+        scorer = {"": passes.of_model(member.exp, member.variables, given.columns)}
+        kept, labels = passes.over_examples(member.exp, given, scorer, size)
         if not np.array_equal(labels, found.labels):
             raise InputError(
                 f"--ensemble={member.path} has other labels than --workdir for the same"

@@ -303,9 +303,9 @@ class Experiment(Recipe):
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
-        """The jitted eval_step(variables, batch) -> {name: [B]}: scores and predicted.
+        """The jitted eval_step(variables, batch) -> {name: [B]}, on every device.
 
-        With label, index and mask of the batch; all of it on every device.
+        batch: image and label. Each example's loss and metrics, and its predicted class.
         """
         raw = step.make_eval_step(
             self.model,
@@ -314,13 +314,7 @@ class Experiment(Recipe):
             normalize=self.normalize,
             metrics=self.metrics,
         )
-
-        def with_index(variables: dict[str, Any], batch: DeviceBatch) -> DeviceBatch:
-            scores = raw(variables, {k: batch[k] for k in ("image", "label")})
-            rest = {name: batch[name] for name in ("label", "index", "mask")}
-            return {**scores, **rest, **_asked(batch)}
-
-        return self._of_variables(with_index)
+        return self._of_variables(raw)
 
     @functools.cached_property
     def record_evaluation(self) -> Callable[[step.State, float], step.State]:

@@ -35,7 +35,6 @@ VERBS = {
     "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
     "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
     "evaluate": {
-        "answers",
         "attacks",
         "checkpoint",
         "cli",
@@ -43,22 +42,14 @@ VERBS = {
         "corruptions",
         "evaluation",
     }
-    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
-    | {"predictions", "scores", "sources", "views", "workdir"},
-    "evaluation": {"answers", "assessment", "attacks", "calibration", "examples"}
-    | {
-        "experiment",
-        "intervals",
-        "losses",
-        "metrics",
-        "predictions",
-        "robustness",
-        "scores",
-    }
-    | {"views"},
-    "robustness": {"answers", "assessment", "attacks", "corruptions", "examples"}
-    | {"experiment"},
-    "answers": {"attacks", "data", "examples", "experiment", "losses", "mesh"}
+    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "metrics"}
+    | {"passes", "predictions", "scores", "sources", "views", "workdir"},
+    "evaluation": {"assessment", "attacks", "calibration", "examples"}
+    | {"experiment", "intervals", "losses", "metrics", "passes", "predictions"}
+    | {"robustness", "scores", "views"},
+    "robustness": {"assessment", "attacks", "corruptions", "examples", "experiment"}
+    | {"passes"},
+    "passes": {"attacks", "data", "examples", "experiment", "hosts", "losses", "mesh"}
     | {"predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
