@@ -7,7 +7,6 @@ with the very files of one that was not. A rewind is such a resume without a dea
 
 import collections
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +120,7 @@ class Loop:
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             batch = mesh.with_flag(self.exp.mesh, batch, self.stop.requested)
-            self.tracer.before(self._wait, functools.partial(self.steps.program, shape))
+            self.tracer.before(self._wait)
             has_duties = self._has_duties(step + 1)
             # A record says how fast it went, so a step that has one ends what goes at once.
             self.steps.begin(batch, more=not has_duties and not self._has_record(step + 1))

@@ -101,7 +101,6 @@ NOUNS = {
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"}
     | {"metrics", "study_table"},
-    "profiling": {"hlo"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
