@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measuring
+from benchmarks.flops import multiply_adds
 from jaxcls import pipeline
 from jaxcls.augment import AUGMENTATIONS, NORMALIZATIONS, Rows, chain, row_keys
-from jaxcls.flops import multiply_adds
 from jaxcls.models import MODELS
 
 CLASSES = 1000

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcls.flops import multiply_adds
+from benchmarks.flops import multiply_adds
 from jaxcls.models import MODELS
 from jaxcls.models.convnext import CONVNEXTS
 from jaxcls.models.efficientnet import EFFICIENTNETS

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measuring
+from benchmarks import measuring, ops
+from benchmarks.flops import multiply_adds
 from jaxcls import config, experiment, memory, mesh, pipeline, profiling, sources
-from jaxcls.flops import multiply_adds
 
 if TYPE_CHECKING:
     from benchmarks.reference import Reference
@@ -95,11 +95,11 @@ class Ours:
             self.state, scores = self.step(self.state, self.batch)
         jax.block_until_ready((self.state.params, scores))
 
-    def profile(self, folder: pathlib.Path) -> profiling.Profile | None:
+    def profile(self, folder: pathlib.Path) -> ops.Profile | None:
         """What steps that are traced into `folder` went into."""
         with profiling.trace(folder):
             self.run(TRACED)
-        return profiling.read(folder, self.program.as_text() or "", TRACED)
+        return ops.read(folder, self.program.as_text() or "", TRACED)
 
 
 def flop(exp: experiment.Experiment) -> int:
@@ -278,9 +278,9 @@ def main() -> None:
     if profile is None:
         print("the trace names no op of the step")
     elif args.profile:
-        print(profiling.table(profile), end="")
+        print(ops.table(profile), end="")
     else:
-        print("\n".join(profiling.table(profile).splitlines()[:3]))
+        print("\n".join(ops.table(profile).splitlines()[:3]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxcls import calibration, intervals, scores
 from jaxcls.intervals import Interval
+from jaxcls.metrics import LOSS
 from jaxcls.predictions import Predictions, probabilities
 
 # The most classes for which an area under the ROC is found, and the work (examples times
@@ -32,7 +33,7 @@ class Calibration(NamedTuple):
 class Assessment(NamedTuple):
     """What n examples say of a model.
 
-    nameless: examples whose logits are not all numbers, which count as wrong in hits and by
+    nameless: examples of which no class is predicted, which count as wrong in top1 and by
     class, and are left out of AUC and calibration. headline: each figure by its name.
     matrix: confusions [K, K]. auc: [K], or [0] where there are too many classes.
     """
@@ -108,7 +109,7 @@ def assess(
 ) -> Assessment:
     """The figures of predictions whose logits the loss means as `link`.
 
-    columns: the values [n] of the examples called "top1" and "loss", and of every metric.
+    columns: the values [n] of the examples by metric, "top1" and "loss" among them.
     temperature, fitted_on: as in `Calibration`.
     """
     logits, labels = found
@@ -116,10 +117,8 @@ def assess(
     predicted = scores.predicted(logits)
     matrix = scores.confusion(predicted, labels, num_classes)
     support = np.bincount(labels, minlength=num_classes)
-    headline = {name: figure(values) for name, values in columns.items() if name != "loss"}
-    if num_classes > 5 and "top5" not in headline:
-        headline["top5"] = figure(scores.top_hits(logits, labels, 5))
-    headline["loss"] = figure(columns["loss"])
+    names = sorted(columns, key=lambda name: (name == LOSS, name))  # The loss is last.
+    headline = {name: figure(columns[name]) for name in names}
     sure = calibration.confidence(logits, link)
     tempered = calibration.confidence(logits, link, temperature)
     means, (before, after) = _sampled(predicted, labels, num_classes, (sure, tempered))

@@ -1,6 +1,7 @@
 """Whether probabilities are what they say: reliability, its error, a temperature.
 
-Guo et al., arXiv:1706.04599.
+Guo et al., arXiv:1706.04599. Not `sklearn.calibration.calibration_curve`: that gives no
+count of a bin, without which there is no ECE, and leaves empty bins out.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""What clips gradients before an optimizer sees them."""
+"""Gradients clipped before an optimizer sees them: optax's transformations in one order.
+
+Only the units of `optax.adaptive_grad_clip` are chosen here, by the rank of each array.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,7 @@
 """Whether one recipe is better than another, from their results seed by seed.
 
-SciPy is imported where it is used: it takes a second, and training needs none of it.
+SciPy has neither Holm's correction nor Welch's interval of recorded means and deviations.
+It is imported where it is used: it takes a second, and training needs none of it.
 """
 
 import itertools

@@ -3,7 +3,7 @@
 import argparse
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from jaxcls import (
     hosts,
     logs,
     memory,
-    mesh,
+    passes,
     pipeline,
     scores,
     sources,
@@ -30,12 +30,10 @@ from jaxcls import (
 from jaxcls.config import override
 from jaxcls.errors import InputError
 from jaxcls.knobs import KNOBS
+from jaxcls.metrics import AVERAGED
+from jaxcls.passes import Abandoned as Abandoned
 from jaxcls.predictions import write_csv
 from jaxcls.workdir import Workdir
-
-
-class Abandoned(Exception):
-    """An evaluation that was not made to its end."""
 
 
 def score_each(
@@ -58,26 +56,21 @@ def score_each(
     hosts.agree({key: f"{split}, {n} examples, {batch_size} a batch"})
     sets = {"": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
-        sets["ema_"] = weights["ema"]
-
-    def asked() -> Iterator[dict[str, Any]]:
-        for each in exp.eval_batches(split, key, batch_size):
-            is_asked = abandon()
-            if is_asked and hosts.count() == 1:
-                raise Abandoned
-            batch = mesh.with_flag(exp.mesh, each, is_asked)
-            yield {
-                prefix: exp.programs.eval_step(variables, batch)
-                for prefix, variables in sets.items()
-            }
-
-    found = [_fetch(outs) for outs in mesh.one_behind(asked())]
-    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    index = columns.pop("index")
-    order = np.argsort(index)
-    if not np.array_equal(index[order], np.arange(n)):
-        raise RuntimeError(f"{len(index)} scores for the {n} examples of {split}")
-    return {name: values[order] for name, values in columns.items()}
+        sets[AVERAGED] = weights["ema"]
+    kept, labels = passes.over(
+        n,
+        exp.eval_batches(split, key, batch_size),
+        np.arange(exp.selection.num_classes),
+        {prefix: passes.of_evaluation(exp, each) for prefix, each in sets.items()},
+        exp.mesh,
+        abandon,
+    )
+    scored = {
+        f"{prefix}{name}": values
+        for prefix, columns in kept.items()
+        for name, values in columns.items()
+    }
+    return {"label": labels, **scored}
 
 
 def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
@@ -85,22 +78,6 @@ def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
     classes = "label", "predicted", "ema_predicted"
     each = {name: column for name, column in columns.items() if name not in classes}
     return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
-
-
-def _fetch(outs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The scores of a batch's real examples, as numpy, by prefixed name.
-
-    Raises `Abandoned` where a process asked for it at that batch.
-    """
-    rows: dict[str, np.ndarray] = {}
-    for prefix, out in outs.items():
-        host = {name: np.asarray(values) for name, values in out.items()}
-        if host.pop("asked", False):
-            raise Abandoned
-        mask = host.pop("mask")
-        rows |= {name: host.pop(name)[mask] for name in ("index", "label")}
-        rows |= {f"{prefix}{name}": values[mask] for name, values in host.items()}
-    return rows
 
 
 def load(

@@ -8,21 +8,23 @@ import jax
 import numpy as np
 
 from jaxcls import (
-    answers,
     assessment,
     calibration,
     examples,
     intervals,
     losses,
+    metrics,
+    passes,
     robustness,
     scores,
 )
-from jaxcls.answers import Columns, Keep
 from jaxcls.assessment import Robustness, Row
 from jaxcls.attacks import Attack
 from jaxcls.errors import InputError
 from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
+from jaxcls.metrics import AVERAGED, LOSS
+from jaxcls.passes import Columns, Keep
 from jaxcls.predictions import Predictions, mean_logits, probabilities
 from jaxcls.views import View
 
@@ -76,20 +78,20 @@ def evaluated(
         sets["ema"] = weights["ema"]
     own = "ema" if exp.recipe.variables(weights) is weights["ema"] else "params"
     others, score = [name for name in sets if name != own], _scorer(exp)
-    wanted = {own: answers.of_model(exp, sets[own], given.columns)}
+    scorers = {own: passes.of_model(exp, sets[own], given.columns)}
     for name in others:
-        wanted[name] = answers.of_model(exp, sets[name], given.columns, score)
+        scorers[name] = passes.of_model(exp, sets[name], given.columns, score)
     if asked.views:
-        wanted["tta"] = answers.through_views(
+        scorers["tta"] = passes.through_views(
             exp, sets[own], given.columns, asked.views, score
         )
-    kept, labels = answers.of_examples(exp, given, wanted, size)
+    kept, labels = passes.over_examples(exp, given, scorers, size)
     found = Predictions(kept[own]["logits"], labels)
     kept[own] = _in_pieces(score, found)
     values = {
-        ("" if name == "params" else f"{name}_") + metric: scores.mean(kept[name][metric])
+        ("" if name == "params" else AVERAGED) + metric: scores.mean(kept[name][metric])
         for name in sets
-        for metric in ("loss", *(m.name for m in exp.recipe.metrics))
+        for metric in (LOSS, *(m.name for m in exp.recipe.metrics))
     }
     fit = _temperature(exp, sets[own], given, found, size)
     assessed = assessment.assess(found, exp.recipe.link, kept[own], *fit)
@@ -98,8 +100,8 @@ def evaluated(
         name = f"--tta={asked.tta!r} ({len(asked.views)} views)"
         rows.append(assessment.row(name, kept["tta"]))
     if asked.seen:
-        answer = {"": answers.of_model(exp, sets[own], given.columns, score)}
-        again, _ = answers.of_examples(exp, asked.seen, answer, size)
+        scorer = {"": passes.of_model(exp, sets[own], given.columns, score)}
+        again, _ = passes.over_examples(exp, asked.seen, scorer, size)
         text = asked.seen.data.config.data.eval_ops
         rows.append(assessment.row(f"--eval_ops={text!r}", again[""]))
     if asked.members:
@@ -117,16 +119,20 @@ def evaluated(
 
 
 def _scorer(exp: Experiment) -> Keep:
-    """Logits and labels -> each example's top1, loss and metrics of a run, float64 [B]."""
+    """Logits and labels -> each example's loss and metrics, float64 [B].
+
+    The metrics of a run, top1, and top5 where there are more than five classes.
+    """
 
     @jax.jit
     def score(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        targets = losses.smooth(labels, logits.shape[1], 0.0)
-        metrics = {m.name: m.function(logits, labels) for m in exp.recipe.metrics}
-        return {"loss": exp.recipe.loss(logits, targets), **metrics}
+        count = logits.shape[1]
+        usual = [metrics.top1(), *([metrics.topk(5)] if count > 5 else [])]
+        made = {m.name: m.function(logits, labels) for m in (*usual, *exp.recipe.metrics)}
+        return {LOSS: exp.recipe.loss(logits, losses.smooth(labels, count, 0.0)), **made}
 
     def keep(logits: np.ndarray, labels: np.ndarray) -> Columns:
-        columns = {"top1": scores.top_hits(logits, labels, 1), **score(logits, labels)}
+        columns = score(logits, labels)
         return {name: np.asarray(each, np.float64) for name, each in columns.items()}
 
     return keep
@@ -153,9 +159,9 @@ def _temperature(
     if given.is_own and given.split == split:
         return _fitted(exp, found, f"these very examples, of data.eval={split}")
     own = examples.of_run(exp, "eval")
-    answer = {"": answers.of_model(exp, variables, own.columns)}
+    scorer = {"": passes.of_model(exp, variables, own.columns)}
     try:
-        kept, labels = answers.of_examples(exp, own, answer, size)
+        kept, labels = passes.over_examples(exp, own, scorer, size)
     except InputError as error:
         return math.nan, f"data.eval={split} cannot be read ({error})"
     on_them = Predictions(kept[""]["logits"], labels)
@@ -179,8 +185,8 @@ def _ensemble(
     """The logits of the mean of the probabilities of this run and the members."""
     every, links = [found.logits], [exp.recipe.link]
     for member, given in members:
-        answer = {"": answers.of_model(member.exp, member.variables, given.columns)}
-        kept, labels = answers.of_examples(member.exp, given, answer, size)
+        scorer = {"": passes.of_model(member.exp, member.variables, given.columns)}
+        kept, labels = passes.over_examples(member.exp, given, scorer, size)
         if not np.array_equal(labels, found.labels):
             raise InputError(
                 f"--ensemble={member.path} has other labels than --workdir for the same"

@@ -1,7 +1,9 @@
 """The gradient of one step: of a batch at once or in pieces, or sharpness-aware.
 
 Each maker returns a `Gradient`, so that they wrap one another:
-``sharpness_aware(accumulated(whole(objective), 4), 0.05)``.
+``sharpness_aware(accumulated(whole(objective), 4), 0.05)``. `optax.MultiSteps` and
+`optax.contrib.sam` do it over several updates; here one update is one batch, whatever it
+takes, so that `State.step` counts batches and schedules need not know.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""What may help a run that is slow."""
+"""Advice for a run that waits for its data.
+
+Apart from meter.py, which readers of a run's records import without data or a model.
+"""
 
 import math
 

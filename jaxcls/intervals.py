@@ -1,4 +1,8 @@
-"""How well a figure is known from n examples or runs: intervals, of 95 % unless told."""
+"""How well a figure is known from n examples or runs: intervals, of 95 % unless told.
+
+`bootstrap` is not `scipy.stats.bootstrap`, which copies the examples that it draws: here
+a statistic takes how often each counts, so that a split of a million needs no copies.
+"""
 
 import math
 from collections.abc import Callable

@@ -128,11 +128,7 @@ class Loop:
             if shape != known:  # Where sizes grow, it compiles again.
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
-            self.tracer.before(
-                len(block),
-                functools.partial(jax.block_until_ready, state),
-                functools.partial(self.stepper.program, shape),
-            )
+            self.tracer.before(len(block), functools.partial(jax.block_until_ready, state))
             state, scores = self.stepper.advance(state, block)
             step += len(block)
             behind.append(Begun(step, len(block), scores, waited))

@@ -83,7 +83,7 @@ def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     Szegedy et al., arXiv:1512.00567, section 7.
     """
     hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    return hot * (1.0 - smoothing) + smoothing / num_classes
+    return optax.losses.smooth_labels(hot, smoothing)
 
 
 def distill(

@@ -1,4 +1,8 @@
-"""How much memory a step takes: what is known before it runs."""
+"""How much memory a step takes: what is known before it runs.
+
+XLA's `memory_analysis` says it of a compiled step; `activation_bytes` is for a dry run
+that compiles nothing.
+"""
 
 import contextlib
 import re

@@ -1,16 +1,18 @@
 """Metrics: ``(logits [B, K] float32, labels [B] int32) -> [B] float32``, one an example.
 
-What is not a mean over examples (AUC, calibration) is no metric here: it belongs to
-the predictions of a whole split.
+Name, function and direction of each are said here and nowhere else. What is not a mean
+over examples (AUC, calibration) is no metric: it belongs to the predictions of a split.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
+# The name of the loss in records, and what comes before the names of the average's values.
+LOSS, AVERAGED = "loss", "ema_"
 
 
 class Metric(NamedTuple):
@@ -60,3 +62,17 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "top1": top1,
     "topk": topk,
 }
+
+
+def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
+    """Whether more is better, by name, of the loss, `metrics` and the average's values."""
+    own = {LOSS: False, **{metric.name: metric.higher for metric in metrics}}
+    return own | {f"{AVERAGED}{name}": higher for name, higher in own.items()}
+
+
+def is_higher_better(name: str) -> bool:
+    """Whether more is better of what a record calls `name`.
+
+    For a reader of records alone; True for a metric that the table does not name.
+    """
+    return directions(make() for make in METRICS.values()).get(name, True)

@@ -1,4 +1,8 @@
-"""The nearest of many features by the cosine of their angle: exact, a block at a time."""
+"""The nearest of many features by the cosine of their angle: exact, a block at a time.
+
+Not `sklearn.neighbors`: it holds a copy of all features in memory, and its similarities,
+products of matrices, change in the last bits with the size of a block.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple

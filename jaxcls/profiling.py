@@ -1,50 +1,15 @@
-"""Where the time of a compiled program goes: a trace, and a table of its ops.
+"""Traces of compiled programs, by jax.profiler."""
 
-jax.profiler writes what ran when, and the program's own text says what each op is of;
-both are read without TensorFlow. TensorBoard and Perfetto show the same trace.
-"""
-
-import collections
 import contextlib
 import pathlib
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
-from jaxcls import hlo
-
 # Steps of a start before those that are traced: the first are not like the others.
 FIRST = 3
-
-
-class Spent(NamedTuple):
-    """An op and the milliseconds of a step that went into it."""
-
-    op: hlo.Op
-    ms: float
-
-
-class Profile(NamedTuple):
-    """What `steps` steps of a program went into.
-
-    ms: of a step, from the first op to the last by the clock. spent: most first; of ops
-    that ran at once each has an equal share of the time, so that all add up to `ms` less
-    what no op ran in.
-    """
-
-    steps: int
-    ms: float
-    spent: list[Spent]
-
-    def by(self, column: str) -> dict[str, float]:
-        """{part, or kind: share of a step}, the largest first, then "no op"."""
-        sums: dict[str, float] = collections.defaultdict(float)
-        for op, ms in self.spent:
-            sums[getattr(op, column)] += ms / self.ms
-        return {**_largest_first(sums), "no op": max(0.0, 1 - sum(sums.values()))}
 
 
 @contextlib.contextmanager
@@ -56,57 +21,10 @@ def trace(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read(folder: pathlib.Path, program: str, steps: int) -> Profile | None:
-    """What the newest trace in `folder` says of a program's `steps` steps.
-
-    program: the text of the compiled module. Of several devices the first. None where the
-    trace has no op of it.
-    """
-    files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
-    ops = hlo.ops_of(program)
-    spans = _spans(files[-1], hlo.name_of(program), ops) if files else []
-    if not spans:
-        return None
-    began, ended = min(s.began for s in spans), max(s.ended for s in spans)
-    sums: dict[str, float] = collections.defaultdict(float)
-    for span, share in zip(spans, _shares(spans), strict=True):
-        sums[span.name] += share / steps / 1e6
-    spent = [
-        Spent(ops.get(name, hlo.unknown(name)), ms)
-        for name, ms in _largest_first(sums).items()
-    ]
-    return Profile(steps, (ended - began) / steps / 1e6, spent)
-
-
-def table(profile: Profile, top: int = 25) -> str:
-    """A profile as lines: what parts and kinds of op took, and the `top` longest ops."""
-    head = f"{profile.steps} steps of {profile.ms:,.2f} ms, as traced"
-    lines = [head, f"by part: {shares(profile.by('part'))}"]
-    lines.append(f"by kind: {shares(profile.by('kind'))}")
-    rows = [("ms a step", "share", "kind", "part", "result", "op", "where")]
-    for op, ms in profile.spent[:top]:
-        share = f"{ms / profile.ms:.1%}"
-        rows.append((f"{ms:,.3f}", share, op.kind, op.part, op.result, op.name, op.where))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        numbers = [
-            text.rjust(width) for text, width in zip(row[:2], widths[:2], strict=True)
-        ]
-        texts = [text.ljust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*numbers, *texts]).rstrip())
-    return "\n".join(lines) + "\n"
-
-
-def shares(found: Mapping[str, float]) -> str:
-    """``{"forward": 0.3}`` -> ``"forward 30.0 %"``, without what is nothing."""
-    said = (f"{name} {100 * share:.1f} %" for name, share in found.items() if share > 5e-4)
-    return ", ".join(said)
-
-
 class Tracer:
     """Traces `count` steps of a start, after the FIRST, into `folder`. A context manager.
 
-    What took how long is in ops.txt beside the trace; `say` is told. 0: nothing is traced.
+    `say` is told where the trace is. With a count of 0 nothing is traced.
     """
 
     def __init__(
@@ -115,14 +33,11 @@ class Tracer:
         self._folder, self._count, self._say = folder, count, say
         self._steps = 0
         self._tracing = contextlib.ExitStack()
-        self._program: Callable[[], str] | None = None
 
     def __enter__(self) -> "Tracer":
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        if kind is None:
-            self._end()
         self._tracing.close()
 
     @property
@@ -131,99 +46,24 @@ class Tracer:
         marks = (FIRST, FIRST + self._count) if self._count else ()
         return next((m - self._steps for m in marks if m > self._steps), sys.maxsize)
 
-    def before(
-        self, steps: int, settle: Callable[[], Any], program: Callable[[], str]
-    ) -> None:
+    def before(self, steps: int, settle: Callable[[], Any]) -> None:
         """`steps` steps, `room` at most, are about to begin at once.
 
-        settle: waits for those before; program: the text of the program.
+        settle: waits for those before.
         """
         if not self._count or self._steps > FIRST + self._count:
             return
         if self._steps in (FIRST, FIRST + self._count):
             settle()
         if self._steps == FIRST:
+            self._tracing.callback(self._tell)  # Once the trace is written.
             self._tracing.enter_context(trace(self._folder))
-            self._program = program
         if self._steps == FIRST + self._count:
-            self._end()
+            self._tracing.close()
         self._steps += steps
 
-    def _end(self) -> None:
-        """End a trace that is under way, and say what it tells."""
-        if not self._program:
-            return
-        self._tracing.close()
-        profile = read(self._folder, self._program(), self._steps - FIRST)
-        self._program = None
-        if profile is None:
-            self._say(f"profile: {self._folder} has a trace in which no op is named")
-            return
-        file = self._folder / "ops.txt"
-        file.write_text(table(profile, len(profile.spent)))
+    def _tell(self) -> None:
         self._say(
-            f"profile: {profile.steps} steps of {profile.ms:,.1f} ms,"
-            f" {shares(profile.by('part'))}; {file} lists the ops"
+            f"profile: a trace of {self._steps - FIRST} steps is in {self._folder}; xprof,"
+            " TensorBoard and Perfetto show it"
         )
-
-
-class _Span(NamedTuple):
-    """When an op was under way, in nanoseconds."""
-
-    began: float
-    ended: float
-    name: str
-
-
-def _spans(file: pathlib.Path, module: str, ops: Mapping[str, hlo.Op]) -> list[_Span]:
-    """The ops of a module on the first device of a trace."""
-    with warnings.catch_warnings():  # Its types are not made as Python 3.13 wants them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-        devices = sorted((p for p in planes if "/device:" in p.name), key=lambda p: p.name)
-        for plane in (*devices, *(p for p in planes if p.name == "/host:CPU")):
-            found = _of_plane(list(plane.lines), module)
-            found = [s for s in found if s.name not in ops or ops[s.name].kind != hlo.CALL]
-            if found:
-                return found
-    return []
-
-
-def _of_plane(lines: Sequence[Any], module: str) -> list[_Span]:
-    """The ops of a module that the lines of a plane hold."""
-    # A TPU's ops have a line to themselves, and are named by their text.
-    own = [line for line in lines if line.name == "XLA Ops"]
-    begun, ends = [], {}
-    for event in (event for line in own or lines for event in line.events):
-        stats = dict(event.stats)
-        name = stats.get("hlo_op") or (event.name.split(" = ")[0] if own else "")
-        is_ours = stats.get("hlo_module", module) == module
-        if event.name.startswith("end: "):
-            ends[stats.get("_c")] = event.start_ns
-        elif name and is_ours and str(stats.get("device_ordinal", 0)) == "0":
-            ended = event.start_ns + event.duration_ns
-            begun.append((event.start_ns, ended, str(name).lstrip("%"), stats.get("_p")))
-    # On CPU an op may go on after the call that began it: its "end" is then later.
-    return [_Span(a, max(b, ends.get(key, b)), name) for a, b, name, key in begun]
-
-
-def _shares(spans: Sequence[_Span]) -> list[float]:
-    """The nanoseconds of each span, where those under way at once share them evenly."""
-    marks = sorted(
-        mark
-        for i, span in enumerate(spans)
-        for mark in ((span.began, 0, i), (span.ended, 1, i))
-    )
-    found = [0.0] * len(spans)
-    # What one that is under way throughout has had so far.
-    had, under_way, before = 0.0, 0, 0.0
-    for now, is_end, i in marks:
-        had += (now - before) / under_way if under_way else 0.0
-        before = now
-        under_way += -1 if is_end else 1
-        found[i] += had if is_end else -had
-    return found
-
-
-def _largest_first(sums: Mapping[str, float]) -> dict[str, float]:
-    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))

@@ -220,9 +220,9 @@ class Programs:
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
-        """The jitted eval_step(variables, batch) -> {name: [B]}: scores and predicted.
+        """The jitted eval_step(variables, batch) -> {name: [B]}, on every device.
 
-        With label, index and mask of the batch; all of it on every device.
+        batch: image and label. Each example's loss and metrics, and its predicted class.
         """
         pure = step.make_eval_step(
             self.recipe.model,
@@ -231,13 +231,7 @@ class Programs:
             normalize=self.recipe.normalize,
             metrics=self.recipe.metrics,
         )
-
-        def with_index(variables: dict[str, Any], batch: DeviceBatch) -> DeviceBatch:
-            scores = pure(variables, {k: batch[k] for k in ("image", "label")})
-            rest = {name: batch[name] for name in ("label", "index", "mask")}
-            return {**scores, **rest, **_asked(batch)}
-
-        return self._of_variables(with_index)
+        return self._of_variables(pure)
 
     @functools.cached_property
     def record_evaluation(self) -> Callable[[step.State, float], step.State]:

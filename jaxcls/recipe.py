@@ -288,9 +288,11 @@ class Recipe:
 
         Raises `InputError` for one that is not evaluated.
         """
-        directions = {"loss": False, **{m.name: m.higher for m in self.metrics}}
-        if self.is_averaged:
-            directions |= {f"ema_{name}": up for name, up in directions.items()}
+        directions = {
+            name: higher
+            for name, higher in metrics.directions(self.metrics).items()
+            if self.is_averaged or not name.startswith(metrics.AVERAGED)
+        }
         if metric not in directions:
             raise InputError(
                 f"{key}={metric!r} is not evaluated; one of {', '.join(directions)},"

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import answers, assessment, corruptions
-from jaxcls.answers import Columns, Keep
+from jaxcls import assessment, corruptions, passes
 from jaxcls.assessment import Attacked, Corrupted, Robustness
 from jaxcls.attacks import Attack
 from jaxcls.examples import Examples
 from jaxcls.experiment import Experiment
+from jaxcls.passes import Columns, Keep
 
 
 def assess(
@@ -58,10 +58,8 @@ def _through(
     """What is kept of a corruption, [n, strengths]."""
     op = corruptions.at_every_strength(name)
     seen = given._replace(data=given.data.through(op, corruptions.SEED))
-    answer = answers.at_strengths(
-        exp, variables, given.columns, corruptions.STRENGTHS, keep
-    )
-    return answers.of_examples(exp, seen, {name: answer}, size)[0][name]
+    scorer = passes.at_strengths(exp, variables, given.columns, corruptions.STRENGTHS, keep)
+    return passes.over_examples(exp, seen, {name: scorer}, size)[0][name]
 
 
 def _attacked(
@@ -72,10 +70,8 @@ def _attacked(
     keep: Keep,
     size: int,
 ) -> list[Attacked]:
-    answer = answers.under_attacks(
-        exp, variables, given.columns, given.places, chosen, keep
-    )
-    columns = answers.of_examples(exp, given, {"": answer}, size)[0][""]
+    scorer = passes.under_attacks(exp, variables, given.columns, given.places, chosen, keep)
+    columns = passes.over_examples(exp, given, {"": scorer}, size)[0][""]
     return [
         Attacked(each.kind, each.epsilon, assessment.row(each.name, _column(columns, k)))
         for k, each in enumerate(chosen)

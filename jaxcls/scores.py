@@ -2,14 +2,18 @@
 
 Of logits that are no numbers nothing is predicted: their examples count as wrong.
 Scikit-learn is imported where it is used: it takes a second, and of training only
-TensorBoard needs it.
+TensorBoard needs it. `means` and `macro_auc` are not its functions: a bootstrap asks them
+a thousand times, and they sort or count once what scikit-learn would each time.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from jaxcls import metrics
 
 # Rows of logits that are looked at together: a split may have a million.
 _ROWS = 8192
@@ -31,31 +35,11 @@ def mean(values: np.ndarray) -> float:
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
-    """logits [n, K] -> the class [n] int64 of the largest; the lowest class wins a tie.
-
-    -1 where the largest is not finite, as where any is NaN.
-    """
+    """`metrics.predicted` of logits [n, K] of a whole split, int64 [n]."""
     found = np.empty(len(logits), np.int64)
     for piece in in_pieces(len(logits)):
-        part = logits[piece]
-        found[piece] = np.where(np.isfinite(part.max(-1)), part.argmax(-1), -1)
+        found[piece] = metrics.predicted(jnp.asarray(logits[piece]))
     return found
-
-
-def top_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """bool [n]: whether the label [n] is among the `k` largest of logits [n, K].
-
-    Lower classes win ties; never where `predicted` is -1.
-    """
-    hits = np.empty(len(logits), bool)
-    classes = np.arange(logits.shape[1])
-    for piece in in_pieces(len(logits)):
-        part, own_class = logits[piece], labels[piece, None]
-        own = np.take_along_axis(part, own_class, axis=1)
-        ahead = (part > own) | ((part == own) & (classes < own_class))
-        known = np.isfinite(part.max(-1)) & np.isfinite(own[:, 0])
-        hits[piece] = (ahead.sum(-1) < k) & known
-    return hits
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -63,12 +47,12 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
     predicted, labels: [n]. An example of which -1 is predicted is in no cell.
     """
-    from sklearn import metrics
+    import sklearn.metrics
 
     known = predicted >= 0
     if not known.any():
         return np.zeros((num_classes, num_classes), np.int64)
-    matrix = metrics.confusion_matrix(
+    matrix = sklearn.metrics.confusion_matrix(
         labels[known], predicted[known], labels=np.arange(num_classes)
     )
     return matrix.astype(np.int64)
@@ -88,14 +72,14 @@ def by_class(matrix: np.ndarray, support: np.ndarray | None = None) -> ByClass:
 
     support: examples [K] of each class, where not all are in the matrix.
     """
-    from sklearn import metrics
+    import sklearn.metrics
 
     classes = np.arange(len(matrix))
     truth, taken_for = np.nonzero(matrix)
     weights = matrix[truth, taken_for]
     # What nothing was predicted of is taken for a class that is none of these.
     missed = matrix.sum(1) * 0 if support is None else support - matrix.sum(1)
-    found = metrics.precision_recall_fscore_support(
+    found = sklearn.metrics.precision_recall_fscore_support(
         np.concatenate([truth, classes]),
         np.concatenate([taken_for, np.full(len(classes), len(classes))]),
         labels=classes,
@@ -166,7 +150,7 @@ def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     probabilities [n, K], labels [n]. NaN for a class that has no example, or all of them;
     an example whose probabilities are NaN is left out.
     """
-    from sklearn import metrics
+    import sklearn.metrics
 
     known = ~np.isnan(probabilities).any(-1)
     kept, truth = probabilities[known], labels[known]
@@ -174,7 +158,7 @@ def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for k in np.unique(truth):
         own = truth == k
         if not own.all():
-            areas[k] = metrics.roc_auc_score(own, kept[:, k])
+            areas[k] = sklearn.metrics.roc_auc_score(own, kept[:, k])
     return areas
 
 

@@ -29,7 +29,6 @@ class Stepper(NamedTuple):
     batches: (first step) -> the batches from that step to the last.
     advance: (state, block) -> (state after it, metrics of its steps). It begins the steps
         and does not wait for them; it donates the state.
-    program: (shape of the images [B, H, W, C]) -> the text of the program.
     """
 
     most: int
@@ -37,7 +36,6 @@ class Stepper(NamedTuple):
     compile: Callable[[], object]
     batches: Callable[[int], Iterator[Batch]]
     advance: Callable[[State, Sequence[Batch]], tuple[State, Scores]]
-    program: Callable[[tuple[int, ...]], str]
 
 
 def choose(exp: Experiment) -> Stepper:
@@ -67,7 +65,6 @@ def one_by_one(exp: Experiment) -> Stepper:
         compile=lambda: exp.programs.train_step,
         batches=exp.train_batches,
         advance=advance,
-        program=lambda shape: exp.programs.train_program(shape[1:]).as_text() or "",
     )
 
 
@@ -96,7 +93,6 @@ def in_blocks(exp: Experiment) -> Stepper:
         compile=lambda: exp.programs.train_loop,
         batches=batches,
         advance=advance,
-        program=lambda shape: exp.programs.train_loop_program.as_text() or "",
     )
 
 

@@ -14,6 +14,7 @@ from jaxcls import comparison, jsonfile, spread, study_folder
 from jaxcls.cells import Cell
 from jaxcls.comparison import Comparison
 from jaxcls.errors import InputError, did_you_mean
+from jaxcls.metrics import is_higher_better
 from jaxcls.outcomes import PLACES, Outcome, values_of
 
 # Differences that a next study may want to see, in points (of a loss: in hundredths).
@@ -75,11 +76,6 @@ def headline(places: Sequence[str]) -> str:
     """
     order = ("test_best", "test_last", "eval_last", "eval_best")
     return next((place for place in order if place in places), "")
-
-
-def is_higher_better(metric: str) -> bool:
-    """The direction of a metric: a loss is better low, every other one high."""
-    return not metric.endswith("loss")
 
 
 def unit(metric: str) -> str:

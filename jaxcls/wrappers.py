@@ -2,6 +2,10 @@
 
 A wrapper takes an optimizer whose updates are final, already times the rate, and passes
 the arguments of `update` on to it. States are arrays only.
+
+`optax.lookahead` is not used: its params are pairs of fast and slow weights, and it has no
+power and no final step. Nor is `optax.contrib.schedule_free`: it counts steps once more
+for its rate, where ``lr`` is an argument here, and rounds params that do not move.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcls import answers, evaluate
+from jaxcls import evaluate, passes
 from jaxcls.predictions import Predictions
 
 
@@ -14,8 +14,8 @@ def score(exp, weights, split, key, batch_size=0):
 def predictions(exp, variables, split, key, batch_size=0):
     """The logits and labels of all examples, in their order; variables: of one model."""
     classes = np.arange(exp.selection.num_classes)
-    answer = {"": answers.of_model(exp, variables, classes)}
+    scorer = {"": passes.of_model(exp, variables, classes)}
     batches = exp.eval_batches(split, key, batch_size)
     n = exp.selection.count(split, key)
-    kept, labels = answers.gathered(n, batches, classes, answer, exp.mesh)
+    kept, labels = passes.over(n, batches, classes, scorer, exp.mesh)
     return Predictions(kept[""]["logits"], labels)

@@ -127,5 +127,5 @@ def test_an_example_that_is_not_counted_once_is_an_error(fault, build, monkeypat
     given = list(exp.eval_batches("test[:20]", "data.test", 8))
     faulty = given[:-1] if fault == "lost" else [*given, given[0]]
     monkeypatch.setattr(exp, "eval_batches", lambda *_: iter(faulty))
-    with pytest.raises(RuntimeError, match="scores for the 20 examples of test"):
+    with pytest.raises(RuntimeError, match="scores for 20 examples"):
         score(exp, weights, "test[:20]", "data.test")

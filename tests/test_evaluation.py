@@ -15,11 +15,11 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from jaxcls import (
-    answers,
     evaluate,
     evaluation,
     examples,
     experiment,
+    passes,
     prepare,
     train,
 )
@@ -182,9 +182,9 @@ def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
     def keep(logits, labels):
         return {"best": logits.argmax(1), "place": labels}
 
-    answer = {"model": answers.of_model(exp, params, places, keep)}
+    scorer = {"model": passes.of_model(exp, params, places, keep)}
     batches = exp.eval_batches("test", "data.test", 49)  # The last one is padded.
-    kept, found = answers.gathered(360, batches, places, answer, exp.mesh)
+    kept, found = passes.over(360, batches, places, scorer, exp.mesh)
     assert {name: each.keys() for name, each in kept.items()} == {
         "model": {"best", "place"}
     }
@@ -246,9 +246,9 @@ def others(tmp_path_factory):
 
 def asked_all(exp, variables, given):
     """The logits of all ten classes, and the labels as the other dataset numbers them."""
-    answer = {"": answers.of_model(exp, variables, np.arange(10))}
+    scorer = {"": passes.of_model(exp, variables, np.arange(10))}
     batches = given.data.eval_batches("test", "--split", given.n)
-    kept, labels = answers.gathered(given.n, batches, np.arange(10), answer, exp.mesh)
+    kept, labels = passes.over(given.n, batches, np.arange(10), scorer, exp.mesh)
     return kept[""]["logits"], labels
 
 

@@ -35,7 +35,6 @@ VERBS = {
     | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
     "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
     "evaluate": {
-        "answers",
         "attacks",
         "checkpoint",
         "cli",
@@ -43,13 +42,14 @@ VERBS = {
         "corruptions",
         "evaluation",
     }
-    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "mesh"}
-    | {"predictions", "scores", "sources", "views", "workdir"},
-    "evaluation": {"answers", "assessment", "attacks", "calibration", "examples"}
-    | {"experiment", "intervals", "losses", "predictions", "robustness", "scores", "views"},
-    "robustness": {"answers", "assessment", "attacks", "corruptions", "examples"}
-    | {"experiment"},
-    "answers": {"attacks", "data", "examples", "experiment", "losses", "mesh"}
+    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "metrics"}
+    | {"passes", "predictions", "scores", "sources", "views", "workdir"},
+    "evaluation": {"assessment", "attacks", "calibration", "examples"}
+    | {"experiment", "intervals", "losses", "metrics", "passes", "predictions"}
+    | {"robustness", "scores", "views"},
+    "robustness": {"assessment", "attacks", "corruptions", "examples", "experiment"}
+    | {"passes"},
+    "passes": {"attacks", "data", "examples", "experiment", "hosts", "losses", "mesh"}
     | {"predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
@@ -93,14 +93,14 @@ NOUNS = {
     "saliency": {"models"},
     "formats": {"formats", "models", "transfer", "weights"},
     "weights": {"weights"},
-    "assessment": {"calibration", "intervals", "predictions", "scores"},
+    "assessment": {"calibration", "intervals", "metrics", "predictions", "scores"},
+    "scores": {"metrics"},
     "calibration": {"predictions", "scores"},
     "spread": {"intervals"},
     "comparison": {"intervals"},
     "evaluation_table": {"assessment", "calibration", "intervals", "scores"},
     "reporting": {"assessment", "calibration", "intervals", "meter", "reporting", "scores"}
-    | {"study_table", "summary"},
-    "profiling": {"hlo"},
+    | {"metrics", "study_table"},
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
@@ -121,7 +121,7 @@ NOUNS = {
     "sides": {"config", "outcomes", "study_folder", "workdir"},
     "study_folder": {"cells", "workdir"},
     "expected": {"outcomes", "spread", "workdir"},
-    "summary": {"cells", "comparison", "outcomes", "spread", "study_folder"},
+    "summary": {"cells", "comparison", "metrics", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},
     "config": {"rules"},
     "cli": set(),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxcls.flops import multiply_adds
+from benchmarks.flops import multiply_adds
 from jaxcls.models.speedrun import dirac, whitening
 from tests.modules import KEY, built, count, shapes
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcls.calibration import Reliability
+from jaxcls.metrics import AVERAGED
 from jaxcls.reporting.contents import Record, Run
 from jaxcls.reporting.drawing import INK, PAPER, chart, colour
 from jaxcls.reporting.markup import Markup, join, note, swatch, tag
@@ -74,7 +75,7 @@ def learning(runs: Sequence[Run]) -> Markup:
             for i, kinds in enumerate(of_kind)
             for kind, key, style in (
                 ("train", name, _TRAIN if _is_evaluated(name, of_kind) else EVAL),
-                ("eval", f"ema_{name}", _AVERAGED),
+                ("eval", f"{AVERAGED}{name}", _AVERAGED),
                 ("eval", name, EVAL),
             )
         ]
@@ -86,7 +87,9 @@ def learning(runs: Sequence[Run]) -> Markup:
     if not shown:
         return note("No run has a record yet.")
     keys = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
-    if any(key.startswith("ema_") for kinds in of_kind for r in kinds["eval"] for key in r):
+    if any(
+        key.startswith(AVERAGED) for kinds in of_kind for r in kinds["eval"] for key in r
+    ):
         keys += " Dashed: evaluation of the averaged weights."
     names = legend([run.name for run in runs])
     return join([names, note(keys), tag("div", *shown, class_="charts")])
@@ -102,7 +105,7 @@ def _names(of_kind: list[dict[str, list[Record]]]) -> list[str]:
     """The values that there are, the loss first, then metrics, then the rest."""
     evaluated, trained = (
         dict.fromkeys(
-            key.removeprefix("ema_")
+            key.removeprefix(AVERAGED)
             for kinds in of_kind
             for record in kinds[kind]
             for key in record

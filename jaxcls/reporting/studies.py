@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import console, study_table, summary
+from jaxcls import console, study_table
+from jaxcls.metrics import is_higher_better
 from jaxcls.reporting import curves, tables
 from jaxcls.reporting.contents import Study
 from jaxcls.reporting.curves import Line
@@ -83,7 +84,7 @@ def _best(result: dict[str, Any], most: int) -> list[str]:
     if len(names) <= most:
         return names
     metric = result["metric"]
-    sign = -1 if summary.is_higher_better(metric) else 1
+    sign = -1 if is_higher_better(metric) else 1
     means = {
         cell["name"]: sign * figures[place][metric]["mean"]
         for cell in result["cells"]

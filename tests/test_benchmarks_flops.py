@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcls.flops import multiply_adds
+from benchmarks.flops import multiply_adds
 from jaxcls.models.vit import ViT
 
 

@@ -1,4 +1,4 @@
-"""What models say of every example of a split, in one pass over its images."""
+"""One pass over a split: scorers are asked of each batch, every example counts once."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import attacks, losses, mesh
+from jaxcls import attacks, hosts, losses, mesh
 from jaxcls.attacks import Attack
 from jaxcls.data import DeviceBatch
 from jaxcls.examples import Examples
@@ -21,16 +21,30 @@ Columns = dict[str, np.ndarray]
 Keep = Callable[[np.ndarray, np.ndarray], Columns]
 
 
-class Answer(NamedTuple):
-    """What is asked of each batch, and what is kept of each example.
+class Abandoned(Exception):
+    """A pass that was not made to its end."""
 
-    ask: image uint8 [B, H, W, C], label and index on the mesh -> logits [B, K], one for
-    each view. combine: those, as numpy -> logits [B, k] float32, or [B, S, k] of several.
+
+class Scorer(NamedTuple):
+    """A computation on each batch, and the columns that are kept of it.
+
+    ask: image uint8 [B, H, W, C], label and index on the mesh -> a tree of arrays there.
+    keep: that tree as numpy, and labels [B] as places among the classes that are asked
+    about -> arrays [B, ...] by name.
     """
 
-    ask: Callable[[DeviceBatch], Sequence[jax.Array]]
-    combine: Callable[[Sequence[np.ndarray]], np.ndarray]
-    keep: Keep
+    ask: Callable[[DeviceBatch], Any]
+    keep: Callable[[Any, np.ndarray], Columns]
+
+
+def of_evaluation(exp: Experiment, variables: dict[str, Any]) -> Scorer:
+    """The loss, metrics and class predicted that evaluations in training record."""
+    return Scorer(
+        lambda batch: exp.programs.eval_step(
+            variables, {k: batch[k] for k in ("image", "label")}
+        ),
+        lambda columns, _: columns,
+    )
 
 
 def all_logits(logits: np.ndarray, labels: np.ndarray) -> Columns:
@@ -43,12 +57,11 @@ def of_model(
     variables: dict[str, Any],
     columns: np.ndarray,
     keep: Keep = all_logits,
-) -> Answer:
-    """What a model says of the classes `columns` [k]."""
-    return Answer(
-        lambda batch: [exp.programs.logits_step(variables, batch["image"])],
-        lambda parts: parts[0][:, columns],
-        keep,
+) -> Scorer:
+    """`keep` of a model's logits for the classes `columns` [k]."""
+    return Scorer(
+        lambda batch: exp.programs.logits_step(variables, batch["image"]),
+        lambda logits, labels: keep(logits[:, columns], labels),
     )
 
 
@@ -58,16 +71,14 @@ def through_views(
     columns: np.ndarray,
     views: Sequence[View],
     keep: Keep = all_logits,
-) -> Answer:
+) -> Scorer:
     """The mean of its probabilities over views, among the classes `columns`, as logits."""
     rows = mesh.by_example(exp.mesh)
     jitted = [jax.jit(view, in_shardings=rows, out_shardings=rows) for view in views]
 
-    def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
-        return mean_logits(
-            [probabilities(part[:, columns], exp.recipe.link) for part in parts],
-            exp.recipe.link,
-        )
+    def keep_mean(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
+        likely = [probabilities(part[:, columns], exp.recipe.link) for part in parts]
+        return keep(mean_logits(likely, exp.recipe.link), labels)
 
     def ask(batch: DeviceBatch) -> list[jax.Array]:
         images = batch["image"]
@@ -75,7 +86,7 @@ def through_views(
             exp.programs.logits_step(variables, view(images)) for view in jitted
         )
 
-    return Answer(ask, combine, keep)
+    return Scorer(ask, keep_mean)
 
 
 def at_strengths(
@@ -84,8 +95,8 @@ def at_strengths(
     columns: np.ndarray,
     count: int,
     keep: Keep,
-) -> Answer:
-    """What it says of images [B, count, H, W, C], each example's: arrays [n, count].
+) -> Scorer:
+    """`keep` of each of the images [B, count, H, W, C] of an example: arrays [n, count].
 
     columns, keep: as of `of_model`, of one image each.
     """
@@ -111,8 +122,8 @@ def under_attacks(
     places: np.ndarray,
     chosen: Sequence[Attack],
     keep: Keep,
-) -> Answer:
-    """What it says of the images that attacks make of each example: arrays [n, attacks].
+) -> Scorer:
+    """`keep` of the images that attacks make of each example: arrays [n, attacks].
 
     An attack raises the loss of an evaluation among the classes `columns`. places: of
     each of the data's classes, its place among them. keep: as of `of_model`.
@@ -146,10 +157,11 @@ def under_attacks(
 
 def _of_several(
     ask: Callable[[DeviceBatch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
-) -> Answer:
+) -> Scorer:
     """`keep` of each of several logits of an example, as arrays [B, S]."""
 
-    def each(logits: np.ndarray, labels: np.ndarray) -> Columns:
+    def keep_each(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
+        logits = np.stack(parts, axis=1)[..., columns]
         size, count, _ = logits.shape
         kept = keep(logits.reshape(size * count, -1), np.repeat(labels, count))
         return {
@@ -157,63 +169,70 @@ def _of_several(
             for name, values in kept.items()
         }
 
-    return Answer(ask, lambda parts: np.stack(parts, axis=1)[..., columns], each)
+    return Scorer(ask, keep_each)
 
 
 def _in_turn(asked: Iterable[jax.Array]) -> list[jax.Array]:
-    """The answers of a device that is asked of several things."""
+    """The outputs of several programs, at most two of which are under way at once."""
     parts: list[jax.Array] = []
     for part in asked:
         parts.append(part)
-        # Two under way: with many, XLA's CPU devices wait for one another in vain.
+        # With many, XLA's CPU devices wait for one another in vain.
         jax.block_until_ready(parts[-2:-1])
     return parts
 
 
-def of_examples(
-    exp: Experiment, given: Examples, wanted: Mapping[str, Answer], size: int
+def over_examples(
+    exp: Experiment, given: Examples, scorers: Mapping[str, Scorer], size: int
 ) -> tuple[dict[str, Columns], np.ndarray]:
-    """What was kept by name, and the labels as places among the classes asked about."""
+    """`over` the examples `given`, at `size` a batch."""
     batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
-    return gathered(given.n, batches, given.places, wanted, exp.mesh)
+    return over(given.n, batches, given.places, scorers, exp.mesh)
 
 
-def gathered(
+def over(
     n: int,
     batches: Iterable[DeviceBatch],
     places: np.ndarray,
-    answers: Mapping[str, Answer],
+    scorers: Mapping[str, Scorer],
     on: jax.sharding.Mesh,
+    abandon: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Columns], np.ndarray]:
-    """({name: what was kept [n, ...]}, labels int32 [n]), in the order of their index.
+    """({scorer: {name: array [n, ...]}}, labels int32 [n]), in the order of their index.
 
     batches: image, label, index and mask on the mesh `on`, as `Data.eval_batches` gives
     them. places: of each of their classes, its place among those that are asked about.
-    Raises RuntimeError if any example was not seen exactly once.
+    Raises RuntimeError if any example was not seen exactly once, and `Abandoned`, on all
+    processes, when `abandon`, asked at each batch, says so on one.
     """
-    everywhere = jax.jit(lambda *columns: columns, out_shardings=mesh.replicated(on))
+    everywhere = jax.jit(lambda columns: columns, out_shardings=mesh.replicated(on))
 
-    def asked() -> Iterator[tuple[Sequence[jax.Array], dict[str, Sequence[jax.Array]]]]:
+    def asked() -> Iterator[tuple[dict[str, jax.Array], dict[str, Any]]]:
         for batch in batches:
-            columns = everywhere(batch["index"], batch["label"], batch["mask"])
-            yield (
-                columns,
-                {name: each.ask(batch) for name, each in answers.items()},
-            )
+            is_asked = abandon()
+            columns = {name: batch[name] for name in ("index", "label", "mask")}
+            if hosts.count() > 1:
+                columns = everywhere(mesh.with_flag(on, columns, is_asked))
+            elif is_asked:
+                raise Abandoned
+            yield columns, {name: each.ask(batch) for name, each in scorers.items()}
 
     labels, seen = np.zeros(n, np.int32), np.zeros(n, np.int64)
-    kept: dict[str, Columns] = {name: {} for name in answers}
-    for columns, found in mesh.one_behind(asked()):
-        index, label, mask = map(np.asarray, columns)
-        place, index = places[label].astype(np.int32), index[mask]
+    kept: dict[str, Columns] = {name: {} for name in scorers}
+    for columns, outs in mesh.one_behind(asked()):
+        host = {name: np.asarray(column) for name, column in columns.items()}
+        if "asked" in host and host["asked"].any():
+            raise Abandoned
+        mask = host["mask"]
+        place, index = places[host["label"]].astype(np.int32), host["index"][mask]
         labels[index] = place[mask]
         seen[index] += 1
-        for name, parts in found.items():
-            logits = answers[name].combine([np.asarray(part) for part in parts])
-            for what, values in answers[name].keep(logits, place).items():
+        for name, out in outs.items():
+            found = scorers[name].keep(jax.tree.map(np.asarray, out), place)
+            for what, values in found.items():
                 if what not in kept[name]:
                     kept[name][what] = np.zeros((n, *values.shape[1:]), values.dtype)
                 kept[name][what][index] = values[mask]
     if not (seen == 1).all():
-        raise RuntimeError(f"{seen.sum()} predictions where there are {n} examples")
+        raise RuntimeError(f"{seen.sum()} scores for {n} examples, each of which has one")
     return kept, labels

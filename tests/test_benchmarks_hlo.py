@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import hlo
+from benchmarks import hlo
 
 # As XLA's text is; the copy and the rewritten convolution have no scope of their own.
 TEXT = """\
