@@ -15,8 +15,8 @@ def input_bound(exp: Experiment, share: float) -> str:
     if data.is_train_resident:
         return ""
     remedies = []
-    calls = pipeline.parse(config.train_ops, "data.train_ops")
-    if not any(call.name in decode.RANDOM for call in calls):
+    ops = pipeline.parse(config.train_ops, "data.train_ops")
+    if not any(call.name in decode.RANDOM for call in ops):
         size = data.count(config.train, "data.train") * math.prod(data.train_shape)
         remedies.append(
             f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
