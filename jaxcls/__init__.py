@@ -4,4 +4,6 @@ Importing this package starts no device and imports no TensorFlow; the modules
 do the work: ``from jaxcls import config, experiment, train``.
 """
 
-__version__ = "0.1.0"
+from jaxcls.version import __version__
+
+__all__ = ["__version__"]

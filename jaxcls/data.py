@@ -285,8 +285,8 @@ class Data:
         repeated = ("train_ops", "data.train"), ("eval_ops", "data.eval")
         if kind == "off" or (name, key) not in repeated:
             return False  # What is read once is not worth keeping.
-        calls = pipeline.parse(data[name], f"data.{name}")
-        drawn = next((call.name for call in calls if call.name in decode.RANDOM), None)
+        ops = pipeline.parse(data[name], f"data.{name}")
+        drawn = next((call.name for call in ops if call.name in decode.RANDOM), None)
         if drawn:
             if kind == "auto":
                 return False

@@ -21,10 +21,10 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     centre is cut out, by a filter that others have.
     """
     height, width, channels = exp.data.eval_shape
-    calls = pipeline.parse(exp.config.data.eval_ops, "data.eval_ops")
-    if [call.name for call in calls] not in _FORMS or height != width:
+    ops = pipeline.parse(exp.config.data.eval_ops, "data.eval_ops")
+    if [call.name for call in ops] not in _FORMS or height != width:
         return None
-    resized = calls[1]
+    resized = ops[1]
     given = _bound(resized)
     size, kind = given["size"], _FILTERS.get(given["filter"])
     if kind is None or not isinstance(size, int) or size < height:

@@ -18,11 +18,9 @@ def input_bound(exp: Experiment, share: float) -> str:
     if data.is_train_resident:
         return ""
     remedies = []
-    calls = pipeline.parse(config.train_ops, "data.train_ops")
-    if not any(call.name in decode.RANDOM for call in calls):
-        size = data.selection.count(config.train, "data.train") * math.prod(
-            data.train_shape
-        )
+    ops = pipeline.parse(config.train_ops, "data.train_ops")
+    if not any(call.name in decode.RANDOM for call in ops):
+        size = data.examples("train") * math.prod(data.train_shape)
         remedies.append(
             f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
         )

@@ -1,12 +1,10 @@
 """What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
 
-metrics.jsonl holds no time of any clock, so it is the same for the same run; how long
-things took is in timing.jsonl. All of them go to disk before a checkpoint does, and a
-resume from step N first drops the records after N.
+All records go to disk before a checkpoint does, and a resume from step N first drops the
+records after N.
 """
 
 import json
-import math
 import os
 import pathlib
 import sys
@@ -18,12 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jaxcls import atomic
 from jaxcls.errors import InputError
 from jaxcls.meter import INPUT_BOUND, Meter
+from jaxcls.run_records import Record, pairs, plain, read, summary, trim
 from jaxcls.trackers import TensorBoard, WandB
 
-Record = dict[str, Any]
+__all__ = ["Record", "RunLog", "read", "summary", "trim"]
 
 
 class RunLog:
@@ -105,7 +103,7 @@ class RunLog:
         self._write("metrics", {"step": step, "kind": "train", **values})
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
-        self._console.line(f"step {step}: {_pairs(values)} | {self.meter}")
+        self._console.line(f"step {step}: {pairs(values)} | {self.meter}")
         self._advise(self.meter.waiting())
 
     def evaluation(
@@ -126,9 +124,9 @@ class RunLog:
         self._write("metrics", record)
         self._scalars(kind, step, values)
         if self._wandb and kind == "final":
-            self._wandb.summary(_plain({**more, **scored, **values}))
-        self._console.line(f"step {step}: {kind} {_pairs({**scored, **values})}")
-        return _plain(record)
+            self._wandb.summary(plain({**more, **scored, **values}))
+        self._console.line(f"step {step}: {kind} {pairs({**scored, **values})}")
+        return plain(record)
 
     def classes(
         self,
@@ -192,61 +190,12 @@ class RunLog:
 
     def _write(self, name: str, record: Record) -> None:
         if name in self._files:
-            self._files[name].write(json.dumps(_plain(record), allow_nan=False) + "\n")
+            self._files[name].write(json.dumps(plain(record), allow_nan=False) + "\n")
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         for tracker in (self._tensorboard, self._wandb):
             if tracker:
                 tracker.scalars(group, step, values)
-
-
-def read(path: pathlib.Path) -> list[Record]:
-    """The records of a .jsonl file, without a torn last line; [] where there is none.
-
-    Raises `InputError` for a line that is no record, unless it is the last and torn.
-    """
-    if not path.exists():
-        return []
-    *lines, torn = path.read_bytes().split(b"\n")
-    del torn  # What follows the last newline is empty, or half a record.
-    records: list[Record] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            record = None
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{path}:{number} is not a record; put the line right, or start in another"
-                " --workdir"
-            )
-        records.append(record)
-    return records
-
-
-def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
-    """Drop the records after step `last`, atomically, and with them a torn last line.
-
-    is_pending: also those of an evaluation at `last`.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for record in read(path):
-        if record["step"] > last:
-            break
-        if is_pending and record["step"] == last and record.get("kind") == "eval":
-            continue
-        kept.append(json.dumps(record) + "\n")
-    atomic.write(path, "".join(kept))
-
-
-def summary(record: Record, workdir: str) -> str:
-    """The last line of a run, from its final record."""
-    shown = {k: v for k, v in record.items() if k != "kind"}
-    return f"{_pairs(shown)} workdir={workdir}"
 
 
 class _Plain:
@@ -303,18 +252,3 @@ def _console(steps: int, start: int, is_first: bool) -> _Plain | _Bar:
     if not is_first:
         return _Silent()
     return _Bar(steps, start) if sys.stdout.isatty() else _Plain()
-
-
-def _plain(record: Record) -> Record:
-    """Numbers as JSON has them: what is not finite is null."""
-    plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v
-        for k, v in plain.items()
-    }
-
-
-def _pairs(values: Record) -> str:
-    return " ".join(
-        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
-    )

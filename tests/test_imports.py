@@ -21,6 +21,7 @@ SHARED = {
     "published",
     "records",
     "splits",
+    "version",
     "__init__",
 }
 VERBS = {
@@ -104,7 +105,7 @@ NOUNS = {
     "checkpoint": {"digesting", "hosts", "optimizers", "step"},
     "saving": {"checkpoint", "hosts", "step"},
     "digesting": {"optimizers"},
-    "logs": {"meter", "trackers"},
+    "logs": {"meter", "run_records", "trackers"},
     "trackers": {"pictures", "scores"},
     "sources": {"datasets"},
     "importers": {"decode", "files", "importers"},
