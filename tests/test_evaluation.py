@@ -16,11 +16,11 @@ from sklearn.datasets import load_digits
 
 from jaxcls import (
     answers,
+    commands,
     evaluate,
     evaluation,
     examples,
     experiment,
-    prepare,
     train,
 )
 from jaxcls.errors import InputError
@@ -45,7 +45,7 @@ def said(*arguments):
     """What the command prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert evaluate.main([str(argument) for argument in arguments]) == 0
+        assert commands.main(["evaluate", *map(str, arguments)]) == 0
     return out.getvalue()
 
 
@@ -238,7 +238,9 @@ def others(tmp_path_factory):
                 pixels = (digits.images[row] * 15.9375).astype(np.uint8)
                 Image.fromarray(pixels).save(path, "PNG")
         source = f"--source={folder / name}"
-        assert prepare.main([source, f"--name={name}", f"--data_dir={root}"]) == 0
+        assert (
+            commands.main(["prepare", source, f"--name={name}", f"--data_dir={root}"]) == 0
+        )
     return root
 
 
@@ -367,7 +369,9 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
 )
 def test_bad_arguments_are_one_line(arguments, said, run):
     with pytest.raises(InputError, match=said):
-        evaluate.main([f"--workdir={run}", *(each.format(run=run) for each in arguments)])
+        commands.main(
+            ["evaluate", f"--workdir={run}", *(each.format(run=run) for each in arguments)]
+        )
 
 
 def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):

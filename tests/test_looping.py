@@ -8,7 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, experiment, logs, looping, meter, reproduce, stepping, train
+from jaxcls import (
+    checkpoint,
+    commands,
+    experiment,
+    logs,
+    looping,
+    meter,
+    stepping,
+    train,
+)
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.stopping import Stop
 from tests.dying import Poisoned
@@ -202,11 +211,11 @@ def test_a_looped_run_is_made_again_bit_for_bit_and_traced(looped, tmp_path, cap
     assert "profile: 4 steps of" in capsys.readouterr().out
     assert "convolution" in (tmp_path / "run" / "profile" / "ops.txt").read_text()
     again = [f"--workdir={tmp_path / 'run'}"]
-    assert reproduce.main([*again, f"--scratch={tmp_path / 'again'}"]) == 0
+    assert commands.main(["reproduce", *again, f"--scratch={tmp_path / 'again'}"]) == 0
     assert "reproduced bit for bit up to step 10" in capsys.readouterr().out
     (start,) = json.loads((tmp_path / "again" / "manifest.json").read_text())["starts"]
     assert start["loop"] == 1
-    assert reproduce.main([*again, "--config.data.resident=off"]) == 0
+    assert commands.main(["reproduce", *again, "--config.data.resident=off"]) == 0
     assert "steps in a loop -> one by one" in capsys.readouterr().out
 
 

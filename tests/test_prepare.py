@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from jaxcls import decode, prepare, sources, writer
+from jaxcls import commands, decode, sources, writer
 from jaxcls.errors import InputError
 from tests.images import encode, picture, pixels, write
 from tests.test_clean import png
@@ -52,7 +52,7 @@ def run(tmp_path):
     def make(source, *more, name="photos", data_dir="data"):
         root = tmp_path / data_dir
         arguments = [f"--source={source}", f"--name={name}", f"--data_dir={root}", *more]
-        assert prepare.main(arguments) == 0
+        assert commands.main(["prepare", *arguments]) == 0
         return root / name / "1.0.0"
 
     return make
@@ -67,7 +67,7 @@ def bad(tmp_path):
         if not any(a.startswith("--data_dir") for a in arguments):
             arguments = (*arguments, f"--data_dir={root}")
         with pytest.raises(InputError, match=said) as caught:
-            prepare.main(arguments)
+            commands.main(["prepare", *arguments])
         assert "\n" not in str(caught.value)
         below = {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
         assert below == {pathlib.Path(name) for name in left}
@@ -444,14 +444,16 @@ def test_a_dataset_that_is_there_is_kept(source, run, tmp_path):
     root = source(photos())
     before = files_of(run(root))
     with pytest.raises(InputError, match=r"photos/1.0.0 exists; give another --name, or"):
-        prepare.main([f"--source={root}", "--name=photos", f"--data_dir={tmp_path}/data"])
+        commands.main(
+            ["prepare", f"--source={root}", "--name=photos", f"--data_dir={tmp_path}/data"]
+        )
     assert files_of(tmp_path / "data" / "photos" / "1.0.0") == before
 
 
 def test_the_source_may_lie_beside_the_datasets(source, run, bad, tmp_path):
     root = source(photos())
     with pytest.raises(InputError, match=r"/one lies in --source="):
-        prepare.main([f"--source={root}", "--name=one", f"--data_dir={root}"])
+        commands.main(["prepare", f"--source={root}", "--name=one", f"--data_dir={root}"])
     folder = run(root, data_dir=".")
     assert folder == tmp_path / "photos" / "1.0.0"
     moved = root.rename(tmp_path / "x")
@@ -500,7 +502,7 @@ def test_a_bad_input_is_one_line_and_status_2(command, tmp_path):
 
 def start(root, data_dir, *more):
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxcls.prepare", f"--source={root}", "--name=x",
+        [sys.executable, "-m", "jaxcls", "prepare", f"--source={root}", "--name=x",
          f"--data_dir={data_dir}", "--threads=1", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -531,7 +533,8 @@ def test_a_killed_run_leaves_nothing_and_two_at_once_are_one(tmp_path, run, caps
 # Ctrl-C comes while its fourth image is cleaned: what is done after that is waited for.
 INTERRUPTED = """
 import itertools, os, signal
-from jaxcls import cli, prepare
+from jaxcls import prepare
+from jaxcls.__main__ import main
 clean, calls = prepare.clean, itertools.count()
 def interrupted(*given):
     if next(calls) == 3:
@@ -539,7 +542,7 @@ def interrupted(*given):
     return clean(*given)
 prepare.clean = interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's & has it ignored.
-cli.run(prepare.main)
+main()
 """
 
 
@@ -548,7 +551,9 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     root = write(tmp_path / "some", files)
     flags = f"--source={root}", "--name=x", f"--data_dir={tmp_path}/data", "--threads=1"
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *flags], capture_output=True, text=True
+        [sys.executable, "-c", INTERRUPTED, "prepare", *flags],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.endswith("class folders, 2 classes, train=20\n")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import attacks, batches, corruptions, evaluate, examples, experiment, train
+from jaxcls import (
+    attacks,
+    batches,
+    commands,
+    corruptions,
+    examples,
+    experiment,
+    train,
+)
 from jaxcls import robustness as robust
 from jaxcls.errors import InputError
 from tests.settings import digits
@@ -92,7 +100,7 @@ def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
 def test_bad_arguments_are_one_line(arguments, said):
     # Before anything is read: there is no such run.
     with pytest.raises(InputError, match=said):
-        evaluate.main(["--workdir=/nowhere", *arguments])
+        commands.main(["evaluate", "--workdir=/nowhere", *arguments])
 
 
 @pytest.mark.slow
@@ -109,7 +117,7 @@ def test_a_trained_run_loses_by_strength_and_by_epsilon(data_dir, tmp_path, caps
     levels = 2, 8, 16, 32
     text = " | ".join(f"{kind}({k})" for kind in ("fgsm", "pgd") for k in levels)
     asked = f"--workdir={folder}", "--corruptions=all", f"--attacks={text}"
-    assert evaluate.main([*asked, f"--json={file}"]) == 0
+    assert commands.main(["evaluate", *asked, f"--json={file}"]) == 0
     out, record = capsys.readouterr().out, json.loads(file.read_text())
     clean = record["headline"]["top1"]["value"]
     assert clean > 0.9

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from jaxcls import contact_sheet, evaluate, experiment, gallery, predict, search, train
+from jaxcls import (
+    commands,
+    contact_sheet,
+    evaluate,
+    experiment,
+    gallery,
+    predict,
+    search,
+    train,
+)
 from jaxcls.errors import InputError
 from jaxcls.files import Bad
 from tests import pngs
@@ -44,7 +53,7 @@ def ask(run, folder, tmp_path, capsysbinary):
 
     def call(*arguments):
         given = [f"--workdir={run}", f"--gallery={folder}", *map(str, arguments)]
-        status = search.main(given)
+        status = commands.main(["search", *given])
         out, err = capsysbinary.readouterr()
         return status, out.decode("utf-8", "surrogateescape"), err.decode().splitlines()
 
@@ -225,9 +234,13 @@ def test_a_folder_that_is_no_gallery_or_no_run_is_one_line(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, said in (("empty", "holds no image; "), ("none", "is not a folder; give")):
         with pytest.raises(InputError, match=rf"^--gallery=.*/{name} {said}"):
-            search.main([f"--workdir={run}", f"--gallery={tmp_path}/{name}", "x.png"])
+            commands.main(
+                ["search", f"--workdir={run}", f"--gallery={tmp_path}/{name}", "x.png"]
+            )
     with pytest.raises(InputError, match=r"^--workdir=.*/empty"):
-        search.main([f"--workdir={tmp_path}/empty", f"--gallery={tmp_path}", "x.png"])
+        commands.main(
+            ["search", f"--workdir={tmp_path}/empty", f"--gallery={tmp_path}", "x.png"]
+        )
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from jaxcls import commands, experiment, outcomes, study_folder, train
 from jaxcls import config as configs
-from jaxcls import experiment, outcomes, study, study_folder, train
 from jaxcls.errors import InputError
 from tests import runs
 from tests.conftest import ROOT
@@ -47,7 +47,9 @@ def done(command, tmp_path):
     """``done("--seeds=2")`` -> (status, folder) of a study made in this process."""
 
     def run(*more, workdir="study"):
-        return study.main(command(*more, workdir=workdir)), tmp_path / workdir
+        return commands.main(
+            ["study", *command(*more, workdir=workdir)]
+        ), tmp_path / workdir
 
     return run
 
@@ -244,7 +246,7 @@ def test_a_study_that_was_stopped_twice_ends_as_one_that_never_was(command, tmp_
     def start(workdir):
         arguments = command(*more, workdir=workdir)
         return subprocess.Popen(
-            [sys.executable, "-m", "jaxcls.study", *arguments],
+            [sys.executable, "-m", "jaxcls", "study", *arguments],
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -278,7 +280,7 @@ def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
     env = {**os.environ, "PYTHONWARNINGS": "default"}
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "jaxcls.study", *arguments, f"--shard={i}/2"],
+            [sys.executable, "-m", "jaxcls", "study", *arguments, f"--shard={i}/2"],
             cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env,
         )
         for i in range(2)
@@ -287,7 +289,7 @@ def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
     alone = command("--seeds=2", workdir="one")
-    subprocess.run([sys.executable, "-m", "jaxcls.study", *alone], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "jaxcls", "study", *alone], cwd=ROOT, check=True)
     files = [tmp_path / name / "study.json" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -320,7 +322,9 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
     place = f"--config.data.dir={data_dir}"
 
     def run(*arguments, workdir):
-        return study.main([*arguments, place, f"--workdir={tmp_path / workdir}"])
+        return commands.main(
+            ["study", *arguments, place, f"--workdir={tmp_path / workdir}"]
+        )
 
     more = ("--seeds=3", "--record", "--margin=60")
     with pytest.raises(InputError, match=r"--config\.optim\.lr changes it"):
@@ -378,15 +382,17 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
 def test_one_thing_is_asked_at_a_time(argv, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=message):
-        study.main(argv)
+        commands.main(["study", *argv])
 
 
 def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     for side, values in {"a": (0.5, 0.6, 0.7), "b": (0.52, 0.61, 0.74)}.items():
         for seed, top1 in enumerate(values):
             runs.write(tmp_path / side / f"seed-{seed}", runs.scored(top1), seed=seed)
-    assert study.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert (
+        commands.main(["study", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    )
     out = capsys.readouterr().out
     assert f"{tmp_path}/b against {tmp_path}/a: no difference seen: +2.3 points" in out
     with pytest.raises(InputError, match="these are the same; name two"):
-        study.main(["--compare", str(tmp_path / "a"), f"{tmp_path}/a/"])
+        commands.main(["study", "--compare", str(tmp_path / "a"), f"{tmp_path}/a/"])

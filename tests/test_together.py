@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import experiment, logs, stopping, study, together, train
+from jaxcls import commands, experiment, logs, stopping, together, train
 from jaxcls.errors import InputError, StoppedError
 from tests.conftest import ROOT
 
@@ -301,7 +301,9 @@ def test_what_cannot_be_at_once_is_refused(more, message, data_dir, tmp_path, mo
     place = [f"--workdir={tmp_path / 's'}", f"--config.data.dir={data_dir}"]
     small = "--config.model.name=cnn(widths=(4,), dense=8)"
     with pytest.raises(InputError, match=message):
-        study.main(["--config=configs/digits.py", "--seeds=2", small, *place, *more])
+        commands.main(
+            ["study", "--config=configs/digits.py", "--seeds=2", small, *place, *more]
+        )
     assert not (tmp_path / "s").exists()
 
 
@@ -347,7 +349,7 @@ def test_a_study_goes_on_as_it_began_and_one_that_diverges_ends_alone(
         folder = f"--workdir={tmp_path / name}"
         flags = [f"--seeds={seeds}", ONE, "--config.log.tensorboard=false"]
         flags.append("--config.checkpoint.keep=3")
-        assert study.main([*STUDY, place, folder, *flags, *more]) == status
+        assert commands.main(["study", *STUDY, place, folder, *flags, *more]) == status
         return tmp_path / name / "base"
 
     whole = made("whole", "--together=2")

@@ -1,11 +1,11 @@
-"""``python -m jaxcls.main --config=configs/digits.py``: train a classifier."""
+"""``jaxcls train --config=configs/digits.py``: train a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcls import cli
-from jaxcls.errors import InputError
+from jaxcls.commands import cli
+from jaxcls.errors import DONE, InputError
 
 ABOUT = """Train an image classifier; the same command again continues, or says that the
 run is finished. Any config key is set with --config.KEY=VALUE."""
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
         f" refused\n{describe()}\n"
     )
-    parser = cli.Parser("main", ABOUT, keys)
+    parser = cli.Parser("train", ABOUT, keys)
     parser.add_argument(
         "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
     )
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.dry_run:
         print(_dry_run(config, args.devices))
-        return cli.DONE
+        return DONE
     mesh.prefer_same_bits()
     # Signals after the runtime, which would take SIGTERM for itself.
     with (
@@ -65,12 +65,13 @@ def main(argv: Sequence[str]) -> int:
         result = train.run(experiment.build(config), workdir, stop)
         if hosts.is_first():
             print(f"{'already finished' if result.already else 'done'}: {result.line}")
-    return cli.DONE
+    return DONE
 
 
 def _dry_run(config: Any, given: str) -> str:
     """What would be trained, compiled too where `--devices` is given."""
-    from jaxcls import dry_run, experiment, mesh, sources
+    from jaxcls import experiment, mesh, sources
+    from jaxcls.commands import dry_run
     from jaxcls.topologies import described, is_slice
 
     devices, room = None, 0
@@ -83,7 +84,3 @@ def _dry_run(config: Any, given: str) -> str:
         config.mesh.devices = 0
     exp = experiment.build(config, sources.published_facts(config.data.name), devices)
     return dry_run.describe(exp, bool(given), room)
-
-
-if __name__ == "__main__":
-    cli.run(main)
