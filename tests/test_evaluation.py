@@ -342,38 +342,6 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--tta=flop"], r"unknown --tta 'flop' \(did you mean 'flip'"),
-        (["--top=-1"], r"--top=-1 must be a whole number, at least 0; try --top=8"),
-        (["--top=3"], r"--top=3 is of --predictions; give --predictions=all.csv"),
-        (["--top=3", "--top=4"], r"--top is given twice; give it once"),
-        (["--split="], r"--split= is empty; leave it out for test, or try --split=eval"),
-        (["--json=a", "--predictions=a"], r"--json=a is --predictions, too; try --json="),
-        (["--ensemble={run}"], r"--ensemble=.* is in it already; give the folder of anoth"),
-        (["--ensemble=a", "--ensemble=./a"], r"--ensemble=a is in it already"),
-        (["--json={run}/config.json"], r"config.json belongs to the run in that folder"),
-        (["--json=/dev/null/a.json"], r"--json=/dev/null/a.json is in no folder"),
-        (["--predictions=/tmp"], r"--predictions=/tmp is a folder"),
-        (["--data_dir=/x"], r"--data_dir=/x is where --dataset is; for the run's own"),
-        (["--ensemble=/nowhere"], r"--ensemble=/nowhere: .*is not a run's folder"),
-        (
-            ["--real=/nowhere"],
-            r"--real=/nowhere cannot be read \(No such .*\); give the re",
-        ),
-        (["--eval_ops=decode(1) | resize(16)"], r"trained on 8x8x1 cannot take the 16x16"),
-        (["--eval_ops=resize(8)"], r"--eval_ops: data.eval_ops must begin"),
-        (["--dataset=nothing"], r"--dataset=nothing.* is not prepared in"),
-    ],
-)
-def test_bad_arguments_are_one_line(arguments, said, run):
-    with pytest.raises(InputError, match=said):
-        commands.main(
-            ["evaluate", f"--workdir={run}", *(each.format(run=run) for each in arguments)]
-        )
-
-
 def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):
     with pytest.raises(InputError, match=r"--dataset=strange: 1 of its classes are not .*"
                                          r"'nought'"):  # fmt: skip

@@ -96,33 +96,6 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--format=onx"], "unknown --format 'onx' .did you mean 'onnx'.*tflite"),
-        (["--names=tim"], "unknown --names 'tim'.* known: pytorch"),
-        (["--names=timm", "--format=stablehlo"], "--names is of --format=safetensors"),
-        (["--batch_size=2"], "--batch_size is of --format=tflite"),
-        (["--batch_size=0", "--format=tflite"], "--batch_size=0 must be a whole number"),
-        (["--checkpoint=99"], "--checkpoint=99 is not in"),
-        (["--images", "no.png"], "no.png is not a file"),
-        (
-            ["--config.data.dir=/dev/null"],
-            "checked on real images.* --images=.*data.dir",
-        ),
-        (["--config.seed=1"], "part of what the run is"),
-    ],
-)
-def test_what_is_not_there_is_said_and_nothing_is_left(
-    run, tmp_path, arguments, expected, monkeypatch
-):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(InputError, match=expected) as refused:
-        commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", *arguments])
-    assert "\n" not in str(refused.value)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
     ("form", "package"), [("onnx", "jax2onnx"), ("tflite", "litert-converter")]
 )
 def test_an_extra_that_is_missing_is_named(run, tmp_path, form, package, monkeypatch):

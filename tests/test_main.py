@@ -180,53 +180,6 @@ def test_a_bad_config_file_is_named_with_its_line(tmp_path, line, said):
     bad(said, config_file(tmp_path, line), "--dry_run")
 
 
-@pytest.mark.parametrize(
-    ("argument", "said"),
-    [
-        ("--config.optim.lrr=0.1", r"'optim.lrr' \(did you mean 'optim.lr'\?\)"),
-        ("--config.lr=0.1", r"'lr' \(did you mean 'optim.lr'\?\)"),
-        ("--config.optim.lr=nan", r"optim.lr=nan must be a finite number; try"),
-        ("--config.optim.lr=fast", r"optim.lr=fast must be a number; try"),
-        ("--config.batch_size=6.5", r"batch_size=6.5 must be a whole number; try"),
-        ("--config.optim={'lr': 1}", r"config.optim is a group of keys; set one of"),
-        ("--config.optim=3", r"config.optim is a group of keys; set one of: optim.name"),
-        (
-            "--config.model.name=resnt50",
-            r"'resnt50' \(did you mean 'resnet50'\?\); known: airbench, alexnet, cnn",
-        ),
-        ("--config.model.name=cnn(width=3)", r"cnn .* it takes cnn\(widths="),
-        ("--config.optim.name=adamv", r"'adamv' \(did you mean 'adam'\?\)"),
-        (
-            "--config.batch_size=60",
-            r"batch_size=60 does not divide over 8 devices; try 56 or 64",
-        ),
-        ("--config.mesh.devices=9", r"mesh.devices=9, and host 0 has 8 cpu devices"),
-        ("--config.mesh.fsdp=3", r"fsdp=3 does not divide the 8 .*; give 1, 2, 4 or 8$"),
-        ("--config.mesh.fsdp=0", r"mesh.fsdp=0 must be at least 1"),
-        ("--config.model.remat=all", r"model.remat='all' must be one of \('', 'blocks'\)"),
-        ("--config.model.remat=blocks", r"model.name=.* is not made of blocks, as 'vit"),
-        ("--devices=some", r"--devices=some must be a whole number, at least 0"),
-        ("--config.data.train=trian", r"data.train='trian' .*did you mean 'train'.*n=1437"),
-        (
-            "--config.length=10 parsecs",
-            r"length='10 parsecs' is not a duration.*'90 epochs'",
-        ),
-        ("--config.optim.warmup=50 epochs", r"50 epochs.* 1010 steps .* 808; try"),
-        ("--config.normalize=imagenet", r"3 channels and the images have 1; try 'unit'"),
-        ("--config.best.metric=top5", r"best.metric='top5' .*one of loss, top1"),
-        ("--config.data.train_ops=resize(8)", r"must begin with decode"),
-        (
-            "--config.data.train_ops=decode(1)|resize((16,24))",
-            r"24x16 .* cannot take 16x16",
-        ),
-        ("stray", r"unrecognized arguments: stray"),
-        ("--workdr=x", r"unrecognized arguments: --workdr=x"),
-    ],
-)
-def test_a_bad_argument_is_answered(argument, said):
-    bad(said, DIGITS, "--dry_run", argument)
-
-
 def test_a_missing_config_is_answered_with_the_near_one():
     bad(
         r"configs/digit.py is not a file \(did you mean 'digits.py'\?\)",
@@ -300,19 +253,6 @@ def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_
     assert [start["reason"] for start in starts] == ["stopped", "done"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--checkpoint=7"], r"--checkpoint=7 is not in .*there are best, last, "),
-        (["--split=tset"], r"--split='tset' is not a split \(did you mean 'test'\?\)"),
-        (["--batch_size=-1"], r"--batch_size=-1 must be a whole number, at least 0"),
-        (["--config.seed=1"], r"--config.seed: it is part of what the run is"),
-    ],
-)
-def test_bad_arguments_of_evaluate(trained, arguments, said):
-    bad(said, f"--workdir={trained[0]}", *arguments, verb="evaluate")
-
-
 def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
     folder, _ = trained
     bad(
@@ -325,19 +265,6 @@ def test_evaluate_points_from_a_checkpoint_to_its_run(trained, tmp_path):
         f"--workdir={tmp_path}",
         verb="evaluate",
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["/nowhere/x.jpg"], r"/nowhere/x.jpg is not a file"),
-        (["--top=0", "x.jpg"], r"--top=0 must be a whole number, at least 1"),
-        (["tests/golden"], r"tests/golden holds no image"),
-        ([], r"required: IMAGE_OR_FOLDER"),
-    ],
-)
-def test_bad_arguments_of_predict(trained, arguments, said):
-    bad(said, f"--workdir={trained[0]}", *arguments, verb="predict")
 
 
 def test_a_foreign_config_json_is_left_alone(tmp_path):

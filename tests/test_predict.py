@@ -16,7 +16,6 @@ from scipy.special import expit, softmax
 
 from jaxcls import commands, decode, evaluate, experiment, predict, sources
 from jaxcls.commands import predict as printed
-from jaxcls.errors import InputError
 from jaxcls.files import Bad
 from tests.conftest import ROOT
 from tests.images import encode, write
@@ -361,25 +360,6 @@ def test_only_bad_files_are_counted_too(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert err.splitlines()[-1] == "0 answered, 2 bad"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--null", "x.png"], "--null is of a list on standard input"),
-        (["--embed=x.npy", "x.png"], r"--embed=x.npy must end in .npz"),
-        (
-            ["--embed=no/x.npz", "README.md"],
-            r"--embed=no/x.npz is in no folder that is there; try --embed=features.npz",
-        ),
-        (["--batch_size=0", "x.png"], "--batch_size=0 must be a whole number, at least 1"),
-        (["--threads=two", "x.png"], "--threads=two must be a whole number, at least 0"),
-    ],
-)
-def test_flags_that_make_no_sense_are_refused(run, arguments, said, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=said):
-        commands.main(["predict", f"--workdir={run}", *arguments])
 
 
 @pytest.mark.slow

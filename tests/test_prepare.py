@@ -347,51 +347,6 @@ def test_shrink_re_encodes_what_is_larger_and_says_so(source, run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], r"give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG"),
-        (["--source=x", "--tfds=y"], r"give one of --source"),
-        (["--source={}"], r"--name= must be small letters.*such as --name=some_photos"),
-        (["--source={}", "--name=Photos"], r"--name=Photos must be small letters, digits"),
-        (["--source={}", "--name=../x"], r"--name=../x must be small letters"),
-        (["--source={}", "--name=9lives"], r"--name=9lives must be small"),
-        (["--source={}", "--name="], r"--name= must be small"),
-        (["--source=", "--name=x"], r"--source= is empty; give a folder or an archive"),
-        (["--source=~nobody_at_all/x", "--name=x"], r"--source=~nobody_at_all/x: "),
-        (["--source={}/gone", "--name=x"], r"--source=.*/gone is not there; give"),
-        (["--source={}/1.jpg", "--name=x"], r"1.jpg is no source of images; give a folder"),
-        (["--source={}", "--name=x", "--val_fraction=2"], r"--val_fraction=2 .*; try 0.2"),
-        (
-            ["--source={}", "--name=x", "--val_fraction=nan"],
-            r"=nan must be from 0 to below",
-        ),
-        (["--source={}", "--name=x", "--val_fraction=much"], r"=much must be from 0 to"),
-        (["--source={}", "--name=x", "--val_fraction=1"], r"=1 must be from 0 to below 1"),
-        (["--source={}", "--name=x", "--val_fraction=1e-9"], r"split val empty; try 0.2"),
-        (["--source={}", "--name=x", "--max_bad=-1"], r"--max_bad=-1 must be a whole numb"),
-        (["--source={}", "--name=x", "--shrink=1.5"], r"--shrink=1.5 must be a whole numb"),
-        (
-            ["--source={}", "--name=x", "--quality=101"],
-            r"--quality=101 must be at most 100",
-        ),
-        (["--source={}", "--name=x", "--quality=0"], r"--quality=0 must be .* at least 1"),
-        (["--source={}", "--name=x", "--threads=two"], r"--threads=two must be a whole"),
-        (["--source={}", "--name=x", "--data_dir=gs://b"], r"--data_dir=gs://b is a URL"),
-        (["--source={}", "--name=x", "--config.seed=1"], r"--config belongs to --show"),
-        (["--source={}", "--name=cifar10"], r"--name='cifar10': split train holds 2 exam"),
-        (["--source={}", "--name=x", "--vall=1"], r"unrecognized arguments: --vall=1"),
-        (["--source={}", "--name=x", "--data_dir={}"], r"/x lies in --source=.*; give a"),
-        (["--source={}", "--name=x", "--data_dir={}/a"], r"/x lies in --source=.*; give a"),
-    ],
-)
-def test_bad_arguments(source, bad, tmp_path, arguments, said):
-    root = source({"a/1.jpg": picture(1), "b/2.jpg": picture(2), "1.jpg": picture(3)})
-    before = sorted(root.rglob("*"))
-    bad(*(argument.format(root) for argument in arguments), said=said)
-    assert sorted(root.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, r"holds no file; give a folder of class folders of images"),

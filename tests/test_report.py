@@ -145,37 +145,6 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workdir={tmp}"], "is not a run's folder"),
-        (["--workdir={tmp}/no"], "no is not a run's folder"),
-        (["--workdir={run}/../yuong"], "there are young; try --workdir={run}/../young"),
-        (["--workdir={run}/.."], "there are young; try --workdir={run}/../young"),
-        (["--workdir={run}/config.json"], "json is not a run's folder"),
-        (["--workdir={run}", "--output={run}/config.json"], "belongs to the run"),
-        (["--workdir={run}", "--output={tmp}"], "is a folder; try --output=report.html"),
-        (["--workdir={run}", "--output={tmp}/no/r.html"], "in no folder that is there"),
-        (["--workdir={run}", "--images={tmp}/no.png"], "no.png is not a file"),
-        (["--workdir={run}", "--config.seed=3"], "part of what the run is"),
-        ([], "nothing to report on; give --workdir=RUN or --study=DIR"),
-        (["--study={run}"], "young is a run's folder: give it as --workdir="),
-        (["--study={tmp}"], "is not a study's folder: it has no study.json"),
-        (["--study={tmp}/no"], "is not a study's folder: it has no study.json"),
-        (["--study={tmp}", "--split=train"], "--split is of runs, and there is none"),
-        (["--study={tmp}", "--attacks=fgsm(2)"], "--attacks is of runs, and there is none"),
-        (["--workdir={tmp}", "--corruptions=nose"], "unknown --corruptions 'nose'"),
-        (["--study={tmp}", "--config.data.dir=x"], "--config is of runs"),
-    ],
-)
-def test_bad_input_is_named(young, tmp_path, arguments, message):
-    with pytest.raises(InputError) as refused:
-        commands.main(
-            ["report", *(each.format(run=young, tmp=tmp_path) for each in arguments)]
-        )
-    assert message.format(run=young) in str(refused.value)
-
-
-@pytest.mark.parametrize(
     ("name", "text"),
     [
         ("manifest.json", "{}"),

@@ -272,26 +272,6 @@ def test_a_run_that_was_killed_and_resumed_is_reproduced_in_one_go(
     assert "reproduced bit for bit up to step 81" in said
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--steps=three"], "--steps=three must be a whole number, at least 0"),
-        (["--tolerance=nan"], "--tolerance=nan must be a number, at least 0"),
-        (["--workdir=nowhere"], "--workdir=nowhere is not a run's folder"),
-        (["--workdir=README.md"], "README.md is no archive of a run"),
-        (["--config.optim.lr=1"], "--config.optim.lr comes from the run's folder"),
-    ],
-)
-@pytest.mark.slow
-def test_what_cannot_be_reproduced_is_one_line(again, monkeypatch, flags, says):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    if not flags[0].startswith("--workdir"):
-        flags = [f"--workdir={again.folder}", *flags]
-    with pytest.raises(InputError, match=says.replace("(", r"\(")):
-        commands.main(["reproduce", *flags])
-
-
 ODD = [
     ("manifest.json", "no JSON"),
     ("manifest.json", "[]"),

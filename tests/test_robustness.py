@@ -18,7 +18,6 @@ from jaxcls import (
     train,
 )
 from jaxcls import robustness as robust
-from jaxcls.errors import InputError
 from tests.settings import digits
 
 SPLIT = "test[:61]"
@@ -87,20 +86,6 @@ def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
     assert fgsm.row.top1.value == pytest.approx(expected["top1"].mean(), abs=1e-9)
     assert fgsm.row.loss.value == pytest.approx(expected["loss"].mean(), rel=1e-3)
     assert pgd.row.top1.value <= fgsm.row.top1.value
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--corruptions=nose"], r"unknown --corruptions 'nose'; known: all, brightness"),
-        (["--attacks=fgsm(300)"], r"--attacks: fgsm: epsilon=300 must be above 0 and at"),
-        (["--attacks=fgsm(1) | fgsm(1.0)"], r"has fgsm\(1\) twice; name it once"),
-    ],
-)
-def test_bad_arguments_are_one_line(arguments, said):
-    # Before anything is read: there is no such run.
-    with pytest.raises(InputError, match=said):
-        commands.main(["evaluate", "--workdir=/nowhere", *arguments])
 
 
 @pytest.mark.slow

@@ -188,34 +188,6 @@ def test_a_run_that_another_process_makes_is_left_to_it(
     assert "not all runs are there yet: cells=1 done=1 diverged=0 missing=1" in out
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--seeds=0"], "--seeds=0 must be how many there are"),
-        (["--shard=2/2"], r"--shard=2/2 must be i/n with i below n"),
-        (["--shard=a"], "--shard=a must be i/n"),
-        (["--config.seed=3"], r"--config\.seed is what --seeds varies"),
-        (["--baseline=x"], "--baseline=x is no cell; there are: base"),
-        (["--cells=x"], "--cells=x must be a whole number"),
-        (["--grid", "optim.lr=a,b"], r"--config\.optim\.lr=a must be a number"),
-        (
-            ["--grid", "batch_size=64,0"],
-            "cell batch_size=0: batch_size=0 must be at least 1",
-        ),
-        (["--grid", "model.name=cnn,cmn"], r"cell model\.name=cmn: unknown .*'cmn'"),
-        (["--seeds=2", "x"], "unrecognized arguments: x"),
-        (["--seeds=2", "--metric=top3"], r"--metric='top3' is not evaluated; one of loss"),
-    ],
-)
-def test_bad_input_is_one_line_before_anything_is_written(
-    done, tmp_path, more, message, monkeypatch
-):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=message):
-        done(*more)
-    assert not (tmp_path / "study").exists()
-
-
 def test_a_folder_that_holds_something_else_is_refused(done, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "study").mkdir()
@@ -352,37 +324,6 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
     file.write_text(RECIPE.replace("0.01", "0.02"))
     with pytest.raises(InputError, match=r"\(optim\.lr differ\)"):
         run(f"--verify={file}", workdir="again")
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "was given nothing"),
-        (["--config=a.py", "--verify=b.py"], "was given --config and --verify"),
-        (["--compare", "a", "a"], "a is no folder of a run"),
-        (["--verify=configs/tutorial_folder.py"], "nothing is recorded of this recipe"),
-        (["--config=configs/digits.py", "--record", "--grid", "optim.lr=1"], "one recipe"),
-        (["--config=configs/digits.py", "--record", "--margin=0"], "must be above 0"),
-        (["--config=configs/digits.py", "--record", "--margin=x"], "must be a number"),
-        (["--config=configs/digits.py", "--record", "--metric=loss"], "how near is near"),
-        (["--config=configs/digits.py", "--record", "--seeds=1"], "two seeds at least"),
-        (["--config=configs/digits.py", "--margin=1"], "nothing without --record"),
-        (["--config=configs/digits.py", "--search_seed=1"], "nothing without --random"),
-        (["--compare", "a", "b", "--seeds=2"], "--seeds says nothing beside --compare"),
-        (["--compare", "a", "b", "--config.seed=1"], "--config.seed says nothing beside"),
-        (["--verify=configs/digits.py", "--metric=loss"], "--metric says nothing beside"),
-        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,x"], "cell optim.lr=x: "),
-        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,0.10"], "the same recipe"),
-        (
-            ["--config=configs/digits.py", "--vary=order", "--config.seeds.order=1"],
-            "--config.seeds.order is what --vary=order varies",
-        ),
-    ],
-)
-def test_one_thing_is_asked_at_a_time(argv, message, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=message):
-        commands.main(["study", *argv])
 
 
 def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
