@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.input import photographs
 from jaxcls import batches, config, experiment, mesh, predict, sources
+from jaxcls.commands import predict as printed
 
 # Images/s, and images per second of processor time.
 Pace = tuple[float, float]
@@ -85,7 +86,7 @@ def predicting(
     """Every file once from its path to its row, which goes nowhere."""
     found = predict.predict(exp, weights, paths, batch_size=batch_size, threads=threads)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        counts = predict.write("csv", found, exp.selection.class_names, 3)
+        counts = printed.write("csv", found, exp.selection.class_names, 3)
     assert counts["answered"] == len(paths), counts
 
 

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import figures, measuring
-from jaxcls import cli, config, experiment, mesh, stepping
-from jaxcls.errors import InputError
+from jaxcls import config, experiment, mesh, stepping
+from jaxcls.commands import cli
+from jaxcls.errors import DONE, InputError
 from jaxcls.step import State
 from jaxcls.stepping import Batch
 
@@ -191,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         ratio = statistics.mean(t.seconds for t in theirs) / statistics.mean(seconds)
         print(f"airbench takes {ratio:.2f} times as long")
     print(f"{args.config} on {measuring.machine(jax.devices()[0])}")
-    return cli.DONE
+    return DONE
 
 
 def made(given: Any, seeds: int) -> list[Run]:
@@ -199,7 +200,7 @@ def made(given: Any, seeds: int) -> list[Run]:
     # What is scored stays on the device where it is data.eval.
     if given.data.test:
         given.data.eval, given.data.test = given.data.test, ""
-    mesh.prefer_same_bits()  # As in a run of `main`.
+    mesh.prefer_same_bits()  # As in a run of `jaxcls train`.
     exp = experiment.build(given)
     if not mesh.is_accelerator(exp.mesh):
         print("no accelerator here: the figures only show that the benchmark runs")

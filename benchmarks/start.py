@@ -1,11 +1,11 @@
 """From a command to its first step: ``python -m benchmarks.start``.
 
-Starts `main`'s own road again and again, each time in a process of its own, as it is and
-with a warm `compile.cache`, in turn, since machines are noisy; every process leaves after
-its first step. Where the seconds go:
+Starts what `jaxcls train` starts again and again, each time in a process of its own, as it
+is and with a warm `compile.cache`, in turn, since machines are noisy; every process leaves
+after its first step. Where the seconds go:
 
     python       until the interpreter runs the first line
-    imports      of everything that `main` imports
+    imports      of everything that `jaxcls train` imports
     building     config, data, tracing and lowering, the run's folder, the initial state
     compile      XLA's part of all of it; with a warm cache, reading what it made before
     first step   the first batch, its picture for TensorBoard, and the step until it is done
@@ -37,24 +37,14 @@ WARM_GOAL, COLD_GOAL = 6.0, 1.2
 def child(
     began: float, file: str, workdir: str, until: int, overrides: Mapping[str, str]
 ) -> None:
-    """Train `until` steps as `main` does, and print the seconds of each phase as JSON.
+    """Train `until` steps as `train` does, and print the seconds of each phase as JSON.
 
     began: when the parent started this process, by the clock that both have.
     """
     marks = [(began, 0.0), _now()]
-    from jaxcls import (
-        config,
-        dry_run,
-        experiment,
-        hosts,
-        mesh,
-        sources,
-        stepping,
-        stopping,
-        train,
-    )
+    from jaxcls import config, experiment, hosts, mesh, sources, stepping, stopping, train
 
-    _ = dry_run, hosts, sources  # Which `main` imports too.
+    _ = hosts, sources  # Which `train` imports too.
     marks.append(_now())
     import jax
 
@@ -155,7 +145,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         began, file, workdir, until, changed = sys.argv[2:]
         return child(float(began), file, workdir, int(until), json.loads(changed))
-    from jaxcls import cli
+    from jaxcls.commands import cli
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -9,7 +9,7 @@ Weights: a .safetensors or .pth file by torchvision's or timm's names, the hub's
 Cost: as many images as your folder has, 20 times; a ResNet-50 takes 24.5 GFLOP an image
 forward and backward at 224 pixels, and a third of it where only the head trains.
 
-    python -m jaxcls.prepare --source=my_photos --name=photos --val_fraction=0.2
+    jaxcls prepare --source=my_photos --name=photos --val_fraction=0.2
     python -m jaxcls.main --config=configs/finetune.py --config.data.name=photos \\
         --config.init.weights=hf:timm/resnet50.a1_in1k
 

@@ -2,7 +2,7 @@
 
 He et al., arXiv:1512.03385; crops and flips as in the ImageNet recipes.
 
-Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`, where
+Data: `jaxcls prepare --source=FOLDER --name=photos --val_fraction=0.2`, where
 FOLDER holds a folder of images for each class. The classes and their number come with
 the data. Split val selects the best checkpoint; give a test split for an honest score.
 Cost: 30 epochs; 11.2 million parameters, 3.6 GFLOP an image forward and backward.

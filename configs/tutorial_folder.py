@@ -4,7 +4,7 @@ The net that tutorials train on cats and dogs: 32, 64 and 128 filters of 3x3, ea
 2x2 maximum, a dense layer with dropout. For a stronger start see configs/photos.py, and
 configs/finetune.py for weights that others trained.
 
-Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`, where
+Data: `jaxcls prepare --source=FOLDER --name=photos --val_fraction=0.2`, where
 FOLDER holds a folder of images for each class.
 Cost: 15 epochs; 0.25 GFLOP an image forward and backward.
 Expected: no published number is of this very recipe. 1,593 cats and dogs of CIFAR-10 gave

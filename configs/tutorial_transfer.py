@@ -5,7 +5,7 @@ of it after every 7 epochs. `--config.optim.freeze='^(?!head/)'` trains the head
 
 Weights: a file by torchvision's or timm's names, "hf:timm/resnet50.a1_in1k", or a run's
 folder, in --config.init.weights.
-Data: `python -m jaxcls.prepare --source=FOLDER --name=photos --val_fraction=0.2`.
+Data: `jaxcls prepare --source=FOLDER --name=photos --val_fraction=0.2`.
 Cost: 25 epochs of your images, 24.5 GFLOP each forward and backward.
 Expected: no published number is of this very recipe. Run to its end only in small: images
 of 32 pixels, 401 cars and trucks of CIFAR-10, and weights of 300 steps on its other eight

@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls import pipeline
+from jaxcls.errors import InputError
+
 # Of the random starts: the same for every run, so that runs can be compared.
 SEED = 0
 
@@ -98,6 +101,19 @@ def pgd(epsilon: float, steps: int = 10, step_size: float | None = None) -> Atta
 
 
 ATTACKS: dict[str, Callable[..., Attack]] = {"fgsm": fgsm, "pgd": pgd}
+
+
+def named(text: str, key: str) -> list[Attack]:
+    """``"fgsm(2) | pgd(2)"`` -> attacks.
+
+    Raises `InputError`, naming `key`, for an unknown one, and for one that comes twice.
+    """
+    made = pipeline.build(text, ATTACKS, key)
+    called = [each.name for each in made]
+    twice = next((name for name in called if called.count(name) > 1), "")
+    if twice:
+        raise InputError(f"{key}={text!r} has {twice} twice; name it once")
+    return made
 
 
 def begin(batch: Mapping[str, jax.Array]) -> Path:

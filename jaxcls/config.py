@@ -261,8 +261,7 @@ def _require_known(key: str) -> None:
             f"config.{key} is a group of keys; set one of: {', '.join(inside)}"
         )
     raise InputError(
-        f"unknown config key {key!r}{_near_key(key)}; python -m jaxcls.main --help lists"
-        " every key"
+        f"unknown config key {key!r}{_near_key(key)}; jaxcls train --help lists every key"
     )
 
 

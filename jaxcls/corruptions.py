@@ -249,10 +249,12 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def named(text: str, key: str) -> list[str]:
-    """``"all"``, or ``"contrast, pixelate"`` -> names of `CORRUPTIONS`, in that order.
+    """``"all"``, or ``"contrast, pixelate"`` -> names of `CORRUPTIONS`; none of ``""``.
 
     Raises `InputError`, naming `key`, for an unknown one, and for one that comes twice.
     """
+    if not text:
+        return []
     if text.strip() == "all":
         return list(CORRUPTIONS)
     names = [name.strip() for name in text.split(",")]

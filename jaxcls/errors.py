@@ -7,6 +7,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Statuses of a command: done, bad input, a run that diverged, checked and it differs.
+DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 # Statuses with which a run leaves on a signal: to be run again, and at once.
 STOPPED, INTERRUPTED = 75, 130
 # Of a process that another of the same run keeps waiting, or that lost it.
@@ -16,7 +18,7 @@ LOST = 70
 class InputError(Exception):
     """A bad input. Its text names the thing, the value, the rule, a value that works.
 
-    `cli.run` prints it on one line and leaves with status 2.
+    The command line prints it on one line and leaves with status 2.
     """
 
 
@@ -25,11 +27,11 @@ class InUseError(InputError):
 
 
 class DivergedError(Exception):
-    """A loss or gradient that is not finite ended a run; `cli.run` leaves with 3."""
+    """A loss or gradient that is not finite ended a run; a command leaves with 3."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and has saved; `cli.run` leaves with 75."""
+    """A run was asked to stop, and has saved; a command leaves with 75."""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

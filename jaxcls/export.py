@@ -1,4 +1,4 @@
-"""A trained run -> a file for others. ``python -m jaxcls.export --workdir=RUN``.
+"""A trained run -> a file for others. ``jaxcls export --workdir=RUN``.
 
 What is exported takes uint8 images of the model's size and gives logits: normalising is
 in it. A folder with the file, model.json and example.py is there when the file, loaded
@@ -19,9 +19,7 @@ from jaxcls import (
     __version__,
     atomic,
     clean,
-    cli,
     decode,
-    evaluate,
     examples,
     experiment,
     export_facts,
@@ -31,11 +29,10 @@ from jaxcls import (
     predict,
     provenance,
 )
-from jaxcls.errors import InputError, first_line, lookup
+from jaxcls.errors import InputError, first_line
 from jaxcls.formats import FORMATS, example
 from jaxcls.formats.model import Asked, DiffersError, Model, Run, runs
 from jaxcls.models import MODELS
-from jaxcls.workdir import Workdir
 
 # Images that an export is checked on, and by which the largest logit is multiplied for
 # how far it may be off.
@@ -199,40 +196,6 @@ def of_data(exp: experiment.Experiment) -> Images:
     return Images(np.concatenate(found)[:MOST_IMAGES], f"{given.key}={given.split}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
-    rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
-    kind = lookup(FORMATS, args.format, "--format")
-    for flag, of in _ONLY_OF.items():
-        if f"--{flag}" in cli.given(_parser(), args) and args.format != of:
-            raise InputError(f"--{flag} is of --format={of}; leave it out")
-    kind.check(args.format)
-    asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
-    if args.images:
-        files.check(args.images)
-    folder = Workdir(args.workdir)
-    beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
-    out = pathlib.Path(args.out).expanduser() if args.out else beside
-    exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, overrides)
-    model = model_of(exp, saved)
-    about = export_facts.described(exp, folder, step, at, model)
-    try:
-        with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
-            images = of_files(exp, args.images) if args.images else of_data(exp)
-            facts = export(args.format, model, asked, images, temporary)
-            finish(args.format, model, facts | about, temporary)
-    except DiffersError as error:
-        print(error)
-        return cli.DIFFERS
-    found = facts["verified"]
-    print(
-        f"done: step={step} at={at} format={args.format} n={found['images']}"
-        f" largest_difference={found['largest_difference']:.2g} in {out}"
-    )
-    return cli.DONE
-
-
 def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Write example.py, where there can be one, and model.json."""
     kind = FORMATS[form]
@@ -254,6 +217,28 @@ def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Pa
     )
 
 
+def export_run(
+    form: str,
+    exp: experiment.Experiment,
+    model: Model,
+    asked: Asked,
+    about: Mapping[str, Any],
+    paths: Sequence[str],
+    out: pathlib.Path,
+) -> dict[str, Any]:
+    """Write the folder `out`, whole or not at all; returns what model.json says.
+
+    about: further facts of model.json. paths: images that it is checked on; where there
+    are none, examples of the run's data. Raises `InputError` and `DiffersError`, as
+    `export` does.
+    """
+    with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
+        images = of_files(exp, paths) if paths else of_data(exp)
+        facts = {**export(form, model, asked, images, temporary), **about}
+        finish(form, model, facts, temporary)
+    return facts
+
+
 def _cpu() -> jax.Device:
     try:
         return jax.local_devices(backend="cpu")[0]
@@ -264,38 +249,4 @@ def _cpu() -> jax.Device:
         ) from None
 
 
-def _parser() -> cli.Parser:
-    listed = "\n".join(f"  {name:12}{kind.about}" for name, kind in FORMATS.items())
-    parser = cli.Parser(
-        "export",
-        "Write a trained run for others, with model.json and an example of its use.",
-        f"formats:\n{listed}\n\n{cli.OF_A_RUN}",
-    )
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
-    add("--checkpoint", default="best", help="best (default), last or a step")
-    add("--format", default="safetensors", help="default: safetensors")
-    add("--out", default="", metavar="DIR", help="new folder; default: beside the run's")
-    add(
-        "--images",
-        nargs="+",
-        default=[],
-        metavar="IMAGE_OR_FOLDER",
-        help="what it is checked on; default: examples of the run's data",
-    )
-    add(
-        "--names",
-        default="",
-        help="of safetensors: whose names the arrays get: torchvision, timm, ...; default:"
-        " the first that has the model",
-    )
-    add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
-    return parser
-
-
-_ONLY_OF = {"names": "safetensors", "batch_size": "tflite"}
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -34,7 +34,7 @@ def input_bound(exp: Experiment, share: float) -> str:
         side is None or side > 1.5 * short for side in data.selection.facts.image_shape[:2]
     ):
         smaller = math.ceil(short * 8 / 7)
-        remedies.append(f"smaller files (python -m jaxcls.prepare --shrink={smaller})")
+        remedies.append(f"smaller files (jaxcls prepare --shrink={smaller})")
     *others, last = remedies
     either = f"{', '.join(others)} or {last}" if others else last
     return f"input-bound: {share:.0%} of training waits for data; try {either}"

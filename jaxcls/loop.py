@@ -24,6 +24,7 @@ from jaxcls import (
     hosts,
     logs,
     mesh,
+    passes,
     profiling,
     saving,
     stepping,
@@ -210,7 +211,7 @@ class Loop:
             began = time.perf_counter()
             try:
                 state = self._evaluate(state, step)
-            except evaluate.Abandoned:
+            except passes.Abandoned:
                 self._leave(state, pending=True)
             self.log.meter.apart("eval", time.perf_counter() - began)
         improved = int(state.best.step) == step

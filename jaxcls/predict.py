@@ -1,69 +1,32 @@
-"""Image files -> classes. ``python -m jaxcls.predict --workdir=RUN IMAGE_OR_FOLDER...``.
+"""Image files -> classes. ``jaxcls predict`` prints them.
 
 Needs the run's folder only, not the dataset. Files are read and decoded on threads, a
 batch or two ahead of the device, and answers are written as they come.
 """
 
-import contextlib
 import functools
 import itertools
-import math
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from jaxcls import (
     batches,
     clean,
-    cli,
-    console,
     decode,
-    evaluate,
     experiment,
-    features,
     files,
-    memory,
     mesh,
-    printing,
 )
-from jaxcls.errors import InputError, shown
 from jaxcls.files import Bad
 
 BATCH_SIZE = 64
 
-# (path, the best classes and their probabilities, the best first)
-Row = tuple[str, list[tuple[str, float]]]
 # (variables, images uint8 [B, H, W, C]) -> probabilities [B, K] and features [B, D].
 Outs = tuple[Any, Any]
 Step = Callable[[dict[str, Any], jax.Array], Outs]
-
-ABOUT = f"""\
-{cli.OF_A_RUN}
-formats, one answer a file, in the order given:
-  table  for people, shown at the end
-  csv    a header, then a row a file as it is answered
-  json   one array with an object a line, as they are answered: a stream that is cut
-         short is no JSON document, so that it is not taken for the whole
-probabilities are those of a softmax, or of a sigmoid of each class where the run was
-trained so. A bad file is named on standard error, the others are answered, and the
-status is 2. Of a folder the files that end in
-{", ".join(files.SUFFIXES)}
-are taken, hidden ones left out.
-"""
-EMBED = (
-    "also write the features that the model's head sees: path [n] and embed [n, D]"
-    " float32, in order, bad files left out"
-)
-IMAGES = (
-    "a file; a folder: all images below it, by name; or -: a list of files and folders on"
-    " standard input, one a line"
-)
 
 
 class Answer(NamedTuple):
@@ -164,66 +127,6 @@ def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Answer | Bad]:
             yield Answer(item, probabilities[row], embed[row])
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status: 2 if any file was bad."""
-    rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
-    top = cli.whole_number(args.top, "--top", least=1)
-    batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
-    threads = cli.whole_number(args.threads, "--threads")
-    if args.embed and not args.embed.endswith(".npz"):
-        raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
-    embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
-    paths = files.asked(args.images, args.null)
-    exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
-    found = predict(
-        exp,
-        weights,
-        paths,
-        batch_size=batch_size,
-        threads=threads or exp.config.data.threads,
-        embed=embed is not None,
-    )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(clean.quiet())
-        stack.enter_context(printing.explained())
-        stack.enter_context(memory.explained("--batch_size", batch_size))
-        if embed:
-            add = stack.enter_context(features.writing(embed, width(exp, weights)))
-            found = _kept(found, add)
-        counts = write(args.format, found, exp.selection.class_names, top)
-    if not counts:
-        print("no image was given", file=sys.stderr)
-    if not counts["bad"]:
-        return cli.DONE
-    print(f"{counts['answered']} answered, {counts['bad']} bad", file=sys.stderr)
-    return cli.BAD_INPUT
-
-
-def _parser() -> cli.Parser:
-    parser = cli.Parser("predict", "Classify image files with a trained run.", ABOUT)
-    add_flags(parser)
-    add = parser.add_argument
-    add("--top", default="3", help="classes to show for each image (default 3)")
-    add("--format", default="table", choices=tuple(FORMATS), help="default table")
-    add("--embed", default="", metavar="FILE.npz", help=EMBED)
-    add("images", nargs="+", metavar="IMAGE_OR_FOLDER", help=IMAGES)
-    return parser
-
-
-def add_flags(parser: cli.Parser) -> None:
-    """The flags of a run that sees files, and of how they are read."""
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
-    add("--checkpoint", default="best", help="best (default), last or a step")
-    size = str(BATCH_SIZE)
-    add("--batch_size", default=size, help=f"images a batch (default {size})")
-    add(
-        "--threads", default="0", help="threads that decode; default: the run's, one a core"
-    )
-    add("--null", action="store_true", help="the list has a NUL after each path")
-
-
 def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
     """How many features an image has."""
     like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
@@ -232,79 +135,3 @@ def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
             1
         ]
     )
-
-
-def _kept(found: Iterator[Answer | Bad], add: features.Add) -> Iterator[Answer | Bad]:
-    """The same, each answer's features given to `add`."""
-    for each in found:
-        if isinstance(each, Answer):
-            add(each.path, each.embed)
-        yield each
-
-
-def write(
-    form: str, found: Iterable[Answer | Bad], class_names: Sequence[str], top: int
-) -> Counter[str]:
-    """Print answers in the format `form`, bad files on standard error, as they come.
-
-    top: how many classes of each. Returns how many were "answered" and "bad".
-    """
-    counts: Counter[str] = Counter()
-    top = min(top, len(class_names))
-    FORMATS[form](_rows(found, class_names, top, counts), top)
-    return counts
-
-
-def _rows(
-    found: Iterable[Answer | Bad], names: Sequence[str], top: int, counts: Counter[str]
-) -> Iterator[Row]:
-    """The rows of answers; bad files are said on standard error. Counts both."""
-    for each in files.good(found, counts):
-        best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
-        yield each.path, [(names[k], float(each.probabilities[k])) for k in best]
-
-
-def _as_table(rows: Iterable[Row], top: int) -> None:
-    table = Table("image", box=box.SIMPLE)
-    for k in range(top):
-        table.add_column(f"{k + 1}")
-        table.add_column("p", justify="right")
-    for path, classes in rows:
-        cells = (cell for name, p in classes for cell in (name, f"{p:.3f}"))
-        table.add_row(shown(path), *cells)
-    if table.row_count:
-        console.console(200).print(table)
-
-
-def _as_csv(rows: Iterable[Row], top: int) -> None:
-    header = [
-        name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
-    ]
-    printing.as_csv(
-        ["image", *header],
-        (
-            [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
-            for path, classes in rows
-        ),
-    )
-
-
-def _as_json(rows: Iterable[Row], top: int) -> None:
-    del top
-    printing.as_json(
-        {
-            "image": path,
-            "classes": [
-                {"name": name, "probability": p if math.isfinite(p) else None}
-                for name, p in classes
-            ],
-        }
-        for path, classes in rows
-    )
-
-
-FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}
-
-
-if __name__ == "__main__":
-    cli.run(main)

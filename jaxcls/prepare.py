@@ -1,16 +1,10 @@
-"""Images that people have -> a TFDS dataset in ArrayRecord.
+"""Images that people have -> a TFDS dataset in ArrayRecord."""
 
-``python -m jaxcls.prepare --source=FOLDER_OR_ARCHIVE --name=NAME``. With --show and
---config it draws the first training batch instead.
-"""
-
-import argparse
 import contextlib
 import csv
 import functools
 import os
 import pathlib
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,22 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from jaxcls import (
     __version__,
-    cli,
-    config,
     console,
-    convert,
-    experiment,
     published,
     records,
-    show,
-    sources,
     writer,
 )
 from jaxcls.batches import in_order
 from jaxcls.clean import Shrink, clean, quiet
 from jaxcls.decode import DecodeError
 from jaxcls.errors import InputError, shown
-from jaxcls.importers import find, tfrecords
+from jaxcls.importers import find
 from jaxcls.importers.findings import Kept, findings
 from jaxcls.importers.folders import name_hash
 from jaxcls.importers.listing import Found, Listing
@@ -86,9 +74,9 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)
-        _say(
+        say(
             f"{options.source}: {found.kind}, {len(found.class_names)} classes,"
-            f" {_pairs(counts)}"
+            f" {pairs(counts)}"
         )
         outcome = Outcome(found.rejected)
         with _progress(sum(counts.values())) as advance:
@@ -102,7 +90,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _describe(folder, options, found, outcome)
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):
-        _say(f"note: {note}")
+        say(f"note: {note}")
     return target
 
 
@@ -173,7 +161,7 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
             f"{found}; all of them are in {path}; put them right, or leave them out with"
             f" --max_bad={n}"
         )
-    _say(f"note: {found}; all of them are in {path}")
+    say(f"note: {found}; all of them are in {path}")
     empty = [split for split, count in outcome.counts.items() if not count]
     if empty:
         raise InputError(f"{options.source}: no image of split {empty[0]} can be used")
@@ -233,132 +221,12 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
-    parser = cli.Parser("prepare", "Make a dataset of images; or look at a batch of one.")
-    add = parser.add_argument
-    add("--source", help="folder or archive: images, ImageNet, CIFAR, MNIST")
-    add("--name", help="what data.name will be: small letters, digits, underscores")
-    add(
-        "--data_dir", default="", help="where; default TFDS_DATA_DIR, ~/tensorflow_datasets"
-    )
-    add("--val_fraction", default="0", help="share of training images for split val")
-    add("--max_bad", default="0", help="files that may be left out (default 0)")
-    add("--shrink", default="0", help="re-encode what is larger to this short side")
-    add("--quality", default="95", help="JPEG quality of --shrink (default 95)")
-    add("--threads", default="0", help="threads; default: one a core")
-    add("--tfds", help="a dataset that TFDS itself prepares; needs jaxcls[tfds]")
-    add("--show", metavar="PNG", help="draw the first training batch of --config")
-    add("--config", help="for --show: a config file, as main takes it")
-    rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
-    given = [f for f in ("source", "tfds", "show") if getattr(args, f) is not None]
-    if len(given) != 1:
-        raise InputError(
-            "give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG; for a"
-            " folder of photos: --source=photos --name=photos --val_fraction=0.2"
-        )
-    if given != ["show"] and (overrides or args.config):
-        raise InputError("--config belongs to --show=PNG; leave it out")
-    if given == ["show"]:
-        if not args.config:
-            raise InputError(f"--show={args.show} needs --config=FILE")
-        show.draw(experiment.build(config.load(args.config, overrides)), args.show)
-        return cli.DONE
-    root = sources.data_root(args.data_dir, "--data_dir")
-    if given == ["tfds"]:
-        if args.name is not None:
-            raise InputError(f"--tfds={args.tfds} has a name of its own; leave --name out")
-        _no_choice(parser, args, f"--tfds={args.tfds}")
-        folder = convert.with_tfds(args.tfds, root)
-    else:
-        options = _options(args)
-        _check_apart(options, root)
-        old = tfrecords.tfds_folder(options.source)
-        if old:
-            _no_choice(parser, args, f"{old} is a TFDS dataset, and")
-            folder = convert.from_tfrecord(old, root, options.name)
-        else:
-            folder = prepare(options, root)
-    _say_done(folder)
-    return cli.DONE
-
-
-def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
-    """Raise `InputError` for a flag that would change nothing."""
-    for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads"):
-        value = getattr(args, flag)
-        if value != parser.get_default(flag):
-            raise InputError(f"{what} is copied as it is; leave --{flag}={value} out")
-
-
-def _check_apart(options: Options, root: pathlib.Path) -> None:
-    """Raise `InputError` where the dataset would be written into its own source."""
-    source, folder = options.source.resolve(), root / options.name
-    if source == folder or source in folder.parents:
-        raise InputError(
-            f"{folder} lies in --source={options.source}; give a --data_dir outside it, or"
-            " another --name"
-        )
-
-
-def _options(args: argparse.Namespace) -> Options:
-    """The flags of --source, checked; raises `InputError`."""
-    try:
-        source = pathlib.Path(args.source).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"--source={args.source}: {error}; give a whole path") from None
-    if not args.source:
-        raise InputError("--source= is empty; give a folder or an archive")
-    name, form = args.name, "[a-z][a-z0-9_]*"
-    if name is None or not re.fullmatch(form, name):
-        stem = (name or pathlib.Path(args.source).name.split(".")[0]).lower()
-        near = re.sub("^[^a-z]+", "", re.sub("[^a-z0-9]+", "_", stem)) or "photos"
-        raise InputError(
-            f"--name={name or ''} must be small letters, digits and underscores, such as"
-            f" --name={near}"
-        )
-    try:
-        val_fraction = float(args.val_fraction)
-    except ValueError:
-        val_fraction = -1.0
-    if not 0 <= val_fraction < 1:
-        raise InputError(
-            f"--val_fraction={args.val_fraction} must be from 0 to below 1; try 0.2"
-        )
-    short = cli.whole_number(args.shrink, "--shrink")
-    quality = cli.whole_number(args.quality, "--quality", least=1)
-    if quality > 100:
-        raise InputError(f"--quality={quality} must be at most 100; try 95")
-    return Options(
-        source,
-        name,
-        val_fraction,
-        cli.whole_number(args.max_bad, "--max_bad"),
-        Shrink(short, quality) if short else None,
-        cli.whole_number(args.threads, "--threads"),
-    )
-
-
-def _say_done(folder: pathlib.Path) -> None:
-    """The last line: what was made and where, from its own manifest."""
-    manifest = sources.manifest(folder)
-    counts = {split: sum(n) for split, n in manifest["examples"].items()}
-    _say(
-        f"done: {folder.parent.name} {_pairs(counts)} classes={len(manifest['classes'])}"
-        f" rejected={manifest['rejected']} {manifest['fingerprint'][:19]} in {folder}"
-    )
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Print a line, with an escape for what the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-def _pairs(counts: dict[str, int]) -> str:
+def pairs(counts: dict[str, int]) -> str:
+    """``train=80 val=20``."""
     return " ".join(f"{split}={count}" for split, count in counts.items())
-
-
-if __name__ == "__main__":
-    cli.run(main)

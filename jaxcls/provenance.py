@@ -59,9 +59,11 @@ def versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
 def _command() -> list[str]:
     """The command line as typed: no absolute path of the interpreter or the module."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = (
-        ["python", "-m", spec.name] if spec else ["python", os.path.basename(sys.argv[0])]
-    )
+    script = os.path.basename(sys.argv[0])
+    if script == "jaxcls" or (spec and spec.name == "jaxcls.__main__"):
+        program = ["jaxcls"]
+    else:
+        program = ["python", "-m", spec.name] if spec else ["python", script]
     return [*program, *sys.argv[1:]]
 
 

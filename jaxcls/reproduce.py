@@ -1,6 +1,6 @@
-"""``python -m jaxcls.reproduce --workdir=RUN``: make a recorded run again, and compare.
+"""A recorded run is made again, and compared with its record.
 
-All that it needs is in the run's folder, or in the archive that ``--pack`` makes of it,
+All that it needs is in the run's folder, or in the archive that `proof.pack` makes of it,
 and the data.
 """
 
@@ -9,15 +9,14 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from jaxcls import (
     checkpoint,
-    cli,
     experiment,
     logs,
     proof,
@@ -31,10 +30,6 @@ from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.proof import Recorded
 from jaxcls.workdir import Workdir
 
-ABOUT = """Train a recorded run again in a scratch folder, and compare the digest of every
-array at every recorded step. Status 0: the same; 4: it differs, and the first step and
-arrays that do are named, with what differs in the environment."""
-
 
 class DifferentError(Exception):
     """The state at `step` is not the recorded one in `arrays`."""
@@ -43,50 +38,32 @@ class DifferentError(Exception):
         self.step, self.arrays, self.of = step, arrays, of
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
-    parser = cli.Parser("reproduce", ABOUT)
-    parser.add_argument("--workdir", required=True, help="a run's folder, or its archive")
-    parser.add_argument(
-        "--steps", default="0", help="compare up to this step; 0: to the end"
-    )
-    parser.add_argument(
-        "--tolerance",
-        default="0.05",
-        help="on another kind of machine: largest relative difference of a loss [0.05]",
-    )
-    parser.add_argument(
-        "--scratch", default="", help="folder for the new run, which is kept"
-    )
-    parser.add_argument(
-        "--pack", default="", metavar="FILE.tar.gz", help="only write the archive"
-    )
-    rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
-    steps = cli.whole_number(args.steps, "--steps")
-    tolerance = cli.number(args.tolerance, "--tolerance")
-    with proof.opened(args.workdir) as folder:
-        if args.pack:
-            proof.pack(folder, args.pack)
-            print(f"packed: {args.pack}")
-            return cli.DONE
-        recorded = proof.read(folder, args.workdir)
-        _check_is_alone(recorded, args.workdir)
-        return _reproduce(recorded, overrides, steps, tolerance, args.scratch)
+class Verdict(NamedTuple):
+    """Whether a run came out as it is recorded, in words too."""
+
+    is_same: bool
+    words: str
 
 
-def _reproduce(
+def reproduce(
     recorded: Recorded,
     overrides: Mapping[str, str],
-    steps: int,
-    tolerance: float,
-    scratch: str,
-) -> int:
-    """Make the run again up to `steps` (0: its end) and compare; the exit status."""
+    steps: int = 0,
+    tolerance: float = 0.05,
+    scratch: str = "",
+    say: Callable[[str], None] = print,
+) -> Verdict:
+    """Make a run again up to `steps` (0: its end), and compare it with its record.
+
+    overrides: of config keys that may be otherwise. tolerance: on another kind of machine,
+    the largest relative difference of a loss. scratch: the folder of the new run; "": one
+    that is removed. say: gets what is to be known before the verdict.
+    """
+    _check_is_alone(recorded)
     where = Workdir(scratch).path if scratch else None
     if where and where.exists() and any(where.iterdir()):
         raise InputError(f"--scratch={scratch} is not empty; name a new folder")
-    first, last = recorded.starts[0], _last_step(recorded, steps)
+    first, last = recorded.starts[0], _last_step(recorded, steps, say)
     _set_environment(first)  # Before any device starts.
     exp = experiment.build(_config(recorded, overrides))
     _check_data(recorded, exp)
@@ -100,7 +77,7 @@ def _reproduce(
     changed = _changes(first, now)
     is_same_kind = not set(changed) & {"cpu", "devices", "hosts", "fsdp", "loop"}
     if not is_same_kind:
-        print(f"another kind of machine: losses are compared within {tolerance:g}")
+        say(f"another kind of machine: losses are compared within {tolerance:g}")
     with contextlib.ExitStack() as stack:
         folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
@@ -108,31 +85,31 @@ def _reproduce(
             compared = _run(exp, folder, last, expected)
         except DifferentError as found:
             equal = [step for step in sorted(recorded.digests) if step < found.step]
-            print(_difference(found, equal[-1] if equal else 0, changed))
-            return cli.DIFFERS
+            words = _difference(found, equal[-1] if equal else 0, changed)
+            return Verdict(False, words)
         now_metrics = [r for r in logs.read(folder / "metrics.jsonl") if r["step"] <= last]
     if is_same_kind:
         return _compare_exactly(recorded, now_metrics, last, compared)
     return _compare_nearly(recorded, now_metrics, last, tolerance, changed)
 
 
-def _check_is_alone(recorded: Recorded, given: str) -> None:
+def _check_is_alone(recorded: Recorded) -> None:
     """Raise `InputError` for a run that trained in one program with other seeds."""
     seeds = recorded.starts[0].get("together", 1)
     if seeds > 1:
         raise InputError(
-            f"--workdir={given} trained in one program with together={seeds} seeds, which"
-            " cannot be made again bit for bit; give a run that trained alone"
+            f"this run trained in one program with together={seeds} seeds, which cannot be"
+            " made again bit for bit; give --workdir=RUN of one that trained alone"
         )
 
 
-def _last_step(recorded: Recorded, steps: int) -> int:
+def _last_step(recorded: Recorded, steps: int, say: Callable[[str], None]) -> int:
     """The last recorded step, up to `steps`, that one kind of machine has made."""
     first, limits = recorded.starts[0], [steps] if steps else []
     for start in recorded.starts[1:]:
         if proof.topology(start) != proof.topology(first):
             moved = start["resumed_from"]
-            print(f"the run moved to another kind of machine after step {moved}")
+            say(f"the run moved to another kind of machine after step {moved}")
             limits.append(moved)
             break
     found = [step for step in recorded.digests if all(step <= most for most in limits)]
@@ -284,7 +261,7 @@ def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> s
 
 def _compare_exactly(
     recorded: Recorded, now: list[dict[str, Any]], last: int, compared: int
-) -> int:
+) -> Verdict:
     """Whether the records up to step `last` are the same, besides the digests."""
     again = {(r["step"], r["kind"]): r for r in now}
     before = [r for r in recorded.metrics if r["step"] <= last]
@@ -292,13 +269,15 @@ def _compare_exactly(
     of_both = [r for r in before if r["kind"] != "train" or (r["step"], "train") in again]
     for record in of_both:
         if again.get((record["step"], record["kind"])) != record:
-            print(f"differs in metrics.jsonl at step {record['step']}, and in no digest")
-            return cli.DIFFERS
-    print(
+            at = record["step"]
+            return Verdict(
+                False, f"differs in metrics.jsonl at step {at}, and in no digest"
+            )
+    return Verdict(
+        True,
         f"reproduced bit for bit up to step {last}: {compared} digests of the state,"
-        f" {len(of_both)} records"
+        f" {len(of_both)} records",
     )
-    return cli.DONE
 
 
 def _compare_nearly(
@@ -307,7 +286,7 @@ def _compare_nearly(
     last: int,
     tolerance: float,
     changed: dict[str, str],
-) -> int:
+) -> Verdict:
     """Whether every recorded loss up to step `last` is met within a tolerance."""
     again = {(r["step"], r["kind"]): r.get("loss") for r in now}
     largest, where, compared = 0.0, 0, 0
@@ -323,13 +302,9 @@ def _compare_nearly(
         if difference > largest:
             largest, where = difference, record["step"]
     is_near = compared > 0 and largest <= tolerance
-    print(
+    return Verdict(
+        is_near,
         f"{'reproduced' if is_near else 'differs:'} within {largest:.2g} up to step {last}"
         f" ({compared} losses; the largest difference is at step {where});"
-        f" different: {'; '.join(changed.values())}"
+        f" different: {'; '.join(changed.values())}",
     )
-    return cli.DONE if is_near else cli.DIFFERS
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -69,7 +69,7 @@ class Dataset:
             form = info.file_format.value if info.file_format else "an unknown format"
             raise InputError(
                 f"data.name={name}: {folder} is in {form} and must be array_record; for a"
-                f" copy in NEW_DIR: python -m jaxcls.prepare --source={folder}"
+                f" copy in NEW_DIR: jaxcls prepare --source={folder}"
                 f" --name={re.split('[:/]', name)[0]} --data_dir=NEW_DIR"
             )
         self._keys = info.supervised_keys or ("image", "label")
@@ -290,7 +290,7 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
     )
     how = published.ORIGINALS.get(base, "give a folder or an archive of images to")
     source = "FOLDER" if base in published.ORIGINALS else "FOLDER_OR_ARCHIVE"
-    command = f"python -m jaxcls.prepare --source={source} --name={base}"
+    command = f"jaxcls prepare --source={source} --name={base}"
     tfds = f" (or --tfds={base}, where TensorFlow is installed)"
     return (
         f"data.name={name!r} is not prepared in {root}{near}; {how} {command}"

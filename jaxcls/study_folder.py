@@ -109,6 +109,6 @@ def _why_no_study(folder: pathlib.Path) -> str:
             " writes it where it ends or is stopped"
         )
     return (
-        f"is not a study's folder: it has no {RESULT}; give what --workdir of"
-        " python -m jaxcls.study was"
+        f"is not a study's folder: it has no {RESULT}; give what --workdir of jaxcls study"
+        " was"
     )

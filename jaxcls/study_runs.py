@@ -19,6 +19,7 @@ from jaxcls import (
     hosts,
     jsonfile,
     outcomes,
+    passes,
     study_folder,
     summary,
     train,
@@ -219,7 +220,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
         columns = evaluate.score_each(
             exp, weights, split, "data.test", abandon=lambda: stop.requested
         )
-    except evaluate.Abandoned:
+    except passes.Abandoned:
         raise StoppedError("asked to; the same command goes on with the study") from None
     n, values = evaluate.means(columns)
     record = {"step": step, "split": split, "n": n, **values}

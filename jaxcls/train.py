@@ -18,6 +18,7 @@ from jaxcls import (
     logs,
     memory,
     meter,
+    passes,
     pictures,
     provenance,
     saving,
@@ -299,7 +300,7 @@ def _finish(loop: Loop, state: State) -> dict[str, Any]:
         if split:
             asks = loop.asks(f"scoring {key}")
             columns = evaluate.score_each(exp, weights, split, key, abandon=asks)
-    except evaluate.Abandoned:
+    except passes.Abandoned:
         raise StoppedError(
             f"asked to; step {step}, the last, is saved, and the same command scores it"
         ) from None

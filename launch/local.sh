@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes on one machine as one run, such as one for each GPU:
 #   PROCESSES=4 launch/local.sh --config=configs/digits.py
-# Takes what jaxcls.main takes. A signal goes to all of them: they save the same step and
+# Takes what jaxcls train takes. A signal goes to all of them: they save the same step and
 # leave with 75, and the same command goes on. The status is that of the first to fail.
 set -euo pipefail -m
 

@@ -3,7 +3,7 @@
 #   sbatch launch/slurm.sh --config=configs/resnet50.py --workdir=/shared/runs/resnet50
 #   sbatch --nodes=4 --time=48:00:00 launch/slurm.sh --config=...
 # Submit from a checkout, with its environment activated; --workdir and data.dir are folders
-# that all nodes see. Takes what jaxcls.main takes. Five minutes before the time is up all
+# that all nodes see. Takes what jaxcls train takes. Five minutes before the time is up all
 # processes save and leave with 75; then the job queues itself again and goes on.
 #SBATCH --job-name=jaxcls
 #SBATCH --nodes=2

@@ -6,7 +6,7 @@
 #   launch/tpu.sh train --config=configs/resnet50.py --workdir=/mnt/share/resnet50
 #   launch/tpu.sh delete
 # Needs gcloud with a project set. SHARE is an NFS share (Filestore) for --workdir, which all
-# hosts must see; train takes what jaxcls.main takes, and run again it goes on.
+# hosts must see; train takes what jaxcls train takes, and run again it goes on.
 set -euo pipefail
 
 NAME=${NAME:-jaxcls} ZONE=${ZONE:?such as europe-west4-b} SPOT=${SPOT:-} SHARE=${SHARE:-}

@@ -88,11 +88,11 @@ def brief_run(tmp_path_factory, data_dir):
 
 @pytest.fixture
 def command(data_dir, tmp_path):
-    """``command("main", "--config=...")`` -> the finished process, one CPU device."""
+    """``command("train", "--config=...")`` -> the finished process, one CPU device."""
 
     def run(verb, *arguments, devices=1, cwd=None, **environment):
         return subprocess.run(
-            [sys.executable, "-m", f"jaxcls.{verb}", *arguments],
+            [sys.executable, "-m", "jaxcls", verb, *arguments],
             capture_output=True,
             text=True,
             cwd=cwd or ROOT,

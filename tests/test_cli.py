@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxcls import cli
+from jaxcls.commands import cli
 from jaxcls.errors import DivergedError, InputError, StoppedError
 
 
@@ -77,7 +77,7 @@ def parser():
 )
 def test_a_wrong_command_line_is_an_input_error_that_names_the_help(parser, argv, said):
     assert message(parser.parse_args, argv) == (
-        f"{said}; python -m jaxcls.train --help shows what there is"
+        f"{said}; jaxcls train --help shows what there is"
     )
 
 
@@ -181,7 +181,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 def test_a_reader_that_left_is_no_error():
-    code = "from jaxcls import cli; cli.run(lambda argv: print('line\\n' * 10**6) or 0)"
+    code = (
+        "from jaxcls.commands import cli\n"
+        "cli.run(lambda argv: print('line\\n' * 10**6) or 0)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

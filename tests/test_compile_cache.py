@@ -101,7 +101,7 @@ def test_a_run_ends_in_the_same_bits_with_none_a_cold_and_a_warm_cache(command, 
     for name, folder in ("none", ""), ("cold", cache), ("warm", cache):
         run = tmp_path / name
         done = command(
-            "main", "--config=configs/digits.py", f"--workdir={run}",
+            "train", "--config=configs/digits.py", f"--workdir={run}",
             f"--config.compile.cache={folder}", "--config.length=30 steps",
             "--config.model.name=cnn(widths=(4, 8), dropout=0.5, batch_norm=True)",
         )  # fmt: skip

@@ -62,7 +62,7 @@ def test_from_flat_fills_what_is_left_out_with_the_defaults():
 def test_from_flat_refuses_an_unknown_key():
     assert message(config.from_flat, {"optim.lrr": 1}) == (
         "unknown config key 'optim.lrr' (did you mean 'optim.lr'?);"
-        " python -m jaxcls.main --help lists every key"
+        " jaxcls train --help lists every key"
     )
 
 
@@ -267,7 +267,7 @@ def test_an_override_of_the_wrong_kind_is_refused(key, text, said):
 )
 def test_an_unknown_override_is_answered_with_the_nearest_key(key, near):
     assert message(config.override, config.base(), key, "1") == (
-        f"unknown config key {key!r}{near}; python -m jaxcls.main --help lists every key"
+        f"unknown config key {key!r}{near}; jaxcls train --help lists every key"
     )
 
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from sklearn.datasets import load_digits
 
-from jaxcls import convert, prepare, sources
+from jaxcls import commands, convert, sources
 from jaxcls.errors import InputError
 from tests.test_importers_tfrecords import frame
 
@@ -55,7 +55,7 @@ def source(whole, tmp_path):
 
 def run(source, tmp_path, *more, name="digits"):
     arguments = f"--source={source}", f"--name={name}", f"--data_dir={tmp_path}/new"
-    return prepare.main([*arguments, *more])
+    return commands.main(["prepare", *arguments, *more])
 
 
 def refused(source, tmp_path, said, *more, **options):
@@ -214,7 +214,7 @@ def test_a_copy_is_never_written_over_its_source(source, tmp_path):
     arguments = ["--name=digits", f"--data_dir={tmp_path}/source"]
     for given in (source, source.parent):
         with pytest.raises(InputError, match="give a --data_dir") as caught:
-            prepare.main([f"--source={given}", *arguments])
+            commands.main(["prepare", f"--source={given}", *arguments])
         assert "remove it" not in str(caught.value)
     assert files == {path: path.read_bytes() for path in source.iterdir()}
 
@@ -231,11 +231,11 @@ def test_tfds_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
     said = r'^--tfds=cifar10: .*not installed; pip install "jaxcls\[tfds\]", or give'
     with pytest.raises(InputError, match=said):
-        prepare.main(["--tfds=cifar10", f"--data_dir={tmp_path}"])
+        commands.main(["prepare", "--tfds=cifar10", f"--data_dir={tmp_path}"])
     with pytest.raises(InputError, match="has a name of its own; leave --name out"):
-        prepare.main(["--tfds=cifar10", "--name=x"])
+        commands.main(["prepare", "--tfds=cifar10", "--name=x"])
     with pytest.raises(InputError, match="is copied as it is; leave --shrink=9 out"):
-        prepare.main(["--tfds=cifar10", "--shrink=9"])
+        commands.main(["prepare", "--tfds=cifar10", "--shrink=9"])
 
 
 def test_what_tfds_prepared_gets_its_manifest(tmp_path, data_dir, monkeypatch, capsys):
@@ -246,7 +246,7 @@ def test_what_tfds_prepared_gets_its_manifest(tmp_path, data_dir, monkeypatch, c
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(convert.tfds, "builder", lambda *args, **options: builder)
     monkeypatch.setattr(builder, "download_and_prepare", lambda: None)
-    assert prepare.main(["--tfds=digits", f"--data_dir={tmp_path}"]) == 0
+    assert commands.main(["prepare", "--tfds=digits", f"--data_dir={tmp_path}"]) == 0
     manifest = sources.manifest(folder)
     assert manifest["source"] == "TFDS"
     assert manifest["fingerprint"][:19] in capsys.readouterr().out
@@ -261,5 +261,5 @@ def test_what_tfds_raises_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="--tfds=nothing_like_it: TFDS could not"
     ) as caught:
-        prepare.main(["--tfds=nothing_like_it", f"--data_dir={tmp_path}"])
+        commands.main(["prepare", "--tfds=nothing_like_it", f"--data_dir={tmp_path}"])
     assert "\n" not in str(caught.value)

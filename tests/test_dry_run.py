@@ -5,7 +5,8 @@ import re
 import jax
 import pytest
 
-from jaxcls import dry_run, experiment
+from jaxcls import experiment
+from jaxcls.commands import dry_run
 
 
 def memory(exp):
@@ -64,7 +65,7 @@ def test_the_step_is_compiled_for_devices_that_are_not_there(command):
     found = {}
     for devices, fsdp in (("0", 1), ("64", 1), ("64", 16)):
         done = command(
-            "main", *arguments, f"--devices={devices}", f"--config.mesh.fsdp={fsdp}"
+            "train", *arguments, f"--devices={devices}", f"--config.mesh.fsdp={fsdp}"
         )
         assert done.returncode == 0, done.stderr
         row = re.search(r"compiled: +(.*)", done.stdout)[1]
@@ -76,6 +77,6 @@ def test_the_step_is_compiled_for_devices_that_are_not_there(command):
     assert found["64", 1][2] == found["0", 1][2]
     assert found["64", 16][2] < found["64", 1][2] / 10
     assert found["64", 1][3] < found["0", 1][3]
-    done = command("main", *arguments, "--devices=7")
+    done = command("train", *arguments, "--devices=7")
     assert done.returncode == 2
     assert "batch_size=512 does not divide over 7 devices" in done.stderr

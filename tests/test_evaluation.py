@@ -15,12 +15,12 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from jaxcls import (
+    commands,
     evaluate,
     evaluation,
     examples,
     experiment,
     passes,
-    prepare,
     train,
 )
 from jaxcls.errors import InputError
@@ -45,7 +45,7 @@ def said(*arguments):
     """What the command prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert evaluate.main([str(argument) for argument in arguments]) == 0
+        assert commands.main(["evaluate", *map(str, arguments)]) == 0
     return out.getvalue()
 
 
@@ -240,7 +240,9 @@ def others(tmp_path_factory):
                 pixels = (digits.images[row] * 15.9375).astype(np.uint8)
                 Image.fromarray(pixels).save(path, "PNG")
         source = f"--source={folder / name}"
-        assert prepare.main([source, f"--name={name}", f"--data_dir={root}"]) == 0
+        assert (
+            commands.main(["prepare", source, f"--name={name}", f"--data_dir={root}"]) == 0
+        )
     return root
 
 
@@ -342,36 +344,6 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
     evaluation_table.show(*found, names, about="", every_class=False)
     assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--tta=flop"], r"unknown --tta 'flop' \(did you mean 'flip'"),
-        (["--top=-1"], r"--top=-1 must be a whole number, at least 0; try --top=8"),
-        (["--top=3"], r"--top=3 is of --predictions; give --predictions=all.csv"),
-        (["--top=3", "--top=4"], r"--top is given twice; give it once"),
-        (["--split="], r"--split= is empty; leave it out for test, or try --split=eval"),
-        (["--json=a", "--predictions=a"], r"--json=a is --predictions, too; try --json="),
-        (["--ensemble={run}"], r"--ensemble=.* is in it already; give the folder of anoth"),
-        (["--ensemble=a", "--ensemble=./a"], r"--ensemble=a is in it already"),
-        (["--json={run}/config.json"], r"config.json belongs to the run in that folder"),
-        (["--json=/dev/null/a.json"], r"--json=/dev/null/a.json is in no folder"),
-        (["--predictions=/tmp"], r"--predictions=/tmp is a folder"),
-        (["--data_dir=/x"], r"--data_dir=/x is where --dataset is; for the run's own"),
-        (["--ensemble=/nowhere"], r"--ensemble=/nowhere: .*is not a run's folder"),
-        (
-            ["--real=/nowhere"],
-            r"--real=/nowhere cannot be read \(No such .*\); give the re",
-        ),
-        (["--eval_ops=decode(1) | resize(16)"], r"trained on 8x8x1 cannot take the 16x16"),
-        (["--eval_ops=resize(8)"], r"--eval_ops: data.eval_ops must begin"),
-        (["--dataset=nothing"], r"--dataset=nothing.* is not prepared in"),
-    ],
-)
-def test_bad_arguments_are_one_line(arguments, said, run):
-    with pytest.raises(InputError, match=said):
-        evaluate.main([f"--workdir={run}", *(each.format(run=run) for each in arguments)])
 
 
 def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):

@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import evaluate, experiment, export, export_facts, sources, train, weights
+from jaxcls import (
+    commands,
+    evaluate,
+    experiment,
+    export,
+    export_facts,
+    sources,
+    train,
+    weights,
+)
 from jaxcls.errors import InputError
 from jaxcls.formats import stablehlo
 from jaxcls.weights import Preprocessing
@@ -36,7 +45,10 @@ def described(out):
 
 def test_weights_are_what_predictions_are_made_with(run, tmp_path, capsys):
     out = tmp_path / "digits"
-    assert export.main([f"--workdir={run}", f"--out={out}", "--checkpoint=last"]) == 0
+    assert (
+        commands.main(["export", f"--workdir={run}", f"--out={out}", "--checkpoint=last"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert said.startswith("done: step=3 at=last format=safetensors n=256 largest_")
     assert said.endswith(f" in {out}\n")
@@ -54,7 +66,10 @@ def test_weights_are_what_predictions_are_made_with(run, tmp_path, capsys):
 
 def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
     out = tmp_path / "new" / "digits"
-    assert export.main([f"--workdir={run}", f"--out={out}", "--format=stablehlo"]) == 0
+    assert (
+        commands.main(["export", f"--workdir={run}", f"--out={out}", "--format=stablehlo"])
+        == 0
+    )
     read = (out / "model.stablehlo").read_bytes()
     program = jax.export.deserialize(bytearray(read))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -81,46 +96,21 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--format=onx"], "unknown --format 'onx' .did you mean 'onnx'.*tflite"),
-        (["--names=tim"], "unknown --names 'tim'.* known: pytorch"),
-        (["--names=timm", "--format=stablehlo"], "--names is of --format=safetensors"),
-        (["--batch_size=2"], "--batch_size is of --format=tflite"),
-        (["--batch_size=0", "--format=tflite"], "--batch_size=0 must be a whole number"),
-        (["--checkpoint=99"], "--checkpoint=99 is not in"),
-        (["--images", "no.png"], "no.png is not a file"),
-        (
-            ["--config.data.dir=/dev/null"],
-            "checked on real images.* --images=.*data.dir",
-        ),
-        (["--config.seed=1"], "part of what the run is"),
-    ],
-)
-def test_what_is_not_there_is_said_and_nothing_is_left(
-    run, tmp_path, arguments, expected, monkeypatch
-):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(InputError, match=expected) as refused:
-        export.main([f"--workdir={run}", f"--out={tmp_path / 'x'}", *arguments])
-    assert "\n" not in str(refused.value)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
     ("form", "package"), [("onnx", "jax2onnx"), ("tflite", "litert-converter")]
 )
 def test_an_extra_that_is_missing_is_named(run, tmp_path, form, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as refused:
-        export.main([f"--workdir={run}", f"--out={tmp_path / 'x'}", f"--format={form}"])
+        commands.main(
+            ["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", f"--format={form}"]
+        )
     wanted = f"--format={form} needs {package}; pip install 'jaxcls[{form}]'"
     assert str(refused.value) == wanted
 
 
 def test_a_folder_that_exists_is_kept(run, tmp_path):
     with pytest.raises(InputError, match="exists, and is not replaced"):
-        export.main([f"--workdir={run}", f"--out={tmp_path}"])
+        commands.main(["export", f"--workdir={run}", f"--out={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
 
@@ -129,12 +119,15 @@ def test_images_of_files_do_where_the_dataset_is_elsewhere(run, tmp_path):
     for i in range(3):
         (tmp_path / "images" / f"{i}.png").write_bytes(picture(i, "PNG"))
     elsewhere = ["--config.data.dir=/dev/null", "--images", str(tmp_path / "images")]
-    assert export.main([f"--workdir={run}", f"--out={tmp_path / 'x'}", *elsewhere]) == 0
+    assert (
+        commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", *elsewhere])
+        == 0
+    )
     found = described(tmp_path / "x")["verified"]
     assert (found["images"], found["batch_sizes"]) == (3, [1, 2])
     (tmp_path / "images" / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"--images=.*1.png: not a readable image"):
-        export.main([f"--workdir={run}", f"--out={tmp_path / 'y'}", *elsewhere])
+        commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'y'}", *elsewhere])
     assert not (tmp_path / "y").exists()
 
 
@@ -145,7 +138,7 @@ def test_weights_that_do_not_read_back_leave_nothing(run, tmp_path, monkeypatch,
         write(path, {name: tensor + 1 for name, tensor in tensors.items()}, *rest)
 
     monkeypatch.setattr(weights, "write", damaged)
-    assert export.main([f"--workdir={run}", f"--out={tmp_path / 'x'}"]) == 4
+    assert commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'x'}"]) == 4
     assert "does not read back" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -162,7 +155,7 @@ def test_a_program_with_other_logits_leaves_nothing(
     monkeypatch.setattr(stablehlo.export, "export", other)
     out = tmp_path / "x"
     arguments = [f"--workdir={run}", f"--out={out}", "--format=stablehlo"]
-    assert export.main(arguments) == 4
+    assert commands.main(["export", *arguments]) == 4
     (said,) = capsys.readouterr().out.splitlines()
     assert said.startswith(
         "--format=stablehlo: model.stablehlo gives other logits than the model: "
@@ -177,7 +170,9 @@ def test_a_model_that_cannot_be_converted_is_one_line(run, tmp_path, monkeypatch
 
     monkeypatch.setattr(stablehlo.export, "export", fails)
     with pytest.raises(InputError, match=r"cannot be made of .*NotImpl.*: no rule for\)"):
-        export.main([f"--workdir={run}", f"--out={tmp_path / 'x'}", "--format=stablehlo"])
+        commands.main(
+            ["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", "--format=stablehlo"]
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxcls import (
+    commands,
     config,
     evaluate,
     experiment,
@@ -168,7 +169,10 @@ def every_test_image(exp):
 def test_all_digits_get_the_models_logits_at_three_batch_sizes(form, digits, tmp_path):
     needed(form)
     out = tmp_path / "out"
-    assert export.main([f"--workdir={digits}", f"--format={form}", f"--out={out}"]) == 0
+    assert (
+        commands.main(["export", f"--workdir={digits}", f"--format={form}", f"--out={out}"])
+        == 0
+    )
     exp, _, _, saved = evaluate.load(str(digits), "best", {"mesh.devices": "1"})
     images = every_test_image(exp)
     assert len(images) == 360
@@ -206,7 +210,7 @@ def test_an_example_answers_as_predict_does_without_jaxcls(form, digits, tmp_pat
     size = ["--batch_size=3"] if form == "tflite" else []
     arguments = [f"--workdir={digits}", f"--format={form}", f"--out={out}", *size]
     with contextlib.redirect_stdout(io.StringIO()):
-        assert export.main(arguments) == 0
+        assert commands.main(["export", *arguments]) == 0
     exp, _, _, saved = evaluate.load(str(digits), "best", {"mesh.devices": "1"})
     files = []
     for i, image in enumerate(every_test_image(exp)[:4]):

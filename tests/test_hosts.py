@@ -47,7 +47,7 @@ def test_auto_where_there_is_nothing_to_find_says_what_to_give(command, monkeypa
     for name in list(os.environ):
         if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU")):
             monkeypatch.delenv(name)
-    done = command("main", "--config=configs/digits.py", "--coordinator=auto")
+    done = command("train", "--config=configs/digits.py", "--coordinator=auto")
     assert done.returncode == 2
     said = "error: --coordinator=auto: no TPU pod, SLURM, Kubernetes or Open MPI job"
     assert done.stderr.startswith(said)

@@ -1,4 +1,4 @@
-"""Imports point down only: verbs -> experiment -> nouns; nouns are passed functions."""
+"""Imports point down only: commands -> verbs -> experiment -> nouns."""
 
 import ast
 import pathlib
@@ -24,59 +24,42 @@ SHARED = {
     "version",
     "__init__",
 }
+# Above everything, and imported by nothing else.
+COMMANDS = {"commands", "main", "__main__"}
 VERBS = {
-    "main": {"cli", "config", "dry_run", "experiment", "hosts", "mesh", "sources"}
-    | {"stopping", "topologies", "train"},
-    "reproduce": {"checkpoint", "cli", "config", "experiment", "logs", "proof"}
-    | {"provenance", "sources", "stopping", "train", "workdir"},
+    "reproduce": {"checkpoint", "config", "experiment", "logs", "proof", "provenance"}
+    | {"sources", "stopping", "together", "train", "workdir"},
     "train": {"checkpoint", "config", "evaluate", "experiment", "hints", "hosts", "logs"}
     | {"loop", "memory", "meter", "pictures", "provenance", "saving", "show", "step"}
     | {"stepping", "stopping", "trackers", "watchdog", "workdir"},
     "loop": {"checkpoint", "digesting", "evaluate", "experiment", "hosts", "logs", "mesh"}
     | {"profiling", "saving", "step", "stepping", "stopping", "watchdog", "workdir"},
     "stepping": {"experiment", "hosts", "looping", "mesh", "step"},
-    "evaluate": {
-        "attacks",
-        "checkpoint",
-        "cli",
-        "config",
-        "corruptions",
-        "evaluation",
-    }
-    | {"evaluation_table", "examples", "experiment", "hosts", "logs", "memory", "metrics"}
-    | {"passes", "predictions", "scores", "sources", "views", "workdir"},
-    "evaluation": {"assessment", "attacks", "calibration", "examples"}
-    | {"experiment", "intervals", "losses", "metrics", "passes", "predictions"}
-    | {"robustness", "scores", "views"},
-    "robustness": {"assessment", "attacks", "corruptions", "examples", "experiment"}
-    | {"passes"},
-    "passes": {"attacks", "data", "examples", "experiment", "hosts", "losses", "mesh"}
+    "together": {"experiment", "hosts", "memory", "mesh", "step", "stepping"},
+    "evaluate": {"checkpoint", "config", "experiment", "hosts", "mesh", "scores"}
+    | {"sources", "workdir"},
+    "evaluation": {"answers", "assessment", "attacks", "calibration", "examples"}
+    | {"experiment", "intervals", "losses", "predictions", "robustness", "scores", "views"},
+    "robustness": {"answers", "assessment", "attacks", "corruptions", "examples"}
+    | {"experiment"},
+    "answers": {"attacks", "data", "examples", "experiment", "losses", "mesh"}
     | {"predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
-    "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
-    | {"files", "importers", "memory", "mesh", "printing"},
-    "search": {"batches", "clean", "cli", "config", "contact_sheet", "digesting"}
-    | {"evaluate", "experiment", "files", "gallery", "importers", "memory", "neighbours"}
-    | {"predict", "printing", "provenance", "workdir"},
-    "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
-    | {"importers", "show", "sources", "writer"},
+    "predict": {"batches", "clean", "decode", "experiment", "files", "mesh"},
+    "search": {"batches", "config", "contact_sheet", "digesting", "experiment", "files"}
+    | {"gallery", "importers", "neighbours", "predict", "provenance"},
+    "prepare": {"batches", "clean", "decode", "importers", "writer"},
     "convert": {"importers", "writer"},
-    "export": {"clean", "cli", "decode", "evaluate", "examples", "experiment"}
-    | {"export_facts", "files", "formats", "models", "predict", "provenance", "workdir"},
+    "export": {"clean", "decode", "examples", "experiment", "export_facts", "files"}
+    | {"formats", "models", "predict", "provenance"},
     "export_facts": {"decode", "digesting", "experiment", "formats", "logs", "weights"}
     | {"workdir"},
     "show": {"experiment", "mesh"},
     "hints": {"batches", "decode", "experiment"},
-    "report": {"cli", "evaluate", "evaluation", "files", "gather", "importers"}
-    | {"reporting", "workdir"},
     "gather": {"batches", "calibration", "checkpoint", "clean", "evaluate", "evaluation"}
     | {"examples", "experiment", "files", "importers", "logs", "memory"}
     | {"predict", "predictions", "reporting", "saliency", "scores", "show", "study_folder"}
     | {"workdir"},
-    "dry_run": {"config", "experiment", "memory"},
-    "study": {"cells", "cli", "comparison", "config", "expected", "experiment", "hosts"}
-    | {"mesh", "outcomes", "sides", "sources", "stopping", "study_runs", "study_table"}
-    | {"summary", "workdir"},
     "study_runs": {"cells", "checkpoint", "config", "evaluate", "experiment", "hosts"}
     | {"meter", "outcomes", "stopping", "study_folder", "summary"}
     | {"train", "workdir"},
@@ -125,7 +108,6 @@ NOUNS = {
     "summary": {"cells", "comparison", "metrics", "outcomes", "spread", "study_folder"},
     "workdir": {"config", "provenance"},
     "config": {"rules"},
-    "cli": set(),
 }
 # From a config to objects, each knowing those before it.
 HINGE = ["selection", "data", "plan", "recipe", "initial", "teacher", "experiment"]
@@ -148,11 +130,20 @@ def imported(path):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
 def test_imports_point_down(path):
     module = module_of(path)
+    if module in COMMANDS:
+        return
     if module in HINGE:
         later = HINGE[HINGE.index(module) :]
-        assert not imported(path) & {*VERBS, *later}
+        assert not imported(path) & {*COMMANDS, *VERBS, *later}
     else:
         assert imported(path) <= VERBS.get(module, NOUNS.get(module, set()))
+
+
+def test_argparse_is_in_the_commands_alone():
+    using = {
+        module_of(path) for path in PACKAGE.rglob("*.py") if "argparse" in path.read_text()
+    }
+    assert using == {"commands"}
 
 
 def test_only_what_may_read_a_config_does():
@@ -168,7 +159,7 @@ def test_only_what_may_read_a_config_does():
                 "data",
                 "workdir",
                 "reproduce",
-                "study",
+                "commands",
                 "study_runs",
             }
 
@@ -177,6 +168,7 @@ def test_importing_starts_no_device_and_no_tensorflow():
     code = (
         "import sys, jaxcls\n"
         "from jaxcls import config, experiment, train, evaluate, predict, prepare, main\n"
+        "from jaxcls.commands import export, report, search, study\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
         "assert 'tensorflow' not in sys.modules\n"

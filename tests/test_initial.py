@@ -9,6 +9,7 @@ import pytest
 
 from jaxcls import (
     checkpoint,
+    commands,
     config,
     evaluate,
     experiment,
@@ -212,7 +213,7 @@ def test_a_command_says_what_does_not_fit_on_one_line_and_leaves_nothing(
     command, trained, tmp_path
 ):
     done = command(
-        "main",
+        "train",
         "--config=configs/digits.py",
         f"--config.init.weights={trained}",
         f"--workdir={tmp_path / 'run'}",
@@ -400,12 +401,12 @@ def test_a_run_that_started_from_weights_is_made_again_where_they_are(
     folder, pack = str(tmp_path / "run"), tmp_path / "run.tar.gz"
     values = {"length": "2 steps", "init.weights": str(here)}
     train.run(experiment.build(tiny(**values)), folder)
-    assert reproduce.main([f"--workdir={folder}", f"--pack={pack}"]) == 0
+    assert commands.main(["reproduce", f"--workdir={folder}", f"--pack={pack}"]) == 0
     here.rename(moved)
     again = [f"--workdir={pack}", f"--config.data.dir={tiny().data.dir}"]
     with pytest.raises(
         InputError, match=r"here.safetensors: there is no .* sha256:\S+: say"
     ):
-        reproduce.main(again)
-    assert reproduce.main([*again, f"--config.init.weights={moved}"]) == 0
+        commands.main(["reproduce", *again])
+    assert commands.main(["reproduce", *again, f"--config.init.weights={moved}"]) == 0
     assert "bit for bit up to step 2" in capsys.readouterr().out

@@ -21,12 +21,12 @@ from jaxcls import (
     checkpoint,
     config,
     digesting,
-    dry_run,
     experiment,
     logs,
     sources,
     train,
 )
+from jaxcls.commands import dry_run
 from jaxcls.errors import DivergedError
 from jaxcls.workdir import Workdir
 from tests import golden

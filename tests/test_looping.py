@@ -11,12 +11,12 @@ import pytest
 
 from jaxcls import (
     checkpoint,
+    commands,
     experiment,
     logs,
     loop,
     looping,
     meter,
-    reproduce,
     stepping,
     train,
 )
@@ -215,11 +215,11 @@ def test_a_looped_run_is_made_again_bit_for_bit_and_traced(looped, tmp_path, cap
     assert "profile: 4 steps of" in capsys.readouterr().out
     assert "convolution" in (tmp_path / "run" / "profile" / "ops.txt").read_text()
     again = [f"--workdir={tmp_path / 'run'}"]
-    assert reproduce.main([*again, f"--scratch={tmp_path / 'again'}"]) == 0
+    assert commands.main(["reproduce", *again, f"--scratch={tmp_path / 'again'}"]) == 0
     assert "reproduced bit for bit up to step 10" in capsys.readouterr().out
     (start,) = json.loads((tmp_path / "again" / "manifest.json").read_text())["starts"]
     assert start["loop"] == 1
-    assert reproduce.main([*again, "--config.data.resident=off"]) == 0
+    assert commands.main(["reproduce", *again, "--config.data.resident=off"]) == 0
     assert "steps in a loop -> one by one" in capsys.readouterr().out
 
 

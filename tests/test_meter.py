@@ -162,5 +162,5 @@ def test_a_hint_names_what_may_help_this_run(tiny, monkeypatch):
     )
     assert hints.input_bound(drawn, 0.5) == (
         "input-bound: 50% of training waits for data; try --config.data.threads=8 (where"
-        " the disk is slow) or smaller files (python -m jaxcls.prepare --shrink=5)"
+        " the disk is slow) or smaller files (jaxcls prepare --shrink=5)"
     )

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from jaxcls import decode, prepare, sources, writer
+from jaxcls import commands, decode, sources, writer
 from jaxcls.errors import InputError
 from tests.images import encode, picture, pixels, write
 from tests.test_clean import png
@@ -52,7 +52,7 @@ def run(tmp_path):
     def make(source, *more, name="photos", data_dir="data"):
         root = tmp_path / data_dir
         arguments = [f"--source={source}", f"--name={name}", f"--data_dir={root}", *more]
-        assert prepare.main(arguments) == 0
+        assert commands.main(["prepare", *arguments]) == 0
         return root / name / "1.0.0"
 
     return make
@@ -67,7 +67,7 @@ def bad(tmp_path):
         if not any(a.startswith("--data_dir") for a in arguments):
             arguments = (*arguments, f"--data_dir={root}")
         with pytest.raises(InputError, match=said) as caught:
-            prepare.main(arguments)
+            commands.main(["prepare", *arguments])
         assert "\n" not in str(caught.value)
         below = {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
         assert below == {pathlib.Path(name) for name in left}
@@ -347,51 +347,6 @@ def test_shrink_re_encodes_what_is_larger_and_says_so(source, run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], r"give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG"),
-        (["--source=x", "--tfds=y"], r"give one of --source"),
-        (["--source={}"], r"--name= must be small letters.*such as --name=some_photos"),
-        (["--source={}", "--name=Photos"], r"--name=Photos must be small letters, digits"),
-        (["--source={}", "--name=../x"], r"--name=../x must be small letters"),
-        (["--source={}", "--name=9lives"], r"--name=9lives must be small"),
-        (["--source={}", "--name="], r"--name= must be small"),
-        (["--source=", "--name=x"], r"--source= is empty; give a folder or an archive"),
-        (["--source=~nobody_at_all/x", "--name=x"], r"--source=~nobody_at_all/x: "),
-        (["--source={}/gone", "--name=x"], r"--source=.*/gone is not there; give"),
-        (["--source={}/1.jpg", "--name=x"], r"1.jpg is no source of images; give a folder"),
-        (["--source={}", "--name=x", "--val_fraction=2"], r"--val_fraction=2 .*; try 0.2"),
-        (
-            ["--source={}", "--name=x", "--val_fraction=nan"],
-            r"=nan must be from 0 to below",
-        ),
-        (["--source={}", "--name=x", "--val_fraction=much"], r"=much must be from 0 to"),
-        (["--source={}", "--name=x", "--val_fraction=1"], r"=1 must be from 0 to below 1"),
-        (["--source={}", "--name=x", "--val_fraction=1e-9"], r"split val empty; try 0.2"),
-        (["--source={}", "--name=x", "--max_bad=-1"], r"--max_bad=-1 must be a whole numb"),
-        (["--source={}", "--name=x", "--shrink=1.5"], r"--shrink=1.5 must be a whole numb"),
-        (
-            ["--source={}", "--name=x", "--quality=101"],
-            r"--quality=101 must be at most 100",
-        ),
-        (["--source={}", "--name=x", "--quality=0"], r"--quality=0 must be .* at least 1"),
-        (["--source={}", "--name=x", "--threads=two"], r"--threads=two must be a whole"),
-        (["--source={}", "--name=x", "--data_dir=gs://b"], r"--data_dir=gs://b is a URL"),
-        (["--source={}", "--name=x", "--config.seed=1"], r"--config belongs to --show"),
-        (["--source={}", "--name=cifar10"], r"--name='cifar10': split train holds 2 exam"),
-        (["--source={}", "--name=x", "--vall=1"], r"unrecognized arguments: --vall=1"),
-        (["--source={}", "--name=x", "--data_dir={}"], r"/x lies in --source=.*; give a"),
-        (["--source={}", "--name=x", "--data_dir={}/a"], r"/x lies in --source=.*; give a"),
-    ],
-)
-def test_bad_arguments(source, bad, tmp_path, arguments, said):
-    root = source({"a/1.jpg": picture(1), "b/2.jpg": picture(2), "1.jpg": picture(3)})
-    before = sorted(root.rglob("*"))
-    bad(*(argument.format(root) for argument in arguments), said=said)
-    assert sorted(root.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, r"holds no file; give a folder of class folders of images"),
@@ -444,14 +399,16 @@ def test_a_dataset_that_is_there_is_kept(source, run, tmp_path):
     root = source(photos())
     before = files_of(run(root))
     with pytest.raises(InputError, match=r"photos/1.0.0 exists; give another --name, or"):
-        prepare.main([f"--source={root}", "--name=photos", f"--data_dir={tmp_path}/data"])
+        commands.main(
+            ["prepare", f"--source={root}", "--name=photos", f"--data_dir={tmp_path}/data"]
+        )
     assert files_of(tmp_path / "data" / "photos" / "1.0.0") == before
 
 
 def test_the_source_may_lie_beside_the_datasets(source, run, bad, tmp_path):
     root = source(photos())
     with pytest.raises(InputError, match=r"/one lies in --source="):
-        prepare.main([f"--source={root}", "--name=one", f"--data_dir={root}"])
+        commands.main(["prepare", f"--source={root}", "--name=one", f"--data_dir={root}"])
     folder = run(root, data_dir=".")
     assert folder == tmp_path / "photos" / "1.0.0"
     moved = root.rename(tmp_path / "x")
@@ -500,7 +457,7 @@ def test_a_bad_input_is_one_line_and_status_2(command, tmp_path):
 
 def start(root, data_dir, *more):
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxcls.prepare", f"--source={root}", "--name=x",
+        [sys.executable, "-m", "jaxcls", "prepare", f"--source={root}", "--name=x",
          f"--data_dir={data_dir}", "--threads=1", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -531,7 +488,8 @@ def test_a_killed_run_leaves_nothing_and_two_at_once_are_one(tmp_path, run, caps
 # Ctrl-C comes while its fourth image is cleaned: what is done after that is waited for.
 INTERRUPTED = """
 import itertools, os, signal
-from jaxcls import cli, prepare
+from jaxcls import prepare
+from jaxcls.__main__ import main
 clean, calls = prepare.clean, itertools.count()
 def interrupted(*given):
     if next(calls) == 3:
@@ -539,7 +497,7 @@ def interrupted(*given):
     return clean(*given)
 prepare.clean = interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's & has it ignored.
-cli.run(prepare.main)
+main()
 """
 
 
@@ -548,7 +506,9 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     root = write(tmp_path / "some", files)
     flags = f"--source={root}", "--name=x", f"--data_dir={tmp_path}/data", "--threads=1"
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *flags], capture_output=True, text=True
+        [sys.executable, "-c", INTERRUPTED, "prepare", *flags],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.endswith("class folders, 2 classes, train=20\n")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -14,17 +14,10 @@ from sklearn.datasets import load_sample_images
 
 from jaxcls import (
     cells,
+    commands,
     config,
-    evaluate,
     experiment,
-    export,
-    main,
-    predict,
-    prepare,
-    report,
     reproduce,
-    search,
-    study,
     study_runs,
     train,
     weights,
@@ -42,13 +35,17 @@ BLOCKS = {
     for language in ("bash", "python")
 }
 LINES = [line for block in BLOCKS["bash"] for line in block.splitlines()]
+# What stands behind `jaxcls`, the verb first.
 COMMANDS = [
-    line[line.index("python -m jaxcls.") :] for line in LINES if "-m jaxcls." in line
+    shlex.split(f"{verb} {rest}")
+    for line in LINES
+    for verb, rest in re.findall(r"^jaxcls (\w+) (.*)$", line)
+    + [("train", rest) for rest in re.findall(r"python -m jaxcls\.main (.*)$", line)]
 ]
-MAIN = [c for c in COMMANDS if "jaxcls.main" in c]
-PREPARE = [c for c in COMMANDS if "jaxcls.prepare" in c]
-STUDY = [c for c in COMMANDS if "jaxcls.study" in c]
-ON_A_RUN = [c for c in COMMANDS if c not in MAIN + PREPARE + STUDY]
+TRAIN = [c for c in COMMANDS if c[0] == "train"]
+PREPARE = [c for c in COMMANDS if c[0] == "prepare"]
+STUDY = [c for c in COMMANDS if c[0] == "study"]
+ON_A_RUN = [c for c in COMMANDS if c not in TRAIN + PREPARE + STUDY]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +96,7 @@ def checkout(tmp_path_factory, data_dir):
         patch.chdir(folder)
         patch.setenv("TFDS_DATA_DIR", str(data_dir))
         for command in PREPARE:
-            assert prepare.main(shlex.split(command)[3:]) == 0
+            assert commands.main(command) == 0
         small = {"model.name": "cnn(widths=(4, 4, 4, 4), dense=8)", "length": "2 steps"}
         train.run(experiment.build(config.load("configs/photos.py", small)), "runs/photos")
     return folder
@@ -113,22 +110,25 @@ def _as_a_reader(checkout, data_dir, monkeypatch):
     monkeypatch.setattr(hub, "fetch", lambda repository, name: there.get(name))
 
 
-@pytest.mark.parametrize("command", MAIN)
+def test_every_command_of_the_readme_is_one_of_these():
+    said = [line for line in LINES if "jaxcls" in line]
+    assert len(COMMANDS) == len(said)
+
+
+@pytest.mark.parametrize("command", TRAIN, ids=shlex.join)
 def test_a_training_command_is_right(command, capsys):
-    arguments = shlex.split(command)[3:]
-    if "--help" in arguments:
+    if "--help" in command:
         with pytest.raises(SystemExit, match="0"):
-            main.main(arguments)
+            commands.main(command)
     else:
-        assert main.main([*arguments, "--dry_run"]) == 0
+        assert commands.main([*command, "--dry_run"]) == 0
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", STUDY)
+@pytest.mark.parametrize("command", STUDY, ids=shlex.join)
 def test_a_study_is_right(command, capsys):
-    arguments = shlex.split(command)[3:]
-    more = [] if "--compare" in arguments else ["--dry_run"]
-    assert study.main([*arguments, *more]) == 0
+    more = [] if "--compare" in command else ["--dry_run"]
+    assert commands.main([*command, *more]) == 0
     assert capsys.readouterr().out
 
 
@@ -142,14 +142,11 @@ def test_photos_are_prepared_and_shown_as_it_says(checkout, data_dir):
         assert picture.width > 1000
 
 
-@pytest.mark.parametrize("command", ON_A_RUN)
+@pytest.mark.parametrize("command", ON_A_RUN, ids=shlex.join)
 def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
     # Its devices have started long ago.
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    known = evaluate, export, predict, report, reproduce, search
-    verbs = {each.__name__: each for each in known}
-    verb = verbs[shlex.split(command)[2]]
-    assert verb.main(shlex.split(command)[3:]) == 0
+    assert commands.main(command) == 0
     assert capsys.readouterr().out
 
 
@@ -161,5 +158,7 @@ def test_the_python_of_the_readme_runs(capsys):
 
 def test_the_dry_run_shown_is_what_is_printed(capsys):
     shown = re.search(r"```\n(model: +resnet50.*?)```", README, re.DOTALL)[1]
-    main.main(["--config=configs/resnet50.py", "--dry_run", "--config.mesh.devices=1"])
+    commands.main(
+        ["train", "--config=configs/resnet50.py", "--dry_run", "--config.mesh.devices=1"]
+    )
     assert shown in capsys.readouterr().out

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from jaxcls import (
+    commands,
     evaluate,
     experiment,
     gather,
     predictions,
-    report,
-    study,
     train,
     workdir,
 )
+from jaxcls.commands import report
 from jaxcls.errors import InputError
 from tests import browser
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
-    assert report.main([f"--workdir={folder}"]) == 0
+    assert commands.main(["report", f"--workdir={folder}"]) == 0
     said = capsys.readouterr().out
     file = folder / "report.html"
     assert said.startswith(f"report: {file} (")
@@ -101,7 +101,7 @@ def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "grey.png")
     out = tmp_path / "r.html"
     arguments = [f"--workdir={moved}", f"--output={out}", f"--images={tmp_path}/grey.png"]
-    assert report.main(arguments) == 0
+    assert commands.main(["report", *arguments]) == 0
     text, said = out.read_text(), capsys.readouterr().out
     for where in (text, said):
         assert "Not scored here: " in where
@@ -119,7 +119,7 @@ def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_pat
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
     out = tmp_path / "r.html"
     given = [f"--workdir={folder}", f"--config.data.dir={tmp_path}/data"]
-    assert report.main([*given, f"--output={out}"]) == 0
+    assert commands.main(["report", *given, f"--output={out}"]) == 0
     text, said = out.read_text(), capsys.readouterr().out
     for where in (text, said):
         assert "Not scored here: record" in where
@@ -130,47 +130,18 @@ def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_pat
     shutil.copy(next(data_dir.glob(f"digits/*/{shard.name}")), shard)
     (shard,) = (tmp_path / "data").glob("digits/*/*-train.array_record*")
     shard.write_bytes(shard.read_bytes()[:-1000])
-    assert report.main([*given, f"--output={out}"]) == 0
+    assert commands.main(["report", *given, f"--output={out}"]) == 0
     assert "No temperature: data.eval=train[90%:] cannot be read (record" in out.read_text()
 
 
 def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
-    assert report.main([f"--workdir={young}"]) == 0
+    assert commands.main(["report", f"--workdir={young}"]) == 0
     assert "young: It has no checkpoint yet" in capsys.readouterr().out
     text = (young / "report.html").read_text()
     assert "It has no checkpoint yet" in text
     assert 'id="curve-loss-figure_1"' in text
     assert "not finished: step 2 of 6" in text
     assert text.count("<img") == gather.TRAINED_ON
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workdir={tmp}"], "is not a run's folder"),
-        (["--workdir={tmp}/no"], "no is not a run's folder"),
-        (["--workdir={run}/../yuong"], "there are young; try --workdir={run}/../young"),
-        (["--workdir={run}/.."], "there are young; try --workdir={run}/../young"),
-        (["--workdir={run}/config.json"], "json is not a run's folder"),
-        (["--workdir={run}", "--output={run}/config.json"], "belongs to the run"),
-        (["--workdir={run}", "--output={tmp}"], "is a folder; try --output=report.html"),
-        (["--workdir={run}", "--output={tmp}/no/r.html"], "in no folder that is there"),
-        (["--workdir={run}", "--images={tmp}/no.png"], "no.png is not a file"),
-        (["--workdir={run}", "--config.seed=3"], "part of what the run is"),
-        ([], "nothing to report on; give --workdir=RUN or --study=DIR"),
-        (["--study={run}"], "young is a run's folder: give it as --workdir="),
-        (["--study={tmp}"], "is not a study's folder: it has no study.json"),
-        (["--study={tmp}/no"], "is not a study's folder: it has no study.json"),
-        (["--study={tmp}", "--split=train"], "--split is of runs, and there is none"),
-        (["--study={tmp}", "--attacks=fgsm(2)"], "--attacks is of runs, and there is none"),
-        (["--workdir={tmp}", "--corruptions=nose"], "unknown --corruptions 'nose'"),
-        (["--study={tmp}", "--config.data.dir=x"], "--config is of runs"),
-    ],
-)
-def test_bad_input_is_named(young, tmp_path, arguments, message):
-    with pytest.raises(InputError) as refused:
-        report.main([each.format(run=young, tmp=tmp_path) for each in arguments])
-    assert message.format(run=young) in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +158,7 @@ def test_a_record_that_is_none_is_named(young, tmp_path, name, text):
     damaged = shutil.copytree(young, tmp_path / "damaged", ignore=ignored)
     (damaged / name).write_text(text)
     with pytest.raises(InputError, match=rf"{name}.* is no.* record"):
-        report.main([f"--workdir={damaged}"])
+        commands.main(["report", f"--workdir={damaged}"])
     assert not (damaged / "report.html").exists()
 
 
@@ -195,12 +166,14 @@ def test_a_run_named_in_two_ways_is_there_once_and_too_many_images_are_refused(
     young, tmp_path, capsys
 ):
     other = young.parent / "." / young.name
-    assert report.main([f"--workdir={young}", f"--workdir={other}/../young"]) == 0
+    assert (
+        commands.main(["report", f"--workdir={young}", f"--workdir={other}/../young"]) == 0
+    )
     assert "runs: 1)" in capsys.readouterr().out
     for k in range(report.MOST_IMAGES + 1):
         (tmp_path / f"{k}.png").touch()
     with pytest.raises(InputError, match=r"are 65 images, and a report looks into at most"):
-        report.main([f"--workdir={young}", "--images", str(tmp_path)])
+        commands.main(["report", f"--workdir={young}", "--images", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -215,7 +188,7 @@ def test_a_run_named_in_two_ways_is_there_once_and_too_many_images_are_refused(
 def test_what_a_run_does_not_have_is_named(folder, tmp_path, argument, message):
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(InputError) as refused:
-        report.main([f"--workdir={folder}", argument.format(tmp=tmp_path)])
+        commands.main(["report", f"--workdir={folder}", argument.format(tmp=tmp_path)])
     assert message in str(refused.value)
 
 
@@ -241,7 +214,7 @@ def test_attention_is_shown_of_a_vit(data_dir, tmp_path):
         "data.eval_ops": "decode(1) | resize(32)",
     }
     made = trained(data_dir, tmp_path / "vit", **{"model.name": vit, **ops})
-    assert report.main([f"--workdir={made}"]) == 0
+    assert commands.main(["report", f"--workdir={made}"]) == 0
     text = (made / "report.html").read_text()
     assert "Where it looks (attention rollout)" in text
     assert "whatever the class" in text
@@ -253,7 +226,7 @@ def both(folder, data_dir, tmp_path_factory):
     other = trained(data_dir, folder.parent / "second", **{"seed": 1, "optim.lr": 0.03})
     out = tmp_path_factory.mktemp("page") / "both.html"
     runs = [f"--workdir={folder}", f"--workdir={other}"]
-    assert report.main([*runs, f"--output={out}"]) == 0
+    assert commands.main(["report", *runs, f"--output={out}"]) == 0
     assert out.stat().st_size < 5_000_000
     return out
 
@@ -390,7 +363,7 @@ def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError) as refused:
-        report.main([f"--study={tmp_path}"])
+        commands.main(["report", f"--study={tmp_path}"])
     assert message in str(refused.value)
     assert str(tmp_path) in str(refused.value)
     assert not (tmp_path / "report.html").exists()
@@ -415,8 +388,8 @@ def of_study(data_dir, tmp_path_factory):
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     config = f"--config={ROOT / 'configs' / 'digits.py'}"
     grid = ["--grid", "optim.lr=0.1,0.01,1e30", "--seeds=2"]
-    assert study.main([config, f"--workdir={folder}", *grid, *overrides]) == 0
-    assert report.main([f"--study={folder}"]) == 0
+    assert commands.main(["study", config, f"--workdir={folder}", *grid, *overrides]) == 0
+    assert commands.main(["report", f"--study={folder}"]) == 0
     return folder
 
 
@@ -436,13 +409,13 @@ def test_a_study_is_told_from_its_folder(of_study, capsys):
     first = of_study / "optim.lr=0.1" / "seed-0"
     out = of_study / "both.html"
     both = [f"--study={of_study}", f"--workdir={first}", f"--output={out}"]
-    assert report.main(both) == 0
+    assert commands.main(["report", *both]) == 0
     assert "runs: 1, studies: 1" in capsys.readouterr().out
     text = out.read_text()
     assert "<h1>Report: rates, seed-0</h1>" in text
     assert text.index("Study: rates") < text.index('id="run1"')
     with pytest.raises(InputError, match=rf"a run's folder.*the study's is {of_study}"):
-        report.main([f"--study={first}"])
+        commands.main(["report", f"--study={first}"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 
-from jaxcls import proof, reproduce
+from jaxcls import commands, proof, reproduce
 from jaxcls.errors import InputError
 from tests.conftest import ROOT
 
@@ -50,43 +50,45 @@ def recorded(starts, steps):
 def test_bits_are_compared_up_to_where_the_run_moved(capsys):
     again = START | {"resumed_from": 7}
     moved = START | {"devices": ["cpu"] * 8, "resumed_from": 10}
-    assert reproduce._last_step(recorded([START, again], (5, 9, 12)), 0) == 12
-    assert reproduce._last_step(recorded([START, again], (5, 9, 12)), 10) == 9
-    assert reproduce._last_step(recorded([START, again, moved], (5, 9, 12)), 0) == 9
+    assert reproduce._last_step(recorded([START, again], (5, 9, 12)), 0, print) == 12
+    assert reproduce._last_step(recorded([START, again], (5, 9, 12)), 10, print) == 9
+    assert reproduce._last_step(recorded([START, again, moved], (5, 9, 12)), 0, print) == 9
     assert "moved to another kind of machine after step 10" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"recorded up to step 4: the first is of step 5"):
-        reproduce._last_step(recorded([START], (5, 9)), 4)
+        reproduce._last_step(recorded([START], (5, 9)), 4, print)
     with pytest.raises(InputError, match="no digest is recorded up to step 0"):
-        reproduce._last_step(recorded([START, moved | {"resumed_from": 0}], (5, 9)), 0)
+        reproduce._last_step(
+            recorded([START, moved | {"resumed_from": 0}], (5, 9)), 0, print
+        )
     asked = {**START["cpu"], "nproc": "2"}  # As many as there are cores.
     assert proof.topology(START) == proof.topology(START | {"cpu": asked})
 
 
 def test_one_of_several_seeds_in_one_program_is_refused():
     alone = recorded([START], (5,))
-    reproduce._check_is_alone(alone, "runs/a")
+    reproduce._check_is_alone(alone)
     row = recorded([START | {"together": 3, "row": 1}], (5,))
-    with pytest.raises(InputError, match=r"--workdir=runs/a .* together=3 seeds"):
-        reproduce._check_is_alone(row, "runs/a")
+    with pytest.raises(InputError, match=r"together=3 seeds"):
+        reproduce._check_is_alone(row)
 
 
 @pytest.mark.parametrize(
-    ("losses", "status"),
+    ("losses", "is_near"),
     [
-        ({10: 1.0, 20: 0.5}, 0),
-        ({10: 1.01, 20: 0.51, 30: 9.0}, 0),
-        ({10: 1.0, 20: 0.6}, 4),
-        ({10: 1.0}, 4),
-        ({}, 4),
+        ({10: 1.0, 20: 0.5}, True),
+        ({10: 1.01, 20: 0.51, 30: 9.0}, True),
+        ({10: 1.0, 20: 0.6}, False),
+        ({10: 1.0}, False),
+        ({}, False),
     ],
 )
-def test_near_is_every_recorded_loss_within_the_tolerance(losses, status):
+def test_near_is_every_recorded_loss_within_the_tolerance(losses, is_near):
     before = [{"step": s, "kind": "train", "loss": x} for s, x in ((10, 1.0), (20, 0.5))]
     now = [{"step": s, "kind": "train", "loss": x} for s, x in losses.items()]
     # A record of another kind at the same step moves no pair.
     now.insert(0, {"step": 10, "kind": "skip", "index": [1]})
     recorded = proof.Recorded({}, {}, [START], {}, before)
-    assert reproduce._compare_nearly(recorded, now, 20, 0.05, {}) == status
+    assert reproduce._compare_nearly(recorded, now, 20, 0.05, {}).is_same == is_near
 
 
 def environment(data_dir):
@@ -125,7 +127,8 @@ def again(ran, data_dir, tmp_path):
             [
                 sys.executable,
                 "-m",
-                "jaxcls.reproduce",
+                "jaxcls",
+                "reproduce",
                 f"--workdir={workdir or run.folder}",
                 *flags,
             ],
@@ -277,26 +280,6 @@ def test_a_run_that_was_killed_and_resumed_is_reproduced_in_one_go(
     assert "reproduced bit for bit up to step 81" in said
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--steps=three"], "--steps=three must be a whole number, at least 0"),
-        (["--tolerance=nan"], "--tolerance=nan must be a number, at least 0"),
-        (["--workdir=nowhere"], "--workdir=nowhere is not a run's folder"),
-        (["--workdir=README.md"], "README.md is no archive of a run"),
-        (["--config.optim.lr=1"], "--config.optim.lr comes from the run's folder"),
-    ],
-)
-@pytest.mark.slow
-def test_what_cannot_be_reproduced_is_one_line(again, monkeypatch, flags, says):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
-    if not flags[0].startswith("--workdir"):
-        flags = [f"--workdir={again.folder}", *flags]
-    with pytest.raises(InputError, match=says.replace("(", r"\(")):
-        reproduce.main(flags)
-
-
 ODD = [
     ("manifest.json", "no JSON"),
     ("manifest.json", "[]"),
@@ -312,13 +295,15 @@ ODD = [
 def test_a_proof_of_another_form_is_one_line(again, name, text):
     (again.folder / name).write_text(text)
     with pytest.raises(InputError, match=r"is not what a run writes|:1 is not a record"):
-        reproduce.main([f"--workdir={again.folder}"])
+        commands.main(["reproduce", f"--workdir={again.folder}"])
 
 
 @pytest.mark.slow
 def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
     packed = tmp_path / "run.tar.gz"
-    assert reproduce.main([f"--workdir={again.folder}", f"--pack={packed}"]) == 0
+    assert (
+        commands.main(["reproduce", f"--workdir={again.folder}", f"--pack={packed}"]) == 0
+    )
     content = packed.read_bytes()
     for at in (len(content) // 3, len(content) // 2, len(content) - 8):
         changed = bytearray(content)
@@ -331,14 +316,16 @@ def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
     for path in (*tmp_path.glob("damaged*"), tmp_path / "odd.tar.gz"):
         name = path.name
         with pytest.raises(InputError, match=f"{name} is no archive of a run"):
-            reproduce.main([f"--workdir={tmp_path / name}"])
+            commands.main(["reproduce", f"--workdir={tmp_path / name}"])
 
 
 @pytest.mark.slow
 def test_a_scratch_folder_that_holds_anything_is_refused(again):
     before = (again.folder / "config.json").read_bytes()
     with pytest.raises(InputError, match="is not empty; name a new folder"):
-        reproduce.main([f"--workdir={again.folder}", f"--scratch={again.folder}"])
+        commands.main(
+            ["reproduce", f"--workdir={again.folder}", f"--scratch={again.folder}"]
+        )
     assert (again.folder / "config.json").read_bytes() == before
 
 
@@ -359,10 +346,10 @@ def test_a_folder_without_its_proof_is_one_line(again, monkeypatch):
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
     (again.folder / "digests.jsonl").unlink()
     with pytest.raises(InputError, match="has recorded no digest yet"):
-        reproduce.main([f"--workdir={again.folder}"])
+        commands.main(["reproduce", f"--workdir={again.folder}"])
     (again.folder / "manifest.json").unlink()
     with pytest.raises(InputError, match="and a run's proof needs it"):
-        reproduce.main([f"--workdir={again.folder}"])
+        commands.main(["reproduce", f"--workdir={again.folder}"])
 
 
 @pytest.mark.slow
@@ -373,4 +360,4 @@ def test_other_data_are_refused(again, monkeypatch):
     change(again.folder / "config.json", fewer)
     monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
     with pytest.raises(InputError, match="the data are not those of the run"):
-        reproduce.main([f"--workdir={again.folder}"])
+        commands.main(["reproduce", f"--workdir={again.folder}"])

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import attacks, batches, corruptions, evaluate, examples, experiment, train
+from jaxcls import (
+    attacks,
+    batches,
+    commands,
+    corruptions,
+    examples,
+    experiment,
+    train,
+)
 from jaxcls import robustness as robust
-from jaxcls.errors import InputError
 from tests.settings import digits
 
 SPLIT = "test[:61]"
@@ -83,20 +90,6 @@ def test_figures_are_those_of_a_plain_loop(devices, batch_size, data_dir):
     assert pgd.row.top1.value <= fgsm.row.top1.value
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--corruptions=nose"], r"unknown --corruptions 'nose'; known: all, brightness"),
-        (["--attacks=fgsm(300)"], r"--attacks: fgsm: epsilon=300 must be above 0 and at"),
-        (["--attacks=fgsm(1) | fgsm(1.0)"], r"has fgsm\(1\) twice; name it once"),
-    ],
-)
-def test_bad_arguments_are_one_line(arguments, said):
-    # Before anything is read: there is no such run.
-    with pytest.raises(InputError, match=said):
-        evaluate.main(["--workdir=/nowhere", *arguments])
-
-
 @pytest.mark.slow
 def test_a_trained_run_loses_by_strength_and_by_epsilon(data_dir, tmp_path, capsys):
     settings = {
@@ -111,7 +104,7 @@ def test_a_trained_run_loses_by_strength_and_by_epsilon(data_dir, tmp_path, caps
     levels = 2, 8, 16, 32
     text = " | ".join(f"{kind}({k})" for kind in ("fgsm", "pgd") for k in levels)
     asked = f"--workdir={folder}", "--corruptions=all", f"--attacks={text}"
-    assert evaluate.main([*asked, f"--json={file}"]) == 0
+    assert commands.main(["evaluate", *asked, f"--json={file}"]) == 0
     out, record = capsys.readouterr().out, json.loads(file.read_text())
     clean = record["headline"]["top1"]["value"]
     assert clean > 0.9

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from jaxcls import contact_sheet, evaluate, experiment, gallery, predict, search, train
+from jaxcls import (
+    commands,
+    contact_sheet,
+    evaluate,
+    experiment,
+    gallery,
+    predict,
+    search,
+    train,
+)
 from jaxcls.errors import InputError
 from jaxcls.files import Bad
 from tests import pngs
@@ -44,7 +53,7 @@ def ask(run, folder, tmp_path, capsysbinary):
 
     def call(*arguments):
         given = [f"--workdir={run}", f"--gallery={folder}", *map(str, arguments)]
-        status = search.main(given)
+        status = commands.main(["search", *given])
         out, err = capsysbinary.readouterr()
         return status, out.decode("utf-8", "surrogateescape"), err.decode().splitlines()
 
@@ -205,31 +214,17 @@ def test_features_that_are_no_numbers_are_a_bad_file(monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--top=0", "c.png"], "--top=0 must be a whole number, at least 1; try --top=8"),
-        (["--sheet=x.jpg", "c.png"], "--sheet=x.jpg must end in .png, as search.png does"),
-        (["--sheet=no/x.png", "c.png"], "--sheet=no/x.png is in no folder that is there"),
-        (["--cache=x.npy", "c.png"], "--cache=x.npy must be a folder, or end in .npz; try"),
-        (["--null", "c.png"], "--null is of a list on standard input"),
-        (["nowhere.png"], "nowhere.png is not a file; give image files or folders"),
-        ([], "the following arguments are required: QUERY; .* --help shows"),
-    ],
-)
-def test_what_makes_no_sense_is_one_line(folder, ask, arguments, said, monkeypatch):
-    monkeypatch.chdir(folder)
-    with pytest.raises(InputError, match=f"^{said}"):
-        ask(*arguments)
-
-
 def test_a_folder_that_is_no_gallery_or_no_run_is_one_line(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, said in (("empty", "holds no image; "), ("none", "is not a folder; give")):
         with pytest.raises(InputError, match=rf"^--gallery=.*/{name} {said}"):
-            search.main([f"--workdir={run}", f"--gallery={tmp_path}/{name}", "x.png"])
+            commands.main(
+                ["search", f"--workdir={run}", f"--gallery={tmp_path}/{name}", "x.png"]
+            )
     with pytest.raises(InputError, match=r"^--workdir=.*/empty"):
-        search.main([f"--workdir={tmp_path}/empty", f"--gallery={tmp_path}", "x.png"])
+        commands.main(
+            ["search", f"--workdir={tmp_path}/empty", f"--gallery={tmp_path}", "x.png"]
+        )
 
 
 @pytest.mark.slow

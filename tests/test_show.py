@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import experiment, prepare, show
+from jaxcls import commands, experiment, show
 from jaxcls.errors import InputError
 
 
@@ -72,16 +72,16 @@ def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
 def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
     out = tmp_path / "batch.png"
     config = ["--config=configs/digits.py", f"--config.data.dir={data_dir}"]
-    assert prepare.main([f"--show={out}", *config]) == 0
+    assert commands.main(["prepare", f"--show={out}", *config]) == 0
     assert str(out) in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.format == "PNG"
         assert len(picture.convert("L").getcolors()) > 20
     with pytest.raises(InputError, match=r"cannot be written .*--show=batch\.png"):
-        prepare.main([f"--show={tmp_path}/no/batch.png", *config])
+        commands.main(["prepare", f"--show={tmp_path}/no/batch.png", *config])
     with pytest.raises(InputError, match=r"cannot be written .*--show=batch\.png"):
-        prepare.main([f"--show={tmp_path}/batch.xyz", *config])
+        commands.main(["prepare", f"--show={tmp_path}/batch.xyz", *config])
     with pytest.raises(InputError, match=r"has no suffix; try --show=b\.png"):
-        prepare.main(["--show=b", *config])
+        commands.main(["prepare", "--show=b", *config])
     with pytest.raises(InputError, match="needs --config=FILE"):
-        prepare.main([f"--show={out}"])
+        commands.main(["prepare", f"--show={out}"])

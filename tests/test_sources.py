@@ -222,7 +222,7 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path, data_dir):
     said = str(refused.value)
     assert f"data.name='cifar10' is not prepared in {data_dir}" in said
     assert "download cifar-10-python.tar.gz" in said
-    assert f"jaxcls.prepare --source=FOLDER --name=cifar10 --data_dir={data_dir}" in said
+    assert f"jaxcls prepare --source=FOLDER --name=cifar10 --data_dir={data_dir}" in said
     assert said.endswith("prepared there: digits")
     with pytest.raises(InputError, match=r"https://image-net\.org"):
         sources.Dataset("imagenet2012", str(tmp_path))
@@ -267,7 +267,7 @@ def test_another_file_format_is_refused_with_the_command_that_converts(data_dir,
         sources.Dataset("mine", str(tmp_path))
     said = str(refused.value)
     assert f"data.name=mine: {folder} is in tfrecord and must be array_record" in said
-    assert f"jaxcls.prepare --source={folder} --name=mine --data_dir=NEW_DIR" in said
+    assert f"jaxcls prepare --source={folder} --name=mine --data_dir=NEW_DIR" in said
 
 
 def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):

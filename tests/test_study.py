@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from jaxcls import commands, experiment, outcomes, study_folder, train
 from jaxcls import config as configs
-from jaxcls import experiment, outcomes, study, study_folder, train
 from jaxcls.errors import InputError
 from tests import runs
 from tests.conftest import ROOT
@@ -47,7 +47,9 @@ def done(command, tmp_path):
     """``done("--seeds=2")`` -> (status, folder) of a study made in this process."""
 
     def run(*more, workdir="study"):
-        return study.main(command(*more, workdir=workdir)), tmp_path / workdir
+        return commands.main(
+            ["study", *command(*more, workdir=workdir)]
+        ), tmp_path / workdir
 
     return run
 
@@ -186,34 +188,6 @@ def test_a_run_that_another_process_makes_is_left_to_it(
     assert "not all runs are there yet: cells=1 done=1 diverged=0 missing=1" in out
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--seeds=0"], "--seeds=0 must be how many there are"),
-        (["--shard=2/2"], r"--shard=2/2 must be i/n with i below n"),
-        (["--shard=a"], "--shard=a must be i/n"),
-        (["--config.seed=3"], r"--config\.seed is what --seeds varies"),
-        (["--baseline=x"], "--baseline=x is no cell; there are: base"),
-        (["--cells=x"], "--cells=x must be a whole number"),
-        (["--grid", "optim.lr=a,b"], r"--config\.optim\.lr=a must be a number"),
-        (
-            ["--grid", "batch_size=64,0"],
-            "cell batch_size=0: batch_size=0 must be at least 1",
-        ),
-        (["--grid", "model.name=cnn,cmn"], r"cell model\.name=cmn: unknown .*'cmn'"),
-        (["--seeds=2", "x"], "unrecognized arguments: x"),
-        (["--seeds=2", "--metric=top3"], r"--metric='top3' is not evaluated; one of loss"),
-    ],
-)
-def test_bad_input_is_one_line_before_anything_is_written(
-    done, tmp_path, more, message, monkeypatch
-):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=message):
-        done(*more)
-    assert not (tmp_path / "study").exists()
-
-
 def test_a_folder_that_holds_something_else_is_refused(done, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "study").mkdir()
@@ -244,7 +218,7 @@ def test_a_study_that_was_stopped_twice_ends_as_one_that_never_was(command, tmp_
     def start(workdir):
         arguments = command(*more, workdir=workdir)
         return subprocess.Popen(
-            [sys.executable, "-m", "jaxcls.study", *arguments],
+            [sys.executable, "-m", "jaxcls", "study", *arguments],
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -278,7 +252,7 @@ def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
     env = {**os.environ, "PYTHONWARNINGS": "default"}
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "jaxcls.study", *arguments, f"--shard={i}/2"],
+            [sys.executable, "-m", "jaxcls", "study", *arguments, f"--shard={i}/2"],
             cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env,
         )
         for i in range(2)
@@ -287,7 +261,7 @@ def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
     alone = command("--seeds=2", workdir="one")
-    subprocess.run([sys.executable, "-m", "jaxcls.study", *alone], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "jaxcls", "study", *alone], cwd=ROOT, check=True)
     files = [tmp_path / name / "study.json" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -320,7 +294,9 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
     place = f"--config.data.dir={data_dir}"
 
     def run(*arguments, workdir):
-        return study.main([*arguments, place, f"--workdir={tmp_path / workdir}"])
+        return commands.main(
+            ["study", *arguments, place, f"--workdir={tmp_path / workdir}"]
+        )
 
     more = ("--seeds=3", "--record", "--margin=60")
     with pytest.raises(InputError, match=r"--config\.optim\.lr changes it"):
@@ -350,43 +326,14 @@ def test_a_recipe_is_recorded_verified_and_found_to_differ(data_dir, tmp_path, c
         run(f"--verify={file}", workdir="again")
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "was given nothing"),
-        (["--config=a.py", "--verify=b.py"], "was given --config and --verify"),
-        (["--compare", "a", "a"], "a is no folder of a run"),
-        (["--verify=configs/tutorial_folder.py"], "nothing is recorded of this recipe"),
-        (["--config=configs/digits.py", "--record", "--grid", "optim.lr=1"], "one recipe"),
-        (["--config=configs/digits.py", "--record", "--margin=0"], "must be above 0"),
-        (["--config=configs/digits.py", "--record", "--margin=x"], "must be a number"),
-        (["--config=configs/digits.py", "--record", "--metric=loss"], "how near is near"),
-        (["--config=configs/digits.py", "--record", "--seeds=1"], "two seeds at least"),
-        (["--config=configs/digits.py", "--margin=1"], "nothing without --record"),
-        (["--config=configs/digits.py", "--search_seed=1"], "nothing without --random"),
-        (["--compare", "a", "b", "--seeds=2"], "--seeds says nothing beside --compare"),
-        (["--compare", "a", "b", "--config.seed=1"], "--config.seed says nothing beside"),
-        (["--verify=configs/digits.py", "--metric=loss"], "--metric says nothing beside"),
-        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,x"], "cell optim.lr=x: "),
-        (["--config=configs/digits.py", "--grid", "optim.lr=0.1,0.10"], "the same recipe"),
-        (
-            ["--config=configs/digits.py", "--vary=order", "--config.seeds.order=1"],
-            "--config.seeds.order is what --vary=order varies",
-        ),
-    ],
-)
-def test_one_thing_is_asked_at_a_time(argv, message, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=message):
-        study.main(argv)
-
-
 def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     for side, values in {"a": (0.5, 0.6, 0.7), "b": (0.52, 0.61, 0.74)}.items():
         for seed, top1 in enumerate(values):
             runs.write(tmp_path / side / f"seed-{seed}", runs.scored(top1), seed=seed)
-    assert study.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert (
+        commands.main(["study", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    )
     out = capsys.readouterr().out
     assert f"{tmp_path}/b against {tmp_path}/a: no difference seen: +2.3 points" in out
     with pytest.raises(InputError, match="these are the same; name two"):
-        study.main(["--compare", str(tmp_path / "a"), f"{tmp_path}/a/"])
+        commands.main(["study", "--compare", str(tmp_path / "a"), f"{tmp_path}/a/"])

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies as jax_topologies
 
-from jaxcls import dry_run, experiment, main, memory, mesh, topologies
+from jaxcls import commands, experiment, memory, mesh, topologies
+from jaxcls.commands import dry_run
 from jaxcls.errors import InputError
 
 HAS_LIBTPU = bool(importlib.util.find_spec("libtpu") or "TPU_LIBRARY_PATH" in os.environ)
@@ -85,7 +86,9 @@ def test_without_libtpu_the_command_says_what_to_install(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as refused:
-        main.main(["--config=configs/resnet50.py", "--dry_run", "--devices=v5e:4x4"])
+        commands.main(
+            ["train", "--config=configs/resnet50.py", "--dry_run", "--devices=v5e:4x4"]
+        )
     said = str(refused.value)
     assert said.startswith("--devices=v5e:4x4 needs the TPU's compiler, libtpu; ")
     assert "pip install 'jaxcls[tpu]'" in said

@@ -1,4 +1,4 @@
-"""Runs, and studies, -> one HTML file. ``python -m jaxcls.report --workdir=RUN ...``.
+"""Runs, and studies, -> one HTML file. ``jaxcls report --workdir=RUN ...``.
 
 It needs their folders only.
 """
@@ -7,8 +7,9 @@ import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from jaxcls import atomic, cli, evaluate, evaluation, files, gather
-from jaxcls.errors import InputError, shown
+from jaxcls import atomic, attacks, corruptions, evaluation, files, gather
+from jaxcls.commands import cli
+from jaxcls.errors import DONE, InputError, shown
 from jaxcls.knobs import KNOBS
 from jaxcls.reporting import page
 from jaxcls.workdir import Workdir
@@ -43,14 +44,16 @@ def main(argv: Sequence[str]) -> int:
         metavar="IMAGE_OR_FOLDER",
         help="look into these, in place of mistakes and hits",
     )
-    evaluate.add_robustness(parser)
+    cli.add_robustness(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
         _check_studies_alone(args, folders, overrides)
-    corrupted, attacked = evaluate.robustness_of(args)
-    asked = evaluation.Asked(corruptions=corrupted, attacks=attacked)
+    asked = evaluation.Asked(
+        corruptions=corruptions.named(args.corruptions, "--corruptions"),
+        attacks=attacks.named(args.attacks, "--attacks"),
+    )
     output = _output(args.output, (paths or folders)[0])
     files.check(args.images)
     images = [_image(each) for each in files.images(args.images)]
@@ -77,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"report: {shown(str(output))} ({size / 1e6:.2f} MB, {counts})")
     if size > MOST_BYTES:
         print("it is large for a page; give fewer of --workdir and --study at a time")
-    return cli.DONE
+    return DONE
 
 
 def _each_once(folders: Sequence[str]) -> list[str]:
@@ -122,7 +125,3 @@ def _output(given: str, workdir: str) -> pathlib.Path:
     if not given:
         return Workdir(workdir).path / "report.html"
     return cli.new_file(given, "--output", "report.html")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,4 +1,4 @@
-"""What a run would be, from shapes alone: ``python -m jaxcls.main ... --dry_run``."""
+"""What a run would be, from shapes alone: ``jaxcls train ... --dry_run``."""
 
 from typing import Any
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jaxcls.errors import (
+    BAD_INPUT,
+    DIVERGED,
+    DONE,
     INTERRUPTED,
     STOPPED,
     DivergedError,
@@ -20,7 +23,6 @@ from jaxcls.errors import (
     StoppedError,
 )
 
-DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 # Files of a run's folder, which no output replaces.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
 _OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id"}
@@ -30,7 +32,7 @@ _STREAMS = "/dev/std", "/dev/fd/", "/proc/"
 OF_A_RUN = """\
 --config.KEY=VALUE changes what is not part of what the run is, such as
 --config.data.dir=DIR where its dataset has moved to, --config.data.threads=4 and
---config.mesh.devices=1; python -m jaxcls.main --help lists every key.
+--config.mesh.devices=1; jaxcls train --help lists every key.
 """
 EXIT_STATUS = (
     "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"
@@ -62,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, verb: str, about: str, epilog: str = "") -> None:
         super().__init__(
-            prog=f"python -m jaxcls.{verb}",
+            prog=f"jaxcls {verb}",
             description=about,
             epilog=f"{epilog}\n{EXIT_STATUS}".strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,6 +79,39 @@ class Parser(argparse.ArgumentParser):
 def given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
     """The flags whose values are not their defaults."""
     return [f"--{name}" for name, v in vars(args).items() if v != parser.get_default(name)]
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The flags of a trained run."""
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--checkpoint", default="best", help="best (default), last or a step")
+
+
+def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -> None:
+    """The flags of image files, of which `batch_size` are seen at once by default."""
+    add = parser.add_argument
+    size = str(batch_size)
+    add("--batch_size", default=size, help=f"images a batch (default {size})")
+    add(
+        "--threads", default="0", help="threads that decode; default: the run's, one a core"
+    )
+    add("--null", action="store_true", help="the list has a NUL after each path")
+    add(
+        "images",
+        nargs="+",
+        metavar=metavar,
+        help="a file; a folder: all images below it, by name; or -: a list of files and"
+        " folders on standard input, one a line",
+    )
+
+
+def add_robustness(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is done to images before a model sees them."""
+    group = parser.add_argument_group("how robust it is")
+    add = group.add_argument
+    add("--corruptions", default="", help='all, or such as "contrast, gaussian_noise"')
+    add("--attacks", default="", help='such as "fgsm(2) | pgd(2, steps=10)", of 255 levels')
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
-"""``python -m jaxcls.study --config=configs/digits.py --seeds=10``: runs, and error bars.
+"""``jaxcls study --config=configs/digits.py --seeds=10``: runs, and error bars.
 
-Every run of a study is one that main would make, in a folder of its own; the result is a
+Every run of a study is one that train would make, in a folder of its own; the result is a
 function of those folders alone.
 """
 
@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from jaxcls import (
     cells,
-    cli,
     comparison,
     expected,
     experiment,
@@ -31,14 +30,15 @@ from jaxcls import (
 )
 from jaxcls import config as configs
 from jaxcls.cells import Cell
-from jaxcls.errors import InputError, StoppedError
+from jaxcls.commands import cli
+from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError
 from jaxcls.study_runs import Study
 from jaxcls.workdir import Workdir
 
 ABOUT = """Train every recipe of a study with every seed, each run in a folder of its own,
 and say how sure the result is. The same command again goes on, or shows the result.
 --compare and --verify say whether two recipes, or two machines, reach the same.
---config.KEY=VALUE changes all of its runs; python -m jaxcls.main --help lists every key."""
+--config.KEY=VALUE changes all of its runs; jaxcls train --help lists every key."""
 
 # The flags that say something beside --verify and --compare; beside --config all do.
 _BESIDE = {
@@ -175,14 +175,14 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     study_runs.check(study)
     print(study_table.plan(names, seeds, _shard(args.shard)))
     if args.dry_run:
-        return cli.DONE
+        return DONE
     result = _made(args, study, metric, baseline)
     if hosts.is_first():
         study_table.show(result)
         print(f"{study_table.closing(result)} workdir={args.workdir or study.folder}")
         if args.record:
             _record(args, study, metric, result["headline"], margin)
-    return cli.DIVERGED if result["diverged"] and not result["done"] else cli.DONE
+    return DIVERGED if result["diverged"] and not result["done"] else DONE
 
 
 def _folder(args: argparse.Namespace, config: str, word: str) -> pathlib.Path:
@@ -297,15 +297,15 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     metric, place = before["metric"], before["place"]
     print(study_table.plan(["base"], study.seeds, _shard(args.shard)))
     if args.dry_run:
-        return cli.DONE
+        return DONE
     result = _made(args, study, metric, "base")
     if not hosts.is_first():
-        return cli.DONE
+        return DONE
     study_table.show(result)
     now = result["cells"][0]["figures"].get(place, {}).get(metric)
     if result["missing"] or not now:
         print(f"{study_table.closing(result)}: nothing is said before they are")
-        return cli.DIFFERS
+        return DIFFERS
     values = [
         run["values"][place][metric]
         for run in result["cells"][0]["runs"]
@@ -313,7 +313,7 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     ]
     found = _against(before, np.array(values))
     print(f"{metric} {found.words}")
-    return cli.DONE if found.is_equivalent else cli.DIFFERS
+    return DONE if found.is_equivalent else DIFFERS
 
 
 def _check_is_recorded(base: ConfigDict, before: Mapping[str, Any], config: str) -> None:
@@ -363,8 +363,4 @@ def _compare(one: str, other: str, metric: str) -> int:
     study_table.show(result)
     for line in sides.differences(*pair):
         print(f"differs in the config: {line}")
-    return cli.DONE
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    return DONE

@@ -1,0 +1,37 @@
+"""The commands, one file a verb: flags -> a call of the library -> what is printed.
+
+`argparse` is used here alone, and its namespaces go no further than the file of a verb.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+from jaxcls.errors import DONE, lookup
+
+# In the order in which they are listed; the module of each is imported when it is called.
+VERBS = {
+    "train": "Train an image classifier, or go on with a run.",
+    "evaluate": "Score a trained run on every example of a split.",
+    "predict": "Classify image files with a trained run.",
+    "search": "Find the images of a folder that are nearest to others.",
+    "prepare": "Make a dataset of images; or look at a batch of one.",
+    "export": "Write a trained run for others: ONNX, StableHLO, TFLite, safetensors.",
+    "reproduce": "Make a recorded run again, and compare it bit by bit.",
+    "report": "Write one HTML file of how runs and studies went.",
+    "study": "Train recipes with several seeds, and say how sure the result is.",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Calls the verb that `argv` begins with; lists the verbs without one.
+
+    Returns the exit status; raises `InputError` for an unknown verb.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: jaxcls VERB ..., where VERB is one of\n")
+        for verb, about in VERBS.items():
+            print(f"  {verb:<11}{about}")
+        print("\njaxcls VERB --help says what each takes.")
+        return DONE
+    lookup(VERBS, argv[0], "verb")
+    return importlib.import_module(f"{__name__}.{argv[0]}").main(argv[1:])

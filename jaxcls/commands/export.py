@@ -1,0 +1,73 @@
+"""``jaxcls export --workdir=RUN``: a trained run, written for others."""
+
+import pathlib
+from collections.abc import Sequence
+
+from jaxcls import evaluate, export, export_facts, files
+from jaxcls.commands import cli
+from jaxcls.errors import DIFFERS, DONE, InputError, lookup
+from jaxcls.formats import FORMATS
+from jaxcls.formats.model import Asked, DiffersError
+from jaxcls.workdir import Workdir
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    rest, overrides = cli.split_overrides(argv)
+    args = _parser().parse_args(rest)
+    kind = lookup(FORMATS, args.format, "--format")
+    for flag, of in _ONLY_OF.items():
+        if f"--{flag}" in cli.given(_parser(), args) and args.format != of:
+            raise InputError(f"--{flag} is of --format={of}; leave it out")
+    kind.check(args.format)
+    asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
+    if args.images:
+        files.check(args.images)
+    folder = Workdir(args.workdir)
+    beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
+    out = pathlib.Path(args.out).expanduser() if args.out else beside
+    exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, overrides)
+    model = export.model_of(exp, saved)
+    about = export_facts.described(exp, folder, step, at, model)
+    try:
+        facts = export.export_run(args.format, exp, model, asked, about, args.images, out)
+    except DiffersError as error:
+        print(error)
+        return DIFFERS
+    found = facts["verified"]
+    print(
+        f"done: step={step} at={at} format={args.format} n={found['images']}"
+        f" largest_difference={found['largest_difference']:.2g} in {out}"
+    )
+    return DONE
+
+
+def _parser() -> cli.Parser:
+    listed = "\n".join(f"  {name:12}{kind.about}" for name, kind in FORMATS.items())
+    parser = cli.Parser(
+        "export",
+        "Write a trained run for others, with model.json and an example of its use.",
+        f"formats:\n{listed}\n\n{cli.OF_A_RUN}",
+    )
+    cli.add_run(parser)
+    add = parser.add_argument
+    add("--format", default="safetensors", help="default: safetensors")
+    add("--out", default="", metavar="DIR", help="new folder; default: beside the run's")
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE_OR_FOLDER",
+        help="what it is checked on; default: examples of the run's data",
+    )
+    add(
+        "--names",
+        default="",
+        help="of safetensors: whose names the arrays get: torchvision, timm, ...; default:"
+        " the first that has the model",
+    )
+    add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
+    return parser
+
+
+_ONLY_OF = {"names": "safetensors", "batch_size": "tflite"}

@@ -1,0 +1,44 @@
+"""``jaxcls reproduce --workdir=RUN``: make a recorded run again, and compare."""
+
+from collections.abc import Sequence
+
+from jaxcls import proof, reproduce
+from jaxcls.commands import cli
+from jaxcls.errors import DIFFERS, DONE
+
+ABOUT = """Train a recorded run again in a scratch folder, and compare the digest of every
+array at every recorded step. Status 0: the same; 4: it differs, and the first step and
+arrays that do are named, with what differs in the environment."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    parser = cli.Parser("reproduce", ABOUT)
+    parser.add_argument("--workdir", required=True, help="a run's folder, or its archive")
+    parser.add_argument(
+        "--steps", default="0", help="compare up to this step; 0: to the end"
+    )
+    parser.add_argument(
+        "--tolerance",
+        default="0.05",
+        help="on another kind of machine: largest relative difference of a loss [0.05]",
+    )
+    parser.add_argument(
+        "--scratch", default="", help="folder for the new run, which is kept"
+    )
+    parser.add_argument(
+        "--pack", default="", metavar="FILE.tar.gz", help="only write the archive"
+    )
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    steps = cli.whole_number(args.steps, "--steps")
+    tolerance = cli.number(args.tolerance, "--tolerance")
+    with proof.opened(args.workdir) as folder:
+        if args.pack:
+            proof.pack(folder, args.pack)
+            print(f"packed: {args.pack}")
+            return DONE
+        recorded = proof.read(folder, args.workdir)
+        found = reproduce.reproduce(recorded, overrides, steps, tolerance, args.scratch)
+    print(found.words)
+    return DONE if found.is_same else DIFFERS

@@ -1,0 +1,86 @@
+"""``jaxcls train --config=configs/digits.py``: train a classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcls.commands import cli
+from jaxcls.errors import DONE, InputError
+
+ABOUT = """Train an image classifier; the same command again continues, or says that the
+run is finished. Any config key is set with --config.KEY=VALUE."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    from jaxcls import config as configs
+    from jaxcls.knobs import describe
+
+    keys = (
+        "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
+        f" refused\n{describe()}\n"
+    )
+    parser = cli.Parser("train", ABOUT, keys)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
+    )
+    parser.add_argument(
+        "--workdir",
+        default="",
+        help="folder of the run; runs/<name of the config> if not given",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would be trained; needs no data"
+    )
+    parser.add_argument(
+        "--devices",
+        default="",
+        metavar="N|TPU",
+        help="with --dry_run: also compile the step, for N made-up CPU devices (0: for the"
+        " devices that there are) or a TPU slice that need not be there, such as v5e:4x4,"
+        " and say its memory",
+    )
+    cli.add_processes(parser)
+    rest, overrides = cli.split_overrides(argv)
+    args = parser.parse_args(rest)
+    config = configs.load(args.config, overrides)
+    workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
+
+    from jaxcls import experiment, hosts, mesh, stopping, train
+
+    if args.devices and not args.dry_run:
+        raise InputError(
+            f"--devices={args.devices} is what --dry_run compiles for; add --dry_run, or"
+            " give --config.mesh.devices=N"
+        )
+    if args.dry_run:
+        print(_dry_run(config, args.devices))
+        return DONE
+    mesh.prefer_same_bits()
+    # Signals after the runtime, which would take SIGTERM for itself.
+    with (
+        hosts.joined(args.coordinator, args.processes, args.process),
+        stopping.on_signals() as stop,
+    ):
+        result = train.run(experiment.build(config), workdir, stop)
+        if hosts.is_first():
+            print(f"{'already finished' if result.already else 'done'}: {result.line}")
+    return DONE
+
+
+def _dry_run(config: Any, given: str) -> str:
+    """What would be trained, compiled too where `--devices` is given."""
+    from jaxcls import experiment, mesh, sources
+    from jaxcls.commands import dry_run
+    from jaxcls.topologies import described, is_slice
+
+    devices, room = None, 0
+    if is_slice(given):
+        devices, room = described(given, "--devices")
+        mesh.pretend(1)
+    elif given and (count := cli.whole_number(given, "--devices")):
+        mesh.pretend(count)
+    if given not in ("", "0"):
+        config.mesh.devices = 0
+    exp = experiment.build(config, sources.published_facts(config.data.name), devices)
+    return dry_run.describe(exp, bool(given), room)
