@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, config, digesting, logs, saving, stopping, train
-from jaxcls.errors import DivergedError, InputError, StoppedError
-from tests.dying import Crash, Poisoned
+from jaxcls import checkpoint, config, digesting, logs, saving, train
+from jaxcls.errors import DivergedError, InputError
+from tests.dying import Poisoned
 
-RECORDS = ("metrics.jsonl", "digests.jsonl")
 # Orbax leaves coroutines behind where a file cannot be read.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
@@ -28,18 +27,12 @@ MADE: dict[str, Poisoned] = {}  # What is compiled once serves every test.
 
 def made(config, nan=()):
     exp = MADE.setdefault(config.to_json(), Poisoned(config, None))
-    exp.nan, exp.at, exp.stop = nan, 10**9, None
+    exp.nan = nan
     return exp
 
 
-def run(config, folder, nan, at=10**9, stop=None):
-    exp = made(config, nan)
-    exp.at, exp.stop = at, stop
-    return train.run(exp, str(folder), stop)
-
-
-def records(folder):
-    return {name: (folder / name).read_bytes() for name in RECORDS}
+def run(config, folder, nan):
+    return train.run(made(config, nan), str(folder))
 
 
 def last_state(config, folder):
@@ -188,72 +181,6 @@ def test_rewind_brings_back_what_was_best_at_the_checkpoint(tiny, tmp_path):
     evals = {r["step"]: r["loss"] for r in events(tmp_path, "eval")}
     assert sorted(evals) == [*range(1, 10), 12]
     assert result.record["best_step"] == min(evals, key=evals.get)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [SKIP, REWIND], ids=["skip", "rewind"])
-def test_every_policy_resumes_bit_for_bit_after_a_death_at_any_batch(
-    tiny, tmp_path, changes
-):
-    config, nan = tiny(**changes), (4, 7)
-    run(config, tmp_path / "whole", nan)
-    expected = records(tmp_path / "whole")
-    reached = 0
-    for at in range(2, 10):  # Before, in and after what is not finite.
-        folder = tmp_path / f"died{at}"
-        try:
-            run(config, folder, nan, at)
-        except Crash:
-            reached += 1
-            run(config, folder, nan)
-        assert records(folder) == expected
-    assert reached >= 6  # A batch that is left out is not asked for.
-    folder = tmp_path / "often"
-    for at in range(12):
-        try:
-            run(config, folder, nan, at)
-        except Crash:
-            continue
-    run(config, folder, nan)
-    assert records(folder) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [SKIP, REWIND], ids=["skip", "rewind"])
-def test_every_policy_resumes_bit_for_bit_after_a_stop_at_any_batch(
-    tiny, tmp_path, changes
-):
-    config, nan = tiny(**changes), (4, 7)
-    run(config, tmp_path / "whole", nan)
-    for at in range(2, 10):
-        folder = tmp_path / f"stopped{at}"
-        try:
-            run(config, folder, nan, at, stopping.Stop())
-        except StoppedError:
-            run(config, folder, nan)
-        assert records(folder) == records(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_death_between_deleting_and_saving_of_a_rewind_leaves_no_trace(
-    tiny, tmp_path, monkeypatch
-):
-    config, nan = tiny(**REWIND), (4, 7)
-    run(config, tmp_path / "whole", nan)
-    rewind, deaths = saving.Checkpoints.rewind, [1, 1]
-
-    def dying(self, like, to_start):
-        found = rewind(self, like, to_start=to_start)
-        if deaths and deaths.pop():
-            raise Crash
-        return found
-
-    monkeypatch.setattr(saving.Checkpoints, "rewind", dying)
-    for _ in range(2):
-        with pytest.raises(Crash):
-            run(config, tmp_path / "run", nan)
-    run(config, tmp_path / "run", nan)
-    assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
 @pytest.mark.slow

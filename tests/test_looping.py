@@ -20,7 +20,7 @@ from jaxcls import (
     stepping,
     train,
 )
-from jaxcls.errors import DivergedError, InputError, StoppedError
+from jaxcls.errors import DivergedError, InputError
 from jaxcls.stopping import Stop
 from tests.dying import Poisoned
 
@@ -152,20 +152,6 @@ def test_a_record_says_how_fast_the_steps_up_to_it_went(
     assert at_record[:3] == [9, 18, 20]
     assert len(counted) == 20
     assert min(counted) >= 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 5, 8, 19])
-def test_a_stop_between_steps_that_would_go_at_once_leaves_no_trace(looped, tmp_path, at):
-    run(looped(), tmp_path / "whole", 64)
-    folder = tmp_path / "stopped"
-    with pytest.raises(StoppedError, match=f"after step {at} is saved"):
-        run(looped(), folder, 64, at=at)
-    if at < 19:
-        with pytest.raises(StoppedError, match=f"after step {at + 1} is saved"):
-            run(looped(), folder, 64, until=at + 1)
-    run(looped(), folder, 64)
-    assert said(folder) == said(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import optax
 import pytest
 from scipy.special import softmax
 
-from jaxcls import experiment, losses, sources, step, train
+from jaxcls import experiment, losses, sources, step
 from jaxcls import gradients as gradient
 from jaxcls.augment import NORMALIZATIONS, chain
 from jaxcls.checks import check
-from jaxcls.errors import InputError, StoppedError
+from jaxcls.errors import InputError
 from jaxcls.parts import WHOLE, Part
 from tests.modules import KEY
 from tests.stepping import AllWhole, optimizer_of
@@ -385,19 +385,3 @@ def test_what_a_frozen_run_predicts_needs_no_dataset(tiny):
     exp = experiment.build(tiny(**TUNED | away), known)
     assert exp.recipe.model
     assert exp.programs.state_like
-
-
-RECORDS = ("metrics.jsonl", "digests.jsonl")
-
-
-@pytest.mark.slow
-def test_a_resume_in_the_middle_leaves_no_trace(tiny, tmp_path):
-    exp = built_of(tiny(**TUNED))
-    train.run(exp, str(tmp_path / "whole"))
-    for until in (5, 8):  # While the head trains alone, and when all do.
-        with pytest.raises(StoppedError):
-            train.run(exp, str(tmp_path / "stopped"), until=until)
-    train.run(exp, str(tmp_path / "stopped"))
-    for name in RECORDS:
-        whole, stopped = (tmp_path / run / name for run in ("whole", "stopped"))
-        assert whole.read_bytes() == stopped.read_bytes() != b""
