@@ -30,7 +30,6 @@ from jaxcls import (
     files,
     memory,
     mesh,
-    printing,
 )
 from jaxcls.errors import InputError, shown
 from jaxcls.files import Bad
@@ -186,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
-        stack.enter_context(printing.explained())
+        stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         if embed:
             add = stack.enter_context(features.writing(embed, width(exp, weights)))
@@ -276,7 +275,7 @@ def _as_csv(rows: Iterable[Row], top: int) -> None:
     header = [
         name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
     ]
-    printing.as_csv(
+    console.as_csv(
         ["image", *header],
         (
             [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
@@ -287,7 +286,7 @@ def _as_csv(rows: Iterable[Row], top: int) -> None:
 
 def _as_json(rows: Iterable[Row], top: int) -> None:
     del top
-    printing.as_json(
+    console.as_json(
         {
             "image": path,
             "classes": [

@@ -37,7 +37,6 @@ from jaxcls import (
     memory,
     neighbours,
     predict,
-    printing,
     provenance,
 )
 from jaxcls.errors import InputError, shown
@@ -179,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     drawn: list[Found] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
-        stack.enter_context(printing.explained())
+        stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         cache = _cache(args, stack, say)
         exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
@@ -302,7 +301,7 @@ def _as_table(found: Iterable[Found]) -> None:
 
 def _as_csv(found: Iterable[Found]) -> None:
     header = "query", "rank", "image", "similarity"
-    printing.as_csv(
+    console.as_csv(
         header,
         (
             (query, str(rank), path, f"{similarity:.6f}")
@@ -313,7 +312,7 @@ def _as_csv(found: Iterable[Found]) -> None:
 
 
 def _as_json(found: Iterable[Found]) -> None:
-    printing.as_json(
+    console.as_json(
         {
             "query": query,
             "nearest": [{"image": path, "similarity": value} for path, value in near],

@@ -13,7 +13,6 @@ SHARED = {
     "atomic",
     "console",
     "errors",
-    "jsonfile",
     "pickles",
     "pipeline",
     "durations",
@@ -54,10 +53,10 @@ VERBS = {
     | {"predictions", "views"},
     "examples": {"config", "data", "experiment", "sources"},
     "predict": {"batches", "clean", "cli", "decode", "evaluate", "experiment", "features"}
-    | {"files", "importers", "memory", "mesh", "printing"},
+    | {"files", "importers", "memory", "mesh"},
     "search": {"batches", "clean", "cli", "config", "contact_sheet", "digesting"}
     | {"evaluate", "experiment", "files", "gallery", "importers", "memory", "neighbours"}
-    | {"predict", "printing", "provenance", "workdir"},
+    | {"predict", "provenance", "workdir"},
     "prepare": {"batches", "clean", "cli", "config", "convert", "decode", "experiment"}
     | {"importers", "show", "sources", "writer"},
     "convert": {"importers", "writer"},
