@@ -1,34 +1,35 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and JSON in such files."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, first_line
+
+_REMEDY = "make room, or let it be written there"
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
+def writing(
+    path: pathlib.Path, mode: str = "w", remedy: str = _REMEDY
+) -> Iterator[IO[Any]]:
     """A file, of text in UTF-8 or of bytes, that becomes `path` when the block ends well.
 
     Else an old one stays, and nothing is left of the new. mode: "w" or "wb". Raises
-    `InputError` where it cannot be written.
+    `InputError`, which ends with `remedy`, where it cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     encoding = None if "b" in mode else "utf-8"
-    with explained(path):
-        try:
-            with temporary.open(mode, encoding=encoding) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    with (
+        becoming(path, temporary, remedy),
+        temporary.open(mode, encoding=encoding) as file,
+    ):
+        yield file
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -47,23 +48,76 @@ def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     if path.exists() or path.is_symlink():
         raise InputError(f"{flag}={path} exists, and is not replaced; name a new folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    with explained(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            yield temporary
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with becoming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
 
 
 @contextlib.contextmanager
-def explained(path: pathlib.Path) -> Iterator[None]:
-    """Raise `InputError` in place of an OSError: `path` cannot be written."""
+def becoming(
+    path: pathlib.Path, temporary: pathlib.Path, remedy: str = _REMEDY
+) -> Iterator[None]:
+    """The file or folder `temporary`, beside `path`, becomes it when the block ends well.
+
+    It is on the disk before. Else it is removed. Raises `InputError` in place of OSError.
+    """
+    with explained(path, remedy):
+        try:
+            yield
+            if temporary.is_dir():
+                for file in temporary.iterdir():
+                    _sync(file)
+            _sync(temporary)
+            temporary.replace(path)
+            with contextlib.suppress(OSError):  # Some file systems sync no folder.
+                _sync(path.parent)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path, remedy: str = _REMEDY) -> Iterator[None]:
+    """Raise `InputError` in place of an OSError: `path` cannot be written; `remedy`."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); make room, or let it"
-            " be written there"
+            f"{path} cannot be written ({error.strerror or error}); {remedy}"
         ) from None
+
+
+def read_json(file: pathlib.Path) -> Any:
+    """The value that a file of JSON holds, None without a file; raises `InputError`."""
+    try:
+        return json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {first_line(error)}") from None
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+    """Make a value all that a file holds, as JSON; raises `InputError`."""
+    write(file, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: non-finite numbers are None, tuples are lists."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jaxcls import calibration, console, jsonfile, scores
+from jaxcls import atomic, calibration, console, scores
 from jaxcls.assessment import Assessment, Corrupted, Robustness, Row
 from jaxcls.console import as_text, table
 from jaxcls.intervals import Interval
@@ -181,7 +181,7 @@ def as_json(
             "count": own.reliability.count.tolist(),
         },
     }
-    return jsonfile.finite(whole)
+    return atomic.finite(whole)
 
 
 def _as_json(row: Row) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import jsonfile
+from jaxcls import atomic
 from jaxcls.errors import InputError
 from jaxcls.outcomes import Outcome, values_of
 from jaxcls.spread import spread
@@ -66,12 +66,12 @@ def record(
         "config": config,
         **{key: start[key] for key in ("jaxcls", "code", "python", "versions", "devices")},
     }
-    jsonfile.write(file, whole)
+    atomic.write_json(file, whole)
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
     """What was recorded; raises `InputError` where nothing was, or it cannot be read."""
-    found = jsonfile.read(file)
+    found = atomic.read_json(file)
     if found is None:
         raise InputError(
             f"{file} is not there: nothing is recorded of this recipe; --record makes it"

@@ -24,7 +24,6 @@ from jaxcls import (
     experiment,
     export_facts,
     files,
-    jsonfile,
     pipeline,
     predict,
     provenance,
@@ -205,7 +204,7 @@ def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Pa
         text = example.source(run, steps, model.image_shape, link)
         atomic.write(folder / "example.py", text)
     versions = provenance.versions([*_PACKAGES, *kind.needs.values()])
-    jsonfile.write(
+    atomic.write_json(
         folder / "model.json",
         {
             "format": form,

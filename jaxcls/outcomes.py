@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxcls import jsonfile, logs
+from jaxcls import atomic, logs
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
 
@@ -107,7 +107,7 @@ def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def read_last_step(folder: Workdir) -> dict[str, Any] | None:
     """The record of the last step on data.test, or None."""
     file = folder.path / LAST_STEP
-    record: dict[str, Any] | None = jsonfile.read(file)
+    record: dict[str, Any] | None = atomic.read_json(file)
     is_one = isinstance(record, dict) and {"step", "n"} <= set(record)
     if record is not None and not is_one:
         raise InputError(f"{file} is no record of a last step; remove it: it is made again")

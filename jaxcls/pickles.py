@@ -121,7 +121,7 @@ class _Machine:
                 stack.append(_CONSTANTS[name])
             elif name in _ACTIONS:
                 _ACTIONS[name](self, argument)
-            elif name in _OF_PYTHON_2:
+            elif name in _OF_PYTHON_2 and isinstance(argument, str):
                 is_text = self._python2 is str
                 stack.append(argument if is_text else argument.encode("latin-1"))
             elif name not in _NOTHING:

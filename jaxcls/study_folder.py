@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxcls import __version__, jsonfile
+from jaxcls import __version__, atomic
 from jaxcls.cells import Cell
 from jaxcls.errors import InputError
 from jaxcls.workdir import Workdir
@@ -43,7 +43,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 def read_plan(folder: pathlib.Path) -> dict[str, Any] | None:
     """plan.json of a study's folder, None where there is none; raises `InputError`."""
-    plan: dict[str, Any] | None = jsonfile.read(folder / PLAN)
+    plan: dict[str, Any] | None = atomic.read_json(folder / PLAN)
     kinds = {"config": dict, "cells": list, "seeds": list}
     if plan is None:
         return None
@@ -75,7 +75,7 @@ def _no_plan(folder: pathlib.Path) -> InputError:
 def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
     """study.json of a study's folder; raises `InputError` that names `flag` without one."""
     file = folder / RESULT
-    found: dict[str, Any] | None = jsonfile.read(file)
+    found: dict[str, Any] | None = atomic.read_json(file)
     if found is None:
         raise InputError(f"{flag}={folder} {_why_no_study(folder)}")
     kinds = {"format": int, "cells": list, "headline": str}

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxcls import (
+    atomic,
     checkpoint,
     checks,
     evaluate,
     experiment,
     hosts,
-    jsonfile,
     outcomes,
     passes,
     study_folder,
@@ -135,7 +135,7 @@ def _adopt(study: Study) -> None:
         plan: dict[str, Any] = {
             "format": study_folder.FORMAT,
             "config": configs.kept(configs.flat(study.base)),
-            "cells": [jsonfile.finite(cell._asdict()) for cell in study.cells],
+            "cells": [atomic.finite(cell._asdict()) for cell in study.cells],
             "seeds": study.seeds,
         }
         if before is not None:
@@ -147,7 +147,7 @@ def _adopt(study: Study) -> None:
         else:
             _check_empty(study.folder)
         if plan != before:
-            jsonfile.write(study.folder / study_folder.PLAN, plan)
+            atomic.write_json(study.folder / study_folder.PLAN, plan)
 
 
 def _check_same(study: Study, before: Mapping[str, Any]) -> None:
@@ -224,7 +224,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
         raise StoppedError("asked to; the same command goes on with the study") from None
     n, values = evaluate.means(columns)
     record = {"step": step, "split": split, "n": n, **values}
-    hosts.on_first(lambda: jsonfile.write(folder.path / outcomes.LAST_STEP, record))
+    hosts.on_first(lambda: atomic.write_json(folder.path / outcomes.LAST_STEP, record))
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
@@ -248,5 +248,5 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
             baseline=baseline,
             best_metric=study.base.best.metric,
         )
-        jsonfile.write(study.folder / study_folder.RESULT, result)
+        atomic.write_json(study.folder / study_folder.RESULT, result)
     return result

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls import comparison, jsonfile, spread, study_folder
+from jaxcls import atomic, comparison, spread, study_folder
 from jaxcls.cells import Cell
 from jaxcls.comparison import Comparison
 from jaxcls.errors import InputError, did_you_mean
@@ -66,7 +66,7 @@ def summarise(
             _row(found[baseline], best, metric), compared.get(best, {}), metric
         ),
     }
-    return jsonfile.finite(whole)
+    return atomic.finite(whole)
 
 
 def headline(places: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls import __version__, atomic, jsonfile, provenance
+from jaxcls import __version__, atomic, provenance
 from jaxcls import config as configs
 from jaxcls.errors import InputError, InUseError
 
@@ -58,7 +58,7 @@ class Workdir:
     def read(self) -> dict[str, Any]:
         """config.json of a run; raises `InputError` where the folder holds none."""
         file = self.path / "config.json"
-        saved = jsonfile.read(file)
+        saved = atomic.read_json(file)
         if saved is None:
             what = "is not a run's folder: it has no config.json"
             raise InputError(f"--workdir={self.given} {what}; {self._run_nearby()}")
@@ -241,7 +241,7 @@ class Workdir:
         Raises `InputError` where the file is something else.
         """
         file = self.path / "manifest.json"
-        saved = jsonfile.read(file)
+        saved = atomic.read_json(file)
         if saved is None:
             return []
         starts = saved.get("starts") if isinstance(saved, dict) else None
@@ -252,7 +252,7 @@ class Workdir:
         return starts
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
-        jsonfile.write(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
+        atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

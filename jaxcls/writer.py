@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxcls import records
+from jaxcls import atomic, records
 from jaxcls.errors import InputError
 
 # A shard ends with the record that brings it over this: on a pod, shards are what is
@@ -190,21 +190,13 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             )
         folder = target.with_name(f".{target.name}.incomplete")
         shutil.rmtree(folder, ignore_errors=True)
+        remedy = "make room, or give another --data_dir"
         try:
-            folder.mkdir()
-            yield folder
-            for path in folder.iterdir():
-                _sync(path)
-            _sync(folder)
-            folder.rename(target)
-            os.fsync(descriptor)
-        except OSError as error:
-            raise InputError(
-                f"{target} cannot be written ({error.strerror or error}); make room, or"
-                " give another --data_dir"
-            ) from None
+            with atomic.explained(target, remedy):
+                folder.mkdir()
+            with atomic.becoming(target, folder, remedy):
+                yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # It goes only where nothing is in it.
                 target.parent.rmdir()
     finally:
@@ -224,14 +216,6 @@ def _lock(descriptor: int, target: pathlib.Path) -> None:
         if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
             return
     raise busy  # A process that failed removed the folder that was locked here.
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(path: pathlib.Path) -> str:

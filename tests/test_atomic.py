@@ -1,4 +1,7 @@
-"""A file is replaced whole or not at all."""
+"""A file is replaced whole or not at all; what JSON cannot hold."""
+
+import json
+import math
 
 import pytest
 
@@ -70,3 +73,32 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no/x cannot be written \(No such file"):
         atomic.write(tmp_path / "no" / "x", "text")
+
+
+def test_what_json_cannot_say_is_null_and_the_rest_comes_back(tmp_path):
+    file = tmp_path / "a.json"
+    atomic.write_json(
+        file, {"a": (1, math.inf), "b": [{"c": math.nan}, "ä", None], "d": 0.1}
+    )
+    text = file.read_text(encoding="utf-8")
+    assert atomic.read_json(file) == json.loads(text)
+    assert json.loads(text) == {"a": [1, None], "b": [{"c": None}, "ä", None], "d": 0.1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_not_there_says_nothing(tmp_path):
+    (tmp_path / "file").write_text("{}")
+    assert atomic.read_json(tmp_path / "none.json") is None
+    assert atomic.read_json(tmp_path / "file" / "none.json") is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00", b"[" * 100_000])
+def test_what_cannot_be_read_is_named_on_one_line(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        atomic.read_json(file)
+    assert str(refused.value).startswith(f"{file} cannot be read: ")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=r"cannot be read: .*directory"):
+        atomic.read_json(tmp_path)

@@ -13,7 +13,6 @@ SHARED = {
     "atomic",
     "console",
     "errors",
-    "jsonfile",
     "pickles",
     "pipeline",
     "durations",

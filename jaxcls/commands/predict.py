@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from jaxcls import clean, console, evaluate, features, files, memory, predict, printing
+from jaxcls import clean, console, evaluate, features, files, memory, predict
 from jaxcls.commands import cli
 from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
 from jaxcls.files import Bad
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
-        stack.enter_context(printing.explained())
+        stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         if embed:
             add = stack.enter_context(features.writing(embed, predict.width(exp, weights)))
@@ -131,7 +131,7 @@ def _as_csv(rows: Iterable[Row], top: int) -> None:
     header = [
         name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
     ]
-    printing.as_csv(
+    console.as_csv(
         ["image", *header],
         (
             [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
@@ -142,7 +142,7 @@ def _as_csv(rows: Iterable[Row], top: int) -> None:
 
 def _as_json(rows: Iterable[Row], top: int) -> None:
     del top
-    printing.as_json(
+    console.as_json(
         {
             "image": path,
             "classes": [

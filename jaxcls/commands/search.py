@@ -23,7 +23,6 @@ from jaxcls import (
     gallery,
     memory,
     predict,
-    printing,
     search,
 )
 from jaxcls.commands import cli
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     drawn: list[Found] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
-        stack.enter_context(printing.explained())
+        stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         cache = _cache(args, stack, say)
         exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
@@ -177,7 +176,7 @@ def _as_table(found: Iterable[Found]) -> None:
 
 def _as_csv(found: Iterable[Found]) -> None:
     header = "query", "rank", "image", "similarity"
-    printing.as_csv(
+    console.as_csv(
         header,
         (
             (query, str(rank), path, f"{similarity:.6f}")
@@ -188,7 +187,7 @@ def _as_csv(found: Iterable[Found]) -> None:
 
 
 def _as_json(found: Iterable[Found]) -> None:
-    printing.as_json(
+    console.as_json(
         {
             "query": query,
             "nearest": [{"image": path, "similarity": value} for path, value in near],

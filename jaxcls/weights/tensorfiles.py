@@ -1,8 +1,6 @@
 """Tensors in .safetensors files: read in every dtype, written whole and reproducibly."""
 
-import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from jaxcls import atomic
 from jaxcls.errors import InputError, first_line
 
 _DTYPES = {
@@ -76,27 +75,15 @@ def write(
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     head = _head(names, tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
+    remedy = "make room, or give a path where you may write"
+    with atomic.explained(path, remedy):
         if path.exists() or path.is_symlink():
             raise InputError(f"{path} exists, and is not replaced; give another name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(head)
-            for name in names:
-                file.write(_little(tensors[name]).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); make room, or give a"
-            " path where you may write"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic.writing(path, "wb", remedy) as file:
+        file.write(head)
+        for name in names:
+            file.write(_little(tensors[name]).tobytes())
 
 
 def _head(
@@ -123,14 +110,6 @@ def _little(values: np.ndarray) -> np.ndarray:
     """The values as little-endian ones, whatever they were."""
     big = values.dtype.newbyteorder("=").newbyteorder(">")
     return values.byteswap() if values.itemsize > 1 and values.dtype == big else values
-
-
-def _sync(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(file: pathlib.Path, reason: str) -> InputError:
