@@ -107,6 +107,7 @@ class _Machine:
 
     def run(self, file: io.BytesIO) -> Any:
         stack, memo = self._stack, self._memo
+        argument: Any
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == MOST_OPCODES:
                 raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
