@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.flops import multiply_adds
-from jaxcls import pipeline
 from jaxcls.augment import AUGMENTATIONS, NORMALIZATIONS, Rows, chain, row_keys
+from jaxcls.config import calls
 from jaxcls.models import MODELS
 
 CLASSES = 1000
@@ -73,12 +73,10 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=5)
     parser.add_argument("--dtype", default="float32", help="of the model")
     args = parser.parse_args()
-    augment = chain(pipeline.build(args.augment, AUGMENTATIONS, "augment"))
+    augment = chain(calls.build(args.augment, AUGMENTATIONS, "augment"))
     normalize = NORMALIZATIONS["imagenet"]()
     dtype = jnp.dtype(args.dtype)
-    model = pipeline.build_one(
-        args.model, MODELS, "model", num_classes=CLASSES, dtype=dtype
-    )
+    model = calls.build_one(args.model, MODELS, "model", num_classes=CLASSES, dtype=dtype)
     shape = (args.batch_size, args.size, args.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     pixels, labels = jnp.asarray(images), jnp.arange(args.batch_size) % CLASSES

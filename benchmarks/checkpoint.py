@@ -24,8 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import loop, measuring
-from jaxcls import checkpoint, config, experiment, mesh, saving, sources
-from jaxcls.step import State
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.devices import mesh
+from jaxcls.learning.step import State
+from jaxcls.runs import checkpoint, saving
 
 
 def seconds_a_step(exp: loop.Timed, folder: pathlib.Path) -> float:
@@ -98,7 +102,7 @@ def measure_stall(args: argparse.Namespace, folder: pathlib.Path) -> None:
         "mesh.devices": 1,
     }
     facts = sources.published_facts("imagenet2012")
-    exp = experiment.build(config.from_flat(values), facts)
+    exp = experiment.build(loading.from_flat(values), facts)
     state = random_state(exp)
     size = saving.memory_of(checkpoint.to_tree(state))
     rows: list[tuple[float, float, float]] = []

@@ -30,8 +30,8 @@ import sklearn
 import tensorflow_datasets as tfds
 
 from benchmarks import measuring
-from jaxcls import batches, decode, sources
-from jaxcls.clean import Shrink, clean
+from jaxcls.data import batches, decode, sources
+from jaxcls.data.clean import Shrink, clean
 
 SIZE = 224
 SHORT = 256

@@ -28,8 +28,11 @@ from PIL import Image
 
 from benchmarks import input as photographs
 from benchmarks import measuring
-from jaxcls import checkpoint, config, experiment, train
-from jaxcls.step import State
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.learning.step import State
+from jaxcls.runs import checkpoint
+from jaxcls.training import train
 
 # What differs in a run on photographs.
 OF_PHOTOGRAPHS = {
@@ -115,7 +118,7 @@ def experiment_of(folder: pathlib.Path, **changes: Any) -> Timed:
         "log.every": "5 steps",
         **changes,
     }
-    return Timed(config.from_flat(values), None)
+    return Timed(loading.from_flat(values), None)
 
 
 def train_quietly(exp: Timed, folder: pathlib.Path) -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxcls import batches, provenance
+from jaxcls.data import batches
+from jaxcls.runs import provenance
 
 
 class Pace(NamedTuple):

@@ -24,8 +24,12 @@ import jax
 import numpy as np
 
 from benchmarks.input import photographs
-from jaxcls import batches, config, experiment, mesh, predict, sources
+from jaxcls import experiment
 from jaxcls.commands import predict as printed
+from jaxcls.config import loading
+from jaxcls.data import batches, sources
+from jaxcls.devices import mesh
+from jaxcls.predict import inference
 
 # Images/s, and images per second of processor time.
 Pace = tuple[float, float]
@@ -61,7 +65,7 @@ def built(model: str) -> experiment.Experiment:
         "model.name": model,
         "mesh.devices": 1,
     }
-    return experiment.build(config.from_flat(values), facts)
+    return experiment.build(loading.from_flat(values), facts)
 
 
 def decoding(
@@ -84,7 +88,7 @@ def predicting(
     threads: int,
 ) -> None:
     """Every file once from its path to its row, which goes nowhere."""
-    found = predict.predict(exp, weights, paths, batch_size=batch_size, threads=threads)
+    found = inference.predict(exp, weights, paths, batch_size=batch_size, threads=threads)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         counts = printed.write("csv", found, exp.selection.class_names, 3)
     assert counts["answered"] == len(paths), counts
@@ -120,7 +124,7 @@ def main() -> None:
     parser.add_argument("--images", default="", help="a tar or a folder of JPEG files")
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--model", default="vit_s_32(patch=112, width=8, depth=1, heads=1)")
-    parser.add_argument("--batch", type=int, default=predict.BATCH_SIZE)
+    parser.add_argument("--batch", type=int, default=inference.BATCH_SIZE)
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     parser.add_argument("--segments", type=int, default=5)
     args = parser.parse_args()

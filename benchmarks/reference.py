@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from jaxcls import batches
+from jaxcls.data import batches
 
 # Ours -> (library, their name, options that make it ours).
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -23,11 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import figures, measuring
-from jaxcls import config, experiment, mesh, stepping
+from jaxcls import experiment
 from jaxcls.commands import cli
+from jaxcls.config import loading
+from jaxcls.devices import mesh
 from jaxcls.errors import DONE, InputError
-from jaxcls.step import State
-from jaxcls.stepping import Batch
+from jaxcls.learning.step import State
+from jaxcls.training import stepping
+from jaxcls.training.stepping import Batch
 
 # What the record is about: the share of the test images that is right.
 GOAL = 0.94
@@ -176,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--seeds={args.seeds} must be at least 1; try --seeds=25")
     if args.steps:
         overrides["length"] = f"{args.steps} steps"
-    runs = made(config.load(args.config, {"mesh.devices": "1", **overrides}), args.seeds)
+    runs = made(loading.load(args.config, {"mesh.devices": "1", **overrides}), args.seeds)
     seconds = [run.start + run.training + run.scoring for run in runs]
     rows = [
         row("jaxcls, training alone", [r.views for r in runs], [r.training for r in runs]),

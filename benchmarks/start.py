@@ -42,7 +42,11 @@ def child(
     began: when the parent started this process, by the clock that both have.
     """
     marks = [(began, 0.0), _now()]
-    from jaxcls import config, experiment, hosts, mesh, sources, stepping, stopping, train
+    from jaxcls import experiment
+    from jaxcls.config import loading
+    from jaxcls.data import sources
+    from jaxcls.devices import hosts, mesh
+    from jaxcls.training import stepping, stopping, train
 
     _ = hosts, sources  # Which `train` imports too.
     marks.append(_now())
@@ -76,7 +80,7 @@ def child(
     vars(stepping)["choose"] = marked  # Which `train.run` asks.
     jax.monitoring.register_event_duration_secs_listener(note)
     mesh.prefer_same_bits()
-    exp = experiment.build(config.load(file, overrides))
+    exp = experiment.build(loading.load(file, overrides))
     with stopping.on_signals() as stop, contextlib.suppress(StoppedError):
         train.run(exp, workdir, stop, until=until)
     clock, processor = (

@@ -31,7 +31,11 @@ import numpy as np
 
 from benchmarks import measuring, ops
 from benchmarks.flops import multiply_adds
-from jaxcls import config, experiment, memory, mesh, pipeline, profiling, sources
+from jaxcls import experiment
+from jaxcls.config import calls, loading
+from jaxcls.data import sources
+from jaxcls.devices import memory, mesh
+from jaxcls.training import profiling
 
 if TYPE_CHECKING:
     from benchmarks.reference import Reference
@@ -72,7 +76,7 @@ def built(args: argparse.Namespace) -> experiment.Experiment:
         "optim.decay_on": "",  # Matches all, as PyTorch decays them.
         "mesh.devices": 1,
     }
-    return experiment.build(config.from_flat(values), facts)
+    return experiment.build(loading.from_flat(values), facts)
 
 
 class Ours:
@@ -128,7 +132,7 @@ def products(precision: str, side: int) -> Callable[[int], None]:
 
 def theirs(args: argparse.Namespace, batch: dict[str, np.ndarray]) -> "Reference | None":
     """PyTorch's side; None, saying why, where there is none."""
-    (call,) = pipeline.parse(args.model, "--model")
+    (call,) = calls.parse(args.model, "--model")
     if args.reference == "none":
         return None
     if not importlib.util.find_spec("torch"):

@@ -16,7 +16,11 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 import jax
 import pytest
 
-from jaxcls import config, experiment, sources, train, weights
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.models import weights
+from jaxcls.training import train
 from tests import settings
 from tests.modules import zeros_of
 
@@ -82,7 +86,7 @@ def brief_run(tmp_path_factory, data_dir):
         "data.eval_ops": ops, "model.name": "cnn(widths=(4,), dense=8)", "optim.lr": 0.1,
         "log.tensorboard": False, "mesh.devices": 1,
     }  # fmt: skip
-    train.run(experiment.build(config.from_flat(values)), folder)
+    train.run(experiment.build(loading.from_flat(values)), folder)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 ``python -m tests.golden`` rewrites tests/golden/*.txt from the configs. At a release
 ``python -m tests.golden VERSION`` writes run-VERSION.tar.gz: the folder of a tiny run,
-which every later version must be able to read (tests/test_compatibility.py).
+which every later version must be able to read (tests/runs/test_compatibility.py).
 """
 
 import gzip
@@ -13,7 +13,9 @@ import sys
 import tarfile
 import tempfile
 
-from jaxcls import config, experiment, train
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.training import train
 from tests.settings import digits
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
@@ -45,7 +47,7 @@ def configs() -> dict[str, pathlib.Path]:
 def write_configs() -> None:
     """The resolved text of every config that ships."""
     for name, golden in configs().items():
-        golden.write_text(config.to_text(config.load(f"configs/{name}")))
+        golden.write_text(loading.to_text(loading.load(f"configs/{name}")))
 
 
 def write_run(version: str) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import pipeline
+from jaxcls.config import calls
 from jaxcls.models import MODELS, naming
 
 KEY = jax.random.key(0)
@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 def built(text, **options):
     """The module that ``model.name`` of a config describes."""
     options = {"num_classes": 1000, "dtype": jnp.float32} | options
-    return pipeline.build_one(text, MODELS, "model.name", **options)
+    return calls.build_one(text, MODELS, "model.name", **options)
 
 
 def shapes(module, size, channels=3):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from jaxcls import sources
+from jaxcls.data import sources
 
 
 def main(folder: str, data_dir: str = "") -> None:

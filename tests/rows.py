@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import pipeline
 from jaxcls.augment import AUGMENTATIONS, Rows, chain, row_keys
+from jaxcls.config import calls
 
 KEY = jax.random.key(7)
 
@@ -27,7 +27,7 @@ def rows(count, key=KEY, run=0, example=None, epoch=0, share=0.0):
 @functools.cache
 def jitted(text):
     """The augmentations of a config's text, compiled once a text."""
-    return jax.jit(chain(pipeline.build(text, AUGMENTATIONS, "augment")))
+    return jax.jit(chain(calls.build(text, AUGMENTATIONS, "augment")))
 
 
 def augmented(text, images, **told):

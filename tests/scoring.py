@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from jaxcls import evaluate, passes
-from jaxcls.predictions import Predictions
+from jaxcls.evaluation import passes, scoring
+from jaxcls.evaluation.predictions import Predictions
 
 
 def score(exp, weights, split, key, batch_size=0):
     """(n, {metric: mean}), as the final record of a run has them."""
-    return evaluate.means(evaluate.score_each(exp, weights, split, key, batch_size))
+    return scoring.means(scoring.score_each(exp, weights, split, key, batch_size))
 
 
 def predictions(exp, variables, split, key, batch_size=0):

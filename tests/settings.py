@@ -1,6 +1,6 @@
 """The settings of a run of a second or two on digits, from which tests depart."""
 
-from jaxcls import config
+from jaxcls.config import loading
 
 DIGITS = {
     "batch_size": 64,
@@ -19,4 +19,4 @@ DIGITS = {
 
 def digits(data_dir, **overrides):
     """The config of such a run; data_dir: where digits is prepared."""
-    return config.from_flat({**DIGITS, "data.dir": str(data_dir), **overrides})
+    return loading.from_flat({**DIGITS, "data.dir": str(data_dir), **overrides})

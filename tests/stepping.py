@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import optax
 
-from jaxcls import parts
-from jaxcls.optimizers import OPTIMIZERS, decay_scales, decay_weights
-from jaxcls.parts import WHOLE
+from jaxcls.learning import param_groups
+from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
+from jaxcls.learning.param_groups import WHOLE
 
 
 class AllWhole(dict):
@@ -36,8 +36,8 @@ def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
     found = AllWhole() if trains is None else trains
     made = direction(name, decay, pattern, **options)
     if trains:
-        made = parts.train_only(made, trains)
-    return parts.until_stop(parts.at_rate(made, lambda: found), lambda: found)
+        made = param_groups.train_only(made, trains)
+    return param_groups.until_stop(param_groups.at_rate(made, lambda: found), lambda: found)
 
 
 def with_columns(batch):

@@ -10,9 +10,13 @@ import re
 
 import pytest
 
-from jaxcls import checkpoint, data, experiment, mesh, saving, train
+from jaxcls import experiment
+from jaxcls.data import pipeline
+from jaxcls.devices import mesh
 from jaxcls.errors import StoppedError
-from jaxcls.stopping import Stop
+from jaxcls.runs import checkpoint, saving
+from jaxcls.training import train
+from jaxcls.training.stopping import Stop
 from tests.dying import Crash, Poisoned
 
 RECORDS = ("metrics.jsonl", "digests.jsonl")
@@ -185,9 +189,9 @@ def die(exp, folder, how, where, number, monkeypatch):
 
     with monkeypatch.context() as patched:
         for owner, name, made in (
-            (data.Data, "train_batches", train_batches),
-            (data.Data, "train_columns", train_batches),
-            (data.Data, "eval_batches", eval_batches),
+            (pipeline.Data, "train_batches", train_batches),
+            (pipeline.Data, "train_columns", train_batches),
+            (pipeline.Data, "eval_batches", eval_batches),
             (saving.Checkpoints, "save", save),
             (saving.Checkpoints, "rewind", rewind),
         ):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from jaxcls import checkpoint, train
+from jaxcls.runs import checkpoint
+from jaxcls.training import train
 from tests.conftest import ROOT
 from tests.dying import Crash, Dying
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcls import logs
+from jaxcls.runs import records as run_records
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -76,7 +76,7 @@ def program(path, text):
 
 
 def losses(run):
-    records = logs.read(run / "metrics.jsonl")
+    records = run_records.read(run / "metrics.jsonl")
     return [record["loss"] for record in records if record["kind"] == "train"]
 
 
@@ -150,7 +150,7 @@ def test_four_processes_on_one_machine_are_one_run_as_of_one(launched, tmp_path)
         out, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
         assert out.count("done: step=6") == 1
-        records = logs.read(run / "metrics.jsonl")
+        records = run_records.read(run / "metrics.jsonl")
         assert records[-1]["n"] == 360
     one, four = losses(tmp_path / "of1"), losses(tmp_path / "of4")
     assert len(one) == 6

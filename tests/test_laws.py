@@ -17,18 +17,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls import (
-    checkpoint,
-    config,
-    digesting,
-    experiment,
-    logs,
-    sources,
-    train,
-)
+from jaxcls import experiment
 from jaxcls.commands import dry_run
+from jaxcls.config import loading
+from jaxcls.data import sources
 from jaxcls.errors import DivergedError
-from jaxcls.workdir import Workdir
+from jaxcls.runs import checkpoint, digests
+from jaxcls.runs import records as run_records
+from jaxcls.runs.workdir import Workdir
+from jaxcls.training import train
 from tests import golden
 from tests.dying import Crash, Dying
 from tests.scoring import score
@@ -145,8 +142,8 @@ def kill_and_repeat(data_dir, workdir, rng, least, *more):
 def test_law_3_one_and_eight_devices_agree_up_to_rounding(tiny, whole, tmp_path):
     run(tiny(**{"mesh.devices": 8}), tmp_path)
     ours, theirs = (
-        logs.read(tmp_path / "metrics.jsonl"),
-        logs.read(whole(tiny()) / "metrics.jsonl"),
+        run_records.read(tmp_path / "metrics.jsonl"),
+        run_records.read(whole(tiny()) / "metrics.jsonl"),
     )
     losses = [[r["loss"] for r in side if r["kind"] == "train"] for side in (ours, theirs)]
     np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
@@ -184,18 +181,18 @@ def test_law_5_every_config_builds_from_shapes_alone(name, request):
     given = {}
     if name == "finetune.py":
         given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
-    loaded = config.load(str(ROOT / "configs" / name), given)
+    loaded = loading.load(str(ROOT / "configs" / name), given)
     facts = sources.published_facts(loaded.data.name) or PHOTOS
     exp = experiment.build(loaded, facts)
     shown = dry_run.describe(exp)
-    assert config.to_text(exp.config).strip() in shown
+    assert loading.to_text(exp.config).strip() in shown
     assert "= 'weights'" not in shown
     assert ("a fresh head for 5 classes; there it has 1000" in shown) == bool(given)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_law_5_every_config_has_its_golden_text(name):
-    text = config.to_text(config.load(str(ROOT / "configs" / name)))
+    text = loading.to_text(loading.load(str(ROOT / "configs" / name)))
     assert text == CONFIGS[name].read_text(), (
         f"if the change is meant: python -m tests.golden rewrites {CONFIGS[name].name}"
     )
@@ -203,11 +200,18 @@ def test_law_5_every_config_has_its_golden_text(name):
 
 def test_law_6_the_recorded_digest_is_that_of_the_checkpoint(tiny, whole):
     folder = whole(tiny())
-    recorded = logs.read(folder / "digests.jsonl")[-1]
+    recorded = run_records.read(folder / "digests.jsonl")[-1]
     arrays = final_digests(folder, tiny())
     assert recorded["arrays"] == arrays
-    assert recorded["digest"] == digesting.combine(arrays)
-    assert [r["step"] for r in logs.read(folder / "digests.jsonl")] == [3, 4, 6, 8, 9, 12]
+    assert recorded["digest"] == digests.combine(arrays)
+    assert [r["step"] for r in run_records.read(folder / "digests.jsonl")] == [
+        3,
+        4,
+        6,
+        8,
+        9,
+        12,
+    ]
 
 
 def test_law_7_a_diverged_run_keeps_its_last_finite_state(tiny, tmp_path):
@@ -241,7 +245,9 @@ def test_law_7_an_evaluation_that_is_not_finite_is_recorded_and_never_best(tiny,
     wild = {"optim.name": "sgd", "optim.lr": 1e15, "length": "1 steps", "mix": ""}
     config = tiny(**wild, **{"best.metric": "loss"})
     result = run(config, tmp_path)
-    (record,) = [r for r in logs.read(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    (record,) = [
+        r for r in run_records.read(tmp_path / "metrics.jsonl") if r["kind"] == "eval"
+    ]
     assert record["loss"] is None
     assert result.record["at"] == "last"
     assert run(config, tmp_path).already

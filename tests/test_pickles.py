@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jaxcls import pickles
+from jaxcls.data.importers import cifar_files
 from jaxcls.errors import InputError
-from jaxcls.importers import cifar_files
+from jaxcls.models.weights import torchfiles
 from jaxcls.pickles import Global, RefusedError
-from jaxcls.weights import torchfiles
-from tests.test_importers_arrays import python2
+from tests.data.importers.test_arrays import python2
 from tests.torchbytes import Raw, legacy, saved, zipped
 
 examples = hypothesis.settings(

@@ -12,18 +12,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from jaxcls import (
-    cells,
-    commands,
-    config,
-    experiment,
-    reproduce,
-    study_runs,
-    train,
-    weights,
-)
-from jaxcls.weights import hub
-from tests import runs
+from jaxcls import commands, experiment
+from jaxcls.config import loading
+from jaxcls.models import weights
+from jaxcls.models.weights import hub
+from jaxcls.studies import cells, reproducing, running
+from jaxcls.training import train
+from tests import run_folders
 from tests.images import picture
 from tests.modules import zeros_of
 from tests.torchbytes import saved, zipped
@@ -73,17 +68,17 @@ def checkout(tmp_path_factory, data_dir):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     short = {"length": "20 steps", "data.dir": str(data_dir)}
-    loaded = config.load("configs/digits.py", short)
+    loaded = loading.load("configs/digits.py", short)
     for name in ("digits", "wider"):
         train.run(experiment.build(loaded), str(folder / "runs" / name))
     rates = folder / "runs" / "rates"
     for rate in ("0.001", "0.004"):
         for seed in range(5):
             run = rates / f"optim.lr={rate}" / f"seed-{seed}"
-            runs.write(run, runs.scored(0.9 + seed / 100), seed=seed)
+            run_folders.write(run, run_folders.scored(0.9 + seed / 100), seed=seed)
     made = cells.make(["optim.lr=0.001,0.004"], [], 0, 0, "all")
-    of_rates = study_runs.Study(loaded, made, list(range(5)), rates)
-    study_runs.conclude(of_rates, "top1", made[0].name)
+    of_rates = running.Study(loaded, made, list(range(5)), rates)
+    running.conclude(of_rates, "top1", made[0].name)
     published = zeros_of("resnet50")
     (folder / "resnet50-11ad3fa6.pth").write_bytes(saved(published, zipped))
     (folder / "hub").mkdir()
@@ -98,7 +93,7 @@ def checkout(tmp_path_factory, data_dir):
         for command in PREPARE:
             assert commands.main(command) == 0
         small = {"model.name": "cnn(widths=(4, 4, 4, 4), dense=8)", "length": "2 steps"}
-        train.run(experiment.build(config.load("configs/photos.py", small)), "runs/photos")
+        train.run(experiment.build(loading.load("configs/photos.py", small)), "runs/photos")
     return folder
 
 
@@ -145,7 +140,7 @@ def test_photos_are_prepared_and_shown_as_it_says(checkout, data_dir):
 @pytest.mark.parametrize("command", ON_A_RUN, ids=shlex.join)
 def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
     # Its devices have started long ago.
-    monkeypatch.setattr(reproduce, "_set_environment", lambda start: None)
+    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
     assert commands.main(command) == 0
     assert capsys.readouterr().out
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.checks import check
-from jaxcls.config import to_text
+from jaxcls.config.loading import to_text
+from jaxcls.devices.memory import activation_bytes, explained, step_bytes, tree_bytes
 from jaxcls.experiment import Experiment
-from jaxcls.memory import activation_bytes, explained, step_bytes, tree_bytes
+from jaxcls.experiment.checks import check
 
 
 def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:

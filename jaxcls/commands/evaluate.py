@@ -6,23 +6,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxcls import (
-    atomic,
-    attacks,
-    corruptions,
-    evaluate,
-    evaluation,
-    evaluation_table,
-    examples,
-    experiment,
-    logs,
-    memory,
-    views,
-)
+from jaxcls import atomic, experiment
 from jaxcls.commands import cli
+from jaxcls.devices import memory
 from jaxcls.errors import DONE, InputError
-from jaxcls.predictions import write_csv
-from jaxcls.workdir import Workdir
+from jaxcls.evaluation import assess, attacks, corruptions, examples, scoring, table, views
+from jaxcls.evaluation.predictions import write_csv
+from jaxcls.runs import records
+from jaxcls.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
     seen_as = views.build(args.tta, "--tta") if args.tta else []
     corrupted = corruptions.named(args.corruptions, "--corruptions")
     attacked = attacks.named(args.attacks, "--attacks")
-    exp, step, at, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
+    exp, step, at, weights = scoring.load(args.workdir, args.checkpoint, overrides)
     if args.dataset:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
     else:
         given = examples.of_run(exp, args.split)
-    asked = evaluation.Asked(
+    asked = assess.Asked(
         tta=args.tta,
         views=seen_as,
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
@@ -57,15 +48,17 @@ def main(argv: Sequence[str]) -> int:
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
     size = min(size, given.n)
     with memory.explained("--batch_size", size):
-        done = evaluation.evaluated(exp, weights, given, asked, size)
+        done = assess.evaluated(exp, weights, given, asked, size)
     names = [exp.selection.class_names[k] for k in given.columns]
     record: dict[str, Any] = {"step": step, "at": at}
     if args.dataset:
         shares = f"{len(names)}/{exp.selection.num_classes}"
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
-    print(f"evaluate: {logs.summary({**record, **done.values}, args.workdir)}", flush=True)
-    evaluation_table.show(
+    print(
+        f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
+    )
+    table.show(
         done.assessed,
         done.rows,
         done.robustness,
@@ -79,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if "--json" in file_of:
         record |= {"weights": done.weights}
         found = done.assessed, done.rows, done.robustness
-        whole = evaluation_table.as_json(*found, names, record)
+        whole = table.as_json(*found, names, record)
         atomic.write(file_of["--json"], json.dumps(whole, allow_nan=False) + "\n")
     return DONE
 
@@ -141,7 +134,7 @@ def _members(
     exp: experiment.Experiment,
     given: examples.Examples,
     overrides: Mapping[str, str],
-) -> list[tuple[evaluation.Member, examples.Examples]]:
+) -> list[tuple[assess.Member, examples.Examples]]:
     """The runs of --ensemble, each with the same examples as it sees them."""
     folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
     twice = next(
@@ -164,10 +157,10 @@ def _members(
     ]
 
 
-def _member(path: str, which: str, overrides: Mapping[str, str]) -> evaluation.Member:
+def _member(path: str, which: str, overrides: Mapping[str, str]) -> assess.Member:
     """A run of an ensemble; raises `InputError` where it is none."""
     try:
-        exp, _, _, weights = evaluate.load(path, which, overrides)
+        exp, _, _, weights = scoring.load(path, which, overrides)
     except InputError as error:
         raise InputError(f"--ensemble={path}: {error}") from None
-    return evaluation.Member(path, exp, exp.recipe.variables(weights))
+    return assess.Member(path, exp, exp.recipe.variables(weights))

@@ -3,12 +3,15 @@
 import pathlib
 from collections.abc import Sequence
 
-from jaxcls import evaluate, export, export_facts, files
 from jaxcls.commands import cli
+from jaxcls.data import files
 from jaxcls.errors import DIFFERS, DONE, InputError, lookup
-from jaxcls.formats import FORMATS
-from jaxcls.formats.model import Asked, DiffersError
-from jaxcls.workdir import Workdir
+from jaxcls.evaluation import scoring
+from jaxcls.export import facts as export_facts
+from jaxcls.export import writing
+from jaxcls.export.formats import FORMATS
+from jaxcls.export.formats.model import Asked, DiffersError
+from jaxcls.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,11 +29,11 @@ def main(argv: Sequence[str]) -> int:
     folder = Workdir(args.workdir)
     beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
     out = pathlib.Path(args.out).expanduser() if args.out else beside
-    exp, step, at, saved = evaluate.load(args.workdir, args.checkpoint, overrides)
-    model = export.model_of(exp, saved)
+    exp, step, at, saved = scoring.load(args.workdir, args.checkpoint, overrides)
+    model = writing.model_of(exp, saved)
     about = export_facts.described(exp, folder, step, at, model)
     try:
-        facts = export.export_run(args.format, exp, model, asked, about, args.images, out)
+        facts = writing.export_run(args.format, exp, model, asked, about, args.images, out)
     except DiffersError as error:
         print(error)
         return DIFFERS

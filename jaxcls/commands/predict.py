@@ -10,11 +10,15 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from jaxcls import clean, console, evaluate, features, files, memory, predict
+from jaxcls import console
 from jaxcls.commands import cli
+from jaxcls.data import clean, files
+from jaxcls.data.files import Bad
+from jaxcls.devices import memory
 from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
-from jaxcls.files import Bad
-from jaxcls.predict import BATCH_SIZE, Answer
+from jaxcls.evaluation import scoring
+from jaxcls.predict import features, inference
+from jaxcls.predict.inference import BATCH_SIZE, Answer
 
 # (path, the best classes and their probabilities, the best first)
 Row = tuple[str, list[tuple[str, float]]]
@@ -49,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     paths = files.asked(args.images, args.null)
-    exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
-    found = predict.predict(
+    exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
+    found = inference.predict(
         exp,
         weights,
         paths,
@@ -63,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
         stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         if embed:
-            add = stack.enter_context(features.writing(embed, predict.width(exp, weights)))
+            add = stack.enter_context(
+                features.writing(embed, inference.width(exp, weights))
+            )
             found = _kept(found, add)
         counts = write(args.format, found, exp.selection.class_names, top)
     if not counts:

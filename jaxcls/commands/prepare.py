@@ -7,12 +7,15 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxcls import config, convert, experiment, prepare, show, sources
-from jaxcls.clean import Shrink
+from jaxcls import experiment
 from jaxcls.commands import cli
+from jaxcls.config import loading
+from jaxcls.data import convert, preparing, sources
+from jaxcls.data.clean import Shrink
+from jaxcls.data.importers import tfrecords
+from jaxcls.data.preparing import Options
 from jaxcls.errors import DONE, InputError
-from jaxcls.importers import tfrecords
-from jaxcls.prepare import Options
+from jaxcls.experiment import show
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if given == ["show"]:
         if not args.config:
             raise InputError(f"--show={args.show} needs --config=FILE")
-        show.draw(experiment.build(config.load(args.config, overrides)), args.show)
+        show.draw(experiment.build(loading.load(args.config, overrides)), args.show)
         return DONE
     root = sources.data_root(args.data_dir, "--data_dir")
     if given == ["tfds"]:
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             _no_choice(parser, args, f"{old} is a TFDS dataset, and")
             folder = convert.from_tfrecord(old, root, options.name)
         else:
-            folder = prepare.prepare(options, root)
+            folder = preparing.prepare(options, root)
     _say_done(folder)
     return DONE
 
@@ -126,8 +129,8 @@ def _say_done(folder: pathlib.Path) -> None:
     """The last line: what was made and where, from its own manifest."""
     manifest = sources.manifest(folder)
     counts = {split: sum(n) for split, n in manifest["examples"].items()}
-    prepare.say(
-        f"done: {folder.parent.name} {prepare.pairs(counts)}"
+    preparing.say(
+        f"done: {folder.parent.name} {preparing.pairs(counts)}"
         f" classes={len(manifest['classes'])} rejected={manifest['rejected']}"
         f" {manifest['fingerprint'][:19]} in {folder}"
     )

@@ -7,12 +7,14 @@ import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from jaxcls import atomic, attacks, corruptions, evaluation, files, gather
+from jaxcls import atomic
 from jaxcls.commands import cli
+from jaxcls.config.knobs import KNOBS
+from jaxcls.data import files
 from jaxcls.errors import DONE, InputError, shown
-from jaxcls.knobs import KNOBS
-from jaxcls.reporting import page
-from jaxcls.workdir import Workdir
+from jaxcls.evaluation import assess, attacks, corruptions
+from jaxcls.report import gather, page
+from jaxcls.runs.workdir import Workdir
 
 # The most image files that are looked into, for each is shown.
 MOST_IMAGES = 64
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
         _check_studies_alone(args, folders, overrides)
-    asked = evaluation.Asked(
+    asked = assess.Asked(
         corruptions=corruptions.named(args.corruptions, "--corruptions"),
         attacks=attacks.named(args.attacks, "--attacks"),
     )

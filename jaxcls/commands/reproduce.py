@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from jaxcls import proof, reproduce
 from jaxcls.commands import cli
 from jaxcls.errors import DIFFERS, DONE
+from jaxcls.runs import archive
+from jaxcls.studies import reproducing
 
 ABOUT = """Train a recorded run again in a scratch folder, and compare the digest of every
 array at every recorded step. Status 0: the same; 4: it differs, and the first step and
@@ -33,12 +34,12 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
     tolerance = cli.number(args.tolerance, "--tolerance")
-    with proof.opened(args.workdir) as folder:
+    with archive.opened(args.workdir) as folder:
         if args.pack:
-            proof.pack(folder, args.pack)
+            archive.pack(folder, args.pack)
             print(f"packed: {args.pack}")
             return DONE
-        recorded = proof.read(folder, args.workdir)
-        found = reproduce.reproduce(recorded, overrides, steps, tolerance, args.scratch)
+        recorded = archive.read(folder, args.workdir)
+        found = reproducing.reproduce(recorded, overrides, steps, tolerance, args.scratch)
     print(found.words)
     return DONE if found.is_same else DIFFERS

@@ -14,22 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from rich import box
 from rich.table import Table
 
-from jaxcls import (
-    clean,
-    console,
-    contact_sheet,
-    evaluate,
-    files,
-    gallery,
-    memory,
-    predict,
-    search,
-)
+from jaxcls import console
 from jaxcls.commands import cli
+from jaxcls.data import clean, files
+from jaxcls.data.files import Bad
+from jaxcls.devices import memory
 from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
-from jaxcls.files import Bad
-from jaxcls.search import SHEET_ROWS, Found
-from jaxcls.workdir import Workdir
+from jaxcls.evaluation import scoring
+from jaxcls.predict import contact_sheet, gallery, inference, retrieval
+from jaxcls.predict.retrieval import SHEET_ROWS, Found
+from jaxcls.runs.workdir import Workdir
 
 ABOUT = f"""\
 {cli.OF_A_RUN}
@@ -72,21 +66,21 @@ def main(argv: Sequence[str]) -> int:
         stack.enter_context(console.explained())
         stack.enter_context(memory.explained("--batch_size", batch_size))
         cache = _cache(args, stack, say)
-        exp, _, _, weights = evaluate.load(args.workdir, args.checkpoint, overrides)
+        exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
         threads = threads or exp.config.data.threads
         compute = functools.partial(
-            search.vectors, exp, weights, batch_size=batch_size, threads=threads
+            retrieval.vectors, exp, weights, batch_size=batch_size, threads=threads
         )
-        key, width = search.key_of(exp, weights), predict.width(exp, weights)
+        key, width = retrieval.key_of(exp, weights), inference.width(exp, weights)
         among = gallery.refreshed(listing, cache, key, width, compute, say)
         for bad in among.bad:
             files.say(bad)
         listed = ", ".join(f"{among.counts[kind]} {kind}" for kind in gallery.KINDS)
         say(f"gallery: {len(among.paths)} images ({listed}), {shown(str(cache))}")
-        found = search.search(among, queries, compute, top, leave_out=args.exclude_self)
+        found = retrieval.search(among, queries, compute, top, leave_out=args.exclude_self)
         FORMATS[args.format](_answered(found, counts, drawn))
         if sheet and drawn:
-            search.draw(sheet, drawn, args.gallery, threads)
+            retrieval.draw(sheet, drawn, args.gallery, threads)
             say(f"sheet: {shown(str(sheet))}")
     if not counts:
         print("no image was given", file=sys.stderr)
@@ -102,7 +96,7 @@ def _parser() -> cli.Parser:
     about = "Find the images of a folder that are nearest to others, by a trained run."
     parser = cli.Parser("search", about, ABOUT)
     cli.add_run(parser)
-    cli.add_images(parser, "QUERY", predict.BATCH_SIZE)
+    cli.add_images(parser, "QUERY", inference.BATCH_SIZE)
     add = parser.add_argument
     add("--gallery", required=True, metavar="DIR", help="the folder to search")
     add("--top", default="10", help="images to show for each query (default 10)")

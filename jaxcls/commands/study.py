@@ -13,27 +13,26 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcls import (
+from jaxcls import experiment
+from jaxcls.commands import cli
+from jaxcls.config import loading as configs
+from jaxcls.data import sources
+from jaxcls.devices import hosts, mesh
+from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError
+from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import (
     cells,
     comparison,
     expected,
-    experiment,
-    hosts,
-    mesh,
     outcomes,
+    running,
     sides,
-    sources,
-    stopping,
-    study_runs,
-    study_table,
     summary,
+    table,
 )
-from jaxcls import config as configs
-from jaxcls.cells import Cell
-from jaxcls.commands import cli
-from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError
-from jaxcls.study_runs import Study
-from jaxcls.workdir import Workdir
+from jaxcls.studies.cells import Cell
+from jaxcls.studies.running import Study
+from jaxcls.training import stopping
 
 ABOUT = """Train every recipe of a study with every seed, each run in a folder of its own,
 and say how sure the result is. The same command again goes on, or shows the result.
@@ -172,14 +171,14 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     margin = _margin(args.margin, metric) if args.record else 0.0
     if args.record:
         _check_recordable(args, study)
-    study_runs.check(study)
-    print(study_table.plan(names, seeds, _shard(args.shard)))
+    running.check(study)
+    print(table.plan(names, seeds, _shard(args.shard)))
     if args.dry_run:
         return DONE
     result = _made(args, study, metric, baseline)
     if hosts.is_first():
-        study_table.show(result)
-        print(f"{study_table.closing(result)} workdir={args.workdir or study.folder}")
+        table.show(result)
+        print(f"{table.closing(result)} workdir={args.workdir or study.folder}")
         if args.record:
             _record(args, study, metric, result["headline"], margin)
     return DIVERGED if result["diverged"] and not result["done"] else DONE
@@ -203,13 +202,13 @@ def _made(
 ) -> dict[str, Any]:
     """Make what is left of a study; its result, which is in study.json too."""
     mesh.prefer_same_bits()
-    conclude = functools.partial(study_runs.conclude, study, metric, baseline)
+    conclude = functools.partial(running.conclude, study, metric, baseline)
     with (
         hosts.joined(args.coordinator, args.processes, args.process),
         stopping.on_signals() as stop,
     ):
         try:
-            study_runs.run(study, _shard(args.shard), stop, metric)
+            running.run(study, _shard(args.shard), stop, metric)
         except StoppedError:
             hosts.on_first(conclude)
             raise
@@ -295,16 +294,16 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         _folder(args, args.verify, "verify"),
     )
     metric, place = before["metric"], before["place"]
-    print(study_table.plan(["base"], study.seeds, _shard(args.shard)))
+    print(table.plan(["base"], study.seeds, _shard(args.shard)))
     if args.dry_run:
         return DONE
     result = _made(args, study, metric, "base")
     if not hosts.is_first():
         return DONE
-    study_table.show(result)
+    table.show(result)
     now = result["cells"][0]["figures"].get(place, {}).get(metric)
     if result["missing"] or not now:
-        print(f"{study_table.closing(result)}: nothing is said before they are")
+        print(f"{table.closing(result)}: nothing is said before they are")
         return DIFFERS
     values = [
         run["values"][place][metric]
@@ -360,7 +359,7 @@ def _compare(one: str, other: str, metric: str) -> int:
         baseline=pair[0].name,
         best_metric=metric,
     )
-    study_table.show(result)
+    table.show(result)
     for line in sides.differences(*pair):
         print(f"differs in the config: {line}")
     return DONE

@@ -13,8 +13,8 @@ run is finished. Any config key is set with --config.KEY=VALUE."""
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    from jaxcls import config as configs
-    from jaxcls.knobs import describe
+    from jaxcls.config import loading as configs
+    from jaxcls.config.knobs import describe
 
     keys = (
         "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
 
-    from jaxcls import experiment, hosts, mesh, stopping, train
+    from jaxcls import experiment
+    from jaxcls.devices import hosts, mesh
+    from jaxcls.training import stopping, train
 
     if args.devices and not args.dry_run:
         raise InputError(
@@ -70,9 +72,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _dry_run(config: Any, given: str) -> str:
     """What would be trained, compiled too where `--devices` is given."""
-    from jaxcls import experiment, mesh, sources
+    from jaxcls import experiment
     from jaxcls.commands import dry_run
-    from jaxcls.topologies import described, is_slice
+    from jaxcls.data import sources
+    from jaxcls.devices import mesh
+    from jaxcls.devices.topologies import described, is_slice
 
     devices, room = None, 0
     if is_slice(given):

@@ -85,7 +85,7 @@ class BatchNorm(nn.Module):
     what training normalises by is the biased one in both. use_scale: whether a scale is
     learned, beside the bias.
     Where the variables have a collection "frozen" with this layer's statistics, training
-    keeps them and normalises by them: see `jaxcls.parts`.
+    keeps them and normalises by them: see `jaxcls.learning.param_groups`.
     """
 
     momentum: float = 0.9
@@ -220,7 +220,7 @@ class FeatureMap(nn.Module):
     """x [B, H, W, C] as it is: a place where what a model sees can be looked at.
 
     For maps that end in a function, such as a ReLU, and not in a module: see
-    `jaxcls.saliency`.
+    `jaxcls.report.saliency`.
     """
 
     @nn.compact

@@ -1,0 +1,9 @@
+"""What a user writes: knobs and their rules, files and command lines that set them.
+
+A config file starts from `base`. `loading` resolves a file with its overrides, `calls`
+parses texts such as ``"flip | randaugment(2, 10)"``, and `durations` ``"90 epochs"``.
+"""
+
+from jaxcls.config.loading import base
+
+__all__ = ["base"]

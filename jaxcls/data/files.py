@@ -1,0 +1,259 @@
+"""Which image files are meant, in what order, and their bytes.
+
+`prepare`, `predict` and `search` find the files of a folder by the same `walk`.
+"""
+
+import io
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from jaxcls.data.decode import DecodeError
+from jaxcls.errors import InputError, shown
+
+T = TypeVar("T")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif"),
+)
+# Files that systems leave behind.
+SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
+# The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
+MAX_BYTES = 1 << 30
+MAX_DEPTH = 100  # Of folders in folders.
+FILE, FOLDER, HIDDEN, BAD = "file", "folder", "hidden", "bad"  # Kinds of `Entry`.
+LIST = "-"  # Stands for a list of paths on standard input.
+_CHUNK = 1 << 16  # Bytes of the list that are read at once; no path is as long.
+
+
+class Entry(NamedTuple):
+    """What a walk meets: its path below the folder, what it is, and why it is bad."""
+
+    path: str
+    kind: str
+    why: str = ""
+
+
+class Bad(NamedTuple):
+    """A path that no image comes from, and why."""
+
+    path: str
+    why: str
+
+
+def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
+    """The images that a command line means, as `images` gives them, lists read.
+
+    null: whether a NUL ends each path of a list. Raises `InputError` at once where no
+    image can be meant.
+    """
+    if null and LIST not in arguments:
+        raise InputError("--null is of a list on standard input; give - for it, too")
+    check(arguments)
+    return images(given(arguments, b"\0" if null else b"\n"))
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raise `InputError` where no image can be meant: no such path, none below it.
+
+    Where only some cannot, they are bad when their turn comes.
+    """
+    if arguments.count(LIST) > 1:
+        raise InputError(f"{LIST} is given twice, and standard input is one list")
+    found = [_why_none(path) for path in arguments]
+    if found and all(found):
+        raise InputError(f"{shown(arguments[0]) or repr('')} {found[0]}")
+
+
+def _why_none(path: str) -> str:
+    """Why no image can come from an argument; "" where one may."""
+    if path == LIST:
+        return ""
+    if not os.path.lexists(path):
+        return "is not a file; give image files or folders"
+    is_empty = os.path.isdir(path) and next(below(path), None) is None
+    return NO_IMAGE if is_empty else ""
+
+
+def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
+    """The arguments, and in the place of "-" the paths that standard input lists."""
+    for argument in arguments:
+        if argument != LIST:
+            yield argument
+            continue
+        try:
+            with open(0, "rb", closefd=False) as stream:
+                yield from listed(stream, end)
+        except OSError as error:
+            raise InputError(
+                f"standard input cannot be read ({_reason(error)}); pipe a list of paths"
+                " into it"
+            ) from None
+
+
+def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
+    """The paths of a list as it comes, each followed by `end`; empty ones are none.
+
+    Raises `InputError` for what is no list of paths.
+    """
+    rest = b""
+    while chunk := stream.read1(_CHUNK):
+        if end != b"\0" and b"\0" in chunk:
+            raise InputError(
+                "standard input has a NUL byte; give a path a line, or --null for a list"
+                " such as that of find -print0"
+            )
+        *whole, rest = (rest + chunk).split(end)
+        yield from (os.fsdecode(path) for path in whole if path)
+        if len(rest) > _CHUNK:
+            raise InputError(
+                f"standard input has over {_CHUNK} bytes in one line; give a path a line"
+            )
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def images(paths: Iterable[str]) -> Iterator[str | Bad]:
+    """Files as given, and the images below folders; what cannot be read is `Bad`.
+
+    Nothing is opened, and nothing is looked at before it is asked for.
+    """
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        is_empty = True
+        for image in below(path):
+            is_empty = False
+            yield image
+        if is_empty:
+            yield Bad(path, NO_IMAGE)
+
+
+def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
+    """What was found of good files, as it comes; bad ones are said on standard error.
+
+    Counts both, as "answered" and "bad".
+    """
+    for each in found:
+        if isinstance(each, Bad):
+            counts["bad"] += 1
+            say(each)
+            continue
+        counts["answered"] += 1
+        yield each
+
+
+def say(bad: Bad) -> None:
+    """Name a bad file on standard error, on one line."""
+    print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
+
+
+def below(folder: str) -> Iterator[str | Bad]:
+    """The image files below a folder, in the order of `walk`, and what it finds bad."""
+    for entry in walk(folder):
+        path = os.path.join(folder, entry.path) if entry.path else folder
+        if entry.kind == BAD:
+            yield Bad(path, entry.why)
+        elif entry.kind == FILE and is_image(path):
+            yield path
+
+
+def walk(folder: str) -> Iterator[Entry]:
+    """What is below a folder, in the order of the bytes of whole paths.
+
+    Links are followed, but not into a folder that they lie in. Hidden and system files
+    and folders are named, and not entered. What cannot be read is bad, as is what is
+    neither file nor folder; the walk goes on after it. A folder comes before its content.
+    """
+
+    def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+        name = prefix.removesuffix("/")
+        path = os.path.join(folder, name) if name else folder
+        try:
+            status = os.stat(path)
+            here = status.st_dev, status.st_ino
+            with os.scandir(path) as found:
+                entries = sorted(found, key=_order)
+        except OSError as error:
+            yield Entry(name, BAD, _reason(error))
+            return
+        if here in above:
+            yield Entry(name, BAD, "a link to a folder that it lies in")
+            return
+        if len(above) > MAX_DEPTH:
+            yield Entry(name, BAD, f"a folder over {MAX_DEPTH} deep")
+            return
+        if name:
+            yield Entry(name, FOLDER)
+        for entry in entries:
+            name = prefix + entry.name
+            if is_hidden(entry.name):
+                yield Entry(name, HIDDEN)
+            elif _is_folder(entry):
+                yield from inside(name + "/", above | {here})
+            elif _is_file(entry):
+                yield Entry(name, FILE)
+            else:
+                broken = entry.is_symlink() and not os.path.exists(entry.path)
+                yield Entry(name, BAD, "a broken link" if broken else _NOT_REGULAR)
+
+    return inside("", frozenset())
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path has a part that begins with a dot or that a system left behind."""
+    return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is one of images by its suffix."""
+    return path.lower().endswith(SUFFIXES)
+
+
+def read(path: str) -> bytes:
+    """A file's bytes; raises `DecodeError` where it cannot be, or should not be, read."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for.
+            raise DecodeError(_NOT_REGULAR)
+        check_size(status.st_size)
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DecodeError(_reason(error)) from None
+
+
+def check_size(size: int) -> None:
+    """Raise `DecodeError` for a file of more than MAX_BYTES."""
+    if size > MAX_BYTES:
+        raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
+
+
+def _order(entry: "os.DirEntry[str]") -> bytes:
+    return os.fsencode(entry.name) + (b"/" if _is_folder(entry) else b"")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # Such as a link to itself.
+        return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+_NOT_REGULAR = "not a regular file"
+NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"

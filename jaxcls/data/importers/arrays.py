@@ -1,0 +1,223 @@
+"""CIFAR's python archives and MNIST's idx files -> listings, without TensorFlow."""
+
+import gzip
+import itertools
+import math
+import pathlib
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from jaxcls.data.importers import cifar_files
+from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.errors import InputError
+
+
+class Layout(NamedTuple):
+    """How a CIFAR is packed. `marks`: files by which an unpacked folder is known."""
+
+    title: str
+    folder: str
+    archive: str
+    marks: tuple[str, ...]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    names_key: str
+    labels_key: str
+    notes: tuple[str, ...]
+
+
+CIFARS = (
+    Layout(
+        title="CIFAR-10",
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        marks=("data_batch_1",),
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        names_key="label_names",
+        labels_key="labels",
+        notes=(),
+    ),
+    Layout(
+        title="CIFAR-100",
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        marks=("meta", "train", "test"),
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        names_key="fine_label_names",
+        labels_key="fine_labels",
+        notes=("the labels are the 100 fine ones; the 20 coarse ones are left out",),
+    ),
+)
+IDX_SPLITS = {"train": "train", "test": "t10k"}
+IMAGES, LABELS = "images-idx3", "labels-idx1"
+
+
+def is_cifar(path: pathlib.Path) -> bool:
+    """Whether `path` is CIFAR-10 or CIFAR-100 for python, packed or not, or holds one."""
+    return bool(_locate(path))
+
+
+def cifar(path: pathlib.Path) -> Found:
+    """The CIFAR at `path`; it is held in memory (180 MB), its images given as PNG.
+
+    Raises `InputError` for what `is_cifar` refuses, two sets, or a damaged one.
+    """
+    located = _locate(path)
+    if len(located) != 1:
+        held = " and ".join(str(place) for _, place in located) or "no CIFAR"
+        raise InputError(f"{path} holds {held}; give one, such as {CIFARS[0].archive}")
+    layout, place = located[0]
+    wanted = {layout.meta, *layout.train, *layout.test}
+    files = cifar_files.load_all(place, layout.folder, wanted)
+    where = f"{place}: {layout.meta}"
+    class_names = cifar_files.class_names(files[layout.meta], layout.names_key, where)
+    splits = {}
+    for split, batches in {"train": layout.train, "test": layout.test}.items():
+        names, labels, images = [], [], []
+        for batch in batches:
+            content, where = files.pop(batch), f"{place}: {batch}"
+            key, classes = layout.labels_key, len(class_names)
+            labels.append(cifar_files.labels(content, key, classes, where))
+            images.append(cifar_files.images(content, len(labels[-1]), where))
+            names.append(_numbered(batch, len(labels[-1])))
+        splits[split] = Listing(
+            np.concatenate(names), np.concatenate(labels), _reader(np.concatenate(images))
+        )
+    kind = f"{layout.title} for python"
+    return Found(kind, class_names, 3, splits, [], list(layout.notes))
+
+
+def is_idx(path: pathlib.Path) -> bool:
+    """Whether `path` is a folder with a file of images or labels named as MNIST's are."""
+    pairs = itertools.product(IDX_SPLITS.values(), (IMAGES, LABELS))
+    return any(_idx_file(path, stem, kind) for stem, kind in pairs)
+
+
+def idx(path: pathlib.Path) -> Found:
+    """The idx files in folder `path`, held in memory; images are given as grey PNG.
+
+    Classes are called by their number: the files name none. Raises `InputError` where
+    images or labels are missing, damaged, or not as many as each other.
+    """
+    splits = {}
+    for split, stem in IDX_SPLITS.items():
+        image_file, label_file = (_idx_file(path, stem, k) for k in (IMAGES, LABELS))
+        if image_file is None and label_file is None:
+            continue
+        if image_file is None or label_file is None:
+            lacking = IMAGES if image_file is None else LABELS
+            raise InputError(
+                f"{path} lacks {stem}-{lacking}-ubyte of its split {split}; copy it there"
+            )
+        images, labels = _idx_array(image_file, 3), _idx_array(label_file, 1)
+        if len(images) != len(labels):
+            raise InputError(
+                f"{image_file} holds {len(images)} images, and {label_file.name}"
+                f" {len(labels)} labels; take both from one download"
+            )
+        splits[split] = Listing(
+            _numbered(split, len(labels)),
+            labels.astype(np.int32),
+            _reader(images[..., None]),
+        )
+    if not splits:
+        raise InputError(f"{path} holds no idx file such as train-images-idx3-ubyte.gz")
+    most = max(int(listing.labels.max()) for listing in splits.values())
+    class_names = tuple(str(number) for number in range(max(10, most + 1)))
+    notes = ["idx files name no class; the classes are called by their number"]
+    return Found("idx files in MNIST's form", class_names, 1, splits, [], notes)
+
+
+def _locate(path: pathlib.Path) -> list[tuple[Layout, pathlib.Path]]:
+    """Each CIFAR that `path` is or directly holds, once: unpacked before packed."""
+    located = []
+    for layout in CIFARS:
+        places = path, path / layout.folder, path / layout.archive
+        place = next((place for place in places if _is_layout(place, layout)), None)
+        if place is not None:
+            located.append((layout, place))
+    return located
+
+
+def _is_layout(place: pathlib.Path, layout: Layout) -> bool:
+    try:
+        if place.is_dir():
+            marked = all((place / mark).is_file() for mark in layout.marks)
+            return marked or place.name == layout.folder
+        if not place.is_file():
+            return False
+        with tarfile.open(place) as archive:
+            # The first few tell, and all of some other archive may take an hour.
+            members = itertools.islice(archive, 4)
+            return any(layout.folder in member.name.split("/") for member in members)
+    except Exception:  # tarfile and its codecs raise many kinds for bytes that are no tar.
+        return False
+
+
+def _idx_file(folder: pathlib.Path, stem: str, kind: str) -> pathlib.Path | None:
+    """The file by one of the names that mirrors give it, or None."""
+    dotted = kind.replace("-idx", ".idx")
+    names = [f"{stem}-{k}-ubyte{end}" for end in ("", ".gz") for k in (kind, dotted)]
+    places = (folder / name for name in names)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
+    """The uint8 array in an idx file, gzipped or not; raises `InputError`."""
+    magic = bytes((0, 0, 8, dimensions))
+    data = bytearray()
+    try:
+        with path.open("rb") as plain:
+            packed = plain.peek(2)[:2] == b"\x1f\x8b"
+            file = gzip.GzipFile(fileobj=plain) if packed else plain
+            header = file.read(4 + 4 * dimensions)
+            if header[:4] != magic:
+                raise _idx_fault(
+                    path, f"begins with {header[:4]!r}, and must with {magic!r}"
+                )
+            if len(header) < 4 + 4 * dimensions:
+                raise _idx_fault(path, "is cut short in its header")
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            size = math.prod(shape)
+            # By pieces: a damaged header may state more than any memory holds.
+            while len(data) <= size and (piece := file.read(1 << 24)):
+                data += piece
+    except (OSError, EOFError, zlib.error) as error:
+        raise _idx_fault(path, f"cannot be read ({error})") from None
+    if len(data) != size or not size:
+        more = "more than" if len(data) > size else "only"
+        found = f"holds {more} {min(len(data), size)} of the {size} values that it states"
+        raise _idx_fault(path, found if size else f"holds nothing: its shape is {shape}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _idx_fault(path: pathlib.Path, what: str) -> InputError:
+    return InputError(f"{path} {what}; download it again, in MNIST's idx form")
+
+
+def _numbered(prefix: str, count: int) -> np.ndarray:
+    """[count] bytes such as prefix/00017, in the order of their numbers."""
+    width = max(5, len(str(count - 1)))
+    return np.array([f"{prefix}/{n:0{width}}".encode() for n in range(count)])
+
+
+def _reader(images: np.ndarray) -> Callable[[int], bytes]:
+    """index -> the PNG of that image of [N, H, W, 1 or 3], RGB."""
+
+    def read(index: int) -> bytes:
+        # OpenCV wants BGR; one channel is its own reverse.
+        pixels = np.ascontiguousarray(images[index, :, :, ::-1])
+        return cv2.imencode(".png", pixels)[1].tobytes()
+
+    return read

@@ -1,0 +1,290 @@
+"""Images in class folders, or beside a labels.csv, in a folder or an archive."""
+
+import csv
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxcls.data import files
+from jaxcls.data.decode import DecodeError
+from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.data.importers.tars import is_below, plain
+from jaxcls.data.importers.trees import Tree, open_tree
+from jaxcls.errors import InputError, shown
+
+SPLITS = ("train", "val", "valid", "validation", "test")
+# What people call the folders of splits; classes of these names are a mistake.
+LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
+VAL = "val"
+
+# (row of the tree, split, class name)
+Rows = Iterator[tuple[int, str, str]]
+
+
+def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> Found:
+    """``train/<class>/*`` with val or test, ``<class>/*``, or labels.csv beside images.
+
+    `val_fraction`: the share that becomes split "val", where the source has only
+    training images; a hash of each path decides, so that new files move no old one.
+    Raises `InputError` for a source that holds none of these.
+    """
+    tree = open_tree(path, scratch)
+    if not len(tree.names):
+        raise InputError(
+            f"{path} holds no file{_such_as(tree.rejected)}; give a folder of class folders"
+            " of images"
+        )
+    prefix = _wrapper(tree)
+    rejected, notes = list(tree.rejected), []
+    if tree.hidden:
+        notes.append(f"{tree.hidden:,} hidden or system files are left out")
+    table = _find(tree, prefix + b"labels.csv")
+    if table is None:
+        kind = "class folders"
+        parts = _by_folder(tree, prefix, rejected, notes)
+        empty = _classes_of_folders(tree, prefix)
+    else:
+        kind = "labels.csv"
+        parts, empty = _by_table(tree, prefix, table, path, rejected, notes), set()
+    splits = _Splits(tree, prefix)
+    for row, split, class_name in parts:
+        splits.add(row, split, class_name)
+    if not splits.rows:
+        lacks = "in a class folder" if table is None else "that its labels.csv names"
+        raise InputError(
+            f"{path} holds no image {lacks}{_such_as(rejected)}; it must hold"
+            " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
+            " columns path, label"
+        )
+    class_names = _in_order(set(splits.classes) | empty)
+    if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
+        raise InputError(
+            f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
+            " name them train, val and test, and train must be there"
+        )
+    listings = splits.listings(class_names)
+    if val_fraction:
+        listings = _split_off(listings, val_fraction)
+    return Found(kind, tuple(class_names), 3, listings, rejected, notes)
+
+
+class _Splits:
+    """Collects rows, splits and classes as arrays; a class is a number until the end."""
+
+    def __init__(self, tree: Tree, prefix: bytes) -> None:
+        self._tree, self._prefix = tree, prefix
+        self.classes: dict[str, int] = {}
+        self.rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, row: int, split: str, class_name: str) -> None:
+        if split not in self.rows:
+            size = len(self._tree.names)
+            self.rows[split] = np.empty(size, np.int64), np.empty(size, np.int32)
+            self._counts[split] = 0
+        at = self._counts[split]
+        self.rows[split][0][at] = row
+        self.rows[split][1][at] = self.classes.setdefault(class_name, len(self.classes))
+        self._counts[split] = at + 1
+
+    def listings(self, class_names: Sequence[str]) -> dict[str, Listing]:
+        number = {name: k for k, name in enumerate(class_names)}
+        final = np.array([number[name] for name in self.classes], np.int32)
+        cut = len(self._prefix)
+        found = {}
+        for split, (rows, labels) in sorted(
+            self.rows.items(), key=lambda item: SPLITS.index(item[0])
+        ):
+            rows, labels = rows[: self._counts[split]], labels[: self._counts[split]]
+            names = self._tree.names[rows]
+            names = np.array([name[cut:] for name in names]) if cut else names
+            found[split] = _listing(self._tree, rows, names, final[labels])
+        return found
+
+
+def _listing(
+    tree: Tree, rows: np.ndarray, names: np.ndarray, labels: np.ndarray
+) -> Listing:
+    return Listing(names, labels, lambda i: tree.read(int(rows[i])))
+
+
+def _wrapper(tree: Tree) -> bytes:
+    """``b"flowers/"`` where all is in one folder that is neither a split nor a class."""
+    prefix = b""
+    while True:
+        depth = prefix.count(b"/")
+        # A README beside the wrapper changes nothing.
+        inside = [
+            name
+            for name in tree.names
+            if name.count(b"/") > depth or files.is_image(os.fsdecode(name))
+        ]
+        if not inside or _find(tree, prefix + b"labels.csv") is not None:
+            return prefix
+        whole = b"/".join(inside[0].split(b"/")[: depth + 1]) + b"/"
+        is_split = os.fsdecode(whole.split(b"/")[depth]) in SPLITS
+        if is_split or not all(name.startswith(whole) for name in inside):
+            return prefix
+        folders = [folder + b"/" for folder in tree.folders]
+        if any(not (f.startswith(whole) or whole.startswith(f)) for f in folders):
+            return prefix  # A class folder without a file is beside it.
+        deeper = any(name.count(b"/") > depth + 1 for name in tree.names)
+        if not deeper and _find(tree, whole + b"labels.csv") is None:
+            return prefix
+        prefix = whole
+
+
+def _find(tree: Tree, name: bytes) -> int | None:
+    at = int(np.searchsorted(tree.names, name))
+    return at if at < len(tree.names) and tree.names[at] == name else None
+
+
+def _has_splits(tree: Tree, prefix: bytes) -> bool:
+    """Whether folder train holds folders: one that holds images is a class, of trains."""
+    depth = prefix.count(b"/") + 2
+    below = (name for name in tree.names if name.startswith(prefix + b"train/"))
+    return any(name.count(b"/") >= depth for name in below)
+
+
+def _by_folder(
+    tree: Tree, prefix: bytes, rejected: list[tuple[str, str]], notes: list[str]
+) -> Rows:
+    """Split and class of each file from its path."""
+    has_splits = _has_splits(tree, prefix)
+    left_out: dict[str, list[str]] = {"in no class folder": [], "not named as images": []}
+    for row, name in enumerate(tree.names):
+        split, parts = "train", name[len(prefix) :].split(b"/")
+        if has_splits:
+            split, parts = os.fsdecode(parts[0]), parts[1:]
+        in_class = len(parts) >= 2 and split in SPLITS
+        is_image = files.is_image(os.fsdecode(name))
+        if in_class and is_image:
+            yield row, split, os.fsdecode(parts[0])
+        elif is_image:
+            rejected.append((os.fsdecode(name), "in no class folder"))
+        else:
+            why = "not named as images" if in_class else "in no class folder"
+            left_out[why].append(shown(bytes(name)))
+    for why, names in left_out.items():
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            notes.append(f"left out, {why}: {', '.join(names[:3])}{more}")
+
+
+def _classes_of_folders(tree: Tree, prefix: bytes) -> set[str]:
+    """Class folders, those without a file too."""
+    below = [f[len(prefix) :].split(b"/") for f in tree.folders if f.startswith(prefix)]
+    has_splits = _has_splits(tree, prefix)
+    depth = 2 if has_splits else 1
+    return {
+        os.fsdecode(parts[-1])
+        for parts in below
+        if len(parts) == depth and (not has_splits or os.fsdecode(parts[0]) in SPLITS)
+    }
+
+
+def _by_table(
+    tree: Tree,
+    prefix: bytes,
+    table: int,
+    path: pathlib.Path,
+    rejected: list[tuple[str, str]],
+    notes: list[str],
+) -> Rows:
+    """Split and class of each file from labels.csv: columns path, label, maybe split."""
+    used = np.zeros(len(tree.names), bool)
+    used[table] = True
+    for line, name, label, split in _lines(tree, table, path):
+        row = _find(tree, prefix + os.fsencode(plain(name)))
+        if row is None:  # Of Windows, perhaps.
+            row = _find(tree, prefix + os.fsencode(plain(name.replace("\\", "/"))))
+        if not name or not label:
+            raise InputError(f"{path}: labels.csv line {line} lacks a path or a label")
+        if split not in SPLITS:
+            raise InputError(
+                f"{path}: labels.csv line {line}: split {split!r} is none of"
+                f" {', '.join(SPLITS)}"
+            )
+        if not is_below(name):
+            rejected.append((name, "its path leads out of the source"))
+        elif row is None:
+            rejected.append((name, f"named in labels.csv line {line}, and not there"))
+        elif used[row]:
+            rejected.append((name, f"named a second time in labels.csv line {line}"))
+        else:
+            used[row] = True
+            yield row, split, label
+    if not used.all():
+        first = shown(bytes(tree.names[np.argmin(used)]))
+        notes.append(f"{(~used).sum():,} files are not in labels.csv, such as {first}")
+
+
+def _lines(
+    tree: Tree, table: int, path: pathlib.Path
+) -> Iterator[tuple[int, str, str, str]]:
+    """(line number, path, label, split) of each line of labels.csv but the first."""
+    try:
+        text = tree.read(table).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        fields = [field.strip() for field in reader.fieldnames or []]
+        if not {"path", "label"} <= set(fields):
+            raise InputError(
+                f"{path}: labels.csv has the columns {', '.join(fields) or 'none'}; its"
+                " first line must name path and label (and may name split)"
+            )
+        reader.fieldnames = fields
+        for entry in reader:
+            name, label = entry["path"].strip(), entry["label"].strip()
+            yield reader.line_num, name, label, entry.get("split", "").strip() or "train"
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: labels.csv is not UTF-8; save it as UTF-8") from None
+    except (csv.Error, DecodeError, OSError) as error:
+        raise InputError(f"{path}: labels.csv cannot be read ({error})") from None
+
+
+def _such_as(rejected: Sequence[tuple[str, str]]) -> str:
+    """The first of what was refused: it may be all that there is."""
+    return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Sorted, as numbers where all are numbers: 2 before 10."""
+    if all(name.isdecimal() and len(name) < 20 for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listing]:
+    """Part of "train" as "val", by a hash of each path."""
+    if set(listings) != {"train"}:
+        raise InputError(
+            f"--val_fraction={fraction}: the source has its own {', '.join(listings)};"
+            " leave the flag out"
+        )
+    train = listings["train"]
+    limit = int(fraction * 2**64)
+    is_val = np.array([name_hash(name, b"jaxcls val") < limit for name in train.names])
+    parts = {"train": np.flatnonzero(~is_val), VAL: np.flatnonzero(is_val)}
+    for split, rows in parts.items():
+        if not rows.size:
+            raise InputError(
+                f"--val_fraction={fraction} of {len(train.names)} files leaves split"
+                f" {split} empty; try 0.2"
+            )
+    return {split: _part(train, rows) for split, rows in parts.items()}
+
+
+def _part(listing: Listing, rows: np.ndarray) -> Listing:
+    return Listing(
+        listing.names[rows], listing.labels[rows], lambda i: listing.read(int(rows[i]))
+    )
+
+
+def name_hash(name: bytes, purpose: bytes = b"jaxcls order") -> int:
+    """64 bits that depend on the name (and the purpose) alone."""
+    digest = hashlib.blake2b(name, digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "big")

@@ -1,0 +1,258 @@
+"""A folder, a .tar, .tgz or .zip as one thing: sorted paths, and bytes by index.
+
+Nothing is ever extracted: members are read where they lie, so no path of an archive can
+name a file of ours.
+"""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import pathlib
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from jaxcls.data import files
+from jaxcls.data.decode import DecodeError
+from jaxcls.data.importers import tars
+from jaxcls.errors import InputError
+
+_FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
+
+# What the standard library raises for damaged archives: it has no one kind for it.
+# NotImplementedError is zipfile's, for a compression or version that it does not know.
+_DAMAGES = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError),
+    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(ValueError, NotImplementedError, struct.error),
+)
+
+Read = Callable[[int], bytes]
+
+
+class Tree(NamedTuple):
+    """names: [n] bytes (S), sorted, '/' between parts; folders: those of two levels.
+
+    rejected: (name, reason) of links, of what is no file, and of paths that point out.
+    hidden: how many hidden files and system files were left out.
+    """
+
+    names: np.ndarray
+    read: Read
+    folders: list[bytes]
+    rejected: list[tuple[str, str]]
+    hidden: int
+
+
+def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
+    """The files of a folder or an archive; a compressed tar is unpacked into `scratch`.
+
+    Raises `InputError` for anything else, or a damaged archive.
+    """
+    if path.is_dir():
+        return _folder(path)
+    try:
+        # A tar that ends with a small zip looks like a zip too.
+        if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):
+            return _zip(path)
+        return _tar(_plain_tar(path, scratch), path)
+    except _DAMAGES as error:
+        raise InputError(
+            f"{path} is damaged ({error}); copy or download it again"
+        ) from None
+
+
+class _Names:
+    """Collects the paths of a tree, and what is left out of it."""
+
+    def __init__(self) -> None:
+        self.chunks: list[np.ndarray] = []
+        self.some: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.rejected: list[tuple[str, str]] = []
+        self.hidden = 0
+
+    def add(self, name: bytes) -> bool:
+        """Whether the file is one to read; a hidden one is counted."""
+        if files.is_hidden(os.fsdecode(name)):
+            self.hidden += 1
+            return False
+        self.some.append(name)
+        if len(self.some) == 4096:  # As arrays a million paths are 100 MB, not 200.
+            self._pack()
+        return True
+
+    def add_folder(self, name: bytes) -> None:
+        if name and name.count(b"/") < 3 and not files.is_hidden(os.fsdecode(name)):
+            self.folders.append(name)
+
+    def reject(self, name: bytes, reason: str) -> None:
+        self.rejected.append((os.fsdecode(name), reason))
+
+    def _pack(self) -> None:
+        if self.some:
+            self.chunks.append(np.array(self.some))
+            self.some = []
+
+    def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
+        """The tree; ``reader(names, order)`` reads file i, the order[i]-th added."""
+        self._pack()
+        names = np.concatenate(self.chunks) if self.chunks else np.zeros(0, "S1")
+        order = np.argsort(names, kind="stable")
+        names = names[order]
+        again = np.flatnonzero(names[1:] == names[:-1]) + 1
+        for name in names[again]:
+            self.reject(name, "the same path a second time")
+        names, order = np.delete(names, again), np.delete(order, again)
+        read = reader(names, order)
+        return Tree(names, read, self.folders, self.rejected, self.hidden)
+
+
+def _folder(root: pathlib.Path) -> Tree:
+    """The files below a folder, as `files.walk` meets them."""
+    found, base = _Names(), os.fspath(root)
+    for path, kind, why in files.walk(base):
+        name = os.fsencode(path)
+        if kind == files.HIDDEN:
+            found.hidden += 1
+        elif kind == files.FILE:
+            found.add(name)
+        elif kind == files.FOLDER:
+            found.add_folder(name)
+        elif path:
+            found.reject(name, why)
+        else:
+            raise InputError(f"{root} cannot be read ({why}); allow it")
+
+    def reader(names: np.ndarray, order: np.ndarray) -> Read:
+        return lambda i: files.read(os.path.join(base, os.fsdecode(names[i])))
+
+    return found.tree(reader)
+
+
+def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
+    """The members of an uncompressed tar; errors name `where`, what people gave."""
+    found, rejected = _Names(), list[tuple[str, str]]()
+    places: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+    some: list[tuple[int, int]] = []
+    with path.open("rb") as file:
+        for name, member, content in tars.files(file, f"{where}", rejected):
+            if content is None:
+                found.add_folder(os.fsencode(name))
+            elif found.add(os.fsencode(name)):
+                some.append((member.offset_data, member.size))
+            if len(some) == 4096:
+                places.append(np.array(some, np.int64))
+                some = []
+    found.rejected += rejected
+    spans = np.concatenate([*places, np.array(some, np.int64).reshape(-1, 2)])
+
+    def reader(names: np.ndarray, order: np.ndarray) -> Read:
+        starts, sizes = spans[order].T
+        read = tars.Reader(path, starts, sizes)
+
+        def checked(i: int) -> bytes:
+            files.check_size(int(sizes[i]))
+            return read(i)
+
+        return checked
+
+    return found.tree(reader)
+
+
+def _zip(path: pathlib.Path) -> Tree:
+    """The members of a zip; reading one is safe from many threads.
+
+    Its directory is held as Python's own objects, about 1 kB a member: give a tar or a
+    folder where there are millions.
+    """
+    archive, found = zipfile.ZipFile(path), _Names()
+    members: list[zipfile.ZipInfo] = []
+    for member in archive.infolist():
+        given = _zip_name(member)
+        name, mode = os.fsencode(tars.plain(given)), member.external_attr >> 16
+        if given.endswith("/"):
+            found.add_folder(name)
+        elif not tars.is_below(given):
+            found.reject(os.fsencode(given), "its path leads out of the archive")
+        elif stat.S_ISLNK(mode):
+            found.reject(name, "a link; archives are read without following any")
+        elif member.flag_bits & 1:
+            found.reject(name, "encrypted")
+        elif found.add(name):
+            members.append(member)
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        files.check_size(member.file_size)
+        try:
+            return archive.read(member)
+        except (*_DAMAGES, RuntimeError, OSError) as error:
+            raise DecodeError(f"cannot be unpacked ({error})") from None
+
+    return found.tree(lambda names, order: lambda i: read(members[order[i]]))
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The path of a member: in UTF-8 without saying so, or as old Windows tools wrote."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/") if member.create_system == 0 else name
+
+
+def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """`path` itself, or its uncompressed copy in `scratch`."""
+    chunks = _unpacked(path)
+    if chunks is None:
+        if not tarfile.is_tarfile(path):
+            with path.open("rb") as file:
+                if file.read(4) == b"PK\3\4":
+                    raise zipfile.BadZipFile("a zip without its end")
+            raise InputError(
+                f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
+            )
+        return path
+    plain = scratch / "unpacked.tar"
+    with plain.open("wb") as out:
+        for chunk in chunks:
+            if out.tell() and shutil.disk_usage(scratch).free < _FREE:
+                raise InputError(
+                    f"{path} unpacks to more than {out.tell():,} bytes and {scratch} is"
+                    " full; unpack it yourself where there is room, and give the folder"
+                )
+            out.write(chunk)
+    return plain
+
+
+def _unpacked(path: pathlib.Path) -> Iterator[bytes] | None:
+    """The content of a compressed file in chunks, or None for one that is not."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    kinds = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+
+    def chunks() -> Iterator[bytes]:
+        assert kind
+        with kind(path) as packed:
+            while chunk := _read(packed):
+                yield chunk
+
+    return chunks() if kind else None
+
+
+def _read(packed: IO[bytes]) -> bytes:
+    """Some of an archive; whatever goes wrong is its damage, not the disk's."""
+    try:
+        return packed.read(1 << 24)
+    except OSError as error:
+        raise EOFError(error.strerror or f"{error}") from None

@@ -1,0 +1,341 @@
+"""config -> Data: the batches of a run on its mesh.
+
+The config says in which order examples come, through which host ops, and whether decoded
+images are kept on the device.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcls.config import calls
+from jaxcls.config import loading as configs
+from jaxcls.data import batches, decode, sources
+from jaxcls.data.selection import Selection
+from jaxcls.devices import mesh
+from jaxcls.errors import InputError
+
+DeviceBatch = dict[str, jax.Array]
+# What batches have besides images and labels, for each of several.
+Columns = dict[str, np.ndarray]
+
+# What a split is for: learning, choosing the best, and one score at the end.
+ROLES = ("train", "eval", "test")
+# Decoded images that data.resident="auto" keeps on the device, in bytes a split. A
+# constant, so that every host of a run decides the same.
+RESIDENT_BYTES = 512 * 2**20
+
+
+class Data:
+    """The batches that a config asks for; everything is read on first use.
+
+    selection: which examples they are of. devices: to choose from instead of those that
+    there are.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        facts: sources.Facts | None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.selection = Selection(config, facts)
+        self._devices = devices
+        self._resident: dict[tuple[str, str], DeviceBatch] = {}
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices that batches go to."""
+        return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp, self._devices)
+
+    def examples(self, role: str) -> int:
+        """How many examples of data.train, data.eval or data.test are used; 0 for ''."""
+        split = self.config.data[role]
+        return self.selection.count(split, f"data.{role}") if split else 0
+
+    def reseeded(self, config: ConfigDict) -> "Data":
+        """The data of a config that differs in seeds alone; what is read serves both."""
+        other = copy.copy(self)
+        other.config = config
+        other.__dict__.pop("_order", None)
+        return other
+
+    def through(self, op: decode.Op, seed: int) -> "Data":
+        """The same data whose evaluations have one more op, which draws by `seed`.
+
+        Its images are what the op gives; none are kept on the device.
+        """
+        values = {"data.resident": "off", "seeds.augment": seed}
+        other = self.reseeded(configs.from_flat({**configs.flat(self.config), **values}))
+        other.eval_ops = [*self.eval_ops, op]
+        return other
+
+    # The order of examples.
+
+    @functools.cached_property
+    def _order(self) -> batches.Order:
+        """epoch -> the examples of data.train [n] in the order of that epoch."""
+        return self._order_by(configs.seed_of(self.config, "order"))
+
+    def _order_by(self, seed: int) -> batches.Order:
+        if not self.config.data.balance:
+            n = self.selection.count(self.config.data.train, "data.train")
+            return lambda epoch: batches.order(seed, epoch, n)
+        labels = self.selection.train_labels()
+        return functools.lru_cache(maxsize=3)(
+            lambda epoch: batches.balanced_order(seed, epoch, labels)
+        )
+
+    @property
+    def order_name(self) -> str:
+        """What the order of training is called in the run's folder."""
+        return batches.BALANCED_ORDER if self.config.data.balance else batches.ORDER
+
+    # The host ops and what they give.
+
+    @functools.cached_property
+    def train_stages(self) -> list[tuple[float, list[decode.Op]]]:
+        """(share of the run from which, host ops); one, unless sizes grow."""
+        ops = self._ops("train_ops")
+        growing = [op for op in ops if isinstance(op, decode.Growing)]
+        starts = sorted({0.0, *(start for op in growing for start, _ in op.parts)})
+        return [
+            (start, [op.at(start) if isinstance(op, decode.Growing) else op for op in ops])
+            for start in starts
+        ]
+
+    @functools.cached_property
+    def eval_ops(self) -> list[decode.Op]:
+        """The host ops of evaluation and prediction."""
+        ops = self._ops("eval_ops")
+        if any(isinstance(op, decode.Growing) for op in ops):
+            raise InputError(
+                f"data.eval_ops={self.config.data.eval_ops!r}: a size grows in training"
+                " only; give one, such as resize(224)"
+            )
+        return ops
+
+    def _ops(self, name: str) -> list[Any]:
+        return calls.build(self.config.data[name], decode.OPS, f"data.{name}")
+
+    @functools.cached_property
+    def eval_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model sees in evaluation."""
+        shape = self.selection.facts.image_shape
+        return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
+
+    @functools.cached_property
+    def train_shapes(self) -> list[tuple[int, int, int]]:
+        """(H, W, C) of the images of every stage of training."""
+        shapes = [
+            batches.output_shape(ops, self.selection.facts.image_shape, "data.train_ops")
+            for _, ops in self.train_stages
+        ]
+        if shapes[0][2] != self.eval_shape[2]:
+            raise InputError(
+                f"data.train_ops gives {shapes[0][2]} channels and data.eval_ops"
+                f" {self.eval_shape[2]}; give decode the same number in both"
+            )
+        return shapes
+
+    @property
+    def train_shape(self) -> tuple[int, int, int]:
+        """The largest of them."""
+        return max(self.train_shapes, key=math.prod)
+
+    # Batches.
+
+    def train_batches(self, start: int, steps: int) -> Iterator[DeviceBatch]:
+        """The batches from step `start` of a run of `steps`, on the mesh.
+
+        image, label, index (the example's number) and epoch (of its showing).
+        """
+        split = self.config.data.train
+        firsts = [round(share * steps) for share, _ in self.train_stages]
+        for (_, ops), first, end in zip(
+            self.train_stages, firsts, [*firsts[1:], steps], strict=True
+        ):
+            plans = self._train_plans(max(first, start), end)
+            yield from self._batches("train_ops", ops, split, "data.train", plans)
+
+    def train_columns(self, start: int, steps: int) -> Iterator[batches.Batch]:
+        """What `train_batches` has besides images and labels, on this host.
+
+        With `train_resident`, which index [B] takes them from, it is all there is.
+        """
+        return map(_columns, self._train_plans(start, steps))
+
+    def _train_plans(self, start: int, stop: int) -> Iterator[batches.Plan]:
+        size = self.config.batch_size
+        return batches.train_plans(
+            self._order,
+            self.selection.count(self.config.data.train, "data.train"),
+            size,
+            mesh.host_rows(size),
+            start=start,
+            stop=stop,
+            repeats=self.config.data.repeats,
+        )
+
+    def sample(self, count: int) -> np.ndarray:
+        """`count` images, or all, of training as decoded: uint8 [n, H, W, C].
+
+        Those that come first by the seed of init, which they are for; the same on every
+        host.
+        """
+        key, split = "data.train", self.config.data.train
+        n = min(count, self.selection.count(split, key))
+        seed = configs.seed_of(self.config, "init")
+        plans = batches.train_plans(
+            self._order_by(seed),
+            self.selection.count(split, key),
+            n,
+            slice(0, n),
+            start=0,
+            stop=1,
+        )
+        ops, records = self.train_stages[0][1], self.selection.records(split, key)
+        found = batches.decoded(records, ops, plans, seed=seed)
+        return next(found)["image"]
+
+    def train_examples(self, step: int) -> np.ndarray:
+        """The records [B] int64 of data.train that the batch of `step` is made of."""
+        split, size = self.config.data.train, self.config.batch_size
+        n = self.selection.count(split, "data.train")
+        turns = np.arange(step * size, (step + 1) * size) // self.config.data.repeats
+        examples = batches.indices(turns, n, self._order)
+        is_part = self.selection.is_part("data.train")
+        return self.selection.used(split, "data.train")[examples] if is_part else examples
+
+    def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
+        """Every example of a split once, on the mesh: image, label, index, mask.
+
+        `key`: the config key or flag that `split` came from. index: 0..n-1.
+        """
+        rows = mesh.host_rows(batch_size)
+        plans = batches.eval_plans(self.selection.count(split, key), batch_size, rows)
+        return self._batches("eval_ops", self.eval_ops, split, key, plans)
+
+    def _batches(
+        self,
+        name: str,
+        ops: list[decode.Op],
+        split: str,
+        key: str,
+        plans: Iterator[batches.Plan],
+    ) -> Iterator[DeviceBatch]:
+        """The planned batches, decoded as they are asked for or once and for all."""
+        if self._is_resident(name, split, key):
+            take, arrays = self.take, self._on_device(split, key)
+            for plan in plans:
+                on_mesh = mesh.put(self.mesh, _columns(plan))
+                yield {**take(arrays, on_mesh["index"]), **on_mesh}
+            return
+        for batch in self._decoded(split, key, ops, plans):
+            batch["index"] = batch["index"].astype(np.int32)
+            yield mesh.put(self.mesh, batch)
+
+    def _decoded(
+        self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.Plan]
+    ) -> Iterator[batches.Batch]:
+        """The planned batches on this host, with labels as the model counts classes."""
+        data = self.config.data
+        for batch in batches.decoded(
+            self.selection.records(split, key),
+            ops,
+            plans,
+            seed=configs.seed_of(self.config, "augment"),
+            threads=data.threads,
+            prefetch=data.prefetch,
+        ):
+            batch["label"] = self.selection.relabel(batch, f"{key}={split!r}")
+            yield batch
+
+    # Decoded images on the device.
+
+    @property
+    def is_train_resident(self) -> bool:
+        """Whether the images of training are decoded once and kept."""
+        return self._is_resident("train_ops", self.config.data.train, "data.train")
+
+    def train_resident(self) -> DeviceBatch:
+        """image uint8 [n, H, W, C] and label int32 [n] of all of training, decoded."""
+        return self._on_device(self.config.data.train, "data.train")
+
+    def resident_bytes(self) -> int:
+        """Bytes of decoded images that training keeps on each device."""
+        total, data = 0, self.config.data
+        for name, key, shape in (
+            ("train_ops", "data.train", self.train_shape),
+            ("eval_ops", "data.eval", self.eval_shape),
+        ):
+            split = data[key.removeprefix("data.")]
+            if split and self._is_resident(name, split, key):
+                total += self.selection.count(split, key) * math.prod(shape)
+        return total
+
+    def _is_resident(self, name: str, split: str, key: str) -> bool:
+        """Whether a split's images, by data.`name`, are decoded once and kept."""
+        data, kind = self.config.data, self.config.data.resident
+        repeated = ("train_ops", "data.train"), ("eval_ops", "data.eval")
+        if kind == "off" or (name, key) not in repeated:
+            return False  # What is read once is not worth keeping.
+        ops = calls.parse(data[name], f"data.{name}")
+        drawn = next((call.name for call in ops if call.name in decode.RANDOM), None)
+        if drawn:
+            if kind == "auto":
+                return False
+            raise InputError(
+                f"data.resident=on: data.{name} holds {drawn}, which gives other pixels"
+                " each time; crop with augment='random_crop(4)', or leave it auto"
+            )
+        shape = self.train_shape if key == "data.train" else self.eval_shape
+        return (
+            kind == "on"
+            or self.selection.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
+        )
+
+    def _on_device(self, split: str, key: str) -> DeviceBatch:
+        """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
+        if (split, key) not in self._resident:
+            self._resident[split, key] = self._decoded_whole(split, key)
+        return self._resident[split, key]
+
+    def _decoded_whole(self, split: str, key: str) -> DeviceBatch:
+        ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
+        plans = batches.eval_plans(self.selection.count(split, key), 256, slice(0, 256))
+        parts = [
+            {name: part[name][part["mask"]] for name in ("image", "label")}
+            for part in self._decoded(split, key, ops, plans)
+        ]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return mesh.put_everywhere(self.mesh, whole)
+
+    def train_resident_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """`train_resident` as shapes."""
+        n = self.selection.count(self.config.data.train, "data.train")
+        like = functools.partial(jax.ShapeDtypeStruct, sharding=mesh.replicated(self.mesh))
+        images, labels = like((n, *self.train_shape), np.uint8), like((n,), np.int32)
+        return {"image": images, "label": labels}
+
+    @functools.cached_property
+    def take(self) -> Callable[[DeviceBatch, jax.Array], DeviceBatch]:
+        """The jitted (arrays [n, ...], index [B]) -> arrays [B, ...]."""
+        everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(
+            lambda arrays, index: {k: v[index] for k, v in arrays.items()},
+            in_shardings=(everywhere, rows),
+            out_shardings=rows,
+        )
+
+
+def _columns(plan: batches.Plan) -> batches.Batch:
+    """What a batch has besides images and labels."""
+    return {"index": plan.examples.astype(np.int32), **plan.columns}

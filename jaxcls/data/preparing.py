@@ -1,0 +1,229 @@
+"""Images that people have -> a TFDS dataset in ArrayRecord."""
+
+import contextlib
+import csv
+import functools
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from jaxcls import console
+from jaxcls.data import published, writer
+from jaxcls.data.batches import in_order
+from jaxcls.data.clean import Shrink, clean, quiet
+from jaxcls.data.decode import DecodeError
+from jaxcls.data.example import Example, serialize
+from jaxcls.data.importers import find
+from jaxcls.data.importers.findings import Kept, findings
+from jaxcls.data.importers.folders import name_hash
+from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.errors import InputError, shown
+from jaxcls.version import __version__
+
+VERSION = "1.0.0"
+REJECTED = "rejected.csv"
+
+
+class Options(NamedTuple):
+    """What a person chose; `max_bad`: how many files may be left out."""
+
+    source: pathlib.Path
+    name: str
+    val_fraction: float
+    max_bad: int
+    shrink: Shrink | None
+    threads: int
+
+
+class Outcome:
+    """What came of all splits."""
+
+    def __init__(self, rejected: Iterable[tuple[str, str]]) -> None:
+        self.rejected = list(rejected)
+        self.kept: dict[str, Kept] = {}
+        self.shards: dict[str, list[writer.Shard]] = {}
+        self.sizes: set[tuple[int, int]] = set()
+        self.fingerprint = writer.Fingerprint()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples written, by split."""
+        return {split: len(kept.labels) for split, kept in self.kept.items()}
+
+
+def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
+    """Write the dataset that `options` describe below `root`; returns its folder.
+
+    Raises `InputError` for a bad source, or more than max_bad files that are no images;
+    then nothing is left but the list of those.
+    """
+    target = root / options.name / VERSION
+    with writer.whole(target) as folder, quiet():
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        found = find(options.source, scratch, options.val_fraction)
+        counts = {split: len(listing.labels) for split, listing in found.splits.items()}
+        published.check(options.name, counts, "--name")
+        _check_names(found.class_names)
+        say(
+            f"{options.source}: {found.kind}, {len(found.class_names)} classes,"
+            f" {pairs(counts)}"
+        )
+        outcome = Outcome(found.rejected)
+        with _progress(sum(counts.values())) as advance:
+            for split, listing in found.splits.items():
+                outcome.fingerprint.split(split)
+                written = _records(split, listing, options, outcome, advance)
+                outcome.shards[split] = writer.write_split(
+                    folder, options.name, split, written
+                )
+        shutil.rmtree(scratch)
+        _settle_rejected(target.parent / REJECTED, options, outcome)
+        _describe(folder, options, found, outcome)
+    for note in (*found.notes, *findings(found.class_names, outcome.kept)):
+        say(f"note: {note}")
+    return target
+
+
+def _records(
+    split: str,
+    listing: Listing,
+    options: Options,
+    outcome: Outcome,
+    advance: Callable[[], None],
+) -> Iterator[bytes]:
+    """The serialised records of a split, in the order of a hash of their names.
+
+    So any slice of a split, such as train[:90%], is a fair sample of its classes.
+    """
+    n = len(listing.names)
+    hashes = np.fromiter((name_hash(name) for name in listing.names), np.uint64, n)
+    order = np.argsort(hashes, kind="stable")
+    contents, is_kept = np.zeros(n, np.uint64), np.zeros(n, bool)
+    make = functools.partial(_example, listing, options.shrink)
+    for at, made in enumerate(in_order(make, (int(i) for i in order), options.threads)):
+        advance()
+        if isinstance(made, str):
+            outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
+            continue
+        record, content, digest, size = made
+        outcome.fingerprint.add(digest)
+        if len(outcome.sizes) < 2:
+            outcome.sizes.add(size)
+        contents[at], is_kept[at] = int.from_bytes(content[:8], "little"), True
+        yield record
+    rows = order[is_kept]
+    outcome.kept[split] = Kept(listing.names[rows], listing.labels[rows], contents[is_kept])
+
+
+def _example(
+    listing: Listing, shrink: Shrink | None, row: int
+) -> tuple[bytes, bytes, bytes, tuple[int, int]] | str:
+    """(record, image digest, record digest, (height, width)), or why it is rejected."""
+    try:
+        cleaned = clean(listing.read(row), shrink)
+    except DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    label = int(listing.labels[row])
+    example = Example(bytes(listing.names[row]), cleaned.data, label)
+    size = cleaned.height, cleaned.width
+    return serialize(example), *example.digests(), size
+
+
+def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:
+    """Write rejected.csv; raise `InputError` where more are in it than max_bad."""
+    path.unlink(missing_ok=True)
+    if not outcome.rejected:
+        return
+    outcome.rejected.sort()
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows([("path", "reason"), *outcome.rejected])
+    first, reason = outcome.rejected[0]
+    n = len(outcome.rejected)
+    found = (
+        f"{n:,} of the files of {options.source} cannot be used, such as {shown(first)}:"
+        f" {reason}"
+    )
+    if n > options.max_bad:
+        raise InputError(
+            f"{found}; all of them are in {path}; put them right, or leave them out with"
+            f" --max_bad={n}"
+        )
+    say(f"note: {found}; all of them are in {path}")
+    empty = [split for split, count in outcome.counts.items() if not count]
+    if empty:
+        raise InputError(f"{options.source}: no image of split {empty[0]} can be used")
+
+
+def _describe(
+    folder: pathlib.Path, options: Options, found: Found, outcome: Outcome
+) -> None:
+    """Write what TFDS needs, the labels, and the manifest."""
+    one_size = outcome.sizes.pop() if len(outcome.sizes) == 1 else (None, None)
+    writer.write_info(
+        folder,
+        options.name,
+        VERSION,
+        about=f"Prepared by jaxcls from {found.kind}.",
+        features=writer.features(found.class_names, (*one_size, found.channels)),
+        keys=("image", "label"),
+        splits=outcome.shards,
+    )
+    for split, kept in outcome.kept.items():
+        writer.write_labels(folder, split, kept.labels)
+    facts = {
+        "source": found.kind,
+        "jaxcls": __version__,
+        "classes": list(found.class_names),
+        "examples": {
+            split: np.bincount(kept.labels, minlength=len(found.class_names)).tolist()
+            for split, kept in outcome.kept.items()
+        },
+        "rejected": len(outcome.rejected),
+        "val_fraction": options.val_fraction,
+        "shrink": options.shrink._asdict() if options.shrink else None,
+    }
+    writer.write_manifest(folder, facts, outcome.fingerprint, outcome.shards)
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    """Raise `InputError` for a class name that a text file cannot hold."""
+    for name in class_names:
+        if not name.isprintable() or name != name.strip():
+            raise InputError(
+                f"class {name!r} has a name with other than printable characters; rename it"
+            )
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A function to call once for each file; a bar where someone watches."""
+    columns = ("preparing", BarColumn(bar_width=None), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console.console(),
+        disable=not sys.stdout.isatty(),
+    ) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def say(text: str) -> None:
+    """Print a line, with an escape for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def pairs(counts: dict[str, int]) -> str:
+    """``train=80 val=20``."""
+    return " ".join(f"{split}={count}" for split, count in counts.items())

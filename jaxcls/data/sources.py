@@ -1,0 +1,388 @@
+"""Datasets on disk -> random access to encoded records.
+
+Any TFDS dataset in ArrayRecord is read, without TensorFlow and without the code that
+made it: what it holds is read from its folder.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcls.data import published, splits
+from jaxcls.data.datasets import BUNDLED
+from jaxcls.data.example import LABELS, MANIFEST, Example, parse
+from jaxcls.errors import InputError, did_you_mean, first_line
+
+Record = tuple[bytes, int]
+
+_MANY = 100_000  # Examples, from which it is said that they are all read.
+
+
+class Facts(NamedTuple):
+    """What a dataset holds. `image_shape`: (H, W, C), None where images differ.
+
+    fingerprint: of its content, from the manifest that `prepare` writes; else "".
+    """
+
+    name: str
+    version: str
+    image_shape: tuple[int | None, int | None, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    splits: dict[str, int]
+    fingerprint: str = ""
+
+
+def published_facts(name: str) -> Facts | None:
+    """What is known of a dataset that is not here, or None."""
+    known = published.PUBLISHED.get(name.partition(":")[0])
+    if known is None:
+        return None
+    return Facts(name, "", known.image_shape, known.num_classes, (), dict(known.splits))
+
+
+class Dataset:
+    """A prepared TFDS dataset: its `facts`, and `source` for a split.
+
+    Raises `InputError` where it is absent (saying how to get it), incomplete, or not in
+    ArrayRecord. A bundled dataset is prepared on first use.
+    """
+
+    def __init__(self, name: str, data_dir: str) -> None:
+        import tensorflow_datasets as tfds
+
+        _no_progress_bars()
+        self.folder = folder = _folder(name, data_dir)
+        _allow_open_files()
+        try:
+            self._builder = tfds.builder_from_directory(folder)
+        except Exception as error:  # TFDS and protobuf raise many kinds for bad files.
+            raise _damaged(folder / "dataset_info.json", error) from None
+        info = self._builder.info
+        if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            form = info.file_format.value if info.file_format else "an unknown format"
+            raise InputError(
+                f"data.name={name}: {folder} is in {form} and must be array_record; for a"
+                f" copy in NEW_DIR: jaxcls prepare --source={folder}"
+                f" --name={re.split('[:/]', name)[0]} --data_dir=NEW_DIR"
+            )
+        self._keys = info.supervised_keys or ("image", "label")
+        fingerprint = manifest(folder).get("fingerprint", "")
+        self.facts = _facts(name, info, self._keys, fingerprint)
+        published.check(self.facts.name, self.facts.splits, "data.name")
+
+    def source(self, split: str, key: str) -> "Source":
+        """The records of a TFDS split such as ``train[:90%]``; `key` is its config key."""
+        import tensorflow_datasets as tfds
+
+        image_key, label_key = self._keys
+        parts = []
+        for name, start, stop in splits.resolve(split, self.facts.splits, key):
+            for path in self._builder.info.splits[name].filepaths:
+                if not os.path.exists(path):
+                    raise InputError(
+                        f"{key}={split!r}: shard {path} is missing; copy it there or"
+                        f" prepare {self.facts.name} again"
+                    )
+            decoders = {image_key: tfds.decode.SkipDecoding()}
+            data = self._builder.as_data_source(name, decoders=decoders)
+            info = self._builder.info.splits[name]
+            files = [os.path.basename(path) for path in info.filepaths]
+            shards = list(zip(files, info.shard_lengths, strict=True))
+            parts.append(Part(data, start, stop, shards))
+        return Source(parts, image_key, label_key, split)
+
+    def labels(self, split: str, key: str) -> np.ndarray:
+        """The labels [n] int32 of a split: as `prepare` wrote them, or read one by one."""
+        found = []
+        for name, start, stop in splits.resolve(split, self.facts.splits, key):
+            file = self.folder / LABELS.format(name)
+            if not file.is_file():
+                return _read_labels(self.source(split, key), split)
+            try:
+                labels = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise _damaged(file, error) from None
+            if labels.shape != (self.facts.splits[name],):
+                raise InputError(
+                    f"{file} holds {labels.shape} labels for the {self.facts.splits[name]}"
+                    f" examples of {name}; remove it, or prepare {self.facts.name} again"
+                )
+            found.append(labels[start:stop])
+        return np.concatenate(found)
+
+
+def _read_labels(source: "Source", split: str) -> np.ndarray:
+    n = len(source)
+    if n >= _MANY:
+        print(f"reading {split} once for its {n:,} labels; prepare writes them", flush=True)
+    labels = np.empty(n, np.int32)
+    for start in range(0, n, 1024):
+        rows = np.arange(start, min(start + 1024, n))
+        labels[rows] = [label for _, label in source.read(rows)]
+    return labels
+
+
+class Selected:
+    """Some examples of a source, renumbered from 0."""
+
+    def __init__(self, source: "Source", rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: np.ndarray) -> Iterable[Record]:
+        """Like `Source.read`."""
+        return self._source.read(self._rows[indices])
+
+    def where(self, index: int) -> str:
+        """Like `Source.where`."""
+        return self._source.where(int(self._rows[index]))
+
+    def names(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Like `Source.names`."""
+        return self._source.names(self._rows[indices])
+
+
+class Part(NamedTuple):
+    """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
+
+    data: Any
+    start: int
+    stop: int
+    shards: list[tuple[str, int]]
+
+
+class Source:
+    """Random access to the records of a split; reading is safe from many threads."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        image_key: str,
+        label_key: str,
+        split: str,
+    ) -> None:
+        self._parts, self._split = parts, split
+        self._starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
+        self._keys = image_key, label_key
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def where(self, index: int) -> str:
+        """What an example is called in messages."""
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = self._parts[which]
+        row = index - int(self._starts[which]) + part.start
+        file = ""
+        for name, count in part.shards:
+            if row < count:
+                file = f" (record {row} of {name})"
+                break
+            row -= count
+        return f"record {index} of split {self._split!r}{file}"
+
+    def read(self, indices: np.ndarray) -> Iterator[Record]:
+        """indices [N] int64 in 0..len-1 -> N times (encoded image, label).
+
+        One by one as they are asked for: a record is used while it is in the cache, and
+        TFDS's own list of them costs threads for every shard it touches.
+        """
+        return ((example.image, example.label) for example in self._examples(indices))
+
+    def names(self, indices: np.ndarray) -> Iterator[bytes]:
+        """indices [N] int64 -> N times the name of the file that it was; b"" of none."""
+        return (example.name for example in self._examples(indices))
+
+    def _examples(self, indices: np.ndarray) -> Iterator[Example]:
+        which = np.searchsorted(self._starts, indices, side="right") - 1
+        for number, index in zip(which.tolist(), indices.tolist(), strict=True):
+            data = self._parts[number].data
+            row = index - int(self._starts[number]) + self._parts[number].start
+            try:
+                yield parse(data.data_source[row], *self._keys)
+            except RuntimeError as error:  # ArrayRecord checks its chunks.
+                raise self._damaged(index, first_line(error)) from None
+            except ValueError:  # Of a form that only TFDS knows.
+                found = data[row]
+                image, label = (found[key] for key in self._keys)
+                if image is None or label is None:  # A shard that ends with a block.
+                    raise self._damaged(index, "the record is empty") from None
+                yield Example(found.get("file_name", b""), image, int(label))
+
+    def _damaged(self, index: int, why: str) -> InputError:
+        return InputError(
+            f"{self.where(index)} cannot be read: a shard is damaged ({why});"
+            " copy or prepare the dataset again"
+        )
+
+
+def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:
+    """The folder of datasets: `data_dir`, TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    if "://" in data_dir:
+        raise InputError(
+            f"{key}={data_dir} is a URL, and must be a folder: random access needs a"
+            " file system; mount the bucket and give its mount point"
+        )
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return pathlib.Path(chosen).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{key}={chosen} is no path ({error}); try ~/data") from None
+
+
+def _folder(name: str, data_dir: str) -> pathlib.Path:
+    """The folder of the newest (or the named) version of a prepared dataset."""
+    root = data_root(data_dir)
+    base, _, version = name.partition(":")
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)?", base) or ".." in base:
+        raise InputError(
+            f"data.name={name!r} is not 'name[/config][:1.2.3]'; try 'cifar10'"
+        )
+    found = _versions(root / base)
+    if not found and base in BUNDLED:
+        _prepare(base, root)
+        found = _versions(root / base)
+    if not found:
+        raise InputError(_absent(name, base, root))
+    if version and version not in found:
+        raise InputError(f"data.name={name!r}: {root / base} holds {', '.join(found)}")
+    newest = max(found, key=lambda v: [int(part) for part in v.split(".")])
+    return root / base / (version or newest)
+
+
+def _versions(folder: pathlib.Path) -> list[str]:
+    """The prepared versions below a dataset's folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if re.fullmatch(r"\d+\.\d+\.\d+", entry.name)
+        and (entry / "dataset_info.json").is_file()
+    )
+
+
+def _absent(name: str, base: str, root: pathlib.Path) -> str:
+    """How to get a dataset that is not there."""
+    configs = []
+    if (root / base).is_dir():
+        configs = [f"{base}/{e.name}" for e in (root / base).iterdir() if _versions(e)]
+    if configs:
+        return (
+            f"data.name={name!r} has several configs; one of: {', '.join(sorted(configs))}"
+        )
+    here = []
+    if root.is_dir():
+        here = sorted(e.name for e in root.iterdir() if _versions(e))
+    near = (
+        ""
+        if base in published.PUBLISHED
+        else did_you_mean(base, {*here, *published.PUBLISHED})
+    )
+    how = published.ORIGINALS.get(base, "give a folder or an archive of images to")
+    source = "FOLDER" if base in published.ORIGINALS else "FOLDER_OR_ARCHIVE"
+    command = f"jaxcls prepare --source={source} --name={base}"
+    tfds = f" (or --tfds={base}, where TensorFlow is installed)"
+    return (
+        f"data.name={name!r} is not prepared in {root}{near}; {how} {command}"
+        f" --data_dir={root}{tfds}; prepared there: {', '.join(here) or 'nothing'}"
+    )
+
+
+def _prepare(base: str, root: pathlib.Path) -> None:
+    """Write a bundled dataset; two processes may do so at once."""
+    print(f"preparing {base} in {root} ...", flush=True)
+    try:
+        builder = BUNDLED[base](data_dir=str(root), file_format="array_record")
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+            builder.download_and_prepare()
+    except OSError as error:
+        if _versions(root / base):  # Another process finished first.
+            return
+        raise InputError(
+            f"data.dir={root}: {base} cannot be written there ({error.strerror or error});"
+            " give a folder you may write to: --config.data.dir=DIR"
+        ) from None
+
+
+def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Facts:
+    image_key, label_key = keys
+    missing = [k for k in keys if k not in info.features]
+    if missing or not hasattr(info.features[label_key], "num_classes"):
+        raise InputError(
+            f"data.name={name!r} is not a classification dataset: its features are"
+            f" {', '.join(info.features)}, and an image and a class label are needed"
+        )
+    height, width, channels = info.features[image_key].shape
+    label = info.features[label_key]
+    names = label.names if label.num_classes else []
+    return Facts(
+        name.partition(":")[0],
+        str(info.version),
+        (height, width, channels or 3),
+        label.num_classes,
+        tuple(names),
+        {split: part.num_examples for split, part in info.splits.items()},
+        fingerprint,
+    )
+
+
+def manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What `prepare` wrote about a dataset, or {} for one that it did not write."""
+    file = folder / MANIFEST
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from None
+
+
+def facts_of(implied: Mapping[str, Any]) -> Facts:
+    """The facts that a run's config.json keeps among what its config implied."""
+    facts = dict(implied["facts"])
+    facts["image_shape"] = tuple(facts["image_shape"])
+    facts["class_names"] = tuple(facts["class_names"])
+    return Facts(**facts)
+
+
+def check_same(before: Facts, now: Facts) -> None:
+    """Raise `InputError` where a dataset is not the one that a run began with."""
+    for field in ("num_classes", "class_names", "splits", "image_shape", "fingerprint"):
+        old, new = getattr(before, field), getattr(now, field)
+        if old != new and old and new:  # What is empty was not known.
+            raise InputError(
+                f"data.name={now.name!r}: the data changed since the run began: {field} was"
+                f" {str(old)[:80]} and is {str(new)[:80]}; restore the data"
+            )
+
+
+def _damaged(file: pathlib.Path, error: Exception) -> InputError:
+    first = (str(error).strip().splitlines() or [""])[0][:150]
+    return InputError(
+        f"{file} is damaged ({type(error).__name__}: {first}); copy or prepare the dataset"
+        " again"
+    )
+
+
+def _allow_open_files() -> None:
+    """As many open files as the system lets us have: each shard stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _no_progress_bars() -> None:
+    """TFDS draws tqdm bars; our console lines are log.py's."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()

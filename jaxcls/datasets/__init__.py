@@ -1,5 +1,0 @@
-"""TFDS builders that ship with jaxcls; each is prepared on first use."""
-
-from jaxcls.datasets.digits import Digits
-
-BUNDLED = {"digits": Digits}

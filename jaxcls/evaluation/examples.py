@@ -1,0 +1,212 @@
+"""Which examples a run is scored on: a split of its own data, or of another dataset.
+
+Of another dataset the classes are the model's by name, and the model answers among those
+that it holds: as ImageNet-A and -R are scored (Hendrycks et al., arXiv:1907.07174 and
+arXiv:2006.16241).
+"""
+
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import flax.errors
+import jax
+import numpy as np
+
+from jaxcls.config import loading as configs
+from jaxcls.data import sources, splits
+from jaxcls.data.pipeline import Data
+from jaxcls.errors import InputError, did_you_mean
+from jaxcls.experiment import Experiment
+
+
+class Examples(NamedTuple):
+    """A split of some data, as a model is asked about it.
+
+    key: what the split is called in messages. columns: the model's classes [k] that are
+    asked about; places: of each of the data's classes, where it is among them.
+    """
+
+    data: Data
+    split: str
+    key: str
+    columns: np.ndarray
+    places: np.ndarray
+    is_own: bool
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self.data.selection.count(self.split, self.key)
+
+
+def of_run(exp: Experiment, split: str) -> Examples:
+    """The examples of "test", "eval", "train" or a TFDS split of a run's own data."""
+    role = split if split in ("test", "eval", "train") else ""
+    name = exp.config.data[role] if role else split
+    if not name:
+        other = "eval" if exp.config.data.eval else "train"
+        if not role:
+            raise InputError(
+                "--split= is empty; leave it out for test, or try --split=eval"
+            )
+        raise InputError(f"--split={role}: the run has no data.{role}; try --split={other}")
+    every = np.arange(exp.selection.num_classes)
+    return Examples(
+        exp.data, name, f"data.{role}" if role else "--split", every, every, True
+    )
+
+
+def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Examples:
+    """The examples of a split of another prepared dataset, through the run's own ops.
+
+    Raises `InputError` where it has classes that the model does not know.
+    """
+    others = {"data.name": name, "data.classes": ""}
+    if data_dir:
+        others["data.dir"] = data_dir
+    data = _data(exp, others, None, f"--dataset={name}")
+    names = data.selection.facts.class_names
+    if not names or not exp.selection.facts.class_names:
+        nameless = name if not names else exp.config.data.name
+        raise InputError(
+            f"--dataset={name}: classes are matched by name, and {nameless} has numbers"
+            " only; prepare it with names"
+        )
+    # Some have a name for each class of ImageNet, and images of 200 of them.
+    bases = dict.fromkeys(
+        part for part, *_ in splits.resolve(split, data.selection.facts.splits, "--split")
+    )
+    found = [data.selection.dataset.labels(base, "--split") for base in bases]
+    there = np.unique(np.concatenate(found))
+    known = {each: k for k, each in enumerate(exp.selection.class_names)}
+    unknown = [names[k] for k in there if k >= 0 and names[k] not in known]
+    if unknown:
+        raise InputError(
+            f"--dataset={name}: {len(unknown)} of its classes are not the model's, such as"
+            f" {unknown[0]!r}{did_you_mean(unknown[0], known)}; give a dataset whose"
+            " classes the run was trained on"
+        )
+    chosen = {int(k): known[names[k]] for k in there if k >= 0}
+    columns = np.unique(list(chosen.values()))
+    places = np.full(len(names), -1)
+    places[list(chosen)] = np.searchsorted(columns, list(chosen.values()))
+    return Examples(data, split, "--split", columns, places, False)
+
+
+def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
+    """The same examples through other host ops; raises `InputError` for bad ones."""
+    others = {**_same(given), "data.eval_ops": eval_ops}
+    return given._replace(data=_data(exp, others, given.data.selection.facts, "--eval_ops"))
+
+
+def _same(given: Examples) -> dict[str, Any]:
+    """The keys that decide which examples a split holds, as they are of `given`."""
+    values = configs.flat(given.data.config)
+    chosen = "name", "dir", "classes", "fraction", "fraction_seed"
+    return {f"data.{key}": values[f"data.{key}"] for key in chosen}
+
+
+def _data(
+    exp: Experiment, others: dict[str, Any], facts: sources.Facts | None, flag: str
+) -> Data:
+    """Data of other facts or ops on the mesh of an experiment, which must fit its model.
+
+    flag: what asks for them, in messages.
+    """
+    config = configs.from_flat({**configs.flat(exp.config), **others})
+    data = Data(config, facts)
+    try:
+        height, width, channels = data.eval_shape
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+    image = jax.ShapeDtypeStruct((1, height, width, channels), np.uint8)
+    try:
+        jax.eval_shape(exp.recipe.predict_step(), exp.recipe.variables_like, image)
+    except (flax.errors.ScopeParamShapeError, InputError, TypeError, ValueError):
+        own = exp.data.eval_shape
+        raise InputError(
+            f"{flag}: model.name={exp.config.model.name} trained on"
+            f" {own[1]}x{own[0]}x{own[2]} cannot take the {width}x{height}x{channels}"
+            f" of {config.data.eval_ops!r}; give ops that end in {own[1]}x{own[0]} pixels"
+        ) from None
+    return data
+
+
+def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -> Examples:
+    """The same examples as another run's host ops give them to its model.
+
+    Raises `InputError` unless it tells the same classes apart, by the same split.
+    """
+    if other.selection.class_names != first.selection.class_names:
+        raise InputError(
+            f"--ensemble={path} tells other classes apart ({other.selection.num_classes} of"
+            f" {other.config.data.name}, not {first.selection.num_classes} of"
+            f" {first.config.data.name}); give runs of the same classes"
+        )
+    if given.is_own:
+        role = given.key.removeprefix("data.")
+        theirs = other.config.data.get(role, given.split)
+        before, now = first.selection.facts, other.selection.facts
+        if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
+            raise InputError(
+                f"--ensemble={path} has {now.name} {theirs!r} where --workdir has"
+                f" {before.name} {given.split!r}; name a split of both, such as"
+                f" --split={next(iter(before.splits))}"
+            )
+        if before.fingerprint and now.fingerprint and before.fingerprint != now.fingerprint:
+            raise InputError(
+                f"--ensemble={path} was trained on another {now.name} (its fingerprint"
+                " differs); give runs of the same data"
+            )
+    return given._replace(
+        data=_data(other, _same(given), given.data.selection.facts, f"--ensemble={path}")
+    )
+
+
+# ImageNet's validation files, which labels of others are numbered by.
+_REAL = "give the real.json of github.com/google-research/reassessed-imagenet"
+_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+def real_labels(path: str, given: Examples) -> list[list[int]]:
+    """For each example the classes that it may be called: ImageNet ReaL.
+
+    Beyer et al., arXiv:2006.07159. The file is a list, in the order of the ILSVRC
+    validation files, of lists of class numbers. Raises `InputError` where it is not, or
+    the examples do not have the names of those files.
+    """
+    try:
+        listed = json.loads(pathlib.Path(path).read_text())
+        is_right = isinstance(listed, list) and all(
+            isinstance(each, list) and all(type(k) is int for k in each) for each in listed
+        )
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no JSON"
+        raise InputError(f"--real={path} cannot be read ({why}); {_REAL}") from None
+    facts = given.data.selection.facts
+    classes = facts.num_classes
+    if len(given.columns) < classes:
+        raise InputError(
+            f"--real={path} is for a model of all {classes} classes of"
+            f" {facts.name}, and here are {len(given.columns)}; leave out --real"
+        )
+    if not is_right or any(not 0 <= k < classes for each in listed for k in each):
+        raise InputError(
+            f"--real={path} must be a list of lists of class numbers, 0 to {classes - 1},"
+            f" one for each ILSVRC validation file; {_REAL}"
+        )
+    records = given.data.selection.records(given.split, given.key)
+    found = []
+    for index, name in enumerate(records.names(np.arange(len(records)))):
+        match = _FILE.search(name.decode("utf-8", "replace"))
+        if not match or not 1 <= int(match[1]) <= len(listed):
+            what = repr(name.decode("utf-8", "replace")) if name else "no file name"
+            raise InputError(
+                f"--real={path}: {records.where(index)} has {what}, and must have that of"
+                f" one of {len(listed)} files such as ILSVRC2012_val_00000001.JPEG; score"
+                " imagenet2012's split validation, or leave out --real"
+            )
+        found.append(given.places[listed[int(match[1]) - 1]].tolist())
+    return found

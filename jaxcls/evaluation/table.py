@@ -1,0 +1,192 @@
+"""An assessment as tables to read, and as JSON."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from jaxcls import atomic, console
+from jaxcls.console import as_text, table
+from jaxcls.evaluation import calibration, scores
+from jaxcls.evaluation.figures import Assessment, Corrupted, Robustness, Row
+from jaxcls.evaluation.intervals import Interval
+
+# Classes that are shown unless all are asked for, and pairs of them.
+CLASSES, PAIRS = 20, 10
+
+
+def show(
+    found: Assessment,
+    rows: Sequence[Row],
+    robust: Robustness,
+    class_names: Sequence[str],
+    *,
+    about: str,
+    every_class: bool,
+) -> None:
+    """Print it: headline, rows of their own, robustness, classes, confusions, calibration.
+
+    about: whose headline it is.
+    """
+    out = console.console()
+    if found.nameless:
+        out.print(
+            f"{found.nameless} of {found.n} examples have logits that are no numbers: they"
+            " count as wrong, and are left out of AUC and calibration"
+        )
+    out.print(_headline(found, about))
+    if rows:
+        out.print(_rows("otherwise, not in the figures above", rows))
+    if robust.mean:
+        out.print(_corrupted(robust.corrupted, robust.mean))
+    if robust.attacked:
+        title = "under attacks, within epsilon levels of 255"
+        out.print(_rows(title, [each.row for each in robust.attacked]))
+    out.print(_classes(found, class_names, every_class))
+    pairs = scores.most_confused(found.matrix, PAIRS)
+    if pairs:
+        out.print(_confused(pairs, found, class_names))
+    for line in _calibration(found):
+        out.print(line, soft_wrap=True)
+
+
+def _headline(found: Assessment, about: str) -> Table:
+    made = table(f"{about}, n={found.n}", "", "value", "95 % interval")
+    for name, interval in found.headline.items():
+        made.add_row(name, *_cells(interval))
+    return made
+
+
+def _rows(title: str, rows: Sequence[Row]) -> Table:
+    columns = "n", "top1", "95 % interval", "loss", "95 % interval"
+    made = table(title, "", *columns)
+    for row in rows:
+        made.add_row(row.name, f"{row.n}", *_cells(row.top1), *_cells(row.loss))
+    return made
+
+
+def _corrupted(each: Sequence[Corrupted], mean: Row) -> Table:
+    strengths = [f"{k + 1}" for k in range(len(each[0].strengths))]
+    title = f"top1 of n={mean.n} corrupted at strengths 1 to {len(strengths)}"
+    made = table(title, "", "mean", "95 % interval", *strengths)
+    for one in each:
+        figures = (as_text(row.top1.value) for row in one.strengths)
+        made.add_row(one.name, *_cells(one.mean.top1), *figures)
+    together = zip(*(one.strengths for one in each), strict=True)
+    means = (statistics.fmean(row.top1.value for row in rows) for rows in together)
+    made.add_section()
+    made.add_row(mean.name, *_cells(mean.top1), *map(as_text, means))
+    return made
+
+
+def _classes(found: Assessment, class_names: Sequence[str], every: bool) -> Table:
+    each = found.by_class
+    chosen, title = np.arange(len(each.support)), "by class"
+    if len(chosen) > CLASSES and not every:
+        chosen = np.flatnonzero(each.support + found.matrix.sum(0))
+        chosen = chosen[np.argsort(each.f1[chosen], kind="stable")][:CLASSES]
+        title = f"the {len(chosen)} worst of {len(each.support)} classes by F1"
+    has_auc = bool(found.auc.size)
+    names = "precision", "recall", "F1", *(["AUC"] if has_auc else []), "support"
+    made = table(title, "class", *names)
+    for k in chosen.tolist():
+        figures = [each.precision[k], each.recall[k], each.f1[k]]
+        figures += [found.auc[k]] if has_auc else []
+        made.add_row(class_names[k], *map(as_text, figures), f"{each.support[k]}")
+    return made
+
+
+def _confused(
+    pairs: list[tuple[int, int, int]], found: Assessment, class_names: Sequence[str]
+) -> Table:
+    made = table("most confused", "class", "taken for", "count", "of the class", texts=2)
+    for truth, taken_for, count in pairs:
+        share = count / found.by_class.support[truth]
+        made.add_row(class_names[truth], class_names[taken_for], f"{count}", f"{share:.1%}")
+    return made
+
+
+def _calibration(found: Assessment) -> Iterator[str]:
+    own = found.calibration
+    yield f"calibration: ECE {_both(own.before)} of {calibration.BINS} bins"
+    if math.isnan(own.temperature):
+        yield f"no temperature: {own.fitted_on}"
+        return
+    after = f"ECE {_both(own.after)}"
+    yield f"temperature {own.temperature:.4g}: {after}; fitted on {own.fitted_on}"
+
+
+def _both(interval: Interval) -> str:
+    value, ends = _cells(interval)
+    return f"{value} ({ends})"
+
+
+def _cells(interval: Interval) -> tuple[str, str]:
+    ends = f"{as_text(interval.low)} to {as_text(interval.high)}"
+    return as_text(interval.value), ends if math.isfinite(interval.low) else "-"
+
+
+def as_json(
+    found: Assessment,
+    rows: Sequence[Row],
+    robust: Robustness,
+    class_names: Sequence[str],
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of it as JSON has it: what is not finite is None.
+
+    record: what else is known, such as step and split. confusion: [true, predicted, count]
+    of the cells that are not 0; classes by number.
+    """
+    each, own = found.by_class, found.calibration
+    truth, taken_for = np.nonzero(found.matrix)
+    classes = [
+        {
+            "name": name,
+            "support": int(each.support[k]),
+            "precision": float(each.precision[k]),
+            "recall": float(each.recall[k]),
+            "f1": float(each.f1[k]),
+            **({"auc": float(found.auc[k])} if found.auc.size else {}),
+        }
+        for k, name in enumerate(class_names)
+    ]
+    cells = np.stack([truth, taken_for, found.matrix[truth, taken_for]], axis=-1)
+    whole = {
+        **record,
+        "without_numbers": found.nameless,
+        "headline": {name: one._asdict() for name, one in found.headline.items()},
+        "rows": [_as_json(row) for row in rows],
+        "corruptions": [
+            {**_as_json(each.mean), "kind": each.kind}
+            | {"strengths": [_as_json(row) for row in each.strengths]}
+            for each in robust.corrupted
+        ],
+        "corruptions_mean": _as_json(robust.mean) if robust.mean else None,
+        "attacks": [
+            {**_as_json(each.row), "kind": each.kind, "epsilon": each.epsilon}
+            for each in robust.attacked
+        ],
+        "classes": classes,
+        "confusion": cells.tolist(),
+        "calibration": {
+            "ece": own.before._asdict(),
+            "temperature": own.temperature,
+            "fitted_on": own.fitted_on,
+            "ece_with_temperature": own.after._asdict(),
+            "confidence": own.reliability.confidence.tolist(),
+            "accuracy": own.reliability.accuracy.tolist(),
+            "count": own.reliability.count.tolist(),
+        },
+    }
+    return atomic.finite(whole)
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {"name": row.name, "n": row.n} | {
+        "top1": row.top1._asdict(),
+        "loss": row.loss._asdict(),
+    }

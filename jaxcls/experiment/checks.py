@@ -1,0 +1,148 @@
+"""What is wrong in a config, with its data and devices, said before anything is written."""
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+
+from jaxcls import augment
+from jaxcls.config import calls
+from jaxcls.config.loading import check_alone
+from jaxcls.devices import mesh
+from jaxcls.errors import InputError, first_line
+from jaxcls.experiment import Experiment, initial
+from jaxcls.experiment.recipe import Recipe
+from jaxcls.learning import param_groups, schedules
+from jaxcls.models import naming
+from jaxcls.models.layers import blocks_of
+
+
+def check(exp: Experiment) -> None:
+    """Raise `InputError` where an experiment cannot be what its config asks for.
+
+    Traces the whole train step from shapes alone, which is kept to be compiled.
+    """
+    check_alone(exp.config)
+    _batch_size(exp)
+    try:
+        _model(exp.recipe)
+        _optimizer(exp.recipe)
+        _loss(exp.recipe)
+        _ = exp.plan, exp.recipe.higher_is_better  # They raise for what they cannot be.
+        if exp.config.init.whiten:
+            initial.to_whiten(exp.recipe)
+        _ = exp.programs.lowered_train_step
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        if "(" not in exp.config.model.name:
+            raise  # No option of the user's: a bug of ours.
+        raise InputError(
+            f"model.name={exp.config.model.name!r} cannot be built with these options"
+            f" ({type(error).__name__}: {first_line(error)})"
+        ) from None
+
+
+def _batch_size(exp: Experiment) -> None:
+    """Whether the batch spreads evenly over devices, hosts and microbatches."""
+    size, count = exp.config.batch_size, exp.config.optim.accumulate
+    mesh.check_divides(exp.mesh, size, "batch_size")
+    if size // count % exp.mesh.size:
+        raise InputError(
+            f"optim.accumulate={count} makes microbatches of {size // count} examples,"
+            f" which do not spread over {exp.mesh.size} devices; take fewer microbatches or"
+            " a larger batch_size"
+        )
+
+
+def _model(recipe: Recipe) -> None:
+    """Whether the model takes the images, recomputes blocks and norms microbatches."""
+    model, train = recipe.config.model, recipe.data.train_shape
+    for shape in {recipe.data.eval_shape, *recipe.data.train_shapes}:
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+        try:
+            jax.eval_shape(recipe.predict_step(), recipe.variables_like, images)
+        except flax.errors.ScopeParamShapeError:
+            raise InputError(
+                f"model.name={model.name} trained on {train[1]}x{train[0]}"
+                f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
+                " data.eval_ops in the same size"
+            ) from None
+    if model.remat and not blocks_of(recipe.module.groups()):
+        raise InputError(
+            f"model.remat={model.remat!r}: model.name={model.name!r} is not made of blocks,"
+            " as 'vit_s_16' and 'resnet50' are; leave model.remat at ''"
+        )
+    count, statistics = recipe.config.optim.accumulate, recipe.variables_like["batch_stats"]
+    frozen = param_groups.frozen_statistics(statistics, recipe.frozen_param_groups)
+    moving = naming.flatten(statistics).keys() - naming.flatten(frozen).keys()
+    has_norm = any(path.endswith("var") for path in moving)
+    if has_norm and model.batch_norm_groups % count:
+        raise InputError(
+            f"optim.accumulate={count} would give BatchNorm other statistics than the"
+            " whole batch; say that they are the microbatches': model.batch_norm_groups="
+            f"{count}"
+        )
+
+
+def _optimizer(recipe: Recipe) -> None:
+    """Whether rate, average and freezing go together."""
+    config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
+    key = "optim.schedule"
+    name = calls.parse(optim.schedule, key)[0].name
+    if plan.warmup and name in schedules.RISING:
+        raise InputError(
+            f"{key}={optim.schedule!r} rises by itself, and optim.warmup="
+            f"{optim.warmup!r} would come before it; give optim.warmup='0 steps'"
+        )
+    last = plan.steps - plan.cooldown
+    if plan.cooldown and float(recipe.schedule(jnp.int32(last))) < 1e-4 * plan.lr:
+        raise InputError(
+            f"{key}={optim.schedule!r} is at its end where optim.cooldown="
+            f"{optim.cooldown!r} begins; give 'constant' or 'rsqrt', or no cool-down"
+        )
+    if not recipe.has_averaging_optimizer:
+        return
+    wrapper, metric = f"optim.wrapper={optim.wrapper!r}", config.best.metric
+    if config.ema.decay:
+        raise InputError(
+            f"ema.decay={config.ema.decay} and {wrapper} would both average the params;"
+            " leave one of them out"
+        )
+    if not (metric.startswith("ema_") and optim.schedule.startswith("constant")):
+        right = metric if metric.startswith("ema_") else f"ema_{metric}"
+        raise InputError(
+            f"{wrapper} is for a constant rate, and what it averages is scored as"
+            f" ema_...: with {key}={optim.schedule!r} and best.metric={metric!r} it"
+            f" is neither; give {key}='constant' and best.metric={right!r}"
+        )
+    if optim.freeze_after:
+        raise InputError(
+            f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one of"
+            " them out"
+        )
+
+
+def _loss(recipe: Recipe) -> None:
+    """Whether loss, smoothing, weights and mixing go together."""
+    config, loss = recipe.config, recipe.config.loss
+    mixes = calls.build(config.mix, augment.MIXES, "mix")
+    if len(mixes) > 1:
+        raise InputError(
+            f"mix={config.mix!r} names {len(mixes)} mixes; give one, such as"
+            " 'mixup_or_cutmix(0.8, 1.0)'"
+        )
+    if loss.class_weights.strip() == "balanced" and config.data.balance:
+        raise InputError(
+            "loss.class_weights='balanced' and data.balance=True would both correct for the"
+            " classes' counts; use one of them"
+        )
+    _ = recipe.loss  # Raises where it is not one.
+    (call,) = calls.parse(loss.name, "loss.name")
+    threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
+    off = loss.smoothing / recipe.data.selection.num_classes
+    if call.name != "sigmoid" or not threshold:
+        return
+    if not off < threshold < 1 - loss.smoothing + off:
+        raise InputError(
+            f"loss.smoothing={loss.smoothing} makes targets of {off:g} and"
+            f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them"
+            f" apart at {threshold}; try loss.smoothing=0.0"
+        )

@@ -1,0 +1,267 @@
+"""init.weights -> what a run starts from: a file, a hub's weights, or another run.
+
+A run's weights are treated as a file of them would be: by the names that its model has
+elsewhere. The text "weights" in a config stands for what the weights were made for.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcls.config import loading as configs
+from jaxcls.data import sources
+from jaxcls.data.pipeline import Data
+from jaxcls.devices import hosts
+from jaxcls.errors import InputError
+from jaxcls.experiment.recipe import Recipe, keys
+from jaxcls.models import naming, weights
+from jaxcls.models.speedrun import whitening
+from jaxcls.models.weights import transfer
+from jaxcls.runs import checkpoint
+from jaxcls.runs.workdir import Workdir
+
+_KEY = "init.weights"
+# Images that a whitening kernel is made of.
+_WHITENED = 5000
+# Keys that take what the weights tell where they are "weights", each with an example.
+TOLD = {
+    "normalize": "imagenet",
+    "data.train_ops": "decode | random_resized_crop(224)",
+    "data.eval_ops": "decode | resize_short(256) | center_crop(224)",
+}
+
+
+class Initial(NamedTuple):
+    """What a run starts from.
+
+    arrays: by path, "params/conv1/kernel". notes: what was done, for the log.
+    fingerprint: of the weights as they were read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    notes: list[str]
+    fingerprint: str
+
+
+class _Source(NamedTuple):
+    """Tensors by foreign names, and what is known of them; a file's images are square."""
+
+    tensors: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    image_shape: tuple[int, int, int] | None = None
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """`config` with every "weights" among `TOLD` replaced by what init.weights tells.
+
+    Raises `InputError` where nothing tells it.
+    """
+    values = configs.flat(config)
+    asked = [key for key in TOLD if values[key] == "weights"]
+    if not asked:
+        return config
+    place = values[_KEY]
+    if not place:
+        raise InputError(
+            f"{asked[0]}='weights' takes what init.weights tells, and there are none; try"
+            f" {asked[0]}={TOLD[asked[0]]!r}"
+        )
+    if is_run(place):
+        told = {key: configs.flat(Workdir(place).config())[key] for key in TOLD}
+    else:
+        told = _texts(place, weights.preprocessing(place, _KEY), asked)
+    return configs.from_flat({**values, **{key: told[key] for key in asked}})
+
+
+def load(recipe: Recipe) -> Initial:
+    """What a recipe starts from, by its init.weights, which is not "".
+
+    Raises `InputError` where the weights are not there, damaged, or another model's.
+    """
+    init, place = recipe.config.init, recipe.config.init.weights
+    source = _of_run(place) if is_run(place) else _of_file(place)
+    namings, names = recipe.module.namings(), recipe.data.selection.class_names
+    like = recipe.variables_like
+    _check_grid(recipe, source)
+    there = transfer.classes_of(source.tensors, namings)
+    differ = bool(source.class_names) and source.class_names != names
+    fresh = init.head == "fresh" or (
+        init.head == "auto" and (there != len(names) or differ)
+    )
+    try:
+        start = transfer.adapt(
+            source.tensors,
+            namings,
+            like,
+            skip=init.skip,
+            is_head_fresh=fresh,
+        )
+    except InputError as error:
+        model = recipe.config.model.name
+        raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
+    notes = [f"starting from {place}: {'; '.join(start.notes)}"]
+    if fresh:
+        notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
+    elif differ:
+        notes.append("the head is kept, though its classes have other names there")
+    return Initial(start.arrays, notes, source.fingerprint)
+
+
+def _check_grid(recipe: Recipe, source: _Source) -> None:
+    """Raise `InputError` where positions of a square of patches would go to another form.
+
+    A strip may have as many patches as a square: their count alone does not tell.
+    """
+    height, width = recipe.data.train_shape[:2]
+    there = source.image_shape or (1, 1, 1)
+    is_same = there[:2] == (height, width)
+    are_square = height == width and there[0] == there[1]
+    tables = recipe.module.namings().values()
+    skip = recipe.config.init.skip
+    left_out = re.compile(skip).search if skip else (lambda path: None)
+    paths = [path for path in naming.flatten(recipe.variables_like) if not left_out(path)]
+    has_grid = any(naming.grid_of(p, each) >= 0 for each in tables for p in paths)
+    if has_grid and not are_square and not is_same:
+        form = "a square" if there[0] == there[1] else f"{there[1]}x{there[0]} pixels"
+        raise InputError(
+            f"{_KEY}={recipe.config.init.weights} has positions for images of {form}, and"
+            f" these are {width}x{height}; end data.train_ops and data.eval_ops in that"
+            " form, or give init.skip='position'"
+        )
+
+
+def is_run(place: str) -> bool:
+    """Whether a place is a run's folder."""
+    if weights.is_hub(place):
+        return False
+    try:
+        file = pathlib.Path(place).expanduser() / "config.json"
+        saved = json.loads(file.read_bytes())
+    except (OSError, RuntimeError, ValueError):  # Then it is a file, or nothing.
+        return False
+    return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
+
+
+def _of_file(place: str) -> _Source:
+    read = weights.read(place, _KEY)
+    return _Source(read.tensors, read.class_names, read.fingerprint)
+
+
+class Run(NamedTuple):
+    """A run as its folder has it: variables as predictions of its best are made with."""
+
+    recipe: Recipe
+    variables: dict[str, Any]
+    fingerprint: str
+
+
+def read_run(place: str, key: str) -> Run:
+    """The best checkpoint of a run's folder, that the config's `key` names.
+
+    Raises `InputError` where there is none, or it is not whole.
+    """
+    folder = Workdir(place)
+    config = folder.config()
+    config.mesh.devices, config.mesh.fsdp = 0, 1  # Whatever the run used.
+    facts = sources.facts_of(folder.read()["implied"])
+    recipe = Recipe(config, Data(config, facts))
+    try:
+        step, _ = checkpoint.find(folder.checkpoints, "best")
+    except InputError as error:
+        raise InputError(f"{key}={place}: {error}") from None
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(recipe.init, *keys(config)),
+    )
+    try:
+        saved = checkpoint.read_weights(folder.checkpoints, step, like)
+    except checkpoint.CorruptError as error:
+        raise InputError(
+            f"{key}={place}: its checkpoint {step} is not whole ({error}); give another"
+            " run, or train it again"
+        ) from None
+    variables = jax.tree.map(np.asarray, recipe.variables(saved))
+    digest = hashlib.sha256()
+    for path, array in naming.flatten(variables).items():
+        digest.update(f"{path} {array.shape}\n".encode() + np.asarray(array).tobytes())
+    return Run(recipe, variables, f"sha256:{digest.hexdigest()}")
+
+
+def _of_run(place: str) -> _Source:
+    """A run's weights as a file of them would be."""
+    found = read_run(place, _KEY)
+    recipe = found.recipe
+    table = next(iter(recipe.module.namings().values()))
+    tensors = naming.to_theirs(found.variables, table)
+    names, shape = recipe.data.selection.class_names, recipe.data.train_shape
+    return _Source(tensors, names, found.fingerprint, shape)
+
+
+def to_whiten(recipe: Recipe) -> tuple[str, int]:
+    """(path of the kernel that init.whiten names, its side in pixels).
+
+    Raises `InputError` where no layer has that name and the form of one that whitens.
+    """
+    layer = recipe.config.init.whiten
+    path = f"params/{layer}/kernel"
+    like = naming.flatten(recipe.variables_like).get(path)
+    shape: tuple[int, ...] = like.shape if like is not None else ()
+    fits = len(shape) == 4 and shape[3] == 2 * math.prod(shape[:3])
+    if not fits or shape[0] != shape[1]:
+        raise InputError(
+            f"init.whiten={layer!r} must name a square convolution with twice as many"
+            " filters as a patch has numbers, as 'whiten' of model.name='airbench' is"
+        )
+    return path, shape[0]
+
+
+def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
+    """What init.whiten has for the state at step 0: one kernel, by its path.
+
+    Of 5,000 training images as the model sees them, but for augmentation (Jordan,
+    arXiv:2404.00498).
+    """
+    path, side = to_whiten(recipe)
+
+    def made() -> list[Any]:
+        images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_WHITENED))))
+        kernel: list[Any] = whitening(images, kernel=side).tolist()
+        return kernel
+
+    # On one process: another's linear algebra could have other last bits.
+    return {path: np.array(hosts.on_first(made), np.float32)}
+
+
+def _texts(
+    place: str, told: weights.Preprocessing | None, asked: list[str]
+) -> dict[str, str]:
+    """The texts of `TOLD` that do what weights were made for; raises `InputError`."""
+    if told is None:
+        raise InputError(
+            f"{_KEY}={place} does not tell what images it was made for; give"
+            f" {', '.join(f'{key}={TOLD[key]!r}' for key in asked)}, or as its authors say"
+        )
+    if told.crop_mode not in ("center", "squash") and "data.eval_ops" in asked:
+        raise InputError(
+            f"{_KEY}={place} was made for images with a {told.crop_mode}, which is not done"
+            f" here; give data.eval_ops yourself, such as {TOLD['data.eval_ops']!r}"
+        )
+    size, side = told.size, math.floor(told.size / told.crop)
+    resize = "resize_short" if told.crop_mode == "center" else "resize"
+    filter, decode = told.interpolation, "decode(1)" if len(told.mean) == 1 else "decode"
+    crop = f"{resize}({side}, {filter!r}) | center_crop({size})"
+    return {
+        "normalize": f"mean_std({told.mean}, {told.std})",
+        "data.train_ops": f"{decode} | random_resized_crop({size}, filter={filter!r})",
+        "data.eval_ops": f"{decode} | {crop}",
+    }

@@ -1,0 +1,289 @@
+"""Recipe -> Programs: what is compiled, and how its arrays lie on the mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.data.pipeline import Columns, DeviceBatch
+from jaxcls.devices import memory, mesh
+from jaxcls.experiment import recipe
+from jaxcls.experiment.recipe import Recipe
+from jaxcls.experiment.teacher import Teacher
+from jaxcls.learning import gradients, multistep, step
+
+ImageStep = Callable[[dict[str, Any], jax.Array], jax.Array]
+
+
+class Programs:
+    """The jitted functions of a recipe, each compiled when first called or asked for.
+
+    None knows a seed. load_teacher: gives the model whose logits are learned, if any.
+    """
+
+    def __init__(self, recipe: Recipe, load_teacher: Callable[[], Teacher | None]) -> None:
+        self.config, self.data, self.recipe = recipe.config, recipe.data, recipe
+        self._load_teacher = load_teacher
+        self._train_programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices that they run on."""
+        return self.data.mesh
+
+    # The state and its form.
+
+    @functools.cached_property
+    def state_shapes(self) -> step.State:
+        """The state as shapes and dtypes, found without computing anything."""
+        return jax.eval_shape(self.recipe.init, *recipe.keys(self.config), {})
+
+    @functools.cached_property
+    def state_like(self) -> step.State:
+        """The same with the sharding that a restored state gets."""
+        return jax.tree.map(
+            lambda x, its: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=its),
+            self.state_shapes,
+            mesh.of_state(self.mesh, self.state_shapes),
+        )
+
+    @functools.cached_property
+    def state_of_a_device(self) -> step.State:
+        """The shapes of what one device holds of the state."""
+        return mesh.on_one_device(self.state_like)
+
+    @functools.cached_property
+    def _state_sharding(self) -> Any:
+        """Of each array of the state, or one for all of them."""
+        if mesh.fsdp_of(self.mesh) == 1:
+            return mesh.replicated(self.mesh)
+        return mesh.of_state(self.mesh, self.state_shapes)
+
+    @functools.cached_property
+    def variables_sharding(self) -> Any:
+        """Of each array of a model's {"params", "batch_stats"}, or one for all of them."""
+        if mesh.fsdp_of(self.mesh) == 1:
+            return mesh.replicated(self.mesh)
+        return mesh.of_state(self.mesh, self.recipe.variables_like)
+
+    @functools.cached_property
+    def init(self) -> step.Init:
+        """The jitted init(key, keys, given) -> the state at step 0, on the mesh."""
+        return jax.jit(self.recipe.init, out_shardings=self._state_sharding)
+
+    @functools.cached_property
+    def teacher_variables(self) -> Any:
+        """The teacher's variables on the mesh; {} without one."""
+        teacher = self._load_teacher()
+        sharding = mesh.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape),
+            teacher.variables if teacher else {},
+        )
+
+    # Training.
+
+    @functools.cached_property
+    def inputs(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """The jitted inputs(key, step, batch) -> (images, targets) for the model."""
+        return jax.jit(self.recipe.inputs)
+
+    @functools.cached_property
+    def _jitted_train_step(self) -> jax.stages.Wrapped:
+        """train_step(state, batch, teacher_variables) -> (state, metrics)."""
+        distill, teacher, distillation = self.config.distill, self._load_teacher(), None
+        if teacher:
+            distillation = gradients.Distillation(
+                teacher.logits, distill.weight, distill.temperature
+            )
+        pure = self.recipe.train_step(distillation)
+
+        def train_step(state: step.State, batch: DeviceBatch, variables: Any) -> Any:
+            state, scores = pure(state, batch, variables)
+            return state, scores | _asked(batch)
+
+        everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
+        return jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(self._state_sharding, rows, everywhere),
+            out_shardings=(self._state_sharding, everywhere),
+        )
+
+    def jitted_train_step(self, state: step.State, batch: DeviceBatch) -> Any:
+        """train_step(state, batch) -> (state, metrics), compiled for the form of its batch.
+
+        It donates the state. Of a batch with "asked" (see `mesh.with_flag`), metrics tell
+        whether a process asked to stop.
+        """
+        return self._jitted_train_step(state, batch, self.teacher_variables)
+
+    @functools.cached_property
+    def lowered_train_step(self) -> jax.stages.Lowered:
+        """The train step for the largest images, traced from shapes alone."""
+        return self._lowered(self.data.train_shape)
+
+    def _lowered(self, shape: tuple[int, ...]) -> jax.stages.Lowered:
+        everywhere, teacher = mesh.replicated(self.mesh), self._load_teacher()
+        variables = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            teacher.variables if teacher else {},
+        )
+        return self._jitted_train_step.lower(
+            self.state_like, self.batch_like(shape), variables
+        )
+
+    @functools.cached_property
+    def train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+        """train_step(state, batch) -> (state, metrics), compiled ahead; donates the state.
+
+        Ahead for the largest images; where sizes grow, for another when it first comes.
+        Raises `InputError` where it cannot fit.
+        """
+        self._check_fits(self.train_program(self.data.train_shape))
+
+        def train_step(state: step.State, batch: DeviceBatch) -> Any:
+            program = self.train_program(batch["image"].shape[1:])
+            return program(state, batch, self.teacher_variables)
+
+        return train_step
+
+    def train_program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+        """The compiled train step for images [H, W, C]."""
+        if shape not in self._train_programs:
+            is_largest = shape == self.data.train_shape
+            lowered = self.lowered_train_step if is_largest else self._lowered(shape)
+            self._train_programs[shape] = lowered.compile()
+        return self._train_programs[shape]
+
+    @functools.cached_property
+    def train_loop(self) -> Callable[[step.State, Columns, int], Any]:
+        """(state, columns {name: [MOST, B]}, count) -> (state, metrics {name: [MOST]}).
+
+        The train step of the first `count` of these batches of resident images, by one
+        program for every count; it donates the state. MOST is `looping`'s. Raises
+        `InputError` where it cannot fit.
+        """
+        self._check_fits(self.train_loop_program, self.data.train_resident_like())
+
+        def train_loop(state: step.State, columns: Columns, count: int) -> Any:
+            given = jax.device_put(columns, mesh.by_step(self.mesh))
+            data, teacher = self.data.train_resident(), self.teacher_variables
+            return self.train_loop_program(state, given, np.int32(count), data, teacher)
+
+        return train_loop
+
+    @functools.cached_property
+    def train_loop_program(self) -> jax.stages.Compiled:
+        """The compiled program of `train_loop`."""
+        loop = jax.jit(
+            multistep.make_train_loop(self._jitted_train_step, self.data.take),
+            donate_argnums=0,
+            out_shardings=(self._state_sharding, mesh.replicated(self.mesh)),
+        )
+        shape, rows = (multistep.MOST, self.config.batch_size), mesh.by_step(self.mesh)
+        column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+        columns = {name: column for name in ("index", "epoch")}
+        data = self.data.train_resident_like()
+        return loop.lower(
+            self.state_like, columns, np.int32(0), data, self.teacher_variables
+        ).compile()
+
+    def batch_like(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        """A training batch as shapes, of images [H, W, C]."""
+        size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
+        column = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
+        pixels = jax.ShapeDtypeStruct((size, *shape), jnp.uint8, sharding=sharding)
+        like = {"image": pixels, "label": column, "index": column, "epoch": column}
+        if jax.process_count() > 1:
+            flags = (self.mesh.size,)
+            like["asked"] = jax.ShapeDtypeStruct(flags, jnp.bool_, sharding=sharding)
+        return like
+
+    def _check_fits(self, program: jax.stages.Compiled, data: Any = ()) -> None:
+        """Raise `InputError` where a step cannot fit.
+
+        data: of the images that are kept on the device, those that the program is given.
+        """
+        limit, given = mesh.memory_limit(self.mesh), memory.tree_bytes(data)
+        state = memory.tree_bytes((self.state_of_a_device, self.teacher_variables))
+        memory.check_fits(
+            program.memory_analysis(),
+            limit=limit and max(0, limit - self.data.resident_bytes() + given),
+            fixed=state + given,
+            batch_size=self.config.batch_size,
+            devices=self.mesh.size,
+        )
+
+    # Evaluation and prediction.
+
+    @functools.cached_property
+    def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
+        """The jitted eval_step(variables, batch) -> {name: [B]}, on every device.
+
+        batch: image and label. Each example's loss and metrics, and its predicted class.
+        """
+        pure = step.make_eval_step(
+            self.recipe.model,
+            self.recipe.loss,
+            num_classes=self.data.selection.num_classes,
+            normalize=self.recipe.normalize,
+            metrics=self.recipe.metrics,
+        )
+        return self._of_variables(pure)
+
+    @functools.cached_property
+    def record_evaluation(self) -> Callable[[step.State, float], step.State]:
+        """The jitted record_evaluation(state, value of best.metric) -> state."""
+        stop = self.config.early_stop
+        pure = functools.partial(
+            step.record_evaluation,
+            higher=self.recipe.higher_is_better,
+            min_delta=stop.min_delta,
+            patience=stop.patience,
+            plateau_patience=self.config.optim.plateau_patience,
+            plateau_factor=self.config.optim.plateau_factor,
+        )
+        return jax.jit(pure, donate_argnums=0, out_shardings=self._state_sharding)
+
+    @functools.cached_property
+    def logits_step(self) -> ImageStep:
+        """The jitted logits_step(variables, images uint8 [B, H, W, C]) -> [B, K]."""
+        return self._of_variables(self.recipe.predict_step())
+
+    @functools.cached_property
+    def predict_step(self) -> ImageStep:
+        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
+        pure = self.recipe.predict_step()
+        link = jax.nn.sigmoid if self.recipe.link == "sigmoid" else jax.nn.softmax
+        return self._of_variables(lambda variables, images: link(pure(variables, images)))
+
+    @functools.cached_property
+    def embed_step(self) -> ImageStep:
+        """The jitted embed_step(variables, images uint8 [B, H, W, C]) -> [B, D] float32.
+
+        The features that the model's head sees.
+        """
+        recipe = self.recipe
+
+        def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+            with recipe.numerics():
+                return recipe.module.apply(variables, recipe.normalize(images), False).embed
+
+        return self._of_variables(embed)
+
+    def _of_variables(self, pure: Callable[[dict[str, Any], Any], Any]) -> Any:
+        """A function of (variables, a batch), jitted: rows in, all of it out."""
+        return jax.jit(
+            pure,
+            in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),
+            out_shardings=mesh.replicated(self.mesh),
+        )
+
+
+def _asked(batch: DeviceBatch) -> dict[str, jax.Array]:
+    """Whether any process asked to stop, where the batch says who did."""
+    return {"asked": batch["asked"].any()} if "asked" in batch else {}

@@ -1,0 +1,388 @@
+"""config -> Recipe: the model and what trains it, as pure functions.
+
+Model, loss, optimizer, schedule, augmentation and mixing become the functions of step.py;
+nothing here is compiled.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxcls import augment
+from jaxcls.config import calls
+from jaxcls.config import loading as configs
+from jaxcls.data.pipeline import Data
+from jaxcls.devices import mesh
+from jaxcls.errors import InputError
+from jaxcls.experiment import plan
+from jaxcls.experiment.plan import Plan
+from jaxcls.learning import (
+    clipping,
+    gradients,
+    losses,
+    metrics,
+    optimizers,
+    schedules,
+    step,
+    wrappers,
+)
+from jaxcls.learning import param_groups as parts
+from jaxcls.learning.param_groups import Parts
+from jaxcls.models import MODELS, Classifier
+from jaxcls.models.layers import batch_norm_groups, blocks_of, rematerialised
+
+# Streams of device randomness, each its own key, so that one can be varied alone.
+_STREAMS = {"init": 0, "augment": 1, "dropout": 2}
+
+
+def keys(config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The key of init, and those that the state carries."""
+    made = {}
+    for name, i in _STREAMS.items():
+        seed = configs.seed_of(config, name)
+        made[name] = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
+    return made.pop("init"), made
+
+
+class Recipe:
+    """The model of a config and the pure functions that train it, each made when asked for.
+
+    What the config's values may not be together, checks.py says.
+    """
+
+    def __init__(self, config: ConfigDict, data: Data) -> None:
+        self.config, self.data = config, data
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The numbers that the run comes to."""
+        return plan.make(self.config, self.data.examples("train"))
+
+    # The model.
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """Of the computation, with "auto" decided by the mesh."""
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "bfloat16" if mesh.is_accelerator(self.data.mesh) else "float32"
+        return jnp.dtype(name)
+
+    @functools.cached_property
+    def module(self) -> Classifier:
+        """The model as a Flax module."""
+        return calls.build_one(
+            self.config.model.name,
+            MODELS,
+            "model.name",
+            num_classes=self.data.selection.num_classes,
+            dtype=self.dtype,
+        )
+
+    def numerics(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of products in what is traced within."""
+        precision = self.config.model.matmul_precision
+        if not precision:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(precision)
+
+    @functools.cached_property
+    def variables_like(self) -> dict[str, Any]:
+        """The model's {"params", "batch_stats"} as shapes."""
+        image = jax.ShapeDtypeStruct((1, *self.data.train_shape), jnp.float32)
+        made = jax.eval_shape(
+            lambda images: self.module.init(jax.random.key(0), images, False), image
+        )
+        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+
+    def _param_groups(self, head_first: int, stops: dict[str, int]) -> Parts:
+        optim = self.config.optim
+        return parts.divide(
+            self.variables_like["params"],
+            self.module.groups(),
+            freeze=optim.freeze,
+            layer_decay=optim.layer_decay,
+            head_lr=optim.head_lr,
+            head_first=head_first,
+            lr_scales=calls.table(
+                optim.lr_scales, "optim.lr_scales", example="{'bias$': 2.0}"
+            ),
+            stops=stops,
+        )
+
+    @functools.cached_property
+    def frozen_param_groups(self) -> Parts:
+        """`param_groups` but for when each trains, which takes the length of an epoch."""
+        return self._param_groups(0, {})
+
+    @functools.cached_property
+    def param_groups(self) -> Parts:
+        """How each parameter trains."""
+        return self._param_groups(self.plan.head_first, self.plan.stops)
+
+    @functools.cached_property
+    def model(self) -> step.Model:
+        """The model as pure functions."""
+        module, frozen = self.module, {}
+        if self.config.optim.freeze:
+            statistics = self.variables_like["batch_stats"]
+            frozen = {
+                "frozen": parts.frozen_statistics(statistics, self.frozen_param_groups)
+            }
+        groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
+        blocks = blocks_of(module.groups()) if self.config.model.remat else set()
+        in_parts = mesh.fsdp_of(self.data.mesh) > 1
+        whole = functools.partial(mesh.gathered, self.data.mesh) if in_parts else None
+
+        def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
+            return module.init({"params": key}, images, False)
+
+        def given(variables: dict[str, Any], but: set[str]) -> dict[str, Any]:
+            """Variables with params made whole where they are in parts, `but` some."""
+            if not whole:
+                return variables
+            params = variables["params"]
+            own = {name: each for name, each in params.items() if name not in but}
+            return {**variables, "params": {**params, **whole(own)}}
+
+        def apply(
+            variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None
+        ) -> tuple[jax.Array, Any]:
+            with self.numerics():
+                if not train:
+                    out = module.apply(given(variables, set()), images, False)
+                    return out.logits, variables["batch_stats"]
+                # A block's params are made whole inside it, and so again for its gradient:
+                # all of them at once would be kept from the forward to the backward pass.
+                with batch_norm_groups(max(1, groups)), rematerialised(blocks, whole):
+                    out, updated = module.apply(
+                        {**given(variables, blocks), **frozen},
+                        images,
+                        True,
+                        mutable=["batch_stats"],
+                        rngs={"dropout": key},
+                    )
+                return out.logits, updated.get("batch_stats", {})
+
+        return step.Model(init, apply)
+
+    # The optimizer and its rate.
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """Gradients, and `lr`, `step` and `share`, -> updates to add: see optimizers.py."""
+        optim = self.config.optim
+        decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
+        table = optimizers.OPTIMIZERS
+        made = calls.build_one(optim.name, table, "optim.name", decay=decay)
+        made = clipping.clip(
+            made,
+            norm=optim.clip_norm,
+            value=optim.clip_value,
+            adaptive=optim.clip_adaptive,
+        )
+        if optim.freeze:
+            made = parts.train_only(made, self.frozen_param_groups)
+        made = parts.at_rate(made, lambda: self.param_groups)
+        if optim.wrapper:
+            table = wrappers.WRAPPERS
+            made = calls.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
+        # Around the wrapper: what is frozen must not follow slow weights either.
+        has_stops = bool(optim.freeze_after)
+        return parts.until_stop(made, lambda: self.param_groups) if has_stops else made
+
+    @functools.cached_property
+    def _decay_scales(self) -> Callable[[Any], Any]:
+        """params -> the share of the weight decay that each has."""
+        optim, key = self.config.optim, "optim.decay_scales"
+        factors = calls.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
+        paths = list(self.frozen_param_groups)
+        # These raise where one matches nothing.
+        parts.matching(factors, paths, key)
+        if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
+            parts.matching({optim.decay_on: 1.0}, paths, "optim.decay_on")
+        return optimizers.decay_scales(optim.decay_on, factors)
+
+    @functools.cached_property
+    def schedule(self) -> schedules.Schedule:
+        """The learning rate as a function of the step."""
+        optim, key = self.config.optim, "optim.schedule"
+        last = self.plan.steps - self.plan.cooldown
+        span = schedules.Span(
+            first=self.plan.warmup,
+            last=last,
+            steps=lambda text: plan.in_steps(
+                self.config, self.plan.examples, text, key, self.plan.steps
+            ),
+        )
+        table = schedules.SCHEDULES
+        main = calls.build_one(optim.schedule, table, key, peak=self.plan.lr, span=span)
+        main = schedules.warm_up(main, self.plan.lr, self.plan.warmup, optim.warmup_from)
+        return (
+            schedules.cool_down(main, last, self.plan.steps) if self.plan.cooldown else main
+        )
+
+    # The loss.
+
+    @functools.cached_property
+    def loss(self) -> losses.Loss:
+        """The loss, one value an example, as evaluations have it: all classes alike."""
+        return calls.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
+
+    @property
+    def link(self) -> str:
+        """What makes probabilities of logits: "softmax", or "sigmoid" of each class."""
+        _ = self.loss  # Raises where it is not one.
+        (call,) = calls.parse(self.config.loss.name, "loss.name")
+        return "sigmoid" if call.name == "sigmoid" else "softmax"
+
+    @functools.cached_property
+    def _train_loss(self) -> losses.Loss:
+        """The same with the weights of classes."""
+        text = self.config.loss.class_weights
+        if not text:
+            return self.loss
+        names, counts = self.data.selection.class_names, self.data.selection.class_counts
+        return losses.weighted(self.loss, losses.parse_weights(text, names, counts))
+
+    @functools.cached_property
+    def _penalty(self) -> gradients.Penalty | None:
+        loss = self.config.loss
+
+        def mask(params: Any) -> Any:
+            return jax.tree.map(bool, self._decay_scales(params))
+
+        is_on = loss.l1 or loss.l2
+        return gradients.Penalty(loss.l1, loss.l2, mask) if is_on else None
+
+    # What the model sees, and how well it does.
+
+    @functools.cached_property
+    def normalize(self) -> augment.Normalization:
+        """uint8 images -> what the model takes."""
+        table = augment.NORMALIZATIONS
+        return calls.build_one(self.config.normalize, table, "normalize")
+
+    @functools.cached_property
+    def metrics(self) -> list[metrics.Metric]:
+        """The metrics of training records and evaluations, besides the loss."""
+        text = self.config.eval.metrics
+        made = calls.build(text, metrics.METRICS, "eval.metrics")
+        if len({metric.name for metric in made}) < len(made):
+            raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
+        return made
+
+    @functools.cached_property
+    def higher_is_better(self) -> bool:
+        """The direction of best.metric."""
+        return self.direction(self.config.best.metric, "best.metric")
+
+    def direction(self, metric: str, key: str) -> bool:
+        """Whether a metric that is evaluated is better high; `key`: what asks for it.
+
+        Raises `InputError` for one that is not evaluated.
+        """
+        directions = {
+            name: higher
+            for name, higher in metrics.directions(self.metrics).items()
+            if self.is_averaged or not name.startswith(metrics.AVERAGED)
+        }
+        if metric not in directions:
+            raise InputError(
+                f"{key}={metric!r} is not evaluated; one of {', '.join(directions)},"
+                " or add it to eval.metrics"
+            )
+        return directions[metric]
+
+    @functools.cached_property
+    def init(self) -> step.Init:
+        """init(key, keys, given) -> the state at step 0; one function, so traced once."""
+        return step.make_init(
+            self.model,
+            self.optimizer,
+            image_shape=self.data.train_shape,
+            ema=self.is_averaged,
+            higher=self.higher_is_better,
+            rewinds=self.config.nonfinite.rewinds,
+            plateau=self.config.optim.plateau_patience > 0,
+        )
+
+    @functools.cached_property
+    def has_averaging_optimizer(self) -> bool:
+        """Whether optim.wrapper keeps an average of the params."""
+        optimizer = self.optimizer
+        found = jax.eval_shape(
+            lambda params: wrappers.averaged(optimizer.init(params), params),
+            self.variables_like["params"],
+        )
+        return found is not None
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether an average of the params is kept, by ema.decay or by the optimizer."""
+        return bool(self.config.ema.decay) or self.has_averaging_optimizer
+
+    @functools.cached_property
+    def inputs(self) -> step.Inputs:
+        """inputs(key, step, batch) -> (images, targets) for the model."""
+        mixes = calls.build(self.config.mix, augment.MIXES, "mix")
+        table = augment.AUGMENTATIONS
+        return step.make_inputs(
+            num_classes=self.data.selection.num_classes,
+            smoothing=self.config.loss.smoothing,
+            augment=augment.chain(calls.build(self.config.augment, table, "augment")),
+            normalize=self.normalize,
+            mix=mixes[0] if mixes else None,
+            steps=self.plan.steps,
+        )
+
+    def gradient(
+        self, distillation: gradients.Distillation | None = None
+    ) -> gradients.Gradient:
+        """(params, batch_stats, key, examples) -> what was found, and the gradient."""
+        objective = gradients.make_objective(
+            self.model.apply,
+            self._train_loss,
+            trains=self.param_groups,
+            distillation=distillation,
+            penalty=self._penalty,
+        )
+        whole = gradients.whole(objective)
+        return gradients.sharpness_aware(
+            gradients.accumulated(whole, self.config.optim.accumulate),
+            self.config.optim.sam,
+        )
+
+    def train_step(
+        self, distillation: gradients.Distillation | None = None
+    ) -> step.TrainStep:
+        """train_step(state, batch, teacher) -> (state, metrics)."""
+        ema, nonfinite = self.config.ema, self.config.nonfinite
+        return step.make_train_step(
+            self.optimizer,
+            self.schedule,
+            self.gradient(distillation),
+            self.inputs,
+            metrics=self.metrics,
+            steps=self.plan.steps,
+            average=step.Average(ema.decay, ema.every, ema.warmup) if ema.decay else None,
+            most_skips=nonfinite.skips if nonfinite.policy == "skip" else 0,
+            distillation=distillation,
+            has_penalty=self._penalty is not None,
+        )
+
+    def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+        return step.make_predict_step(self.model, self.normalize)
+
+    def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """What predictions are made with: the average where best.metric chose by it."""
+        if weights["ema"] and self.config.best.metric.startswith("ema_"):
+            return weights["ema"]
+        return {name: weights[name] for name in ("params", "batch_stats")}

@@ -1,0 +1,92 @@
+"""A grid of training images exactly as the model sees them, with their labels."""
+
+import pathlib
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls import experiment
+from jaxcls.devices import mesh
+from jaxcls.errors import InputError
+
+IMAGES = 64
+COLUMNS = 8
+
+
+def draw(exp: experiment.Experiment, path: str) -> None:
+    """Write the first training batch (or 64 of it) as a picture.
+
+    After every host op, augmentation and mixing; normalisation is undone for the eye.
+    Raises `InputError` where `path` cannot be written or is no kind of picture.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    if not pathlib.Path(path).suffix:
+        raise InputError(f"--show={path} has no suffix; try --show={path}.png")
+    images, targets = pixels(exp)
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = pyplot.subplots(
+        rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, target in zip(axes.flat, images, targets, strict=False):
+        shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
+        axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
+        axis.set_title(
+            caption(target, exp.selection.class_names), fontsize=7, parse_math=False
+        )
+    figure.tight_layout(pad=0.4)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--show={path} cannot be written ({error}); try --show=batch.png"
+        ) from None
+    finally:
+        pyplot.close(figure)
+    print(f"{len(images)} training images as the model sees them: {pathlib.Path(path)}")
+
+
+def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, H, W, C] float in 0..1 and targets [n, K] of the first training batch.
+
+    At most 64 of them; every process of a run calls it.
+    """
+    batch = next(iter(exp.train_batches()))
+    first = jax.jit(
+        lambda *arrays: [array[:IMAGES] for array in arrays],
+        out_shardings=mesh.replicated(exp.mesh),
+    )
+    images, targets = map(np.asarray, first(*exp.model_inputs(0, batch)))
+    # Normalisation is a scale and a shift a channel: black and white tell which.
+    shape = (1, 1, 1, images.shape[3])
+    black = np.asarray(exp.recipe.normalize(jnp.zeros(shape, jnp.uint8)))
+    white = np.asarray(exp.recipe.normalize(jnp.full(shape, 255, jnp.uint8)))
+    if not (white > black).all():  # Of each image's own: its darkest and brightest.
+        black, white = (
+            extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max)
+        )
+    seen = (images - black) / np.maximum(white - black, 1e-6)
+    return seen.clip(0, 1).astype(np.float32), targets.astype(np.float32)
+
+
+def caption(target: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """``"cat"``, or ``"0.7 cat 0.3 dog"`` where images are mixed; target [K]."""
+    top = np.argsort(-target, kind="stable")[:2].tolist()
+    names = [class_names[k] for k in top]
+    floor = target.min()  # What label smoothing gave to every class.
+    shares = [
+        (target[k] - floor) / max(1e-9, target.sum() - floor * len(target)) for k in top
+    ]
+    if len(top) == 1 or shares[1] < 0.005:
+        return textwrap.shorten(names[0], 24)
+    return "\n".join(
+        f"{share:.2f} {textwrap.shorten(name, 18)}"
+        for share, name in zip(shares, names, strict=True)
+    )

@@ -1,0 +1,145 @@
+"""What model.json says of an export besides its file: images, labels, where it is from."""
+
+import inspect
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls import experiment
+from jaxcls.config import calls
+from jaxcls.data import decode
+from jaxcls.errors import InputError
+from jaxcls.export.formats.model import Model
+from jaxcls.models.weights import Preprocessing
+from jaxcls.runs import digests, records
+from jaxcls.runs.workdir import Workdir
+
+
+def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
+    """What images a run's model takes; None where its eval_ops are of another form.
+
+    That is: decode, then resize to the size that the model sees or to more of which the
+    centre is cut out, by a filter that others have.
+    """
+    height, width, channels = exp.data.eval_shape
+    ops = calls.parse(exp.config.data.eval_ops, "data.eval_ops")
+    if [call.name for call in ops] not in _FORMS or height != width:
+        return None
+    resized = ops[1]
+    given = _bound(resized)
+    size, kind = given["size"], _FILTERS.get(given["filter"])
+    if kind is None or not isinstance(size, int) or size < height:
+        return None
+    black, white = (
+        np.asarray(
+            exp.recipe.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))
+        ).reshape(-1)
+        for v in (0, 255)
+    )
+    if not (white > black).all():
+        return None  # Each image by its own pixels, which no mean and deviation says.
+    crop = height / size
+    while math.floor(height / crop) < size:  # As others find the size again.
+        crop = math.nextafter(crop, 0)
+    std = 1 / (white.astype(np.float64) - black)
+    mean = 0.0 - black * std  # No -0.0.
+    return Preprocessing(
+        tuple(np.round(mean, 6).tolist()),
+        tuple(np.round(std, 6).tolist()),
+        height,
+        crop,
+        kind,
+        "center" if resized.name == "resize_short" else "squash",
+    )
+
+
+_FILTERS = {"linear": "bilinear", "bilinear": "bilinear", "bicubic": "bicubic"}
+_FORMS = [
+    ["decode", "resize_short", "center_crop"],
+    ["decode", "resize", "center_crop"],
+    ["decode", "resize"],
+]
+
+
+def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
+    """data.eval_ops, each {"op": its name, its arguments by name}; sizes in pixels.
+
+    Raises `InputError` for one that draws at random.
+    """
+    found = []
+    text = exp.config.data.eval_ops
+    for call in calls.parse(text, "data.eval_ops"):
+        if call.name in decode.RANDOM:
+            raise InputError(
+                f"data.eval_ops={text!r} draws at random ({call.name}), and an export has"
+                " one answer for an image; train with a run whose eval_ops do not"
+            )
+        given = _bound(call)
+        if call.name != "resize_short" and "size" in given:
+            given["height"], given["width"] = np.broadcast_to(given.pop("size"), 2).tolist()
+        found.append({"op": call.name, **given})
+    return found
+
+
+def _bound(call: calls.Call) -> dict[str, Any]:
+    """The arguments of a host op by name, defaults included."""
+    bound = inspect.signature(decode.OPS[call.name]).bind(*call.args, **call.kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def described(
+    exp: experiment.Experiment, folder: Workdir, step: int, at: str, model: Model
+) -> dict[str, Any]:
+    """What model.json says of a model, whatever its format."""
+    height, width, channels = model.image_shape
+    told = model.preprocessing
+    return {
+        "model": model.name,
+        "input": {
+            "name": "images",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "order": "RGB" if channels == 3 else "grey",
+            "range": [0, 255],
+            "normalize": f"{exp.config.normalize}, inside the model",
+        },
+        "preprocessing": {
+            "text": exp.config.data.eval_ops,
+            "steps": steps(exp),
+            "as_others": told._asdict() if told else None,
+        },
+        "output": {
+            "name": "logits",
+            "dtype": "float32",
+            "classes": len(model.class_names),
+            "link": exp.recipe.link,
+        },
+        "labels": list(model.class_names),
+        "checkpoint": {"step": step, "is": at},
+        "evaluations": _evaluations(folder, step),
+        "digest": digests.combine(digests.of_tree(dict(model.variables))),
+        "state_digest": _state_digest(folder, step),
+    }
+
+
+def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl that are of the state at a step."""
+    kinds = {"eval": "step", "final": "best_step"}
+    return [
+        record
+        for record in records.read(folder.metrics)
+        if (key := kinds.get(str(record.get("kind"))))
+        and record.get(key, record["step"]) == step
+    ]
+
+
+def _state_digest(folder: Workdir, step: int) -> str | None:
+    """That of digests.jsonl at a step, which `reproduce` compares; None without one."""
+    found = [each for each in records.read(folder.digests) if each["step"] == step]
+    return found[-1]["digest"] if found else None

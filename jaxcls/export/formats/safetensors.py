@@ -1,0 +1,66 @@
+"""The weights alone, which torchvision or timm load with ``strict=True``."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcls.errors import InputError, lookup
+from jaxcls.export.formats.model import Asked, DiffersError, Model, Run, runs
+from jaxcls.models import naming, weights
+from jaxcls.models.weights import transfer
+
+
+def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+    """The arrays by a library's names; preprocessing and class names are the metadata.
+
+    Raises `InputError` for a library that lacks the model or a file that exists.
+    """
+    library = asked.names or next(iter(model.namings))
+    table = lookup(model.namings, library, "--names")
+    tensors = naming.to_theirs(model.variables, table)
+    weights.write(path, tensors, model.preprocessing, model.class_names)
+    return {"names": library, "arrays": len(tensors)}
+
+
+def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+    """Our own model with the arrays of the file, which must be those of the model."""
+    table = {facts["names"]: model.namings[facts["names"]]}
+    try:
+        read = weights.read(str(path), "--out")
+        start = transfer.adapt(read.tensors, table, model.variables)
+    except InputError as error:
+        raise DiffersError(f"does not read back as it was written: {error}") from None
+    ours = naming.flatten(model.variables)
+    if not all(np.array_equal(start.arrays[name], ours[name]) for name in ours):
+        raise DiffersError("does not read back as it was written: the arrays differ")
+    structure = jax.tree.structure(dict(model.variables))
+    return runs(model, jax.tree.unflatten(structure, [start.arrays[name] for name in ours]))
+
+
+def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(imports, code) of example.py; None where no library builds the model by its name."""
+    told = model.preprocessing
+    is_bare = re.fullmatch(r"\w+", model.name)  # No options, which it calls otherwise.
+    if facts["names"] != "torchvision" or told is None or not is_bare:
+        return None
+    size = f", image_size={told.size}" if model.name.startswith("vit") else ""
+    return (
+        "import torch\nimport torchvision\nfrom safetensors.torch import load_file",
+        f"""\
+model = torchvision.models.get_model(
+    "{model.name}", num_classes={len(model.class_names)}{size}
+).eval()
+model.load_state_dict(load_file(HERE / "model.safetensors"), strict=True)
+MEAN = np.array({list(told.mean)}, np.float32)
+STD = np.array({list(told.std)}, np.float32)
+
+
+def logits(images):
+    pixels = np.moveaxis((images / np.float32(255) - MEAN) / STD, 3, 1)
+    with torch.no_grad():
+        return model(torch.from_numpy(pixels)).numpy()""",
+    )

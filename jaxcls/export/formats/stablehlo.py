@@ -1,0 +1,46 @@
+"""StableHLO, as `jax.export` writes it: a program that JAX of the next months runs."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxcls.export.formats.model import Asked, Model, Run
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+    """One program for every platform and batch size, the weights inside."""
+    del asked
+    shape = (export.symbolic_shape("batch")[0], *model.image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    exported = export.export(jax.jit(model.logits), platforms=PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+    version = exported.calling_convention_version
+    return {"platforms": list(PLATFORMS), "calling_convention_version": version}
+
+
+def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+    """The program again, on the default device."""
+    del model, facts
+    call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda images: np.asarray(call(images))
+
+
+def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """(imports, code) of example.py."""
+    del model, facts
+    return (
+        "from jax import export  # Which needs flatbuffers.",
+        """\
+model = export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
+
+
+def logits(images):
+    return np.asarray(model.call(images))""",
+    )

@@ -1,0 +1,75 @@
+"""TFLite, from StableHLO's text by LiteRT's converter, without TensorFlow."""
+
+import importlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxcls.export.formats.model import Asked, Model, Run, padded
+from jaxcls.models import convolution
+
+
+def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+    """The graph from "images" to "logits" for one batch size, the weights inside.
+
+    Raises what the converter does for a model that it cannot convert.
+    """
+    images = jax.ShapeDtypeStruct((asked.batch_size, *model.image_shape), jnp.uint8)
+    with convolution.plain():
+        text = export.export(jax.jit(model.logits))(images).mlir_module()
+    path.write_bytes(_converted(text))
+    return {"batch_size": asked.batch_size}
+
+
+def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+    """The graph as LiteRT's interpreter runs it on CPU, batch by batch."""
+    del model
+    interpreter = importlib.import_module("ai_edge_litert.interpreter")
+    runner = interpreter.Interpreter(model_path=str(path)).get_signature_runner()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = padded(images, facts["batch_size"])
+        return np.concatenate([runner(images=part)["logits"][:n] for part, n in parts])
+
+    return run
+
+
+def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """(imports, code) of example.py."""
+    del model
+    size = facts["batch_size"]
+    repeated = "images" if size == 1 else f"np.repeat(images, {size}, 0)"
+    return (
+        "from ai_edge_litert.interpreter import Interpreter",
+        f"""\
+model = Interpreter(model_path=str(HERE / "model.tflite")).get_signature_runner()
+
+
+def logits(images):
+    return model(images={repeated})["logits"]""",
+    )
+
+
+def _converted(text: str) -> bytes:
+    """StableHLO's text -> a flatbuffer.
+
+    By the converter's compiled half alone: its other half needs a package whose pins few
+    installations can hold.
+    """
+    ir = importlib.import_module("litert_converter.mlir.ir")
+    passes = importlib.import_module("litert_converter.mlir.passmanager").PassManager
+    api = importlib.import_module("litert_converter.converter_api_ext")
+    context = ir.Context()
+    api.prepare_mlir_context(context)
+    with context, ir.Location.unknown():
+        module = ir.Module.parse(text)
+        api.set_signature(module.operation, "serving_default", ["images"], ["logits"])
+        api.run_convert_to_tfl_passes(module, passes(), api.ConvertToTFLConfig())
+        last = "cse,stablehlo-legalize-vhlo,reconcile-unrealized-casts"
+        passes.parse(f"builtin.module({last})").run(module.operation)
+        return api.export_flatbuffer_to_bytes(module.operation)

@@ -1,0 +1,246 @@
+"""A trained run -> a file for others. ``jaxcls export --workdir=RUN``.
+
+What is exported takes uint8 images of the model's size and gives logits: normalising is
+in it. A folder with the file, model.json and example.py is there when the file, loaded
+again as others load it, gave the model's logits of real images; else nothing is left.
+"""
+
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls import atomic, experiment
+from jaxcls.config import calls
+from jaxcls.data import clean, decode, files
+from jaxcls.errors import InputError, first_line
+from jaxcls.evaluation import examples
+from jaxcls.export import facts as export_facts
+from jaxcls.export.formats import FORMATS, example
+from jaxcls.export.formats.model import Asked, DiffersError, Model, Run, runs
+from jaxcls.models import MODELS
+from jaxcls.predict import inference
+from jaxcls.runs import provenance
+from jaxcls.version import __version__
+
+# Images that an export is checked on, and by which the largest logit is multiplied for
+# how far it may be off.
+MOST_IMAGES, TOLERANCE = 256, 1e-4
+# The sizes of the batches that they come in; the last again and again.
+BATCH_SIZES = (1, 7, 64)
+
+
+class Images(NamedTuple):
+    """Real images [n, H, W, C] uint8 as a model sees them, and where they are from."""
+
+    pixels: np.ndarray
+    source: str
+
+
+def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
+    """A run's model in float32.
+
+    saved: {"params", "batch_stats", "ema"}; of these, what predictions are made with.
+    """
+    module = calls.build_one(
+        exp.config.model.name,
+        MODELS,
+        "model.name",
+        num_classes=exp.selection.num_classes,
+        dtype=jnp.float32,
+    )
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        with exp.recipe.numerics():
+            return module.apply(variables, exp.recipe.normalize(images), False).logits
+
+    return Model(
+        exp.config.model.name,
+        apply,
+        jax.device_get(exp.recipe.variables(dict(saved))),
+        exp.data.eval_shape,
+        tuple(exp.selection.class_names),
+        module.namings(),
+        export_facts.preprocessing(exp),
+    )
+
+
+def export(
+    form: str,
+    model: Model,
+    asked: Asked,
+    images: Images,
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """Write a model's file into `folder` and check it; returns what model.json says of it.
+
+    Raises `InputError` where it cannot be converted, `DiffersError` where the file gives
+    other logits than the model.
+    """
+    kind, path = FORMATS[form], folder / f"model.{form}"
+    try:
+        facts = kind.write(model, path, asked)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # Converters raise of every kind.
+        raise InputError(
+            f"--format={form} cannot be made of model.name={model.name}"
+            f" ({type(error).__name__}: {first_line(error)}); try --format=stablehlo"
+        ) from None
+    try:
+        with _explained():
+            run = kind.load(model, path, facts)
+        found = compared(run, model, images)
+    except DiffersError as error:
+        raise DiffersError(f"--format={form}: {path.name} {error}") from None
+    return {**facts, "verified": found}
+
+
+def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
+    """How far what `run` gives is from the model's own logits; see `TOLERANCE`.
+
+    Raises `DiffersError` where that is too far.
+    """
+    ours, got, sizes = runs(model, model.variables), [], []
+    rest = images.pixels
+    wanted = [ours(part) for part in _cut(rest, itertools.repeat(BATCH_SIZES[-1]))]
+    last = itertools.repeat(BATCH_SIZES[-1])
+    for part in _cut(rest, itertools.chain(BATCH_SIZES, last)):
+        with _explained():
+            got.append(np.asarray(run(part)))
+        sizes.append(len(part))
+    here, there = np.concatenate(wanted), np.concatenate(got)
+    if here.shape != there.shape:
+        raise DiffersError(f"gives {there.shape} where the model gives {here.shape}")
+    most = TOLERANCE * max(1.0, float(np.abs(here).max()))
+    difference = float(np.abs(here - there).max())
+    if not difference <= most:  # Nor where one is not finite.
+        raise DiffersError(
+            f"gives other logits than the model: {difference:.3g} apart, of"
+            f" {len(here)} images of {images.source}, and may be {most:.3g}"
+        )
+    return {
+        "images": len(here),
+        "source": images.source,
+        "batch_sizes": sorted(set(sizes)),
+        "largest_difference": difference,
+        "tolerance": most,
+    }
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise `DiffersError` in place of whatever a runtime raises of a file."""
+    try:
+        yield
+    except DiffersError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise DiffersError(f"does not run ({kind}: {first_line(error)})") from None
+
+
+def _cut(images: np.ndarray, sizes: Iterator[int]) -> Iterator[np.ndarray]:
+    start = 0
+    while start < len(images):
+        size = next(sizes)
+        yield images[start : start + size]
+        start += size
+
+
+def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
+    """The first images among files and folders; raises `InputError` for a bad one."""
+    found = []
+    with clean.quiet():
+        for each in itertools.islice(files.images(paths), MOST_IMAGES):
+            try:
+                if isinstance(each, files.Bad):
+                    raise decode.DecodeError(each.why)
+                found.append(inference.read(exp, each))
+            except decode.DecodeError as error:
+                path = each.path if isinstance(each, files.Bad) else each
+                raise InputError(f"--images={path}: {error}; give image files") from None
+    return Images(np.stack(found), f"--images={paths[0]}")
+
+
+def of_data(exp: experiment.Experiment) -> Images:
+    """The first images of the run's test split, else of its others.
+
+    Raises `InputError` where the dataset is not there.
+    """
+    role = next(role for role in ("test", "eval", "train") if exp.config.data[role])
+    given = examples.of_run(exp, role)
+    try:
+        found, n = [], 0
+        for batch in exp.eval_batches(given.split, given.key, BATCH_SIZES[-1]):
+            found.append(np.asarray(batch["image"])[np.asarray(batch["mask"])])
+            n += len(found[-1])
+            if n >= MOST_IMAGES:
+                break
+    except InputError as error:
+        raise InputError(
+            f"an export is checked on real images, and those of the run are not there"
+            f" ({error}); give --images=FILE_OR_FOLDER or --config.data.dir=DIR"
+        ) from None
+    return Images(np.concatenate(found)[:MOST_IMAGES], f"{given.key}={given.split}")
+
+
+def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Write example.py, where there can be one, and model.json."""
+    kind = FORMATS[form]
+    run = kind.example(model, facts)
+    if run:
+        steps, link = facts["preprocessing"]["steps"], facts["output"]["link"]
+        text = example.source(run, steps, model.image_shape, link)
+        atomic.write(folder / "example.py", text)
+    versions = provenance.versions([*_PACKAGES, *kind.needs.values()])
+    atomic.write_json(
+        folder / "model.json",
+        {
+            "format": form,
+            "file": f"model.{form}",
+            "example": "example.py" if run else None,
+            **facts,
+            "versions": {"jaxcls": __version__, **versions},
+        },
+    )
+
+
+def export_run(
+    form: str,
+    exp: experiment.Experiment,
+    model: Model,
+    asked: Asked,
+    about: Mapping[str, Any],
+    paths: Sequence[str],
+    out: pathlib.Path,
+) -> dict[str, Any]:
+    """Write the folder `out`, whole or not at all; returns what model.json says.
+
+    about: further facts of model.json. paths: images that it is checked on; where there
+    are none, examples of the run's data. Raises `InputError` and `DiffersError`, as
+    `export` does.
+    """
+    with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
+        images = of_files(exp, paths) if paths else of_data(exp)
+        facts = {**export(form, model, asked, images, temporary), **about}
+        finish(form, model, facts, temporary)
+    return facts
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise InputError(
+            "an export is checked on CPU, which JAX_PLATFORMS leaves out; add it, as in"
+            " JAX_PLATFORMS=cuda,cpu"
+        ) from None
+
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")

@@ -1,0 +1,183 @@
+"""The gradient of one step: of a batch at once or in pieces, or sharpness-aware.
+
+Each maker returns a `Gradient`, so that they wrap one another:
+``sharpness_aware(accumulated(whole(objective), 4), 0.05)``. `optax.MultiSteps` and
+`optax.contrib.sam` do it over several updates; here one update is one batch, whatever it
+takes, so that `State.step` counts batches and schedules need not know.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls.learning import losses
+from jaxcls.learning.losses import Loss
+from jaxcls.learning.param_groups import Parts, hold
+
+Tree = Any
+Apply = Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
+
+
+class Examples(NamedTuple):
+    """What a batch gives the model: images [B, H, W, C], targets [B, K] float32.
+
+    taught: a teacher's logits [B, K] for the same images; None without one.
+    """
+
+    images: jax.Array
+    targets: jax.Array
+    taught: jax.Array | None
+
+
+class Found(NamedTuple):
+    """What the forward pass gave.
+
+    loss: mean over the batch; penalty: what params add to the objective. logits [B, K];
+    batch_stats as after this batch.
+    """
+
+    loss: jax.Array
+    penalty: jax.Array
+    logits: jax.Array
+    batch_stats: Tree
+
+
+# (params, batch_stats, dropout key, examples) -> (objective, Found).
+Objective = Callable[[Tree, Tree, jax.Array, Examples], tuple[jax.Array, Found]]
+# The same -> (Found, gradient with respect to params).
+Gradient = Callable[[Tree, Tree, jax.Array, Examples], tuple[Found, Tree]]
+
+
+class Distillation(NamedTuple):
+    """How a teacher is followed.
+
+    teach: (the teacher's variables, images) -> its logits [B, K]. weight: of the teacher
+    in the loss, the labels have the rest. temperature: of both softmaxes.
+    """
+
+    teach: Callable[[Tree, jax.Array], jax.Array]
+    weight: float
+    temperature: float
+
+
+class Penalty(NamedTuple):
+    """What params add to the objective: l1 * sum |p| + l2 * sum p^2 where `mask` says."""
+
+    l1: float
+    l2: float
+    mask: Callable[[Tree], Tree]
+
+
+def make_objective(
+    apply: Apply,
+    loss: Loss,
+    *,
+    trains: Parts,
+    distillation: Distillation | None = None,
+    penalty: Penalty | None = None,
+) -> Objective:
+    """Returns objective(params, batch_stats, key, examples) -> (value, `Found`).
+
+    apply: the model's, see `jaxcls.learning.step.Model`. trains: how each parameter does.
+    """
+
+    def objective(
+        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
+    ) -> tuple[jax.Array, Found]:
+        params = hold(params, trains)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, batch_stats = apply(variables, examples.images, True, key)
+        each = loss(logits, examples.targets)
+        if distillation and examples.taught is not None:
+            taught = losses.distill(logits, examples.taught, distillation.temperature)
+            each = (1.0 - distillation.weight) * each + distillation.weight * taught
+        value, extra = each.mean(), jnp.zeros((), jnp.float32)
+        if penalty:
+            extra = losses.penalty(params, penalty.mask(params), penalty.l1, penalty.l2)
+        return value + extra, Found(value, extra, logits, batch_stats)
+
+    return objective
+
+
+def whole(objective: Objective) -> Gradient:
+    """The gradient of an objective over the batch in one piece."""
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+
+    def gradient(
+        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
+    ) -> tuple[Found, Tree]:
+        (_, found), grads = value_and_grad(params, batch_stats, key, examples)
+        return found, grads
+
+    return gradient
+
+
+def accumulated(gradient: Gradient, pieces: int) -> Gradient:
+    """The mean of `gradient` over `pieces` of the batch, one after the other.
+
+    Piece m is rows m, m + pieces, ...: each device holds a part of every piece, where
+    contiguous ones would be sent about. It equals the gradient of the whole batch, to
+    rounding, wherever a row's loss depends on that row alone; dropout masks are others,
+    and BatchNorm must have groups that are the pieces'.
+    """
+    if pieces == 1:
+        return gradient
+
+    def each(
+        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
+    ) -> tuple[Found, Tree]:
+        split = jax.tree.map(
+            lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), examples
+        )
+
+        def one(m: jax.Array, piece: Examples) -> tuple[tuple[Found, Tree], jax.Array]:
+            own = jax.random.fold_in(key, m)
+            found, grads = gradient(params, batch_stats, own, piece)
+            # Differences, so that what no piece changes keeps its bits.
+            moved = jax.tree.map(jnp.subtract, found.batch_stats, batch_stats)
+            rest = found._replace(logits=jnp.zeros(()), batch_stats=moved)
+            return (rest, grads), found.logits
+
+        def add(total: Any, piece: tuple[jax.Array, Examples]) -> tuple[Any, jax.Array]:
+            new, logits = one(*piece)
+            return jax.tree.map(jnp.add, total, new), logits
+
+        numbers = jnp.arange(pieces)
+        first = jax.tree.map(lambda x: x[0], (numbers, split))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first)[0]
+        )
+        total, logits = jax.lax.scan(add, zeros, (numbers, split))
+        found, grads = jax.tree.map(lambda x: x / pieces, total)
+        rows = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
+        moved = jax.tree.map(
+            lambda x, change: jnp.where(change == 0, x, x + change),
+            batch_stats,
+            found.batch_stats,
+        )
+        return found._replace(logits=rows, batch_stats=moved), grads
+
+    return each
+
+
+def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
+    """The gradient at the worst point within `rho`, by the first one (SAM).
+
+    Foret et al., arXiv:2010.01412, over the global batch: two gradients of the same
+    examples and dropout masks. Loss, logits and batch_stats are those of the first.
+    """
+    if not rho:
+        return gradient
+
+    def twice(
+        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
+    ) -> tuple[Found, Tree]:
+        found, first = gradient(params, batch_stats, key, examples)
+        reach = rho / (optax.tree.norm(first) + 1e-12)
+        worst = jax.tree.map(lambda p, g: p + reach * g, params, first)
+        return found, gradient(worst, batch_stats, key, examples)[1]
+
+    return twice

@@ -1,0 +1,42 @@
+"""Train steps as a loop over images that are on the device; pure, as `step` is."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.learning.step import State, TrainStep, Tree
+
+# Steps of a loop at most; beyond some tens nothing is gained.
+MOST = 64
+Arrays = dict[str, jax.Array]
+TrainLoop = Callable[[State, Arrays, jax.Array, Arrays, Tree], tuple[State, Arrays]]
+
+
+def make_train_loop(
+    train_step: TrainStep, take: Callable[[Arrays, jax.Array], Arrays]
+) -> TrainLoop:
+    """Returns train_loop(state, columns, count, data, teacher) -> (state, metrics [MOST]).
+
+    `train_step` for the first `count` of MOST batches. columns [MOST, B]: index, and what
+    else batches have besides what take(data, index [B]) gives, image and label. metrics:
+    of each step its own; those after `count` say nothing.
+    `count` is no part of the program, so how steps are grouped changes no bits.
+    """
+
+    def train_loop(
+        state: State, columns: Arrays, count: jax.Array, data: Arrays, teacher: Tree
+    ) -> tuple[State, Arrays]:
+        def at(i: jax.Array | int, state: State) -> tuple[State, Arrays]:
+            own = {name: column[i] for name, column in columns.items()}
+            return train_step(state, {**take(data, own["index"]), **own}, teacher)
+
+        def once(i: jax.Array, carry: tuple[State, Arrays]) -> tuple[State, Arrays]:
+            state, scores = at(i, carry[0])
+            return state, {name: x.at[i].set(scores[name]) for name, x in carry[1].items()}
+
+        _, like = jax.eval_shape(at, 0, state)
+        empty = {name: jnp.zeros(MOST, x.dtype) for name, x in like.items()}
+        return jax.lax.fori_loop(0, count, once, (state, empty))
+
+    return train_loop

@@ -1,0 +1,212 @@
+"""Which parameters train, when and how fast: freezing, rates by layer, the head first.
+
+`Parts` says it for every parameter by its path, such as "head/kernel". Plain functions
+over trees.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls.errors import InputError
+from jaxcls.learning.optimizers import path_name
+
+Tree = Any
+
+
+class Part(NamedTuple):
+    """How one parameter trains.
+
+    scale: its rate as a multiple of the schedule's; 0: it never changes. start: the step
+    from which it changes; stop: from which it does no more, None: it always does.
+    """
+
+    scale: float = 1.0
+    start: int = 0
+    stop: int | None = None
+
+
+WHOLE = Part()
+Parts = Mapping[str, Part]
+
+
+def divide(
+    params: Tree,
+    groups: Sequence[Sequence[str]],
+    *,
+    freeze: str = "",
+    layer_decay: float = 1.0,
+    head_lr: float = 1.0,
+    head_first: int = 0,
+    lr_scales: Mapping[str, float] | None = None,
+    stops: Mapping[str, int] | None = None,
+) -> Parts:
+    """The part of every parameter of `params`, arrays or shapes.
+
+    groups: the outermost layers by depth, the head in the last. freeze: a regular
+    expression on paths; "": none. layer_decay: rate of a group as a multiple of the next
+    one's (Clark et al., arXiv:2003.10555). head_lr: rate of the head as a multiple of that
+    of its group. head_first: steps in which the head trains alone. lr_scales: rates by
+    regular expression on paths, multiplied where several match. stops: the step from
+    which what an expression matches is frozen.
+    Raises `InputError` where `freeze` leaves nothing to train or an expression matches
+    nothing.
+    """
+    depth = {layer: i for i, group in enumerate(groups) for layer in group}
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    is_frozen = re.compile(freeze).search if freeze else (lambda path: None)
+    factors = matching(lr_scales or {}, paths, "optim.lr_scales")
+    ends = matching(stops or {}, paths, "optim.freeze_after")
+    parts = {}
+    for path in paths:
+        layer = path.partition("/")[0]
+        scale = layer_decay ** (len(groups) - 1 - depth[layer])
+        if scale < 1e-30:  # Float32 could not tell it from frozen.
+            raise InputError(
+                f"optim.layer_decay={layer_decay} leaves {path} no rate to speak of, below"
+                f" {len(groups)} layers; try 0.75"
+            )
+        is_head = layer == "head"
+        scale *= math.prod(factors[path]) * (head_lr if is_head else 1.0)
+        start = 0 if is_head else head_first
+        stop = min(ends[path], default=None)
+        parts[path] = Part(0.0) if is_frozen(path) else Part(scale, start, stop)
+    frozen = sum(part.scale == 0 for part in parts.values())
+    if freeze and frozen in (0, len(paths)):
+        what = "no parameter" if frozen == 0 else "every parameter, and none would train"
+        raise InputError(
+            f"optim.freeze={freeze!r} matches {what}; there are {paths[0]}, ...,"
+            f" {paths[-1]}, and '^(?!head/)' is all but the head"
+        )
+    if head_first and not any(p.scale for x, p in parts.items() if x.startswith("head/")):
+        raise InputError(
+            f"optim.head_first trains the head alone, and optim.freeze={freeze!r} freezes"
+            " it; leave one of them out"
+        )
+    return parts
+
+
+def matching(
+    table: Mapping[str, Any], paths: Sequence[str], key: str
+) -> dict[str, list[Any]]:
+    """For each path what a table of regular expressions has for it, in its order.
+
+    Raises `InputError`, naming the config's `key`, for an expression that no path has.
+    """
+    found: dict[str, list[Any]] = {path: [] for path in paths}
+    for pattern, value in table.items():
+        hits = [path for path in paths if re.search(pattern, path)]
+        if not hits:
+            raise InputError(
+                f"{key}: {pattern!r} matches no parameter; there are {paths[0]}, ...,"
+                f" {paths[-1]}, and 'bias$' is all biases"
+            )
+        for path in hits:
+            found[path].append(value)
+    return found
+
+
+def frozen_statistics(batch_stats: Tree, parts: Parts) -> Tree:
+    """The statistics of layers whose scale is frozen, True in place of each array.
+
+    As a collection "frozen" it makes `layers.BatchNorm` keep them and normalise by them.
+    """
+    found: dict[str, Any] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats):
+        *layer, leaf = path_name(path).split("/")
+        # Without a scale, what its bias does.
+        own = [parts.get("/".join([*layer, name])) for name in ("scale", "bias")]
+        part = own[0] or own[1]
+        if part is not None and part.scale == 0:
+            node = found
+            for name in layer:
+                node = node.setdefault(name, {})
+            node[leaf] = True
+    return found
+
+
+def hold(params: Tree, parts: Parts) -> Tree:
+    """`params`, with no gradient into those that never change."""
+
+    def each(path: Any, param: jax.Array) -> jax.Array:
+        return param if parts[path_name(path)].scale else jax.lax.stop_gradient(param)
+
+    return jax.tree_util.tree_map_with_path(each, params)
+
+
+def train_only(
+    optimizer: optax.GradientTransformation, parts: Parts
+) -> optax.GradientTransformation:
+    """`optimizer` for the parameters that change, with no state for the others."""
+    if all(part.scale for part in parts.values()):
+        return optimizer
+
+    def mask(params: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: parts[path_name(path)].scale > 0, params
+        )
+
+    return optax.masked(optimizer, mask)
+
+
+def at_rate(
+    optimizer: optax.GradientTransformation, parts: Callable[[], Parts]
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, its updates times the rate: it takes `lr` and `step`; 0 if none is due.
+
+    `parts` is asked for at an update only: when each begins takes the length of an epoch.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        grads: Tree,
+        state: Tree,
+        params: Tree | None = None,
+        *,
+        lr: jax.Array,
+        step: jax.Array,
+        **others: Any,
+    ) -> tuple[Tree, Tree]:
+        known = parts()
+        updates, state = inner.update(grads, state, params, lr=lr, step=step, **others)
+
+        def each(path: Any, change: jax.Array) -> jax.Array:
+            part = known[path_name(path)]
+            if not part.scale:
+                return jnp.zeros_like(change)
+            new = (lr if part.scale == 1.0 else lr * part.scale) * change
+            return jnp.where(step >= part.start, new, 0.0) if part.start else new
+
+        return jax.tree_util.tree_map_with_path(each, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def until_stop(
+    optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], Parts]
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, its updates 0 from the step at which a parameter stops."""
+
+    def update(
+        grads: Tree, state: Tree, params: Tree, *, step: jax.Array, **others: Any
+    ) -> tuple[Tree, Tree]:
+        known = parts()
+        updates, state = optimizer.update(grads, state, params, step=step, **others)
+
+        def each(path: Any, change: jax.Array) -> jax.Array:
+            stop = known[path_name(path)].stop
+            return change if stop is None else jnp.where(step < stop, change, 0.0)
+
+        return jax.tree_util.tree_map_with_path(each, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def apply(params: Tree, updates: Tree) -> Tree:
+    """The params after updates; bit for bit the same, -0.0 too, where one is 0."""
+    return jax.tree.map(lambda p, u: jnp.where(u == 0, p, p + u), params, updates)

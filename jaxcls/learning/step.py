@@ -1,0 +1,385 @@
+"""The state of a run and the pure functions that advance and score it.
+
+Closures hold what never changes, arguments what does; devices, files and configs are
+unknown here. ``building.py`` jits these with the shardings of a mesh.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
+from jaxcls.learning import gradients, param_groups
+from jaxcls.learning.losses import Loss, smooth
+from jaxcls.learning.metrics import Metric, predicted
+from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.schedules import Schedule
+from jaxcls.learning.wrappers import averaged
+
+Batch = Mapping[str, jax.Array]
+Tree = Any
+
+
+class Best(NamedTuple):
+    """The best evaluation so far; step -1 before the first."""
+
+    value: jax.Array
+    step: jax.Array
+
+
+class Plateau(NamedTuple):
+    """What reduces the rate where evaluations gain nothing.
+
+    scale: what the schedule's rate is multiplied by. waited: evaluations since a gain or
+    a reduction.
+    """
+
+    scale: jax.Array
+    waited: jax.Array
+
+
+class State(NamedTuple):
+    """Everything that a run is at one step; arrays only.
+
+    step: updates done, which is also the number of batches consumed.
+    ema: {"params", "batch_stats"}, or {} where nothing is averaged.
+    key: a typed key for each random stream of the step, "augment" and "dropout".
+    patience: evaluations since one was better by min_delta than `mark`, the value that
+    the last such one had.
+    halted: the run has ended (early stopping). bad_step: the step whose loss or gradient
+    was not finite, or -1; from then on the state stays as it was before that step.
+    skips: updates left out one after the other, since the last finite one.
+    rewound: [R, 2], first and last of the batches that each rewind left out; -1: none.
+    plateau: {} where the rate is a function of the step alone.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree
+    key: dict[str, jax.Array]
+    best: Best
+    mark: jax.Array
+    patience: jax.Array
+    halted: jax.Array
+    bad_step: jax.Array
+    skips: jax.Array
+    rewound: jax.Array
+    plateau: Plateau | dict[str, Any]
+
+
+class Model(NamedTuple):
+    """A model as functions.
+
+    init: (key, images) -> variables; apply: (variables, images, train, key) ->
+    (logits [B, K] float32, batch_stats). `key` is for dropout and may be None if not
+    `train`.
+    """
+
+    init: Callable[[jax.Array, jax.Array], dict[str, Tree]]
+    apply: Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
+
+
+Init = Callable[..., State]
+Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+TrainStep = Callable[[State, Batch, Tree], tuple[State, dict[str, jax.Array]]]
+EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
+
+
+def make_init(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    ema: bool,
+    higher: bool,
+    rewinds: int = 1,
+    plateau: bool = False,
+) -> Init:
+    """Returns init(init_key, step_keys, given) -> the state at step 0.
+
+    given: arrays to start with in place of random ones, by path, "params/head/kernel".
+    ema: whether an average of the params is kept. higher: whether a larger best metric is
+    better. rewinds: how many there is room for. plateau: whether the rate waits for gains.
+    """
+
+    def init(
+        init_key: jax.Array,
+        step_keys: dict[str, jax.Array],
+        given: Mapping[str, Any] | None = None,
+    ) -> State:
+        start = given or {}
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, array: start.get(path_name(path), array),
+            model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32)),
+        )
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        worst = jnp.full((), -jnp.inf if higher else jnp.inf, jnp.float32)
+        average = {"params": params, "batch_stats": batch_stats} if ema else {}
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # A copy: a donated state must not hold one buffer twice.
+            ema=jax.tree.map(jnp.copy, average),
+            key=step_keys,
+            best=Best(worst, jnp.full((), -1, jnp.int32)),
+            mark=jnp.copy(worst),
+            patience=jnp.zeros((), jnp.int32),
+            halted=jnp.zeros((), bool),
+            bad_step=jnp.full((), -1, jnp.int32),
+            skips=jnp.zeros((), jnp.int32),
+            rewound=jnp.full((max(rewinds, 1), 2), -1, jnp.int32),
+            plateau=(
+                Plateau(jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32))
+                if plateau
+                else {}
+            ),
+        )
+
+    return init
+
+
+def make_inputs(
+    *,
+    num_classes: int,
+    smoothing: float,
+    augment: Augmentation,
+    normalize: Normalization,
+    mix: Mix | None,
+    steps: int,
+) -> Inputs:
+    """Returns inputs(augment_key, step, batch) -> (images, targets) for the model.
+
+    images float32 [B, H, W, C], augmented, normalised and mixed; targets [B, K] float32.
+    Row r of the global batch has its own key, so neighbours and devices change nothing.
+    steps: of the whole run, for what grows over it.
+    """
+
+    def inputs(
+        key: jax.Array, step: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
+        share = step / jnp.float32(steps)
+        rows = Rows(
+            key=row_keys(row_key, batch["image"].shape[0]),
+            run=key,
+            example=batch["index"],
+            epoch=batch["epoch"],
+            share=share,
+        )
+        images = normalize(augment(rows, batch["image"]))
+        targets = smooth(batch["label"], num_classes, smoothing)
+        return mix(mix_key, share, images, targets) if mix else (images, targets)
+
+    return inputs
+
+
+class Average(NamedTuple):
+    """The moving average of params and batch_stats: each `every` updates, by `decay`.
+
+    warmup: the decay is (1 + t) / (10 + t) at the t-th average, until that is above it,
+    so that a short run is not the average of its start.
+    """
+
+    decay: float
+    every: int = 1
+    warmup: bool = False
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: Schedule,
+    gradient: gradients.Gradient,
+    inputs: Inputs,
+    *,
+    metrics: Sequence[Metric],
+    steps: int,
+    average: Average | None = None,
+    most_skips: int = 0,
+    distillation: gradients.Distillation | None = None,
+    has_penalty: bool = False,
+) -> TrainStep:
+    """Returns train_step(state, batch, teacher) -> (state, metrics): one update.
+
+    batch: image uint8 [B, H, W, C]; label, index and epoch int32 [B]. teacher: variables
+    for distillation.teach, or {}. metrics: means over the batch of loss and each metric,
+    lr, grad_norm; whether all of it was finite. Pure, shape-stable, unaware of devices;
+    randomness is a function of (state.key, state.step, row).
+    steps: of the whole run. most_skips: updates in a row that may be left out because they
+    were not finite, before the state stays as it is.
+    """
+
+    def train_step(
+        state: State, batch: Batch, teacher: Tree
+    ) -> tuple[State, dict[str, jax.Array]]:
+        images, targets = inputs(state.key["augment"], state.step, batch)
+        taught = distillation.teach(teacher, images) if distillation else None
+        examples = gradients.Examples(images, targets, taught)
+        dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
+        found, grads = gradient(state.params, state.batch_stats, dropout_key, examples)
+        lr = schedule(state.step)
+        if isinstance(state.plateau, Plateau):
+            lr = lr * state.plateau.scale
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            lr=lr,
+            step=state.step,
+            share=(state.step + 1) / jnp.float32(steps),
+        )
+        new = _updated(state, found, updates, opt_state, average)
+        grad_norm = optax.tree.norm(grads)
+        # Norms, not element-wise tests of the whole state: those made XLA compile a
+        # ResNet-18 for 25 s instead of 4. Averages and optimizer state follow from these
+        # three, and all of it is tested element by element before a save.
+        norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
+        finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
+        scores = {m.name: m.function(found.logits, batch["label"]).mean() for m in metrics}
+        scores = {"loss": found.loss, **scores, "lr": lr, "grad_norm": grad_norm}
+        if has_penalty:
+            scores["penalty"] = found.penalty
+        return _keep_finite(finite, state, new, most_skips), {**scores, "finite": finite}
+
+    return train_step
+
+
+def make_eval_step(
+    model: Model,
+    loss: Loss,
+    *,
+    num_classes: int,
+    normalize: Normalization,
+    metrics: Sequence[Metric],
+) -> EvalStep:
+    """Returns eval_step(variables, batch) -> {name: [B]}: every example's own scores.
+
+    Not sums: examples are summed once, on the host in float64, so the batch size and
+    the number of devices cannot change the mean. The loss is without smoothing.
+    "predicted" int32 is the class of the largest logit: the lowest wins a tie, and it is
+    -1 where a logit is no number.
+    """
+
+    def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
+        logits, _ = model.apply(variables, normalize(batch["image"]), False, None)
+        targets = smooth(batch["label"], num_classes, 0.0)
+        scores = {m.name: m.function(logits, batch["label"]) for m in metrics}
+        return {"loss": loss(logits, targets), **scores, "predicted": predicted(logits)}
+
+    return eval_step
+
+
+def make_predict_step(
+    model: Model, normalize: Normalization
+) -> Callable[[dict[str, Tree], jax.Array], jax.Array]:
+    """Returns predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+
+    def predict_step(variables: dict[str, Tree], images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalize(images), False, None)[0]
+
+    return predict_step
+
+
+def record_evaluation(
+    state: State,
+    value: float,
+    *,
+    higher: bool,
+    min_delta: float,
+    patience: int,
+    plateau_patience: int = 0,
+    plateau_factor: float = 1.0,
+) -> State:
+    """The state after an evaluation of `value` at `state.step`.
+
+    Updates best (any gain), patience (a gain over `mark` of more than `min_delta`) and,
+    where `patience` evaluations passed without such a gain, halted; where
+    `plateau_patience` did, the rate is multiplied by `plateau_factor`. A value that is
+    not finite is never best.
+    """
+    sign = 1.0 if higher else -1.0
+    new = jnp.where(jnp.isfinite(value), sign * jnp.float32(value), -jnp.inf)
+    better = new > sign * state.best.value
+    gained = new > sign * state.mark + min_delta
+    waited = jnp.where(gained, 0, state.patience + 1)
+    plateau = state.plateau
+    if isinstance(plateau, Plateau):
+        idle = jnp.where(gained, 0, plateau.waited + 1)
+        over = idle >= plateau_patience
+        plateau = Plateau(
+            scale=jnp.where(over, plateau.scale * plateau_factor, plateau.scale),
+            waited=jnp.where(over, 0, idle),
+        )
+    return state._replace(
+        best=Best(
+            jnp.where(better, sign * new, state.best.value),
+            jnp.where(better, state.step, state.best.step),
+        ),
+        mark=jnp.where(gained, sign * new, state.mark),
+        patience=waited,
+        halted=state.halted | ((patience > 0) & (waited >= patience)),
+        plateau=plateau,
+    )
+
+
+def _updated(
+    state: State,
+    found: gradients.Found,
+    updates: Tree,
+    opt_state: Tree,
+    average: Average | None,
+) -> State:
+    """The state one update later."""
+    params = param_groups.apply(state.params, updates)
+    now = {"params": params, "batch_stats": found.batch_stats}
+    inner = averaged(opt_state, params)  # What the optimizer itself averages.
+    ema = state.ema
+    if inner is not None:
+        ema = {**now, "params": inner}
+    elif average:
+        ema = _average(state.ema, now, state.step, average)
+    return state._replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=found.batch_stats,
+        opt_state=opt_state,
+        ema=ema,
+    )
+
+
+def _average(ema: Tree, now: Tree, step: jax.Array, average: Average) -> Tree:
+    """The moving average after the update of `step`."""
+    count = (step + 1) // average.every
+    rate = jnp.float32(1.0 - average.decay)  # In double first: 0.9999 is not float32's.
+    if average.warmup:
+        rate = jnp.maximum(rate, 9.0 / (10.0 + count))
+    is_due = (step + 1) % average.every == 0
+
+    def each(a: jax.Array, x: jax.Array) -> jax.Array:
+        # Where nothing moved, the very bits: -0.0 and denormals of what is frozen.
+        keep = (a == x) | ~is_due
+        return jnp.where(keep, a, a + rate * (x - a))
+
+    return jax.tree.map(each, ema, now)
+
+
+def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:
+    """`new` where `finite`; else `old`, one step on while skips are left. No host sync."""
+    going = old.bad_step < 0
+    ok = going & finite
+    skipped = going & ~finite & (old.skips < most_skips)
+    kept = jax.tree.map(
+        lambda a, b: jnp.where(ok, b, a), old._replace(key={}), new._replace(key={})
+    )
+    return kept._replace(
+        key=old.key,
+        step=jnp.where(ok | skipped, new.step, old.step),
+        skips=jnp.where(ok, 0, old.skips + skipped),
+        bad_step=jnp.where(going & ~ok & ~skipped, old.step, old.bad_step),
+    )

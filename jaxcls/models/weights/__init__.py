@@ -1,0 +1,6 @@
+"""Weights that others made: files of safetensors and of torch, here or on a hub."""
+
+from jaxcls.models.weights.facts import Preprocessing
+from jaxcls.models.weights.files import Weights, is_hub, preprocessing, read, write
+
+__all__ = ["Preprocessing", "Weights", "is_hub", "preprocessing", "read", "write"]

@@ -1,0 +1,213 @@
+"""Charts of what a run wrote as it went, several runs over each other."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcls.evaluation.calibration import Reliability
+from jaxcls.learning.metrics import AVERAGED
+from jaxcls.report.contents import Record, Run
+from jaxcls.report.drawing import INK, PAPER, chart, colour
+from jaxcls.report.markup import Markup, join, note, swatch, tag
+
+# More points than this nobody tells apart; from here on they are means of several.
+MOST_POINTS = 400
+_SIZE = (3.7, 2.5)  # Inches: about the width of a phone.
+_TITLES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "grad_norm": "Norm of the gradient",
+    "images_per_s": "Images a second",
+    "data_wait": "Share of training time waiting for data",
+}
+# Of the same value: what training saw, what evaluation found, and that of averaged weights.
+_TRAIN, EVAL, _AVERAGED = ":", "-", "--"
+_NO_VALUES = {"step", "kind", "split", "n", "at", "best_step", "index", "to"}
+
+
+class Line(NamedTuple):
+    """values [n] at steps [n] in the colour of run number `run`, in a style of line.
+
+    is_faint: one of many, behind what there is to say of them.
+    """
+
+    run: int
+    style: str
+    steps: np.ndarray
+    values: np.ndarray
+    is_faint: bool = False
+
+
+def points(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [n] int64, values [n] float64) of a value; NaN where it was not finite."""
+    found = [(r["step"], r[name]) for r in records if name in r]
+    steps = np.array([step for step, _ in found], np.int64)
+    values = [np.nan if value is None else value for _, value in found]
+    return steps, np.array(values, np.float64)
+
+
+def thinned(
+    steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points: means of neighbours, each at its last step."""
+    if len(steps) <= most:
+        return steps, values
+    parts = [p for p in np.array_split(np.arange(len(steps)), most) if p.size]
+    with np.errstate(invalid="ignore"):
+        means = [values[part].mean() for part in parts]
+    return steps[[part[-1] for part in parts]], np.array(means)
+
+
+def learning(runs: Sequence[Run]) -> Markup:
+    """The curves of training and evaluation, of the rate and of the pace of all runs."""
+    of_kind = [
+        {
+            kind: [r for r in run.metrics if r.get("kind") == kind]
+            for kind in ("train", "eval")
+        }
+        for run in runs
+    ]
+    charts = []
+    for name in _names(of_kind):
+        lines = [
+            Line(i, style, *points(kinds[kind], key))
+            for i, kinds in enumerate(of_kind)
+            for kind, key, style in (
+                ("train", name, _TRAIN if _is_evaluated(name, of_kind) else EVAL),
+                ("eval", f"{AVERAGED}{name}", _AVERAGED),
+                ("eval", name, EVAL),
+            )
+        ]
+        charts.append(by_step(name, lines, f"curve-{name}"))
+    for name in ("images_per_s", "data_wait"):
+        lines = [Line(i, EVAL, *points(run.timing, name)) for i, run in enumerate(runs)]
+        charts.append(by_step(name, lines, f"curve-{name}"))
+    shown = [each for each in charts if each]
+    if not shown:
+        return note("No run has a record yet.")
+    keys = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
+    if any(
+        key.startswith(AVERAGED) for kinds in of_kind for r in kinds["eval"] for key in r
+    ):
+        keys += " Dashed: evaluation of the averaged weights."
+    names = legend([run.name for run in runs])
+    return join([names, note(keys), tag("div", *shown, class_="charts")])
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """The names of runs, each with its colour."""
+    each = (tag("li", swatch(i), name) for i, name in enumerate(names))
+    return tag("ul", *each, class_="legend")
+
+
+def _names(of_kind: list[dict[str, list[Record]]]) -> list[str]:
+    """The values that there are, the loss first, then metrics, then the rest."""
+    evaluated, trained = (
+        dict.fromkeys(
+            key.removeprefix(AVERAGED)
+            for kinds in of_kind
+            for record in kinds[kind]
+            for key in record
+            if key not in _NO_VALUES
+        )
+        for kind in ("eval", "train")
+    )
+    return list(dict.fromkeys([*evaluated, *trained]))
+
+
+def _is_evaluated(name: str, of_kind: list[dict[str, list[Record]]]) -> bool:
+    return any(name in record for kinds in of_kind for record in kinds["eval"])
+
+
+def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Markup:
+    """One value of all runs by step; nothing where no run has it."""
+    drawn = [line for line in lines if np.isfinite(line.values).any()]
+    if not drawn:
+        return Markup("")
+    known = np.concatenate([line.values[np.isfinite(line.values)] for line in drawn])
+    is_wide = name in ("loss", "grad_norm") and known.min() > 0
+    is_wide = is_wide and known.max() > 30 * known.min()
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for line in drawn:
+            steps, values = thinned(line.steps, line.values)
+            marker = "o" if len(steps) == 1 else None
+            width = 0.7 if line.is_faint else 1.1 if line.style == _TRAIN else 1.7
+            axes.plot(
+                steps, values, line.style, color=colour(line.run), lw=width,
+                marker=marker, ms=4, alpha=0.45 if line.is_faint else 1,
+            )  # fmt: skip
+        axes.set_xlabel("step")
+        if is_wide:
+            _as_logarithm(axes)
+        if name in ("data_wait", "images_per_s", "lr"):
+            axes.set_ylim(bottom=0)
+        if name == "data_wait":
+            axes.yaxis.set_major_formatter(_percent())
+        axes.xaxis.set_major_locator(_few_whole_numbers())
+
+    last = [
+        f"{line.values[-1]:.4g} at step {line.steps[-1]}"
+        for line in drawn
+        if not line.is_faint
+    ]
+    about = f"ends at {'; '.join(last)}"
+    return chart(draw, id_, title or _TITLES.get(name, name), about, _SIZE)
+
+
+def _as_logarithm(axes: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _percent() -> Any:
+    """Shares as percent, with the digits that tell the ticks apart."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0)
+
+
+def _few_whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=4, integer=True)
+
+
+def reliability(found: Reliability, error: str, id_: str) -> Markup:
+    """How often the model is right beside how sure it is; on the diagonal both agree."""
+    bins = len(found.count)
+    edges = np.arange(bins) / bins
+    share = found.count / max(1, found.count.sum())
+    known = found.count > 0
+
+    def draw(figure: Any) -> None:
+        above, below = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+        bars = {"width": 1 / bins, "align": "edge", "edgecolor": PAPER, "lw": 0.8}
+        above.bar(edges[known], found.accuracy[known], color=colour(0), alpha=0.75, **bars)
+        above.plot([0, 1], [0, 1], "--", color=INK, lw=1)
+        above.plot(found.confidence[known], found.accuracy[known], "o", color=INK, ms=3)
+        above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
+        below.bar(edges, share, color=INK, alpha=0.6, **bars)
+        below.set(xlabel="probability of the predicted class", ylabel="examples")
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+    about = "; ".join(
+        f"{confidence:.2f}: {accuracy:.2f} of {count}"
+        for confidence, accuracy, count in zip(
+            found.confidence, found.accuracy, found.count, strict=True
+        )
+        if count
+    )
+    made = chart(draw, id_, f"Reliability, {error}", about, (3.7, 3.9))
+    text = (
+        "How often predictions of about a probability are right: on the dashed line they"
+        " are as sure as they are right. Below, how many of the examples are there."
+    )
+    return join([made, note(text)])

@@ -1,0 +1,153 @@
+"""The whole page: one file that needs no other."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxcls.report import curves, images, robust, studies, tables
+from jaxcls.report.contents import Run, Scored, Study
+from jaxcls.report.markup import Markup, join, note, section, swatch, tag
+from jaxcls.report.style import SCRIPT, STYLE
+
+
+def page(
+    runs: Sequence[Run], defaults: Mapping[str, Any], found: Sequence[Study] = ()
+) -> str:
+    """A report of runs, and of the studies that are found; defaults: of every config key.
+
+    The same runs give the same text. It loads nothing, which its own policy also forbids.
+    """
+    names = [*(each.name for each in found), *(run.name for run in runs)]
+    title = f"Report: {', '.join(names)}"
+    main = [
+        tag("h1", title),
+        *(studies.study(each, number, defaults) for number, each in enumerate(found)),
+        *(_of_runs(runs, defaults) if runs else []),
+    ]
+    body = tag("body", tag("main", *main), tag("script", Markup(SCRIPT)))
+    return (
+        "<!doctype html>\n"
+        + tag("html", tag("head", *_head(title)), body, lang="en")
+        + "\n"
+    )
+
+
+def _of_runs(runs: Sequence[Run], defaults: Mapping[str, Any]) -> list[Markup]:
+    """What there is of runs beside each other, then each by itself."""
+    between = "Configs" if len(runs) > 1 else "Config"
+    return [
+        section("Runs", tables.overview(runs)),
+        section("Learning curves", curves.learning(runs)),
+        section(between, tables.differences(runs, defaults)),
+        *(_of_run(run, number, len(runs)) for number, run in enumerate(runs)),
+    ]
+
+
+def _head(title: str) -> list[Markup]:
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
+        f" script-src 'sha256-{digest}'"
+    )
+    return [
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(STYLE)),
+    ]
+
+
+def _of_run(run: Run, number: int, runs: int) -> Markup:
+    """What there is of one run; what is not there says why."""
+    side = image_side(runs)
+    scored, names = run.scored, run.class_names
+    parts: list[Markup] = [_why(run, "scores")]
+    if scored:
+        found = scored.assessed
+        mistakes = images.grid(scored.mistakes, side)
+        told = "Below each what it is taken for, then what it is, with their probabilities."
+        mistakes = join([note(told), mistakes]) if mistakes else note("There is none.")
+        parts = [
+            note(_about(scored)),
+            tag(
+                "div",
+                section("Figures", tables.headline(found), level=3),
+                section("Confusions", tables.confusions(found.matrix, names), level=3),
+                section("Classes", tables.by_class(found, names), level=3),
+                section("Calibration", *_calibration(scored, number), level=3),
+                class_="pair",
+            ),
+            section("Robustness", _robustness(scored, number), level=3),
+            section("Its most confident mistakes", mistakes, level=3),
+        ]
+    looked = f"Where it looks ({run.looked_by})" if run.looked_by else "Where it looks"
+    about = _ABOUT.get(run.looked_by, "") if run.looks else ""
+    parts += [
+        section(
+            looked,
+            note(about) if about else "",
+            images.looks(run.looks, side) or _why(run, "looks"),
+            level=3,
+        ),
+        section(
+            "Training images as it sees them",
+            images.grid(run.trained_on, side) or _why(run, "training images"),
+            level=3,
+        ),
+        tag(
+            "details",
+            tag("summary", "Where it comes from"),
+            tables.provenance(run),
+        ),
+    ]
+    return section(join([swatch(number), run.name]), *parts, id_=f"run{number + 1}")
+
+
+_ABOUT = {
+    "Grad-CAM": "Bright is what speaks for the class below, and grey is what does not;"
+    " each image has a scale of its own (arXiv:1610.02391).",
+    "attention rollout": "Bright is what reaches the output through the attention of all"
+    " layers, whatever the class; each image has a scale of its own (arXiv:2005.00928).",
+}
+
+
+def _about(found: Scored) -> str:
+    averaged = ", its averaged weights" if found.weights == "ema" else ""
+    text = (
+        f"All {found.assessed.n} examples of {found.split}, by the checkpoint of step"
+        f" {found.step} ({found.at}{averaged})."
+    )
+    if found.assessed.nameless:
+        text += f" {found.assessed.nameless} of them have logits that are no numbers."
+    return text
+
+
+def _calibration(found: Scored, number: int) -> list[Markup]:
+    fit = found.assessed.calibration
+    error = f"ECE {tables.figure(fit.before)}"
+    text = f"No temperature: {fit.fitted_on}."
+    if not math.isnan(fit.temperature):
+        text = (
+            f"Logits divided by a temperature of {fit.temperature:.3f} have an ECE of"
+            f" {tables.figure(fit.after)}. It was fitted on {fit.fitted_on}."
+        )
+    chart = curves.reliability(fit.reliability, error, f"reliability{number + 1}")
+    return [chart, note(text)]
+
+
+def _robustness(scored: Scored, number: int) -> Markup:
+    clean = scored.assessed.headline["top1"]
+    return robust.robustness(scored.robustness, clean, number)
+
+
+def _why(run: Run, part: str) -> Markup:
+    return note(run.missing[part]) if part in run.missing else Markup("")
+
+
+def image_side(runs: int) -> int:
+    """The largest side of a picture in pixels, so that many runs stay a small file."""
+    return 112 if runs <= 4 else 64

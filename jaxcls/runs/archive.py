@@ -1,0 +1,133 @@
+"""What a run's folder proves of the run: read from it, or from an archive of it."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pathlib
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jaxcls.errors import InputError
+from jaxcls.runs import records
+from jaxcls.runs.workdir import Workdir
+
+# The files that are the proof.
+PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
+
+
+class Recorded(NamedTuple):
+    """What a run's folder proves: config values, starts, and records by step."""
+
+    config: dict[str, Any]
+    implied: dict[str, Any]
+    starts: list[dict[str, Any]]
+    digests: dict[int, dict[str, str]]
+    metrics: list[dict[str, Any]]
+
+
+def pack(folder: str, file: str) -> None:
+    """Write what `reproduce` needs of a run's folder; the same bytes for the same run.
+
+    Raises `InputError` for a folder that holds no run, or a file that cannot be written.
+    """
+    workdir = Workdir(folder)
+    saved = workdir.read()
+    saved["config"]["data.dir"] = ""  # A path of this machine means nothing elsewhere.
+    for key in ("init.weights", "distill.run"):
+        place = saved["config"].get(key, "")
+        if not place.startswith("hf:"):
+            saved["config"][key] = pathlib.PurePath(place).name
+    texts = {"config.json": json.dumps(saved, indent=1) + "\n"}
+    for name in PACKED[1:]:
+        texts[name] = _text(workdir.path / name)
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as archive:
+        for name, text in texts.items():
+            member = tarfile.TarInfo(f"{workdir.path.name}/{name}")
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    try:
+        pathlib.Path(file).expanduser().write_bytes(gzip.compress(raw.getvalue(), mtime=0))
+    except OSError as error:
+        raise InputError(f"--pack={file} cannot be written ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def opened(given: str) -> Iterator[str]:
+    """`given`, or the folder in the archive that it is."""
+    path = pathlib.Path(given).expanduser()
+    if not path.is_file():
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with gzip.open(path) as stream, tarfile.open(fileobj=stream) as archive:
+                for member in archive:
+                    name = pathlib.PurePosixPath(member.name).name
+                    file = archive.extractfile(member) if member.isfile() else None
+                    if file and name in PACKED:
+                        (pathlib.Path(scratch) / name).write_bytes(file.read())
+                while stream.read(2**20):  # At its end the checksum is compared.
+                    pass
+            missing = set(PACKED) - set(os.listdir(scratch))
+            if missing:
+                raise OSError(f"it lacks {sorted(missing)[0]}")
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"--workdir={given} is no archive of a run ({error}); give a run's folder,"
+                " or what --pack has written"
+            ) from None
+        yield scratch
+
+
+def read(folder: str, given: str) -> Recorded:
+    """The proof in a folder, which messages call `given`; raises `InputError`."""
+    workdir = Workdir(folder)
+    saved = workdir.read()
+    try:
+        digests = {r["step"]: dict(r["arrays"]) for r in records.read(workdir.digests)}
+        every = json.loads(_text(workdir.path / "manifest.json"))["starts"]
+        # One that ended before it knew where to begin has made nothing.
+        starts = [start for start in every if "resumed_from" in start]
+        begun = max(i for i, start in enumerate(starts) if start["resumed_from"] is None)
+        for start in starts:
+            _ = topology(start), start["versions"]["jax"], start["xla_flags"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"--workdir={given}: its manifest.json or digests.jsonl is not what a run"
+            f" writes ({type(error).__name__}: {error}); take the folder or archive as it"
+            " was"
+        ) from None
+    if not digests:
+        raise InputError(
+            f"--workdir={given} has recorded no digest yet; train to the first checkpoint"
+        )
+    metrics = records.read(workdir.metrics)
+    return Recorded(saved["config"], saved["implied"], starts[begun:], digests, metrics)
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), and a run's proof needs it"
+        ) from None
+
+
+def topology(start: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides bits besides code and packages."""
+    cpu = start["cpu"]
+    on_cpu = start["devices"][0].lower() == "cpu"
+    return (
+        start["devices"],
+        start.get("hosts", 1),
+        (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
+        start.get("fsdp", 1),
+        start.get("loop", 0),
+    )

@@ -1,0 +1,132 @@
+"""Where a run comes from: code, packages, machine, and how it was started."""
+
+import contextlib
+import email
+import email.message
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcls.version import __version__
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+_RECORDED = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections",
+    "tensorflow-datasets", "array-record", "opencv-python-headless", "Pillow", "simplejpeg",
+)  # fmt: skip
+
+
+def of_this_start() -> dict[str, Any]:
+    """What manifest.json says of a start, besides its devices and its data."""
+    return {
+        "command": shlex.join(_command()),
+        "jaxcls": __version__,
+        "commit": _commit(),
+        "code": code(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "packages": _packages(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+@functools.cache
+def code() -> str:
+    """16 hex digits over the source files of jaxcls, wherever they are installed."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py"), key=lambda path: path.as_posix()):
+        text = path.read_bytes()
+        name = path.relative_to(_PACKAGE).as_posix()
+        digest.update(f"{name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:16]
+
+
+def versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
+    """Package -> version, by default of those whose version may decide a bit."""
+    return {name: _version(name) for name in names}
+
+
+def _command() -> list[str]:
+    """The command line as typed: no absolute path of the interpreter or the module."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    script = os.path.basename(sys.argv[0])
+    if script == "jaxcls" or (spec and spec.name == "jaxcls.__main__"):
+        program = ["jaxcls"]
+    else:
+        program = ["python", "-m", spec.name] if spec else ["python", script]
+    return [*program, *sys.argv[1:]]
+
+
+@functools.cache
+def _packages() -> list[str]:
+    """Everything that is installed, as ``name==version``, sorted."""
+    found = map(_headers, importlib.metadata.distributions())
+    return sorted({f"{each['Name']}=={each['Version']}" for each in found}, key=str.lower)
+
+
+def _headers(package: importlib.metadata.Distribution) -> email.message.Message:
+    """What a package says of itself, without its README, which takes ten times as long."""
+    # "": the oldest form is one file.
+    files = map(package.read_text, ("METADATA", "PKG-INFO", ""))
+    text = next(filter(None, files), "")
+    return email.message_from_string(text.partition("\n\n")[0])
+
+
+def cpu() -> dict[str, Any]:
+    """What decides bits on CPU besides software: instructions, and threads of a pool."""
+    text = ""
+    with contextlib.suppress(OSError):  # Linux only.
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    lines = {key.strip(): value.strip() for key, value in pairs}
+    flags = (lines.get("flags") or lines.get("Features") or "").split()
+    vector = ("sse", "avx", "fma", "amx", "asimd", "neon", "sve", "bf16")
+    return {
+        "machine": platform.machine(),
+        "model": lines.get("model name", ""),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "nproc": os.environ.get("NPROC", ""),
+        "instructions": sorted(flag for flag in flags if flag.startswith(vector)),
+    }
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" if changed; None for a wheel."""
+    here = _PACKAGE.parent
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

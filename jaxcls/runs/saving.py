@@ -1,0 +1,222 @@
+"""Saving states: asynchronously, atomically, and so that no older one is lost."""
+
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxcls.devices import hosts
+from jaxcls.errors import first_line
+from jaxcls.learning.step import State
+from jaxcls.runs import checkpoint
+
+# Seconds before a save that must not be lost is tried again.
+PAUSES = (1.0, 5.0, 20.0)
+
+
+class Checkpoints:
+    """Asynchronous, atomic saves into a folder; keeps the last few and the best one.
+
+    A save that fails loses no older checkpoint: it is said loudly and the run goes on.
+    A context manager: leaving it waits for the save under way, unless another process
+    that has a part in it may be gone.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int) -> None:
+        self._folder = folder
+        self._policy = _KeepLastAnd(keep)
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                create=True,
+                # Before the watchdog: of several processes, one whose part of a save
+                # failed keeps the others waiting for so long.
+                async_options=ocp.options.AsyncOptions(timeout_secs=300),
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, *where: object) -> None:
+        if hosts.count() > 1 and not hosts.is_agreed(error):
+            return
+        self.wait()
+        self._manager.close()
+
+    def save(
+        self,
+        state: State,
+        digests: dict[str, str],
+        *,
+        pending: bool = False,
+        anchor: bool = False,
+    ) -> None:
+        """Begin to write `state` at its own step; `digests` are those of the state.
+
+        pending: what is due at this step is not done yet; see `take_pending`.
+        anchor: `rewind` may go back to it, so the last such one is kept.
+        """
+        self.wait()
+        if not all_finite(state):
+            step = int(state.step)
+            raise RuntimeError(f"state of step {step} is not finite, and is not saved")
+        try:
+            self._begin(state, digests, pending=pending, anchor=anchor)
+        except Exception as error:  # Orbax and file systems raise many kinds.
+            self._say_failed(error)
+
+    def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
+        """`save`, and wait until it is on disk; a failure is tried again, with pauses.
+
+        For what cannot be made again. Raises `hosts.AgreedError` when it still fails.
+        """
+        step = int(state.step)
+        for pause in (*PAUSES, None):
+            self.save(state, digests, **what)
+            self.wait()
+            if step in hosts.on_first(lambda: checkpoint.steps(self._folder)):
+                return
+            if pause is not None:
+                time.sleep(pause)
+        last = checkpoint.steps(self._folder)
+        raise hosts.AgreedError(
+            f"{self._folder}: step {step} cannot be saved (see above); make room, or allow"
+            f" it to be written, and start again from {last[-1] if last else 'step 0'}"
+        )
+
+    def wait(self) -> None:
+        """Return when the save under way is on disk, or has failed and that is said."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax and file systems raise many kinds.
+            self._say_failed(error)
+
+    def rewind(self, like: State, *, to_start: bool) -> State | None:
+        """The state of the last anchor that is whole; every later checkpoint is gone.
+
+        None, and none is left, where there is no anchor; only if `to_start` allows it.
+        Raises `hosts.AgreedError`, and removes nothing, where it does not.
+        """
+        self.wait()
+        found: State | None = None
+        for step in reversed(hosts.on_first(self._anchors)):
+            try:
+                found = checkpoint.restore(self._folder, step, like)
+                break
+            except checkpoint.CorruptError as error:
+                logging.warning("checkpoint %d is not whole (%s)", step, error)
+        if found is None and not to_start:
+            raise hosts.AgreedError(
+                f"{self._folder}: no checkpoint that a rewind may go back to is whole;"
+                " train again in a new --workdir, or put the damaged one right"
+            )
+        first = -1 if found is None else int(found.step)
+        hosts.on_first(lambda: checkpoint.remove_after(self._folder, first))
+        self._manager.reload()
+        return found
+
+    def take_pending(self, step: int) -> None:
+        """`checkpoint.take_pending`, so that `step` can be saved again."""
+        self.wait()
+        checkpoint.take_pending(self._folder, step)
+        self._manager.reload()
+
+    def _anchors(self) -> list[int]:
+        """The steps of all anchors, ascending; one that is damaged may be one."""
+        found = checkpoint.steps(self._folder)
+        return [step for step in found if checkpoint.says(self._folder, step, "anchor")]
+
+    def _room_and_anchor(self) -> tuple[int, list[int]]:
+        """(bytes free, the last anchor and what was best then), as process 0 sees them."""
+        free = shutil.disk_usage(self._folder).free
+        kept = self._anchors()[-1:]
+        for anchor in list(kept):
+            try:
+                kept.append(checkpoint.meta_of(self._folder, anchor)["best_step"])
+            except checkpoint.CorruptError as error:
+                logging.warning("checkpoint %d is not whole (%s)", anchor, error)
+        return free, kept
+
+    def _begin(
+        self, state: State, digests: dict[str, str], *, pending: bool, anchor: bool
+    ) -> None:
+        step, tree = int(state.step), checkpoint.to_tree(state)
+        needed = memory_of(tree)
+        free, anchors = hosts.on_first(self._room_and_anchor)
+        if free < needed:
+            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
+        best = int(state.best.step)
+        self._policy.also = {best}
+        if not anchor:  # After a rewind it is the best again that was so then.
+            self._policy.also |= set(anchors)
+        meta: dict[str, Any] = {"format": checkpoint.FORMAT, "step": step}
+        meta |= {
+            "best_step": best,
+            "pending": pending,
+            "anchor": anchor,
+            "digests": digests,
+        }
+        weights = {k: tree[k] for k in checkpoint.WEIGHTS}
+        rest = {k: tree[k] for k in tree if k not in weights}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(weights),
+                rest=ocp.args.StandardSave(rest),
+                meta=ocp.args.JsonSave({**meta, "seal": checkpoint.seal_of(meta)}),
+            ),
+            force=True,  # Our loop decides when; orbax's own policy would skip some.
+        )
+
+    def _say_failed(self, error: Exception) -> None:
+        """Say it, and make orbax forget it: else it would lose the next save too."""
+        logging.warning(
+            "a checkpoint could not be saved (%s); the run goes on", first_line(error)
+        )
+        self._manager.reload()
+        if hosts.is_first():
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def all_finite(state: State) -> bool:
+    """Whether params, batch_stats, optimizer state and average hold finite numbers only."""
+    trees = (state.params, state.batch_stats, state.opt_state, state.ema)
+    floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
+    # One after the other, as `digesting.of_tree`.
+    return all(np.isfinite(jax.device_get(_zero(x))) for x in floats)
+
+
+@jax.jit
+def _zero(x: jax.Array) -> jax.Array:
+    """0, or NaN where a number of x is not finite: 0 times infinity is NaN."""
+    # A sum, a program for each shape: XLA's `all` takes 4 times as long on a CPU.
+    return (x * jnp.zeros((), x.dtype)).sum().astype(jnp.float32)
+
+
+def memory_of(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+class _KeepLastAnd:
+    """Which checkpoints stay: the last `keep`, and those of `also`."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.also: set[int] = set()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        last = {info.step for info in checkpoints[-self.keep :]}
+        return [info.step in last | self.also for info in checkpoints]

@@ -1,0 +1,272 @@
+"""The folder of a run: its lock, config.json and manifest.json.
+
+config.json says what the run is, manifest.json how each start was made; both are
+replaced atomically. Nothing here overwrites another run: an old folder is continued
+only by a config of the same identity.
+"""
+
+import contextlib
+import datetime
+import difflib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcls import atomic
+from jaxcls.config import loading as configs
+from jaxcls.errors import InputError, InUseError
+from jaxcls.runs import provenance
+from jaxcls.version import __version__
+
+FORMAT = 1
+# What an implied fact is of, where not of the data.
+_NAMED = {"weights": "what init.weights name", "teacher": "what distill.run names"}
+
+
+class Workdir:
+    """The files of a run in `path`; making one touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if "://" in str(path):
+            raise InputError(
+                f"--workdir={path} is a URL, and must be a folder; try --workdir=runs/name"
+            )
+        self.given = str(path)
+        try:
+            self.path = pathlib.Path(path).expanduser().resolve()
+            self.path.exists()
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"--workdir={path} is no path ({error}); try runs/name"
+            ) from None
+        if set("[]") & set(str(self.path)):
+            raise InputError(
+                f"--workdir={path}: {self.path} holds a '[' or ']', and a checkpoint below"
+                " such a folder cannot be read back; name a folder without"
+            )
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.digests = self.path / "digests.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
+
+    def read(self) -> dict[str, Any]:
+        """config.json of a run; raises `InputError` where the folder holds none."""
+        file = self.path / "config.json"
+        saved = atomic.read_json(file)
+        if saved is None:
+            what = "is not a run's folder: it has no config.json"
+            raise InputError(f"--workdir={self.given} {what}; {self._run_nearby()}")
+        if not isinstance(saved, dict) or not {"config", "implied"} <= set(saved):
+            raise InputError(
+                f"--workdir={self.given} is not a run's folder: its config.json is"
+                " another program's; name a new folder"
+            )
+        if saved.get("format") != FORMAT:
+            raise InputError(
+                f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
+                f" {FORMAT}; use the jaxcls that wrote it"
+            )
+        return saved | {"config": configs.kept(saved["config"])}
+
+    def _run_nearby(self) -> str:
+        """The folder of a run above, below or beside this one, in words."""
+        above, given = self.path.parent.parent, pathlib.Path(self.given).expanduser()
+        if (above / "config.json").is_file():
+            return f"the run's folder is {above}"
+        for folder in (given, given.parent):
+            runs = sorted(file.parent.name for file in folder.glob("*/config.json"))
+            if runs:
+                near = difflib.get_close_matches(self.path.name, runs, n=1, cutoff=0)
+                return f"there are {', '.join(runs[:8])}; try --workdir={folder / near[0]}"
+        return "give the folder of a run, such as runs/digits"
+
+    def config(self) -> ConfigDict:
+        """The config of the run in this folder."""
+        return configs.from_flat(self.read()["config"])
+
+    def check_identity(self, config: ConfigDict) -> None:
+        """Raise `InputError` unless the folder is new, or what it holds is this run."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise InputError(f"--workdir={self.given} is a file; name a folder")
+        if not (self.path / "config.json").exists():
+            foreign = sorted(e.name for e in self.path.iterdir() if e.name != "lock")
+            if foreign:
+                raise InputError(
+                    f"--workdir={self.given} holds {foreign[0]!r} and no run; name a new or"
+                    f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
+                )
+            return
+        self.read()  # Refuses what is not ours.
+        if not self._holds_results():
+            return  # Nothing can be lost.
+        changed = configs.differences(self.config(), config)
+        identity = {k: v for k, v in changed.items() if configs.is_identity(k, config)}
+        if identity:
+            listed = ", ".join(
+                f"{k} {old!r} -> {new!r}" for k, (old, new) in identity.items()
+            )
+            raise InputError(
+                f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
+                f" it is; start this one with --workdir={self.free_name()}"
+            )
+
+    def _holds_results(self) -> bool:
+        """Whether there is a checkpoint or a record, so that the folder is a run's."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return recorded or any(self.checkpoints.glob("[0-9]*"))
+
+    def free_name(self) -> str:
+        """A name beside this folder's that is not taken."""
+        i = 2
+        while self.path.with_name(f"{self.path.name}-{i}").exists():
+            i += 1
+        return f"{self.given.rstrip('/')}-{i}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, which is made if need be, against every other process.
+
+        Raises `InUseError` naming who holds it. The kernel lets go when a process dies.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(
+                os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644), "r+"
+            )
+        except OSError as error:
+            raise InputError(
+                f"--workdir={self.given} cannot be written ({error.strerror}); give a"
+                " folder you may write to: --workdir=DIR"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = file.read().strip() or "another process"
+                raise InUseError(
+                    f"--workdir={self.given} is in use by {holder}; wait for it, or give"
+                    f" another folder: --workdir={self.free_name()}"
+                ) from None
+            with contextlib.suppress(OSError):  # Who holds it is a help, the lock is not.
+                file.truncate(0)
+                file.write(
+                    f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
+                )
+                file.flush()
+            yield
+
+    def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
+        """Write config.json for a new run; for an old one, check and record changes.
+
+        `implied`: what follows from config and data (classes, counts, steps).
+        Raises `InputError` where the data are not those that the run began with.
+        """
+        file = self.path / "config.json"
+        if file.exists() and self._holds_results():
+            self.check_same(implied)
+        values = configs.kept(configs.flat(config))
+        saved = {"format": FORMAT, "config": values, "implied": implied}
+        text = json.dumps(saved, indent=1) + "\n"
+        if not file.exists() or file.read_text() != text:
+            atomic.write(file, text)
+
+    def check_same(self, implied: dict[str, Any]) -> None:
+        """Raise `InputError` where something implied is not as when the run began."""
+        # Older runs say nothing of weights and teachers, and had none.
+        before = _leaves({"weights": "", "teacher": "", **self.read()["implied"]})
+        now = _leaves(implied)
+        # Of data that were not prepared by us no fingerprint is known.
+        unknown = {None, '""'} & {before.get("facts.fingerprint")}
+        same = {"facts.fingerprint"} if unknown else set()
+        for key in (k for k in now if before.get(k) != now[k] and k not in same):
+            what = _NAMED.get(key, "the data")
+            raise InputError(
+                f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
+                f" and is {now[key]}; restore {what}, or start another run with"
+                f" --workdir={self.free_name()}"
+            )
+
+    def weights_of(self, config: ConfigDict) -> str | None:
+        """The fingerprint that a config's init.weights had when this run began.
+
+        None where that is not known without reading them: the run has no checkpoint, or had
+        its weights elsewhere.
+        """
+        if not config.init.weights:
+            return ""
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return None
+        is_same = self.config().init.weights == config.init.weights
+        return self.read()["implied"].get("weights", "") if is_same else None
+
+    def begin(self, devices: list[str], **facts: Any) -> None:
+        """Add this start to manifest.json; one left without a reason was killed.
+
+        facts: what else is known of it, such as the number of hosts.
+        """
+        starts = self.starts()
+        for start in starts:
+            start.setdefault("reason", "killed")
+        starts.append(
+            {
+                "started": _now(),
+                **provenance.of_this_start(),
+                "devices": devices,
+                **facts,
+            }
+        )
+        self._write_starts(starts)
+
+    def note(self, **facts: Any) -> None:
+        """Add to the entry of this start, such as the step that it resumed from."""
+        starts = self.starts()
+        starts[-1] |= facts
+        self._write_starts(starts)
+
+    def end(self, reason: str) -> None:
+        """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
+        self.note(ended=_now(), reason=reason)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The entries of manifest.json, one a start; [] where there is none.
+
+        Raises `InputError` where the file is something else.
+        """
+        file = self.path / "manifest.json"
+        saved = atomic.read_json(file)
+        if saved is None:
+            return []
+        starts = saved.get("starts") if isinstance(saved, dict) else None
+        if not isinstance(starts, list) or not all(isinstance(s, dict) for s in starts):
+            raise InputError(
+                f"{file} is no record of starts; put it right, or move it away"
+            )
+        return starts
+
+    def _write_starts(self, starts: list[dict[str, Any]]) -> None:
+        atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted key -> JSON text of each value of nested dicts."""
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = json.dumps(value)
+    return leaves
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,103 @@
+"""The two sides of a comparison: what came of a study, a cell of one, or single runs."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from jaxcls.config import loading as configs
+from jaxcls.errors import InputError
+from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import folder as study_folder
+from jaxcls.studies import outcomes
+from jaxcls.studies.outcomes import Outcome
+
+
+class Side(NamedTuple):
+    """One side: its name, its outcomes by seed, and the folder of one of its runs."""
+
+    name: str
+    runs: list[Outcome]
+    folder: Workdir
+
+
+def read(text: str) -> Side:
+    """What a side names: a folder, or several run folders with commas between.
+
+    A folder is a run's, a cell's of a study (its seed-0, seed-1, ...) or that of a study
+    with one cell. Raises `InputError`.
+    """
+    folders: dict[int, Workdir] = {}
+    # The name of a cell holds commas too.
+    whole = pathlib.Path(text).expanduser().is_dir()
+    for part in [text] if whole else text.split(","):
+        for seed, folder in _runs(part.strip(), text):
+            if seed in folders:
+                raise InputError(
+                    f"--compare {text}: two of its runs are of seed {seed}; give each once"
+                )
+            folders[seed] = folder
+    runs = [outcomes.read(folder, seed) for seed, folder in sorted(folders.items())]
+    if not any(run.state == "done" for run in runs):
+        raise InputError(
+            f"--compare {text}: no run of it has ended; the command that made it goes on"
+        )
+    return Side(text.rstrip("/"), runs, folders[min(folders)])
+
+
+def check_same_examples(one: Side, other: Side) -> None:
+    """Raise `InputError` unless both sides were scored on the same examples."""
+    facts, splits = [], []
+    for side in (one, other):
+        saved = side.folder.read()
+        facts.append(saved["implied"]["facts"])
+        splits.append([saved["config"].get(key, "") for key in ("data.test", "data.eval")])
+    for what, pair in {
+        "data": [each["fingerprint"] or each["name"] for each in facts],
+        "data.test and data.eval": splits,
+    }.items():
+        if pair[0] != pair[1]:
+            raise InputError(
+                f"--compare: {one.name} and {other.name} are scored on other examples"
+                f" ({what}: {pair[0]} and {pair[1]}); compare runs of the same"
+            )
+
+
+def differences(one: Side, other: Side) -> list[str]:
+    """What makes the sides different recipes: 'optim.lr: 0.1, 0.2'; not their seeds."""
+    before, after = one.folder.config(), other.folder.config()
+    found = configs.differences(before, after).items()
+    return [
+        f"{key}: {old!r}, {new!r}"
+        for key, (old, new) in found
+        if configs.is_identity(key, after)
+        and key.partition(".")[0] not in ("seed", "seeds")
+    ]
+
+
+def _runs(part: str, text: str) -> list[tuple[int, Workdir]]:
+    """(seed, folder) of the runs that one folder names."""
+    path = pathlib.Path(part).expanduser()
+    if (path / "config.json").is_file():
+        folder = Workdir(path)
+        # Of a study's run its name says it: config.seed is what stays under --vary=order.
+        of_study = re.fullmatch(r"seed-(\d+)", folder.path.name)
+        return [(int(of_study[1]) if of_study else folder.config().seed, folder)]
+    if plan := study_folder.read_plan(path):
+        cells = study_folder.cells_of(path, plan)
+        if len(cells) > 1:
+            raise InputError(
+                f"--compare {text}: the study has {len(cells)} cells; name one:"
+                f" {path / cells[0].name}"
+            )
+        path /= cells[0].name
+    found = [
+        (int(run.name.removeprefix("seed-")), Workdir(run))
+        for run in path.glob("seed-*")
+        if run.is_dir() and run.name.removeprefix("seed-").isdecimal()
+    ]
+    if not found:
+        raise InputError(
+            f"--compare {text}: {part} is no folder of a run, of a study or of a cell of"
+            " one; give one, such as runs/digits"
+        )
+    return found

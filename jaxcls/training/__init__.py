@@ -1,0 +1,1 @@
+"""The loop that trains, and what it tells: log, meter, trackers, stopping, watchdog."""

@@ -1,0 +1,41 @@
+"""Advice for a run that waits for its data.
+
+Apart from meter.py, which readers of a run's records import without data or a model.
+"""
+
+import math
+
+from jaxcls.config import calls
+from jaxcls.data import batches, decode
+from jaxcls.experiment import Experiment
+
+
+def input_bound(exp: Experiment, share: float) -> str:
+    """One line of what to try where `share` of training waits for data.
+
+    "" where the images are on the device already: then nothing reads or decodes.
+    """
+    data, config = exp.data, exp.config.data
+    if data.is_train_resident:
+        return ""
+    remedies = []
+    ops = calls.parse(config.train_ops, "data.train_ops")
+    if not any(call.name in decode.RANDOM for call in ops):
+        size = data.examples("train") * math.prod(data.train_shape)
+        remedies.append(
+            f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
+        )
+    cores = batches.cores()
+    # More threads than cores wait for disks, and do not decode sooner.
+    more = 0 if 0 < config.threads < cores else 2 * max(cores, config.threads)
+    why = f"one a core: {cores}" if more == 0 else "where the disk is slow"
+    remedies.append(f"--config.data.threads={more} ({why})")
+    short = min(data.train_shape[:2])
+    if any(
+        side is None or side > 1.5 * short for side in data.selection.facts.image_shape[:2]
+    ):
+        smaller = math.ceil(short * 8 / 7)
+        remedies.append(f"smaller files (jaxcls prepare --shrink={smaller})")
+    *others, last = remedies
+    either = f"{', '.join(others)} or {last}" if others else last
+    return f"input-bound: {share:.0%} of training waits for data; try {either}"

@@ -1,0 +1,252 @@
+"""What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
+
+All records go to disk before a checkpoint does, and a resume from step N first drops the
+records after N.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from jaxcls.errors import InputError
+from jaxcls.runs.records import Record, pairs, plain, read, trim
+from jaxcls.training.meter import INPUT_BOUND, Meter
+from jaxcls.training.trackers import TensorBoard, WandB
+
+
+class RunLog:
+    """The records of a run, and its progress. A context manager.
+
+    is_pending: what is due at step `start` is to be done again, so that its records go.
+    is_first: whether this process writes and shows them; of several, one does.
+    hint: (share of waiting) -> what may help against it, or "".
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: pathlib.Path,
+        timing: pathlib.Path,
+        digests: pathlib.Path,
+        start: int,
+        steps: int,
+        meter: Meter,
+        tensorboard: TensorBoard | None = None,
+        is_pending: bool = False,
+        is_first: bool = True,
+        hint: Callable[[float], str] = lambda share: "",
+    ) -> None:
+        self._is_first, self._start = is_first, start
+        self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
+        self._began = time.perf_counter()
+        self._tensorboard = tensorboard
+        self._wandb: WandB | None = None
+        self._hint = hint
+        self._open(start, is_pending)
+        self.meter = meter
+        meter.remember(read(timing))
+        self._console = _console(steps, start, is_first)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: object = None, *error: object) -> None:
+        self._console.close()
+        try:
+            self._close()
+        finally:
+            if self._tensorboard:
+                self._tensorboard.close()
+            if self._wandb:
+                self._wandb.close(exit_code=0 if kind is None else 1)
+
+    def _open(self, start: int, is_pending: bool) -> None:
+        self._files: dict[str, TextIO] = {}
+        if not self._is_first:
+            return
+        trim(self._paths["metrics"], start, is_pending)
+        trim(self._paths["digests"], start - is_pending)
+        self._files = {name: path.open("a") for name, path in self._paths.items()}
+
+    def _close(self) -> None:
+        self.sync()
+        for file in self._files.values():
+            file.close()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was said after `step`."""
+        self._close()
+        self._open(step, False)
+        if self._tensorboard:
+            self._tensorboard.rewind(step)
+
+    def tell(self, wandb: WandB) -> None:
+        """From now on `wandb` is told the values too, and what the run ends with."""
+        self._wandb = wandb
+
+    def step(self, step: int) -> None:
+        """One more step was begun; shows it."""
+        self._console.step(step, self.meter)
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """The values of training step `step`, and how fast it goes."""
+        self._write("metrics", {"step": step, "kind": "train", **values})
+        self._write("timing", {"step": step, **self.meter.since_last()})
+        self._scalars("train", step, values)
+        self._console.line(f"step {step}: {pairs(values)} | {self.meter}")
+        self._advise(self.meter.waiting())
+
+    def evaluation(
+        self,
+        step: int,
+        kind: str,
+        split: str,
+        n: int,
+        values: dict[str, float],
+        **more: Any,
+    ) -> Record:
+        """The means over exactly `n` examples; `kind` is "eval" or "final".
+
+        split "" is the end of a run that has nothing to be scored on. Returns the record.
+        """
+        scored = {"split": split, "n": n} if split else {}
+        record = {"step": step, "kind": kind, **more, **scored, **values}
+        self._write("metrics", record)
+        self._scalars(kind, step, values)
+        if self._wandb and kind == "final":
+            self._wandb.summary(plain({**more, **scored, **values}))
+        self._console.line(f"step {step}: {kind} {pairs({**scored, **values})}")
+        return plain(record)
+
+    def classes(
+        self,
+        step: int,
+        kind: str,
+        columns: Mapping[str, np.ndarray],
+        class_names: Sequence[str],
+    ) -> None:
+        """The classes of what was scored; columns: as `evaluate.score_each` gives them."""
+        if not self._tensorboard:
+            return
+        for prefix in ("", "ema_"):
+            if (name := f"{prefix}predicted") in columns:
+                group = f"{kind}/{prefix.rstrip('_')}".rstrip("/")
+                found = columns["label"], columns[name]
+                self._tensorboard.classes(group, step, *found, class_names)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """A picture, uint8 [H, W, 3], for who watches."""
+        if self._tensorboard:
+            self._tensorboard.picture(name, step, pixels)
+
+    def done(self) -> None:
+        """Say what the time of this start went into, once all of it is done."""
+        whole = time.perf_counter() - self._began
+        since = f" since step {self._start}" if self._start else ""
+        self._advise(self.meter.waiting(at_end=True))
+        self._console.line(f"time{since}: {self.meter.shares(whole)}")
+
+    def _advise(self, share: float) -> None:
+        """Say once, where a run is input-bound, what may help."""
+        if share > INPUT_BOUND and (text := self._hint(share)):
+            self._console.line(text)
+            self._hint = lambda share: ""
+
+    def event(self, step: int, kind: str, **values: Any) -> None:
+        """Something that happened at a step, besides what is due there."""
+        self._write("metrics", {"step": step, "kind": kind, **values})
+
+    def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
+        """The digest of the state at a scheduled save."""
+        self._write("digests", {"step": step, "digest": whole, "arrays": arrays})
+
+    def line(self, text: str) -> None:
+        """A line for the person who watches."""
+        self._console.line(text)
+
+    def sync(self) -> None:
+        """Everything said so far is on disk when this returns; raises `InputError`."""
+        for name, file in self._files.items():
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise InputError(
+                    f"{self._paths[name]} cannot be written ({error.strerror}); make room,"
+                    " or allow it to be written, and start again"
+                ) from None
+        if self._tensorboard:
+            self._tensorboard.flush()
+
+    def _write(self, name: str, record: Record) -> None:
+        if name in self._files:
+            self._files[name].write(json.dumps(plain(record), allow_nan=False) + "\n")
+
+    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        for tracker in (self._tensorboard, self._wandb):
+            if tracker:
+                tracker.scalars(group, step, values)
+
+
+class _Plain:
+    """Lines as they come: for files, pipes and CI."""
+
+    def step(self, step: int, meter: Meter) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # Nobody reads any more; the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def close(self) -> None:
+        pass
+
+
+class _Silent(_Plain):
+    """Nothing: another process says it."""
+
+    def line(self, text: str) -> None:
+        pass
+
+
+class _Bar:
+    """A progress bar under the lines, for a terminal."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(highlight=False, markup=False),
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task(
+            "", total=steps, completed=start, pace="compiling"
+        )
+        self._progress.start()
+
+    def step(self, step: int, meter: Meter) -> None:
+        self._progress.update(self._task, completed=step, pace=str(meter))
+
+    def line(self, text: str) -> None:
+        self._progress.console.print(text)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _console(steps: int, start: int, is_first: bool) -> _Plain | _Bar:
+    if not is_first:
+        return _Silent()
+    return _Bar(steps, start) if sys.stdout.isatty() else _Plain()

@@ -1,0 +1,346 @@
+"""One pass from a state to the last step: next batch, step, log, evaluate, save.
+
+At a step with several duties the order is: evaluate, write the records, sync them to
+disk, save. A resume from checkpoint N drops the records after N, so a killed run ends
+with the very files of one that was not. A rewind is such a resume without a death.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import NamedTuple, NoReturn
+
+import jax
+import numpy as np
+
+from jaxcls.config import durations
+from jaxcls.devices import hosts, mesh
+from jaxcls.errors import DivergedError, StoppedError
+from jaxcls.evaluation import passes, scoring
+from jaxcls.experiment import Experiment
+from jaxcls.learning.step import State
+from jaxcls.runs import checkpoint, saving
+from jaxcls.runs import digests as state_digests
+from jaxcls.runs.workdir import Workdir
+from jaxcls.training import profiling, stepping
+from jaxcls.training.log import RunLog
+from jaxcls.training.stepping import Batch, Scores, Stepper
+from jaxcls.training.stopping import Stop
+from jaxcls.training.watchdog import Watchdog
+
+# Called with the digests of the state at a scheduled save.
+OnDigest = Callable[[int, dict[str, str]], None]
+
+
+class Begun(NamedTuple):
+    """A block that may be under way: so many `steps`, up to step `last`.
+
+    waited: the seconds that the loop waited for their batches.
+    """
+
+    last: int
+    steps: int
+    scores: Scores
+    waited: float
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a pass from a state to the last step needs, besides the state.
+
+    until: a step to save and stop at, as if asked to; 0: none. on_digest: called with the
+    digests of the state at every save of the schedule.
+    """
+
+    exp: Experiment
+    stepper: Stepper
+    folder: Workdir
+    stop: Stop
+    dog: Watchdog
+    log: RunLog
+    saves: saving.Checkpoints
+    until: int = 0
+    on_digest: OnDigest = lambda step, digests: None
+    # Whether a process asked to stop, as the last settled step said.
+    asked: bool = False
+    is_compiled: bool = False
+    tracer: profiling.Tracer = dataclasses.field(init=False)
+    # How many batches the next block has, at most.
+    size: int = dataclasses.field(default=1, init=False)
+    # When the block before was done, or what was done between it and the next.
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        count = self.exp.config.log.profile if hosts.is_first() else 0
+        self.tracer = profiling.Tracer(self.folder.profile, count, self.log.line)
+
+    @property
+    def _rewinds(self) -> bool:
+        return self.exp.config.nonfinite.policy == "rewind"
+
+    def run(self, state: State, is_pending: bool) -> State:
+        """`state` advanced to the last step, or to where early stopping halts it.
+
+        is_pending: what is due at the step of `state` is not done yet.
+        Raises `DivergedError` and `StoppedError`, with the state saved.
+        """
+        with self.tracer:
+            while True:
+                if int(state.bad_step) >= 0:
+                    state, is_pending = self._rewind(state)
+                if is_pending:
+                    self.stop.poll()
+                    state = self._duties(state, int(state.step))
+                if int(state.step) == self.exp.plan.steps or bool(state.halted):
+                    return state
+                state, is_pending = self._train(state), False
+
+    def compile(self) -> None:
+        """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
+        if self.is_compiled:
+            return
+        began = time.perf_counter()
+        self.dog.beat("compiling the train step", compiles=True)
+        self.stepper.compile()
+        seconds = time.perf_counter() - began
+        self.log.meter.apart("compile", seconds)
+        self.log.line(f"compiled in {seconds:.1f} s")
+        self.is_compiled = True
+
+    def _train(self, state: State) -> State:
+        """`state` advanced until the run ends or a non-finite update freezes it."""
+        self.compile()
+        self.stop.poll()
+        step, known = int(state.step), None
+        hosts.agree({"the next step": step, "the last step": self.exp.plan.steps})
+        behind: list[Begun] = []
+        self._since = time.perf_counter()
+        for block, waited in self._blocks(step):
+            shape = block[0]["image"].shape if "image" in block[0] else ()
+            if shape != known:  # Where sizes grow, it compiles again.
+                known = shape
+                self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
+            self.tracer.before(len(block), functools.partial(jax.block_until_ready, state))
+            state, scores = self.stepper.advance(state, block)
+            step += len(block)
+            behind.append(Begun(step, len(block), scores, waited))
+            has_duties = self._has_duties(step)
+            # One block stays under way, so that the device is busy; of more the batches
+            # would only pile up in its memory.
+            if not self._settle(behind, state, but=0 if has_duties else 1):
+                return state
+            self.log.step(step)
+            if has_duties:
+                state = self._duties(state, step)
+                self._since = time.perf_counter()
+                if bool(state.halted):
+                    best = int(state.best.step)
+                    self.log.line(f"early stopping at step {step}: best at {best}")
+                    return state
+            if self._is_asked(step):
+                if not self._settle(behind, state):
+                    return state
+                self._leave(state, pending=False)
+        return state
+
+    def _blocks(self, step: int) -> Iterator[tuple[list[Batch], float]]:
+        """(batches that begin at once, seconds waited for them) of the steps after `step`.
+
+        A block ends where a record says how fast it went, and where a duty is due.
+        """
+        block: list[Batch] = []
+        began = time.perf_counter()
+        for batch in self.stepper.batches(step):
+            block.append(mesh.with_flag(self.exp.mesh, batch, self.stop.requested))
+            step += 1
+            is_due = self._has_record(step) or self._has_duties(step)
+            most = min(self.size, self.stepper.most, self.tracer.room)
+            if len(block) >= most or is_due or step == self.until or self.stop.requested:
+                yield block, time.perf_counter() - began
+                block, began = [], time.perf_counter()
+
+    def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
+        """Wait for the blocks that are behind, `but` for the last so many.
+
+        state: after all of them. False where an update in them has frozen it.
+        """
+        while len(behind) > but:
+            last, count, scores, waited = behind.pop(0)
+            found = {name: np.atleast_1d(x) for name, x in jax.device_get(scores).items()}
+            now = time.perf_counter()
+            seconds, self._since = now - self._since, now
+            self.size = stepping.next_size(count, seconds)
+            for i in range(count):
+                self.log.meter.stepped(seconds / count, waited / count)
+                values = {name: float(each[i]) for name, each in found.items()}
+                if not self._note(last - count + 1 + i, values, state):
+                    return False
+        return True
+
+    def _note(self, step: int, values: dict[str, float], state: State) -> bool:
+        """Write the record of a step that is done, where it is due.
+
+        state: after it and those begun since. False where the update was not finite and
+        may not be left out.
+        """
+        self.asked |= bool(values.pop("asked", False))
+        self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")
+        if not values.pop("finite"):
+            if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
+                return False
+            self._note_nonfinite(step, "skip")
+            self.log.line(f"step {step}: the update was not finite, and is left out")
+        if self._has_record(step):
+            self.log.train(step, {"loss": values.pop("loss"), **values})
+        return True
+
+    def _duties(self, state: State, step: int) -> State:
+        """Evaluate, record, sync, save: what is due at `step`, in this order."""
+        config, last = self.exp.config, step == self.exp.plan.steps
+        is_eval = durations.is_due(step, self.exp.plan.every["eval"]) or last
+        if config.data.eval and is_eval:
+            began = time.perf_counter()
+            try:
+                state = self._evaluate(state, step)
+            except passes.Abandoned:
+                self._leave(state, pending=True)
+            self.log.meter.apart("eval", time.perf_counter() - began)
+        improved = int(state.best.step) == step
+        is_save = durations.is_due(step, self.exp.plan.every["checkpoint"])
+        if is_save or improved or last or bool(state.halted):
+            began = time.perf_counter()
+            digests = checkpoint.digests(state)
+            self.on_digest(step, digests)
+            self.log.digest(step, state_digests.combine(digests), digests)
+            self.log.sync()
+            # The best and the last cannot be made again by a later save.
+            is_kept = improved or last or bool(state.halted)
+            save = self.saves.save_now if is_kept else self.saves.save
+            save(state, digests, anchor=is_save and self._rewinds)
+            self.log.meter.apart("save", time.perf_counter() - began)
+        return state
+
+    def _evaluate(self, state: State, step: int) -> State:
+        """The state that knows of the evaluation at `step`."""
+        config = self.exp.config
+        columns = scoring.score_each(
+            self.exp,
+            state._asdict(),
+            config.data.eval,
+            "data.eval",
+            abandon=self.asks(f"evaluating data.eval at step {step}"),
+        )
+        n, values = scoring.means(columns)
+        self.log.evaluation(step, "eval", config.data.eval, n, values)
+        self.log.classes(step, "eval", columns, self.exp.selection.class_names)
+        return self.exp.programs.record_evaluation(state, values[config.best.metric])
+
+    def asks(self, phase: str) -> Callable[[], bool]:
+        """What an evaluation asks at each batch: whether to abandon it."""
+        calls = itertools.count()
+
+        def ask() -> bool:
+            self.dog.beat(phase, compiles=next(calls) < 2)
+            return self.stop.requested
+
+        return ask
+
+    def _leave(self, state: State, *, pending: bool) -> NoReturn:
+        """Save `state`, unless that was done, and raise `StoppedError`."""
+        self._save_once(state, pending=pending)
+        raise StoppedError(
+            f"asked to; the state after step {int(state.step)} is saved, and the same"
+            " command goes on"
+        )
+
+    def _rewind(self, bad: State) -> tuple[State, bool]:
+        """(state to go on from, whether what is due at its step is not done yet).
+
+        The last scheduled checkpoint, with the batches since consumed without an update.
+        Raises `DivergedError`, with `bad` saved, where the config does not allow it.
+        """
+        step = int(bad.bad_step)
+        rewound = int((bad.rewound[:, 0] >= 0).sum())
+        policy = self.exp.config.nonfinite
+        if not self._rewinds or rewound >= policy.rewinds:
+            self._diverge(bad)
+        earliest = durations.step_of(1, self.exp.plan.every["checkpoint"])
+        found = self.saves.rewind(self.exp.programs.state_like, to_start=earliest > step)
+        if found is None and self.exp.initial:
+            self.folder.check_same({"weights": self.exp.initial.fingerprint})
+        start = self.exp.init() if found is None else found
+        first = int(start.step)
+        self.log.rewind(first)
+        state = start._replace(
+            step=start.step + (step + 1 - first),
+            rewound=bad.rewound.at[rewound].set(np.array([first, step])),
+        )
+        self._note_nonfinite(step + 1, "rewind", to=first)
+        self.log.line(
+            f"step {step + 1}: the update was not finite; back to step {first}, and on"
+            f" without the batches since ({rewound + 1} of {policy.rewinds} rewinds)"
+        )
+        self.log.sync()
+        pending = self._has_duties(step + 1)
+        digests = checkpoint.digests(state)
+        self.saves.save_now(state, digests, pending=pending, anchor=not pending)
+        if pending:
+            self.saves.take_pending(step + 1)
+        return state, pending
+
+    def _diverge(self, state: State) -> NoReturn:
+        """Save the last finite state, if that is not done, and raise `DivergedError`."""
+        step = int(state.bad_step)
+        self._save_once(state)
+        self._note_nonfinite(step + 1, "diverged")
+        raise DivergedError(
+            f"the loss or a gradient was not finite in the update after step {step}"
+            f" (lr peak {self.exp.plan.lr:g}); the state before it is"
+            f" {self.folder.given}/checkpoints/{step}, and metrics.jsonl lists the batch;"
+            " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
+            " or another --config.nonfinite.policy (stop, skip, rewind)"
+        )
+
+    def _save_once(self, state: State, *, pending: bool = False) -> None:
+        """Save `state`, unless there is a checkpoint of its step."""
+        self.saves.wait()  # One under way may be of this very step.
+        step, folder = int(state.step), self.folder.checkpoints
+        if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
+            self.log.sync()
+            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
+
+    def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
+        """A record of the update that was to give `step`, and of its examples."""
+        examples = self.exp.data.train_examples(step - 1).tolist()
+        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+
+    def _has_record(self, step: int) -> bool:
+        return (
+            durations.is_due(step, self.exp.plan.every["log"])
+            or step == self.exp.plan.steps
+        )
+
+    def _has_duties(self, step: int) -> bool:
+        every, last = self.exp.plan.every, step == self.exp.plan.steps
+        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
+        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
+
+    def _is_asked(self, step: int) -> bool:
+        """Whether to stop at `step`, before the last: the same on all processes."""
+        asked = self.stop.requested if hosts.count() == 1 else self.asked
+        return step < self.exp.plan.steps and (asked or step == self.until)
+
+
+def duties_left(exp: Experiment, step: int) -> dict[str, int]:
+    """How many evaluations ("eval") and scheduled saves ("save") come after `step`."""
+    last = exp.plan.steps
+
+    def left(every: Fraction) -> int:
+        scheduled = durations.periods(last, every) - durations.periods(step, every)
+        return scheduled + (step < last and not durations.is_due(last, every))
+
+    evaluations = left(exp.plan.every["eval"]) if exp.config.data.eval else 0
+    return {"eval": evaluations, "save": left(exp.plan.every["checkpoint"])}

@@ -1,0 +1,186 @@
+"""Where else a run is watched: TensorBoard's event files, and Weights & Biases.
+
+Nothing here has a part in what a run computes or in its records.
+"""
+
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcls.data import pictures
+from jaxcls.errors import InputError, first_line
+from jaxcls.evaluation import scores
+
+# Classes whose confusions are drawn, and whose recall is a table; of more, a histogram.
+MOST_CLASSES = 100
+# Seconds that the start and the end of a run wait for Weights & Biases, by its own names.
+_PATIENCE = {"init_timeout": 60, "finish_timeout": 60}
+
+
+class TensorBoard:
+    """Event files in `folder`; what they hold of steps after `start` is hidden."""
+
+    def __init__(self, folder: pathlib.Path, start: int) -> None:
+        self._folder = folder
+        self._open(start)
+
+    def _open(self, start: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder = str(self._folder)
+        self._writer = SummaryWriter(folder, purge_step=start + 1, write_to_disk=True)
+
+    def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Each value as ``group/name``."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """An image, uint8 [H, W, 3]."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def classes(
+        self,
+        group: str,
+        step: int,
+        labels: np.ndarray,
+        predicted: np.ndarray,
+        class_names: Sequence[str],
+    ) -> None:
+        """How well each class is found, of examples [n]; -1 is predicted of no number.
+
+        To 100 classes the confusion matrix as an image and recall as a table, else the
+        histogram of recall.
+        """
+        count = len(class_names)
+        support = np.bincount(labels, minlength=count)
+        there = np.flatnonzero(support)
+        hits = np.bincount(labels[labels == predicted], minlength=count)
+        recall = hits[there] / support[there]
+        if count > MOST_CLASSES:
+            self._writer.add_histogram(f"{group}/recall", recall, step, bins=20)
+            return
+        matrix = scores.confusion(predicted, labels, count)
+        self.picture(f"{group}/confusion", step, pictures.confusion(matrix, class_names))
+        rows = (
+            f"| {class_names[k]} | {share:.4f} | {support[k]} |"
+            for k, share in zip(there.tolist(), recall.tolist(), strict=True)
+        )
+        table = "\n".join(("| class | recall | examples |", "|---|---|---|", *rows))
+        self._writer.add_text(f"{group}/recall", table, step)
+
+    def rewind(self, step: int) -> None:
+        """What was said of steps after `step` is hidden."""
+        self._writer.close()
+        self._open(step)
+
+    def flush(self) -> None:
+        """Everything is in the files when this returns."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """The end of it."""
+        self._writer.close()
+
+
+class WandB:
+    """A run on Weights & Biases: the one that `folder` knows of, or a new one.
+
+    What goes wrong there never reaches the run that is told of: it is said, once, with
+    `say`, and no more is sent. Raises `InputError` only here, where it is not set up.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        folder: pathlib.Path,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self._run: Any = None
+        wandb = imported(project)
+        try:
+            self._run = _begun(wandb, project, folder, config)
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            raise InputError(
+                f"log.wandb={project!r}: {first_line(error)}; run wandb login, or set"
+                " WANDB_MODE=offline"
+            ) from None
+        except Exception as error:  # No network, most often.
+            self._lose(error)
+        # A resumed run has these already, from before.
+        self._first = self._run.starting_step if self._run else 0
+
+    def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Each value as ``group/name``."""
+        named = {f"{group}/{name}": float(value) for name, value in values.items()}
+        if self._run and step >= self._first:
+            self._try(lambda: self._run.log(named, step=step))
+
+    def summary(self, record: Mapping[str, Any]) -> None:
+        """The final record of the run, as ``final/name``."""
+        named = {f"final/{name}": value for name, value in record.items()}
+        if self._run:
+            self._try(lambda: self._run.summary.update(named))
+
+    def close(self, exit_code: int) -> None:
+        """The end of this start; not 0: it was not the end of the run."""
+        if self._run:
+            self._try(lambda: self._run.finish(exit_code=exit_code))
+
+    def _try(self, tell: Callable[[], object]) -> None:
+        try:
+            tell()
+        except Exception as error:  # Of many kinds, and none of them is the run's.
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._run = None
+        self._say(
+            f"Weights & Biases: {first_line(error)}; the run goes on without it"
+            " (WANDB_MODE=offline needs no network)"
+        )
+
+
+def imported(project: str) -> Any:
+    """The module wandb; raises `InputError` where it is not installed."""
+    try:
+        import wandb
+
+        _ = wandb.init  # A folder of that name, as runs leave one, is imported too.
+    except (ImportError, AttributeError):
+        raise InputError(
+            f"log.wandb={project!r} needs Weights & Biases, which is not installed; pip"
+            " install wandb, or leave it out: --config.log.wandb="
+        ) from None
+    return wandb
+
+
+def _begun(
+    wandb: Any, project: str, folder: pathlib.Path, config: Mapping[str, Any]
+) -> Any:
+    """The run, begun or gone on with."""
+    known = folder / "wandb-id"
+    if not known.exists():
+        known.write_text(secrets.token_hex(4))
+    return wandb.init(
+        project=project,
+        dir=str(folder),
+        id=known.read_text(),
+        name=folder.name,
+        resume="allow",
+        config=dict(config),
+        allow_val_change=True,
+        reinit="create_new",
+        settings=wandb.Settings(console="off", **_patience()),  # Our lines stay ours.
+    )
+
+
+def _patience() -> dict[str, int]:
+    """What is ours to say of `_PATIENCE`: WANDB_INIT_TIMEOUT and its like go before."""
+    return {k: v for k, v in _PATIENCE.items() if f"WANDB_{k.upper()}" not in os.environ}

@@ -1,6 +1,0 @@
-"""Weights that others made: files of safetensors and of torch, here or on a hub."""
-
-from jaxcls.weights.facts import Preprocessing
-from jaxcls.weights.files import Weights, is_hub, preprocessing, read, write
-
-__all__ = ["Preprocessing", "Weights", "is_hub", "preprocessing", "read", "write"]

@@ -1,0 +1,341 @@
+"""``jaxcls VERB``: the list of verbs, a typo, the ways to start it, what is refused."""
+
+import importlib.util
+import pathlib
+import pkgutil
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from jaxcls import commands
+from jaxcls.errors import InputError
+from jaxcls.studies import reproducing
+from tests.conftest import ROOT
+from tests.images import picture
+
+# How a command line begins -> (how it goes on, what the line says).
+# {run} is the folder of a run, {photos} one of images, {tmp} an empty one.
+REFUSED = {
+    "evaluate --workdir={run} --split=train": [
+        ("--tta=flop", r"unknown --tta 'flop' \(did you mean 'flip'"),
+        ("--top=-1", "--top=-1 must be a whole number, at least 0; try --top=8"),
+        ("--top=3", "--top=3 is of --predictions; give --predictions=all.csv"),
+        ("--top=3 --top=4", "--top is given twice; give it once"),
+        ("--json=a --predictions=a", "--json=a is --predictions, too; try --json="),
+        ("--ensemble={run}", "--ensemble=.* is in it already; give the folder of anoth"),
+        ("--ensemble=a --ensemble=./a", "--ensemble=a is in it already"),
+        ("--json={run}/config.json", "config.json belongs to the run in that folder"),
+        ("--json=/dev/null/a.json", "--json=/dev/null/a.json is in no folder"),
+        ("--predictions=/tmp", "--predictions=/tmp is a folder"),
+        ("--data_dir=/x", "--data_dir=/x is where --dataset is; for the run's own"),
+        ("--ensemble=/nowhere", "--ensemble=/nowhere: .*is not a run's folder"),
+        ("--real=/nowhere", r"--real=/nowhere cannot be read \(No such .*\); give the re"),
+        ('"--eval_ops=decode(1) | resize(16)"', "trained on 8x8x1 cannot take the 16x16"),
+        ('"--eval_ops=resize(8)"', "--eval_ops: data.eval_ops must begin"),
+        ("--dataset=nothing", "--dataset=nothing.* is not prepared in"),
+    ],
+    "evaluate --workdir=/nowhere": [
+        ("--corruptions=nose", "unknown --corruptions 'nose'; known: all, brightness"),
+        ('"--attacks=fgsm(300)"', "--attacks: fgsm: epsilon=300 must be above 0 and at"),
+        ('"--attacks=fgsm(1) | fgsm(1.0)"', r"has fgsm\(1\) twice; name it once"),
+    ],
+    "evaluate --workdir={run}": [
+        ("--split=", "--split= is empty; leave it out for test, or try --split=eval"),
+        ("--checkpoint=7", "--checkpoint=7 is not in .*there are .*last, "),
+        ("--split=tset", r"--split='tset' is not a split \(did you mean 'test'\?\)"),
+        ("--batch_size=-1", "--batch_size=-1 must be a whole number, at least 0"),
+        ("--config.seed=1", "--config.seed: it is part of what the run is"),
+    ],
+    "predict --workdir={run}": [
+        ("--null x.png", "--null is of a list on standard input"),
+        ("--embed=x.npy x.png", "--embed=x.npy must end in .npz"),
+        (
+            "--embed=no/x.npz README.md",
+            "--embed=no/x.npz is in no folder that is there; try --embed=features.npz",
+        ),
+        ("--batch_size=0 x.png", "--batch_size=0 must be a whole number, at least 1"),
+        ("--threads=two x.png", "--threads=two must be a whole number, at least 0"),
+        ("/nowhere/x.jpg", "/nowhere/x.jpg is not a file"),
+        ("--top=0 x.jpg", "--top=0 must be a whole number, at least 1"),
+        ("tests/golden", "tests/golden holds no image"),
+        ("", "required: IMAGE_OR_FOLDER"),
+    ],
+    "report": [
+        ("--workdir={tmp}", "is not a run's folder"),
+        ("--workdir={tmp}/no", "no is not a run's folder"),
+        ("--workdir={run}/../rnu", "there are run; try --workdir={run}/../run"),
+        ("--workdir={run}/..", "there are run; try --workdir={run}/../run"),
+        ("--workdir={run}/config.json", "json is not a run's folder"),
+        ("--workdir={run} --output={run}/config.json", "belongs to the run"),
+        ("--workdir={run} --output={tmp}", "is a folder; try --output=report.html"),
+        ("--workdir={run} --output={tmp}/no/r.html", "in no folder that is there"),
+        ("--workdir={run} --images={tmp}/no.png", "no.png is not a file"),
+        ("--workdir={run} --config.seed=3", "part of what the run is"),
+        ("", "nothing to report on; give --workdir=RUN or --study=DIR"),
+        ("--study={run}", "run is a run's folder: give it as --workdir="),
+        ("--study={tmp}", "is not a study's folder: it has no study.json"),
+        ("--study={tmp}/no", "is not a study's folder: it has no study.json"),
+        ("--study={tmp} --split=train", "--split is of runs, and there is none"),
+        ('--study={tmp} "--attacks=fgsm(2)"', "--attacks is of runs, and there is none"),
+        ("--workdir={tmp} --corruptions=nose", "unknown --corruptions 'nose'"),
+        ("--study={tmp} --config.data.dir=x", "--config is of runs"),
+    ],
+    "export --workdir={run} --out={tmp}/x": [
+        ("--format=onx", "unknown --format 'onx' .did you mean 'onnx'.*tflite"),
+        ("--names=tim", "unknown --names 'tim'.* known: pytorch"),
+        ("--names=timm --format=stablehlo", "--names is of --format=safetensors"),
+        ("--batch_size=2", "--batch_size is of --format=tflite"),
+        ("--batch_size=0 --format=tflite", "--batch_size=0 must be a whole number"),
+        ("--checkpoint=99", "--checkpoint=99 is not in"),
+        ("--images no.png", "no.png is not a file"),
+        ("--config.data.dir=/dev/null", "checked on real images.* --images=.*data.dir"),
+        ("--config.seed=1", "part of what the run is"),
+    ],
+    "study": [
+        ("", "was given nothing"),
+        ("--config=a.py --verify=b.py", "was given --config and --verify"),
+        ("--compare a a", "a is no folder of a run"),
+        ("--verify=configs/tutorial_folder.py", "nothing is recorded of this recipe"),
+        ("--compare a b --seeds=2", "--seeds says nothing beside --compare"),
+        ("--compare a b --config.seed=1", "--config.seed says nothing beside"),
+        ("--verify=configs/digits.py --metric=loss", "--metric says nothing beside"),
+    ],
+    "study --config=configs/digits.py --workdir={tmp}/study": [
+        ("--record --grid optim.lr=1", "one recipe"),
+        ("--record --margin=0", "must be above 0"),
+        ("--record --margin=x", "must be a number"),
+        ("--record --metric=loss", "how near is near"),
+        ("--record --seeds=1", "two seeds at least"),
+        ("--margin=1", "nothing without --record"),
+        ("--search_seed=1", "nothing without --random"),
+        ("--grid optim.lr=0.1,x", "cell optim.lr=x: "),
+        ("--grid optim.lr=0.1,0.10", "the same recipe"),
+        (
+            "--vary=order --config.seeds.order=1",
+            "--config.seeds.order is what --vary=order varies",
+        ),
+        ("--seeds=0", "--seeds=0 must be how many there are"),
+        ("--shard=2/2", "--shard=2/2 must be i/n with i below n"),
+        ("--shard=a", "--shard=a must be i/n"),
+        ("--config.seed=3", r"--config\.seed is what --seeds varies"),
+        ("--baseline=x", "--baseline=x is no cell; there are: base"),
+        ("--cells=x", "--cells=x must be a whole number"),
+        ("--grid optim.lr=a,b", r"--config\.optim\.lr=a must be a number"),
+        ("--grid batch_size=64,0", "cell batch_size=0: batch_size=0 must be at least 1"),
+        ("--grid model.name=cnn,cmn", r"cell model\.name=cmn: unknown .*'cmn'"),
+        ("--seeds=2 x", "unrecognized arguments: x"),
+        ("--seeds=2 --metric=top3", "--metric='top3' is not evaluated; one of loss"),
+    ],
+    "train": [
+        (
+            "--config=configs/digit.py",
+            r"configs/digit.py is not a file \(did you mean 'digits.py'\?\)",
+        ),
+        ("", "required: --config"),
+    ],
+    "train --config=configs/digits.py --dry_run": [
+        ("--config.optim.lrr=0.1", r"'optim.lrr' \(did you mean 'optim.lr'\?\)"),
+        ("--config.lr=0.1", r"'lr' \(did you mean 'optim.lr'\?\)"),
+        ("--config.optim.lr=nan", "optim.lr=nan must be a finite number; try"),
+        ("--config.optim.lr=fast", "optim.lr=fast must be a number; try"),
+        ("--config.batch_size=6.5", "batch_size=6.5 must be a whole number; try"),
+        ("\"--config.optim={'lr': 1}\"", "config.optim is a group of keys; set one of"),
+        ("--config.optim=3", "config.optim is a group of keys; set one of: optim.name"),
+        (
+            "--config.model.name=resnt50",
+            r"'resnt50' \(did you mean 'resnet50'\?\); known: airbench, alexnet, cnn",
+        ),
+        ('"--config.model.name=cnn(width=3)"', r"cnn .* it takes cnn\(widths="),
+        ("--config.optim.name=adamv", r"'adamv' \(did you mean 'adam'\?\)"),
+        (
+            "--config.batch_size=60",
+            "batch_size=60 does not divide over 8 devices; try 56 or 64",
+        ),
+        ("--config.mesh.devices=9", "mesh.devices=9, and host 0 has 8 cpu devices"),
+        ("--config.mesh.fsdp=3", "fsdp=3 does not divide the 8 .*; give 1, 2, 4 or 8$"),
+        ("--config.mesh.fsdp=0", "mesh.fsdp=0 must be at least 1"),
+        ("--config.model.remat=all", r"model.remat='all' must be one of \('', 'blocks'\)"),
+        ("--config.model.remat=blocks", "model.name=.* is not made of blocks, as 'vit"),
+        ("--devices=some", "--devices=some must be a whole number, at least 0"),
+        ("--config.data.train=trian", "data.train='trian' .*did you mean 'train'.*n=1437"),
+        (
+            '"--config.length=10 parsecs"',
+            "length='10 parsecs' is not a duration.*'90 epochs'",
+        ),
+        ('"--config.optim.warmup=50 epochs"', "50 epochs.* 1010 steps .* 808; try"),
+        ("--config.normalize=imagenet", "3 channels and the images have 1; try 'unit'"),
+        ("--config.best.metric=top5", "best.metric='top5' .*one of loss, top1"),
+        ('"--config.data.train_ops=resize(8)"', "must begin with decode"),
+        (
+            '"--config.data.train_ops=decode(1)|resize((16,24))"',
+            "24x16 .* cannot take 16x16",
+        ),
+        ("stray", "unrecognized arguments: stray"),
+        ("--workdr=x", "unrecognized arguments: --workdr=x"),
+    ],
+    "prepare": [
+        ("", "give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG"),
+        ("--source=x --tfds=y", "give one of --source"),
+        ("--source= --name=x", "--source= is empty; give a folder or an archive"),
+        ("--source=~nobody_at_all/x --name=x", "--source=~nobody_at_all/x: "),
+        ("--source={photos}/gone --name=x", "--source=.*/gone is not there; give"),
+        ("--source={photos}/1.jpg --name=x", "1.jpg is no source of images; give a folder"),
+    ],
+    "prepare --data_dir={tmp}/data --source={photos}": [
+        ("", "--name= must be small letters.*such as --name=some_photos"),
+        ("--name=Photos", "--name=Photos must be small letters, digits"),
+        ("--name=../x", "--name=../x must be small letters"),
+        ("--name=9lives", "--name=9lives must be small"),
+        ("--name=", "--name= must be small"),
+        ("--name=cifar10", "--name='cifar10': split train holds 2 exam"),
+    ],
+    "prepare --data_dir={tmp}/data --source={photos} --name=x": [
+        ("--val_fraction=2", "--val_fraction=2 .*; try 0.2"),
+        ("--val_fraction=nan", "=nan must be from 0 to below"),
+        ("--val_fraction=much", "=much must be from 0 to"),
+        ("--val_fraction=1", "=1 must be from 0 to below 1"),
+        ("--val_fraction=1e-9", "split val empty; try 0.2"),
+        ("--max_bad=-1", "--max_bad=-1 must be a whole numb"),
+        ("--shrink=1.5", "--shrink=1.5 must be a whole numb"),
+        ("--quality=101", "--quality=101 must be at most 100"),
+        ("--quality=0", "--quality=0 must be .* at least 1"),
+        ("--threads=two", "--threads=two must be a whole"),
+        ("--config.seed=1", "--config belongs to --show"),
+        ("--vall=1", "unrecognized arguments: --vall=1"),
+    ],
+    "prepare --source={photos} --name=x": [
+        ("--data_dir=gs://b", "--data_dir=gs://b is a URL"),
+        ("--data_dir={photos}", "/x lies in --source=.*; give a"),
+        ("--data_dir={photos}/a", "/x lies in --source=.*; give a"),
+    ],
+    "search --workdir={run} --gallery={photos}": [
+        (
+            "--top=0 {photos}/1.jpg",
+            "^--top=0 must be a whole number, at least 1; try --top=8",
+        ),
+        (
+            "--sheet=x.jpg {photos}/1.jpg",
+            "^--sheet=x.jpg must end in .png, as search.png does",
+        ),
+        (
+            "--sheet=no/x.png {photos}/1.jpg",
+            "^--sheet=no/x.png is in no folder that is there",
+        ),
+        (
+            "--cache=x.npy {photos}/1.jpg",
+            "^--cache=x.npy must be a folder, or end in .npz; try",
+        ),
+        ("--null {photos}/1.jpg", "^--null is of a list on standard input"),
+        ("nowhere.png", "^nowhere.png is not a file; give image files or folders"),
+        ("", "^the following arguments are required: QUERY; .* --help shows"),
+    ],
+    "reproduce --workdir={run}": [
+        ("--steps=three", "^--steps=three must be a whole number, at least 0"),
+        ("--tolerance=nan", "^--tolerance=nan must be a number, at least 0"),
+        ("--config.optim.lr=1", "--config.optim.lr comes from the run's folder"),
+    ],
+    "reproduce": [
+        ("--workdir=nowhere", "--workdir=nowhere is not a run's folder"),
+        ("--workdir=README.md", "README.md is no archive of a run"),
+    ],
+}
+
+
+def test_without_a_verb_each_is_listed_on_a_line(capsys):
+    for argv in ([], ["--help"], ["-h"]):
+        assert commands.main(argv) == 0
+        listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+        assert listed[1:-1] == list(commands.VERBS)
+
+
+def test_each_verb_is_a_file_and_each_file_a_verb():
+    files = {file.stem for file in pathlib.Path(commands.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "cli", "dry_run"} == set(commands.VERBS)
+
+
+def test_an_unknown_verb_is_one_line_with_the_nearest_name(command):
+    done = command("evalute", "--workdir=x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "error: unknown verb 'evalute' (did you mean 'evaluate'?); known: evaluate, export,"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_the_help_of_a_verb_names_it_and_the_exit_statuses(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        commands.main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: jaxcls {verb} ")
+    assert "75 stopped on request after saving" in said
+
+
+def test_the_console_script_and_both_modules_are_one_program(monkeypatch, capsys):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    script = pkgutil.resolve_name(project["scripts"]["jaxcls"])
+    monkeypatch.setattr(sys, "argv", ["/bin/jaxcls", "train", "--dry_run"])
+    with pytest.raises(SystemExit, match="2"):
+        script()
+    said = capsys.readouterr().err
+    assert said == (
+        "error: the following arguments are required: --config; jaxcls train --help shows"
+        " what there is\n"
+    )
+    for program in (["jaxcls", "train"], ["jaxcls.main"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *program, "--dry_run"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_list_of_verbs_and_the_help_of_train_import_no_jax():
+    code = (
+        "import sys\n"
+        "from jaxcls.__main__ import main\n"
+        "sys.argv = ['jaxcls', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as left: assert not left.code\n"
+        "assert not {'jax', 'numpy'} & set(sys.modules)\n"
+    )
+    for argv in ([], ["train", "--help"]):
+        subprocess.run(
+            [sys.executable, "-c", code, *argv],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [(f"{begin} {rest}", said) for begin, rows in REFUSED.items() for rest, said in rows],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    line, said, brief_run, data_dir, tmp_path, monkeypatch
+):
+    photos = tmp_path / "some_photos"
+    for i, name in enumerate(["a/1.jpg", "b/2.jpg", "1.jpg"]):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(picture(i))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    # Devices have started long ago; and extras are there, or else they are what is said.
+    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
+    if line.startswith("export"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for name, path in {"run": brief_run, "photos": photos, "tmp": tmp_path}.items():
+        line, said = (text.replace(f"{{{name}}}", str(path)) for text in (line, said))
+    with pytest.raises(InputError, match=said) as refused:
+        commands.main(shlex.split(line))
+    assert "\n" not in str(refused.value)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [
+        path for path in before if path.is_file()
+    ]

@@ -1,0 +1,369 @@
+"""The command `evaluate`: what it prints and writes, against scikit-learn and by hand."""
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import log_softmax, softmax
+from sklearn import metrics
+from sklearn.datasets import load_digits
+
+from jaxcls import commands, experiment
+from jaxcls.errors import InputError
+from jaxcls.evaluation import assess, examples, passes, scoring
+from jaxcls.training import train
+from tests.scoring import predictions, score
+from tests.settings import digits
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """The folder of a run of a second, with an average."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train.run(experiment.build(settings(data_dir)), str(folder))
+    return folder
+
+
+def settings(data_dir, **overrides):
+    values = {"length": "30 steps", "ema.decay": 0.8, "eval.every": "15 steps"}
+    return digits(data_dir, **values, **overrides)
+
+
+def said(*arguments):
+    """What the command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert commands.main(["evaluate", *map(str, arguments)]) == 0
+    return out.getvalue()
+
+
+def table(file):
+    return list(csv.DictReader(io.StringIO(file.read_text())))
+
+
+@pytest.fixture(scope="module")
+def told(run, tmp_path_factory):
+    """(what is printed, the JSON, the rows of the CSV) of a run with rows of its own."""
+    folder = tmp_path_factory.mktemp("told")
+    same = shutil.copytree(run, tmp_path_factory.mktemp("runs") / "same")
+    out = said(
+        f"--workdir={run}",
+        "--config.mesh.devices=1",
+        "--tta=flip",
+        f"--ensemble={same}",
+        "--eval_ops=decode(1) | resize(8)",
+        f"--json={folder}/all.json",
+        f"--predictions={folder}/all.csv",
+    )
+    assert sorted(file.name for file in folder.iterdir()) == ["all.csv", "all.json"]
+    rows = table(folder / "all.csv")
+    return out, json.loads((folder / "all.json").read_text()), rows
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    """(experiment, params and statistics, the average's, logits, labels) of the run."""
+    exp, _, _, weights = scoring.load(str(run), "best", {"mesh.devices": "1"})
+    params = {k: weights[k] for k in ("params", "batch_stats")}
+    found = predictions(exp, params, "test", "data.test")
+    return exp, params, weights["ema"], *found
+
+
+def test_the_first_line_is_the_score_of_training(told, run, loaded):
+    exp, params, ema, _, _ = loaded
+    _, values = score(exp, {**params, "ema": ema}, "test", "data.test")
+    pairs = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+    record = told[1]
+    assert told[0].splitlines()[0] == (
+        f"evaluate: step={record['step']} at=best split=test n=360 {pairs} workdir={run}"
+    )
+
+
+def test_the_headline_is_scikit_learns_on_the_predictions_that_are_written(told):
+    _, record, rows = told
+    labels = np.array([int(row["label"]) for row in rows])
+    predicted = np.array([int(row["predicted"]) for row in rows])
+    likely = np.array([[float(row[f"p({k})"]) for k in range(10)] for row in rows])
+    assert [int(row["index"]) for row in rows] == list(range(360))
+    assert rows[7]["where"].startswith("record 7 of split 'test'")
+    np.testing.assert_array_equal(predicted, likely.argmax(1))
+    expected = {
+        "top1": metrics.accuracy_score(labels, predicted),
+        "top5": metrics.top_k_accuracy_score(labels, likely, k=5),
+        "loss": metrics.log_loss(labels, likely / likely.sum(1, keepdims=True)),
+        "macro AUC": metrics.roc_auc_score(
+            labels, likely / likely.sum(1, keepdims=True), multi_class="ovr"
+        ),
+    }
+    for kind in ("macro", "weighted"):
+        found = metrics.precision_recall_fscore_support(
+            labels, predicted, average=kind, zero_division=0
+        )
+        names = "precision", "recall", "F1"
+        expected |= {f"{kind} {n}": x for n, x in zip(names, found[:3], strict=True)}
+    headline = record["headline"]
+    assert headline.keys() == {*expected, "ECE"}
+    for name, value in expected.items():
+        assert headline[name]["value"] == pytest.approx(value, rel=1e-4), name
+        assert headline[name]["low"] <= value <= headline[name]["high"], name
+    cells = np.zeros((10, 10), int)
+    for truth, taken_for, count in record["confusion"]:
+        cells[truth, taken_for] = count
+    np.testing.assert_array_equal(cells, metrics.confusion_matrix(labels, predicted))
+    supports = [each["support"] for each in record["classes"]]
+    assert supports == np.bincount(labels).tolist()
+
+
+def test_the_tables_say_what_the_json_says(told):
+    out, record, _ = told
+    for name, each in record["headline"].items():
+        (line,) = [x for x in out.splitlines() if x.strip().startswith(f"{name} ")]
+        assert line.split()[len(name.split()) :] == [
+            f"{each['value']:.4f}", f"{each['low']:.4f}", "to", f"{each['high']:.4f}"
+        ]  # fmt: skip
+    wrong = [cell for cell in record["confusion"] if cell[0] != cell[1]]
+    truth, taken_for, count = max(wrong, key=lambda cell: cell[2])
+    after = out[out.index("most confused") :].splitlines()
+    assert any(
+        line.split()[:3] == [f"{truth}", f"{taken_for}", f"{count}"] for line in after
+    )
+    assert "\x1b" not in out
+    fitted = record["calibration"]
+    assert fitted["fitted_on"] == "the 144 examples of data.eval=train[90%:]"
+    assert f"temperature {fitted['temperature']:.4g}: ECE " in out
+    assert "); fitted on the 144 examples of" in out
+
+
+def test_rows_of_their_own_are_what_they_say(told, loaded):
+    _, record, _ = told
+    exp, params, ema, logits, labels = loaded
+    images = load_of(exp, "data.test", 360)
+
+    def apply(variables, images):
+        return np.asarray(
+            exp.recipe.model.apply(variables, exp.recipe.normalize(images), False, None)[0]
+        )
+
+    mirrored = apply(params, images[:, :, ::-1])
+    both = (softmax(logits.astype(float), 1) + softmax(mirrored.astype(float), 1)) / 2
+    expected = {
+        "ema, not params": log_softmax(apply(ema, images).astype(float), 1),
+        "--tta='flip' (2 views)": np.log(both),
+        "--eval_ops='decode(1) | resize(8)'": log_softmax(logits.astype(float), 1),
+        "--ensemble of 2 runs": log_softmax(logits.astype(float), 1),
+    }
+    assert [row["name"] for row in record["rows"]] == list(expected)
+    for row in record["rows"]:
+        likely = expected[row["name"]]
+        assert row["n"] == 360
+        hits = (likely.argmax(1) == labels).mean()
+        assert row["top1"]["value"] == pytest.approx(hits, abs=1e-9), row["name"]
+        loss = -likely[np.arange(360), labels].mean()
+        assert row["loss"]["value"] == pytest.approx(loss, rel=1e-4), row["name"]
+        assert row["loss"]["low"] < loss < row["loss"]["high"]
+
+
+def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
+    exp, params, _, logits, labels = loaded
+    places = 9 - np.arange(10)
+
+    def keep(logits, labels):
+        return {"best": logits.argmax(1), "place": labels}
+
+    scorer = {"model": passes.of_model(exp, params, places, keep)}
+    batches = exp.eval_batches("test", "data.test", 49)  # The last one is padded.
+    kept, found = passes.over(360, batches, places, scorer, exp.mesh)
+    assert {name: each.keys() for name, each in kept.items()} == {
+        "model": {"best", "place"}
+    }
+    np.testing.assert_array_equal(kept["model"]["best"], 9 - logits.argmax(1))
+    np.testing.assert_array_equal(kept["model"]["place"], 9 - labels)
+    np.testing.assert_array_equal(found, 9 - labels)
+
+
+def load_of(data, key, n):
+    """The n images of the test split as the model gets them."""
+    batches = data.eval_batches("test", key, n)
+    return np.concatenate([np.asarray(each["image"]) for each in batches])
+
+
+@pytest.mark.slow
+def test_devices_and_batches_change_nothing_that_is_counted(told, run, tmp_path):
+    file = tmp_path / "again.json"
+    said(f"--workdir={run}", "--batch_size=49", f"--json={file}")
+    first, again = told[1], json.loads(file.read_text())
+    assert again["n"] == 360
+    assert again["confusion"] == first["confusion"]
+    assert again["classes"] == [
+        {**each, "auc": pytest.approx(each["auc"], abs=1e-6)} for each in first["classes"]
+    ]
+    for name, each in first["headline"].items():
+        assert again["headline"][name] == pytest.approx(each, rel=1e-5), name
+    temperature = first["calibration"]["temperature"]
+    assert again["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """A folder of two datasets: 30 digits of 3 and 8 only, and 40 of all classes.
+
+    The latter are named as ImageNet's validation files are.
+    """
+    folder, root = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("prepared")
+    digits = load_digits()
+    numbers = {
+        "odd": np.flatnonzero(np.isin(digits.target, (3, 8)))[:30],
+        "named": np.concatenate(
+            [np.flatnonzero(digits.target == k)[:4] for k in range(10)]
+        ),
+        "strange": np.flatnonzero(digits.target < 2)[:8],
+    }
+    for name, rows in numbers.items():
+        for place, row in enumerate(rows, 1):
+            label = f"{digits.target[row]}"
+            label = {"0": "nought"}.get(label, label) if name == "strange" else label
+            file = folder / name / "test" / label / f"ILSVRC2012_val_{place:08}.JPEG"
+            for path in (file, folder / name / "train" / label / f"{place}.JPEG"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = (digits.images[row] * 15.9375).astype(np.uint8)
+                Image.fromarray(pixels).save(path, "PNG")
+        source = f"--source={folder / name}"
+        assert (
+            commands.main(["prepare", source, f"--name={name}", f"--data_dir={root}"]) == 0
+        )
+    return root
+
+
+def asked_all(exp, variables, given):
+    """The logits of all ten classes, and the labels as the other dataset numbers them."""
+    scorer = {"": passes.of_model(exp, variables, np.arange(10))}
+    batches = given.data.eval_batches("test", "--split", given.n)
+    kept, labels = passes.over(given.n, batches, np.arange(10), scorer, exp.mesh)
+    return kept[""]["logits"], labels
+
+
+def attacked_among(exp, variables, images, labels):
+    """The mean loss among classes 3 and 8 after a step of 8 levels that raises it."""
+
+    def loss(images):
+        logits, _ = exp.recipe.model.apply(
+            variables, exp.recipe.normalize(images), False, None
+        )
+        likely = jax.nn.log_softmax(logits[:, np.array([3, 8])])
+        return -likely[np.arange(len(labels)), labels].mean()
+
+    levels = images.astype(np.float32)
+    moved = levels + 8 * np.sign(np.asarray(jax.grad(loss)(levels)))
+    return float(loss(moved.clip(0, 255)))
+
+
+@pytest.mark.slow
+def test_another_dataset_is_scored_among_the_classes_that_it_has(
+    run, loaded, others, tmp_path
+):
+    exp, params, _, _, _ = loaded
+    file = tmp_path / "other.json"
+    out = said(
+        f"--workdir={run}", "--dataset=odd", f"--data_dir={others}", f"--json={file}",
+        f"--predictions={tmp_path}/top.csv", "--top=1", "--config.mesh.devices=1",
+        "--attacks=fgsm(8)",
+    )  # fmt: skip
+    assert " dataset=odd classes=2/10 split=test n=30 loss=" in out.splitlines()[0]
+    given = examples.of_dataset(exp, "odd", str(others), "test")
+    logits, labels = asked_all(exp, params, given)
+    likely = log_softmax(logits[:, [3, 8]].astype(float), 1)
+    record = json.loads(file.read_text())
+    assert [each["name"] for each in record["classes"]] == ["3", "8"]
+    hits = likely.argmax(1) == labels
+    assert record["headline"]["top1"]["value"] == pytest.approx(hits.mean())
+    loss = -likely[np.arange(30), labels].mean()
+    assert record["headline"]["loss"]["value"] == pytest.approx(loss, rel=1e-5)
+    rows, (attack,) = table(tmp_path / "top.csv"), record["attacks"]
+    attacked = attacked_among(exp, params, load_of(given.data, "--split", 30), labels)
+    assert attack["loss"]["value"] == pytest.approx(attacked, rel=1e-3)
+    assert [row["class_1"] for row in rows] == ["38"[k] for k in likely.argmax(1)]
+    assert [row["label"] for row in rows] == ["38"[k] for k in labels]
+
+
+def test_real_labels_are_found_by_file_and_any_of_them_is_right(loaded, others, tmp_path):
+    exp, params, _, _, _ = loaded
+    given = examples.of_dataset(exp, "named", str(others), "test")
+    logits, labels = asked_all(exp, params, given)
+    predicted = logits.argmax(1)
+    # In the order of the files: none of the first ten, then the class and its neighbour.
+    listed = [[] if k < 10 else [k // 4, (k // 4 + 1) % 10] for k in range(40)]
+    listed[39] = [0]
+    file = tmp_path / "real.json"
+    file.write_text(json.dumps(listed))
+    real = examples.real_labels(str(file), given)
+    weights = {**params, "ema": {}}
+    done = assess.evaluated(exp, weights, given, assess.Asked(real=real), 16)
+    (row,) = done.rows
+    names = given.data.records("test", "--split").names(np.arange(40))
+    place = [int(name[-13:-5]) - 1 for name in names]
+    hits = [p in listed[i] for p, i in zip(predicted, place, strict=True) if listed[i]]
+    assert (row.name, row.n) == ("ReaL", 30)
+    assert row.top1.value == pytest.approx(np.mean(hits))
+    np.testing.assert_array_equal(labels, np.array(place) // 4)
+    # A dataset without such names, and a file of other labels.
+    with pytest.raises(InputError, match=r"record 0 of .* has .*, and must have that of"):
+        examples.real_labels(str(file), examples.of_run(exp, "test"))
+    file.write_text("[[11]]")
+    with pytest.raises(InputError, match=r"class numbers, 0 to 9, one for each ILSVRC"):
+        examples.real_labels(str(file), given)
+    file.write_text("[[1]]")
+    with pytest.raises(InputError, match=r"one of 1 files such as ILSVRC2012_val_0000"):
+        examples.real_labels(str(file), given)
+
+
+def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
+    exp, params, *_ = loaded
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    given = examples.of_run(exp, "test")
+    done = assess.evaluated(exp, {**broken, "ema": {}}, given, assess.Asked(), 64)
+    assert done.assessed.nameless == 360
+    assert done.assessed.headline["top1"].value == 0
+    assert done.assessed.headline["macro F1"].value == 0
+    from jaxcls.evaluation import table as evaluation_table
+
+    names, found = list("0123456789"), (done.assessed, done.rows, done.robustness)
+    whole = evaluation_table.as_json(*found, names, {})
+    json.dumps(whole, allow_nan=False)
+    assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
+    evaluation_table.show(*found, names, about="", every_class=False)
+    assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
+
+
+def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):
+    with pytest.raises(InputError, match=r"--dataset=strange: 1 of its classes are not .*"
+                                         r"'nought'"):  # fmt: skip
+        examples.of_dataset(loaded[0], "strange", str(others), "test")
+
+
+def test_an_ensemble_is_of_the_same_classes_and_split(loaded, data_dir):
+    exp = loaded[0]
+    given = examples.of_run(exp, "test")
+    fewer = experiment.build(settings(data_dir, **{"data.classes": "1, 3, 5"}))
+    with pytest.raises(InputError, match=r"--ensemble=b tells other classes apart \(3 of"):
+        examples.same_for(exp, given, fewer, "b")
+    elsewhere = experiment.build(settings(data_dir, **{"data.test": "test[:50%]"}))
+    with pytest.raises(InputError, match=r"--ensemble=b has digits 'test\[:50%\]' where"):
+        examples.same_for(exp, given, elsewhere, "b")
+    both = examples.of_run(exp, "test[:9]")
+    assert examples.same_for(exp, both, elsewhere, "b").n == 9
+
+
+def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
+    _, params, _, _, _ = loaded
+    alone = experiment.build(settings(data_dir, **{"data.eval": "", "best.metric": "loss"}))
+    done = assess.evaluated(
+        alone, {**params, "ema": {}}, examples.of_run(alone, "test"), assess.Asked(), 64
+    )
+    assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
+    assert np.isnan(done.assessed.calibration.after.value)

@@ -1,0 +1,97 @@
+"""Durations are exact: no error piles up over epochs."""
+
+from fractions import Fraction
+
+import pytest
+
+from jaxcls.config import durations
+from jaxcls.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90 epochs", (90, "epoch")),
+        ("1 epoch", (1, "epoch")),
+        ("1.5 epochs", (Fraction(3, 2), "epoch")),
+        ("0.1 epochs", (Fraction(1, 10), "epoch")),
+        (" 7steps ", (7, "step")),
+        ("115e6 examples", (115_000_000, "example")),
+        ("5 percent", (5, "percent")),
+        ("0 steps", (0, "step")),
+    ],
+)
+def test_a_number_and_a_unit_are_parsed_exactly(text, expected):
+    assert durations.parse(text, "length") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "90",
+        "epochs",
+        "-1 epochs",
+        "nan steps",
+        "9 parsecs",
+        "1..5 steps",
+        ". steps",
+        "5 %",
+        "1 epoch or so",
+        "1e999999999 steps",
+    ],
+)
+def test_anything_else_is_refused_with_what_would_do(text):
+    with pytest.raises(InputError) as caught:
+        durations.parse(text, "eval.every")
+    assert str(caught.value) == (
+        f"eval.every={text!r} is not a duration; write a number and a unit, such as"
+        " '90 epochs', '112600 steps', '115e6 examples' or '5 percent'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12 steps", 12),
+        ("3 epochs", Fraction(3000, 64)),
+        ("640 examples", 10),
+        ("5 percent", 6),
+    ],
+)
+def test_each_unit_in_steps(text, expected):
+    steps = durations.to_steps(text, "k", examples=1000, batch_size=64, total=120)
+    assert steps == expected
+
+
+def test_percent_of_an_unknown_whole_is_refused():
+    with pytest.raises(InputError, match=r"^length='5 percent': .* use epochs, steps"):
+        durations.to_steps("5 percent", "length", examples=10, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "expected"),
+    [
+        (1, "1/2", 1),
+        (1, "5/2", 3),
+        (3, "5/2", 8),
+        (2, "7/3", 5),
+        (90, "1281167/2048", 56301),
+    ],
+)
+def test_a_period_ends_at_the_nearest_step_and_a_half_goes_up(count, every, expected):
+    assert durations.step_of(count, Fraction(every)) == expected
+
+
+@pytest.mark.parametrize(
+    "every", ["1/7", "1/2", "1", "3/2", "5/2", "7/3", "4", "1437/64", "99/2"]
+)
+def test_is_due_at_exactly_the_steps_where_a_period_ends(every):
+    every = Fraction(every)
+    ends = {durations.step_of(k, every) for k in range(1, 3000)}
+    due = [step for step in range(-2, 300) if durations.is_due(step, every)]
+    assert due == [step for step in range(1, 300) if step in ends]
+
+
+def test_a_period_of_0_is_never_due():
+    assert not any(durations.is_due(step, Fraction(0)) for step in range(10))

@@ -1,0 +1,462 @@
+"""CIFAR's pickles and MNIST's idx files, written here byte by byte, come back whole."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcls.data.importers import arrays
+from jaxcls.errors import InputError
+
+RANDOM = np.random.default_rng(0)
+NAMES = {
+    "cifar-10-batches-py": [f"class{k}" for k in range(10)],
+    "cifar-100-python": [f"fine{k:02}" for k in range(100)],
+}
+TRAIN10 = [f"data_batch_{k}" for k in range(1, 6)]
+
+
+def pickled_array(values):
+    """A uint8 array as Python 2 and numpy of 2009 pickled it."""
+    shape = b"(" + b"".join(b"J" + struct.pack("<i", n) for n in values.shape) + b"t"
+    data = b"T" + struct.pack("<i", values.size) + values.tobytes("A")
+    by_column = b"I01\n" if np.isfortran(values) else b"I00\n"
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\x01btR"
+        b"(K\x01" + shape + b"cnumpy\ndtype\n(U\x02u1K\0K\x01tR"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb" + by_column + data + b"tb"
+    )
+
+
+def pickled(value):
+    if isinstance(value, np.ndarray):
+        return pickled_array(value)
+    if isinstance(value, dict):
+        items = b"".join(pickled(k) + pickled(v) for k, v in value.items())
+        return b"}(" + items + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(pickled(v) for v in value) + b"e"
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    return b"U" + bytes([len(value)]) + value.encode("latin1")
+
+
+def python2(value):
+    """A pickle of protocol 2 as Python 2 writes it: every string is bytes."""
+    return b"\x80\x02" + pickled(value) + b"."
+
+
+def python3(value):
+    return pickle.dumps(value, 2)
+
+
+def batch(count, labels_key, classes):
+    labels = RANDOM.integers(0, classes, count).tolist()
+    data = RANDOM.integers(0, 256, (count, 3072), np.uint8)
+    return {"batch_label": "some", labels_key: labels, "data": data, "filenames": ["a.png"]}
+
+
+def cifar10(dumps=python2):
+    """({name: bytes}, {name: batch}) of a CIFAR-10 of 2 images a batch."""
+    batches = {name: batch(2, "labels", 10) for name in [*TRAIN10, "test_batch"]}
+    names = NAMES["cifar-10-batches-py"]
+    files = {name: dumps(content) for name, content in batches.items()}
+    meta = dumps({"num_cases_per_batch": 2, "label_names": names, "num_vis": 3072})
+    return {**files, "batches.meta": meta}, batches
+
+
+def cifar100(dumps=python2):
+    batches = {"train": batch(7, "fine_labels", 100), "test": batch(3, "fine_labels", 100)}
+    for content in batches.values():
+        content["coarse_labels"] = [19] * len(content["fine_labels"])
+    files = {name: dumps(content) for name, content in batches.items()}
+    names = NAMES["cifar-100-python"]
+    meta = dumps({"fine_label_names": names, "coarse_label_names": ["c"] * 20})
+    return {**files, "meta": meta}, batches
+
+
+def unpacked(root, folder, files):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (root / folder / name).write_bytes(data)
+    return root / folder
+
+
+def packed(path, folder, files, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        top = tarfile.TarInfo(folder)
+        top.type = tarfile.DIRTYPE
+        archive.addfile(top)
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def image_of(row):
+    """One row of CIFAR, as its page describes it: 1024 red, 1024 green, 1024 blue."""
+    image = np.empty((32, 32, 3), np.uint8)
+    for channel in range(3):
+        for y in range(32):
+            start = 1024 * channel + 32 * y
+            image[y, :, channel] = row[start : start + 32]
+    return image
+
+
+def pixels_of(data):
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG"
+    return np.asarray(image)
+
+
+def check(listing, batches, labels_key):
+    at = 0
+    for name, content in batches:
+        for number, label in enumerate(content[labels_key]):
+            assert listing.names[at] == f"{name}/{number:05}".encode()
+            assert listing.labels[at] == label
+            expected = image_of(content["data"][number])
+            assert np.array_equal(pixels_of(listing.read(at)), expected)
+            at += 1
+    assert len(listing.names) == len(listing.labels) == at
+    assert listing.labels.dtype == np.int32
+    assert listing.names.dtype.kind == "S"
+    assert sorted(listing.names) == listing.names.tolist()
+
+
+@pytest.mark.parametrize("dumps", [python2, python3])
+@pytest.mark.parametrize("form", ["archive", "renamed", "tar", "folder", "flat", "above"])
+def test_cifar10_comes_back_in_every_form(tmp_path, dumps, form):
+    files, batches = cifar10(dumps)
+    folder = "cifar-10-batches-py"
+    path = {
+        "archive": lambda: packed(tmp_path / "cifar-10-python.tar.gz", folder, files),
+        "renamed": lambda: packed(tmp_path / "download", folder, files),
+        "tar": lambda: packed(tmp_path / "c.tar", f"./{folder}", files, "w"),
+        "folder": lambda: unpacked(tmp_path, folder, files),
+        "flat": lambda: unpacked(tmp_path, "mine", files),
+        "above": lambda: unpacked(tmp_path, folder, files).parent,
+    }[form]()
+    assert arrays.is_cifar(path)
+    found = arrays.cifar(path)
+    assert (found.kind, found.channels) == ("CIFAR-10 for python", 3)
+    assert found.class_names == tuple(NAMES[folder])
+    assert (found.rejected, found.notes) == ([], [])
+    assert list(found.splits) == ["train", "test"]
+    check(found.splits["train"], [(name, batches[name]) for name in TRAIN10], "labels")
+    check(found.splits["test"], [("test_batch", batches["test_batch"])], "labels")
+
+
+@pytest.mark.parametrize("dumps", [python2, python3])
+def test_cifar100_gives_its_fine_labels(tmp_path, dumps):
+    files, batches = cifar100(dumps)
+    packed(tmp_path / "cifar-100-python.tar.gz", "cifar-100-python", files)
+    assert arrays.is_cifar(tmp_path)
+    found = arrays.cifar(tmp_path)
+    assert (found.kind, found.channels) == ("CIFAR-100 for python", 3)
+    assert found.class_names == tuple(NAMES["cifar-100-python"])
+    assert "20 coarse ones are left out" in found.notes[0]
+    for split in ("train", "test"):
+        check(found.splits[split], [(split, batches[split])], "fine_labels")
+
+
+def test_pixels_that_lie_by_column_are_put_in_order(tmp_path):
+    files, batches = cifar100()
+    content = batches["test"]
+    content["data"] = np.asfortranarray(content["data"])
+    files["test"] = python2(content)
+    found = arrays.cifar(unpacked(tmp_path, "mine", files))
+    check(found.splits["test"], [("test", content)], "fine_labels")
+
+
+def test_the_same_image_is_the_same_bytes_each_time(tmp_path):
+    files, _ = cifar10()
+    path = unpacked(tmp_path, "cifar-10-batches-py", files)
+    once, again = (arrays.cifar(path).splits["train"] for _ in range(2))
+    assert [once.read(i) for i in range(10)] == [again.read(i) for i in range(10)]
+
+
+def test_other_things_are_no_cifar(tmp_path):
+    unpacked(tmp_path, "images/train", {"a.png": b""})
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(bytes(5000))[:20])
+    packed(tmp_path / "cifar-100-python.tar.gz", "cats", {"train": b"", "meta": b""})
+    for path in (tmp_path, *tmp_path.iterdir(), tmp_path / "nowhere"):
+        assert not arrays.is_cifar(path)
+        with pytest.raises(InputError, match="holds no CIFAR; give one, such as"):
+            arrays.cifar(path)
+
+
+def test_two_sets_in_one_folder_are_refused(tmp_path):
+    unpacked(tmp_path, "cifar-10-batches-py", {})
+    packed(tmp_path / "cifar-100-python.tar.gz", "cifar-100-python", {"meta": b""})
+    assert arrays.is_cifar(tmp_path)
+    with pytest.raises(InputError) as refused:
+        arrays.cifar(tmp_path)
+    for held in ("cifar-10-batches-py and ", "cifar-100-python.tar.gz; give one"):
+        assert held in str(refused.value)
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class Through(Touch):
+    """The same, by a name that is reached through an allowed module."""
+
+    def __reduce__(self):
+        return eval, (f"__import__('os').mkdir({str(self.path)!r})",)
+
+
+@pytest.mark.parametrize("kind", [Touch, Through])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", ["batches.meta", "data_batch_3"])
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_a_malicious_pickle_does_not_run(tmp_path, kind, protocol, name, form):
+    trap = tmp_path / "ran"
+    files, _ = cifar10()
+    files[name] = pickle.dumps({"data": kind(trap)}, protocol)
+    path = unpacked(tmp_path, "cifar-10-batches-py", files)
+    if form == "archive":
+        path = packed(tmp_path / "c.tar.gz", "cifar-10-batches-py", files)
+    assert arrays.is_cifar(path)
+    with pytest.raises(InputError) as refused:
+        arrays.cifar(path)
+    assert f"{path}: {name} is no pickle of CIFAR (it names " in str(refused.value)
+    assert not trap.exists()
+    pickle.loads(files[name])
+    assert trap.exists()  # The trap works, where plain pickle reads it.
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        b"cnumpy.core.multiarray\nscalar\n.",
+        b"cnumpy\nfromfile\n.",
+        b"cnumpy\nndarray.tofile\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
+        b"c_codecs\nopen\n.",
+        b"cjaxcls.pickles\nload\n.",
+        b"c__builtin__\neval\n.",
+        b"ccopy_reg\n_reconstructor\n.",
+        b"\x80\x04\x8c\x03\n\x1b[\x8c\x01x\x93.",
+        b"\x80\x04X\x00\x02\x00\x00" + b"o" * 512 + b"\x8c\x01x\x93.",
+        b"(S'ls'\nios\nsystem\n.",
+        b"Pposix.system\n.",
+        b"\x82\x01.",
+        b"c\n\n.",
+    ],
+)
+def test_no_other_name_is_found(tmp_path, attack):
+    files, _ = cifar100()
+    files["train"] = attack
+    with pytest.raises(InputError) as refused:
+        arrays.cifar(unpacked(tmp_path, "mine", files))
+    assert "mine: train is no pickle of CIFAR (" in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 600
+
+
+def changed(**entries):
+    """A file of CIFAR-100's test split with other entries; None takes one away."""
+    content = {**batch(3, "fine_labels", 100), **entries}
+    return python2({key: value for key, value in content.items() if value is not None})
+
+
+ROWS = np.zeros((3, 3072), np.uint8)
+STATE = python2({"data": ROWS, "fine_labels": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("test", None, "lacks test;"),
+        ("meta", b"", "meta is no pickle of CIFAR (pickle exhausted before seeing STOP"),
+        ("test", STATE[:-100], "test is no pickle of CIFAR (expected 9216 bytes in a"),
+        ("test", python2([1]), "test is a pickled list, and must be a dict"),
+        ("test", python3({"data": ROWS.astype("f4")}), "an array of 'f4', which is not"),
+        ("test", python3({"data": np.array([[]])}), "'f8', which is not uint8"),
+        ("test", STATE.replace(b"J\x03\0\0\0J\0\x0c", b"J\x04\0\0\0J\0\x0c"), "9216 bytes"),
+        ("test", changed(data=None), "data of shape (0,) for 3 labels"),
+        ("test", changed(data="text"), "data of shape (0,) for 3 labels"),
+        ("test", changed(data=ROWS[:2]), "data of shape (2, 3072) for 3 labels, and must"),
+        ("test", changed(data=ROWS[:, 1:]), "data of shape (3, 3071) for 3 labels"),
+        ("test", changed(data=ROWS[None]), "data of shape (1, 3, 3072) for 3 labels"),
+        ("test", changed(fine_labels=None), "test lists no fine_labels"),
+        ("test", changed(fine_labels=[]), "test lists no fine_labels"),
+        ("test", changed(fine_labels=[1, 2, "3"]), "test lists no fine_labels"),
+        ("test", changed(fine_labels=[1, 100, 2]), "has label 100, outside 0..99"),
+        ("test", changed(fine_labels=[1, 2, -1]), "has label -1, outside 0..99"),
+        ("train", python3({"fine_labels": [2**70]}), "outside 0..99"),
+        ("meta", python2({}), "meta lists no fine_label_names"),
+        ("meta", python2({"fine_label_names": []}), "meta lists no fine_label_names"),
+        ("meta", python2({"fine_label_names": [3]}), "meta lists no fine_label_names"),
+        ("meta", python2({"fine_label_names": ["\xff"]}), "lists no fine_label_names"),
+    ],
+)
+def test_a_fault_of_cifar_is_named(tmp_path, name, data, said):
+    files, _ = cifar100()
+    files[name] = data
+    files = {name: data for name, data in files.items() if data is not None}
+    with pytest.raises(InputError) as refused:
+        arrays.cifar(unpacked(tmp_path, "cifar-100-python", files))
+    text = str(refused.value)
+    assert said in text
+    assert text.startswith(str(tmp_path))
+    assert "download it again from https://www.cs.toronto.edu" in text
+    assert "\n" not in text
+
+
+def test_an_archive_cut_short_is_named(tmp_path):
+    files, _ = cifar10()
+    path = packed(tmp_path / "cifar-10-python.tar.gz", "cifar-10-batches-py", files)
+    whole = path.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        assert arrays.is_cifar(path)
+        with pytest.raises(InputError, match=r"cifar-10-python\.tar\.gz.*; download it"):
+            arrays.cifar(path)
+
+
+def test_damage_anywhere_in_a_pickle_ends_as_an_input_error(tmp_path):
+    files, _ = cifar100()
+    path = unpacked(tmp_path, "mine", files)
+    whole = python2({"data": ROWS[:1], "fine_labels": [5]})
+    random = np.random.default_rng(1)
+    refusals = []
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in (*random.integers(0, 250, 2), *random.integers(-60, 0, 1)):
+            data[place] = random.integers(256)
+        (path / "test").write_bytes(data)
+        try:
+            arrays.cifar(path)
+        except InputError as refused:
+            refusals.append(str(refused))
+    assert len(refusals) > 50
+    assert all(text.isprintable() and len(text) < 600 for text in refusals)
+
+
+def idx(values, magic=None, shape=None):
+    magic = bytes([0, 0, 8, values.ndim]) if magic is None else magic
+    shape = values.shape if shape is None else shape
+    return magic + struct.pack(f">{len(shape)}I", *shape) + values.tobytes()
+
+
+IMAGES = RANDOM.integers(0, 256, (6, 28, 20), np.uint8)
+DIGITS = np.array([7, 2, 0, 4, 9, 1], np.uint8)
+
+
+def mnist(folder, dotted=False, pack=False, **replaced):
+    """A folder of MNIST's files: 6 images in train, 2 in test."""
+    folder.mkdir(exist_ok=True)
+    contents = {
+        "train-images-idx3-ubyte": idx(IMAGES),
+        "train-labels-idx1-ubyte": idx(DIGITS),
+        "t10k-images-idx3-ubyte": idx(IMAGES[:2]),
+        "t10k-labels-idx1-ubyte": idx(DIGITS[:2]),
+    }
+    for key, data in replaced.items():
+        contents[next(n for n in contents if n.startswith(key.replace("_", "-")))] = data
+    for name, data in contents.items():
+        if data is not None:
+            name = name.replace("-idx", ".idx") if dotted else name
+            path = folder / (name + ".gz" * pack)
+            path.write_bytes(gzip.compress(data) if pack else data)
+    return folder
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("pack", [False, True])
+def test_idx_files_come_back(tmp_path, dotted, pack):
+    path = mnist(tmp_path, dotted, pack)
+    assert arrays.is_idx(path)
+    assert not arrays.is_cifar(path)
+    found = arrays.idx(path)
+    assert (found.channels, found.rejected) == (1, [])
+    assert found.class_names == tuple("0123456789")
+    assert "name no class" in found.notes[0]
+    assert list(found.splits) == ["train", "test"]
+    for split, count in {"train": 6, "test": 2}.items():
+        listing = found.splits[split]
+        assert listing.names.tolist() == [f"{split}/{i:05}".encode() for i in range(count)]
+        assert listing.labels.tolist() == DIGITS[:count].tolist()
+        assert listing.labels.dtype == np.int32
+        for i in range(count):
+            assert np.array_equal(pixels_of(listing.read(i)), IMAGES[i])
+
+
+def test_a_file_that_a_browser_unpacked_is_read_whatever_its_name(tmp_path):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        data = idx(IMAGES) if "images" in name else idx(DIGITS)
+        (tmp_path / f"{name}.gz").write_bytes(data)
+    found = arrays.idx(tmp_path)
+    assert list(found.splits) == ["train"]
+    assert np.array_equal(pixels_of(found.splits["train"].read(5)), IMAGES[5])
+
+
+def test_more_classes_than_digits_are_counted_from_the_labels(tmp_path):
+    found = arrays.idx(mnist(tmp_path, t10k_labels=idx(np.array([3, 46], np.uint8))))
+    assert found.class_names == tuple(str(k) for k in range(47))
+
+
+def test_numbers_are_as_wide_as_the_last_of_them(tmp_path):
+    labels = idx(np.zeros(100_001, np.uint8))
+    images = idx(np.zeros((100_001, 1, 1), np.uint8))
+    found = arrays.idx(mnist(tmp_path, train_images=images, train_labels=labels))
+    names = found.splits["train"].names
+    assert (names[0], names[-1]) == (b"train/000000", b"train/100000")
+    assert np.all(names[1:] > names[:-1])
+
+
+def test_other_things_are_no_idx(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    (tmp_path / "file").write_bytes(idx(IMAGES))
+    for path in (tmp_path, tmp_path / "file", tmp_path / "nowhere"):
+        assert not arrays.is_idx(path)
+        with pytest.raises(InputError, match="holds no idx file such as train-images-"):
+            arrays.idx(path)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [
+        ({"train_labels": None}, "lacks train-labels-idx1-ubyte of its split train"),
+        ({"t10k_images": None}, "lacks t10k-images-idx3-ubyte of its split test"),
+        ({"train_images": idx(DIGITS)}, r"begins with b'\x00\x00\x08\x01', and must with"),
+        ({"train_labels": idx(DIGITS, b"\0\0\x0d\1")}, r"begins with b'\x00\x00\r\x01'"),
+        ({"train_labels": b""}, "begins with b'', and must"),
+        ({"train_images": idx(IMAGES)[:15]}, "is cut short in its header"),
+        ({"train_images": idx(IMAGES)[:-1]}, "holds only 3359 of the 3360 values"),
+        ({"train_images": idx(IMAGES) + b"\0"}, "holds more than 3360 of the 3360 values"),
+        ({"train_images": idx(IMAGES, shape=(2**32 - 1,) * 3)}, "holds only 3360 of the"),
+        ({"train_images": idx(IMAGES[:0])}, "holds nothing: its shape is (0, 28, 20)"),
+        ({"train_images": idx(IMAGES[:5])}, "holds 5 images, and train-labels-idx1-ubyte"),
+    ],
+)
+def test_a_fault_of_idx_is_named(tmp_path, replaced, said, pack):
+    with pytest.raises(InputError) as refused:
+        arrays.idx(mnist(tmp_path, pack=pack, **replaced))
+    assert said in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_gzip_cut_short_or_garbled_is_named(tmp_path):
+    whole = gzip.compress(idx(IMAGES))
+    for data in (whole[:-1], whole[:200], whole[:300] + bytes(300) + whole[600:]):
+        mnist(tmp_path, train_images=data)
+        with pytest.raises(InputError, match="train-images-idx3-ubyte cannot be read"):
+            arrays.idx(tmp_path)

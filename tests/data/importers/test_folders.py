@@ -1,0 +1,306 @@
+"""Splits, classes and labels from paths and tables, by hand."""
+
+import collections
+import hashlib
+import os
+import re
+import tarfile
+
+import pytest
+
+from jaxcls.data.importers.folders import folders, name_hash
+from jaxcls.errors import InputError
+from tests.images import write
+
+
+def read(root, val_fraction=0.0):
+    """Found, and {split: {name: (class name, its file's bytes)}}."""
+    found = folders(root, root.parent, val_fraction)
+    table = {}
+    for split, listing in found.splits.items():
+        labels = [found.class_names[label] for label in listing.labels]
+        rows = zip(
+            listing.names, labels, map(listing.read, range(len(labels))), strict=True
+        )
+        table[split] = {os.fsdecode(name): (label, data) for name, label, data in rows}
+    return found, table
+
+
+def made(*names):
+    return {name: name.encode("utf-8", "surrogateescape") for name in names}
+
+
+def refused(root, said, *, val_fraction=0.0):
+    with pytest.raises(InputError, match=said) as caught:
+        folders(root, root.parent, val_fraction)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """``source("a/1.png", ...)`` -> a folder of such files, each with its name in it."""
+    return lambda *names, **files: write(tmp_path / "some", {**made(*names), **files})
+
+
+@pytest.mark.parametrize("second", ["val", "valid", "validation", "test"])
+def test_splits_are_the_first_folder_and_classes_the_second(source, second):
+    names = ["train/a/1.png", "train/b/deep/er/2.JPG", f"{second}/a/1.png"]
+    found, table = read(source(*names))
+    assert found.class_names == ("a", "b")
+    assert table == {
+        "train": {names[0]: ("a", names[0].encode()), names[1]: ("b", names[1].encode())},
+        second: {names[2]: ("a", names[2].encode())},
+    }
+    assert (found.kind, found.channels) == ("class folders", 3)
+    assert (found.rejected, found.notes) == ([], [])
+
+
+def test_a_readme_beside_the_one_folder_that_wraps_all_changes_nothing(tmp_path):
+    for name in ("flowers/rose/1.jpg", "flowers/lily/1.jpg", "flowers/lily/2.jpg"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b"x")
+    before = folders(tmp_path / "source", tmp_path, 0.0)
+    (tmp_path / "source" / "README.txt").write_text("about flowers")
+    after = folders(tmp_path / "source", tmp_path, 0.0)
+    assert after.class_names == before.class_names == ("lily", "rose")
+    assert after.splits["train"].names.tolist() == before.splits["train"].names.tolist()
+
+
+def test_train_may_be_alone_and_so_may_be_classes(source):
+    _, table = read(source("train/a/1.png", "train/b/2.png"))
+    assert {split: set(rows) for split, rows in table.items()} == {
+        "train": {"train/a/1.png", "train/b/2.png"}
+    }
+    found, table = read(source("train/a/1.png") / "train")
+    assert list(table) == ["train"]
+    assert found.class_names == ("a", "b")
+
+
+def test_odd_names_are_classes_and_files(source):
+    odd = ["a b", "c,d", 'e"f', "naïve ☃", "-x", "#", "%41", "'", "train"]
+    names = [f"{name}/{name} 1.png" for name in odd]
+    raw = os.fsdecode(b"a b/\xff\n.png")
+    found, table = read(source(*names, raw))
+    assert found.class_names == tuple(sorted(odd))
+    assert {name: label for name, (label, _) in table["train"].items()} == {
+        **{name: name.split("/")[0] for name in names},
+        raw: "a b",
+    }
+
+
+def test_classes_that_are_numbers_are_in_their_order(source):
+    found, _ = read(source(*(f"{k}/1.png" for k in (10, 2, 1, 33, 0))))
+    assert found.class_names == ("0", "1", "2", "10", "33")
+
+
+def test_two_thousand_classes(source):
+    names = [f"class {k:04}/{j}.png" for k in range(2000) for j in range(2)]
+    found, table = read(source(*names))
+    assert found.class_names == tuple(f"class {k:04}" for k in range(2000))
+    assert all(name.startswith(f"{label}/") for name, (label, _) in table["train"].items())
+    assert len(table["train"]) == 4000
+
+
+@pytest.mark.parametrize("wrapper", ["flowers", "a/b", "flowers-1.0 (copy)"])
+@pytest.mark.parametrize(
+    "below", ["train/a/1.png train/b/2.png val/a/3.png", "a/1.png b/2.png"]
+)
+def test_one_folder_around_all_is_not_seen(tmp_path, wrapper, below):
+    plain = write(tmp_path / "plain", made(*below.split()))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(plain, wrapper)
+    with_readme = write(tmp_path / "w" / wrapper, {**made(*below.split()), "README": b""})
+    expected = read(plain)
+    assert read(tmp_path / "a.tar")[1] == expected[1]
+    assert read(tmp_path / "w")[1] == expected[1]
+    assert with_readme.is_dir()
+
+
+def test_a_wrapper_is_no_class_and_a_class_is_no_wrapper(source):
+    root = source("cats/1.png", "cats/2.png")
+    assert read(root)[0].class_names == ("cats",)
+    write(root, made("cats/sub/3.png"))
+    (root / "dogs").mkdir()
+    found, table = read(root)
+    assert found.class_names == ("cats", "dogs")
+    assert len(table["train"]) == 3
+
+
+def test_an_empty_class_folder_is_a_class(source):
+    root = source("train/b/1.png", "val/b/2.png")
+    (root / "train" / "a").mkdir()
+    (root / "other" / "c").mkdir(parents=True)
+    found, table = read(root)
+    assert found.class_names == ("a", "b")
+    assert table["train"]["train/b/1.png"][0] == "b"
+
+
+def test_what_is_in_no_class_is_said(source):
+    names = ["train/a/1.png", "train/2.JPG", "3.png", "extra/a/4.png", "README.md"]
+    found, table = read(source(*names, "train/.DS_Store", "__MACOSX/train/a/._1.png"))
+    assert list(table["train"]) == ["train/a/1.png"]
+    reason = "in no class folder"
+    assert sorted(found.rejected) == sorted((name, reason) for name in names[1:4])
+    assert found.notes == [
+        "2 hidden or system files are left out",
+        "left out, in no class folder: README.md",
+    ]
+
+
+def test_a_stray_file_is_shown_on_one_line(source):
+    found, _ = read(source("a/1.png", os.fsdecode(b"odd\n\xff.txt"), *"1234"))
+    (note,) = found.notes
+    assert note.isprintable()
+    assert note.endswith(" and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], r"some holds no file; give a folder of class folders"),
+        ([".DS_Store"], r"some holds no file; give a folder"),
+        (["notes.txt"], r"holds no image in a class folder; it must hold train/<class>"),
+        (["train/1.png", "test/2.png"], r"folders test, train look like splits, not"),
+        (["1.png"], r"no image in a class folder \(refused: 1.png, in no class folder\)"),
+        (["Train/a/1.png", "Test/a/2.png"], r"folders Test, Train look like splits, not"),
+        (["test/a/1.png", "val/a/2.png"], r"folders test, val look like splits, not"),
+    ],
+)
+def test_a_folder_without_classes_is_refused(source, names, said):
+    root = source(*names)
+    root.mkdir(exist_ok=True)
+    refused(root, said)
+
+
+def test_the_hash_of_a_name_is_uniform_and_its_first_values_are_for_all_time():
+    hashes = [name_hash(b"%d" % k) for k in range(10_000)]
+    assert len(set(hashes)) == 10_000
+    buckets = collections.Counter(h >> 60 for h in hashes)
+    assert all(abs(buckets[k] - 625) < 125 for k in range(16))
+    parameters = {"digest_size": 8, "person": b"jaxcls val"}
+    expected = hashlib.blake2b(b"a/1.png", **parameters).digest()
+    assert name_hash(b"a/1.png", b"jaxcls val").to_bytes(8, "big") == expected
+
+
+def test_val_fraction_takes_its_share_and_new_files_move_none(source):
+    names = [f"{'ab'[k % 2]}/{k}.png" for k in range(600)]
+    root = source(*names)
+    _, before = read(root, 0.25)
+    assert set(before) == {"train", "val"}
+    assert not set(before["train"]) & set(before["val"])
+    assert {**before["train"], **before["val"]} == read(root)[1]["train"]
+    assert abs(len(before["val"]) - 150) < 40
+    write(root, made(*(f"c/{k}.png" for k in range(300))))
+    _, after = read(root, 0.25)
+    for split in ("train", "val"):
+        assert set(before[split]) == set(names) & set(after[split])
+    _, more = read(root, 0.5)
+    assert set(after["val"]) < set(more["val"])
+
+
+def test_val_fraction_is_of_train_alone_and_leaves_none_empty(source):
+    refused(
+        source("a/1.png", "b/1.png"), "leaves split .* empty; try 0.2", val_fraction=1e-9
+    )
+    root = source("train/a/1.png", "test/a/2.png")
+    refused(root, "the source has its own train, test; leave", val_fraction=0.2)
+
+
+def table(tmp_path, text, *names, encoding="utf-8"):
+    files = made(*(names or ("x/1.png", "2.png", "sub dir/3,4.png")))
+    text = text.encode(encoding) if isinstance(text, str) else text
+    return write(tmp_path / "some", {**files, "labels.csv": text})
+
+
+def labels(root):
+    found, rows = read(root)
+    assert found.kind == "labels.csv"
+    return found, {s: {n: label for n, (label, _) in r.items()} for s, r in rows.items()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_labels_csv_gives_paths_their_labels(tmp_path, encoding, end):
+    lines = [
+        "path, label ",
+        "./x/1.png,cat",
+        '"sub dir/3,4.png","dog, ""big"""',
+        "2.png,cat",
+    ]
+    found, rows = labels(table(tmp_path, end.join(lines), encoding=encoding))
+    assert found.class_names == ("cat", 'dog, "big"')
+    expected = {"x/1.png": "cat", "sub dir/3,4.png": 'dog, "big"', "2.png": "cat"}
+    assert rows == {"train": expected}
+    assert (found.rejected, found.notes) == ([], [])
+
+
+def test_labels_csv_may_name_splits_and_have_other_columns(tmp_path):
+    text = (
+        "id,split,path,label\n7,train,x/1.png,b\n8,test,2.png,a\n\n9,,sub dir/3,4.png,a\n"
+    )
+    text = text.replace("sub dir/3,4.png", '"sub dir/3,4.png"')
+    _, rows = labels(table(tmp_path, text))
+    assert rows == {
+        "train": {"x/1.png": "b", "sub dir/3,4.png": "a"},
+        "test": {"2.png": "a"},
+    }
+
+
+def test_labels_that_are_numbers_are_in_their_order(tmp_path):
+    names = [f"{k}.png" for k in range(4)]
+    text = "path,label\n" + "".join(
+        f"{n},{k}\n" for n, k in zip(names, (10, 2, 1, 10), strict=True)
+    )
+    found, _ = labels(table(tmp_path, text, *names))
+    assert found.class_names == ("1", "2", "10")
+
+
+def test_labels_csv_of_windows_and_in_a_wrapper(tmp_path):
+    root = table(
+        tmp_path, "path,label\r\nx\\1.png,cat\r\n2.png,dog\r\n", "x/1.png", "2.png"
+    )
+    expected = {"train": {"x/1.png": "cat", "2.png": "dog"}}
+    assert labels(root)[1] == expected
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(root, "set")
+    assert labels(tmp_path / "a.tar")[1] == expected
+
+
+def test_lines_of_labels_csv_that_name_no_file_are_listed(tmp_path):
+    text = (
+        "path,label\n2.png,a\ngone.png,a\n../2.png,a\n/etc/passwd,a\n2.png,b\n"
+        "labels.csv,a\nhttp://x/y.png,a\n"
+    )
+    found, rows = labels(table(tmp_path, text))
+    assert rows == {"train": {"2.png": "a"}}
+    assert found.rejected == [
+        ("gone.png", "named in labels.csv line 3, and not there"),
+        ("../2.png", "its path leads out of the source"),
+        ("/etc/passwd", "its path leads out of the source"),
+        ("2.png", "named a second time in labels.csv line 6"),
+        ("labels.csv", "named a second time in labels.csv line 7"),
+        ("http://x/y.png", "named in labels.csv line 8, and not there"),
+    ]
+    assert found.notes == ["2 files are not in labels.csv, such as sub dir/3,4.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "labels.csv has the columns none; its first line must name path and label"),
+        ("file,class\n2.png,a\n", "has the columns file, class; its first line must"),
+        ("path;label\n2.png;a\n", "has the columns path;label; its first line must"),
+        ("2.png,a\n", "has the columns 2.png, a; its first line must"),
+        ("path,label\n", "holds no image that its labels.csv names; it must"),
+        ("path,label\na.jpg,a\n", "labels.csv names (refused: a.jpg, named in labels.csv"),
+        ("path,label\n2.png,\n", "labels.csv line 2 lacks a path or a label"),
+        ("path,label\n2.png\n", "labels.csv line 2 lacks a path or a label"),
+        ('path,label\n"x/1.png\n",a\n2.png,\n', "line 4 lacks a path or a label"),
+        ("path,label,split\n2.png,a,Train\n", "line 2: split 'Train' is none of train,"),
+        ("path,label\n2.png,na\xefve".encode("latin1"), "is not UTF-8; save it as UTF-8"),
+        ("path,label\n2.png,a".encode("utf-16"), "is not UTF-8; save it as UTF-8"),
+        ("path,label\n2.png," + "x" * 200_000, "labels.csv cannot be read (field larger"),
+    ],
+)
+def test_a_bad_labels_csv_is_refused_by_its_line(tmp_path, text, said):
+    refused(table(tmp_path, text), re.escape(said))

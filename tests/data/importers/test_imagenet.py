@@ -1,0 +1,372 @@
+"""Tars in ILSVRC2012's own layout, packed by tarfile: each image back, by its place."""
+
+import concurrent.futures
+import gc
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from jaxcls.data.importers.imagenet import imagenet, is_imagenet
+from jaxcls.errors import InputError
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+WNIDS = ["n02119789", "n01440764", "n03000001"]  # In the order of ILSVRC2012_ID.
+SORTED = ["n01440764", "n02119789", "n03000001"]
+RANDOM = np.random.default_rng(0)
+
+# Sizes about the 512 bytes of a block, and an image that looks like the end of a tar.
+CONTENTS = {
+    "n02119789": {f"n02119789_{k}.JPEG": RANDOM.bytes(k) for k in (511, 9, 100)},
+    "n01440764": {f"n01440764_{k}.JPEG": RANDOM.bytes(k) for k in (512, 513)},
+    "n03000001": {"n03000001_1.JPEG": bytes(2048), "n03000001_2.JPEG": b"\1"},
+}
+TRUTH = [3, 1, 2, 2]
+VALS = {f"ILSVRC2012_val_{k:08}.JPEG": RANDOM.bytes(700 * k) for k in (1, 2, 3, 4)}
+
+
+def member(name, size=0, kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, target
+    return info
+
+
+def tar(files, extra=(), mode="w", form=tarfile.GNU_FORMAT):
+    """The bytes of a tar of {name: bytes}, with `extra` members in front."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, format=form) as archive:
+        for info in extra:
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+        for name, data in files.items():
+            archive.addfile(member(name, len(data)), io.BytesIO(data))
+    return out.getvalue()
+
+
+def train_tar(contents=CONTENTS, extra=()):
+    return tar({f"{wnid}.tar": tar(files) for wnid, files in contents.items()}, extra)
+
+
+def meta(wnids=WNIDS):
+    """meta.mat: a struct array, the synsets with images first and those above after."""
+    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children")
+    kinds = [(name, object) for name in (*fields, "wordnet_height", "num_train_images")]
+    rows = [
+        (float(k), wnid, f"word {k}", "a gloss", 0.0, np.zeros((0, 0)), 0.0, 1300.0)
+        for k, wnid in enumerate(wnids, 1)
+    ]
+    above = len(wnids) + 1
+    rows.append((float(above), "n00001740", "entity", "", 2.0, [1.0, 2.0], 19.0, 0.0))
+    out = io.BytesIO()
+    savemat(out, {"synsets": np.array([[row] for row in rows], kinds)})
+    return out.getvalue()
+
+
+def devkit(mat=None, truth=None, root="ILSVRC2012_devkit_t12"):
+    files = {
+        f"{root}/readme.txt": b"read me",
+        f"{root}/data/ILSVRC2012_validation_ground_truth.txt": truth,
+        f"{root}/data/meta.mat": mat,
+    }
+    return tar({n: data for n, data in files.items() if data is not None}, mode="w:gz")
+
+
+def lines(truth):
+    return "".join(f"{number}\n" for number in truth).encode()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """``source(**{VAL: None})`` -> a folder with all three files, some replaced."""
+
+    def make(**replaced):
+        files = {
+            TRAIN: train_tar(),
+            VAL: tar(VALS),
+            DEVKIT: devkit(meta(), lines(TRUTH)),
+            **replaced,
+        }
+        for name, data in files.items():
+            if data is not None:
+                (tmp_path / name).write_bytes(data)
+        return tmp_path
+
+    return make
+
+
+def check_train(listing, class_names):
+    expected = {
+        f"{wnid}/{name}".encode(): (class_names.index(wnid), data)
+        for wnid, files in CONTENTS.items()
+        for name, data in files.items()
+    }
+    assert listing.names.tolist() == sorted(expected)
+    for i, name in enumerate(listing.names):
+        assert (listing.labels[i], listing.read(i)) == expected[name]
+
+
+def check_val(listing):
+    assert listing.names.tolist() == [name.encode() for name in VALS]
+    assert [SORTED[label] for label in listing.labels] == [WNIDS[n - 1] for n in TRUTH]
+    assert [listing.read(i) for i in range(4)] == list(VALS.values())
+
+
+def test_all_three_files_give_both_splits(source):
+    path = source()
+    assert is_imagenet(path)
+    found = imagenet(path)
+    assert found.class_names == tuple(SORTED)
+    assert (found.channels, found.rejected, found.notes) == (3, [], [])
+    assert list(found.splits) == ["train", "validation"]
+    check_train(found.splits["train"], SORTED)
+    check_val(found.splits["validation"])
+    for listing in found.splits.values():
+        assert listing.labels.dtype == np.int32
+        assert listing.names.dtype.kind == "S"
+    assert sorted(os.listdir(path)) == sorted([TRAIN, VAL, DEVKIT])
+
+
+def test_the_train_tar_alone_is_enough(source):
+    path = source(**{VAL: None, DEVKIT: None})
+    assert is_imagenet(path)
+    found = imagenet(path)
+    assert found.notes == [f"there is no split validation: {VAL} is not in {path}"]
+    assert list(found.splits) == ["train"]
+    check_train(found.splits["train"], SORTED)
+
+
+def test_the_val_tar_and_its_devkit_are_enough(source):
+    path = source(**{TRAIN: None})
+    assert is_imagenet(path)
+    found = imagenet(path)
+    assert found.class_names == tuple(SORTED)
+    assert found.notes == [f"there is no split train: {TRAIN} is not in {path}"]
+    assert list(found.splits) == ["validation"]
+    check_val(found.splits["validation"])
+
+
+def test_the_train_tar_itself_is_a_source_by_its_content(source):
+    path = source()
+    renamed = (path / TRAIN).rename(path / "images")
+    assert is_imagenet(renamed)
+    found = imagenet(renamed)
+    check_train(found.splits["train"], SORTED)
+    check_val(found.splits["validation"])
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_every_form_of_tar_is_read(source, form):
+    long = {f"n03000001_{'1' * 120}.JPEG": b"long"} if form == tarfile.PAX_FORMAT else {}
+    inner = {w: tar(files, form=form) for w, files in CONTENTS.items()}
+    inner["n03000001"] = tar({"n03000001_é.JPEG": b"e", **long}, form=form)
+    outer = {f"./{wnid}.tar": data for wnid, data in inner.items()}
+    top = [member(".", kind=tarfile.DIRTYPE)]
+    path = source(**{TRAIN: tar(outer, top, form=form), VAL: None})
+    assert is_imagenet(path / TRAIN)
+    listing = imagenet(path / TRAIN).splits["train"]
+    rest = {n.decode(): listing.read(i) for i, n in enumerate(listing.names)}
+    assert rest.pop("n03000001/n03000001_é.JPEG") == b"e"
+    assert [rest.pop(f"n03000001/{name}") for name in long] == [b"long"] * len(long)
+    assert len(rest) == 5
+
+
+def test_the_label_of_a_val_image_is_by_its_number_whatever_its_place(source):
+    check_val(
+        imagenet(source(**{VAL: tar(dict(reversed(VALS.items())))})).splits["validation"]
+    )
+
+
+def test_many_threads_read_at_once(source):
+    listing = imagenet(source()).splits["validation"]
+    wanted = list(range(4)) * 500
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        data = list(pool.map(listing.read, wanted))
+    assert data == [list(VALS.values())[i] for i in wanted]
+
+
+def test_the_file_is_closed_when_the_listing_goes(source):
+    path = source()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    found = imagenet(path)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del found
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_header_is_kept_while_indexing(source, monkeypatch):
+    most = []
+    following = tarfile.TarFile.next
+
+    def counting(self):
+        found = following(self)
+        most.append(len(self.members))
+        return found
+
+    monkeypatch.setattr(tarfile.TarFile, "next", counting)
+    files = {f"n01440764_{k}.JPEG": b"x" for k in range(500)}
+    path = source(**{TRAIN: train_tar({"n01440764": files}), VAL: None})
+    assert len(imagenet(path).splits["train"].names) == 500
+    assert len(most) > 500
+    assert max(most) <= 2
+
+
+def test_what_is_not_safe_to_name_is_rejected(source):
+    strange = [
+        member("n02119789_7.JPEG", kind=tarfile.SYMTYPE, target="/etc/passwd"),
+        member("n02119789_8.JPEG", kind=tarfile.LNKTYPE, target="n02119789_9.JPEG"),
+        member("../n02119789_1.JPEG", 5),
+        member("a/../../b.JPEG", 5),
+        member("/etc/x.JPEG", 5),
+        member("pipe", kind=tarfile.FIFOTYPE),
+        member("folder", kind=tarfile.DIRTYPE),
+    ]
+    inner = {f"{wnid}.tar": tar(files) for wnid, files in CONTENTS.items()}
+    inner["n02119789.tar"] = tar(CONTENTS["n02119789"], strange)
+    outer = [
+        member("n09999999.tar", kind=tarfile.SYMTYPE, target="n01440764.tar"),
+        member("../n01440764.tar", 512),
+        member("notes.txt", 5),
+        member("n1.tar", 5),
+    ]
+    path = source(**{TRAIN: tar(inner, outer), VAL: tar(VALS, [member("x.JPEG", 1)])})
+    found = imagenet(path)
+    check_train(found.splits["train"], SORTED)
+    check_val(found.splits["validation"])
+    link, out = (
+        "a link; archives are read without following any",
+        "its path leads out of the archive",
+    )
+    other = "not the tar of a class, such as n01440764.tar"
+    assert sorted(found.rejected) == sorted(
+        [
+            ("n02119789/n02119789_7.JPEG", link),
+            ("n02119789/n02119789_8.JPEG", link),
+            ("n02119789/../n02119789_1.JPEG", out),
+            ("n02119789/a/../../b.JPEG", out),
+            ("n02119789//etc/x.JPEG", out),
+            ("n02119789/pipe", "not a regular file"),
+            ("n09999999.tar", link),
+            ("../n01440764.tar", out),
+            ("notes.txt", other),
+            ("n1.tar", other),
+            ("x.JPEG", "not named as ILSVRC2012_val_00000001.JPEG"),
+        ]
+    )
+
+
+def test_a_second_file_of_a_name_is_rejected(source):
+    extra = [member("n02119789_9.JPEG", 5)]
+    files = {f"{w}.tar": tar(f, extra * ("2119" in w)) for w, f in CONTENTS.items()}
+    found = imagenet(source(**{TRAIN: tar(files), VAL: None}))
+    listing = found.splits["train"]
+    assert len(set(listing.names.tolist())) == len(listing.names) == 7
+    where = listing.names.tolist().index(b"n02119789/n02119789_9.JPEG")
+    assert listing.read(where) == bytes(5)
+    reason = "a second file of this name; the first is taken"
+    assert found.rejected == [("n02119789/n02119789_9.JPEG", reason)]
+
+
+def test_other_things_are_no_imagenet(tmp_path):
+    (tmp_path / "images.tar").write_bytes(tar({"cats/1.jpg": b""}))
+    (tmp_path / "packed.tar.gz").write_bytes(tar({"n01440764.tar": b""}, mode="w:gz"))
+    (tmp_path / "text").write_bytes(b"no archive")
+    (tmp_path / "empty").write_bytes(b"")
+    for path in (tmp_path, *tmp_path.iterdir(), tmp_path / "nowhere"):
+        assert not is_imagenet(path)
+    with pytest.raises(InputError, match=f"holds neither {TRAIN} nor {VAL}; give"):
+        imagenet(tmp_path)
+
+
+def test_a_train_tar_cut_anywhere_is_named(source):
+    whole = train_tar()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        end = archive.getmembers()[-1]
+        length = end.offset_data + end.size
+        borders = [info.offset for info in archive.getmembers()]
+    for cut in {*range(0, length, 700), *borders, length - 1, length}:
+        path = source(**{TRAIN: whole[:cut], VAL: None})
+        with pytest.raises(InputError) as refused:
+            imagenet(path)
+        text = str(refused.value)
+        assert text.startswith(f"{path / TRAIN}")
+        assert "is cut short or damaged (" in text
+        assert "download it again from https://image-net.org" in text
+        assert "\n" not in text
+        assert cut not in borders[1:] or "no file and no end at byte" in text
+
+
+def damaged(data, place):
+    return data[:place] + b"\xff" * 512 + data[place + 512 :]
+
+
+CLASS = tar(CONTENTS["n02119789"])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [
+        ({DEVKIT: None}, f"{DEVKIT} is missing, and labels the val images; download it"),
+        ({DEVKIT: b"no archive"}, f"{DEVKIT} cannot be read (not a gzip file)"),
+        ({DEVKIT: devkit(meta(), lines(TRUTH))[:200]}, f"{DEVKIT} cannot be read ("),
+        ({DEVKIT: devkit(meta())}, "lacks data/ILSVRC2012_validation_ground_truth.txt"),
+        ({DEVKIT: devkit(None, lines(TRUTH))}, f"{DEVKIT} lacks data/meta.mat"),
+        ({DEVKIT: devkit(b"no mat", lines(TRUTH))}, "data/meta.mat is damaged ("),
+        ({DEVKIT: devkit(meta()[:300], lines(TRUTH))}, "data/meta.mat is damaged ("),
+        ({DEVKIT: devkit(meta([]), b"")}, "meta.mat names no class, or one twice"),
+        ({DEVKIT: devkit(meta(WNIDS * 2), b"")}, "meta.mat names no class, or one twice"),
+        ({DEVKIT: devkit(meta(), b"1\n4\n")}, "ground_truth.txt:2 is '4', no class"),
+        ({DEVKIT: devkit(meta(), b"0")}, "ground_truth.txt:1 is '0', no class"),
+        ({DEVKIT: devkit(meta(), b"\xff\xd8")}, "ground_truth.txt:1 is "),
+        ({DEVKIT: devkit(meta(), b"1 2 3")}, "holds 4 images, and ILSVRC2012_devkit_t12"),
+        ({DEVKIT: devkit(meta(), b"1 2 3 1 1")}, "t12.tar.gz labels 5, numbered from 1"),
+        ({DEVKIT: devkit(meta(WNIDS[:2]), b"1")}, "3 classes, and ILSVRC2012_devkit_t12"),
+        ({DEVKIT: devkit(meta([*WNIDS, "n07"]), b"1")}, "names 4: n07 is in one only"),
+        ({VAL: tar(VALS)[:-10240]}, f"{VAL} is cut short or damaged ("),
+        ({VAL: tar({})}, f"{VAL} holds 0 images, and"),
+        ({TRAIN: tar({})}, f"{TRAIN} holds no tar such as n01440764.tar"),
+        ({TRAIN: train_tar({w: {} for w in WNIDS})}, f"{TRAIN} holds no image"),
+        ({TRAIN: b""}, f"{TRAIN} is cut short or damaged ("),
+        ({TRAIN: tar({"n02119789.tar": b"text"})}, f"{TRAIN}: n02119789.tar is cut"),
+        (
+            {TRAIN: tar({"n02119789.tar": damaged(CLASS, 1024)})},
+            f"{TRAIN}: n02119789.tar is cut short or damaged (no file and no end at byte",
+        ),
+        (
+            {TRAIN: tar({"n02119789.tar": CLASS[:700]})},
+            f"{TRAIN}: n02119789.tar is cut short or damaged (unexpected end of data)",
+        ),
+    ],
+)
+def test_a_fault_is_named(source, replaced, said):
+    path = source(**replaced)
+    assert is_imagenet(path)
+    with pytest.raises(InputError) as refused:
+        imagenet(path)
+    text = str(refused.value)
+    assert said in text
+    assert text.startswith(str(path))
+    assert "https://image-net.org" in text
+    assert "\n" not in text
+
+
+def test_a_nested_tar_may_end_without_zeros(source):
+    with tarfile.open(fileobj=io.BytesIO(CLASS)) as archive:
+        last = archive.getmembers()[-1]
+    inner = {f"{wnid}.tar": tar(files) for wnid, files in CONTENTS.items()}
+    inner["n02119789.tar"] = CLASS[: last.offset_data + 512]
+    found = imagenet(source(**{TRAIN: tar(inner)}))
+    check_train(found.splits["train"], SORTED)
+
+
+def test_a_file_that_shrinks_after_indexing_is_an_os_error(source):
+    path = source()
+    listing = imagenet(path).splits["validation"]
+    os.truncate(path / VAL, 2000)
+    assert listing.read(0) == VALS["ILSVRC2012_val_00000001.JPEG"]
+    with pytest.raises(OSError, match="of 2800 bytes are left in the tar"):
+        listing.read(3)

@@ -1,0 +1,388 @@
+"""Folders, tars and zips as one thing, against tarfile, zipfile and the system's tools."""
+
+import bz2
+import concurrent.futures
+import gzip
+import io
+import os
+import re
+import shutil
+import stat
+import struct
+import subprocess
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from jaxcls.data import files as files_module
+from jaxcls.data.decode import DecodeError
+from jaxcls.data.importers import find
+from jaxcls.data.importers import trees as trees_module
+from jaxcls.data.importers.trees import open_tree
+from jaxcls.errors import InputError
+from tests.images import write
+
+RANDOM = np.random.default_rng(0)
+FILES = {
+    "train/cats/1.jpg": RANDOM.bytes(511),
+    "train/cats/2 of, 3.JPG": RANDOM.bytes(512),
+    "train/dogs/naïve/☃.png": RANDOM.bytes(2000),
+    "train/dogs/10.png": b"",
+    "val/cats/a\\b.jpg": RANDOM.bytes(3),
+    "labels.txt": b"text",
+}
+LONG = {f"train/{'c' * 90}/{'f' * 90}-{k}.png": RANDOM.bytes(9) for k in range(3)}
+
+
+def member(name, size=0, kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, target
+    return info
+
+
+def tar(path, files, extra=(), mode="w", form=tarfile.PAX_FORMAT):
+    with tarfile.open(path, mode, format=form) as archive:
+        for info in extra:
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+        for name, data in files.items():
+            archive.addfile(member(name, len(data)), io.BytesIO(data))
+    return path
+
+
+def packed(path, files, extra=(), method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for info in extra:
+            archive.writestr(info, b"target")
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def contents(tree):
+    return {os.fsdecode(name): tree.read(i) for i, name in enumerate(tree.names)}
+
+
+def refused(path, tmp_path, said):
+    with pytest.raises(InputError, match=said) as caught:
+        open_tree(path, tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+KINDS = {
+    "folder": lambda path, files: write(path / "some", files),
+    "tar": lambda path, files: tar(path / "some.tar", files),
+    "gnu": lambda path, files: tar(path / "gnu", files, form=tarfile.GNU_FORMAT),
+    "tgz": lambda path, files: tar(path / "some.tgz", files, mode="w:gz"),
+    "bz2": lambda path, files: tar(path / "some.tar.bz2", files, mode="w:bz2"),
+    "xz": lambda path, files: tar(path / "some.tar.xz", files, mode="w:xz"),
+    "zip": lambda path, files: packed(path / "some.zip", files),
+    "stored": lambda path, files: packed(path / "x", files, (), zipfile.ZIP_STORED),
+    "lzma": lambda path, files: packed(path / "y.zip", files, (), zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_sorted_files(tmp_path, kind):
+    files = {**FILES, **LONG}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    assert contents(tree) == files
+    assert tree.names.tolist() == sorted(os.fsencode(name) for name in files)
+    assert (tree.rejected, tree.hidden) == ([], 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_reading_from_many_threads_gives_each_its_own(tmp_path, kind):
+    files = {f"{k:03}": RANDOM.bytes(4000) for k in range(200)}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(tree.read, range(200))) == list(files.values())
+
+
+def test_the_tools_of_the_system_are_understood(tmp_path):
+    root = write(tmp_path / "some", FILES)
+    names = ["train", "val", "labels.txt"]
+    subprocess.run(["tar", "cf", "../a.tar", "."], cwd=root, check=True)
+    subprocess.run(["tar", "czf", "../a.tgz", *names], cwd=root, check=True)
+    archives = ["a.tar", "a.tgz"]
+    if shutil.which("zip"):
+        subprocess.run(["zip", "-qr", "../a.zip", "."], cwd=root, check=True)
+        archives.append("a.zip")
+    for archive in archives:
+        tree = open_tree(tmp_path / archive, tmp_path)
+        assert contents(tree) == FILES
+        assert set(tree.folders) >= {b"train", b"train/cats", b"val/cats"}
+        assert tree.rejected == []
+
+
+def test_names_need_not_be_unicode(tmp_path):
+    files = {os.fsdecode(name): name for name in (b"a/\xff\xfe.png", b"a/\nb.png")}
+    expected = open_tree(write(tmp_path / "some", files), tmp_path)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+            archive.add(tmp_path / "some", ".")
+        tree = open_tree(tmp_path / "a.tar", tmp_path)
+        assert contents(tree) == contents(expected) == files
+        assert tree.names.tolist() == expected.names.tolist()
+
+
+def unflagged(data, name):
+    """A zip whose names are not said to be UTF-8, as some tools write them."""
+    at = 0
+    while (at := data.find(name, at)) >= 0:
+        start = max(data.rfind(b"PK\3\4", 0, at), data.rfind(b"PK\1\2", 0, at))
+        flags = start + (6 if data[start + 2] == 3 else 8)
+        data = data[:flags] + b"\0\0" + data[flags + 2 :]
+        at += 1
+    return data
+
+
+def test_a_zip_may_not_say_that_its_names_are_utf8(tmp_path):
+    path = packed(tmp_path / "a.zip", {"naïve/☃.png": b"snow"})
+    path.write_bytes(unflagged(path.read_bytes(), "naïve/☃.png".encode()))
+    assert zipfile.ZipFile(path).namelist() != ["naïve/☃.png"]
+    assert contents(open_tree(path, tmp_path)) == {"naïve/☃.png": b"snow"}
+
+
+def test_a_zip_of_old_windows_tools_has_folders(tmp_path):
+    info = zipfile.ZipInfo("train/cats/1.jpg")
+    info.create_system = 0
+    path = packed(tmp_path / "a.zip", {}, [info])
+    path.write_bytes(path.read_bytes().replace(b"train/cats/", b"train\\cats\\"))
+    assert contents(open_tree(path, tmp_path)) == {"train/cats/1.jpg": b"target"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_paths_are_made_plain(tmp_path, kind):
+    files = {"./a/1": b"1", "a//2": b"2", "b/./3": b"3"}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    assert contents(tree) == {"a/1": b"1", "a/2": b"2", "b/3": b"3"}
+
+
+HIDDEN = [".DS_Store", "a/.x.png", "__MACOSX/a/._1.png", "a/Thumbs.db", ".git/1.png"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_what_systems_leave_behind_is_counted_and_left_out(tmp_path, kind):
+    files = {"a/1.png": b"1", **dict.fromkeys(HIDDEN, b"x")}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    assert contents(tree) == {"a/1.png": b"1"}
+    assert tree.hidden == len(HIDDEN)
+    assert b"__MACOSX" not in tree.folders
+
+
+OUTSIDE = ["../1.png", "a/../../2.png", "/etc/3.png", "..\\4.png", "\\5.png"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_members_that_lead_out_are_refused(tmp_path, kind):
+    files = {"a/1.png": b"1", **dict.fromkeys(OUTSIDE, b"x")}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    assert contents(tree) == {"a/1.png": b"1"}
+    reason = "its path leads out of the archive"
+    assert sorted(tree.rejected) == sorted((name, reason) for name in OUTSIDE)
+
+
+def test_links_in_archives_are_refused(tmp_path):
+    kinds = {
+        "a/sym": tarfile.SYMTYPE, "a/hard": tarfile.LNKTYPE,
+        "a/fifo": tarfile.FIFOTYPE, "a/dev": tarfile.CHRTYPE,
+    }  # fmt: skip
+    extra = [member(name, kind=kind, target="1.png") for name, kind in kinds.items()]
+    tree = open_tree(tar(tmp_path / "a.tar", {"a/1.png": b"1"}, extra), tmp_path)
+    assert contents(tree) == {"a/1.png": b"1"}
+    link, other = "a link; archives are read without following any", "not a regular file"
+    assert tree.rejected == [(n, link if n[2] in "sh" else other) for n in kinds]
+    info = zipfile.ZipInfo("a/sym")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    tree = open_tree(packed(tmp_path / "a.zip", {"a/1.png": b"1"}, [info]), tmp_path)
+    assert contents(tree) == {"a/1.png": b"1"}
+    assert tree.rejected == [("a/sym", link)]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_second_member_of_a_name_is_refused(tmp_path, kind):
+    files = {"a/1.png": b"one", "./a/1.png": b"two", "b/2.png": b"2"}
+    tree = open_tree(KINDS[kind](tmp_path, files), tmp_path)
+    assert contents(tree) == {"a/1.png": b"one", "b/2.png": b"2"}
+    assert tree.rejected == [("a/1.png", "the same path a second time")]
+
+
+def test_links_in_a_folder_are_followed_but_not_in_circles(tmp_path):
+    root = write(tmp_path / "some", {"a/1.png": b"1"})
+    other = write(tmp_path / "other", {"2.png": b"2", "sub/3.png": b"3"})
+    (root / "b").symlink_to(other)
+    (root / "a" / "4.png").symlink_to(other / "2.png")
+    (root / "a" / "up").symlink_to(root)
+    (other / "self").symlink_to(other)
+    (root / "a" / "gone.png").symlink_to("nowhere")
+    (root / "a" / "itself.png").symlink_to("itself.png")
+    os.mkfifo(root / "a" / "pipe.png")
+    tree = open_tree(root, tmp_path)
+    files = {"a/1.png": b"1", "a/4.png": b"2", "b/2.png": b"2", "b/sub/3.png": b"3"}
+    assert contents(tree) == files
+    circle = "a link to a folder that it lies in"
+    assert dict(tree.rejected) == {
+        "a/up": circle, "b/self": circle, "a/pipe.png": "not a regular file",
+        "a/gone.png": "a broken link", "a/itself.png": "a broken link",
+    }  # fmt: skip
+
+
+def test_folders_without_a_file_are_known(tmp_path):
+    root = write(tmp_path / "some", {"train/cats/1.png": b"1"})
+    (root / "train" / "dogs").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(root, ".")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.mkdir("train/dogs")
+        archive.writestr("train/cats/1.png", b"1")
+    for name in ("some", "a.tar", "a.zip"):
+        assert b"train/dogs" in open_tree(tmp_path / name, tmp_path).folders
+        assert b"" not in open_tree(tmp_path / name, tmp_path).folders
+
+
+def test_a_file_that_went_away_is_said(tmp_path):
+    root = write(tmp_path / "some", FILES)
+    tree = open_tree(root, tmp_path)
+    shutil.rmtree(root / "val")
+    with pytest.raises(DecodeError, match=r"^No such file or directory$"):
+        tree.read(len(FILES) - 1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_a_file_over_the_limit_is_not_read(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(files_module, "MAX_BYTES", 10)
+    tree = open_tree(KINDS[kind](tmp_path, {"a": bytes(10), "b": bytes(11)}), tmp_path)
+    assert tree.read(0) == bytes(10)
+    with pytest.raises(DecodeError, match="11 bytes, over the limit of 10"):
+        tree.read(1)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "folder"])
+def test_an_archive_cut_anywhere_is_named(tmp_path, kind):
+    path = KINDS[kind](tmp_path, FILES)
+    whole = path.read_bytes()
+    tail = 1024 if kind in ("tar", "gnu") else 1  # A tar ends with zeros.
+    for size in {600, len(whole) // 3, len(whole) // 2, len(whole.rstrip(b"\0")) - tail}:
+        path.write_bytes(whole[:size])
+        refused(path, tmp_path, r"(is|or) damaged \(")
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "folder"])
+def test_a_damaged_archive_gives_files_or_a_reason(tmp_path, kind):
+    path = KINDS[kind](tmp_path, FILES)
+    whole = path.read_bytes()
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in RANDOM.integers(0, len(data), 3):
+            data[place] = RANDOM.integers(256)
+        path.write_bytes(data)
+        try:
+            tree = open_tree(path, tmp_path)
+        except InputError:
+            continue
+        for i in range(len(tree.names)):
+            try:
+                tree.read(i)
+            except (DecodeError, OSError):
+                continue
+
+
+def test_a_wrong_checksum_in_a_zip_rejects_the_file_alone(tmp_path):
+    path = packed(tmp_path / "a.zip", {"a": b"first", "b": b"other"}, (), 0)
+    path.write_bytes(path.read_bytes().replace(b"first", b"First", 1))
+    tree = open_tree(path, tmp_path)
+    with pytest.raises(DecodeError, match=r"cannot be unpacked \(Bad CRC-32"):
+        tree.read(0)
+    assert tree.read(1) == b"other"
+
+
+def test_an_encrypted_zip_is_refused_by_its_files(tmp_path):
+    path = packed(tmp_path / "a.zip", {"a": b"first"})
+    data = path.read_bytes()
+    for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        place = data.index(mark) + at
+        data = data[:place] + bytes([data[place] | 1]) + data[place + 1 :]
+    path.write_bytes(data)
+    tree = open_tree(path, tmp_path)
+    assert (len(tree.names), tree.rejected) == (0, [("a", "encrypted")])
+    with pytest.raises(InputError, match=r"holds no file \(refused: a, encrypted\)"):
+        find(path, tmp_path, 0)
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    inner = packed(tmp_path / "a.zip", {"inside": b"x"}).read_bytes()
+    assert zipfile.is_zipfile(io.BytesIO(inner))
+    path = tar(tmp_path / "a.tar", {"1.png": b"1", "a.zip": inner})
+    assert zipfile.is_zipfile(path)
+    assert contents(open_tree(path, tmp_path)) == {"1.png": b"1", "a.zip": inner}
+
+
+def test_a_tar_of_a_negative_size_ends(tmp_path):
+    path = tar(
+        tmp_path / "a.tar", {"1.png": b"1", "2.png": b"2"}, (), "w", tarfile.GNU_FORMAT
+    )
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" + struct.pack(">xxxq", -1024)
+    data[148:156] = b" " * 8
+    data[148:155] = b"%06o\0" % sum(data[:512])
+    path.write_bytes(data)
+    refused(path, tmp_path, r"cut short or damaged \(")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("notes.txt", b"plain text\n" * 100, "is no source of images; give a folder"),
+        ("empty", b"", "is no source of images; give a folder"),
+        ("photo.jpg.gz", gzip.compress(b"no tar" * 200, mtime=0), r"some|damaged \("),
+        ("none.gz", gzip.compress(b"", mtime=0), r"damaged \(empty file"),
+        ("a.bz2", bz2.compress(b"x" * 999)[:40] + b"!" * 99, r"damaged \("),
+        ("a.gz", b"\x1f\x8b\x08" + b"?" * 99, r"damaged \("),
+        ("a.xz", b"\xfd7zXZ\0" + b"?" * 99, r"damaged \("),
+    ],
+)
+def test_what_is_no_archive_is_named(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "scratch").mkdir()
+    path = tmp_path / name
+    with pytest.raises(InputError, match=said) as caught:
+        open_tree(path, tmp_path / "scratch")
+    assert str(path) in str(caught.value)
+    assert "scratch" not in str(caught.value)
+
+
+def test_unpacking_leaves_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(trees_module, "_FREE", 1 << 60)
+    small = tar(tmp_path / "small.tgz", FILES, mode="w:gz")
+    assert contents(open_tree(small, tmp_path)) == FILES
+    large = tar(tmp_path / "large.tgz", {"a": bytes(20 << 20)}, mode="w:gz")
+    refused(large, tmp_path, "unpacks to more than 16,777,216 bytes and .* is full; unpack")
+
+
+def test_a_source_that_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "gone", tmp_path / "pipe", tmp_path / ("x" * 5000)):
+        with pytest.raises(InputError, match=re.escape(f"--source={path} is not there")):
+            find(path, tmp_path, 0)
+
+
+def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    for path in (write(tmp_path / "some", FILES), tar(tmp_path / "a.tar", FILES)):
+        with pytest.raises(
+            InputError, match=r"cannot be read \(Permission denied\); allow"
+        ):
+            find(path, tmp_path, 0)
+
+
+def test_folders_too_deep_are_refused_and_the_rest_is_read(tmp_path):
+    subprocess.run(["mkdir", "-p", f"{tmp_path}/some/" + "d/" * 1200], check=True)
+    write(tmp_path / "some", {"e/1.png": b"1"})
+    tree = open_tree(tmp_path / "some", tmp_path)
+    assert contents(tree) == {"e/1.png": b"1"}
+    assert tree.rejected == [("/".join("d" * 101), "a folder over 100 deep")]
+    subprocess.run(["rm", "-rf", tmp_path / "some"], check=True)  # Python's own recurse.

@@ -1,0 +1,266 @@
+"""digits in TFRecord, framed here, becomes the same digits in ArrayRecord."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from sklearn.datasets import load_digits
+
+from jaxcls import commands
+from jaxcls.data import convert, sources
+from jaxcls.errors import InputError
+from tests.data.importers.test_tfrecords import frame
+
+
+def records_of(folder, split):
+    for path in sorted(folder.glob(f"digits-{split}.array_record-*")):
+        with ArrayRecordDataSource(str(path)) as source:
+            yield from source.__getitems__(range(len(source)))
+
+
+def write_split(folder, split, records, shards=2):
+    parts = np.array_split(np.arange(len(records)), shards)
+    for k, part in enumerate(parts):
+        path = folder / f"digits-{split}.tfrecord-{k:05}-of-{shards:05}"
+        path.write_bytes(b"".join(frame(records[i]) for i in part))
+    return [str(len(part)) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_dir):
+    """All of digits, as TFDS itself writes it in TFRecord, without TensorFlow."""
+    (old,) = (data_dir / "digits").iterdir()
+    folder = tmp_path_factory.mktemp("old") / "digits" / "1.0.0"
+    folder.mkdir(parents=True)
+    for name in ("features.json", "label.labels.txt"):
+        if (old / name).exists():
+            shutil.copy(old / name, folder)
+    info = json.loads((old / "dataset_info.json").read_text())
+    info["fileFormat"], info["version"] = "tfrecord", "1.0.0"
+    for split in info["splits"]:
+        split["shardLengths"] = write_split(
+            folder, split["name"], list(records_of(old, split["name"]))
+        )
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.fixture
+def source(whole, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(whole, tmp_path / "source" / "digits" / "1.0.0")
+
+
+def run(source, tmp_path, *more, name="digits"):
+    arguments = f"--source={source}", f"--name={name}", f"--data_dir={tmp_path}/new"
+    return commands.main(["prepare", *arguments, *more])
+
+
+def refused(source, tmp_path, said, *more, **options):
+    with pytest.raises(InputError, match=said) as caught:
+        run(source, tmp_path, *more, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("new/*/*"))
+
+
+@pytest.mark.parametrize("where", ["version", "parent"])
+def test_every_example_is_the_same(whole, tmp_path, capsys, where):
+    assert run(whole if where == "version" else whole.parent, tmp_path) == 0
+    new = tmp_path / "new" / "digits" / "1.0.0"
+    assert "digits train=1437 test=360 classes=10 rejected=0 sha256:" in (
+        capsys.readouterr().out.replace("test=360 train=1437", "train=1437 test=360")
+    )
+    digits = load_digits()
+    expected = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        data = tfds.builder_from_directory(new).as_data_source(split)
+        images[split] = np.stack([example["image"] for example in data])[..., 0]
+        labels[split] = [int(example["label"]) for example in data]
+        assert np.load(new / f"labels-{split}.npy").tolist() == labels[split]
+    both = np.concatenate([images["train"], images["test"]])
+    rows = sorted(
+        zip(both.reshape(-1, 64).tolist(), labels["train"] + labels["test"], strict=True)
+    )
+    assert rows == sorted(
+        zip(expected.reshape(-1, 64).tolist(), digits.target.tolist(), strict=True)
+    )
+
+
+def test_records_are_copied_byte_for_byte_and_used(whole, tmp_path, data_dir):
+    run(whole, tmp_path)
+    (old,) = (data_dir / "digits").iterdir()
+    new = tmp_path / "new" / "digits" / "1.0.0"
+    for split in ("train", "test"):
+        assert list(records_of(new, split)) == list(records_of(old, split))
+    dataset = sources.Dataset("digits", str(tmp_path / "new"))
+    assert dataset.facts.splits == {"train": 1437, "test": 360}
+    manifest = json.loads((new / "manifest.json").read_text())
+    assert manifest["source"] == "TFDS, converted from TFRecord"
+    counts = np.bincount(load_digits().target)
+    assert [sum(pair) for pair in zip(*manifest["examples"].values(), strict=True)] == (
+        counts.tolist()
+    )
+
+
+def test_a_record_whose_bits_changed_is_found(source, tmp_path):
+    path = source / "digits-test.tfrecord-00001-of-00002"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused(source, tmp_path, r"00001-of-00002: record \d+ at byte .* checksum \(crc32c\)")
+
+
+def edited(source, change):
+    path = source / "dataset_info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+def lengths(info, split, value):
+    (part,) = [part for part in info["splits"] if part["name"] == split]
+    part["shardLengths"] = value
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda f: (f / "digits-test.tfrecord-00000-of-00002").unlink(),
+            r"test.tfrecord-00000-of-00002 cannot be read \(No such file",
+        ),
+        (
+            lambda f: (f / "digits-test.tfrecord-00000-of-00002").write_bytes(b""),
+            r"split test holds 180 records of 360; a shard was changed: copy it again",
+        ),
+        (
+            lambda f: edited(f, lambda i: lengths(i, "test", ["180", "181"])),
+            r"split test holds 360 records of 361; a shard was changed",
+        ),
+        (lambda f: edited(f, lambda i: i.update(splits=[])), "has no split; copy it again"),
+        (
+            lambda f: edited(f, lambda i: i.update(nonsense=1)),
+            r"cannot be read as a TFDS dataset \(.*copy it again, with its dataset_info",
+        ),
+        (lambda f: (f / "features.json").unlink(), "cannot be read as a TFDS dataset"),
+        (lambda f: (f / "features.json").write_text("{"), "cannot be read as a TFDS dat"),
+        (
+            lambda f: edited(f, lambda i: i.pop("supervisedKeys")) or swap(f),
+            "is not a classification dataset: its features are",
+        ),
+    ],
+)
+def test_a_damaged_dataset_is_named_and_nothing_is_left(source, tmp_path, damage, said):
+    damage(source)
+    refused(source, tmp_path, said)
+
+
+def swap(folder):
+    """A label that is a number and no class."""
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    parts = features["featuresDict"]["features"]
+    parts["label"] = {
+        "pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "int64"},
+    }
+    path.write_text(json.dumps(features))
+
+
+def record(image, label):
+    """A tf.train.Example by hand: fields 1 of maps of bytes and int64 lists."""
+
+    def field(number, data):
+        size = len(data)
+        assert size < 1 << 14
+        length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
+        return bytes([number << 3 | 2]) + length + data
+
+    def entry(name, feature):
+        return field(1, field(1, name) + field(2, feature))
+
+    images = field(1, b"".join(field(1, one) for one in image))
+    labels = field(3, field(1, b"".join(bytes([one]) for one in label)))
+    return field(1, entry(b"image", images) + entry(b"label", labels))
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([record([b"png"], [99])], "split test has a label 99, and there are 10 classes"),
+        (
+            [record([b"png"], [1]), record([], [1])],
+            "record 1 of split test: 0 encoded image",
+        ),
+        (
+            [record([b"a", b"b"], [1])],
+            "record 0 of split test: 2 encoded image and 1 label",
+        ),
+        ([record([b"png"], [])], "record 0 of split test: 1 encoded image and 0 label"),
+        ([b"\xff\xff no example"], "record 0 of split test: no tf.train.Example; it must"),
+    ],
+)
+def test_records_that_are_no_examples_are_named(source, tmp_path, records, said):
+    found = write_split(source, "test", records, shards=1)
+    edited(source, lambda info: lengths(info, "test", found))
+    refused(source, tmp_path, said, name="other")
+
+
+def test_a_copy_is_never_written_over_its_source(source, tmp_path):
+    files = {path: path.read_bytes() for path in source.iterdir()}
+    arguments = ["--name=digits", f"--data_dir={tmp_path}/source"]
+    for given in (source, source.parent):
+        with pytest.raises(InputError, match="give a --data_dir") as caught:
+            commands.main(["prepare", f"--source={given}", *arguments])
+        assert "remove it" not in str(caught.value)
+    assert files == {path: path.read_bytes() for path in source.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--val_fraction=0.2", "--shrink=64", "--max_bad=3", "--quality=9", "--threads=1"],
+)
+def test_a_flag_that_would_change_nothing_is_refused(whole, tmp_path, flag):
+    refused(whole, tmp_path, f"is copied as it is; leave {flag} out", flag)
+
+
+def test_tfds_needs_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
+    said = r'^--tfds=cifar10: .*not installed; pip install "jaxcls\[tfds\]", or give'
+    with pytest.raises(InputError, match=said):
+        commands.main(["prepare", "--tfds=cifar10", f"--data_dir={tmp_path}"])
+    with pytest.raises(InputError, match="has a name of its own; leave --name out"):
+        commands.main(["prepare", "--tfds=cifar10", "--name=x"])
+    with pytest.raises(InputError, match="is copied as it is; leave --shrink=9 out"):
+        commands.main(["prepare", "--tfds=cifar10", "--shrink=9"])
+
+
+def test_what_tfds_prepared_gets_its_manifest(tmp_path, data_dir, monkeypatch, capsys):
+    """With a builder that needs no TensorFlow in the place of TFDS's own."""
+    shutil.copytree(data_dir / "digits", tmp_path / "digits")
+    (folder,) = (tmp_path / "digits").iterdir()
+    builder = tfds.builder_from_directory(folder)
+    monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(convert.tfds, "builder", lambda *args, **options: builder)
+    monkeypatch.setattr(builder, "download_and_prepare", lambda: None)
+    assert commands.main(["prepare", "--tfds=digits", f"--data_dir={tmp_path}"]) == 0
+    manifest = sources.manifest(folder)
+    assert manifest["source"] == "TFDS"
+    assert manifest["fingerprint"][:19] in capsys.readouterr().out
+    for split, shards in manifest["shards"].items():
+        records = list(records_of(folder, split))
+        assert sum(shard["examples"] for shard in shards) == len(records)
+        assert sum(shard["bytes"] for shard in shards) == sum(map(len, records))
+
+
+def test_what_tfds_raises_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(
+        InputError, match="--tfds=nothing_like_it: TFDS could not"
+    ) as caught:
+        commands.main(["prepare", "--tfds=nothing_like_it", f"--data_dir={tmp_path}"])
+    assert "\n" not in str(caught.value)

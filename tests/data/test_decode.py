@@ -1,0 +1,317 @@
+"""Encoded images -> pixels, against Pillow, NumPy and arithmetic."""
+
+import io
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_sample_image
+
+from jaxcls.data import batches, decode
+from jaxcls.errors import InputError
+from tests.images import NOISE, encode, far, pillow
+
+
+def decoded(data, channels=3):
+    return decode.decode(channels)(data, None)
+
+
+@pytest.fixture(scope="module", params=["china.jpg", "flower.jpg"])
+def photograph(request):
+    return load_sample_image(request.param)
+
+
+def test_png_decodes_to_the_very_pixels(photograph):
+    assert far(decoded(encode(photograph, "PNG")), photograph) == 0
+    grey = photograph[:, :, 0]
+    assert far(decoded(encode(grey, "PNG"), 1), grey[:, :, None]) == 0
+    assert far(decoded(encode(grey, "PNG")), np.stack([grey] * 3, -1)) == 0
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_decodes_like_pillow(photograph, subsampling):
+    data = encode(photograph, "JPEG", quality=90, subsampling=subsampling)
+    assert far(decoded(data), pillow(data)) <= 1
+    luma = Image.open(io.BytesIO(data))
+    luma.draft("L", luma.size)
+    assert far(decoded(data, 1), np.asarray(luma)[:, :, None]) <= 1
+
+
+def opencv(data, channels=3):
+    mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+JPEGS = {
+    **{
+        kind: simplejpeg.encode_jpeg(NOISE, 90, "RGB", kind)
+        for kind in ("444", "422", "420", "440", "411", "Gray")
+    },
+    "grey": encode(NOISE[:, :, 0], "JPEG"),
+    "progressive": encode(NOISE, "JPEG", progressive=True),
+    "restarts": encode(NOISE, "JPEG", restart_marker_blocks=1),
+    "comment": encode(NOISE, "JPEG", comment=b"\xff\xc0" * 100, exif=Image.Exif()),
+    "damaged": encode(NOISE, "JPEG")[:-200] + b"\xff\xd3" * 20 + b"\xff\xd9",
+    "followed": encode(NOISE, "JPEG") + bytes(20),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_every_kind_of_jpeg_decodes_to_opencvs_pixels(kind, channels):
+    assert far(decoded(JPEGS[kind], channels), opencv(JPEGS[kind], channels)) == 0
+
+
+def test_cmyk_and_twelve_bits_are_left_to_opencv():
+    cmyk = encode(Image.new("CMYK", (9, 7), (255, 0, 0, 0)), "JPEG")
+    assert far(decoded(cmyk), opencv(cmyk)) == 0
+    twelve = JPEGS["444"].replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c")
+    with pytest.raises(decode.DecodeError):
+        decoded(twelve)
+
+
+@pytest.mark.parametrize("lacks", [1, 2, 20, 300])
+def test_a_jpeg_without_its_end_is_refused(lacks):
+    data = encode(NOISE, "JPEG")[:-lacks]
+    ops = [decode.decode(), decode.random_resized_crop(8, (0.1, 0.1))]
+    for each in (ops, batches.fuse(ops)):
+        with pytest.raises(decode.DecodeError, match=f"^{len(data)} bytes that are no"):
+            batches.transform(each, data, batches.example_rng(0, 0))
+
+
+def test_a_header_of_too_many_pixels_takes_no_memory():
+    size, huge = struct.pack(">HH", 24, 36), struct.pack(">HH", 65_000, 65_000)
+    with pytest.raises(decode.DecodeError, match="no complete JPEG"):
+        decoded(JPEGS["444"].replace(b"\x08" + size, b"\x08" + huge))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", [*JPEGS, "PNG"])
+def test_a_crop_while_decoding_gives_the_pixels_of_a_crop_after_it(kind, channels, capfd):
+    data = encode(NOISE, "PNG") if kind == "PNG" else JPEGS[kind]
+    ops = [decode.decode(channels), decode.random_resized_crop((5, 7), (0.05, 1))]
+    fused = batches.fuse(ops)
+    assert len(fused) == 1
+    for position in range(200):
+        whole = batches.transform(ops, data, batches.example_rng(0, position))
+        part = batches.transform(fused, data, batches.example_rng(0, position))
+        assert far(whole, part) == 0
+    assert kind == "damaged" or capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "restarts"])
+def test_decoding_stops_below_the_rows_that_are_wanted(kind):
+    read, whole = decode.Decode(3), decoded(JPEGS[kind])
+    frame = decode.frame_of(JPEGS[kind])
+    for stop in range(1, 25):
+        rows = read.rows(JPEGS[kind], frame, stop)
+        assert len(rows) == min(24, stop + decode.CONTEXT)
+        assert far(rows[:stop], whole[:stop]) == 0
+
+
+def test_colour_becomes_grey_by_the_usual_weights():
+    exact = NOISE @ [0.299, 0.587, 0.114]
+    assert np.abs(decoded(encode(NOISE, "PNG"), 1)[:, :, 0] - exact).max() <= 1.1
+
+
+def test_decode_ignores_the_exif_rotation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert far(decoded(encode(NOISE, "PNG", exif=exif)), NOISE) == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"a line of text", b"\xff\xd8\xff\xe0"])
+def test_bytes_that_are_no_image_are_refused(data):
+    with pytest.raises(decode.DecodeError, match=f"^{len(data)} bytes that are no"):
+        decoded(data)
+
+
+def test_decode_gives_grey_or_rgb_only():
+    with pytest.raises(ValueError, match="channels=4 must be 1 or 3"):
+        decode.decode(4)
+
+
+def triangle(x):
+    return np.maximum(0, 1 - np.abs(x))
+
+
+def cubic(a):
+    def kernel(x):
+        x = np.abs(x)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+    return kernel
+
+
+def box(x):
+    return (np.abs(x) < 0.5).astype(float)
+
+
+def resampled(image, size, kernel, antialias, replicate):
+    """Separable resampling from its definition: [H, W, C] -> [size[0], size[1], C]."""
+    out = image.astype(float)
+    for axis in (0, 1):
+        n, m = image.shape[axis], size[axis]
+        scale = max(1, n / m) if antialias else 1
+        taps = np.arange(-3 * n, 4 * n)
+        centre = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
+        weights = kernel((taps - centre) / scale)
+        if not replicate:
+            weights = weights * ((taps >= 0) & (taps < n))
+        matrix = np.zeros((m, n))
+        np.add.at(matrix.T, taps.clip(0, n - 1), weights.T)
+        matrix /= matrix.sum(1, keepdims=True)
+        out = np.moveaxis(np.tensordot(matrix, out, (1, axis)), 0, axis)
+    return out
+
+
+DEFINITIONS = {
+    "bilinear": (triangle, True, False),
+    "bicubic": (cubic(-0.5), True, False),
+    "linear": (triangle, False, True),
+    "cubic": (cubic(-0.75), False, True),
+    "area": (box, True, True),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 12), (12, 9), (17, 50), (31, 40)])
+@pytest.mark.parametrize("name", list(decode.FILTERS))
+def test_every_filter_follows_its_definition(name, size, channels):
+    if name == "area":  # Whole blocks only: elsewhere the definition is OpenCV's own.
+        size = (size[0] // 8 * 8, 12) if size[0] < 17 else (6, 9)
+    image = NOISE[:, :, :channels] // 2 + 64  # What overshoots is not clipped.
+    ours = decode.resize(size, name)(image, None)
+    assert ours.dtype == np.uint8
+    assert ours.shape == (*size, channels)
+    assert np.abs(ours - resampled(image, size, *DEFINITIONS[name])).max() <= 1.1
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    for name in decode.FILTERS:
+        assert far(decode.resize((24, 36), name)(NOISE, None), NOISE) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((500, 375), (341, 256)),
+        ((375, 500), (256, 341)),
+        ((100, 100), (256, 256)),
+        ((333, 500), (256, 384)),
+        ((1, 1000), (256, 256_000)),
+    ],
+)
+def test_resize_short_keeps_the_proportions(shape, expected):
+    out = decode.resize_short(256)(np.zeros((*shape, 1), np.uint8), None)
+    assert out.shape == (*expected, 1)
+
+
+def test_center_crop_takes_the_middle_rounding_half_to_even():
+    image = np.arange(9 * 12, dtype=np.uint8).reshape(9, 12, 1)
+    for size, (top, left) in {(4, 9): (2, 2), (6, 7): (2, 2), (5, 6): (2, 3)}.items():
+        expected = image[top : top + size[0], left : left + size[1]]
+        assert far(decode.center_crop(size)(image, None), expected) == 0
+    assert far(decode.center_crop(5)(image, None), image[2:7, 4:9]) == 0
+
+
+def test_center_crop_pads_what_is_smaller_with_black():
+    image = np.full((2, 7, 3), 9, np.uint8)
+    out = decode.center_crop(5)(image, None)
+    expected = np.zeros((5, 5, 3), np.uint8)
+    expected[1:3] = 9
+    assert far(out, expected) == 0
+
+
+def boxes(shape, n, **options):
+    """(top, left, height, width) of n random crops, read off the corners of the output."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
+    op = decode.random_resized_crop((256, 256), **options)
+    for seed in range(n):
+        out = op(image, batches.example_rng(0, seed)).astype(int)
+        (top, left, _), (bottom, right, _) = out[0, 0], out[-1, -1]
+        yield top, left, bottom - top + 1, right - left + 1
+
+
+@pytest.mark.parametrize("shape", [(200, 250), (90, 255), (64, 64)])
+def test_random_crops_keep_to_the_area_and_the_ratio(shape):
+    for _, _, h, w in boxes(shape, 200):
+        assert (h + 0.5) * (w + 0.5) >= 0.08 * shape[0] * shape[1]
+        assert (w + 0.5) / (h - 0.5) >= 3 / 4
+        assert (w - 0.5) / (h + 0.5) <= 4 / 3
+
+
+def test_random_crops_are_uniform_in_area_log_ratio_and_place():
+    side, low, high = 250, 0.1, 0.4
+    found = boxes((side, side), 500, area=(low, high), ratio=(0.5, 2))
+    top, left, h, w = np.array(list(found)).T
+    area, ratio = h * w / side**2, np.log2(w / h)
+    samples = {
+        "area": (area - low) / (high - low),
+        "ratio": (ratio + 1) / 2,
+        "top": top / (side - h),
+        "left": left / (side - w),
+    }
+    for name, values in samples.items():
+        assert stats.kstest(values, "uniform").pvalue > 0.01, name
+
+
+def test_a_random_crop_may_touch_every_edge():
+    top, left, h, w = np.array(list(boxes((6, 6), 300, area=(0.5, 0.6)))).T
+    assert (top.min(), left.min(), (top + h).max(), (left + w).max()) == (0, 0, 6, 6)
+
+
+def test_a_random_crop_is_decided_by_its_generator():
+    op = decode.random_resized_crop(16)
+    once = op(NOISE, np.random.default_rng(5))
+    assert far(once, op(NOISE, np.random.default_rng(5))) == 0
+    assert far(once, op(NOISE, np.random.default_rng(6))) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((10, 240), (0, 113, 10, 13)), ((240, 10), (113, 0, 13, 10))],
+)
+def test_a_very_long_image_is_cropped_to_its_middle(shape, expected):
+    assert set(boxes(shape, 20, area=(0.9, 1.0))) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: decode.resize(0), "size=0 must be a whole number or (height, width)"),
+        (lambda: decode.center_crop((1, 2, 3)), "size=(1, 2, 3) must be"),
+        (lambda: decode.resize_short(1.5), "size=1.5 must be"),
+        (lambda: decode.resize_short((8, 9)), "size=(8, 9) must be one whole number"),
+        (lambda: decode.random_resized_crop(8, (0.5, 0.1)), "area=(0.5, 0.1)"),
+        (lambda: decode.random_resized_crop(8, (0, 1)), "area=(0, 1)"),
+        (lambda: decode.random_resized_crop(8, ratio=(2, 1)), "ratio=(2, 1)"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_its_value(make, said):
+    with pytest.raises(ValueError, match="must be") as refused:
+        make()
+    assert said in str(refused.value)
+
+
+def test_an_unknown_filter_is_refused_with_the_list():
+    with pytest.raises(InputError) as refused:
+        decode.resize(8, "lanczos")
+    assert "'lanczos'" in str(refused.value)
+    assert all(name in str(refused.value) for name in decode.FILTERS)
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    with pytest.raises(ValueError, match="at most 8192 pixels"):
+        decode.resize(1_000_000)
+    stripe = np.zeros((1, 4000, 1), np.uint8)
+    with pytest.raises(decode.DecodeError, match=r"4000x1 pixels become 1024000x256, over"):
+        decode.resize_short(256)(stripe, None)

@@ -1,0 +1,194 @@
+"""Which files are meant, in what order, and what is read of them."""
+
+import io
+import os
+
+import pytest
+
+from jaxcls.data import decode, files, importers
+from jaxcls.data.files import Bad
+from jaxcls.errors import InputError
+from jaxcls.predict import gallery
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.JPG", "a.png", "sub/c.webp", "sub/a.tiff", "notes.txt", "x.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_a_folder_gives_its_images_by_path_and_files_come_as_given(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    name = folder.name
+    inside = [f"{name}/{n}" for n in ("a.png", "b.JPG", "sub/a.tiff", "sub/c.webp")]
+    paths = [f"./{name}/x.npy", name, f"{name}//a.png", "no/such"]
+    expected = [paths[0], *inside, *paths[2:]]
+    assert list(files.images(paths)) == expected
+
+
+def test_nothing_is_looked_at_before_it_is_asked_for():
+    def paths():
+        yield "a.png"
+        raise AssertionError
+
+    assert next(files.images(paths())) == "a.png"
+
+
+def test_hidden_and_system_files_are_left_out(folder):
+    for name in ("._a.png", ".hidden/a.png", "__MACOSX/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert len(list(files.below(str(folder)))) == 4
+    (folder / ".hidden/b.txt").touch()
+    assert list(files.below(f"{folder}/.hidden")) == [f"{folder}/.hidden/a.png"]
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_said(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").touch()
+    (tmp_path / "z").mkdir()
+    for name, target in {
+        "a/loop": tmp_path, "b": tmp_path / "a", "gone.png": "nowhere", "gone": "nowhere",
+        "self.png": "self.png", "y.png": tmp_path / "a/x.png",
+    }.items():  # fmt: skip
+        (tmp_path / name).symlink_to(target)
+    loop = "a link to a folder that it lies in"
+    expected = [
+        Bad("a/loop", loop), "a/x.png", Bad("b/loop", loop), "b/x.png",
+        *(Bad(name, "a broken link") for name in ("gone", "gone.png", "self.png")), "y.png",
+    ]  # fmt: skip
+    found = [
+        Bad(os.path.relpath(x.path, tmp_path), x.why)
+        if isinstance(x, Bad)
+        else os.path.relpath(x, tmp_path)
+        for x in files.below(str(tmp_path))
+    ]
+    assert found == expected
+    with pytest.raises(decode.DecodeError, match="No such file or directory"):
+        files.read(f"{tmp_path}/gone.png")
+    with pytest.raises(decode.DecodeError, match="Too many levels of symbolic links"):
+        files.read(f"{tmp_path}/self.png")
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_the_rest_is_found(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(path):  # As to anyone but root, whom nothing is refused.
+        if path.endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = list(files.below(str(folder)))
+    assert found[2:] == [Bad(f"{folder}/sub", "Permission denied")]
+    assert len(found) == 3
+
+
+def test_prepare_predict_and_search_find_the_same_files_in_one_order(tmp_path):
+    root = tmp_path / "photos"
+    good = [
+        "b-c/1.png", "b.d/1.PNG", "b/1.png", "b/a!.jpg", "b/a/1.png", "b/a0.tiff",
+        "b/to/1.webp", "é/☃.png", os.fsdecode(b"\xff/\xfe\n.png"),
+    ]  # fmt: skip
+    left_out = [
+        "b/.x.png", "b/.y/1.png", "b/Thumbs.db", "__MACOSX/b/1.png", "b/notes.txt",
+        "b/LICENSE",
+    ]  # fmt: skip
+    outside = ["../other/1.webp"]
+    for name in [*good[:6], *good[7:], *left_out, *outside]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name, target in {
+        "b/to": tmp_path / "other", "b/up": root, "b/gone.png": "nowhere", "b/me": "me",
+        "b/missing": "nowhere",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "b/pipe.png")
+    bad = {
+        "b/gone.png": "a broken link", "b/me": "a broken link",
+        "b/missing": "a broken link", "b/pipe.png": "not a regular file",
+        "b/up": "a link to a folder that it lies in",
+    }  # fmt: skip
+    prepared = importers.find(root, tmp_path, 0.0)
+    assert [os.fsdecode(name) for name in prepared.splits["train"].names] == good
+    assert prepared.rejected == list(bad.items())
+
+    asked = list(files.images([str(root)]))
+    searched = gallery.listed(str(root))
+    assert [x for x in asked if not isinstance(x, Bad)] == [f"{root}/{x}" for x in good]
+    assert searched.names == good
+    said = [Bad(f"{root}/{name}", why) for name, why in bad.items()]
+    assert [x for x in asked if isinstance(x, Bad)] == searched.bad == said
+
+
+def test_a_folder_without_images_in_a_list_is_said(tmp_path):
+    ((path, why),) = files.images([str(tmp_path)])
+    assert path == str(tmp_path)
+    assert why.startswith("holds no image; .avif, .bmp")
+
+
+def test_arguments_none_of_which_can_be_meant_are_refused_at_once(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, said in {
+        ("no/such.png",): "no/such.png is not a file; give image files",
+        ("",): "'' is not a file; give image files",
+        ("no/such.png", f"{tmp_path}/empty"): "no/such.png is not a file",
+        (f"{tmp_path}/empty",): f"{tmp_path}/empty holds no image; .avif, .bmp",
+        ("-", "-"): "- is given twice",
+    }.items():
+        with pytest.raises(InputError) as refused:
+            files.check(arguments)
+        assert str(refused.value).startswith(said)
+    (tmp_path / "gone.png").symlink_to("nowhere")  # Bad when its turn comes.
+    files.check([str(folder), str(folder / "x.npy"), "-", str(tmp_path / "gone.png")])
+    files.check([f"{folder}/a.png", "no/such.png", f"{tmp_path}/empty"])  # These two, too.
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0"])
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 16])
+def test_a_list_is_its_paths_whatever_their_bytes(end, chunk, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK", chunk)
+    paths = [b"a b", "é☃".encode(), b"\xff\xfe", b" c\r"] + [b"d\ne"] * (end == b"\0")
+    if chunk == 1:
+        paths = [b"a"]
+    text = end + end.join(paths)  # An empty path, and none that ends the last.
+    found = list(files.listed(io.BytesIO(text), end))
+    assert [os.fsencode(path) for path in found] == paths
+    assert list(files.listed(io.BytesIO(text + end), end)) == found
+
+
+def test_a_list_is_read_as_it_is_needed():
+    reading, writing = os.pipe()
+    os.write(writing, b"a\nb\nc")
+    with open(reading, "rb") as stream:
+        found = files.listed(stream, b"\n")
+        assert [next(found), next(found)] == ["a", "b"]
+        os.close(writing)
+        assert list(found) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(b"a.png\0b.png\0", "has a NUL byte"), (b"x" * 100_000, "over 65536 bytes in one")],
+)
+def test_what_is_no_list_of_paths_is_refused(text, said):
+    with pytest.raises(InputError, match=said):
+        list(files.listed(io.BytesIO(text), b"\n"))
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, "/dev/zero"):
+        with pytest.raises(decode.DecodeError, match=r"^not a regular file$"):
+            files.read(str(path))
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(decode.DecodeError, match="over the limit of 1,073,741,824"):
+        files.read(str(tmp_path / "x.png"))
+    (tmp_path / "y.png").write_bytes(b"y")
+    assert files.read(str(tmp_path / "y.png")) == b"y"

@@ -1,0 +1,244 @@
+"""What of a dataset is used, in which order, and from where."""
+
+import numpy as np
+import pytest
+
+from jaxcls import experiment
+from jaxcls.data import sources
+from jaxcls.errors import InputError
+from jaxcls.experiment.checks import check
+
+
+def built(tiny, **changes):
+    return experiment.build(tiny(**{"data.threads": 1, **changes}))
+
+
+def host(batches):
+    return [{name: np.asarray(x) for name, x in batch.items()} for batch in batches]
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert set(a) == set(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("extra", [{}, {"data.classes": "2-5"}, {"data.balance": True}])
+def test_resident_batches_are_those_that_are_streamed(tiny, devices, extra):
+    changes = {"mesh.devices": devices, "length": "25 steps", **extra}
+    streamed = built(tiny, **{"data.resident": "off", **changes})
+    resident = built(tiny, **{"data.resident": "on", **changes})
+    for start in (0, 19):
+        same(host(resident.train_batches(start)), host(streamed.train_batches(start)))
+    evaluated = [
+        host(exp.eval_batches("train[90%:]", "data.eval")) for exp in (resident, streamed)
+    ]
+    same(*evaluated)
+
+
+def test_a_resident_batch_is_sharded_as_a_streamed_one(tiny):
+    batches = [
+        next(built(tiny, **{"data.resident": kind, "mesh.devices": 4}).train_batches())
+        for kind in ("on", "off")
+    ]
+    for name in ("image", "label"):
+        assert batches[0][name].sharding.is_equivalent_to(
+            batches[1][name].sharding, batches[0][name].ndim
+        )
+
+
+def test_what_is_resident_is_decoded_once(tiny, monkeypatch):
+    exp = built(tiny, **{"length": "60 steps"})
+    reads = []
+    whole = sources.Source.read
+
+    def counting(self, indices):
+        reads.append(len(indices))
+        return whole(self, indices)
+
+    monkeypatch.setattr(sources.Source, "read", counting)
+    for _ in exp.train_batches():
+        pass
+    n = exp.plan.examples
+    assert n <= sum(reads) < n + 256  # The last batch of the decoding is padded.
+    for _ in exp.train_batches(30):
+        pass
+    assert sum(reads) < n + 256
+
+
+def test_random_host_crops_are_streamed_or_refused(tiny):
+    ops = {"data.train_ops": "decode(1) | random_resized_crop(8)"}
+    images = [host(built(tiny, **ops, **{"data.resident": "auto"}).train_batches())]
+    images.append(host(built(tiny, **ops, **{"data.resident": "off"}).train_batches()))
+    same(*images)
+    with pytest.raises(InputError, match="random_resized_crop, which gives other pixels"):
+        next(built(tiny, **ops, **{"data.resident": "on"}).train_batches())
+
+
+def labels_of(exp):
+    split = exp.config.data.train
+    return exp.selection.dataset.labels(split, "data.train")
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_only_the_chosen_classes_are_seen_and_they_count_from_0(tiny, resident):
+    exp = built(tiny, **{"data.classes": "7, 3,9", "data.resident": resident})
+    assert exp.selection.class_names == ("3", "7", "9")
+    assert exp.selection.num_classes == 3
+    assert exp.programs.state_shapes.params["head"]["kernel"].shape[-1] == 3
+    n = int(np.isin(labels_of(exp), [3, 7, 9]).sum())
+    assert exp.plan.examples == n
+    seen = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    assert set(seen.tolist()) == {0, 1, 2}
+    # The pixels still belong to their labels.
+    whole = built(tiny, **{"data.resident": "off"})
+    known = {}
+    for batch in host(whole.train_batches()):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            known[image.tobytes()] = int(label)
+    numbers, checked = {3: 0, 7: 1, 9: 2}, 0
+    for batch in host(exp.train_batches()):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            if image.tobytes() in known:
+                assert numbers[known[image.tobytes()]] == label
+                checked += 1
+    assert checked > 100
+
+
+def test_evaluation_of_chosen_classes_covers_exactly_them(tiny):
+    exp = built(tiny, **{"data.classes": "0-4"})
+    labels = exp.selection.dataset.labels("test", "data.test")
+    batches = host(exp.eval_batches("test", "data.test"))
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    np.testing.assert_array_equal(np.sort(index), np.arange((labels < 5).sum()))
+    assert exp.data.examples("test") == (labels < 5).sum()
+
+
+def test_a_fraction_is_of_the_training_examples_only(tiny):
+    exp = built(tiny, **{"data.fraction": 0.2})
+    counts = np.bincount(labels_of(exp))
+    assert exp.plan.examples == np.rint(counts * 0.2).sum()
+    assert exp.data.examples("test") == 360
+    assert exp.data.examples("eval") == built(tiny).data.examples("eval")
+
+
+def test_balance_gives_every_class_equally_often(tiny):
+    exp = built(tiny, **{"data.balance": True, "length": "3 epochs", "batch_size": 100})
+    labels = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    for epoch in range(2):
+        counts = np.bincount(
+            labels[epoch * exp.plan.examples :][: exp.plan.examples], minlength=10
+        )
+        assert counts.max() - counts.min() <= 1
+    assert exp.implied()["order"] == "philox-balanced-1"
+
+
+def test_a_run_is_not_scored_on_other_data_than_its_own(tiny):
+    exp = built(tiny)
+    facts = exp.selection.facts._replace(splits={"train": 1437, "test": 300})
+    with pytest.raises(InputError, match=r"the data changed since the run began: splits"):
+        experiment.build(exp.config, facts).selection.records("test", "data.test")
+
+
+def test_labels_are_read_once(tiny, monkeypatch):
+    asked = []
+    whole = sources.Dataset.labels
+
+    def counting(self, split, key):
+        asked.append(split)
+        return whole(self, split, key)
+
+    monkeypatch.setattr(sources.Dataset, "labels", counting)
+    exp = built(tiny, **{"data.classes": "0-7", "data.fraction": 0.5, "data.balance": True})
+    for _ in exp.train_batches():
+        pass
+    assert exp.data.examples("train") == exp.plan.examples > 0
+    assert asked == ["train[:90%]"]
+
+
+@pytest.mark.parametrize(
+    ("key", "split"), [("data.train", "train[:90%]"), ("--split", "test")]
+)
+def test_evaluation_of_any_split_is_by_eval_ops_and_counts_it(tiny, key, split):
+    changes = {"data.train_ops": "decode(1) | resize(4)", "data.eval_ops": "decode(1)"}
+    exp = built(tiny, **changes, **{"data.fraction": 0.3, "data.resident": "on"})
+    batches = host(exp.eval_batches(split, key))
+    assert {batch["image"].shape[1:] for batch in batches} == {(8, 8, 1)}
+    n = sum(int(batch["mask"].sum()) for batch in batches)
+    assert n == (exp.plan.examples if key == "data.train" else 360)
+
+
+def test_a_size_that_grows_is_for_training_only(tiny):
+    exp = built(tiny, **{"data.eval_ops": GROWING["data.train_ops"]})
+    with pytest.raises(InputError, match="a size grows in training only"):
+        _ = exp.data.eval_shape
+    with pytest.raises(InputError, match="must be a whole number"):
+        _ = built(tiny, **{"data.train_ops": "random_resized_crop(())"}).data.train_shapes
+
+
+def test_resident_bytes_are_those_of_both_splits(tiny):
+    exp = built(tiny, **{"data.resident": "on"})
+    assert exp.data.resident_bytes() == 1437 * 64
+    assert built(tiny, **{"data.resident": "off"}).data.resident_bytes() == 0
+
+
+def test_an_empty_choice_is_refused(tiny):
+    exp = built(tiny, **{"data.classes": "3", "data.train": "train[:1]"})
+    first = int(labels_of(exp)[0])
+    if first == 3:
+        exp = built(tiny, **{"data.classes": "4", "data.train": "train[:1]"})
+    with pytest.raises(InputError, match=r"holds no example of data\.classes"):
+        _ = exp.plan.steps
+
+
+GROWING = {
+    "data.train_ops": "decode(1) | random_resized_crop(((0, 6), (0.25, 8), (0.7, 12)))",
+    "model.name": "resnet18(stem='small', width=4, stages=(1,))",
+}
+
+
+def test_sizes_grow_with_the_run_and_a_resume_finds_its_place(tiny):
+    exp = built(tiny, **GROWING, **{"length": "20 steps"})
+    assert exp.data.train_shapes == [(6, 6, 1), (8, 8, 1), (12, 12, 1)]
+    walked = host(exp.train_batches())
+    sides = [batch["image"].shape[1] for batch in walked]
+    assert sides == [6] * 5 + [8] * 9 + [12] * 6
+    for start in (3, 5, 13, 14, 19):
+        same(host(exp.train_batches(start)), walked[start:])
+
+
+def test_growing_takes_the_same_examples_and_boxes_as_one_size(tiny):
+    fixed = {"data.train_ops": "decode(1) | random_resized_crop(12)"}
+    ours = host(built(tiny, **GROWING, **{"length": "20 steps"}).train_batches())
+    theirs = host(built(tiny, **{**GROWING, **fixed}, length="20 steps").train_batches())
+    same(ours[14:], theirs[14:])
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_every_size(tiny):
+    exp = built(tiny, **GROWING, **{"length": "4 steps", "augment": "flip"})
+    state, losses = exp.init(), []
+    for batch in exp.train_batches():
+        state, scores = exp.programs.train_step(state, batch)
+        losses.append(float(scores["loss"]))
+    assert int(state.step) == 4
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("size", ["((0.1, 6),)", "((0, 6), (0, 8))", "((0, 6), (1.0, 8))"])
+def test_sizes_that_do_not_start_at_0_and_rise_are_refused(tiny, size):
+    exp = built(tiny, **{"data.train_ops": f"decode | random_resized_crop({size})"})
+    with pytest.raises(InputError, match=r"must rise from 0 to below 1"):
+        _ = exp.data.train_shapes
+
+
+def test_a_model_of_one_size_refuses_sizes_that_grow(tiny):
+    exp = built(tiny, **{"data.train_ops": GROWING["data.train_ops"]})
+    with pytest.raises(InputError, match=r"cannot take \d+x\d+; end data\.train_ops"):
+        check(exp)

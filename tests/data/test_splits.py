@@ -1,0 +1,32 @@
+"""Splits as TFDS writes them."""
+
+import pytest
+
+from jaxcls.data import splits
+from jaxcls.errors import InputError
+
+SPLITS = {"train": 1437, "test": 360}
+
+
+def test_resolve_gives_parts_with_absolute_bounds():
+    parts = [("train", 1293, 1437), ("test", 0, 10)]
+    assert splits.resolve("train[90%:]+test[:10]", SPLITS, "data.eval") == parts
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("trian", "data.eval='trian' is not a split (did you mean 'train'?); there are"),
+        ("train[:90", "data.eval='train[:90' is not a split; there are train (n=1437)"),
+        ("train[:200%]", "slices such as 'train[:90%]'"),
+        ("train[9999:]", "train (n=1437), test (n=360)"),
+        ("train[:1shard]", "data.eval='train[:1shard]' is not a split"),
+        ("", "data.eval='' is not a split"),
+        ("train[5:5]", "data.eval='train[5:5]' holds no example; try 'train'"),
+        ("train[50%:20%]", "holds no example; try 'train'"),
+    ],
+)
+def test_a_bad_split_is_refused_with_the_splits_there_are(split, said):
+    with pytest.raises(InputError) as refused:
+        splits.resolve(split, SPLITS, "data.eval")
+    assert said in str(refused.value)

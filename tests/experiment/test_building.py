@@ -1,0 +1,93 @@
+import jax
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from jaxcls import experiment
+from jaxcls.data import sources
+from jaxcls.errors import InputError
+from jaxcls.experiment.checks import check
+
+
+def test_steps_round_the_whole_run_once(tiny):
+    exp = experiment.build(tiny(length="3 epochs", batch_size=64))
+    assert exp.plan.steps == round(3 * 1293 / 64)
+    assert experiment.build(tiny(length="1000 examples")).plan.steps == 16
+    assert float(exp.plan.every["eval"]) == 4
+
+
+def test_a_rate_for_a_batch_size_scales_with_the_batch(tiny):
+    config = {"optim.lr": 0.1, "optim.lr_per": 256, "batch_size": 64}
+    assert experiment.build(tiny(**config)).plan.lr == pytest.approx(0.025)
+    assert experiment.build(tiny(**config | {"optim.lr_per": 0})).plan.lr == 0.1
+
+
+def test_warm_up_is_part_of_the_run(tiny):
+    exp = experiment.build(tiny(**{"length": "100 steps", "optim.warmup": "10 percent"}))
+    rates = [float(exp.recipe.schedule(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0, 0.005, 0.01, 0.005, 0], atol=1e-9)
+
+
+def test_nothing_is_opened_before_it_is_asked_for(tiny):
+    exp = experiment.build(tiny(**{"data.name": "absent", "data.dir": "/nonexistent"}))
+    with pytest.raises(InputError, match="'absent' is not prepared"):
+        _ = exp.selection.facts
+    facts = sources.Facts("absent", "", (8, 8, 1), 7, (), {"train": 100, "test": 10})
+    known = experiment.build(tiny(**{"data.name": "absent", "data.dir": "/no"}), facts)
+    assert known.programs.state_shapes.params["head"]["kernel"].shape[-1] == 7
+
+
+def test_init_is_a_function_of_the_seed(tiny):
+    def digest(seed):
+        leaves = jax.tree.leaves(experiment.build(tiny(seed=seed)).init().params)
+        return b"".join(np.asarray(x).tobytes() for x in leaves)
+
+    assert digest(3) == digest(3) != digest(4)
+
+
+def test_two_mixes_are_refused(tiny):
+    exp = experiment.build(tiny(mix="mixup(0.2) | mixup(0.4)"))
+    with pytest.raises(InputError, match="names 2 mixes; give one"):
+        check(exp)
+
+
+def test_auto_is_float32_on_cpu_and_bfloat16_is_a_choice(tiny):
+    assert experiment.build(tiny()).recipe.dtype == np.float32
+    assert (
+        str(experiment.build(tiny(**{"model.dtype": "bfloat16"})).recipe.dtype)
+        == "bfloat16"
+    )
+
+
+def test_train_batches_start_anywhere(tiny):
+    exp = experiment.build(tiny())
+    walked = list(exp.train_batches())
+    jumped = next(exp.train_batches(7))
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(np.asarray(walked[7][name]), np.asarray(jumped[name]))
+
+
+def test_the_published_state_of_a_run_needs_only_the_config(tiny):
+    state = experiment.build(tiny()).programs.state_shapes
+    assert set(state.ema) == {"params", "batch_stats"}
+    assert experiment.build(tiny(**{"ema.decay": 0.0})).programs.state_shapes.ema == {}
+    assert set(state.key) == {"augment", "dropout"}
+
+
+def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
+    exp = experiment.build(tiny())
+    state = exp.init()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    features = np.asarray(exp.programs.embed_step(variables, pixels))
+    assert (features.shape, features.dtype) == ((4, 16), np.float32)
+    head = state.params["head"]
+    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(
+        logits, exp.programs.logits_step(variables, pixels), rtol=1e-5
+    )
+    expected = np.asarray(exp.programs.predict_step(variables, pixels))
+    np.testing.assert_allclose(softmax(logits, axis=1), expected, rtol=1e-5)
+    each = experiment.build(tiny(**{"loss.name": "sigmoid"}))
+    expected = np.asarray(each.programs.predict_step(variables, pixels))
+    np.testing.assert_allclose(expit(logits), expected, rtol=1e-5)

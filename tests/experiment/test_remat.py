@@ -1,0 +1,107 @@
+"""Blocks that are computed anew: the same numbers and names, for less that is kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import experiment
+from jaxcls.devices.memory import activation_bytes, tree_bytes
+from jaxcls.models import MODELS, layers, vit
+
+# Of every family made of blocks, with a size of image that it takes.
+FAMILIES = {
+    "airbench": 32, "convnext_tiny": 32, "efficientnet_b0": 32, "mixer_s_32": 64,
+    "mobilenet_v2": 32, "resnet18": 32, "resnet50": 32, "vit_ti_32": 64, "wrn16_4": 32,
+}  # fmt: skip
+
+
+def loss_of(model, blocks, images):
+    """params -> the loss of a training step, and what BatchNorm keeps."""
+
+    def loss(params, rest):
+        with layers.batch_norm_groups(2), layers.rematerialised(blocks):
+            out, updated = model.apply(
+                {"params": params, **rest},
+                images,
+                True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(2)},
+            )
+        return jnp.square(out.logits - 1).mean() + jnp.square(out.embed).mean(), updated
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "mixer_s_32" else pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
+def test_every_family_of_blocks_keeps_less_for_its_gradient(name):
+    model = MODELS[name](num_classes=5, dtype=jnp.float32)
+    images = jnp.zeros((4, FAMILIES[name], FAMILIES[name], 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, False))
+    rest = {"batch_stats": variables.get("batch_stats", {})}
+    params = variables["params"]
+
+    def kept(blocks):
+        """Bytes that the backward pass is given, params apart."""
+
+        def backward(params, rest):
+            loss = loss_of(model, blocks, images)
+            return jax.vjp(lambda p: loss(p, rest)[0], params)[1]
+
+        return tree_bytes(jax.eval_shape(backward, params, rest)) - tree_bytes(params)
+
+    blocks = layers.blocks_of(model.groups())
+    assert blocks <= params.keys()
+    assert kept(blocks) < 0.7 * kept(set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_loss_gradients_statistics_and_dropout_are_those_without(name):
+    model = {
+        "vit": lambda: vit.ViT(
+            4, patch=4, width=16, depth=2, heads=2, dropout=0.3, drop_path=0.5
+        ),
+        "resnet": lambda: MODELS["resnet18"](
+            num_classes=4, stages=(1, 1), width=8, stem="small", drop_path=0.5
+        ),
+    }[name]()
+    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images, False)
+    params = jax.tree.map(lambda x: x + 0.01, variables.pop("params"))
+    found = [
+        jax.jit(jax.value_and_grad(loss_of(model, blocks, images), has_aux=True))(
+            params, variables
+        )
+        for blocks in (set(), layers.blocks_of(model.groups()))
+    ]
+    assert jax.tree.structure(found[0]) == jax.tree.structure(found[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found
+    )
+
+
+def test_a_run_takes_it_and_its_state_has_the_same_names(tiny):
+    model = {"model.name": "resnet18(stem='small', width=4)", "augment": ""}
+    exps = [
+        experiment.build(tiny(**model, **{"model.remat": kind})) for kind in ("", "blocks")
+    ]
+    assert exps[0].programs.state_shapes == exps[1].programs.state_shapes
+    texts = [exp.programs.lowered_train_step.as_text() for exp in exps]
+    assert [text.count("optimization_barrier") > 0 for text in texts] == [False, True]
+
+
+def test_what_is_computed_anew_counts_as_what_it_is_given_and_the_largest_part():
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 4), (4, 4)))
+    part = jax.checkpoint(lambda x, w: (x @ w) @ w)
+    once = 8 * 4 * 4
+    assert activation_bytes(lambda x, w: (x @ w) @ w, 8, x, w) == 3 * once
+    assert (
+        activation_bytes(lambda x, w: part(part(x, w), w), 8, x, w) == 2 * once + 3 * once
+    )

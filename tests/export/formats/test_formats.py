@@ -1,0 +1,259 @@
+"""Files that others run: each format's own runtime, and the example beside it."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcls import commands, experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.evaluation import scoring
+from jaxcls.export import facts, writing
+from jaxcls.export.formats import FORMATS, example
+from jaxcls.export.formats.model import Asked, Model, padded
+from jaxcls.predict import inference
+from jaxcls.training import train
+from tests.images import encode, pixels, write
+from tests.modules import built, shapes
+
+FACTS = sources.Facts("photos", "", (None, None, 3), 2, ("a", "b"), {"train": 50, "val": 9})
+PROGRAMS = ("stablehlo", "onnx", "tflite")
+
+
+def needed(form):
+    """Skip where a format's packages are not installed; .ci/run installs them all."""
+    for module, distribution in FORMATS[form].needs.items():
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{distribution} is not installed")
+
+
+OPS = [
+    "decode | resize_short(24) | center_crop(20)",
+    "decode | resize_short(24, 'bicubic') | center_crop((20, 30))",
+    "decode | resize((20, 30))",
+    "decode | resize(20, 'linear')",
+    "decode | resize_short(21, 'area') | center_crop(20)",
+    "decode(1) | resize(20)",
+    "decode | center_crop(33)",
+]
+FILES = {
+    "wide.png": encode(np.ascontiguousarray(pixels(1, height=30, width=47))),
+    "tall.png": encode(np.ascontiguousarray(pixels(2, height=61, width=26))),
+    "small.png": encode(np.ascontiguousarray(pixels(3, height=7, width=8))),
+    "alpha.png": encode(np.arange(4 * 40 * 40, dtype=np.uint8).reshape(40, 40, 4)),
+    "grey.png": encode(np.arange(1600, dtype=np.uint8).reshape(40, 40)),
+}
+
+
+@pytest.mark.parametrize("ops", OPS)
+def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
+    values = {"data.name": "photos", "data.train_ops": ops, "data.eval_ops": ops}
+    exp = experiment.build(tiny(**values), FACTS)
+    steps, shape = facts.steps(exp), exp.data.eval_shape
+    text = example.source(("import jax", ""), steps, shape, "softmax")
+    (function,) = re.findall(r"^def pixels.*?(?=\n\n\n)", text, re.DOTALL | re.MULTILINE)
+    names = {}
+    head = "import cv2\nimport numpy as np\nfrom PIL import Image, ImageOps\n"
+    exec(head + function, names)
+    write(tmp_path, FILES)
+    turned = Image.fromarray(np.ascontiguousarray(pixels(4, height=40, width=50)))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for file in sorted(tmp_path.iterdir()):
+        seen = names["pixels"](file)
+        assert seen.shape == shape
+        ours = inference.read(exp, str(file)).astype(int)
+        # Grey is rounded otherwise by OpenCV.
+        assert np.abs(seen.astype(int) - ours).max() <= shape[-1] % 3, file
+
+
+def test_a_batch_is_filled_and_what_fills_it_is_not_counted():
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    parts = list(padded(images, 2))
+    assert [len(part) for part, _ in parts] == [2, 2, 2]
+    np.testing.assert_array_equal(np.concatenate([part[:n] for part, n in parts]), images)
+
+
+# One of each family, and of what differs in one; ResNets, AlexNet and VGG pool maxima.
+FAMILIES = [
+    ("airbench", 32),
+    ("alexnet", 224),
+    ("cnn(widths=(8, 16), batch_norm=True)", 16),
+    ("convnext_tiny", 64),
+    ("efficientnet_b0", 64),
+    ("mixer_s_32", 64),
+    ("mobilenet_v2", 65),
+    ("resnet18", 65),
+    ("resnet18(stem='small')", 32),
+    ("resnext50_32x4d", 64),
+    ("vgg11_bn", 224),
+    ("vit_ti_16", 64),
+    ("vit_ti_16(pool='mean')", 64),
+    ("wrn16_4", 32),
+]
+
+
+def drawn(name, size):
+    """A model of random arrays, with no 0 and no 1, which would hide a mistake."""
+    module, rng = built(name, num_classes=10), np.random.default_rng(0)
+
+    def draw(path, like):
+        text = jax.tree_util.keystr(path)
+        if "kernel" in text:
+            deviation = np.sqrt(1.5 / np.prod(like.shape[:-1]))
+            return np.float32(rng.normal(0, deviation, like.shape))
+        if "var" in text or "scale" in text:
+            return np.float32(rng.uniform(0.5, 1.5, like.shape))
+        return np.float32(rng.normal(0, 0.1, like.shape))
+
+    _, like = shapes(module, size)
+    variables = jax.tree_util.tree_map_with_path(draw, dict(like))
+
+    def apply(variables, images):
+        return module.apply(variables, images.astype(jnp.float32) / 128 - 1, False).logits
+
+    shape, names = (size, size, 3), tuple("0123456789")
+    return Model(name, apply, variables, shape, names, module.namings(), None)
+
+
+# A graph is made of each; the others are XLA's, and large models are not other ones.
+CASES = [("onnx", *family) for family in FAMILIES]
+CASES += [("tflite", *family) for family in FAMILIES if family[1] < 224]
+CASES += [("stablehlo", name, size) for name, size in FAMILIES if name.startswith("res")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "name", "size"), CASES)
+def test_a_model_of_each_family_gives_its_logits(form, name, size, tmp_path):
+    needed(form)
+    images = np.random.default_rng(1).integers(0, 256, (9, size, size, 3), np.uint8)
+    seen = writing.Images(images, "noise")
+    model = drawn(name, size)
+    found = writing.export(form, model, Asked(batch_size=2), seen, tmp_path)["verified"]
+    assert found["images"] == 9
+    assert found["largest_difference"] < found["tolerance"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory, data_dir):
+    """The folder of a run on digits that has learned something."""
+    folder = tmp_path_factory.mktemp("formats") / "digits"
+    values = {"length": "4 epochs", "data.dir": str(data_dir)}
+    train.run(experiment.build(loading.load("configs/digits.py", values)), str(folder))
+    return folder
+
+
+def every_test_image(exp):
+    """The images of the test split [n, H, W, C]."""
+    batches = list(exp.eval_batches("test", "data.test", 64))
+    return np.concatenate([np.asarray(b["image"])[np.asarray(b["mask"])] for b in batches])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", PROGRAMS)
+def test_all_digits_get_the_models_logits_at_three_batch_sizes(form, digits, tmp_path):
+    needed(form)
+    out = tmp_path / "out"
+    assert (
+        commands.main(["export", f"--workdir={digits}", f"--format={form}", f"--out={out}"])
+        == 0
+    )
+    exp, _, _, saved = scoring.load(str(digits), "best", {"mesh.devices": "1"})
+    images = every_test_image(exp)
+    assert len(images) == 360
+    expected = exp.programs.logits_step(exp.recipe.variables(saved), images)
+    run = FORMATS[form].load(None, out / f"model.{form}", {"batch_size": 1})
+    for size in (1,) if form == "tflite" else (1, 7, 64):
+        found = [run(images[i : i + size]) for i in range(0, 360, size)]
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
+
+
+def answered(out, files, prelude=""):
+    """What example.py of an export prints in a process in which there is no jaxcls."""
+    code = (
+        f"import sys; sys.modules['jaxcls'] = None; {prelude}\n"
+        "import runpy; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out / "example.py"), *map(str, files)],
+        capture_output=True,
+        text=True,
+        cwd=out.parent,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", PROGRAMS)
+def test_an_example_answers_as_predict_does_without_jaxcls(form, digits, tmp_path):
+    needed(form)
+    out = tmp_path / "out"
+    size = ["--batch_size=3"] if form == "tflite" else []
+    arguments = [f"--workdir={digits}", f"--format={form}", f"--out={out}", *size]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert commands.main(["export", *arguments]) == 0
+    exp, _, _, saved = scoring.load(str(digits), "best", {"mesh.devices": "1"})
+    files = []
+    for i, image in enumerate(every_test_image(exp)[:4]):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[:, :, 0]).save(files[-1])
+    check_answers(answered(out, files), exp, saved, files)
+
+
+def check_answers(said, exp, saved, files):
+    """What an example printed is what `predict` says of the files."""
+    ours = inference.predict(exp, saved, map(str, files))
+    for line, file, each in zip(said, files, ours, strict=True):
+        best = int(each.probabilities.argmax())
+        start, probability = line.rsplit(" ", 1)
+        assert start == f"{file}: {exp.selection.class_names[best]}"
+        assert abs(float(probability) - each.probabilities[best]) < 1e-3
+
+
+# Its compiled operators do not load without CUDA.
+TORCHVISION = """
+import torch, types
+for name in ("_meta_registrations", "_autograd_registrations"):
+    sys.modules["torchvision." + name] = types.ModuleType(name)
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_an_example_with_torchvision_answers_as_predict_does(
+    torchvision, tiny, tmp_path, name
+):
+    ops = "decode | resize_short(72) | center_crop(64)"
+    values = {"data.name": "photos", "data.train_ops": ops, "data.eval_ops": ops}
+    options = {"model.name": name, "normalize": "imagenet", "ema.decay": 0.0}
+    exp = experiment.build(tiny(**values, **options), FACTS)
+    saved = {**exp.init()._asdict(), "ema": None}
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        image = Image.fromarray(np.ascontiguousarray(pixels(i, height=90, width=100)))
+        image.save(file)
+    model, out = writing.model_of(exp, saved), tmp_path / "out"
+    out.mkdir()
+    seen = writing.of_files(exp, [str(tmp_path)])
+    found = writing.export("safetensors", model, Asked(), seen, out)
+    about = {"preprocessing": {"steps": facts.steps(exp)}}
+    told = {**about, "output": {"link": exp.recipe.link}, "labels": model.class_names}
+    writing.finish("safetensors", model, found | told, out)
+    check_answers(answered(out, files, TORCHVISION), exp, saved, files)

@@ -1,0 +1,298 @@
+"""Every variant: its published size, what it gives, its names elsewhere, and learning."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.errors import InputError
+from jaxcls.learning.losses import LOSSES
+from jaxcls.models import MODELS, naming
+from tests.modules import KEY, built, count, dtypes, shapes
+
+# Parameters for 1000 classes (10 for wrn* and airbench) and the features before the head.
+# torchvision's documentation; timm's for mixer, vit_ti and vit_s; the paper and its
+# PyTorch port for wrn. vit_ti_32 has no weights anywhere: 12 * 444864 + 595624 + 200,...
+# airbench: 1,972,792 in the author's code, which counts 1,152 scales that stay 1.
+PUBLISHED = {
+    "airbench": (1_972_792 - 1_152, 256),
+    "alexnet": (61_100_840, 4096),
+    "vgg11": (132_863_336, 4096),
+    "vgg13": (133_047_848, 4096),
+    "vgg16": (138_357_544, 4096),
+    "vgg19": (143_667_240, 4096),
+    "vgg11_bn": (132_868_840, 4096),
+    "vgg13_bn": (133_053_736, 4096),
+    "vgg16_bn": (138_365_992, 4096),
+    "vgg19_bn": (143_678_248, 4096),
+    "resnet18": (11_689_512, 512),
+    "resnet34": (21_797_672, 512),
+    "resnet50": (25_557_032, 2048),
+    "resnet101": (44_549_160, 2048),
+    "resnet152": (60_192_808, 2048),
+    "resnext50_32x4d": (25_028_904, 2048),
+    "resnext101_32x8d": (88_791_336, 2048),
+    "wide_resnet50_2": (68_883_240, 2048),
+    "wide_resnet101_2": (126_886_696, 2048),
+    "wrn16_4": (2_748_890, 256),
+    "wrn28_10": (36_479_194, 640),
+    "wrn40_2": (2_243_546, 128),
+    "vit_ti_16": (5_717_416, 192),
+    "vit_s_16": (22_050_664, 384),
+    "vit_s_32": (22_878_952, 384),
+    "vit_b_16": (86_567_656, 768),
+    "vit_b_32": (88_224_232, 768),
+    "vit_l_16": (304_326_632, 1024),
+    "vit_l_32": (306_535_400, 1024),
+    "convnext_tiny": (28_589_128, 768),
+    "convnext_small": (50_223_688, 768),
+    "convnext_base": (88_591_464, 1024),
+    "convnext_large": (197_767_336, 1536),
+    "mixer_s_32": (19_104_624, 512),
+    "mixer_s_16": (18_528_264, 512),
+    "mixer_b_32": (60_293_428, 768),
+    "mixer_b_16": (59_880_472, 768),
+    "efficientnet_b0": (5_288_548, 1280),
+    "mobilenet_v2": (3_504_872, 1280),
+}
+
+
+def variants(names):
+    """Marks those of many blocks as slow: to trace one takes seconds."""
+    deep = "101", "152", "convnext_s", "convnext_b", "convnext_l", "vit_l"
+    deep = {name for name in names if any(part in name for part in deep)}
+    slow = [pytest.mark.slow]
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=slow if name in deep else []) for name in names]
+    )
+
+
+def natural_size(name):
+    return 32 if name.startswith(("wrn", "cnn", "airbench")) else 224
+
+
+@functools.cache
+def whole(name):
+    """(module, output, variables) of a variant, as shapes."""
+    module = built(name, num_classes=10 if natural_size(name) == 32 else 1000)
+    return module, *shapes(module, natural_size(name))
+
+
+def test_every_variant_has_a_published_size_here():
+    # The tutorial's net is nobody's; a ViT-Ti of patch 32 follows from that of 16.
+    assert set(MODELS) - {"cnn", "vit_ti_32"} == set(PUBLISHED)
+    _, made = shapes(built("vit_ti_32"), 224)
+    more_pixels, fewer_tokens = 192 * 3 * (32**2 - 16**2), 192 * (14**2 - 7**2)
+    assert count(made["params"]) == 5_717_416 + more_pixels - fewer_tokens
+
+
+@variants(PUBLISHED)
+def test_parameters_are_as_many_as_published(name):
+    _, output, made = whole(name)
+    parameters, features = PUBLISHED[name]
+    assert count(made["params"]) == parameters
+    assert output.embed.shape == (2, features)
+    assert output.logits.shape == (2, made["params"]["head"]["kernel"].shape[1])
+    assert dtypes((output, made)) == {"float32"}
+
+
+@variants(MODELS)
+def test_groups_hold_every_layer_once_and_end_with_the_head(name):
+    module, _, made = whole(name)
+    layers = [layer for group in module.groups() for layer in group]
+    assert sorted(layers) == sorted(made["params"])
+    assert module.groups()[-1][-1] == "head"
+
+
+@variants(MODELS)
+def test_every_parameter_has_one_name_of_its_own_elsewhere(name):
+    module, _, made = whole(name)
+    paths = naming.flatten(made)
+    assert module.namings()
+    for table in module.namings().values():
+        there = naming.names(made, table)
+        assert set(there) == set(paths)
+        assert len(set(there.values())) == len(paths)
+
+
+# Large ones with fewer or narrower layers: the names follow from the same loops.
+SMALL = {
+    "airbench": "airbench(widths=(8, 16, 16), convs=3)",
+    "alexnet": "alexnet",
+    "cnn": "cnn(batch_norm=True)",
+    "cnn_mean": "cnn(pool='mean')",
+    "deit3": "vit_s_16(layer_scale=1e-4, token_position=False, depth=2)",
+    "convnext_tiny": "convnext_tiny",
+    "efficientnet_b0": "efficientnet_b0",
+    "mixer_s_32": "mixer_s_32(depth=2)",
+    "mobilenet_v2": "mobilenet_v2",
+    "resnet18": "resnet18(width=16)",
+    "resnet50": "resnet50(width=16)",
+    "resnet18_blur": "resnet18(width=16, blur=True)",
+    "resnext50_32x4d": "resnext50_32x4d(width=16)",
+    "vit_ti_16": "vit_ti_16(depth=2)",
+    "vit_s_16": "vit_s_16(pool='mean', position='sincos', depth=2)",
+    "wrn16_4": "wrn16_4",
+}
+
+
+def counted(made):
+    """Variables in which no two numbers of an array are the same (up to 2**24)."""
+    return jax.tree.map(
+        lambda x: np.arange(x.size, dtype=np.float32).reshape(x.shape), made
+    )
+
+
+def check_round_trip(module, made):
+    variables = counted(made)
+    for table in module.namings().values():
+        back = naming.fit(naming.to_theirs(variables, table), table, made)
+        assert (back.missing, back.extra, back.shapes) == ({}, [], {})
+        for path, leaf in naming.flatten(variables).items():
+            np.testing.assert_array_equal(back.found[path], leaf)
+
+
+@pytest.mark.parametrize("text", [text for text in SMALL.values() if text != "alexnet"])
+def test_there_and_back_through_foreign_names_is_the_identity(text):
+    module = built(text, num_classes=10)
+    check_round_trip(module, shapes(module, 64)[1])
+
+
+# Of larger ones names alone: their arrays differ from a sibling's in number and size.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MODELS if PUBLISHED.get(name, (0,))[0] < 1e8 or name == "vgg11_bn"],
+)
+def test_there_and_back_through_foreign_names_is_the_identity_for_variants(name):
+    module, _, made = whole(name)
+    check_round_trip(module, made)
+
+
+@pytest.mark.parametrize("text", SMALL.values())
+def test_one_channel_and_bfloat16_keep_float32_parameters_logits_and_features(text):
+    module = built(text, num_classes=7, dtype=jnp.bfloat16)
+    output, made = shapes(module, 64, channels=1)
+    assert dtypes((output, made)) == {"float32"}
+    assert output.logits.shape == (2, 7)
+    hlo = jax.jit(lambda v, x: module.apply(v, x, False).logits).lower(
+        made, jax.ShapeDtypeStruct((2, 64, 64, 1), jnp.float32)
+    )
+    products = [
+        line
+        for line in hlo.as_text().splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    # All but the head's.
+    assert sum("bf16" in line for line in products) >= len(products) - 1 > 0
+
+
+def losses_of(module, size, seed=0):
+    """The loss of one batch before and after one step of gradient descent on it."""
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.standard_normal((8, size, size, 3), np.float32))
+    targets = jax.nn.one_hot(rng.integers(0, 10, 8), 10)
+    made = jax.jit(lambda: module.init(KEY, images, False))()
+    rest = {k: v for k, v in made.items() if k != "params"}
+
+    @jax.jit
+    def step(params):
+        def objective(params):
+            out, _ = module.apply(
+                {"params": params, **rest},
+                images,
+                True,
+                mutable=["batch_stats"],
+                rngs={"dropout": KEY},
+            )
+            return LOSSES["softmax"]()(out.logits, targets).mean()
+
+        value, grads = jax.value_and_grad(objective)(params)
+        norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
+        return value, jax.tree.map(lambda p, g: p - 0.005 * g / norm, params, grads)
+
+    before, after_params = step(made["params"])
+    return float(before), float(step(after_params)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "vit_s_16"])
+def test_one_training_step_lowers_the_loss(name):
+    before, after = losses_of(built(SMALL[name], num_classes=10), 32)
+    assert after < before
+
+
+# A block of each kind; there are more of them in the whole models.
+FEWER = {
+    **dict.fromkeys(("resnet34", "resnet50", "resnext50_32x4d"), "stages=(1, 1, 1, 1)"),
+    "convnext_tiny": "stages=(1, 1, 1, 1)",
+    **dict.fromkeys(("vit_s_16", "vit_s_32", "mixer_s_16", "mixer_s_32"), "depth=2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name, (size, _) in PUBLISHED.items() if size < 30_000_000]
+)
+def test_one_training_step_lowers_the_loss_of_all_but_the_largest(name):
+    text = f"{name}({FEWER[name]})" if name in FEWER else name
+    before, after = losses_of(built(text, num_classes=10), 64)
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [
+        ("vgg11", 31, "vgg needs images of at least 32 pixels, and gets 31x31"),
+        ("alexnet", 62, "at least 63 pixels"),
+        ("airbench", 8, "at least 9 pixels"),
+        ("convnext_tiny", 31, "at least 32 pixels"),
+        (
+            "vit_s_16",
+            100,
+            "patches of 16 pixels, and gets 100x100; .* such as resize\\(96",
+        ),
+        (
+            "mixer_s_32",
+            20,
+            "patches of 32 pixels, and gets 20x20; .* such as resize\\(32",
+        ),
+    ],
+)
+def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size, message):
+    with pytest.raises(InputError, match=message):
+        shapes(built(text), size)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "alexnet(dropout=1.0)",
+        "vgg11(dropout=-0.1)",
+        "resnet18(drop_path=1.0)",
+        "resnet18(stem='cifar')",
+        "vit_s_16(pool='max')",
+        "vit_s_16(position='rotary')",
+        "vit_s_16(drop_path=2.0)",
+        "vit_s_16(layer_scale=-1e-4)",
+        "airbench(widths=())",
+        "airbench(widths=(8, 0))",
+        "airbench(convs=4)",
+        "airbench(scale=0.0)",
+        "airbench(momentum=1.0)",
+        "cnn(pool='min')",
+        "mixer_s_16(dropout=1.5)",
+        "convnext_tiny(drop_path=1.0)",
+        "efficientnet_b0(dropout=1.0)",
+        "mobilenet_v2(drop_path=-1.0)",
+        "wrn28_10(depth=27)",
+        "wrn28_10(dropout=1.0)",
+        "cnn(dropout=1.0)",
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name(text):
+    option = text.partition("(")[2].partition("=")[0]
+    with pytest.raises(InputError, match=f"model.name: .*{option}="):
+        built(text)

@@ -1,0 +1,407 @@
+"""The same weights give the same logits here and in torchvision's and timm's own models.
+
+Needs torch, torchvision and timm (Python 3.11: ``pip install -e ".[parity]"``, then
+``pip install --no-deps torchvision==0.28.0 timm==1.0.31``); .ci/run installs them.
+"""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import errors, experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.export import writing
+from jaxcls.export.formats import safetensors
+from jaxcls.export.formats.model import Asked
+from jaxcls.learning import losses
+from jaxcls.models import MODELS, naming
+from jaxcls.models.resnet import RESNETS
+from jaxcls.models.speedrun import Airbench, whitening
+from jaxcls.models.wide_resnet import WideResNet
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="session")
+def reference(torchvision):
+    """``reference(library, name, **options)`` -> its model, as it starts there."""
+
+    def make(library, name, **options):
+        torch.manual_seed(0)
+        if library == "torchvision":
+            return getattr(torchvision.models, name)(**options)
+        return pytest.importorskip("timm").create_model(name, **options)
+
+    return make
+
+
+def randomised(model):
+    """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
+        if name.endswith("running_var"):
+            torch.nn.init.uniform_(tensor, 0.5, 2.0)
+        elif is_scale or name.endswith(("layer_scale", "gamma")):
+            torch.nn.init.uniform_(tensor.data, 0.5, 1.5)
+        elif tensor.ndim == 1:
+            torch.nn.init.normal_(tensor.data, std=0.1)
+        elif tensor.ndim > 1:
+            gain = 1.0 if tensor.ndim == 3 else np.sqrt(2 / tensor[0].numel())
+            torch.nn.init.normal_(tensor.data, std=gain)
+    return model.eval()
+
+
+def tensors_of(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def variables_of(model, ours, library, images):
+    """Our variables with the weights of theirs, every tensor accounted for."""
+    like = jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, False), images)
+    fit = naming.fit(tensors_of(model), ours.namings()[library], like)
+    assert (fit.missing, fit.extra, fit.shapes) == ({}, [], {})
+    leaves, structure = jax.tree.flatten(like)
+    assert len(leaves) == len(fit.found)
+    return structure.unflatten([fit.found[path] for path in naming.flatten(like)])
+
+
+CASES = [
+    ("torchvision", "alexnet", "alexnet", 224),
+    ("torchvision", "alexnet", "alexnet", 130),
+    ("torchvision", "vgg11", "vgg11", 224),
+    ("torchvision", "vgg13_bn", "vgg13_bn", 50),
+    ("torchvision", "vgg16", "vgg16", 64),
+    ("torchvision", "vgg19_bn", "vgg19_bn", 64),
+    ("timm", "vgg11_bn", "vgg11_bn", 224),
+    ("torchvision", "resnet18", "resnet18", 64),
+    ("torchvision", "resnet50", "resnet50", 97),
+    ("torchvision", "resnext50_32x4d", "resnext50_32x4d", 64),
+    ("torchvision", "wide_resnet50_2", "wide_resnet50_2", 64),
+    ("timm", "resnet34", "resnet34", 64),
+    ("timm", "resnet50", "resnet50", 64),
+    ("torchvision", "vit_b_32", "vit_b_32", 224),
+    ("timm", "vit_tiny_patch16_224", "vit_ti_16", 224),
+    ("timm", "vit_small_patch32_224", "vit_s_32", 224),
+    ("torchvision", "convnext_tiny", "convnext_tiny", 65),
+    ("timm", "convnext_tiny", "convnext_tiny", 64),
+    ("timm", "mixer_s16_224", "mixer_s_16", 224),
+    ("timm", "mixer_b32_224", "mixer_b_32", 224),
+    ("torchvision", "efficientnet_b0", "efficientnet_b0", 65),
+    ("timm", "efficientnet_b0", "efficientnet_b0", 64),
+    ("torchvision", "mobilenet_v2", "mobilenet_v2", 65),
+    ("timm", "mobilenetv2_100", "mobilenet_v2", 64),
+]
+
+
+@pytest.mark.parametrize(("library", "theirs", "name", "size"), CASES)
+def test_logits_are_theirs_and_what_we_write_loads_there(
+    reference, library, theirs, name, size
+):
+    model, ours = reference(library, theirs, num_classes=10), MODELS[name](num_classes=10)
+    check(randomised(model), ours, library, size)
+
+
+def check(model, ours, library, size):
+    """Logits agree within 1e-4 of the largest; our file is theirs, tensor for tensor."""
+    images = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    variables = variables_of(model, ours, library, jnp.asarray(images))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    got = jax.jit(lambda v, x: ours.apply(v, x, False).logits)(variables, images)
+    assert np.abs(expected).max() > 0.1
+    assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+    written = naming.to_theirs(variables, ours.namings()[library])
+    there = tensors_of(model)
+    for key, tensor in written.items():
+        np.testing.assert_allclose(tensor, there[key], atol=1e-6)
+    model.load_state_dict(
+        {key: torch.from_numpy(tensor) for key, tensor in written.items()}, strict=True
+    )
+
+
+def test_a_vit_with_fixed_positions_and_mean_pooling_is_timms(reference):
+    theirs = reference(
+        "timm",
+        "vit_tiny_patch16_224",
+        num_classes=10,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        depth=2,
+    )
+    make = MODELS["vit_ti_16"]
+    ours = make(num_classes=10, depth=2, pool="mean", position="sincos")
+    check(randomised(theirs), ours, "timm", 224)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_that_blurs_is_torchvisions_with_a_blur_before_each_stride(
+    reference, name
+):
+    model = randomised(reference("torchvision", name, num_classes=10))
+    kernel = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
+
+    def blur(module, given):
+        (x,) = given
+        weight = kernel.expand(x.shape[1], 1, 3, 3)
+        return torch.nn.functional.conv2d(x, weight, padding=1, groups=x.shape[1])
+
+    strided = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv2d)
+        and max(module.stride) > 1
+        and module.in_channels >= 16
+    ]
+    assert len(strided) == 6  # Three stages, each with its shortcut; not the stem.
+    for module in strided:
+        module.register_forward_pre_hook(blur)
+    check(model, RESNETS[name](num_classes=10, blur=True), "torchvision", 64)
+
+
+def test_a_vit_with_layer_scale_and_a_token_without_a_position_is_timms_deit_3(reference):
+    theirs = reference("timm", "deit3_small_patch16_224", num_classes=10)
+    make = MODELS["vit_s_16"]
+    ours = make(num_classes=10, layer_scale=1e-4, token_position=False)
+    check(randomised(theirs), ours, "timm", 224)
+
+
+class Speedrun(torch.nn.Module):
+    """The speed records' network in PyTorch, by our names, as their author defines it."""
+
+    def __init__(self, widths, convs):
+        super().__init__()
+        self.whiten = torch.nn.Conv2d(3, 24, 2)
+        before = 24
+        for i, width in enumerate(widths, 1):
+            setattr(self, f"block{i}", SpeedrunBlock(before, width, convs))
+            before = width
+        self.blocks = len(widths)
+        self.head = torch.nn.Linear(before, 10, bias=False)
+
+    def forward(self, x):
+        x = torch.nn.functional.gelu(self.whiten(x))
+        for i in range(1, self.blocks + 1):
+            x = getattr(self, f"block{i}")(x)
+        return self.head(torch.nn.functional.max_pool2d(x, 3).flatten(1)) / 9
+
+
+class SpeedrunBlock(torch.nn.Module):
+    def __init__(self, before, width, convs):
+        super().__init__()
+        for n in range(1, convs + 1):
+            given = before if n == 1 else width
+            conv = torch.nn.Conv2d(given, width, 3, padding="same", bias=False)
+            norm = torch.nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+            norm.weight = None  # It has no scale, and adds a bias.
+            setattr(self, f"conv{n}", conv)
+            setattr(self, f"norm{n}", norm)
+        self.convs = convs
+
+    def forward(self, x):
+        gelu = torch.nn.functional.gelu
+        x = gelu(self.norm1(torch.nn.functional.max_pool2d(self.conv1(x), 2)))
+        y = self.norm2(self.conv2(x))
+        return gelu(y if self.convs == 2 else x + self.norm3(self.conv3(gelu(y))))
+
+
+SPEEDRUNS = pytest.mark.parametrize(
+    ("widths", "convs"), [((64, 256, 256), 2), ((128, 384, 512), 3)]
+)
+
+
+@SPEEDRUNS
+def test_the_speed_records_net_is_its_authors(widths, convs):
+    torch.manual_seed(0)
+    theirs = randomised(Speedrun(widths, convs))
+    check(theirs, Airbench(num_classes=10, widths=widths, convs=convs), "pytorch", 32)
+
+
+def test_whitening_is_by_torchs_eigenvectors_up_to_their_signs():
+    images = np.random.default_rng(0).standard_normal((64, 8, 8, 3)).astype(np.float32)
+    images = images.cumsum(axis=1).cumsum(axis=2) / 8
+    patches = torch.nn.functional.unfold(torch.from_numpy(images).permute(0, 3, 1, 2), 2)
+    flat = patches.permute(0, 2, 1).reshape(-1, 12).double()
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    theirs = (vectors / (values + 5e-4).sqrt()).flip(1)
+    weight = theirs.reshape(3, 2, 2, 12).permute(1, 2, 0, 3).numpy()
+    ours = whitening(images)[..., :12]
+    sign = np.sign((ours * weight).sum((0, 1, 2), keepdims=True))
+    np.testing.assert_allclose(ours, sign * weight, rtol=1e-4, atol=1e-4)
+
+
+class Port(torch.nn.Module):
+    """A wide residual network in PyTorch, with the names of the common port."""
+
+    def __init__(self, depth, widen, classes):
+        super().__init__()
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        for i in (1, 2, 3):
+            blocks = []
+            for n in range((depth - 4) // 6):
+                before = widths[i - 1] if n == 0 else widths[i]
+                blocks.append(PortBlock(before, widths[i], 1 if i == 1 or n else 2))
+            stage = torch.nn.Module()
+            stage.layer = torch.nn.Sequential(*blocks)
+            setattr(self, f"block{i}", stage)
+        self.bn1 = torch.nn.BatchNorm2d(widths[3])
+        self.fc = torch.nn.Linear(widths[3], classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for stage in (self.block1, self.block2, self.block3):
+            x = stage.layer(x)
+        return self.fc(torch.relu(self.bn1(x)).mean(dim=(2, 3)))
+
+
+class PortBlock(torch.nn.Module):
+    def __init__(self, before, width, stride):
+        super().__init__()
+        self.bn1 = torch.nn.BatchNorm2d(before)
+        self.conv1 = torch.nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+        self.conv2 = torch.nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        if before != width:
+            self.convShortcut = torch.nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(x))
+        shortcut = self.convShortcut(y) if hasattr(self, "convShortcut") else x
+        return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(y))))
+
+
+def test_a_wide_resnet_is_the_papers():
+    torch.manual_seed(0)
+    theirs = randomised(Port(depth=16, widen=2, classes=10))
+    check(theirs, WideResNet(num_classes=10, depth=16, widen=2), "robustbench", 32)
+
+
+def loss_of(model, images, labels):
+    """The mean cross-entropy of a training step of torch's; its gradients are kept."""
+    loss = torch.nn.functional.cross_entropy(model(images.permute(0, 3, 1, 2)), labels)
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("library", "theirs", "name", "size"),
+    [
+        ("torchvision", "resnet18", "resnet18", 64),
+        ("torchvision", "mobilenet_v2", "mobilenet_v2", 64),
+        ("timm", "vit_tiny_patch16_224", "vit_ti_16", 224),
+    ],
+)
+def test_gradients_and_statistics_of_a_training_step_are_theirs(
+    reference, library, theirs, name, size
+):
+    options = {"dropout": 0.0} if name == "mobilenet_v2" else {}
+    model = reference(library, theirs, num_classes=10, **options).train()
+    ours = MODELS[name](num_classes=10, **options)
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((8, size, size, 3), np.float32)
+    labels = rng.integers(0, 10, 8)
+    variables = variables_of(model, ours, library, jnp.asarray(images))
+    exact = copy.deepcopy(model).double()
+    value = loss_of(model, torch.from_numpy(images), torch.from_numpy(labels))
+    loss_of(exact, torch.from_numpy(images).double(), torch.from_numpy(labels))
+
+    @jax.jit
+    def objective(params, rest):
+        out, new = ours.apply(
+            {"params": params, **rest}, images, True, mutable=["batch_stats"]
+        )
+        targets = jax.nn.one_hot(labels, 10)
+        return losses.LOSSES["softmax"]()(out.logits, targets).mean(), new
+
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (got, new), grads = gradient(variables["params"], rest)
+    np.testing.assert_allclose(got, value.item(), rtol=1e-4)
+    written = naming.to_theirs({"params": grads, **new}, ours.namings()[library])
+    parameters = dict(model.named_parameters())
+    truth = {key: tensor.grad.numpy() for key, tensor in exact.named_parameters()}
+    mine = {key: np.linalg.norm(written[key] - truth[key]) for key in truth}
+    torchs = [np.linalg.norm(parameters[key].grad.numpy() - truth[key]) for key in truth]
+    sizes = {key: np.linalg.norm(truth[key]) for key in truth}
+    whole = np.linalg.norm(list(sizes.values()))
+    # Deep ReLU networks magnify rounding: about as near the truth as torch's own float32.
+    assert np.linalg.norm(list(mine.values())) <= 5 * np.linalg.norm(torchs) + 1e-5 * whole
+    for key, size in sizes.items():
+        assert mine[key] <= 0.03 * size + 1e-4 * whole, key
+    for key, tensor in model.named_buffers():
+        if not key.endswith("num_batches_tracked"):
+            scale = tensor.abs().max().item()
+            np.testing.assert_allclose(
+                written[key], tensor.numpy(), atol=1e-4 * scale + 1e-6, rtol=0, err_msg=key
+            )
+
+
+PHOTOS = sources.Facts("photos", "", (None, None, 3), 10, (), {"train": 80, "val": 16})
+
+
+def config_of(name, size, weights):
+    """A config on photographs that starts from weights."""
+    ops = f"decode | resize_short({size}) | center_crop({size})"
+    return loading.from_flat(
+        {
+            "data.name": "photos",
+            "model.name": name,
+            "init.weights": str(weights),
+            "normalize": "imagenet",
+            "data.train_ops": ops,
+            "data.eval_ops": ops,
+            "mesh.devices": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("library", "theirs", "name", "is_legacy"),
+    [
+        ("torchvision", "resnet18", "resnet18", False),
+        ("torchvision", "alexnet", "alexnet", True),
+        ("timm", "vit_tiny_patch16_224", "vit_ti_16", False),
+    ],
+)
+def test_a_file_that_torch_saved_predicts_as_there_and_goes_back(
+    reference, tmp_path, library, theirs, name, is_legacy
+):
+    model = randomised(reference(library, theirs, num_classes=10))
+    file = tmp_path / "model.pth"
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=not is_legacy)
+    exp = experiment.build(config_of(name, 224, file), PHOTOS)
+    state = exp.init()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    got = np.asarray(exp.programs.predict_step(variables, jnp.asarray(pixels)))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = model(images).softmax(dim=1).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    out = tmp_path / "back.safetensors"
+    safetensors.write(writing.model_of(exp, state._asdict()), out, Asked(library))
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model.load_state_dict(load_file(out), strict=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).softmax(dim=1), expected, atol=1e-6)
+
+
+def test_another_familys_file_of_torchs_is_one_line(reference, tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save(reference("torchvision", "resnet18").state_dict(), file)
+    for name in ("resnet50", "vit_ti_16"):
+        with pytest.raises(errors.InputError) as refused:
+            _ = experiment.build(config_of(name, 224, file), PHOTOS).initial
+        assert "\n" not in str(refused.value)
+        assert f"init.weights={file} for model.name={name}: it " in str(refused.value)

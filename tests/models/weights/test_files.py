@@ -1,0 +1,579 @@
+"""Weights come back from every kind of file and from a hub, with what is told of them."""
+
+import contextlib
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from jaxcls.errors import InputError
+from jaxcls.models import weights
+from jaxcls.models.weights import Preprocessing
+from tests.torchbytes import legacy, saved, zipped
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent.parent
+KEY = "init.weights"
+RANDOM = np.random.default_rng(0)
+ARRAYS = {
+    "conv.weight": RANDOM.normal(size=(2, 3, 1, 2)).astype(np.float32),
+    "double": RANDOM.normal(size=(2,)),
+    "half": RANDOM.normal(size=(3,)).astype(np.float16),
+    "brain": RANDOM.normal(size=(2, 2)).astype(ml_dtypes.bfloat16),
+    "count": np.array(7, np.int64),
+    "byte": np.array([3, 250], np.uint8),
+    "bool": np.array([True, False, True]),
+    "empty": np.zeros((0, 3), np.float32),
+}
+TOLD = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 288, 0.95, "bicubic", "squash")
+CONFIG = {
+    "architecture": "resnet50",
+    "num_classes": 2,
+    "label_names": ["cat", "dög"],
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "test_input_size": [3, 288, 288],
+        "test_crop_pct": 1.0,
+    },
+}
+OF_CONFIG = Preprocessing(
+    (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.95, "bicubic"
+)
+
+
+def safetensors_bytes(arrays, metadata=None):
+    """A .safetensors file as its page describes it."""
+    names = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
+    names |= {"int64": "I64", "uint8": "U8", "bool": "BOOL"}
+    head = {"__metadata__": metadata} if metadata else {}
+    data = b""
+    for name, values in arrays.items():
+        offsets = [len(data), len(data) + values.nbytes]
+        code = names[values.dtype.name]
+        head[name] = {"dtype": code, "shape": values.shape, "data_offsets": offsets}
+        data += values.tobytes()
+    text = json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def check(found, arrays):
+    """The arrays by the same names, floating ones as float32."""
+    assert sorted(found) == sorted(arrays)
+    for name, values in arrays.items():
+        is_floating = values.dtype.name in ("float64", "float16", "bfloat16")
+        expected = values.astype(np.float32) if is_floating else values
+        assert found[name].dtype == expected.dtype, name
+        assert found[name].shape == expected.shape, name
+        assert np.array_equal(found[name], expected), name
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.pt", "a.bin"])
+def test_every_kind_of_file_comes_back_with_its_fingerprint(tmp_path, name):
+    data = {"a.safetensors": safetensors_bytes(ARRAYS), "a.pt": saved(ARRAYS, legacy)}
+    data = data.get(name) or saved(ARRAYS, zipped)
+    (tmp_path / name).write_bytes(data)
+    found = weights.read(str(tmp_path / name), KEY)
+    check(found.tensors, ARRAYS)
+    assert (found.preprocessing, found.class_names) == (None, ())
+    assert found.fingerprint == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert weights.preprocessing(str(tmp_path / name), KEY) is None
+
+
+def test_what_is_written_comes_back(tmp_path):
+    path = tmp_path / "new" / "deep" / "a.safetensors"
+    weights.write(path, ARRAYS, TOLD, ("cat", "dög\n"))
+    found = weights.read(str(path), KEY)
+    check(found.tensors, ARRAYS)
+    assert found.preprocessing == TOLD
+    assert found.class_names == ("cat", "dög\n")
+    assert weights.preprocessing(str(path), KEY) == TOLD
+    assert os.listdir(path.parent) == ["a.safetensors"]
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+    path = tmp_path / "a.safetensors"
+    arrays = {name: values for name, values in ARRAYS.items() if name != "brain"}
+    arrays["transposed"] = np.arange(6.0).reshape(2, 3).T
+    arrays["steps"] = np.arange(6, dtype=np.int16)[::2]
+    arrays["big"] = np.arange(3, dtype=">f4")
+    weights.write(path, arrays, None, ())
+    found = safetensors.numpy.load_file(path)
+    assert sorted(found) == sorted(arrays)
+    for name, values in arrays.items():
+        assert found[name].dtype == values.dtype.newbyteorder("="), name
+        assert found[name].shape == values.shape, name
+        assert np.array_equal(found[name], values), name
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
+def test_the_same_input_is_the_same_bytes_and_aligned(tmp_path):
+    backwards = dict(reversed(ARRAYS.items()))
+    for name, arrays in (("a", ARRAYS), ("b", backwards), ("c", ARRAYS)):
+        weights.write(tmp_path / f"{name}.safetensors", arrays, TOLD, ["cat", "dog"])
+    a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
+    assert a == b == c
+    length = int.from_bytes(a[:8], "little")
+    head = json.loads(a[8 : 8 + length])
+    assert length % 8 == 0
+    for name, values in ARRAYS.items():
+        assert head[name]["data_offsets"][0] % values.itemsize == 0
+
+
+def test_a_file_that_exists_is_not_replaced(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"a\.safetensors exists, and is not replaced"):
+        weights.write(path, ARRAYS, None, ())
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left"):
+        weights.write(tmp_path / "a.safetensors", ARRAYS, None, ())
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot be written"):
+        weights.write(tmp_path / "file" / "a.safetensors", ARRAYS, None, ())
+
+
+def line(place):
+    """The one line that refuses a place."""
+    with pytest.raises(InputError) as caught:
+        weights.read(str(place), KEY)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("models", "is a folder, and must be a file of weights (.safetensors, .pth"),
+        ("models", "in it: resnet.pth"),
+        ("models/resnet.pt", "no such file (did you mean 'resnet.pth'?); give a file"),
+        ("nowhere/resnet.pth", "no such file; give a file of weights"),
+        ("models/notes.txt", "must end in one of .safetensors, .pth, .pt, .bin"),
+        ("https://example.org/resnet.pth", "is a URL, and must be a file or hf:ORG/NAME"),
+        ("x" * 300 + ".pth", "cannot be read (File name too long)"),
+        ("hf:resnet50", "must be hf:ORG/NAME or hf:ORG/NAME@REVISION; try 'hf:"),
+        ("hf:a/b/c", "must be hf:ORG/NAME"),
+        ("hf:a/b@", "must be hf:ORG/NAME"),
+        ("hf:", "must be hf:ORG/NAME"),
+        ("hf:a/b--c", "is no name of a repository"),
+    ],
+)
+def test_places_that_are_none_are_refused(tmp_path, monkeypatch, place, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet.pth").write_bytes(b"")
+    (tmp_path / "models" / "notes.txt").write_bytes(b"")
+    message = line(place)
+    assert message.startswith(f"{KEY}={place[:20]}")
+    assert expected in message
+    with pytest.raises(InputError):
+        weights.preprocessing(place, KEY)
+
+
+def test_only_a_hub_is_a_hub():
+    assert weights.is_hub("hf:timm/resnet50.a1_in1k")
+    assert weights.is_hub("hf:resnet50")  # To be refused as one.
+    assert not weights.is_hub("hf.safetensors")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    good = safetensors_bytes(ARRAYS)
+    foreign = safetensors_bytes({"w": ARRAYS["half"]}).replace(b'"F16"', b'"F99"')
+    for data in (b"", b"{}", b"<html>404</html>", good[:-1], good + b"x", foreign):
+        path.write_bytes(data)
+        message = line(path)
+        assert message.startswith(f"{path} cannot be read as safetensors (")
+        assert message.endswith("; download it again, or write it again")
+    path.write_bytes(safetensors_bytes({}))
+    assert "it holds no tensor" in line(path)
+    (tmp_path / "a.pth").write_bytes(b"")
+    assert "cannot be read as tensors of torch (it is empty)" in line(tmp_path / "a.pth")
+
+
+def test_a_dtype_that_is_not_known_is_refused_by_name(tmp_path):
+    path = tmp_path / "a.safetensors"
+    head = {"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    text = json.dumps(head).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2))
+    assert "w is of dtype F8_E4M3, not of BOOL, I8" in line(path)
+
+
+def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    weights.write(path, {"w": np.ones((2, 3), np.float32)}, TOLD, ("cat", "dog"))
+    good = path.read_bytes()
+    changed = [good[:length] for length in range(0, len(good), 3)]
+    for position in range(len(good)):
+        flipped = bytes([good[position] ^ (1 << RANDOM.integers(8))])
+        changed.append(good[:position] + flipped + good[position + 1 :])
+    read = 0
+    for data in changed:
+        path.write_bytes(data)
+        for reading in (weights.read, weights.preprocessing):
+            with contextlib.suppress(InputError):
+                reading(str(path), KEY)
+                read += 1
+    assert 0 < read < len(changed)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"jaxcls.preprocessing": "{"},
+        {"jaxcls.preprocessing": "3"},
+        {"jaxcls.preprocessing": '{"mean": [1]}'},
+        {"jaxcls.preprocessing": json.dumps(TOLD._replace(std=(0, 1, 1))._asdict())},
+        {"jaxcls.preprocessing": json.dumps(TOLD._replace(size="224")._asdict())},
+        {"jaxcls.class_names": "[1, 2]"},
+        {"jaxcls.class_names": "x"},
+    ],
+)
+def test_damaged_metadata_of_ours_is_refused(tmp_path, metadata):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes(ARRAYS, metadata))
+    assert line(path).startswith(str(path))
+
+
+def with_config(folder, config):
+    """A place of weights with a config.json beside."""
+    text = config if isinstance(config, str) else json.dumps(config)
+    (folder / "config.json").write_text(text)
+    (folder / "model.pth").write_bytes(saved({"w": np.ones(2, np.float32)}, zipped))
+    return str(folder / "model.pth")
+
+
+def test_a_config_of_timm_beside_a_file_is_read(tmp_path):
+    place = with_config(tmp_path, CONFIG)
+    found = weights.read(place, KEY)
+    assert found.preprocessing == OF_CONFIG == weights.preprocessing(place, KEY)
+    assert found.class_names == ("cat", "dög")
+
+
+def test_an_older_config_of_timm_is_read(tmp_path):
+    config = {"architecture": "resnet50", **CONFIG["pretrained_cfg"], "labels": ["a", "b"]}
+    place = with_config(tmp_path, config)
+    assert weights.preprocessing(place, KEY) == OF_CONFIG
+    assert weights.read(place, KEY).class_names == ("a", "b")
+
+
+def test_metadata_of_ours_goes_before_a_config(tmp_path):
+    with_config(tmp_path, CONFIG)
+    weights.write(tmp_path / "a.safetensors", ARRAYS, TOLD, ("x", "y"))
+    weights.write(tmp_path / "b.safetensors", ARRAYS, None, ())
+    found = weights.read(str(tmp_path / "a.safetensors"), KEY)
+    assert (found.preprocessing, found.class_names) == (TOLD, ("x", "y"))
+    found = weights.read(str(tmp_path / "b.safetensors"), KEY)
+    assert (found.preprocessing, found.class_names) == (OF_CONFIG, ("cat", "dög"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "no json",
+        "[" * 100_000,
+        [],
+        {"architectures": ["ResNet"], "std": 0},
+        {"name": "digits", "implied": {}, "std": [0]},
+        {"architecture": "resnet50", "pretrained_cfg": {}},
+    ],
+)
+def test_a_config_of_another_kind_is_not_used(tmp_path, config):
+    found = weights.read(with_config(tmp_path, config), KEY)
+    assert (found.preprocessing, found.class_names) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("mean", None, (0.485, 0.456, 0.406)),
+        ("std", None, (0.229, 0.224, 0.225)),
+        ("input_size", None, 224),
+        ("crop_pct", None, 0.875),
+        ("crop_pct", 1, 1.0),
+        ("interpolation", None, "bicubic"),
+        ("interpolation", "bilinear", "bilinear"),
+        ("interpolation", "random", "bilinear"),
+        ("crop_mode", "border", "border"),
+        ("crop_mode", None, "center"),
+    ],
+)
+def test_what_is_not_told_is_what_timm_takes(tmp_path, name, value, expected):
+    field = {"input_size": "size", "crop_pct": "crop"}.get(name, name)
+    config = {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], name: value}}
+    found = weights.preprocessing(with_config(tmp_path, config), KEY)
+    assert getattr(found, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("std", [0.2, 0, 0.2], "std is '[0.2, 0, 0.2]', and must be above 0"),
+        ("std", [0.2, -1, 0.2], "std is '[0.2, -1, 0.2]', and must be above 0"),
+        ("std", [0.2, 0.2], "std is '[0.2, 0.2]', and must have 3 values"),
+        ("std", "abc", "std is 'abc', and must be a list of finite numbers"),
+        ("mean", [float("nan")] * 3, "must be a list of finite numbers"),
+        ("mean", [10**400] * 3, "must be a list of finite numbers"),
+        ("mean", [True] * 3, "must be a list of finite numbers"),
+        ("mean", [], "must be a list of finite numbers"),
+        ("input_size", [3, 224, 256], "must be square, as [3, 224, 224]"),
+        ("input_size", [3, 224], "must be [channels, height, width]"),
+        ("input_size", [3, 0, 0], "must be [channels, height, width]"),
+        ("input_size", 224, "must be [channels, height, width]"),
+        ("input_size", [1, 224, 224], "mean is '[0.485, 0.456, 0.406]', and must have 1"),
+        ("crop_pct", 0, "crop is '0', and must be in (0, 1]"),
+        ("crop_pct", 1.5, "crop is '1.5', and must be in (0, 1]"),
+        ("crop_pct", float("inf"), "must be in (0, 1]"),
+        ("interpolation", "lanczos", "interpolation is 'lanczos', and must be one of bil"),
+        ("interpolation", ["bicubic"], "must be one of bilinear"),
+        ("crop_mode", "round", "crop_mode is 'round', and must be one of center"),
+        (
+            "label_names",
+            {"0": "cat"},
+            "label_names is \"{'0': 'cat'}\", and must be a list",
+        ),
+    ],
+)
+def test_nonsense_in_a_config_is_refused(tmp_path, name, value, expected):
+    if name == "label_names":
+        config = {**CONFIG, name: value}
+    else:
+        config = {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], name: value}}
+    message = line(with_config(tmp_path, config))
+    assert message.startswith(f"{tmp_path / 'config.json'}: ")
+    assert expected in message
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL = safetensors_bytes({"w": np.arange(3, dtype=np.float32)})
+HUB = {
+    "org/safe": {"model.safetensors": MODEL, "config.json": json.dumps(CONFIG).encode()},
+    "org/torch": {"pytorch_model.bin": saved({"w": np.ones(2, np.float32)}, zipped)},
+    "org/neither": {"config.json": json.dumps({"architectures": []}).encode()},
+    "org/broken": {"model.safetensors": MODEL, "config.json": b"{"},
+    "org/gated": None,
+    "org/forbidden": None,
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What a hub answers to huggingface_hub."""
+
+    asked: ClassVar[list] = []
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def answer(self, with_body):
+        if "/resolve/" not in self.path:  # The library asks for more than files.
+            self.reply(404, {}, b"", with_body)
+            return
+        Hub.asked.append(self.path)
+        organisation, name, _, revision, file = self.path.strip("/").split("/", 4)
+        repository = f"{organisation}/{name}"
+        files = HUB.get(repository)
+        if repository == "org/gated":
+            self.reply(401, {"X-Error-Code": "GatedRepo"}, b"", with_body)
+        elif repository == "org/forbidden":
+            self.reply(403, {}, b"", with_body)
+        elif files is None:
+            self.reply(401, {"X-Error-Code": "RepoNotFound"}, b"", with_body)
+        elif revision not in ("main", COMMIT):
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"", with_body)
+        elif file not in files:
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            self.reply(404, headers, b"", with_body)
+        else:
+            data = files[file]
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            self.reply(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, data, with_body)
+
+    def reply(self, status, headers, data, with_body):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+# Reads each place, prints what it finds or the one line that refuses it.
+READER = """
+import json, sys
+from jaxcls import errors
+from jaxcls.models import weights
+for name in sys.argv[1:]:
+    function, _, place = name.partition("=")
+    try:
+        found = getattr(weights, function)(place, "init.weights")
+        if function == "read":
+            found = [{k: v.tolist() for k, v in found.tensors.items()}, *found[1:]]
+        print(json.dumps(found))
+    except errors.InputError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """The address of a hub on this machine."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def read_in_a_process(home, *names, **environment):
+    """What `READER` prints for each of `names`; it must be silent beside."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    kept |= {"HF_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *names],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**kept, "no_proxy": "127.0.0.1", **environment},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(text) for text in done.stdout.splitlines()]
+
+
+def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
+    safe = [
+        {"w": [0.0, 1.0, 2.0]},
+        json.loads(json.dumps(OF_CONFIG)),
+        ["cat", "dög"],
+        f"sha256:{hashlib.sha256(MODEL).hexdigest()}",
+    ]
+    torch = hashlib.sha256(HUB["org/torch"]["pytorch_model.bin"]).hexdigest()
+    torch = [{"w": [1.0, 1.0]}, None, [], f"sha256:{torch}"]
+    Hub.asked.clear()
+    told = read_in_a_process(tmp_path / "a", "preprocessing=hf:org/safe", HF_ENDPOINT=hub)
+    assert told == [safe[1]]
+    assert {path.rpartition("/")[2] for path in Hub.asked} == {"config.json"}
+    places = ["read=hf:org/safe", f"read=hf:org/safe@{COMMIT}", "read=hf:org/torch"]
+    places += ["preprocessing=hf:org/safe", "preprocessing=hf:org/torch"]
+    expected = [safe, safe, torch, safe[1], None]
+    assert read_in_a_process(tmp_path / "a", *places, HF_ENDPOINT=hub) == expected
+    Hub.asked.clear()
+    offline = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "1"}
+    assert read_in_a_process(tmp_path / "a", *places, **offline) == expected
+    assert Hub.asked == []
+    # A server that is not there is no hindrance either to what was fetched.
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert read_in_a_process(tmp_path / "a", *places, **closed) == expected
+
+
+def test_a_hub_that_gives_nothing_is_one_line(tmp_path, hub):
+    cases = {
+        "org/none": "is no repository of the hub, or a private one",
+        "org/gated": "is gated: accept its terms on its page, and set HF_TOKEN",
+        "org/forbidden": "the hub forbids reading model.safetensors (status 403); set HF_T",
+        "org/safe@old": "has no revision 'old'; give a branch, tag or commit",
+        "org/neither": "holds neither model.safetensors nor pytorch_model.bin",
+        "org/broken": f"{COMMIT}/config.json cannot be read (Expecting property",
+    }
+    places = [f"read=hf:{name}" for name in cases]
+    lines = read_in_a_process(tmp_path, *places, HF_ENDPOINT=hub)
+    for (name, expected), message in zip(cases.items(), lines, strict=True):
+        assert expected in message
+        assert name == "org/broken" or message.startswith(f"init.weights=hf:{name}")
+        assert message.isprintable()
+    offline = read_in_a_process(tmp_path, "read=hf:org/new", HF_HUB_OFFLINE="1")
+    assert (
+        "model.safetensors was not fetched before, and HF_HUB_OFFLINE is set" in offline[0]
+    )
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    (unreachable,) = read_in_a_process(tmp_path, "preprocessing=hf:org/new", **closed)
+    assert "config.json was not fetched before, and http://127.0.0.1:9 does" in unreachable
+    assert "check the network and HF_ENDPOINT, or give a local file" in unreachable
+
+
+@pytest.mark.slow
+def test_torch_reads_what_is_written_and_we_what_it_writes(tmp_path):
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("safetensors.torch")
+    weights.write(tmp_path / "a.safetensors", ARRAYS, TOLD, ())
+    for name, tensor in library.load_file(tmp_path / "a.safetensors").items():
+        values = ARRAYS[name]
+        is_brain = values.dtype == ml_dtypes.bfloat16
+        assert (tensor.dtype == torch.bfloat16) == is_brain
+        expected = values.astype(np.float32) if is_brain else values
+        assert np.array_equal(tensor.float().numpy() if is_brain else tensor, expected)
+    written = {"w": torch.randn(3, 2).bfloat16(), "v": torch.randn(2).half()}
+    library.save_file(written, tmp_path / "b.safetensors")
+    found = weights.read(str(tmp_path / "b.safetensors"), KEY).tensors
+    for name, tensor in written.items():
+        assert np.array_equal(found[name], tensor.float().numpy())
+
+
+# A process of its own: torchvision's compiled operators do not load without CUDA.
+TIMM = """
+import json, sys, torch, types
+for name in ("_meta_registrations", "_autograd_registrations"):
+    sys.modules[f"torchvision.{name}"] = types.ModuleType(name)
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import timm
+for name in sys.argv[1:]:
+    config = timm.get_pretrained_cfg(name).to_dict()
+    resolved = timm.data.resolve_data_config(pretrained_cfg=config)
+    print(json.dumps([config, resolved]))
+"""
+
+
+@pytest.mark.slow
+def test_the_preprocessing_of_timm_is_ours(tmp_path):
+    # Not imported here: it needs what TIMM puts in place first. .ci/run installs it.
+    if not importlib.util.find_spec("timm"):
+        pytest.skip("timm is not installed; its own resolution is what ours is held to")
+    names = ["resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"]
+    names += ["convnext_base.fb_in22k_ft_in1k_384", "deit_tiny_patch16_224", "vgg16"]
+    done = subprocess.run(
+        [sys.executable, "-c", TIMM, *names], capture_output=True, text=True, check=True
+    )
+    for text in done.stdout.splitlines():
+        config, resolved = json.loads(text)
+        place = with_config(tmp_path, {"architecture": "any", "pretrained_cfg": config})
+        assert weights.preprocessing(place, KEY) == Preprocessing(
+            tuple(resolved["mean"]),
+            tuple(resolved["std"]),
+            resolved["input_size"][1],
+            resolved["crop_pct"],
+            resolved["interpolation"],
+            resolved["crop_mode"],
+        )

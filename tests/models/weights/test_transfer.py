@@ -1,0 +1,451 @@
+"""Foreign tensors for real models: all that fits, what does not, and positions resized."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.errors import InputError
+from jaxcls.models import naming
+from jaxcls.models.weights import transfer
+from tests.modules import built, shapes
+
+MODELS = {
+    "vit": ("vit_ti_16(depth=2, width=12)", 32, 3),
+    "plain_vit": ("vit_ti_16(depth=1, width=12, pool='mean')", 32, 3),
+    "resnet": ("resnet18(width=8)", 32, 3),
+    "cnn": ("cnn(batch_norm=True, widths=(4,), dense=8)", 8, 1),
+    "convnext": ("convnext_tiny(width=8)", 32, 3),
+}
+
+
+@functools.cache
+def model(kind, classes=10, size=None):
+    """(namings, variables as shapes) of a small model."""
+    text, usual, channels = MODELS[kind]
+    module = built(text, num_classes=classes)
+    return module.namings(), shapes(module, size or usual, channels)[1]
+
+
+def file_of(kind, library, **options):
+    """(variables, {name there: tensor}) of a model whose weights a library holds."""
+    variables, tensors = made(kind, library, **options)
+    return variables, dict(tensors)
+
+
+@functools.cache
+def made(kind, library, **options):
+    namings, like = model(kind, **options)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), like)
+    return variables, naming.to_theirs(variables, namings[library])
+
+
+def same(arrays, variables):
+    """Whether arrays by path are those of variables, in every bit."""
+    expected = naming.flatten(variables)
+    assert set(arrays) == set(expected)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(arrays[path], array, err_msg=path, strict=True)
+
+
+def refusal(tensors, kind, *, size=None, **options):
+    """The one line with which tensors are refused for a model."""
+    namings, like = model(kind, size=size)
+    with pytest.raises(InputError) as error:
+        transfer.adapt(tensors, namings, like, **options)
+    text = str(error.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+LIBRARIES = [
+    ("vit", "torchvision"),
+    ("vit", "timm"),
+    ("plain_vit", "timm"),
+    ("resnet", "torchvision"),
+    ("cnn", "pytorch"),
+    ("convnext", "torchvision"),
+    ("convnext", "timm"),
+]
+
+
+@pytest.mark.parametrize(("kind", "library"), LIBRARIES)
+def test_the_right_file_fits_whole_by_the_names_it_has(kind, library):
+    variables, tensors = file_of(kind, library)
+    start = transfer.adapt(tensors, *model(kind))
+    same(start.arrays, variables)
+    n = len(naming.flatten(variables))
+    assert start.notes == [f"{n} of {n} arrays, by {library}'s names"]
+
+
+def test_the_library_with_most_names_in_common_is_taken():
+    variables, tensors = file_of("vit", "timm")
+    _, others = file_of("vit", "torchvision")
+    few = dict(list(others.items())[:3])
+    text = refusal(tensors | few, "vit")
+    assert text.startswith("does not fit by timm's names: it has 3 more (")
+    skip = "|".join(map(re.escape, few))
+    start = transfer.adapt(tensors | few, *model("vit"), skip=skip)
+    same(start.arrays, variables)
+
+
+def test_what_is_missing_extra_and_of_another_shape_is_listed_on_one_line():
+    _, tensors = file_of("resnet", "torchvision")
+    lacking = [name for name in tensors if name.startswith("layer2.0.")][:6]
+    assert len(lacking) == 6
+    for name in lacking:
+        del tensors[name]
+    tensors |= {"aux.weight": np.zeros(2), "aux.bias": np.zeros(1)}
+    tensors["conv1.weight"] = np.zeros((8, 1, 7, 7))
+    tensors["layer1.0.bn1.bias"] = np.zeros(())
+    text = refusal(tensors, "resnet")
+    listed = re.search(r"lacks 6 \((.*?), \.\.\. \(6\)\)", text)[1].split(", ")
+    assert len(listed) == 4
+    assert set(listed) <= set(lacking)
+    assert "has 2 more (aux.bias, aux.weight)" in text
+    assert "has 2 of another shape" in text
+    assert "conv1.weight 8x1x7x7, not 8x3x7x7" in text
+    assert "layer1.0.bn1.bias a number, not 8" in text
+    assert "init.skip" in text
+
+
+def test_each_kind_of_misfit_alone_is_refused_by_its_name():
+    _, whole = file_of("cnn", "pytorch")
+    less = {name: x for name, x in whole.items() if name != "dense.bias"}
+    assert "lacks 1 (dense.bias)" in refusal(less, "cnn")
+    more = whole | {"more": np.zeros(1)}
+    assert "has 1 more (more)" in refusal(more, "cnn")
+    other = whole | {"dense.bias": np.zeros(9)}
+    assert "has 1 of another shape (dense.bias 9, not 8)" in refusal(other, "cnn")
+    counted = {"stage1_conv1_norm.num_batches_tracked": np.array(3)}
+    assert transfer.adapt(whole | counted, *model("cnn")).arrays
+
+
+def test_a_transposed_matrix_of_the_right_size_is_not_reshaped():
+    _, tensors = file_of("cnn", "pytorch")
+    tensors["dense.weight"] = np.ascontiguousarray(tensors["dense.weight"].T)
+    assert "dense.weight 64x8, not 8x64" in refusal(tensors, "cnn")
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "cnn"])
+def test_a_head_of_other_classes_is_refused_with_what_replaces_it(kind):
+    library = "pytorch" if kind == "cnn" else "torchvision"
+    _, tensors = file_of(kind, library, classes=7)
+    text = refusal(tensors, kind)
+    assert "has 2 of another shape" in text
+    assert "init.head='fresh'" in text
+    namings, like = model(kind)
+    start = transfer.adapt(tensors, namings, like, is_head_fresh=True)
+    body = {path for path in naming.flatten(like) if not path.startswith("params/head/")}
+    assert set(start.arrays) == body
+    n = len(body)
+    assert start.notes == [f"{n} of {n + 2} arrays, by {library}'s names"]
+
+
+@pytest.mark.parametrize("classes", [10, 7, None])
+def test_a_fresh_head_takes_nothing_of_the_one_there(classes):
+    variables, tensors = file_of("resnet", "timm", classes=classes or 10)
+    if classes is None:
+        del tensors["fc.weight"], tensors["fc.bias"]
+        assert "lacks 2 (fc.bias, fc.weight)" in refusal(tensors, "resnet")
+    start = transfer.adapt(tensors, *model("resnet"), is_head_fresh=True)
+    expected = naming.flatten(variables)
+    same(start.arrays, {p: x for p, x in expected.items() if "params/head/" not in p})
+
+
+def test_a_fresh_head_excuses_nothing_else():
+    _, tensors = file_of("resnet", "timm", classes=7)
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
+    text = refusal(tensors, "resnet", is_head_fresh=True)
+    assert "has 1 of another shape (conv1.weight 8x1x7x7, not 8x3x7x7)" in text
+    assert "fresh" not in text
+
+
+def test_what_skip_names_on_either_side_may_be_missing_extra_or_another_shape():
+    variables, tensors = file_of("resnet", "timm")
+    del tensors["layer4.1.bn2.weight"], tensors["layer4.1.bn2.bias"]
+    tensors["aux.weight"] = np.zeros(3, np.float32)
+    tensors["conv1.weight"] = np.zeros((8, 1, 7, 7), np.float32)
+    left = {
+        "params/stage4_block2/norm2/scale",
+        "params/stage4_block2/norm2/bias",
+        "params/conv1/kernel",
+    }
+    expected = naming.flatten(variables)
+    for skip in (
+        r"^layer4\.1\.bn2\.(weight|bias)$|^aux|^conv1\.weight$",
+        r"^params/stage4_block2/norm2/|^aux|^params/conv1/kernel$",
+    ):
+        start = transfer.adapt(tensors, *model("resnet"), skip=skip)
+        same(start.arrays, {p: x for p, x in expected.items() if p not in left})
+    assert "lacks 2 (" in refusal(tensors, "resnet", skip=r"^aux|conv1")
+    assert "has 1 more (aux.weight)" in refusal(tensors, "resnet", skip=r"^params/")
+    assert "conv1.weight 8x1x7x7" in refusal(tensors, "resnet", skip=r"^aux|^layer4")
+
+
+def test_what_fits_is_the_same_whichever_side_skip_names():
+    _, tensors = file_of("resnet", "timm")
+    ours, theirs = (
+        set(transfer.adapt(tensors, *model("resnet"), skip=skip).arrays)
+        for skip in ("^params/head/", r"^fc\.")
+    )
+    assert ours == theirs
+
+
+def test_skip_of_all_but_the_head_leaves_the_head():
+    _, tensors = file_of("resnet", "timm")
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
+    skip = r"^(?!params/head/|fc\.)"
+    start = transfer.adapt(tensors, *model("resnet"), skip=skip)
+    assert {"params/head/kernel", "params/head/bias"} <= set(start.arrays)
+    del tensors["conv1.weight"]
+    tensors |= {"fc.more": np.zeros(1)}
+    text = refusal(tensors, "resnet", skip=skip)
+    assert "has 1 more (fc.more)" in text
+    assert "lacks" not in text
+
+
+def test_an_extra_tensor_is_extra_though_the_pattern_finds_an_empty_text():
+    _, tensors = file_of("cnn", "pytorch")
+    tensors["teacher.weight"] = np.zeros(1)
+    assert "has 1 more (teacher.weight)" in refusal(tensors, "cnn", skip="^(?!teacher)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "library"),
+    [("vit", "cnn", "pytorch"), ("cnn", "resnet", "timm"), ("cnn", "vit", "timm")],
+)
+def test_another_familys_tensors_are_refused(kind, other, library):
+    _, tensors = file_of(other, library)
+    text = refusal(tensors, kind)
+    assert "weights of this very model" in text
+    shown = re.search(r"it has (.*?), \.\.\. \(|has \d+ more \((.*?), \.\.\. \(", text)
+    listed = (shown[1] or shown[2]).split(", ")
+    assert len(listed) == 4
+    assert set(listed) <= set(tensors)
+
+
+def test_unknown_names_are_refused_with_the_first_of_them():
+    tensors = {f"encoder.{i}.weight": np.zeros(1) for i in range(9)}
+    for kind, known in (("vit", "torchvision's or timm's"), ("cnn", "pytorch's")):
+        text = refusal(tensors, kind)
+        assert f"by {known} names" in text
+        assert "encoder.0.weight" in text
+        assert "(9)" in text
+        assert "encoder.8.weight" not in text
+
+
+def test_no_tensors_at_all_are_refused_as_such():
+    text = refusal({}, "resnet")
+    assert re.search(r"no tensor|none|nothing|empty", text)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+@pytest.mark.parametrize("size", [32, 64])
+def test_tensors_of_another_precision_come_out_float32(dtype, size):
+    namings, _ = model("vit")
+    _, tensors = file_of("vit", "timm")
+    other = {name: x.astype(dtype) for name, x in tensors.items()}
+    start = transfer.adapt(other, namings, model("vit", size=size)[1])
+    assert {x.dtype for x in start.arrays.values()} == {np.dtype(np.float32)}
+    wide = {name: x.astype(np.float32) for name, x in other.items()}
+    expected = transfer.adapt(wide, namings, model("vit", size=size)[1])
+    for path, array in expected.arrays.items():
+        np.testing.assert_array_equal(start.arrays[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("resnet18", "fc.bias"),
+        ("vit_b_16", "heads.head.bias"),
+        ("vit_b_16", "head.bias"),
+        ("convnext_tiny", "classifier.2.bias"),
+        ("convnext_tiny", "head.fc.bias"),
+        ("vgg11", "classifier.6.bias"),
+        ("cnn", "head.bias"),
+    ],
+)
+def test_classes_are_counted_by_the_heads_bias(text, name):
+    namings = built(text).namings()
+    others = {"conv1.bias": np.zeros(64)}
+    assert transfer.classes_of(others | {name: np.zeros(7)}, namings) == 7
+    assert transfer.classes_of(others, namings) == 0
+    assert transfer.classes_of({}, namings) == 0
+
+
+def test_classes_of_a_head_without_a_bias_are_counted_by_its_kernel():
+    namings = built("airbench").namings()
+    assert transfer.classes_of({"head.weight": np.zeros((7, 256))}, namings) == 7
+    assert transfer.classes_of({"head.weight": np.zeros(7)}, namings) == 0
+
+
+def test_a_head_that_is_a_single_number_has_no_classes():
+    namings, _ = model("resnet")
+    assert transfer.classes_of({"fc.bias": np.array(3.0)}, namings) in (0, 1)
+
+
+def resized(positions, prefix, side):
+    """Positions [1, N, D] on another square, as Pillow resizes the grid of each feature."""
+    old = round((positions.shape[1] - prefix) ** 0.5)
+    grid = positions[0, prefix:].reshape(old, old, -1)
+    planes = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(grid[..., d])).resize(
+                (side, side), Image.Resampling.BICUBIC
+            )
+        )
+        for d in range(grid.shape[-1])
+    ]
+    flat = np.stack(planes, -1).reshape(1, side * side, -1)
+    return np.concatenate([positions[:, :prefix], flat], axis=1)
+
+
+def positions_of(prefix, side, features=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((1, prefix + side * side, features), np.float32)
+
+
+SIZES = [(7, 14), (14, 7), (7, 7), (14, 24), (24, 14), (2, 3), (16, 5), (3, 1)]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_positions_are_resized_as_pillow_resizes_an_image(old, new, prefix):
+    positions = positions_of(prefix, old)
+    got = transfer.resample(positions, prefix + new * new, prefix)
+    np.testing.assert_allclose(got, resized(positions, prefix, new), atol=1e-5)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got[:, :prefix], positions[:, :prefix])
+
+
+@pytest.mark.parametrize(("old", "new"), [(7, 14), (14, 7)])
+def test_equal_positions_stay_equal_and_a_ramp_a_ramp(old, new):
+    token = np.full((1, 1, 2), 99, np.float32)
+    row, column = np.mgrid[:old, :old].astype(np.float32)
+    ramp = np.stack([row, 10 * column], -1).reshape(1, old * old, 2)
+    constant = np.full_like(ramp, 0.3)
+    got = transfer.resample(np.concatenate([token, constant], 1), 1 + new * new, 1)
+    assert got[0, 0].tolist() == [99, 99]
+    np.testing.assert_allclose(got[:, 1:], 0.3, rtol=1e-6)
+    got = transfer.resample(np.concatenate([token, ramp], 1), 1 + new * new, 1)
+    assert got[0, 0].tolist() == [99, 99]
+    # Centres of pixels: new position i is at (i + 0.5) * old / new - 0.5.
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    inside = slice(4, -4) if new > old else slice(2, -2)
+    grid = got[0, 1:].reshape(new, new, 2)[inside, inside]
+    rows, columns = np.meshgrid(at[inside], 10 * at[inside], indexing="ij")
+    np.testing.assert_allclose(grid, np.stack([rows, columns], -1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("old", "new"), [(32, 64), (64, 32), (48, 80)])
+@pytest.mark.parametrize(
+    ("kind", "library", "name"),
+    [
+        ("vit", "timm", "pos_embed"),
+        ("vit", "torchvision", "encoder.pos_embedding"),
+        ("plain_vit", "timm", "pos_embed"),
+    ],
+)
+def test_a_vit_of_another_image_size_is_resampled_and_says_so(
+    kind, library, name, old, new
+):
+    variables, tensors = file_of(kind, library, size=old)
+    namings, like = model(kind, size=new)
+    start = transfer.adapt(tensors, namings, like)
+    sides = old // 16, new // 16
+    assert start.notes[1:] == ["positions resampled from {0}x{0} to {1}x{1}".format(*sides)]
+    prefix = int(kind == "vit")
+    expected = naming.flatten(variables)
+    expected["params/position"] = resized(tensors[name], prefix, sides[1])
+    assert set(start.arrays) == set(expected)
+    for path, array in expected.items():
+        np.testing.assert_allclose(start.arrays[path], array, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ((1, 1 + 6, 12), "1x7x12"),  # 2x3 is no square.
+        ((1, 4, 12), "1x4x12"),  # A grid without its class token.
+        ((1, 1, 12), "1x1x12"),  # A class token without its grid.
+        ((1, 0, 12), "1x0x12"),
+        ((1, 1 + 9, 6), "1x10x6"),  # Another width.
+        ((1 + 9, 12), "10x12"),
+        ((12,), "12"),
+        ((1, 1, 1 + 9, 12), "1x1x10x12"),
+        ((2, 1 + 9, 12), "2x10x12"),
+        ((0, 1 + 9, 12), "0x10x12"),
+    ],
+)
+def test_positions_that_are_no_other_square_of_the_same_width_are_refused(shape, shown):
+    _, tensors = file_of("vit", "timm")
+    tensors["pos_embed"] = np.zeros(shape, np.float32)
+    text = refusal(tensors, "vit")
+    assert f"pos_embed {shown}, not 1x5x12" in text
+
+
+def test_two_grids_in_one_tensor_of_a_vit_without_a_token_are_refused():
+    _, tensors = file_of("plain_vit", "timm")
+    tensors["pos_embed"] = np.zeros((2, 9, 12), np.float32)
+    assert "pos_embed 2x9x12, not 1x4x12" in refusal(tensors, "plain_vit")
+
+
+def test_positions_for_images_that_are_no_square_are_refused():
+    text, _, channels = MODELS["vit"]
+    module = built(text, num_classes=10)
+    image = jax.ShapeDtypeStruct((1, 32, 48, channels), jnp.float32)
+    like = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
+    _, tensors = file_of("vit", "timm")
+    with pytest.raises(InputError, match="pos_embed 1x5x12, not 1x7x12"):
+        transfer.adapt(tensors, module.namings(), like)
+
+
+def test_positions_of_a_square_are_not_taken_for_a_strip_of_as_many_patches(tmp_path):
+    _, tensors = file_of("vit", "timm")
+    path = tmp_path / "square.safetensors"
+    save_file(tensors, path)
+    values = {
+        "model.name": MODELS["vit"][0],
+        "init.weights": str(path),
+        "data.name": "absent",
+        "mesh.devices": 1,
+    }
+    shapes = {(32, 32, 3): 1, (16, 64, 3): 0}  # Four patches each.
+    for shape, fits in shapes.items():
+        facts = sources.Facts("absent", "", shape, 10, (), {"train": 500})
+        exp = experiment.build(loading.from_flat(values), facts)
+        if fits:
+            assert exp.initial.arrays["params/position"].shape == (1, 5, 12)
+            continue
+        with pytest.raises(InputError, match=r"positions for .* a square, .* 64x16"):
+            _ = exp.initial
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_positions_are_resized_as_timm_resizes_them(old, new, prefix):
+    torch = pytest.importorskip("torch")
+    positions = positions_of(prefix, old, features=16)
+    kept, grid = np.split(positions, [prefix], axis=1)
+    # As in timm's resample_abs_pos_embed.
+    image = torch.from_numpy(grid).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    image = torch.nn.functional.interpolate(
+        image, size=(new, new), mode="bicubic", antialias=True
+    )
+    flat = image.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()
+    expected = np.concatenate([kept, flat], axis=1)
+    got = transfer.resample(positions, prefix + new * new, prefix)
+    np.testing.assert_allclose(got, expected, atol=1e-5)

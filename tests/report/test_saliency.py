@@ -1,0 +1,214 @@
+"""Where a model looked: maps and weights against arithmetic of their own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.errors import InputError
+from jaxcls.models import layers, vit
+from jaxcls.report import saliency
+from tests import modules
+
+# Of each family one, its images, and the height and width of its map by the papers.
+FAMILIES = [
+    ("airbench", 32, 3),
+    ("alexnet", 64, 3),
+    ("convnext_tiny", 64, 2),
+    ("efficientnet_b0", 64, 2),
+    ("mixer_b_32", 64, 2),
+    ("mobilenet_v2", 64, 2),
+    ("resnet50", 64, 2),
+    ("vgg11_bn", 64, 4),
+    ("wrn16_4", 16, 4),
+]
+
+
+class Colours(nn.Module):
+    """A toy. Two classes: how much red there is, and how much green."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(layers.conv(3, 1, dtype=jnp.float32, name="conv")(images))
+        x = layers.FeatureMap()(x)
+        return layers.head(layers.global_mean(x), 2)
+
+
+def colours(images):
+    params = {
+        "conv": {"kernel": jnp.eye(3).reshape(1, 1, 3, 3)},
+        "head": {"kernel": jnp.array([[1.0, 0], [0, 1], [0, 0]]), "bias": jnp.zeros(2)},
+    }
+    return Colours().apply({"params": params}, images, False).logits
+
+
+def applied(text, size, **options):
+    """(module, variables, apply) of a model of 5 classes with weights of its own."""
+    module = modules.built(text, num_classes=5, **options)
+    _, like = modules.shapes(module, size)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), like)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: x**2 + 1 if path[-1].key == "var" else x, variables
+    )
+    return module, variables, lambda images: module.apply(variables, images, False).logits
+
+
+last_map = jax.jit(saliency.last_map, static_argnums=0)
+
+
+def captured(module, variables, images):
+    """What every module gives, as Flax itself tells."""
+
+    def run(images):
+        return module.apply(variables, images, False, capture_intermediates=True)
+
+    return jax.jit(run)(images)[1]["intermediates"]
+
+
+def pictures(size, n=2):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(n, size, size, 3)), "float32")
+
+
+def test_grad_cam_points_at_the_evidence_of_the_class_that_is_asked_for():
+    image = np.zeros((8, 8, 3), np.float32)
+    image[1:3, 1:4, 0], image[5:8, 6:8, 1], image[:, :, 2] = 2, 1, 9
+    images = jnp.asarray(np.stack([image, image]))
+    features = last_map(colours, images, jnp.array([0, 1]))
+    red, green = np.asarray(saliency.grad_cam(features))
+    # A class's weights are its head's, spread over the 64 positions of the mean.
+    np.testing.assert_allclose(red, image[..., 0] / 64, rtol=1e-6)
+    np.testing.assert_allclose(green, image[..., 1] / 64, rtol=1e-6)
+
+
+def test_what_speaks_against_a_class_is_no_evidence_for_it():
+    values = jnp.ones((1, 2, 2, 2)).at[0, 0, 0].set(jnp.array([1.0, 5.0]))
+    gradient = jnp.broadcast_to(jnp.array([2.0, -1.0]), (1, 2, 2, 2))
+    cam = saliency.grad_cam(saliency.Features(values, gradient))
+    np.testing.assert_allclose(cam[0], [[0, 1], [1, 1]])
+
+
+def test_of_a_resnet_it_is_the_head_weighing_the_last_block():
+    """There the gradient is known: the head sees the mean (arXiv:1512.04150)."""
+    module, variables, apply = applied("resnet18(stem='small', width=8, stages=(1, 1))", 16)
+    images, classes = pictures(16), np.array([3, 1])
+    block = np.asarray(captured(module, variables, images)["stage2_block1"]["__call__"][0])
+    kernel = np.asarray(variables["params"]["head"]["kernel"])[:, classes]
+    expected = np.einsum("bhwc,cb->bhw", block, kernel) / 64
+    found = saliency.grad_cam(last_map(apply, images, jnp.asarray(classes)))
+    np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-4, atol=1e-6)
+    assert np.asarray(found).max() > 0
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_of_the_layers_after_the_map():
+    _, variables, apply = applied("cnn(widths=(4, 6), dense=7)", 8)
+    images, classes = pictures(8), jnp.array([4, 0])
+    features = last_map(apply, images, classes)
+    assert features.values.shape == (2, 4, 4, 6)
+    assert (features.values >= 0).all()  # After the ReLU, before the maximum.
+    params = variables["params"]
+
+    def rest(x):
+        x = layers.max_pool(x, window=2, stride=2).reshape(2, -1)
+        x = nn.relu(jnp.einsum("bi,io->bo", x, params["dense"]["kernel"]))
+        logits = jnp.einsum("bi,io->bo", x, params["head"]["kernel"])
+        return logits[0, 4] + logits[1, 0]
+
+    expected = jax.grad(rest)(features.values)
+    np.testing.assert_allclose(features.gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "grid"), FAMILIES)
+def test_every_family_without_attention_has_a_map(name, size, grid):
+    module = modules.built(name, num_classes=3)
+    _, like = modules.shapes(module, size)
+    like.setdefault("batch_stats", {})
+    image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+
+    def found(variables, images):
+        def apply(x):
+            return module.apply(variables, x, False).logits
+
+        assert saliency.attention(apply, images) is None
+        return saliency.last_map(apply, images, jnp.array([0, 2]))
+
+    values, gradient = jax.eval_shape(found, like, image)
+    assert values.shape[:3] == (2, grid, grid)
+    assert gradient.shape == values.shape
+
+
+def test_a_model_without_a_map_is_refused():
+    def apply(images):
+        return nn.Dense(2).apply(
+            {"params": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}, images
+        )
+
+    with pytest.raises(InputError, match="no feature map"):
+        saliency.last_map(apply, jnp.ones((1, 4)), jnp.array([0]))
+
+
+@pytest.mark.parametrize("pool", ["token", pytest.param("mean", marks=pytest.mark.slow)])
+def test_attention_weights_are_those_that_the_layers_use(pool):
+    text = f"vit_ti_16(depth=2, width=24, heads=3, pool='{pool}')"
+    module, variables, apply = applied(text, 48)
+    images = pictures(48)
+    found = jax.jit(lambda x: saliency.attention(apply, x).weights)(images)
+    tokens = 9 + (pool == "token")
+    assert found.shape == (2, 2, 3, tokens, tokens)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+    seen = captured(module, variables, images)
+    for i, weights in enumerate(found, 1):
+        own = seen[f"block{i}"]["attention"]
+        value = np.asarray(own["qkv"]["__call__"][0])[..., 48:].reshape(2, tokens, 3, 8)
+        mixed = np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(2, tokens, 24)
+        out = variables["params"][f"block{i}"]["attention"]["out"]
+        expected = np.einsum("bqi,io->bqo", mixed, out["kernel"]) + np.asarray(
+            out["bias"]
+        ).reshape(1, 1, -1)
+        np.testing.assert_allclose(own["__call__"][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_are_the_thirds_of_a_projection():
+    qkv = jnp.arange(12.0).reshape(1, 1, 12)
+    query, key, value = vit.of_heads(qkv, 2)
+    np.testing.assert_array_equal(query[0, 0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(key[0, 0], [[4, 5], [6, 7]])
+    np.testing.assert_array_equal(value[0, 0], [[8, 9], [10, 11]])
+
+
+@pytest.mark.slow
+def test_rollout_multiplies_the_layers_half_of_which_are_shortcuts():
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(5), size=(3, 2, 4, 5)).astype(np.float32)
+    expected = []
+    for image in range(2):
+        joint = np.eye(5)
+        for layer in range(3):
+            mean = sum(weights[layer, image, head] for head in range(4)) / 4
+            joint = (0.5 * mean + 0.5 * np.eye(5)).dot(joint)
+        expected.append(joint)
+    token = saliency.rollout(saliency.Attention(jnp.asarray(weights), (2, 2)))
+    np.testing.assert_allclose(token, [e[0, 1:].reshape(2, 2) for e in expected], rtol=1e-5)
+    mean = saliency.rollout(saliency.Attention(jnp.asarray(weights), (1, 5)))
+    np.testing.assert_allclose(mean, [[e.mean(0)] for e in expected], rtol=1e-5)
+
+
+def test_rollout_points_at_the_patch_that_the_class_token_looks_at():
+    looks = np.eye(5, dtype=np.float32)
+    looks[0] = [0, 0, 0, 1, 0]
+    weights = jnp.asarray(np.broadcast_to(looks, (2, 1, 3, 5, 5)))
+    found = saliency.rollout(saliency.Attention(weights, (2, 2)))[0]
+    np.testing.assert_allclose(found, [[0, 0], [0.75, 0]], atol=1e-6)
+
+
+def test_the_grid_of_patches_is_that_of_the_image():
+    _, _, apply = applied("vit_ti_16(depth=1, width=24, heads=3)", 48)
+    with jax.checking_leaks():
+        found = jax.eval_shape(lambda x: saliency.attention(apply, x).weights, pictures(48))
+    assert found.shape[-1] == 10
+    grids = []
+    jax.eval_shape(lambda x: grids.append(saliency.attention(apply, x).grid), pictures(48))
+    assert grids == [(3, 3)]

@@ -1,0 +1,399 @@
+"""States on disk: round trips, digests, and every kind of damage."""
+
+import gc
+import hashlib
+import json
+import logging
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcls.devices import mesh
+from jaxcls.errors import InputError
+from jaxcls.learning.step import Best, State
+from jaxcls.runs import checkpoint, saving
+from jaxcls.runs import digests as state_digests
+
+# Orbax leaves coroutines behind where a file cannot be read.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_coroutine_to_the_next_module():
+    yield
+    gc.collect()
+
+
+def make(step, best=-1, devices=1, seed=0, **changed):
+    """A state such as adamw, BatchNorm and an average have, on `devices` devices."""
+    rng = np.random.default_rng([seed, step])
+
+    def floats(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    params = {"dense": {"kernel": floats(64, 33), "bias": floats(33)}}
+    optimizer = optax.adamw(1.0)
+    opt_state = jax.tree.map(
+        lambda x: floats(*x.shape) if x.ndim else x, optimizer.init(params)
+    )
+    state = State(
+        step=np.int32(step),
+        params=params,
+        batch_stats={"norm": {"mean": floats(5), "var": floats(5)}},
+        opt_state=opt_state,
+        ema={"params": {"dense": {"kernel": floats(64, 33), "bias": floats(33)}}},
+        key={
+            name: jax.random.key(step + i, impl="threefry2x32")
+            for i, name in enumerate(("augment", "dropout"))
+        },
+        best=Best(np.float32(0.5), np.int32(best)),
+        mark=np.float32(-np.inf),
+        patience=np.int32(2),
+        halted=np.bool_(step % 2),
+        bad_step=np.int32(-1),
+        skips=np.int32(0),
+        rewound=np.full((3, 2), -1, np.int32),
+        plateau={},
+    )
+    return jax.device_put(state._replace(**changed), mesh.replicated(mesh.make(devices)))
+
+
+def like(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def bits(state):
+    """Every leaf of a state as (structure, [(dtype, bytes)])."""
+    raw = state._replace(key=jax.tree.map(jax.random.key_data, state.key))
+    leaves, structure = jax.tree.flatten(raw)
+    return structure, [(x.dtype, np.asarray(x).tobytes()) for x in leaves]
+
+
+def save(folder, *states, keep=9):
+    with saving.Checkpoints(folder, keep) as saves:
+        for state in states:
+            saves.save(state, checkpoint.digests(state))
+            saves.wait()
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with checkpoints 3 and 6; copy it to change it."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    save(folder, make(3), make(6, best=3))
+    return folder
+
+
+@pytest.fixture
+def copied(two, tmp_path):
+    return shutil.copytree(two, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(("saved_on", "read_on"), [(1, 1), (8, 8), (8, 1), (1, 8)])
+def test_a_state_comes_back_bit_for_bit_on_any_devices(saved_on, read_on, tmp_path):
+    state = make(5, best=4, devices=saved_on)
+    save(tmp_path / "c", state)
+    wanted = like(make(0, devices=read_on))
+    found = checkpoint.restore(tmp_path / "c", 5, wanted)
+    assert bits(found) == bits(state)
+    assert isinstance(found.opt_state[0], optax.ScaleByAdamState)
+    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert leaf.sharding == expected.sharding
+    drawn = [float(jax.random.uniform(s.key["dropout"])) for s in (found, state)]
+    assert drawn[0] == drawn[1]
+
+
+def test_weights_load_where_nothing_else_is_left(copied):
+    shutil.rmtree(copied / "6" / "rest")
+    state = make(6, best=3)
+    weights = checkpoint.restore_weights(copied, 6, like(state))
+    expected = {k: state._asdict()[k] for k in ("params", "batch_stats", "ema")}
+    assert jax.tree.structure(weights) == jax.tree.structure(expected)
+    for ours, theirs in zip(*map(jax.tree.leaves, (weights, expected)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    with pytest.raises(checkpoint.CorruptError):
+        checkpoint.restore(copied, 6, like(state))
+
+
+def seal(step_folder, change):
+    """Let a checkpoint say something else of itself, as another version would."""
+    meta = step_folder / "meta" / "metadata"
+    said = json.loads(meta.read_text())
+    del said["seal"]
+    change(said)
+    sealed = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    meta.write_text(json.dumps({**said, "seal": sealed}))
+
+
+def test_arrays_of_another_version_are_named_and_nothing_is_moved(copied):
+    seal(copied / "6", lambda said: said["digests"].pop("params/dense/bias"))
+    with pytest.raises(InputError, match=r"/6 lacks params/dense/bias .*manifest.json"):
+        checkpoint.restore_newest(copied, like(make(0)))
+    assert checkpoint.steps(copied) == [3, 6]
+
+
+def test_damaged_weights_are_not_handed_out(copied):
+    seal(copied / "6", lambda said: said["digests"].update({"params/dense/bias": "0" * 16}))
+    with pytest.raises(checkpoint.CorruptError, match="digest of params/dense/bias"):
+        checkpoint.restore_weights(copied, 6, like(make(0)))
+
+
+def test_digests_do_not_depend_on_the_devices_or_the_sharding():
+    alone, spread = make(1), make(1, devices=8)
+    assert checkpoint.digests(alone) == checkpoint.digests(spread)
+    wide = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    split = jax.device_put(wide, mesh.by_example(mesh.make(8)))
+    whole = checkpoint.digests(alone._replace(params={"w": wide}))
+    assert whole == checkpoint.digests(spread._replace(params={"w": split}))
+
+
+def test_digests_name_every_array_of_the_state():
+    found = checkpoint.digests(make(1))
+    assert len(found) == len(jax.tree.leaves(make(1)))
+    assert {"step", "params/dense/kernel", "key/dropout", "best/value"} <= found.keys()
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in found.values())
+
+
+def flipped(array, place, bit):
+    out = np.array(array)
+    out.view(np.uint8).reshape(-1)[place] ^= 1 << bit
+    return out
+
+
+BASE = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+OTHERS = {
+    "one bit flipped": flipped(BASE, 41, 3),
+    "the lowest bit flipped": flipped(BASE, 0, 0),
+    "two elements swapped": BASE.ravel()[[0, 2, 1, *range(3, 24)]].reshape(4, 6),
+    "rows swapped": BASE[[1, 0, 2, 3]],
+    "columns swapped": BASE[:, [1, 0, 2, 3, 4, 5]],
+    "the sign of a zero": np.where(BASE[2, 2] == BASE, np.float32(-0.0), BASE),
+    "a zero": np.where(BASE[2, 2] == BASE, np.float32(0.0), BASE),
+}
+
+
+def test_any_change_of_an_array_changes_its_digest_and_no_other():
+    def digests(array):
+        return checkpoint.digests(make(1, params={"w": array}))
+
+    first = digests(BASE)
+    found = {what: digests(array) for what, array in OTHERS.items()}
+    assert len({d["params/w"] for d in [first, *found.values()]}) == 1 + len(OTHERS)
+    for other in found.values():
+        assert {k for k in first if first[k] != other[k]} == {"params/w"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "uint32", "bool"])
+def test_arrays_of_other_types_have_digests_too(dtype):
+    ones = np.ones((2, 3), jnp.dtype(dtype))
+    one_zero = ones.copy()
+    one_zero[1, 2] = 0
+    found = [
+        checkpoint.digests(make(1, batch_stats={"x": x}))["batch_stats/x"]
+        for x in (ones, one_zero, ones)
+    ]
+    assert found[0] == found[2] != found[1]
+
+
+def test_digests_combine_to_one_whatever_their_order():
+    a = {"x": "1", "y": "2"}
+    assert state_digests.combine(a) == state_digests.combine(dict(reversed(a.items())))
+    assert state_digests.combine(a) != state_digests.combine({"x": "2", "y": "1"})
+
+
+def test_the_last_few_and_the_best_stay(tmp_path):
+    bests = {1: -1, 2: 2, 3: 2, 4: 2, 5: 2}
+    save(tmp_path, *(make(step, best) for step, best in bests.items()), keep=2)
+    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+    save(tmp_path, make(6, best=2), keep=2)  # A process that resumed.
+    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+    save(tmp_path, make(7, best=7), make(8, best=7), make(9, best=7), keep=1)
+    assert checkpoint.steps(tmp_path) == [7, 9]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["params", "batch_stats", "ema", "opt_state"])
+def test_a_state_that_is_not_finite_is_not_saved(where, bad, tmp_path):
+    state = make(4)
+    leaves, structure = jax.tree.flatten(getattr(state, where))
+    leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(bad)
+    state = state._replace(**{where: jax.tree.unflatten(structure, leaves)})
+    with (
+        saving.Checkpoints(tmp_path, 1) as saves,
+        pytest.raises(RuntimeError, match="state of step 4 is not finite"),
+    ):
+        saves.save(state, checkpoint.digests(state))
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_the_newest_checkpoint_is_restored(two):
+    assert bits(checkpoint.restore_newest(two, like(make(0)))) == bits(make(6, best=3))
+
+
+def test_a_folder_without_checkpoints_restores_nothing(tmp_path):
+    assert checkpoint.restore_newest(tmp_path, like(make(0))) is None
+    assert checkpoint.restore_newest(tmp_path / "absent", like(make(0))) is None
+
+
+def biggest(step_folder):
+    return max(files(step_folder), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(step_folder):
+    path = biggest(step_folder)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    path.write_bytes(flipped(data, len(data) // 2, 2).tobytes())
+
+
+def truncate(step_folder):
+    path = biggest(step_folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(step_folder):
+    biggest(step_folder).unlink()
+
+
+def lose_an_item(step_folder):
+    shutil.rmtree(step_folder / "rest")
+
+
+def lose_the_digests(step_folder):
+    shutil.rmtree(step_folder / "meta")
+
+
+def empty(step_folder):
+    shutil.rmtree(step_folder)
+    step_folder.mkdir()
+
+
+def become_a_file(step_folder):
+    shutil.rmtree(step_folder)
+    step_folder.touch()
+
+
+def become_another_step(step_folder):
+    shutil.rmtree(step_folder)
+    shutil.copytree(step_folder.parent / "3", step_folder)
+
+
+DAMAGES = [
+    flip_a_bit, truncate, lose_a_file, lose_an_item, lose_the_digests, empty,
+    become_a_file, become_another_step,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, copied, caplog):
+    damage(copied / "6")
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.restore_newest(copied, like(make(0)))
+    assert bits(found) == bits(make(3))
+    assert "checkpoint 6 is not whole (" in caplog.text
+    assert "; trying older" in caplog.text
+    assert checkpoint.steps(copied) == [3]
+    assert (copied / "6.corrupt").exists()
+    save(copied, make(6, best=6))
+    assert bits(checkpoint.restore_newest(copied, like(make(0)))) == bits(make(6, best=6))
+
+
+def test_a_second_damaged_checkpoint_of_a_step_is_moved_aside_too(copied):
+    (copied / "6.corrupt").mkdir()
+    empty(copied / "6")
+    checkpoint.restore_newest(copied, like(make(0)))
+    assert (copied / "6.corrupt-1").is_dir()
+
+
+def test_folders_of_others_and_of_saves_cut_short_do_no_harm(copied):
+    junk = ["notes", "9.orbax-checkpoint-tmp-17", "tmp.9", "6.corrupt", "-1", "1.5"]
+    for name in junk:
+        (copied / name).mkdir()
+        (copied / name / "file").touch()
+    assert checkpoint.steps(copied) == [3, 6]
+    assert bits(checkpoint.restore_newest(copied, like(make(0)))) == bits(make(6, best=3))
+    save(copied, make(9))
+    assert checkpoint.steps(copied) == [3, 6, 9]
+
+
+def test_no_damage_to_any_file_gives_another_state(two, tmp_path):
+    expected, wanted = bits(make(6, best=3)), like(make(0))
+    refused = 0
+    for number, name in enumerate(p.relative_to(two) for p in files(two / "6")):
+        folder = shutil.copytree(two, tmp_path / str(number))
+        whole = (folder / name).read_bytes()
+        middle = flipped(np.frombuffer(whole, np.uint8), len(whole) // 2, number % 8)
+        for content in (middle.tobytes(), whole[: len(whole) // 2]):
+            (folder / name).write_bytes(content)
+            try:
+                assert bits(checkpoint.restore(folder, 6, wanted)) == expected, name
+            except checkpoint.CorruptError:
+                refused += 1
+    assert refused > 5
+
+
+def test_a_run_all_of_whose_checkpoints_are_damaged_says_so(copied):
+    flip_a_bit(copied / "3")
+    empty(copied / "6")
+    with pytest.raises(InputError) as refused:
+        checkpoint.restore_newest(copied, like(make(0)))
+    said = str(refused.value)
+    assert f"no checkpoint in {copied} is whole (6: " in said
+    assert "; 3: " in said
+    assert "move the folder away to start from step 0" in said
+    assert checkpoint.steps(copied) == [3, 6]
+
+
+def test_a_checkpoint_of_another_format_says_which(copied):
+    seal(copied / "6", lambda said: said.update(format=99))
+    with pytest.raises(InputError, match="format 99, and this jaxcls reads 1"):
+        checkpoint.restore(copied, 6, like(make(0)))
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 3), ("last", 6), ("3", 3), ("6", 6)])
+def test_find_knows_best_last_and_steps(which, step, two):
+    assert checkpoint.find(two, which) == (step, which)
+
+
+def test_find_takes_the_last_for_best_where_nothing_was_evaluated(tmp_path):
+    save(tmp_path, make(2), make(4))
+    assert checkpoint.find(tmp_path, "best") == (4, "last")
+
+
+def test_find_never_takes_another_for_a_best_that_is_gone(copied):
+    shutil.rmtree(copied / "3")
+    with pytest.raises(
+        InputError, match=r"lacks checkpoint 3, the best; .*=last, or one of 6"
+    ):
+        checkpoint.find(copied, "best")
+
+
+@pytest.mark.parametrize("which", ["5", "newest", "", "-3"])
+def test_find_names_the_checkpoints_there_are(which, two):
+    with pytest.raises(InputError) as refused:
+        checkpoint.find(two, which)
+    said = f"--checkpoint={which} is not in {two}; there are best, last, 3, 6"
+    assert str(refused.value) == said
+
+
+def test_find_in_an_empty_folder_says_to_train(tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint; train first"):
+        checkpoint.find(tmp_path, "best")
+
+
+def test_find_best_names_the_damaged_checkpoint_that_should_know(copied):
+    lose_the_digests(copied / "6")
+    with pytest.raises(InputError, match=r"checkpoint 6 .*not whole .*=STEP, one of 3, 6"):
+        checkpoint.find(copied, "best")

@@ -1,0 +1,102 @@
+"""Saves that fail: full disks, slow storage; what is kept, tried again, said."""
+
+import contextlib
+import resource
+from collections import namedtuple
+
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxcls import experiment
+from jaxcls.errors import InputError
+from jaxcls.runs import checkpoint, saving
+from jaxcls.training import train
+from tests.runs.test_checkpoint import bits, like, make
+
+# Orbax leaves coroutines behind where a file cannot be written.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Writing more than `size` bytes to a file fails, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_fails_in_the_background_loses_neither_the_last_nor_the_next(
+    tmp_path, caplog
+):
+    with saving.Checkpoints(tmp_path, keep=2) as saves:
+        saves.save(make(0), checkpoint.digests(make(0)))
+        saves.wait()
+        with files_of_at_most(1000):
+            saves.save(make(1), checkpoint.digests(make(1)))
+            saves.wait()
+        assert checkpoint.steps(tmp_path) == [0]
+        assert "could not be saved" in caplog.text
+        assert not list(tmp_path.glob("*tmp*"))
+        saves.save(make(2), checkpoint.digests(make(2)))
+    assert checkpoint.steps(tmp_path) == [0, 2]
+    assert bits(checkpoint.restore(tmp_path, 2, like(make(2)))) == bits(make(2))
+
+
+def test_what_must_not_be_lost_is_tried_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(saving, "PAUSES", (0.0, 0.0))
+    tried, whole = [], ocp.CheckpointManager.save
+
+    def failing_twice(self, step, *args, **kwargs):
+        tried.append(step)
+        if len(tried) < 3:
+            raise OSError("No space left on device")
+        return whole(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", failing_twice)
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
+        saves.save_now(make(0), checkpoint.digests(make(0)))
+    assert tried == [0, 0, 0]
+    assert checkpoint.steps(tmp_path) == [0]
+    assert caplog.text.count("No space left on device") == 2
+
+
+def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
+        saves.save_now(make(3), checkpoint.digests(make(3)))
+        free = namedtuple("usage", "total used free")(10**6, 10**6, 12)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: free)
+        said = r"step 4 cannot be saved .*make room.* start again from 3"
+        with pytest.raises(InputError, match=said):
+            saves.save_now(make(4), checkpoint.digests(make(4)))
+    assert checkpoint.steps(tmp_path) == [3]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_through_a_failed_save_and_ends_in_the_same_bits(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
+    config = tiny(**{"ema.decay": 0.0, "best.metric": "loss"})
+    exp = experiment.build(config)
+    smooth = train.run(exp, str(tmp_path / "smooth"))
+    whole, tried = ocp.CheckpointManager.save, []
+
+    def failing_at_first(self, step, *args, **kwargs):
+        tried.append(step)
+        if tried.count(step) == 1:
+            raise OSError("slow storage went away")
+        return whole(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", failing_at_first)
+    rough = train.run(exp, str(tmp_path / "rough"))
+    assert rough.record == smooth.record
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        smooth_bytes = (tmp_path / "smooth" / name).read_bytes()
+        assert (tmp_path / "rough" / name).read_bytes() == smooth_bytes
+    assert 12 in checkpoint.steps(tmp_path / "rough/checkpoints")

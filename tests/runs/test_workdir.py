@@ -1,0 +1,294 @@
+"""The folder of a run: who holds it, what it says, and what it refuses."""
+
+import json
+import os
+import pathlib
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxcls.config import loading
+from jaxcls.config.knobs import KNOBS
+from jaxcls.errors import InputError
+from jaxcls.runs.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+IMPLIED = {"steps": 12, "image_shape": (8, 8, 1), "facts": {"num_classes": 10, "n": [1, 2]}}
+
+
+def said(refused):
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+def begun(path, **values):
+    """The folder of a run of that config, which has a checkpoint."""
+    folder = Workdir(path)
+    with folder.lock():
+        folder.adopt(loading.from_flat(values), IMPLIED)
+        folder.begin(["cpu"])
+        (folder.checkpoints / "3").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path/run until it is told or killed."""
+    code = (
+        "import sys; from jaxcls.runs.workdir import Workdir\n"
+        "with Workdir(sys.argv[1]).lock(): print('held', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_held_by_another_process_names_it_and_kill_9_frees_it(holder, tmp_path):
+    folder = Workdir(tmp_path / "run")
+    with pytest.raises(InputError) as refused, folder.lock():
+        pass
+    text = said(refused)
+    assert f"is in use by host {socket.gethostname()}, pid {holder.pid}, since 20" in text
+    assert f"--workdir={tmp_path}/run-2" in text
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with folder.lock():
+        assert f"pid {holder.pid}" not in (folder.path / "lock").read_text()
+
+
+def test_the_lock_says_who_holds_it_now_and_nothing_else(tmp_path):
+    (tmp_path / "lock").write_text("an older holder with a longer name\n" * 9)
+    with Workdir(tmp_path).lock():
+        text = (tmp_path / "lock").read_text()
+    assert re.fullmatch(rf"host \S+, pid {os.getpid()}, since 20\S+\n", text)
+
+
+def test_a_lock_is_free_again_after_use_and_holds_within_a_process(tmp_path):
+    folder = Workdir(tmp_path / "run")
+    for _ in range(2):
+        with (
+            folder.lock(),
+            pytest.raises(InputError, match="is in use by host"),
+            Workdir(tmp_path / "run").lock(),
+        ):
+            pass
+
+
+def test_a_url_is_refused():
+    with pytest.raises(InputError) as refused:
+        Workdir("gs://bucket/run")
+    assert "--workdir=gs://bucket/run is a URL" in said(refused)
+    assert "--workdir=runs/name" in said(refused)
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path / "file").check_identity(loading.base())
+    assert said(refused) == f"--workdir={tmp_path}/file is a file; name a folder"
+    with pytest.raises(InputError) as refused, Workdir(tmp_path / "file/run").lock():
+        pass
+    assert f"--workdir={tmp_path}/file/run cannot be written" in said(refused)
+    assert "--workdir=DIR" in said(refused)
+
+
+def test_a_folder_with_other_things_is_refused_untouched(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).check_identity(loading.base())
+    text = said(refused)
+    assert f"--workdir={tmp_path} holds 'thesis.tex' and no run" in text
+    assert f"--workdir={tmp_path}/run" in text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_new_folder_an_empty_one_and_one_only_locked_are_taken(tmp_path):
+    for folder in (Workdir(tmp_path / "new"), Workdir(tmp_path)):
+        folder.check_identity(loading.base())
+    with Workdir(tmp_path / "run").lock():
+        Workdir(tmp_path / "run").check_identity(loading.base())
+
+
+def test_another_identity_is_refused_with_the_difference_and_a_free_name(tmp_path):
+    begun(tmp_path / "run", seed=1)
+    (tmp_path / "run-2").mkdir()
+    changed = loading.from_flat({"seed": 2, "optim.name": "adamw", "log.every": "9 steps"})
+    with pytest.raises(InputError) as refused:
+        Workdir(f"{tmp_path}/run/").check_identity(changed)
+    text = said(refused)
+    assert "holds another run (seed 1 -> 2, optim.name 'sgd' -> 'adamw')" in text
+    assert text.endswith(f"--workdir={tmp_path}/run-3")
+    assert "log.every" not in text
+
+
+def test_a_folder_where_nothing_was_trained_takes_another_config(tmp_path):
+    folder = begun(tmp_path / "run", seed=1)
+    (folder.checkpoints / "3").rmdir()
+    other = loading.from_flat({"seed": 2})
+    folder.check_identity(other)
+    folder.adopt(other, {"steps": 5})
+    assert folder.config().seed == 2
+    assert folder.read()["implied"] == {"steps": 5}
+
+
+def test_an_operational_change_is_taken_and_recorded(tmp_path):
+    folder = begun(tmp_path / "run")
+    changed = loading.from_flat({"data.threads": 3, "data.dir": "/elsewhere"})
+    folder.check_identity(changed)
+    with folder.lock():
+        folder.adopt(changed, IMPLIED)
+    assert folder.config().data.threads == 3
+    assert folder.config().data.dir == "/elsewhere"
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_data_whose_fingerprint_was_not_known_may_get_one(tmp_path, before):
+    facts = {} if before is None else {"fingerprint": before}
+    folder, known = Workdir(tmp_path / "run"), loading.base()
+    with folder.lock():
+        folder.adopt(known, {"facts": facts})
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    with folder.lock():
+        folder.adopt(known, {"facts": {"fingerprint": "sha256:1"}})
+        with pytest.raises(InputError, match=r"facts\.fingerprint was"):
+            folder.adopt(known, {"facts": {"fingerprint": "sha256:2"}})
+
+
+def test_a_run_of_older_versions_started_from_no_weights(tmp_path):
+    known = loading.base()
+    folder = begun(tmp_path / "run")
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    with folder.lock():
+        folder.adopt(known, {**IMPLIED, "weights": ""})
+        with pytest.raises(InputError, match=r"weights was .* and is"):
+            folder.adopt(known, {**IMPLIED, "weights": "sha256:1"})
+
+
+def test_every_key_that_changes_a_run_is_part_of_its_identity():
+    operational = {key for key, knob in KNOBS.items() if not knob.identity}
+    assert operational == {
+        "data.dir", "data.threads", "data.prefetch", "data.resident",
+        "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
+        "log.wandb",
+        "mesh.devices", "mesh.fsdp", "compile.cache", "compile.loop", "watchdog.first",
+        "watchdog.later",
+        "log.profile",
+        # Where they are; what they are is known by their fingerprint.
+        "init.weights", "distill.run",
+    }  # fmt: skip
+
+
+def test_config_json_holds_the_resolved_config_and_what_it_implies(tmp_path):
+    folder = begun(tmp_path / "run", seed=7)
+    saved = json.loads((folder.path / "config.json").read_text())
+    assert saved["format"] == 1
+    assert saved["config"].keys() == KNOBS.keys()
+    assert saved["config"]["seed"] == 7
+    assert saved["implied"] == json.loads(json.dumps(IMPLIED))
+    assert loading.differences(folder.config(), loading.from_flat({"seed": 7})) == {}
+
+
+def test_no_path_of_this_machine_is_part_of_what_a_run_is(tmp_path):
+    folder = begun(tmp_path / "run", **{"data.dir": str(tmp_path / "data")})
+    saved = folder.read()
+    identity = {k: v for k, v in saved["config"].items() if KNOBS[k].identity}
+    assert str(tmp_path) not in json.dumps([identity, saved["implied"]])
+
+
+def test_continuing_a_run_leaves_config_json_as_it_is(tmp_path):
+    folder = begun(tmp_path / "run")
+    before = (folder.path / "config.json").stat()
+    begun(tmp_path / "run")
+    assert (folder.path / "config.json").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_changed_data_are_refused_with_what_changed(tmp_path):
+    folder = begun(tmp_path / "run")
+    other = {**IMPLIED, "facts": {"num_classes": 11, "n": [1, 2]}}
+    with pytest.raises(InputError) as refused:
+        folder.adopt(loading.base(), other)
+    text = said(refused)
+    assert "the data changed: facts.num_classes was 10 and is 11; restore the data" in text
+    assert f"--workdir={tmp_path}/run-2" in text
+    assert folder.read()["implied"]["facts"]["num_classes"] == 10
+
+
+def test_the_manifest_has_an_entry_for_each_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["/long/path/main.py", "--config=a b.py"])
+    folder = begun(tmp_path / "run")
+    folder.note(resumed_from=None)
+    begun(tmp_path / "run")
+    folder.note(resumed_from=40)
+    folder.end("done")
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    first, second = manifest["starts"]
+    assert (first["reason"], second["reason"]) == ("killed", "done")
+    assert (first["resumed_from"], second["resumed_from"]) == (None, 40)
+    assert "ended" not in first
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", second["ended"])
+    assert second["command"] == "python main.py '--config=a b.py'"
+    assert second["devices"] == ["cpu"]
+    version = __import__("jax").__version__
+    assert second["versions"]["jax"] == version
+    assert f"jax=={version}" in second["packages"]
+    assert second["packages"] == sorted(second["packages"], key=str.lower)
+    assert second["cpu"]["cores"] >= 1
+    assert second["cpu"]["machine"] == platform.machine()
+    assert second["python"] == sys.version.split()[0]
+
+
+def test_a_start_after_a_proper_end_does_not_change_how_the_first_ended(tmp_path):
+    begun(tmp_path / "run").end("interrupted")
+    begun(tmp_path / "run").end("diverged")
+    starts = json.loads((tmp_path / "run/manifest.json").read_text())["starts"]
+    assert [start["reason"] for start in starts] == ["interrupted", "diverged"]
+
+
+def test_reading_what_is_no_run_says_so_and_points_to_the_run(tmp_path):
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).read()
+    assert said(refused).startswith(f"--workdir={tmp_path} is not a run's folder")
+    folder = begun(tmp_path / "run")
+    with pytest.raises(InputError) as refused:
+        Workdir(folder.checkpoints / "12").read()
+    assert said(refused).endswith(f"the run's folder is {folder.path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"format": 1, "conf', "config.json cannot be read: "),
+        (
+            '{"format": 9, "config": {}, "implied": {}}',
+            "config.json has format 9, and jaxcls ",
+        ),
+        ('{"model_type": "vit"}', "its config.json is another program's"),
+        ("[]", "its config.json is another program's"),
+    ],
+)
+def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as refused:
+        Workdir(tmp_path).read()
+    assert wrong in said(refused)
+
+
+def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):
+    folder = Workdir(tmp_path)
+    folder.adopt(tiny(), {})
+    folder.check_identity(tiny(seed=1))  # Nothing was trained yet.
+    folder.metrics.write_text('{"step": 2}\n')
+    with pytest.raises(InputError, match=r"seed 0 -> 1.*--workdir="):
+        folder.check_identity(tiny(seed=1))

@@ -1,0 +1,160 @@
+"""A state in parts: the same run as with a whole one, in less memory a device."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls import experiment
+from jaxcls.devices import mesh
+from jaxcls.devices.memory import tree_bytes
+from jaxcls.errors import StoppedError
+from jaxcls.runs import checkpoint, records, saving
+from jaxcls.training import train
+from tests.scoring import score
+
+
+@pytest.fixture(autouse=True)
+def small_arrays_too(monkeypatch):
+    monkeypatch.setattr(mesh, "LEAST", 8)
+
+
+def parts(fsdp):
+    return {"mesh.devices": 8, "mesh.fsdp": fsdp}
+
+
+def stepped(exp, steps=4):
+    """The state after so many steps, and their losses."""
+    state, losses = exp.init(), []
+    for _, batch in zip(range(steps), exp.train_batches(), strict=False):
+        state, scores = exp.programs.jitted_train_step(state, batch)
+        losses.append(float(scores["loss"]))
+    return state, losses
+
+
+def bytes_of(state, device):
+    """What a device really holds of a state."""
+    shards = [s for x in jax.tree.leaves(state) for s in x.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
+
+
+def test_arrays_are_split_along_their_longest_axis_that_divides(monkeypatch):
+    monkeypatch.setattr(mesh, "LEAST", 48)
+    shapes = {
+        "params": {"square": (8, 8), "odd": (3, 3, 5, 16), "none": (7, 7), "small": (40,)},
+        "batch_stats": {"table": (64, 64)},
+    }
+    like = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    found = jax.tree.map(lambda its: tuple(its.spec), mesh.of_state(mesh.make(8, 4), like))
+    assert found == {
+        "params": {
+            "square": (None, "fsdp"),
+            "odd": (None, None, None, "fsdp"),
+            "none": (),
+            "small": (),
+        },
+        "batch_stats": {"table": ()},
+    }
+    whole = mesh.of_state(mesh.make(8), like)
+    assert all(its.is_fully_replicated for its in jax.tree.leaves(whole))
+
+
+def test_each_device_has_rows_of_its_own_and_groups_are_neighbours():
+    made = mesh.make(8, 4)
+    assert made.devices.tolist() == [jax.devices()[:4], jax.devices()[4:]]
+    batch = mesh.put(made, {"label": np.arange(16, dtype=np.int32)})["label"]
+    for shard in batch.addressable_shards:
+        first = 2 * shard.device.id
+        assert np.asarray(shard.data).tolist() == [first, first + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [4, 8])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optim.name": "adamw", "optim.sam": 0.05, "optim.clip_norm": 0.5},
+        {"optim.accumulate": 2, "model.batch_norm_groups": 2},
+        {
+            "model.name": "resnet18(stem='small', stages=(1, 1), width=8)",
+            "model.remat": "blocks",
+        },
+    ],
+)
+def test_steps_agree_with_those_of_one_device_up_to_rounding(tiny, fsdp, changes):
+    exps = [experiment.build(tiny(**changes, **each)) for each in ({}, parts(fsdp))]
+    (whole, losses), (split, others) = map(stepped, exps)
+    np.testing.assert_allclose(losses[:3], others[:3], rtol=1e-5)
+    scored = [score(e, s._asdict(), "test", "data.test", 64) for e, s in
+              zip(exps, (whole, split), strict=True)]  # fmt: skip
+    assert scored[0][0] == scored[1][0] == 360
+    assert scored[0][1]["loss"] == pytest.approx(scored[1][1]["loss"], rel=1e-3)
+
+
+def test_blocks_made_anew_gather_their_own_params_once_more(tiny):
+    changes = {"model.name": "mixer_s_32(depth=2)", "augment": "", "model.remat": "blocks"}
+    ops = {f"data.{name}_ops": "decode | resize(32)" for name in ("train", "eval")}
+    exp = experiment.build(tiny(**changes, **ops, **parts(4)))
+    images = jax.ShapeDtypeStruct((8, *exp.data.train_shape), np.float32)
+
+    def loss(params, images, key):
+        variables = {"params": params, "batch_stats": {}}
+        return exp.recipe.model.apply(variables, images, True, key)[0].sum()
+
+    shapes = exp.programs.state_shapes
+    key = shapes.key["dropout"]
+    traced = jax.make_jaxpr(jax.grad(loss))(shapes.params, images, key)
+    anew = [str(e) for e in traced.jaxpr.eqns if "prevent_cse" in e.params]
+    assert len(anew) == 2
+    assert all("sharding_constraint" in text for text in anew)
+
+
+@pytest.mark.slow
+def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
+    model = {"model.name": "cnn(widths=(16, 32), dense=256)", "optim.name": "adamw"}
+    exp = experiment.build(tiny(**model, **parts(4)))
+    state = exp.init()
+    whole = experiment.build(tiny(**model)).programs.state_shapes
+    held = bytes_of(state, jax.devices()[0])
+    assert held == pytest.approx(tree_bytes(whole) / 4, rel=0.05)
+    assert tree_bytes(exp.programs.state_of_a_device) == held
+    needed = (
+        exp.programs.lowered_train_step.compile().memory_analysis().argument_size_in_bytes
+    )
+    batch = 128 // 8 * (8 * 8 + 3 * 4)
+    assert needed == pytest.approx(held + batch, rel=0.01)
+
+
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_what_is_saved_in_parts_is_restored_in_others_bit_for_bit(tiny, tmp_path, fsdp):
+    exp = experiment.build(tiny(**parts(4)))
+    state = exp.init()
+    digests = checkpoint.digests(state)
+    with saving.Checkpoints(tmp_path / "checkpoints", 1) as saves:
+        saves.save(state, digests)
+    other = experiment.build(tiny(**parts(fsdp)))
+    restored = checkpoint.restore(tmp_path / "checkpoints", 0, other.programs.state_like)
+    assert checkpoint.digests(restored) == digests
+    kernel = restored.params["dense"]["kernel"]
+    assert kernel.sharding == other.programs.state_like.params["dense"]["kernel"].sharding
+    assert kernel.sharding.is_fully_replicated == (fsdp == 1)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.slow
+def test_a_run_in_parts_moves_to_other_parts(tiny, tmp_path):
+    exp = experiment.build(tiny(**parts(4)))
+    whole = train.run(exp, str(tmp_path / "whole"))
+    with pytest.raises(StoppedError):
+        train.run(exp, str(tmp_path / "moved"), until=7)
+    moved = train.run(experiment.build(tiny(**parts(2))), str(tmp_path / "moved"))
+    np.testing.assert_allclose(moved.record["loss"], whole.record["loss"], rtol=1e-3)
+    starts = [r["kind"] for r in records.read(tmp_path / "moved" / "metrics.jsonl")]
+    assert starts.count("final") == 1

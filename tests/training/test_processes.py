@@ -1,0 +1,97 @@
+"""The same global batches on any number of real processes, down to what the model sees."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+STEPS = 4
+
+# Prints, for each batch, the digest of every row that this process holds.
+PROGRAM = """
+import hashlib, json, sys
+import jax, numpy as np
+address, count, number, changes = sys.argv[1], *map(json.loads, sys.argv[2:])
+if count > 1:
+    jax.distributed.initialize(address, count, number)
+from jaxcls import experiment
+from jaxcls.config import loading as config
+exp = experiment.build(config.from_flat(changes))
+assert exp.mesh.size == 4 and jax.process_count() == count
+
+def rows(batch):
+    found = {}
+    for name, array in sorted(batch.items()):
+        for shard in array.addressable_shards:
+            first = shard.index[0].start or 0
+            for i, row in enumerate(np.asarray(shard.data)):
+                digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
+                found[f"{name} {first + i}"] = digest[:16]
+    return found
+
+batches = [*exp.train_batches(), *exp.eval_batches("test[:50]", "data.eval")]
+for step, batch in enumerate(batches[:-2]):
+    images, targets = exp.model_inputs(step, batch)
+    batch |= {"augmented": images, "target": targets}
+print("ROWS" + json.dumps([rows(batch) for batch in batches]), flush=True)
+"""
+
+
+def global_batches(count, data_dir, **changes):
+    """Every row of every batch, from `count` processes of 4 devices in all."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    config = {
+        "data.dir": str(data_dir),
+        "batch_size": 32,
+        "length": f"{STEPS} steps",
+        "data.eval": "train[90%:]",
+        "augment": "random_crop(1) | flip",
+        "mix": "mixup(0.2)",
+        **changes,
+    }
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(4 // count),
+        "PYTHONPATH": str(ROOT),
+    }
+    arguments = [sys.executable, "-c", PROGRAM, f"localhost:{port}", str(count)]
+    running = [
+        subprocess.Popen(
+            [*arguments, str(number), json.dumps(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for number in range(count)
+    ]
+    whole = [{} for _ in range(STEPS + 2)]
+    for process in running:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        (line,) = [text for text in out.splitlines() if text.startswith("ROWS")]
+        for batch, part in zip(whole, json.loads(line[4:]), strict=True):
+            assert not set(batch) & set(part)  # Each row is held by one process.
+            batch |= part
+    return whole
+
+
+STREAMED = {"data.resident": "off", "data.train_ops": "decode | random_resized_crop(8)"}
+RESIDENT = {"data.resident": "on", "data.train_ops": "decode", "data.balance": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+def test_law_3_one_two_and_four_processes_have_the_same_batches(data_dir, changes):
+    one = global_batches(1, data_dir, **changes, **{"data.threads": 3})
+    # 32 rows each of image, label, index, epoch, and what the model is given of them.
+    assert {len(batch) for batch in one[:STEPS]} == {6 * 32}
+    for count in (2, 4):
+        assert global_batches(count, data_dir, **changes, **{"data.threads": 1}) == one

@@ -1,0 +1,107 @@
+"""A run that is asked to stop: what is saved, what it leaves with, how it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxcls.training import stopping
+from tests.conftest import ROOT
+
+
+def ended(folder):
+    starts = json.loads((folder / "manifest.json").read_text())["starts"]
+    return [start["reason"] for start in starts]
+
+
+def test_nothing_is_asked_by_itself(tiny):
+    stop = stopping.Stop()
+    assert not stop.requested
+    stop.poll()
+    stop.ask()
+    assert stop.requested
+
+
+@pytest.fixture
+def started(tmp_path, data_dir):
+    """``started(argument...)`` -> a training process in tmp_path/run."""
+    processes = []
+
+    def start(*arguments):
+        environment = {
+            **os.environ,
+            "TFDS_DATA_DIR": str(data_dir),
+            "JAX_NUM_CPU_DEVICES": "1",
+        }
+        config = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxcls.main", *config, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def until(process, beginning):
+    while not (line := process.stdout.readline()).startswith(beginning):
+        assert line, process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_compiling_ends_the_process_at_once(started, tmp_path, number):
+    slow = "--config.model.name=resnet50(stem='small')"
+    process = started(slow, "--config.batch_size=512", "--config.data.resident=off")
+    until(process, "starting from step 0")
+    time.sleep(1)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 75
+    assert said == "stopped before the first step; the same command starts\n"
+    assert ended(tmp_path / "run") == ["stopped"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_training_saves_and_leaves_with_75(started, tmp_path, number):
+    short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
+    process = started(*short)
+    until(process, "step 20:")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert said.startswith("stopped: asked to; the state after step ")
+    again = started(*short)
+    out, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert "resuming from step" in out
+    assert ended(tmp_path / "run") == ["stopped", "done"]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert np.all(np.diff([json.loads(line)["step"] for line in lines]) >= 0)
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once_with_130(started, tmp_path):
+    small = "--config.model.name=cnn(widths=(4, 8))"
+    process = started(small, "--config.length=400 epochs", "--config.eval.every=1 steps")
+    until(process, "step 1: eval")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # Two of one kind may reach it as one.
+    process.communicate(timeout=60)
+    assert process.returncode == 130
