@@ -312,7 +312,7 @@ def test_a_row_depends_on_no_other_row_and_on_no_device(name):
     images = jnp.asarray(photographs(40, 33, count=16))
     apply = jitted(ALL[name])
     whole = np.asarray(apply(rows(16), images))
-    assert whole.recipe.dtype == np.uint8
+    assert whole.dtype == np.uint8
     reverse = rows(16)._replace(key=row_keys(KEY, 16)[::-1])
     np.testing.assert_array_equal(apply(reverse, images[::-1]), whole[::-1])
     mesh = Mesh(np.array(jax.devices()[:8]), ("batch",))

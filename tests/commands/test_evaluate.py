@@ -305,7 +305,7 @@ def test_real_labels_are_found_by_file_and_any_of_them_is_right(loaded, others, 
     weights = {**params, "ema": {}}
     done = assess.evaluated(exp, weights, given, assess.Asked(real=real), 16)
     (row,) = done.rows
-    names = given.data.records("test", "--split").names(np.arange(40))
+    names = given.data.selection.records("test", "--split").names(np.arange(40))
     place = [int(name[-13:-5]) - 1 for name in names]
     hits = [p in listed[i] for p, i in zip(predicted, place, strict=True) if listed[i]]
     assert (row.name, row.n) == ("ReaL", 30)

@@ -75,7 +75,7 @@ def test_pieces_give_the_gradient_loss_and_logits_of_the_whole(pieces):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), summed, grads
     )
     np.testing.assert_allclose(found.logits, whole.logits, rtol=1e-5, atol=1e-6)
-    assert float(found.loss) == pytest.approx(float(whole.recipe.loss), rel=1e-6)
+    assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-6)
 
 
 def test_statistics_that_no_piece_changes_keep_their_bits():

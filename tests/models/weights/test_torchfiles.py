@@ -439,7 +439,7 @@ def test_what_torch_saves_comes_back(tmp_path, new, protocol, name):
     expected = {}
     for key, tensor in tensors_of_torch.items():
         plain = tensor.detach()
-        if plain.recipe.dtype == torch.bfloat16:
+        if plain.dtype == torch.bfloat16:
             expected[key] = plain.float().numpy().astype(ml_dtypes.bfloat16)
         else:
             expected[key] = plain.numpy()
