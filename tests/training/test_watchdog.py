@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import sys, time
-from jaxcls.watchdog import Watchdog
+from jaxcls.training.watchdog import Watchdog
 
 with Watchdog({first}, {later}, "process 1 of 4", lambda: print("closed")) as dog:
     dog.beat("compiling", compiles=True)
