@@ -31,6 +31,7 @@ import tensorflow_datasets as tfds
 
 from benchmarks import measuring
 from jaxcls.data import batches, decode, sources
+from jaxcls.data.batch import Batch
 from jaxcls.data.clean import Shrink, clean
 
 SIZE = 224
@@ -119,7 +120,7 @@ def opened(folder: pathlib.Path) -> sources.Source:
 
 def host_batches(
     source: batches.Records, batch_size: int, start: int = 0, filter: str = "linear"
-) -> Iterator[batches.Batch]:
+) -> Iterator[Batch]:
     """What a training run reads, on every core, without end."""
     crop = decode.random_resized_crop(SIZE, filter=filter)
     assert isinstance(crop, decode.RandomResizedCrop)

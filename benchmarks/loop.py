@@ -30,6 +30,7 @@ from benchmarks import input as photographs
 from benchmarks import measuring
 from jaxcls import experiment
 from jaxcls.config import loading
+from jaxcls.data.batch import Batch
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint
 from jaxcls.training import train
@@ -80,7 +81,7 @@ class Timed(experiment.Experiment):
         super().__init__(*arguments)
         self.asked: list[float] = []
 
-    def train_batches(self, start: int = 0) -> Iterator[dict[str, jax.Array]]:
+    def train_batches(self, start: int = 0) -> Iterator[Batch]:
         for batch in super().train_batches(start):
             self.asked.append(time.perf_counter())
             yield batch

@@ -26,11 +26,11 @@ from benchmarks import figures, measuring
 from jaxcls import experiment
 from jaxcls.commands import cli
 from jaxcls.config import loading
+from jaxcls.data.batch import Batch
 from jaxcls.devices import mesh
 from jaxcls.errors import DONE, InputError
 from jaxcls.learning.step import State
 from jaxcls.training import stepping
-from jaxcls.training.stepping import Batch
 
 # What the record is about: the share of the test images that is right.
 GOAL = 0.94
@@ -72,12 +72,12 @@ def scorer(exp: experiment.Experiment) -> Hits:
 
     @jax.jit
     def hits(variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        views = six_views(batch["image"])
+        views = six_views(batch.image)
         logits = [exp.programs.logits_step(variables, images) for _, images in views]
         weights = jnp.array([weight for weight, _ in views])
         mean = jnp.tensordot(weights, jnp.stack(logits), 1)
-        right = [each.argmax(-1) == batch["label"] for each in (logits[0], mean)]
-        return right[0] & batch["mask"], right[1] & batch["mask"]
+        right = [each.argmax(-1) == batch.label for each in (logits[0], mean)]
+        return right[0] & batch.mask, right[1] & batch.mask
 
     return hits
 

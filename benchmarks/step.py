@@ -34,6 +34,7 @@ from benchmarks.flops import multiply_adds
 from jaxcls import experiment
 from jaxcls.config import calls, loading
 from jaxcls.data import sources
+from jaxcls.data.batch import Batch
 from jaxcls.devices import memory, mesh
 from jaxcls.training import profiling
 
@@ -82,7 +83,7 @@ def built(args: argparse.Namespace) -> experiment.Experiment:
 class Ours:
     """Our side: the compiled step, its state and one batch on the device."""
 
-    def __init__(self, exp: experiment.Experiment, batch: dict[str, np.ndarray]) -> None:
+    def __init__(self, exp: experiment.Experiment, batch: Batch) -> None:
         began = time.perf_counter()
         _ = exp.programs.lowered_train_step
         self.trace_seconds = time.perf_counter() - began
@@ -110,7 +111,7 @@ def flop(exp: experiment.Experiment) -> int:
     """Multiplications and additions of a step: three forward passes'."""
     shapes = exp.programs.state_shapes
     variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-    image = exp.programs.batch_like(exp.data.train_shape)["image"]
+    image = exp.programs.batch_like(exp.data.train_shape).image
     return 3 * 2 * multiply_adds(exp.recipe.predict_step(), variables, image)
 
 
@@ -130,7 +131,7 @@ def products(precision: str, side: int) -> Callable[[int], None]:
     return run
 
 
-def theirs(args: argparse.Namespace, batch: dict[str, np.ndarray]) -> "Reference | None":
+def theirs(args: argparse.Namespace, batch: Batch) -> "Reference | None":
     """PyTorch's side; None, saying why, where there is none."""
     (call,) = calls.parse(args.model, "--model")
     if args.reference == "none":
@@ -144,8 +145,8 @@ def theirs(args: argparse.Namespace, batch: dict[str, np.ndarray]) -> "Reference
         return reference.reference(
             call.name,
             call.kwargs,
-            batch["image"],
-            batch["label"],
+            batch.image,
+            batch.label,
             classes=args.classes,
             precision=args.precision,
             learning_rate=RATE,
@@ -252,12 +253,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows = np.arange(args.batch, dtype=np.int32)
     shape = (args.batch, *exp.data.train_shape)
-    batch = {
-        "image": rng.integers(0, 256, shape).astype(np.uint8),
-        "label": rng.integers(0, args.classes, args.batch).astype(np.int32),
-        "index": rows,
-        "epoch": np.zeros_like(rows),
-    }
+    batch = Batch(
+        image=rng.integers(0, 256, shape).astype(np.uint8),
+        label=rng.integers(0, args.classes, args.batch).astype(np.int32),
+        index=rows,
+        epoch=np.zeros_like(rows),
+    )
     ours = Ours(exp, batch)
     ours.run(1)
     print(

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxcls.data.batch import Batch
 from jaxcls.learning import param_groups
 from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.learning.param_groups import WHOLE
@@ -40,7 +41,7 @@ def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
     return param_groups.until_stop(param_groups.at_rate(made, lambda: found), lambda: found)
 
 
-def with_columns(batch):
+def with_columns(image, label):
     """A batch of image and label with the index and epoch of a run's start."""
-    rows = np.arange(len(batch["label"]), dtype=np.int32)
-    return {**batch, "index": rows, "epoch": np.zeros_like(rows)}
+    rows = np.arange(len(label), dtype=np.int32)
+    return Batch(image, label, rows, np.zeros_like(rows))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 
 # Names the order function in the manifest; another order gets another name.
@@ -33,7 +34,6 @@ _DRAWN = 32
 # Slices of a batch for each thread: smaller ones end together.
 _SLICES = 4
 
-Batch = dict[str, np.ndarray]
 Op = Callable[..., np.ndarray]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,14 +97,14 @@ def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
 class Plan(NamedTuple):
     """What a host makes one batch of, before anything is read.
 
-    positions, examples: [b] int64, of the run and in the source. columns: what more the
-    batch has of each row: in training epoch int32 [b], of its showing; in evaluation mask
-    bool [b], False where a row is padding.
+    positions, examples: [b] int64, of the run and in the source. epoch, mask: as in
+    `Batch`.
     """
 
     positions: np.ndarray
     examples: np.ndarray
-    columns: Batch
+    epoch: Any = ()
+    mask: Any = ()
 
 
 def train_plans(
@@ -125,8 +125,8 @@ def train_plans(
         first = step * batch_size
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         turns = positions // repeats
-        epochs = {"epoch": (turns // n).astype(np.int32)}
-        yield Plan(positions, indices(turns, n, order), epochs)
+        epoch = (turns // n).astype(np.int32)
+        yield Plan(positions, indices(turns, n, order), epoch=epoch)
 
 
 def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
@@ -137,7 +137,7 @@ def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
     for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         mask = positions < n
-        yield Plan(positions, np.where(mask, positions, 0), {"mask": mask})
+        yield Plan(positions, np.where(mask, positions, 0), mask=mask)
 
 
 class Random:
@@ -176,10 +176,10 @@ def _uniform(seed: int, first: int, n: int, page: int) -> np.ndarray:
 
 def check_labels(batch: Batch, num_classes: int, split: str) -> None:
     """Raise `InputError`, naming `split`, for a label that is no class, as -1 is."""
-    bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
+    bad = np.flatnonzero((batch.label < 0) | (batch.label >= num_classes))
     if bad.size:
         raise InputError(
-            f"{split}: record {batch['index'][bad[0]]} has label {batch['label'][bad[0]]},"
+            f"{split}: record {batch.index[bad[0]]} has label {batch.label[bad[0]]},"
             f" and the classes are 0 to {num_classes - 1}; give a split that has labels"
         )
 
@@ -263,8 +263,8 @@ class _Filled:
     def whole(self) -> Batch:
         """The batch, once every row is filled."""
         assert self.images is not None
-        batch = {"image": self.images, "label": self.labels, "index": self.plan.examples}
-        return batch | self.plan.columns
+        plan = self.plan
+        return Batch(self.images, self.labels, plan.examples, plan.epoch, plan.mask)
 
     def _images_like(self, pixels: np.ndarray) -> np.ndarray:
         """The batch's array, made at the first image; all must have its size."""
@@ -293,8 +293,7 @@ def decoded(
 ) -> Iterator[Batch]:
     """The batches of `plans`, in order, `prefetch` of them under way on a pool of threads.
 
-    Yields image uint8 [b, H, W, C], label int32 [b], index int64 [b] (of the example),
-    and the plan's columns. `seed`: of the random ops.
+    index is int64 [b], as the source counts. `seed`: of the random ops.
     Raises `InputError` naming the record where one does not decode.
     """
     ops = fuse(ops)

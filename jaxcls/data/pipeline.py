@@ -17,13 +17,10 @@ from ml_collections import ConfigDict
 from jaxcls.config import calls
 from jaxcls.config import loading as configs
 from jaxcls.data import batches, decode, sources
+from jaxcls.data.batch import Batch
 from jaxcls.data.selection import Selection
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError
-
-DeviceBatch = dict[str, jax.Array]
-# What batches have besides images and labels, for each of several.
-Columns = dict[str, np.ndarray]
 
 # What a split is for: learning, choosing the best, and one score at the end.
 ROLES = ("train", "eval", "test")
@@ -48,7 +45,7 @@ class Data:
         self.config = config
         self.selection = Selection(config, facts)
         self._devices = devices
-        self._resident: dict[tuple[str, str], DeviceBatch] = {}
+        self._resident: dict[tuple[str, str], Batch] = {}
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -152,11 +149,8 @@ class Data:
 
     # Batches.
 
-    def train_batches(self, start: int, steps: int) -> Iterator[DeviceBatch]:
-        """The batches from step `start` of a run of `steps`, on the mesh.
-
-        image, label, index (the example's number) and epoch (of its showing).
-        """
+    def train_batches(self, start: int, steps: int) -> Iterator[Batch]:
+        """The batches from step `start` of a run of `steps`, on the mesh, with epoch."""
         split = self.config.data.train
         firsts = [round(share * steps) for share, _ in self.train_stages]
         for (_, ops), first, end in zip(
@@ -165,10 +159,10 @@ class Data:
             plans = self._train_plans(max(first, start), end)
             yield from self._batches("train_ops", ops, split, "data.train", plans)
 
-    def train_columns(self, start: int, steps: int) -> Iterator[batches.Batch]:
-        """What `train_batches` has besides images and labels, on this host.
+    def train_columns(self, start: int, steps: int) -> Iterator[Batch]:
+        """The same batches without images and labels, on this host.
 
-        With `train_resident`, which index [B] takes them from, it is all there is.
+        `train_resident` has these, at the places that index names.
         """
         return map(_columns, self._train_plans(start, steps))
 
@@ -203,7 +197,7 @@ class Data:
         )
         ops, records = self.train_stages[0][1], self.selection.records(split, key)
         found = batches.decoded(records, ops, plans, seed=seed)
-        return next(found)["image"]
+        return next(found).image
 
     def train_examples(self, step: int) -> np.ndarray:
         """The records [B] int64 of data.train that the batch of `step` is made of."""
@@ -214,10 +208,10 @@ class Data:
         is_part = self.selection.is_part("data.train")
         return self.selection.used(split, "data.train")[examples] if is_part else examples
 
-    def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[DeviceBatch]:
-        """Every example of a split once, on the mesh: image, label, index, mask.
+    def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[Batch]:
+        """Every example of a split once, on the mesh, with mask; index is 0..n-1.
 
-        `key`: the config key or flag that `split` came from. index: 0..n-1.
+        `key`: the config key or flag that `split` came from.
         """
         rows = mesh.host_rows(batch_size)
         plans = batches.eval_plans(self.selection.count(split, key), batch_size, rows)
@@ -230,21 +224,22 @@ class Data:
         split: str,
         key: str,
         plans: Iterator[batches.Plan],
-    ) -> Iterator[DeviceBatch]:
+    ) -> Iterator[Batch]:
         """The planned batches, decoded as they are asked for or once and for all."""
         if self._is_resident(name, split, key):
             take, arrays = self.take, self._on_device(split, key)
             for plan in plans:
-                on_mesh = mesh.put(self.mesh, _columns(plan))
-                yield {**take(arrays, on_mesh["index"]), **on_mesh}
+                columns = mesh.put(self.mesh, _columns(plan))
+                taken = take(arrays, columns.index)
+                yield columns._replace(image=taken.image, label=taken.label)
             return
         for batch in self._decoded(split, key, ops, plans):
-            batch["index"] = batch["index"].astype(np.int32)
-            yield mesh.put(self.mesh, batch)
+            index = batch.index.astype(np.int32)
+            yield mesh.put(self.mesh, batch._replace(index=index))
 
     def _decoded(
         self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.Plan]
-    ) -> Iterator[batches.Batch]:
+    ) -> Iterator[Batch]:
         """The planned batches on this host, with labels as the model counts classes."""
         data = self.config.data
         for batch in batches.decoded(
@@ -255,8 +250,8 @@ class Data:
             threads=data.threads,
             prefetch=data.prefetch,
         ):
-            batch["label"] = self.selection.relabel(batch, f"{key}={split!r}")
-            yield batch
+            label = self.selection.relabel(batch, f"{key}={split!r}")
+            yield batch._replace(label=label)
 
     # Decoded images on the device.
 
@@ -265,8 +260,8 @@ class Data:
         """Whether the images of training are decoded once and kept."""
         return self._is_resident("train_ops", self.config.data.train, "data.train")
 
-    def train_resident(self) -> DeviceBatch:
-        """image uint8 [n, H, W, C] and label int32 [n] of all of training, decoded."""
+    def train_resident(self) -> Batch:
+        """image [n, H, W, C] and label [n] of all of training, decoded."""
         return self._on_device(self.config.data.train, "data.train")
 
     def resident_bytes(self) -> int:
@@ -302,40 +297,39 @@ class Data:
             or self.selection.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
         )
 
-    def _on_device(self, split: str, key: str) -> DeviceBatch:
-        """image uint8 [n, H, W, C] and label int32 [n] of a split, on every device."""
+    def _on_device(self, split: str, key: str) -> Batch:
+        """image [n, H, W, C] and label [n] of a split, on every device."""
         if (split, key) not in self._resident:
             self._resident[split, key] = self._decoded_whole(split, key)
         return self._resident[split, key]
 
-    def _decoded_whole(self, split: str, key: str) -> DeviceBatch:
+    def _decoded_whole(self, split: str, key: str) -> Batch:
         ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
         plans = batches.eval_plans(self.selection.count(split, key), 256, slice(0, 256))
-        parts = [
-            {name: part[name][part["mask"]] for name in ("image", "label")}
-            for part in self._decoded(split, key, ops, plans)
-        ]
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return mesh.put_everywhere(self.mesh, whole)
+        decoded = list(self._decoded(split, key, ops, plans))
+        image = np.concatenate([each.image[each.mask] for each in decoded])
+        label = np.concatenate([each.label[each.mask] for each in decoded])
+        return mesh.put_everywhere(self.mesh, Batch(image, label))
 
-    def train_resident_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def train_resident_like(self) -> Batch:
         """`train_resident` as shapes."""
         n = self.selection.count(self.config.data.train, "data.train")
         like = functools.partial(jax.ShapeDtypeStruct, sharding=mesh.replicated(self.mesh))
         images, labels = like((n, *self.train_shape), np.uint8), like((n,), np.int32)
-        return {"image": images, "label": labels}
+        return Batch(images, labels)
 
     @functools.cached_property
-    def take(self) -> Callable[[DeviceBatch, jax.Array], DeviceBatch]:
+    def take(self) -> Callable[[Batch, jax.Array], Batch]:
         """The jitted (arrays [n, ...], index [B]) -> arrays [B, ...]."""
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
-            lambda arrays, index: {k: v[index] for k, v in arrays.items()},
+            lambda arrays, index: jax.tree.map(lambda each: each[index], arrays),
             in_shardings=(everywhere, rows),
             out_shardings=rows,
         )
 
 
-def _columns(plan: batches.Plan) -> batches.Batch:
-    """What a batch has besides images and labels."""
-    return {"index": plan.examples.astype(np.int32), **plan.columns}
+def _columns(plan: batches.Plan) -> Batch:
+    """The batch of a plan without images and labels."""
+    index = plan.examples.astype(np.int32)
+    return Batch(index=index, epoch=plan.epoch, mask=plan.mask)

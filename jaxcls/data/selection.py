@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcls.data import batches, sources, splits
+from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError, did_you_mean
 
 
@@ -98,7 +99,7 @@ class Selection:
         """The labels [n] int32 of all records of a split; raises `InputError` for -1."""
         if (split, key) not in self._known_labels:
             labels = self.dataset.labels(split, key)
-            whole = {"label": labels, "index": np.arange(len(labels))}
+            whole = Batch(label=labels, index=np.arange(len(labels)))
             batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
             self._known_labels[split, key] = labels
         return self._known_labels[split, key]
@@ -114,14 +115,14 @@ class Selection:
         labels = self._labels(split, key)
         return labels[self.used(split, key)] if self.is_part(key) else labels
 
-    def relabel(self, batch: batches.Batch, split: str) -> np.ndarray:
+    def relabel(self, batch: Batch, split: str) -> np.ndarray:
         """The labels as the model counts classes; raises `InputError` for no class."""
         batches.check_labels(batch, self.facts.num_classes, split)
         if self.num_classes == self.facts.num_classes:
-            return batch["label"]
+            return batch.label
         numbers = np.zeros(self.facts.num_classes, np.int32)
         numbers[self._classes] = np.arange(self.num_classes)
-        return numbers[batch["label"]]
+        return numbers[batch.label]
 
 
 def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:

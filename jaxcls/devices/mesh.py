@@ -154,8 +154,8 @@ def on_one_device(like: Any) -> Any:
     )
 
 
-def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of every array [b, ...] -> global arrays [B, ...] on the mesh."""
+def put(mesh: Mesh, arrays: Any) -> Any:
+    """A tree of this host's rows [b, ...] -> the tree of all rows [B, ...] on the mesh."""
     sharding = by_example(mesh)
     hosts = jax.process_count()
 
@@ -163,16 +163,15 @@ def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         shape = (local.shape[0] * hosts, *local.shape[1:])
         return jax.make_array_from_process_local_data(sharding, local, shape)
 
-    return {name: one(array) for name, array in batch.items()}
+    return jax.tree.map(one, arrays)
 
 
-def put_everywhere(mesh: Mesh, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The same arrays, which every host gives whole, on every device of the mesh."""
+def put_everywhere(mesh: Mesh, arrays: Any) -> Any:
+    """A tree of arrays, which every host gives whole, on every device of the mesh."""
     sharding = replicated(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array, array.shape)
-        for name, array in arrays.items()
-    }
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
+    )
 
 
 def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
@@ -187,15 +186,14 @@ def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
     yield from before
 
 
-def with_flag(mesh: Mesh, batch: dict[str, jax.Array], flag: bool) -> dict[str, jax.Array]:
-    """`batch` and, where there are several processes, each one's `flag` as "asked" [N].
+def flags(mesh: Mesh, flag: bool) -> Any:
+    """Each process's `flag`, bool [devices], where there are several; () for one alone.
 
-    A step that reduces it tells all of them the same, at the same step.
+    A program that reduces it tells all of them the same, at the same step.
     """
     if jax.process_count() == 1:
-        return batch
-    flags = np.full(len(mesh.local_devices), flag)
-    return batch | put(mesh, {"asked": flags})
+        return ()
+    return put(mesh, np.full(len(mesh.local_devices), flag))
 
 
 def host_rows(batch_size: int) -> slice:

@@ -8,7 +8,7 @@ The steps of an attack are called one after the other: within a loop of XLA's th
 ones took six times as long (a small CNN on CPU), with the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config import calls
+from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 
 # Of the random starts: the same for every run, so that runs can be compared.
@@ -116,17 +117,17 @@ def named(text: str, key: str) -> list[Attack]:
     return made
 
 
-def begin(batch: Mapping[str, jax.Array]) -> Path:
-    """The path of a batch: image uint8 [B, H, W, C]; label and index int32 [B].
+def begin(batch: Batch) -> Path:
+    """The path of a batch with image, label and index.
 
     An example's noise is by its index alone.
     """
-    images = batch["image"].astype(jnp.float32)
+    images = batch.image.astype(jnp.float32)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = fold(jax.random.key(SEED), batch["index"])
+    keys = fold(jax.random.key(SEED), batch.index)
     noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], minval=-1.0))
     none = jnp.full(len(images), -jnp.inf), jnp.ones(len(images), bool)
-    return Path(images, batch["label"], noise(keys), images, Met(images, *none))
+    return Path(images, batch.label, noise(keys), images, Met(images, *none))
 
 
 def scatter(path: Path, epsilon: jax.Array) -> Path:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.data.pipeline import DeviceBatch
+from jaxcls.data.batch import Batch
 from jaxcls.devices import hosts, mesh
 from jaxcls.evaluation import attacks
 from jaxcls.evaluation.attacks import Attack
@@ -35,16 +35,14 @@ class Scorer(NamedTuple):
     about -> arrays [B, ...] by name.
     """
 
-    ask: Callable[[DeviceBatch], Any]
+    ask: Callable[[Batch], Any]
     keep: Callable[[Any, np.ndarray], Columns]
 
 
 def of_evaluation(exp: Experiment, variables: dict[str, Any]) -> Scorer:
     """The loss, metrics and class predicted that evaluations in training record."""
     return Scorer(
-        lambda batch: exp.programs.eval_step(
-            variables, {k: batch[k] for k in ("image", "label")}
-        ),
+        lambda batch: exp.programs.eval_step(variables, Batch(batch.image, batch.label)),
         lambda columns, _: columns,
     )
 
@@ -62,7 +60,7 @@ def of_model(
 ) -> Scorer:
     """`keep` of a model's logits for the classes `columns` [k]."""
     return Scorer(
-        lambda batch: exp.programs.logits_step(variables, batch["image"]),
+        lambda batch: exp.programs.logits_step(variables, batch.image),
         lambda logits, labels: keep(logits[:, columns], labels),
     )
 
@@ -82,8 +80,8 @@ def through_views(
         likely = [probabilities(part[:, columns], exp.recipe.link) for part in parts]
         return keep(mean_logits(likely, exp.recipe.link), labels)
 
-    def ask(batch: DeviceBatch) -> list[jax.Array]:
-        images = batch["image"]
+    def ask(batch: Batch) -> list[jax.Array]:
+        images = batch.image
         return _in_turn(
             exp.programs.logits_step(variables, view(images)) for view in jitted
         )
@@ -107,8 +105,8 @@ def at_strengths(
         lambda images, k: images[:, k], in_shardings=(rows, everywhere), out_shardings=rows
     )
 
-    def ask(batch: DeviceBatch) -> list[jax.Array]:
-        images = batch["image"]
+    def ask(batch: Batch) -> list[jax.Array]:
+        images = batch.image
         return _in_turn(
             exp.programs.logits_step(variables, of_one(images, np.int32(k)))
             for k in range(count)
@@ -148,8 +146,8 @@ def under_attacks(
     )
     begin = jax.jit(attacks.begin, in_shardings=rows, out_shardings=rows)
 
-    def ask(batch: DeviceBatch) -> list[jax.Array]:
-        path = begin({name: batch[name] for name in ("image", "label", "index")})
+    def ask(batch: Batch) -> list[jax.Array]:
+        path = begin(Batch(batch.image, batch.label, batch.index))
         return _in_turn(
             exp.programs.logits_step(variables, each.make(moves, path)) for each in chosen
         )
@@ -158,7 +156,7 @@ def under_attacks(
 
 
 def _of_several(
-    ask: Callable[[DeviceBatch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
+    ask: Callable[[Batch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
 ) -> Scorer:
     """`keep` of each of several logits of an example, as arrays [B, S]."""
 
@@ -194,7 +192,7 @@ def over_examples(
 
 def over(
     n: int,
-    batches: Iterable[DeviceBatch],
+    batches: Iterable[Batch],
     places: np.ndarray,
     scorers: Mapping[str, Scorer],
     on: jax.sharding.Mesh,
@@ -202,19 +200,19 @@ def over(
 ) -> tuple[dict[str, Columns], np.ndarray]:
     """({scorer: {name: array [n, ...]}}, labels int32 [n]), in the order of their index.
 
-    batches: image, label, index and mask on the mesh `on`, as `Data.eval_batches` gives
-    them. places: of each of their classes, its place among those that are asked about.
+    batches: on the mesh `on`, as `Data.eval_batches` gives them. places: of each of
+    their classes, its place among those that are asked about.
     Raises RuntimeError if any example was not seen exactly once, and `Abandoned`, on all
     processes, when `abandon`, asked at each batch, says so on one.
     """
     everywhere = jax.jit(lambda columns: columns, out_shardings=mesh.replicated(on))
 
-    def asked() -> Iterator[tuple[dict[str, jax.Array], dict[str, Any]]]:
+    def asked() -> Iterator[tuple[Batch, dict[str, Any]]]:
         for batch in batches:
             is_asked = abandon()
-            columns = {name: batch[name] for name in ("index", "label", "mask")}
+            columns = batch._replace(image=(), asked=mesh.flags(on, is_asked))
             if hosts.count() > 1:
-                columns = everywhere(mesh.with_flag(on, columns, is_asked))
+                columns = everywhere(columns)
             elif is_asked:
                 raise Abandoned
             yield columns, {name: each.ask(batch) for name, each in scorers.items()}
@@ -222,11 +220,11 @@ def over(
     labels, seen = np.zeros(n, np.int32), np.zeros(n, np.int64)
     kept: dict[str, Columns] = {name: {} for name in scorers}
     for columns, outs in mesh.one_behind(asked()):
-        host = {name: np.asarray(column) for name, column in columns.items()}
-        if "asked" in host and host["asked"].any():
+        host = jax.tree.map(np.asarray, columns)
+        if np.any(host.asked):
             raise Abandoned
-        mask = host["mask"]
-        place, index = places[host["label"]].astype(np.int32), host["index"][mask]
+        mask = host.mask
+        place, index = places[host.label].astype(np.int32), host.index[mask]
         labels[index] = place[mask]
         seen[index] += 1
         for name, out in outs.items():

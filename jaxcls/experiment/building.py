@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from jaxcls.config import loading as configs
 from jaxcls.config.loading import check
 from jaxcls.data import sources
-from jaxcls.data.pipeline import ROLES, Data, DeviceBatch
+from jaxcls.data.batch import Batch
+from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
 from jaxcls.devices import mesh
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
@@ -133,19 +134,17 @@ class Experiment:
             given |= initial.whitened(self.recipe, self.data)
         return self.programs.init(*recipe.keys(self.config), given)
 
-    def model_inputs(self, step: int, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+    def model_inputs(self, step: int, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(images, targets) that the train step at `step` gives the model for a batch."""
         key = recipe.keys(self.config)[1]["augment"]
         return self.programs.inputs(key, step, batch)
 
-    def train_batches(self, start: int = 0) -> Iterator[DeviceBatch]:
+    def train_batches(self, start: int = 0) -> Iterator[Batch]:
         """The batches of steps start..steps-1, on the mesh."""
         return self.data.train_batches(start, self.plan.steps)
 
-    def eval_batches(
-        self, split: str, key: str, batch_size: int = 0
-    ) -> Iterator[DeviceBatch]:
-        """Every example of a TFDS split once, on the mesh: image, label, index, mask.
+    def eval_batches(self, split: str, key: str, batch_size: int = 0) -> Iterator[Batch]:
+        """Every example of a TFDS split once, on the mesh, with mask.
 
         `key`: the config key or flag that `split` came from. `batch_size` 0: eval's.
         """

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.data.pipeline import Columns, DeviceBatch
+from jaxcls.data.batch import Batch
 from jaxcls.devices import memory, mesh
 from jaxcls.experiment import recipe
 from jaxcls.experiment.recipe import Recipe
@@ -101,9 +101,10 @@ class Programs:
             )
         pure = self.recipe.train_step(distillation)
 
-        def train_step(state: step.State, batch: DeviceBatch, variables: Any) -> Any:
+        def train_step(state: step.State, batch: Batch, variables: Any) -> Any:
             state, scores = pure(state, batch, variables)
-            return state, scores | _asked(batch)
+            has_flags = not isinstance(batch.asked, tuple)
+            return state, scores | ({"asked": batch.asked.any()} if has_flags else {})
 
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
@@ -113,11 +114,11 @@ class Programs:
             out_shardings=(self._state_sharding, everywhere),
         )
 
-    def jitted_train_step(self, state: step.State, batch: DeviceBatch) -> Any:
+    def jitted_train_step(self, state: step.State, batch: Batch) -> Any:
         """train_step(state, batch) -> (state, metrics), compiled for the form of its batch.
 
-        It donates the state. Of a batch with "asked" (see `mesh.with_flag`), metrics tell
-        whether a process asked to stop.
+        It donates the state. For a batch with `asked`, metrics tell whether a process asked
+        to stop.
         """
         return self._jitted_train_step(state, batch, self.teacher_variables)
 
@@ -137,7 +138,7 @@ class Programs:
         )
 
     @functools.cached_property
-    def train_step(self) -> Callable[[step.State, DeviceBatch], Any]:
+    def train_step(self) -> Callable[[step.State, Batch], Any]:
         """train_step(state, batch) -> (state, metrics), compiled ahead; donates the state.
 
         Ahead for the largest images; where sizes grow, for another when it first comes.
@@ -145,8 +146,8 @@ class Programs:
         """
         self._check_fits(self.train_program(self.data.train_shape))
 
-        def train_step(state: step.State, batch: DeviceBatch) -> Any:
-            program = self.train_program(batch["image"].shape[1:])
+        def train_step(state: step.State, batch: Batch) -> Any:
+            program = self.train_program(batch.image.shape[1:])
             return program(state, batch, self.teacher_variables)
 
         return train_step
@@ -160,8 +161,8 @@ class Programs:
         return self._train_programs[shape]
 
     @functools.cached_property
-    def train_loop(self) -> Callable[[step.State, Columns, int], Any]:
-        """(state, columns {name: [MOST, B]}, count) -> (state, metrics {name: [MOST]}).
+    def train_loop(self) -> Callable[[step.State, Batch, int], Any]:
+        """(state, columns [MOST, B], count) -> (state, metrics {name: [MOST]}).
 
         The train step of the first `count` of these batches of resident images, by one
         program for every count; it donates the state. MOST is `looping`'s. Raises
@@ -169,7 +170,7 @@ class Programs:
         """
         self._check_fits(self.train_loop_program, self.data.train_resident_like())
 
-        def train_loop(state: step.State, columns: Columns, count: int) -> Any:
+        def train_loop(state: step.State, columns: Batch, count: int) -> Any:
             given = jax.device_put(columns, mesh.by_step(self.mesh))
             data, teacher = self.data.train_resident(), self.teacher_variables
             return self.train_loop_program(state, given, np.int32(count), data, teacher)
@@ -186,22 +187,22 @@ class Programs:
         )
         shape, rows = (multistep.MOST, self.config.batch_size), mesh.by_step(self.mesh)
         column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-        columns = {name: column for name in ("index", "epoch")}
+        columns = Batch(index=column, epoch=column)
         data = self.data.train_resident_like()
         return loop.lower(
             self.state_like, columns, np.int32(0), data, self.teacher_variables
         ).compile()
 
-    def batch_like(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_like(self, shape: tuple[int, ...]) -> Batch:
         """A training batch as shapes, of images [H, W, C]."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
         column = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
         pixels = jax.ShapeDtypeStruct((size, *shape), jnp.uint8, sharding=sharding)
-        like = {"image": pixels, "label": column, "index": column, "epoch": column}
-        if jax.process_count() > 1:
-            flags = (self.mesh.size,)
-            like["asked"] = jax.ShapeDtypeStruct(flags, jnp.bool_, sharding=sharding)
-        return like
+        like = Batch(pixels, column, column, column)
+        if jax.process_count() == 1:
+            return like
+        flags = jax.ShapeDtypeStruct((self.mesh.size,), jnp.bool_, sharding=sharding)
+        return like._replace(asked=flags)
 
     def _check_fits(self, program: jax.stages.Compiled, data: Any = ()) -> None:
         """Raise `InputError` where a step cannot fit.
@@ -221,7 +222,7 @@ class Programs:
     # Evaluation and prediction.
 
     @functools.cached_property
-    def eval_step(self) -> Callable[[dict[str, Any], DeviceBatch], dict[str, jax.Array]]:
+    def eval_step(self) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
         """The jitted eval_step(variables, batch) -> {name: [B]}, on every device.
 
         batch: image and label. Each example's loss and metrics, and its predicted class.
@@ -282,8 +283,3 @@ class Programs:
             in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),
             out_shardings=mesh.replicated(self.mesh),
         )
-
-
-def _asked(batch: DeviceBatch) -> dict[str, jax.Array]:
-    """Whether any process asked to stop, where the batch says who did."""
-    return {"asked": batch["asked"].any()} if "asked" in batch else {}

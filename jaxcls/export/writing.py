@@ -178,7 +178,7 @@ def of_data(exp: experiment.Experiment) -> Images:
     try:
         found, n = [], 0
         for batch in exp.eval_batches(given.split, given.key, BATCH_SIZES[-1]):
-            found.append(np.asarray(batch["image"])[np.asarray(batch["mask"])])
+            found.append(np.asarray(batch.image)[np.asarray(batch.mask)])
             n += len(found[-1])
             if n >= MOST_IMAGES:
                 break

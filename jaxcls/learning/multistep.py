@@ -5,31 +5,34 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxcls.data.batch import Batch
 from jaxcls.learning.step import State, TrainStep, Tree
 
 # Steps of a loop at most; beyond some tens nothing is gained.
 MOST = 64
 Arrays = dict[str, jax.Array]
-TrainLoop = Callable[[State, Arrays, jax.Array, Arrays, Tree], tuple[State, Arrays]]
+TrainLoop = Callable[[State, Batch, jax.Array, Batch, Tree], tuple[State, Arrays]]
 
 
 def make_train_loop(
-    train_step: TrainStep, take: Callable[[Arrays, jax.Array], Arrays]
+    train_step: TrainStep, take: Callable[[Batch, jax.Array], Batch]
 ) -> TrainLoop:
     """Returns train_loop(state, columns, count, data, teacher) -> (state, metrics [MOST]).
 
-    `train_step` for the first `count` of MOST batches. columns [MOST, B]: index, and what
-    else batches have besides what take(data, index [B]) gives, image and label. metrics:
-    of each step its own; those after `count` say nothing.
+    `train_step` for the first `count` of MOST batches. columns: their index and epoch,
+    [MOST, B]. take(data, index [B]) gives their image and label. metrics: of each step its
+    own; those after `count` say nothing.
     `count` is no part of the program, so how steps are grouped changes no bits.
     """
 
     def train_loop(
-        state: State, columns: Arrays, count: jax.Array, data: Arrays, teacher: Tree
+        state: State, columns: Batch, count: jax.Array, data: Batch, teacher: Tree
     ) -> tuple[State, Arrays]:
         def at(i: jax.Array | int, state: State) -> tuple[State, Arrays]:
-            own = {name: column[i] for name, column in columns.items()}
-            return train_step(state, {**take(data, own["index"]), **own}, teacher)
+            batch = jax.tree.map(lambda column: column[i], columns)
+            taken = take(data, batch.index)
+            batch = batch._replace(image=taken.image, label=taken.label)
+            return train_step(state, batch, teacher)
 
         def once(i: jax.Array, carry: tuple[State, Arrays]) -> tuple[State, Arrays]:
             state, scores = at(i, carry[0])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
+from jaxcls.data.batch import Batch
 from jaxcls.learning import gradients, param_groups
 from jaxcls.learning.losses import Loss, smooth
 from jaxcls.learning.metrics import Metric, predicted
@@ -19,7 +20,6 @@ from jaxcls.learning.optimizers import path_name
 from jaxcls.learning.schedules import Schedule
 from jaxcls.learning.wrappers import averaged
 
-Batch = Mapping[str, jax.Array]
 Tree = Any
 
 
@@ -167,14 +167,14 @@ def make_inputs(
         row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
         share = step / jnp.float32(steps)
         rows = Rows(
-            key=row_keys(row_key, batch["image"].shape[0]),
+            key=row_keys(row_key, batch.image.shape[0]),
             run=key,
-            example=batch["index"],
-            epoch=batch["epoch"],
+            example=batch.index,
+            epoch=batch.epoch,
             share=share,
         )
-        images = normalize(augment(rows, batch["image"]))
-        targets = smooth(batch["label"], num_classes, smoothing)
+        images = normalize(augment(rows, batch.image))
+        targets = smooth(batch.label, num_classes, smoothing)
         return mix(mix_key, share, images, targets) if mix else (images, targets)
 
     return inputs
@@ -241,7 +241,7 @@ def make_train_step(
         # three, and all of it is tested element by element before a save.
         norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
         finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
-        scores = {m.name: m.function(found.logits, batch["label"]).mean() for m in metrics}
+        scores = {m.name: m.function(found.logits, batch.label).mean() for m in metrics}
         scores = {"loss": found.loss, **scores, "lr": lr, "grad_norm": grad_norm}
         if has_penalty:
             scores["penalty"] = found.penalty
@@ -267,9 +267,9 @@ def make_eval_step(
     """
 
     def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
-        logits, _ = model.apply(variables, normalize(batch["image"]), False, None)
-        targets = smooth(batch["label"], num_classes, 0.0)
-        scores = {m.name: m.function(logits, batch["label"]) for m in metrics}
+        logits, _ = model.apply(variables, normalize(batch.image), False, None)
+        targets = smooth(batch.label, num_classes, 0.0)
+        scores = {m.name: m.function(logits, batch.label) for m in metrics}
         return {"loss": loss(logits, targets), **scores, "predicted": predicted(logits)}
 
     return eval_step

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxcls.config import durations
+from jaxcls.data.batch import Batch
 from jaxcls.devices import hosts, mesh
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.evaluation import passes, scoring
@@ -27,7 +28,7 @@ from jaxcls.runs import digests as state_digests
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import profiling, stepping
 from jaxcls.training.log import RunLog
-from jaxcls.training.stepping import Batch, Scores, Stepper
+from jaxcls.training.stepping import Scores, Stepper
 from jaxcls.training.stopping import Stop
 from jaxcls.training.watchdog import Watchdog
 
@@ -119,7 +120,7 @@ class Loop:
         behind: list[Begun] = []
         self._since = time.perf_counter()
         for block, waited in self._blocks(step):
-            shape = block[0]["image"].shape if "image" in block[0] else ()
+            shape = np.shape(block[0].image)
             if shape != known:  # Where sizes grow, it compiles again.
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
@@ -154,7 +155,8 @@ class Loop:
         block: list[Batch] = []
         began = time.perf_counter()
         for batch in self.stepper.batches(step):
-            block.append(mesh.with_flag(self.exp.mesh, batch, self.stop.requested))
+            asked = mesh.flags(self.exp.mesh, self.stop.requested)
+            block.append(batch._replace(asked=asked))
             step += 1
             is_due = self._has_record(step) or self._has_duties(step)
             most = min(self.size, self.stepper.most, self.tracer.room)

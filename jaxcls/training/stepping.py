@@ -1,18 +1,18 @@
 """The two ways to advance the state of a run: one step a dispatch, or a block of steps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxcls.data.batch import Batch
 from jaxcls.devices import hosts, mesh
 from jaxcls.errors import InputError
 from jaxcls.experiment import Experiment
 from jaxcls.learning.multistep import MOST
 from jaxcls.learning.step import State
 
-Batch = dict[str, Any]
 # Metrics on the device: of one step [], or of the steps of a block [MOST].
 Scores = Mapping[str, jax.Array]
 # A block takes about so many seconds. Two are under way when a run is asked to stop: it
@@ -78,13 +78,12 @@ def in_blocks(exp: Experiment) -> Stepper:
         return exp.data.train_columns(start, exp.plan.steps)
 
     def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
-        columns = {
-            name: np.zeros((MOST, *column.shape), column.dtype)
-            for name, column in block[0].items()
-        }
-        for place, batch in enumerate(block):
-            for name, column in batch.items():
-                columns[name][place] = column
+        def stacked(*each: np.ndarray) -> np.ndarray:
+            column = np.zeros((MOST, *each[0].shape), each[0].dtype)
+            column[: len(block)] = each
+            return column
+
+        columns = jax.tree.map(stacked, *block)
         return exp.programs.train_loop(state, columns, len(block))
 
     return Stepper(

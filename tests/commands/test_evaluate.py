@@ -190,7 +190,7 @@ def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
 def load_of(data, key, n):
     """The n images of the test split as the model gets them."""
     batches = data.eval_batches("test", key, n)
-    return np.concatenate([np.asarray(each["image"]) for each in batches])
+    return np.concatenate([np.asarray(each.image) for each in batches])
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """The input as a function of the step: order, batches, hosts, threads."""
 
+import functools
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,11 +69,9 @@ def train(source, batch_size=8, start=0, stop=10, rows=None, **options):
 
 
 def equal(ours, theirs):
-    assert len(ours) == len(theirs)
+    assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name], strict=True)
+        jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), a, b)
 
 
 def philox(key, n, counter=(0, 0, 0, 0)):
@@ -148,11 +148,11 @@ def test_a_batch_holds_the_records_that_the_formula_says():
     for step, batch in enumerate(train(source)):
         positions = np.arange(step * 8, step * 8 + 8)
         expected = [batches.order(3, p // 50, 50)[p % 50] for p in positions.tolist()]
-        assert batch["index"].tolist() == expected
-        assert batch["image"].dtype == np.uint8
-        assert batch["image"][:, 0, 0].copy().view(np.int32)[:, 0].tolist() == expected
-        assert batch["label"].dtype == np.int32
-        assert batch["label"].tolist() == [i % 7 for i in expected]
+        assert batch.index.tolist() == expected
+        assert batch.image.dtype == np.uint8
+        assert batch.image[:, 0, 0].copy().view(np.int32)[:, 0].tolist() == expected
+        assert batch.label.dtype == np.int32
+        assert batch.label.tolist() == [i % 7 for i in expected]
 
 
 @pytest.mark.parametrize("threads", [2, 5, 0])
@@ -180,15 +180,14 @@ def test_the_hosts_batches_side_by_side_are_the_global_batch(hosts):
         train(Numbered(50), rows=slice(h * local, h * local + local)) for h in range(hosts)
     ]
     joined = [
-        {name: np.concatenate([part[name] for part in row]) for name in row[0]}
-        for row in zip(*parts, strict=True)
+        jax.tree.map(lambda *x: np.concatenate(x), *row) for row in zip(*parts, strict=True)
     ]
     equal(joined, train(Numbered(50)))
 
 
 def test_every_record_appears_once_an_epoch_and_none_is_dropped():
     n, epochs = 45, 8
-    seen = np.concatenate([b["index"] for b in train(Numbered(n), stop=n * epochs // 8)])
+    seen = np.concatenate([b.index for b in train(Numbered(n), stop=n * epochs // 8)])
     for epoch in seen.reshape(epochs, n):
         assert sorted(epoch.tolist()) == list(range(n))
 
@@ -198,7 +197,7 @@ def test_a_step_far_away_is_reached_without_replay():
     source = Numbered(n)
     (batch,) = train(source, size, start=step, stop=step + 1)
     first, at = divmod(step * size, n)
-    assert batch["index"].tolist() == batches.order(3, first, n)[at : at + size].tolist()
+    assert batch.index.tolist() == batches.order(3, first, n)[at : at + size].tolist()
     assert source.asked == size
 
 
@@ -236,20 +235,20 @@ def test_crops_draw_from_a_stream_of_their_own_for_each_position(seed, position)
 
 
 def test_crops_differ_between_epochs_and_positions_and_seeds():
-    drawn = [b["image"][:, 0, 1] for b in train(Numbered(8), stop=2)]
+    drawn = [b.image[:, 0, 1] for b in train(Numbered(8), stop=2)]
     rows = {row.tobytes() for part in drawn for row in part}
     assert len(rows) == 16
     other = train(Numbered(8), stop=2, crop_seed=4)
-    assert not rows & {row.tobytes() for b in other for row in b["image"][:, 0, 1]}
+    assert not rows & {row.tobytes() for b in other for row in b.image[:, 0, 1]}
 
 
 def test_crops_and_order_are_seeded_apart():
     a, b = train(Numbered(50), crop_seed=9), train(Numbered(50))
     for x, y in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x["index"], y["index"])
+        np.testing.assert_array_equal(x.index, y.index)
     a, b = train(Numbered(50), order_seed=9), train(Numbered(50))
     for x, y in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x["image"][:, 0, 1], y["image"][:, 0, 1])
+        np.testing.assert_array_equal(x.image[:, 0, 1], y.image[:, 0, 1])
 
 
 def data_threads():
@@ -272,10 +271,10 @@ def test_evaluation_reads_every_record_once_and_masks_the_padding(batch_size):
     rows = slice(0, batch_size)
     made = list(eval_batches(Numbered(20), [pixels], batch_size=batch_size, rows=rows))
     assert len(made) == -(-20 // batch_size)
-    assert all(len(batch["mask"]) == batch_size for batch in made)
-    mask = np.concatenate([batch["mask"] for batch in made])
-    index = np.concatenate([batch["index"] for batch in made])
-    labels = np.concatenate([batch["label"] for batch in made])
+    assert all(len(batch.mask) == batch_size for batch in made)
+    mask = np.concatenate([batch.mask for batch in made])
+    index = np.concatenate([batch.index for batch in made])
+    labels = np.concatenate([batch.label for batch in made])
     assert index[mask].tolist() == list(range(20))
     assert labels[mask].tolist() == [i % 7 for i in range(20)]
     assert not index[~mask].any()
@@ -289,7 +288,7 @@ def test_hosts_evaluate_as_many_batches_each_and_every_record_once():
         for h in range(2)
     ]
     assert [len(part) for part in parts] == [2, 2]
-    real = [b["index"][b["mask"]].tolist() for part in parts for b in part]
+    real = [b.index[b.mask].tolist() for part in parts for b in part]
     assert real == [[0, 1, 2, 3], [8], [4, 5, 6, 7], []]
 
 
@@ -297,8 +296,8 @@ def test_a_real_dataset_comes_out_as_its_decoded_records(data_dir):
     source = sources.Dataset("digits", str(data_dir)).source("test[:11]", "data.test")
     (batch,) = eval_batches(source, [decode.decode(1)], batch_size=11, rows=slice(0, 11))
     expected = list(source.read(np.arange(11)))
-    assert batch["label"].tolist() == [label for _, label in expected]
-    for row, (png, _) in zip(batch["image"], expected, strict=True):
+    assert batch.label.tolist() == [label for _, label in expected]
+    for row, (png, _) in zip(batch.image, expected, strict=True):
         np.testing.assert_array_equal(row, decode.decode(1)(png, None))
 
 

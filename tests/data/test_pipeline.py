@@ -1,5 +1,6 @@
 """What of a dataset is used, in which order, and from where."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,16 +15,15 @@ def built(tiny, **changes):
 
 
 def host(batches):
-    return [{name: np.asarray(x) for name, x in batch.items()} for batch in batches]
+    return [jax.tree.map(np.asarray, batch) for batch in batches]
 
 
 def same(ours, theirs):
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
-        assert set(a) == set(b)
-        for name in a:
-            assert a[name].dtype == b[name].dtype
-            np.testing.assert_array_equal(a[name], b[name])
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y, strict=True)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -45,10 +45,8 @@ def test_a_resident_batch_is_sharded_as_a_streamed_one(tiny):
         next(built(tiny, **{"data.resident": kind, "mesh.devices": 4}).train_batches())
         for kind in ("on", "off")
     ]
-    for name in ("image", "label"):
-        assert batches[0][name].sharding.is_equivalent_to(
-            batches[1][name].sharding, batches[0][name].ndim
-        )
+    for resident, streamed in zip(*(each[:2] for each in batches), strict=True):
+        assert resident.sharding.is_equivalent_to(streamed.sharding, streamed.ndim)
 
 
 def test_what_is_resident_is_decoded_once(tiny, monkeypatch):
@@ -92,17 +90,17 @@ def test_only_the_chosen_classes_are_seen_and_they_count_from_0(tiny, resident):
     assert exp.programs.state_shapes.params["head"]["kernel"].shape[-1] == 3
     n = int(np.isin(labels_of(exp), [3, 7, 9]).sum())
     assert exp.plan.examples == n
-    seen = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    seen = np.concatenate([b.label for b in host(exp.train_batches())])
     assert set(seen.tolist()) == {0, 1, 2}
     # The pixels still belong to their labels.
     whole = built(tiny, **{"data.resident": "off"})
     known = {}
     for batch in host(whole.train_batches()):
-        for image, label in zip(batch["image"], batch["label"], strict=True):
+        for image, label in zip(batch.image, batch.label, strict=True):
             known[image.tobytes()] = int(label)
     numbers, checked = {3: 0, 7: 1, 9: 2}, 0
     for batch in host(exp.train_batches()):
-        for image, label in zip(batch["image"], batch["label"], strict=True):
+        for image, label in zip(batch.image, batch.label, strict=True):
             if image.tobytes() in known:
                 assert numbers[known[image.tobytes()]] == label
                 checked += 1
@@ -113,7 +111,7 @@ def test_evaluation_of_chosen_classes_covers_exactly_them(tiny):
     exp = built(tiny, **{"data.classes": "0-4"})
     labels = exp.selection.dataset.labels("test", "data.test")
     batches = host(exp.eval_batches("test", "data.test"))
-    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    index = np.concatenate([b.index[b.mask] for b in batches])
     np.testing.assert_array_equal(np.sort(index), np.arange((labels < 5).sum()))
     assert exp.data.examples("test") == (labels < 5).sum()
 
@@ -128,7 +126,7 @@ def test_a_fraction_is_of_the_training_examples_only(tiny):
 
 def test_balance_gives_every_class_equally_often(tiny):
     exp = built(tiny, **{"data.balance": True, "length": "3 epochs", "batch_size": 100})
-    labels = np.concatenate([b["label"] for b in host(exp.train_batches())])
+    labels = np.concatenate([b.label for b in host(exp.train_batches())])
     for epoch in range(2):
         counts = np.bincount(
             labels[epoch * exp.plan.examples :][: exp.plan.examples], minlength=10
@@ -167,8 +165,8 @@ def test_evaluation_of_any_split_is_by_eval_ops_and_counts_it(tiny, key, split):
     changes = {"data.train_ops": "decode(1) | resize(4)", "data.eval_ops": "decode(1)"}
     exp = built(tiny, **changes, **{"data.fraction": 0.3, "data.resident": "on"})
     batches = host(exp.eval_batches(split, key))
-    assert {batch["image"].shape[1:] for batch in batches} == {(8, 8, 1)}
-    n = sum(int(batch["mask"].sum()) for batch in batches)
+    assert {batch.image.shape[1:] for batch in batches} == {(8, 8, 1)}
+    n = sum(int(batch.mask.sum()) for batch in batches)
     assert n == (exp.plan.examples if key == "data.train" else 360)
 
 
@@ -205,7 +203,7 @@ def test_sizes_grow_with_the_run_and_a_resume_finds_its_place(tiny):
     exp = built(tiny, **GROWING, **{"length": "20 steps"})
     assert exp.data.train_shapes == [(6, 6, 1), (8, 8, 1), (12, 12, 1)]
     walked = host(exp.train_batches())
-    sides = [batch["image"].shape[1] for batch in walked]
+    sides = [batch.image.shape[1] for batch in walked]
     assert sides == [6] * 5 + [8] * 9 + [12] * 6
     for start in (3, 5, 13, 14, 19):
         same(host(exp.train_batches(start)), walked[start:])
@@ -217,7 +215,7 @@ def test_growing_takes_the_same_examples_and_boxes_as_one_size(tiny):
     theirs = host(built(tiny, **{**GROWING, **fixed}, length="20 steps").train_batches())
     same(ours[14:], theirs[14:])
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(a["label"], b["label"])
+        np.testing.assert_array_equal(a.label, b.label)
 
 
 @pytest.mark.slow

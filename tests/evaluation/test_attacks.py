@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcls.config import calls
+from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 from jaxcls.evaluation import attacks
 from jaxcls.learning import losses
@@ -13,7 +14,7 @@ from jaxcls.learning import losses
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
-BATCH = {"image": IMAGES, "label": LABELS, "index": np.arange(6, dtype=np.int32)}
+BATCH = Batch(IMAGES, LABELS, np.arange(6, dtype=np.int32))
 LINEAR = RNG.normal(size=(16, 3)).astype(np.float32)
 HIDDEN = RNG.normal(size=(16, 8)).astype(np.float32), RNG.normal(size=(8, 3))
 
@@ -40,11 +41,11 @@ def made(text, predict=linear, weights=LINEAR, batch=BATCH):
     moves = attacks.Moves(
         lambda path, *levels: advance(weights, path, *levels), jax.jit(attacks.scatter)
     )
-    path = attacks.begin({name: jnp.asarray(x) for name, x in batch.items()})
+    path = attacks.begin(jax.tree.map(jnp.asarray, batch))
     found = []
     for attack in calls.build(text, attacks.ATTACKS, "--attacks"):
         images = attack.make(moves, path)
-        each = judge(predict(weights, images), jnp.asarray(batch["label"]))
+        each = judge(predict(weights, images), jnp.asarray(batch.label))
         found.append([np.asarray(x) for x in (images, *each)])
     return found
 
@@ -98,11 +99,11 @@ def test_what_is_mistaken_is_kept_before_what_has_a_larger_loss():
 
 
 def test_an_example_starts_by_its_index_alone():
-    turned = {name: values[::-1] for name, values in BATCH.items()}
+    turned = jax.tree.map(lambda values: values[::-1], BATCH)
     (whole,) = made("pgd(8, steps=2)", bent, HIDDEN)
     (other,) = made("pgd(8, steps=2)", bent, HIDDEN, turned)
     np.testing.assert_allclose(other[0][::-1], whole[0], atol=1e-3)
-    moved = {**BATCH, "index": BATCH["index"] + 6}
+    moved = BATCH._replace(index=BATCH.index + 6)
     noise = [np.asarray(attacks.begin(each).noise) for each in (BATCH, moved)]
     assert np.abs(noise[0]).max() <= 1
     assert noise[0].std() == pytest.approx(3**-0.5, rel=0.15)

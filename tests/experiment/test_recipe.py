@@ -249,9 +249,9 @@ def test_copies_of_an_example_come_in_a_row_with_crops_of_their_own(tiny):
     }
     exp = experiment.build(tiny(**changes))
     found = [jax.tree.map(np.asarray, batch) for batch in exp.train_batches()]
-    index = np.concatenate([batch["index"] for batch in found])
-    epoch = np.concatenate([batch["epoch"] for batch in found])
-    images = np.concatenate([batch["image"] for batch in found])
+    index = np.concatenate([batch.index for batch in found])
+    epoch = np.concatenate([batch.epoch for batch in found])
+    images = np.concatenate([batch.image for batch in found])
     turns = np.arange(50 * 64) // 3
     assert (index[0::3][: len(index) // 3] == index[1::3][: len(index) // 3]).all()
     np.testing.assert_array_equal(epoch, turns // 1293)
@@ -288,7 +288,7 @@ def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
 def test_balanced_weights_are_those_of_the_counts(tiny):
     exp = experiment.build(tiny(**{"data.classes": "0, 3", "data.fraction": 0.5}))
     counts = exp.selection.class_counts()
-    labels = np.concatenate([np.asarray(b["label"]) for b in exp.train_batches()])
+    labels = np.concatenate([np.asarray(b.label) for b in exp.train_batches()])
     assert counts.sum() == exp.plan.examples
     first_epoch = labels[: exp.plan.examples]
     np.testing.assert_array_equal(np.bincount(first_epoch, minlength=2), counts)
@@ -299,7 +299,7 @@ def test_images_that_whiten_are_the_first_of_training_on_every_machine(tiny):
     some = exp.data.sample(100)
     assert some.shape == (100, 8, 8, 1)
     first = next(exp.train_batches())
-    np.testing.assert_array_equal(some[:64], np.asarray(first["image"]))
+    np.testing.assert_array_equal(some[:64], np.asarray(first.image))
     assert len(exp.data.sample(10**6)) == exp.plan.examples
 
 
@@ -349,11 +349,11 @@ def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
     exp = experiment.build(tiny(**PLAIN | changes))
     state, batch = moved(exp), next(exp.train_batches())
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(exp.recipe.predict_step()(variables, batch["image"]), np.float64)
-    hot = np.eye(10)[np.asarray(batch["label"])]
+    logits = np.asarray(exp.recipe.predict_step()(variables, batch.image), np.float64)
+    hot = np.eye(10)[np.asarray(batch.label)]
     targets = 0.7 * hot + 0.03
     each = -(targets * log_softmax(logits, -1)).sum(-1)
-    scored = exp.programs.eval_step(variables, {**batch, "mask": np.ones(64, bool)})
+    scored = exp.programs.eval_step(variables, batch)
     expected = -(hot * log_softmax(logits, -1)).sum(-1)
     np.testing.assert_allclose(scored["loss"], expected, rtol=1e-4)
     _, record = exp.programs.jitted_train_step(state, batch)

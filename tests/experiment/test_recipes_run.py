@@ -7,6 +7,7 @@ import pytest
 from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data import sources
+from jaxcls.data.batch import Batch
 from tests.golden import configs
 from tests.test_laws import PHOTOS, ROOT
 
@@ -37,12 +38,12 @@ def random_batch(exp, shape, seed):
     rng = np.random.default_rng(seed)
     size = exp.config.batch_size
     labels = rng.integers(0, exp.selection.num_classes, size)
-    batch = {
-        "image": rng.integers(0, 256, (size, *shape)).astype(np.uint8),
-        "label": labels.astype(np.int32),
-        "index": np.arange(size, dtype=np.int32),
-        "epoch": np.zeros(size, np.int32),
-    }
+    batch = Batch(
+        image=rng.integers(0, 256, (size, *shape)).astype(np.uint8),
+        label=labels.astype(np.int32),
+        index=np.arange(size, dtype=np.int32),
+        epoch=np.zeros(size, np.int32),
+    )
     return jax.device_put(batch, exp.mesh.devices.flat[0])
 
 
@@ -64,7 +65,7 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     facts = sources.published_facts(loaded.data.name) or PHOTOS
     exp = experiment.build(loaded, facts)
     shape = exp.data.train_shapes[0]
-    sample = random_batch(exp, shape, 2)["image"]
+    sample = random_batch(exp, shape, 2).image
     monkeypatch.setattr(exp.data, "sample", lambda count: np.asarray(sample))
     # Where warm-up begins at 0, the first step would move nothing.
     state = exp.init()._replace(step=jax.numpy.int32(exp.plan.warmup))

@@ -17,16 +17,16 @@ def of_streams(exp):
     """What each stream decides at the first step, as bytes."""
     state, batch = exp.init(), next(exp.train_batches())
     _, keys = recipe.keys(exp.config)
-    same = {**batch, "image": np.zeros(batch["image"].shape, np.uint8)}
-    same["image"][:, 3:5, 3:5] = 200  # What is cropped and mixed, whatever the order.
-    same["label"] = np.arange(len(same["label"]), dtype=np.int32) % 10
-    same["index"] = np.arange(len(same["label"]), dtype=np.int32)
+    image = np.zeros(batch.image.shape, np.uint8)
+    image[:, 3:5, 3:5] = 200  # Crops and mixes show, whatever the order.
+    index = np.arange(len(image), dtype=np.int32)
+    same = batch._replace(image=image, label=index % 10, index=index)
     inputs = exp.model_inputs(0, jax.device_put(same))
     return {
         "init": b"".join(
             np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)
         ),
-        "order": np.asarray(batch["index"]).tobytes(),
+        "order": np.asarray(batch.index).tobytes(),
         "augment": b"".join(np.asarray(each).tobytes() for each in inputs),
         "dropout": np.asarray(jax.random.key_data(keys["dropout"])).tobytes(),
     }
@@ -52,8 +52,8 @@ def test_crops_of_the_host_move_with_augmentation(tiny, stream):
     batches = [
         next(each.train_batches()) for each in (exp, exp.reseeded({f"seeds.{stream}": 7}))
     ]
-    images, order = ([np.asarray(b[name]) for b in batches] for name in ("image", "index"))
-    np.testing.assert_array_equal(*order)
+    images = [np.asarray(batch.image) for batch in batches]
+    np.testing.assert_array_equal(*(batch.index for batch in batches))
     assert (images[0] != images[1]).any() == (stream == "augment")
 
 

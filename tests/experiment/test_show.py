@@ -13,8 +13,8 @@ def test_the_images_are_those_of_the_first_batch(tiny):
     exp = experiment.build(tiny(augment="", mix="", normalize="unit"))
     images, targets = show.pixels(exp)
     batch = next(exp.train_batches())
-    np.testing.assert_allclose(images * 255, np.asarray(batch["image"]), atol=1e-3)
-    assert targets.argmax(-1).tolist() == np.asarray(batch["label"]).tolist()
+    np.testing.assert_allclose(images * 255, np.asarray(batch.image), atol=1e-3)
+    assert targets.argmax(-1).tolist() == np.asarray(batch.label).tolist()
 
 
 @pytest.mark.parametrize("normalize", ["imagenet", "cifar10"])
@@ -23,13 +23,13 @@ def test_normalisation_is_undone(tiny, normalize):
     exp = experiment.build(tiny(augment="", mix="", **ops))
     images, _ = show.pixels(exp)
     batch = next(exp.train_batches())
-    np.testing.assert_allclose(images * 255, np.asarray(batch["image"]), atol=1e-2)
+    np.testing.assert_allclose(images * 255, np.asarray(batch.image), atol=1e-2)
 
 
 def test_images_normalised_by_themselves_are_shown_from_black_to_white(tiny):
     exp = experiment.build(tiny(augment="", mix="", normalize="per_image"))
     images, _ = show.pixels(exp)
-    pixels = np.asarray(next(exp.train_batches())["image"], np.float64)
+    pixels = np.asarray(next(exp.train_batches()).image, np.float64)
     low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     np.testing.assert_allclose(images, (pixels - low) / (high - low), atol=1e-5)
 

@@ -41,9 +41,9 @@ def test_the_loss_with_all_the_weight_is_the_distance_to_the_teacher(tiny, taugh
     folder = Workdir(teacher)
     built = experiment.build(folder.config())
     logits["student"] = exp.recipe.predict_step()(
-        {"params": state.params, "batch_stats": state.batch_stats}, batch["image"]
+        {"params": state.params, "batch_stats": state.batch_stats}, batch.image
     )
-    logits["teacher"] = built.recipe.predict_step()(exp.teacher.variables, batch["image"])
+    logits["teacher"] = built.recipe.predict_step()(exp.teacher.variables, batch.image)
     soft = {k: jax.nn.log_softmax(np.asarray(v) / 2) for k, v in logits.items()}
     apart = (np.exp(soft["teacher"]) * (soft["teacher"] - soft["student"])).sum(-1)
     _, scores = exp.programs.jitted_train_step(state, batch)

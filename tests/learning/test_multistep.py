@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls import commands, experiment
+from jaxcls.data.batch import Batch
 from jaxcls.errors import DivergedError, InputError
 from jaxcls.learning import multistep
 from jaxcls.runs import checkpoint
@@ -252,7 +253,7 @@ def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, second
     )
     stepper = stepping.in_blocks(exp)._replace(
         compile=lambda: None,
-        batches=lambda start: ({} for _ in range(300)),
+        batches=lambda start: (Batch() for _ in range(300)),
         advance=advance,
     )
     made = NoDuties(exp, stepper, mock.Mock(), Stop(), *(mock.Mock() for _ in range(3)))
@@ -264,17 +265,17 @@ def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, second
 
 def test_the_loop_itself_is_its_step_as_often_as_is_said():
     def train_step(state, batch, teacher):
-        state = state * 2 + batch["image"].sum() + teacher
-        return state, {"state": state, "first": batch["index"][0]}
+        state = state * 2 + batch.image.sum() + teacher
+        return state, {"state": state, "first": batch.index[0]}
 
     def take(data, index):
-        return {"image": data["image"][index]}
+        return data._replace(image=data.image[index])
 
     made = jax.jit(multistep.make_train_loop(train_step, take))
     index = np.random.default_rng(0).integers(0, 5, (multistep.MOST, 3))
-    data = {"image": np.arange(5) ** 2}
+    data = Batch(image=np.arange(5) ** 2)
     for count in (0, 1, 4):
-        state, scores = made(7, {"index": index}, count, data, 1)
+        state, scores = made(7, Batch(index=index), count, data, 1)
         expected, every = 7, []
         for rows in index[:count]:
             expected = expected * 2 + int((rows**2).sum()) + 1

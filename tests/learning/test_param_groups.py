@@ -22,10 +22,8 @@ B, SIDE, WIDTH, K = 8, 2, 5, 3
 RNG = np.random.default_rng(0)
 BATCHES = [
     with_columns(
-        {
-            "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
-            "label": RNG.integers(0, K, B).astype(np.int32),
-        }
+        RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
+        RNG.integers(0, K, B).astype(np.int32),
     )
     for _ in range(6)
 ]

@@ -18,10 +18,8 @@ B, SIDE, K = 8, 2, 3
 RNG = np.random.default_rng(0)
 BATCHES = [
     with_columns(
-        {
-            "image": RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
-            "label": RNG.integers(0, K, B).astype(np.int32),
-        }
+        RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
+        RNG.integers(0, K, B).astype(np.int32),
     )
     for _ in range(4)
 ]
@@ -103,8 +101,8 @@ def test_updates_and_their_records_are_those_worked_by_hand():
     )
     w, trace, average = START.astype(np.float64), 0.0, START.astype(np.float64)
     for i, batch in enumerate(BATCHES):
-        x = batch["image"].reshape(B, -1) / 255
-        targets = np.eye(K)[batch["label"]] * (1 - smoothing) + smoothing / K
+        x = batch.image.reshape(B, -1) / 255
+        targets = np.eye(K)[batch.label] * (1 - smoothing) + smoothing / K
         logits = x @ w
         loss = -(targets * log_softmax(logits, -1)).sum(-1).mean()
         grad = x.T @ (softmax(logits, -1) - targets) / B
@@ -116,7 +114,7 @@ def test_updates_and_their_records_are_those_worked_by_hand():
         state, record = train_step(state, batch)
         expected = {
             "loss": loss,
-            "top1": (logits.argmax(-1) == batch["label"]).mean(),
+            "top1": (logits.argmax(-1) == batch.label).mean(),
             "lr": lr,
             "grad_norm": np.sqrt((grad**2).sum()),
             "finite": 1,
@@ -134,7 +132,7 @@ def test_updates_and_their_records_are_those_worked_by_hand():
 def test_the_average_follows_the_running_statistics_too():
     state, train_step = made(ema=0.75)
     state, _ = train_step(state, BATCHES[0])
-    expected = 0.25 * BATCHES[0]["image"] / 255
+    expected = 0.25 * BATCHES[0].image / 255
     np.testing.assert_allclose(state.ema["batch_stats"]["seen"], expected, rtol=1e-5)
 
 
@@ -163,10 +161,10 @@ def rooted(variables, images, train, key):
 
 
 def with_first_pixel(batch, value):
-    image = batch["image"].copy()
+    image = batch.image.copy()
     image[image == 255] = 254
     image[0, 0, 0, 0] = value
-    return {**batch, "image": image}
+    return batch._replace(image=image)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +241,8 @@ def test_dropout_and_augmentation_have_streams_of_their_own():
 
 def test_a_row_is_augmented_alike_whatever_the_other_rows_are():
     state, train_step = made(augment=RANDOM["augment"])
-    others = {**BATCHES[0], "image": BATCHES[1]["image"].copy()}
-    others["image"][3] = BATCHES[0]["image"][3]
+    others = BATCHES[0]._replace(image=BATCHES[1].image.copy())
+    others.image[3] = BATCHES[0].image[3]
     a, b = (
         train_step(state, batch)[0].batch_stats["seen"] for batch in (BATCHES[0], others)
     )
@@ -271,11 +269,12 @@ def test_inputs_are_told_their_rows_and_how_much_of_the_run_is_done():
         mix=mix,
         steps=8,
     )
-    told = {"index": np.arange(B, dtype=np.int32) + 50, "epoch": np.int32([3, 4] * 4)}
-    inputs(jax.random.key(1), jnp.int32(3), {**BATCHES[0], **told})
+    index, epoch = np.arange(B, dtype=np.int32) + 50, np.int32([3, 4] * 4)
+    told = BATCHES[0]._replace(index=index, epoch=epoch)
+    inputs(jax.random.key(1), jnp.int32(3), told)
     rows, (key, share) = seen["rows"], seen["mix"]
-    np.testing.assert_array_equal(rows.example, told["index"])
-    np.testing.assert_array_equal(rows.epoch, told["epoch"])
+    np.testing.assert_array_equal(rows.example, told.index)
+    np.testing.assert_array_equal(rows.epoch, told.epoch)
     assert rows.run == jax.random.key(1)
     assert float(rows.share) == float(share) == 3 / 8
     # No row's chance follows from that of the mix.
@@ -302,8 +301,8 @@ def test_what_the_optimizer_averages_goes_with_the_running_statistics():
     points = [START.astype(np.float64)]
     for batch in BATCHES:
         before = np.asarray(state.params["kernel"], np.float64)
-        x = batch["image"].reshape(B, -1) / 255
-        grad = x.T @ (softmax(x @ before, -1) - np.eye(K)[batch["label"]]) / B
+        x = batch.image.reshape(B, -1) / 255
+        grad = x.T @ (softmax(x @ before, -1) - np.eye(K)[batch.label]) / B
         points.append(points[-1] - 0.5 * grad)
         state, _ = train_step(state, batch)
         # At a constant rate x is the mean of all z.
@@ -313,7 +312,7 @@ def test_what_the_optimizer_averages_goes_with_the_running_statistics():
         y = 0.75 * mean + 0.25 * points[-1]
         np.testing.assert_allclose(state.params["kernel"], y, rtol=1e-5, atol=1e-6)
         seen = state.ema["batch_stats"]["seen"]
-        np.testing.assert_allclose(seen, batch["image"] / 255, rtol=1e-6)
+        np.testing.assert_allclose(seen, batch.image / 255, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -347,8 +346,8 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
     )
     variables = {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {}}
     batch = jax.tree.map(jnp.asarray, BATCHES[0])
-    logits = BATCHES[0]["image"].reshape(B, -1) / 255 @ START
-    label = BATCHES[0]["label"]
+    logits = BATCHES[0].image.reshape(B, -1) / 255 @ START
+    label = BATCHES[0].label
     got = eval_step(variables, batch)
     assert set(got) == {"loss", "top1", "top2", "predicted"}
     assert got["predicted"].dtype == jnp.int32
@@ -359,7 +358,7 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
     np.testing.assert_array_equal(got["top2"], logits.argmin(-1) != label)
 
     predict_step = step.make_predict_step(model, NORMALIZATIONS["unit"]())
-    np.testing.assert_allclose(predict_step(variables, batch["image"]), logits, rtol=1e-5)
+    np.testing.assert_allclose(predict_step(variables, batch.image), logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -84,8 +84,8 @@ def gradients(params, batch):
             params["head"]["bias"],
         )
     )
-    x = batch["image"].reshape(B, -1) / 255
-    error = (softmax(x @ body @ head + bias, -1) - np.eye(K)[batch["label"]]) / B
+    x = batch.image.reshape(B, -1) / 255
+    error = (softmax(x @ body @ head + bias, -1) - np.eye(K)[batch.label]) / B
     return {
         "body/kernel": x.T @ error @ head.T,
         "head/kernel": (x @ body).T @ error,

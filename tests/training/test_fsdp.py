@@ -65,7 +65,7 @@ def test_arrays_are_split_along_their_longest_axis_that_divides(monkeypatch):
 def test_each_device_has_rows_of_its_own_and_groups_are_neighbours():
     made = mesh.make(8, 4)
     assert made.devices.tolist() == [jax.devices()[:4], jax.devices()[4:]]
-    batch = mesh.put(made, {"label": np.arange(16, dtype=np.int32)})["label"]
+    batch = mesh.put(made, np.arange(16, dtype=np.int32))
     for shard in batch.addressable_shards:
         first = 2 * shard.device.id
         assert np.asarray(shard.data).tolist() == [first, first + 1]

@@ -259,7 +259,7 @@ def test_a_record_of_what_was_left_out_finds_the_examples_of_a_part(tiny, tmp_pa
     labels = [label for _, label in source.read(np.array(found["index"]))]
     assert set(labels) == {1, 3}
     batch = list(exp.train_batches())[2]
-    names = np.asarray(batch["label"]).tolist()
+    names = np.asarray(batch.label).tolist()
     assert [[1, 3][k] for k in names] == labels
 
 

@@ -24,9 +24,14 @@ from jaxcls.config import loading as config
 exp = experiment.build(config.from_flat(changes))
 assert exp.mesh.size == 4 and jax.process_count() == count
 
+def present(batch):
+    if isinstance(batch, dict):
+        return batch
+    return {name: x for name, x in batch._asdict().items() if not isinstance(x, tuple)}
+
 def rows(batch):
     found = {}
-    for name, array in sorted(batch.items()):
+    for name, array in sorted(present(batch).items()):
         for shard in array.addressable_shards:
             first = shard.index[0].start or 0
             for i, row in enumerate(np.asarray(shard.data)):
@@ -37,7 +42,7 @@ def rows(batch):
 batches = [*exp.train_batches(), *exp.eval_batches("test[:50]", "data.eval")]
 for step, batch in enumerate(batches[:-2]):
     images, targets = exp.model_inputs(step, batch)
-    batch |= {"augmented": images, "target": targets}
+    batches[step] = {**present(batch), "augmented": images, "target": targets}
 print("ROWS" + json.dumps([rows(batch) for batch in batches]), flush=True)
 """
 

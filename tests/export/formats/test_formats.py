@@ -157,7 +157,7 @@ def digits(tmp_path_factory, data_dir):
 def every_test_image(exp):
     """The images of the test split [n, H, W, C]."""
     batches = list(exp.eval_batches("test", "data.test", 64))
-    return np.concatenate([np.asarray(b["image"])[np.asarray(b["mask"])] for b in batches])
+    return np.concatenate([np.asarray(b.image)[np.asarray(b.mask)] for b in batches])
 
 
 @pytest.mark.slow
