@@ -267,7 +267,7 @@ def test_a_second_file_of_a_name_is_rejected(source):
     assert len(set(listing.names.tolist())) == len(listing.names) == 7
     where = listing.names.tolist().index(b"n02119789/n02119789_9.JPEG")
     assert listing.read(where) == bytes(5)
-    reason = "a second file of this name; the first is taken"
+    reason = "the same path a second time"
     assert found.rejected == [("n02119789/n02119789_9.JPEG", reason)]
 
 
