@@ -25,19 +25,19 @@ NAMES = ("cat, big", "naïve ☃")
 
 def dataset(folder, splits, *, shape=(20, 24, 3)):
     """Write {split: [(name, image, label)]} as `prepare` does."""
-    fingerprint, shards = writer.Fingerprint(), {}
+    fingerprint, labels, shards = writer.Fingerprint(), {}, {}
     for split, rows in splits.items():
         fingerprint.split(split)
         examples = [Example(*row) for row in rows]
         for example in examples:
             fingerprint.add(example.digests()[1])
         shards[split] = writer.write_split(folder, "some", split, map(serialize, examples))
-        writer.write_labels(folder, split, np.array([row[2] for row in rows]))
+        labels[split] = np.array([row[2] for row in rows])
     writer.write_info(
         folder, "some", "1.0.0", about="of tests", keys=("image", "label"),
         features=writer.features(NAMES, shape), splits=shards,
     )  # fmt: skip
-    writer.write_manifest(folder, {"classes": NAMES}, fingerprint, shards)
+    writer.write_manifest(folder, "tests", NAMES, labels, fingerprint, shards)
     return shards
 
 
