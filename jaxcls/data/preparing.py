@@ -202,9 +202,10 @@ def _check_names(class_names: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A function to call once for each file; a bar where someone watches."""
-    columns = ("preparing", BarColumn(bar_width=None), MofNCompleteColumn())
     with Progress(
-        *columns,
+        "preparing",
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console.console(),
         disable=not sys.stdout.isatty(),
