@@ -19,10 +19,5 @@ def test_texts_stand_left_and_numbers_right_in_a_pipe_of_a_known_width(capsys):
 
 
 def test_a_figure_has_four_decimals():
-    assert [*map(console.as_text, (0.12345, 2, None, math.nan, -math.inf))] == [
-        "0.1235",
-        "2.0000",
-        "-",
-        "-",
-        "-",
-    ]
+    values = 0.12345, 2, None, math.nan, -math.inf
+    assert [*map(console.as_text, values)] == ["0.1235", "2.0000", "-", "-", "-"]

@@ -81,17 +81,18 @@ def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cl
             large = shrink is not None and min(image.size) > shrink.short
             size = image.size
             if not plain or not upright or "transparency" in image.info or large:
-                upright_image = _to_rgb(image)
-                size = upright_image.size
+                made, out = _to_rgb(image), io.BytesIO()
                 if shrink and large:
-                    size = _shrunk(size, shrink.short)
-                    data = _to_jpeg(upright_image, size, shrink.quality)
+                    made = _shrunk(made, shrink.short)
+                    made.save(out, "JPEG", quality=shrink.quality)
                 else:
-                    data = _to_png(upright_image, compression)
+                    # The profile may have described CMYK.
+                    made.save(out, "PNG", icc_profile=None, compress_level=compression)
+                data, size = out.getvalue(), made.size
     except DecodeError:
         raise
     except Exception as error:  # Pillow raises many kinds for bad files.
-        reason = str(error).split(" <")[0]
+        reason = str(error).split(" <")[0]  # The rest is the address of an object.
         raise DecodeError(f"not a readable image ({reason})") from None
     return Cleaned(data, size[1], size[0])
 
@@ -185,22 +186,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB")
 
 
-def _to_png(image: Image.Image, compression: int) -> bytes:
-    out = io.BytesIO()
-    # What a profile described may have been CMYK.
-    image.save(out, "PNG", icc_profile=None, compress_level=compression)
-    return out.getvalue()
-
-
-def _to_jpeg(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    """A smaller copy, by Pillow's antialiased bicubic."""
-    out = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
-    return out.getvalue()
-
-
-def _shrunk(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """The size whose shorter side is `short`, the other in proportion."""
-    ratio = short / min(size)
-    width, height = (max(short, math.floor(side * ratio + 0.5)) for side in size)
-    return width, height
+def _shrunk(image: Image.Image, short: int) -> Image.Image:
+    """A copy whose shorter side is `short`, by Pillow's antialiased bicubic filter."""
+    ratio = short / min(image.size)
+    width, height = (max(short, math.floor(side * ratio + 0.5)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

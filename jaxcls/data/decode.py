@@ -7,6 +7,7 @@ Only decoding, cropping and resizing happen here; the rest happens on the device
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -263,12 +264,8 @@ def random_resized_crop(
             f"size={size!r}: the shares of the run must rise from 0 to below 1, as in"
             " ((0, 128), (0.5, 192))"
         )
-    return Growing(
-        tuple(
-            (start, RandomResizedCrop(*_pair(side), area, ratio, scale))
-            for start, side in size
-        )
-    )
+    crops = (RandomResizedCrop(*_pair(side), area, ratio, scale) for _, side in size)
+    return Growing(tuple(zip(starts, crops, strict=True)))
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -280,26 +277,28 @@ def _pair(size: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _opencv(interpolation: int) -> Callable[[np.ndarray, int, int], np.ndarray]:
+Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # To (width, height).
+
+
+def _filter(resize: Resize) -> Callable[[np.ndarray, int, int], np.ndarray]:
     def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
         if image.shape[:2] == (height, width):
             return image
-        out = cv2.resize(image, (width, height), interpolation=interpolation)
-        return out.reshape(height, width, image.shape[2])
+        return resize(image, (width, height)).reshape(height, width, image.shape[2])
 
     return scale
+
+
+def _opencv(interpolation: int) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    return _filter(functools.partial(cv2.resize, interpolation=interpolation))
 
 
 def _pillow(resample: Image.Resampling) -> Callable[[np.ndarray, int, int], np.ndarray]:
-    def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-        if image.shape[:2] == (height, width):
-            return image
-        grey = image.shape[2] == 1
-        picture = Image.fromarray(image[:, :, 0] if grey else image)
-        out = np.asarray(picture.resize((width, height), resample))
-        return out.reshape(height, width, image.shape[2])
+    def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        return np.asarray(picture.resize(size, resample))
 
-    return scale
+    return _filter(resize)
 
 
 # Pillow's filters are antialiased, as published evaluations used them; OpenCV's linear

@@ -4,7 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from google.protobuf import message
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+from tensorflow_datasets.proto import tf_example_pb2
 
 # What `prepare` writes beside the shards.
 MANIFEST, LABELS = "manifest.json", "labels-{}.npy"
@@ -26,20 +26,13 @@ class Example(NamedTuple):
 
 def serialize(example: Example) -> bytes:
     """The tf.train.Example of a record, with its fields in one fixed order."""
-    features = tf_feature_pb2.Features(
-        feature={
-            "file_name": tf_feature_pb2.Feature(
-                bytes_list=tf_feature_pb2.BytesList(value=[example.name])
-            ),
-            "image": tf_feature_pb2.Feature(
-                bytes_list=tf_feature_pb2.BytesList(value=[example.image])
-            ),
-            "label": tf_feature_pb2.Feature(
-                int64_list=tf_feature_pb2.Int64List(value=[example.label])
-            ),
-        }
-    )
-    return tf_example_pb2.Example(features=features).SerializeToString(deterministic=True)
+    feature = {
+        "file_name": {"bytes_list": {"value": [example.name]}},
+        "image": {"bytes_list": {"value": [example.image]}},
+        "label": {"int64_list": {"value": [example.label]}},
+    }
+    made = tf_example_pb2.Example(features={"feature": feature})
+    return made.SerializeToString(deterministic=True)
 
 
 def parse(record: bytes, image_key: str = "image", label_key: str = "label") -> Example:

@@ -3,6 +3,7 @@
 `prepare`, `predict` and `search` find the files of a folder by the same `walk`.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -193,9 +194,9 @@ def walk(folder: str) -> Iterator[Entry]:
             name = prefix + entry.name
             if is_hidden(entry.name):
                 yield Entry(name, HIDDEN)
-            elif _is_folder(entry):
+            elif _kind(entry) == FOLDER:
                 yield from inside(name + "/", above | {here})
-            elif _is_file(entry):
+            elif _kind(entry) == FILE:
                 yield Entry(name, FILE)
             else:
                 broken = entry.is_symlink() and not os.path.exists(entry.path)
@@ -234,21 +235,16 @@ def check_size(size: int) -> None:
 
 
 def _order(entry: "os.DirEntry[str]") -> bytes:
-    return os.fsencode(entry.name) + (b"/" if _is_folder(entry) else b"")
+    return os.fsencode(entry.name) + (b"/" if _kind(entry) == FOLDER else b"")
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # Such as a link to itself.
-        return False
-
-
-def _is_file(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+def _kind(entry: "os.DirEntry[str]") -> str:
+    with contextlib.suppress(OSError):  # Such as a link to itself.
+        if entry.is_dir():
+            return FOLDER
+        if entry.is_file():
+            return FILE
+    return BAD
 
 
 def _reason(error: OSError) -> str:

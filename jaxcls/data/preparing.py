@@ -24,7 +24,6 @@ from jaxcls.data.importers.findings import Kept, findings
 from jaxcls.data.importers.folders import name_hash
 from jaxcls.data.importers.listing import Found, Listing
 from jaxcls.errors import InputError, shown
-from jaxcls.version import __version__
 
 VERSION = "1.0.0"
 REJECTED = "rejected.csv"
@@ -178,21 +177,17 @@ def _describe(
         keys=("image", "label"),
         splits=outcome.shards,
     )
-    for split, kept in outcome.kept.items():
-        writer.write_labels(folder, split, kept.labels)
-    facts = {
-        "source": found.kind,
-        "jaxcls": __version__,
-        "classes": list(found.class_names),
-        "examples": {
-            split: np.bincount(kept.labels, minlength=len(found.class_names)).tolist()
-            for split, kept in outcome.kept.items()
-        },
-        "rejected": len(outcome.rejected),
-        "val_fraction": options.val_fraction,
-        "shrink": options.shrink._asdict() if options.shrink else None,
-    }
-    writer.write_manifest(folder, facts, outcome.fingerprint, outcome.shards)
+    writer.write_manifest(
+        folder,
+        found.kind,
+        found.class_names,
+        {split: kept.labels for split, kept in outcome.kept.items()},
+        outcome.fingerprint,
+        outcome.shards,
+        rejected=len(outcome.rejected),
+        val_fraction=options.val_fraction,
+        shrink=options.shrink._asdict() if options.shrink else None,
+    )
 
 
 def _check_names(class_names: Sequence[str]) -> None:
@@ -207,9 +202,10 @@ def _check_names(class_names: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A function to call once for each file; a bar where someone watches."""
-    columns = ("preparing", BarColumn(bar_width=None), MofNCompleteColumn())
     with Progress(
-        *columns,
+        "preparing",
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console.console(),
         disable=not sys.stdout.isatty(),

@@ -58,7 +58,7 @@ class Dataset:
     def __init__(self, name: str, data_dir: str) -> None:
         import tensorflow_datasets as tfds
 
-        _no_progress_bars()
+        tfds.disable_progress_bar()  # Lines on the console are ours alone.
         self.folder = folder = _folder(name, data_dir)
         _allow_open_files()
         try:
@@ -73,7 +73,7 @@ class Dataset:
                 f" copy in NEW_DIR: jaxcls prepare --source={folder}"
                 f" --name={re.split('[:/]', name)[0]} --data_dir=NEW_DIR"
             )
-        self._keys = info.supervised_keys or ("image", "label")
+        self._keys = label_keys(info, f"data.name={name!r}")
         fingerprint = manifest(folder).get("fingerprint", "")
         self.facts = _facts(name, info, self._keys, fingerprint)
         published.check(self.facts.name, self.facts.splits, "data.name")
@@ -315,14 +315,28 @@ def _prepare(base: str, root: pathlib.Path) -> None:
         ) from None
 
 
-def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Facts:
-    image_key, label_key = keys
-    missing = [k for k in keys if k not in info.features]
-    if missing or not hasattr(info.features[label_key], "num_classes"):
+def label_keys(info: Any, where: str) -> tuple[str, str]:
+    """The keys of the encoded image and of the class in a record.
+
+    Raises `InputError`, which begins with `where`, for another kind of dataset.
+    """
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys or ("image", "label")
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    if len(keys) != 2 or not all(
+        key in info.features and isinstance(info.features[key], kind)
+        for key, kind in zip(keys, kinds, strict=True)
+    ):
         raise InputError(
-            f"data.name={name!r} is not a classification dataset: its features are"
+            f"{where} is not a classification dataset: its features are"
             f" {', '.join(info.features)}, and an image and a class label are needed"
         )
+    return keys[0], keys[1]
+
+
+def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Facts:
+    image_key, label_key = keys
     height, width, channels = info.features[image_key].shape
     label = info.features[label_key]
     names = label.names if label.num_classes else []
@@ -366,10 +380,9 @@ def check_same(before: Facts, now: Facts) -> None:
 
 
 def _damaged(file: pathlib.Path, error: Exception) -> InputError:
-    first = (str(error).strip().splitlines() or [""])[0][:150]
     return InputError(
-        f"{file} is damaged ({type(error).__name__}: {first}); copy or prepare the dataset"
-        " again"
+        f"{file} is damaged ({type(error).__name__}: {first_line(error)}); copy or prepare"
+        " the dataset again"
     )
 
 
@@ -379,10 +392,3 @@ def _allow_open_files() -> None:
     wanted = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _no_progress_bars() -> None:
-    """TFDS draws tqdm bars; our console lines are log.py's."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxcls import atomic
 from jaxcls.data import example
 from jaxcls.errors import InputError
+from jaxcls.version import __version__
 
 # A shard ends with the record that brings it over this: on a pod, shards are what is
 # staged and mounted, and a few hundred files hold ImageNet.
@@ -148,24 +149,38 @@ def write_info(
     info.write_to_directory(folder)
 
 
-def write_labels(folder: pathlib.Path, split: str, labels: np.ndarray) -> None:
-    """Write the labels [n] of a split beside it, so that none need be read for them."""
-    np.save(
-        folder / example.LABELS.format(split), labels.astype(np.int32), allow_pickle=False
-    )
-
-
 def write_manifest(
     folder: pathlib.Path,
-    facts: dict[str, Any],
+    source: str,
+    class_names: Sequence[str],
+    labels: dict[str, np.ndarray],
     fingerprint: Fingerprint,
-    splits: dict[str, list[Shard]],
+    shards: dict[str, list[Shard]],
+    *,
+    rejected: int = 0,
+    **more: Any,
 ) -> None:
-    """Write what identifies the content, and a SHA-256 for each shard; no date, no path."""
-    shards = {
-        split: [shard._asdict() for shard in parts] for split, parts in splits.items()
+    """Write the manifest, and the labels [n] of each split in a file beside it.
+
+    The manifest identifies the content, and has a SHA-256 for each shard; it holds no
+    date and no path. A label of -1 is none. `more`: further entries.
+    """
+    examples = {}
+    for split, values in labels.items():
+        file = folder / example.LABELS.format(split)
+        np.save(file, values.astype(np.int32), allow_pickle=False)
+        counts = np.bincount(values[values >= 0], minlength=len(class_names))
+        examples[split] = counts.tolist()
+    content = {
+        "source": source,
+        "jaxcls": __version__,
+        "classes": list(class_names),
+        "examples": examples,
+        "rejected": rejected,
+        **more,
+        "fingerprint": str(fingerprint),
+        "shards": {split: [s._asdict() for s in files] for split, files in shards.items()},
     }
-    content = {**facts, "fingerprint": str(fingerprint), "shards": shards}
     (folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -14,13 +14,14 @@ from PIL import Image, ImageCms, features
 
 from jaxcls.data import decode
 from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, quiet
-from tests.images import encode, photographs
-
-NOISE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+from tests.images import NOISE, encode, far, photographs, pillow
 
 
-def pillow(data, mode="RGB"):
-    return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+def turned(orientation):
+    """The EXIF of a picture that lies so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def decoded(cleaned, channels=3):
@@ -31,12 +32,6 @@ def decoded(cleaned, channels=3):
     assert as_tfds_reads.dtype == np.uint8
     assert as_tfds_reads.shape in (pixels.shape[:2], (*pixels.shape[:2], 3))
     return pixels
-
-
-def far(a, b):
-    """The largest difference of two images in grey levels."""
-    assert a.shape == b.shape
-    return np.abs(a.astype(int) - b.astype(int)).max()
 
 
 STORED = {  # How an upright image lies in a file of each EXIF orientation.
@@ -54,11 +49,9 @@ STORED = {  # How an upright image lies in a file of each EXIF orientation.
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
 def test_an_image_is_turned_upright(orientation, form):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED[orientation](NOISE))
     options = {"lossless": True} if form == "WEBP" else {}
-    given = encode(stored, form, exif=exif, **options)
+    given = encode(stored, form, exif=turned(orientation), **options)
     cleaned = clean(given)
     assert (cleaned.height, cleaned.width) == (24, 36)
     expected = np.array(STORED[orientation](np.arange(24 * 36).reshape(24, 36, 1)))
@@ -90,9 +83,8 @@ def test_alpha_is_laid_on_white():
 
 @pytest.mark.parametrize(("mode", "clear"), [("L", 7), ("RGB", (7, 7, 7))])
 def test_a_colour_that_stands_for_clear_is_white(mode, clear):
-    pixels = np.array([[7, 8], [9, 7]], np.uint8)
-    pixels = pixels if mode == "L" else np.stack([pixels] * 3, -1)
-    data = encode(pixels, transparency=clear)
+    grey = Image.fromarray(np.array([[7, 8], [9, 7]], np.uint8))
+    data = encode(grey, "PNG", mode, transparency=clear)
     assert decoded(clean(data), 1)[:, :, 0].tolist() == [[255, 8], [9, 255]]
 
 
@@ -137,10 +129,12 @@ def test_sixteen_bits_of_colour_are_scaled_to_eight():
         assert far(decoded(clean(data.tobytes())), expected) <= 1
 
 
-@pytest.mark.parametrize("form", ["BMP", "TIFF", "GIF", "PPM"])
-def test_other_lossless_formats_are_read(form):
-    few = (NOISE // 128 * 255).astype(np.uint8)
-    assert far(decoded(clean(encode(few, form))), few) == 0
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "GIF", "PPM", "WEBP", "MPO"])
+def test_another_format_becomes_its_pixels(form):
+    # A phone's MPO is a JPEG with a second view.
+    views = {"save_all": True, "append_images": [Image.new("RGB", (36, 24))]}
+    data = encode(NOISE, form, **(views if form == "MPO" else {}))
+    assert far(decoded(clean(data)), pillow(data)) <= 2 * (form == "MPO")
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "GIF"])
@@ -148,17 +142,6 @@ def test_one_bit_is_black_and_white(form):
     image = Image.fromarray(NOISE[:, :, 0]).convert("1")
     expected = np.asarray(image)[:, :, None] * np.uint8(255)
     assert far(decoded(clean(encode(image, form)), 1), expected) == 0
-
-
-def test_webp_becomes_its_own_pixels():
-    data = encode(NOISE, "WEBP")
-    assert far(decoded(clean(data)), pillow(data)) == 0
-
-
-def test_a_phones_jpeg_with_two_views_is_its_photograph():
-    options = {"save_all": True, "append_images": [Image.new("RGB", (36, 24))]}
-    data = encode(NOISE, "MPO", **options)
-    assert far(decoded(clean(data)), pillow(data)) <= 2
 
 
 def chunk(kind, data):
@@ -187,17 +170,14 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
         (encode(NOISE, "JPEG")[:-400], "truncated"),
         (encode(NOISE, "JPEG")[:-2], "truncated"),
         (PNG[:500], "truncated"),
-        (PNG[:-12], "truncated PNG file"),
         (PNG[:-3], "truncated PNG file"),
         (PNG[:AT_CHECKSUM] + b"none" + PNG[AT_CHECKSUM + 4 :], "bad header checksum"),
         (encode(NOISE, "WEBP")[:-20], "not a readable image"),
         (encode(NOISE, "GIF")[:-300], "truncated"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC; convert it to JPEG first"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC; convert it to JPEG first"),
         (png(10_001, 10_000), "10001x10000 pixels, over the limit of 100000000"),
         (png(60_000, 60_000), "60000x60000 pixels, over the limit of 100000000"),
         (png(10_000, 10_000), "truncated"),
-        (encode(np.zeros((2, 2), np.float32), "TIFF"), "32 bits a sample"),
         (encode(np.zeros((2, 2), np.int32), "TIFF"), "32 bits a sample"),
         (POSTSCRIPT, "PostScript, a drawing; convert it to PNG first"),
     ],
@@ -232,9 +212,7 @@ def test_an_animation_is_refused(form):
     "form", ["JPEG", "PNG", "GIF", "WEBP", *(["AVIF"] if features.check("avif") else [])]
 )
 def test_what_is_let_through_can_be_decoded_whatever_the_damage(form):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    whole = encode(NOISE, form, exif=exif) if form != "GIF" else encode(NOISE, form)
+    whole = encode(NOISE, form, **({} if form == "GIF" else {"exif": turned(6)}))
     random = np.random.default_rng(0)
     outcomes = set()
     with quiet():  # Pillow warns of bad EXIF, and reads on.
@@ -309,10 +287,8 @@ def test_large_images_take_turns(monkeypatch):
 
 
 def test_shrink_turns_upright_first():
-    exif = Image.Exif()
-    exif[0x0112] = 6
     stored = np.ascontiguousarray(np.rot90(photographs()[0]))
-    cleaned = clean(encode(stored, "JPEG", exif=exif), Shrink(64))
+    cleaned = clean(encode(stored, "JPEG", exif=turned(6)), Shrink(64))
     expected = Image.fromarray(photographs()[0]).resize((96, 64), 3)
     assert np.abs(decoded(cleaned) - np.asarray(expected).astype(int)).mean() < 5
 
@@ -331,9 +307,8 @@ def test_pixels_are_those_of_the_clean_file(form, channels):
     with quiet():
         for mode in ("RGB", "L", "CMYK") if form == "JPEG" else ("RGB", "L"):
             for orientation in range(10):
-                exif = Image.Exif()
-                exif[0x0112] = orientation
-                options = {"exif": exif} if form not in ("BMP", "GIF") else {}
+                exif = {"exif": turned(orientation)}
+                options = exif if form not in ("BMP", "GIF") else {}
                 if form == "JPEG":
                     options |= {"progressive": orientation == 9, "subsampling": 2}
                 data = encode(NOISE, form, mode, **options)
@@ -345,9 +320,7 @@ def test_pixels_are_those_of_the_clean_file(form, channels):
 
 def test_pixels_refuse_what_clean_refuses_and_in_its_words():
     random, outcomes = np.random.default_rng(0), set()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    whole, reader = encode(NOISE, "JPEG", exif=exif), decode.decode(3)
+    whole, reader = encode(NOISE, "JPEG", exif=turned(6)), decode.decode(3)
     with quiet():
         for number in range(300):
             data = bytearray(whole[: len(whole) - random.integers(40) * (number % 2)])
@@ -362,9 +335,7 @@ def test_pixels_refuse_what_clean_refuses_and_in_its_words():
 
 
 def test_a_plain_jpeg_and_a_turned_one_are_decoded_once(monkeypatch):
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    files = [encode(NOISE, "JPEG"), encode(NOISE, "JPEG", exif=turned)]
+    files = [encode(NOISE, "JPEG"), encode(NOISE, "JPEG", exif=turned(6))]
     whole, counted = decode.simplejpeg.decode_jpeg, []
 
     def counting(*arguments, **options):

@@ -96,20 +96,14 @@ def test_processes_that_prepare_at_the_same_moment_all_succeed(tmp_path):
 @pytest.mark.parametrize(
     "split",
     [
-        "train", "train[:90%]", "train[90%:]", "train[33%:67%]", "train[7:100]",
-        "train[-5:]", "train[:-10]", "test+train[:3]", "train[10:11]", "all",
+        "train[33%:67%]", "train[-5:]", "test+train[:3]", "train[10:11]", "all",
     ],
 )  # fmt: skip
 def test_a_split_holds_the_records_that_tfds_gives_for_it(digits, data_dir, split):
     builder = tfds.builder_from_directory(data_dir / "digits/1.0.0")
     decoders = {"image": tfds.decode.SkipDecoding()}
-    if "+" in split or split == "all":
-        names = split.split("+") if "+" in split else ["train", "test"]
-        theirs = [
-            x for name in names for x in builder.as_data_source(name, decoders=decoders)
-        ]
-    else:
-        theirs = builder.as_data_source(split, decoders=decoders)
+    names = ["train", "test"] if split == "all" else split.split("+")
+    theirs = [x for name in names for x in builder.as_data_source(name, decoders=decoders)]
     ours = records(digits.source(split, "data.train"))
     assert ours == [(x["image"], x["label"]) for x in theirs]
     assert splits.count(split, SPLITS, "data.train") == len(theirs)
@@ -235,9 +229,8 @@ def test_a_misspelt_dataset_is_answered_with_the_nearest(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "", "digits:1.0.0:2", "a b", "..", "/x"])
 def test_a_name_that_is_none_is_refused(name, tmp_path):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=re.escape(f"data.name={name!r}")):
         sources.Dataset(name, str(tmp_path))
-    assert f"data.name={name!r}" in str(refused.value)
 
 
 def test_the_newest_version_is_read_unless_one_is_named(data_dir, tmp_path):
@@ -246,10 +239,8 @@ def test_the_newest_version_is_read_unless_one_is_named(data_dir, tmp_path):
         edit(folder / "dataset_info.json", lambda info, v=version: info.update(version=v))
     assert sources.Dataset("mine", str(tmp_path)).facts.version == "1.10.0"
     assert sources.Dataset("mine:1.9.0", str(tmp_path)).facts.version == "1.9.0"
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=r"'mine:3\.0\.0'.* holds 1\.10\.0, 1\.9\.0"):
         sources.Dataset("mine:3.0.0", str(tmp_path))
-    assert "'mine:3.0.0'" in str(refused.value)
-    assert "1.10.0, 1.9.0" in str(refused.value)
 
 
 def test_a_dataset_of_several_configs_asks_for_one(data_dir, tmp_path):
@@ -263,11 +254,12 @@ def test_a_dataset_of_several_configs_asks_for_one(data_dir, tmp_path):
 def test_another_file_format_is_refused_with_the_command_that_converts(data_dir, tmp_path):
     folder = copy(data_dir, tmp_path, "mine")
     edit(folder / "dataset_info.json", lambda info: info.update(fileFormat="tfrecord"))
-    with pytest.raises(InputError) as refused:
+    said = (
+        f"data.name=mine: {folder} is in tfrecord and must be array_record; .*"
+        f"jaxcls prepare --source={folder} --name=mine --data_dir=NEW_DIR"
+    )
+    with pytest.raises(InputError, match=said):
         sources.Dataset("mine", str(tmp_path))
-    said = str(refused.value)
-    assert f"data.name=mine: {folder} is in tfrecord and must be array_record" in said
-    assert f"jaxcls prepare --source={folder} --name=mine --data_dir=NEW_DIR" in said
 
 
 def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):
@@ -275,35 +267,30 @@ def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):
     shard.unlink()
     dataset = sources.Dataset("mine", str(tmp_path))
     assert len(dataset.source("train", "data.train")) == 1437
-    with pytest.raises(InputError) as refused:
+    said = re.escape(f"data.test='test[:5]': shard {shard} is missing")
+    with pytest.raises(InputError, match=said):
         dataset.source("test[:5]", "data.test")
-    assert f"data.test='test[:5]': shard {shard} is missing" in str(refused.value)
 
 
 def test_fewer_examples_than_were_published_are_refused(data_dir, tmp_path):
     folder = copy(data_dir, tmp_path, "digits")
 
-    def lose_ten(info):
-        info["splits"][0]["shardLengths"] = ["1427"]
-
-    edit(folder / "dataset_info.json", lose_ten)
-    with pytest.raises(InputError) as refused:
+    edit(
+        folder / "dataset_info.json",
+        lambda info: info["splits"][0].update(shardLengths=["1427"]),
+    )
+    said = "split train holds 1427 examples, and 1437 were published"
+    with pytest.raises(InputError, match=said):
         sources.Dataset("digits", str(tmp_path))
-    assert "split train holds 1427 examples, and 1437 were published" in str(refused.value)
 
 
 def test_a_dataset_without_classes_is_refused(data_dir, tmp_path):
     folder = copy(data_dir, tmp_path, "mine")
 
-    def drop_label(features):
-        features["featuresDict"]["features"].pop("label")
-
-    edit(folder / "features.json", drop_label)
-    with pytest.raises(InputError) as refused:
+    edit(folder / "features.json", lambda f: f["featuresDict"]["features"].pop("label"))
+    said = "^data.name='mine' is not a classification dataset: its features are image, and"
+    with pytest.raises(InputError, match=said):
         sources.Dataset("mine", str(tmp_path))
-    said = str(refused.value)
-    assert "data.name='mine' is not a classification dataset" in said
-    assert "its features are image, and" in said
 
 
 def test_a_url_is_refused_as_data_dir():
@@ -313,10 +300,9 @@ def test_a_url_is_refused_as_data_dir():
 
 def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError) as refused:
+    said = rf"data.dir={tmp_path}/file/below: digits cannot be written .*config.data.dir=D"
+    with pytest.raises(InputError, match=said):
         sources.Dataset("digits", str(tmp_path / "file/below"))
-    assert f"data.dir={tmp_path}/file/below: digits cannot be written" in str(refused.value)
-    assert "--config.data.dir=DIR" in str(refused.value)
 
 
 def test_an_empty_data_dir_means_the_environments(data_dir, monkeypatch):

@@ -25,19 +25,19 @@ NAMES = ("cat, big", "naïve ☃")
 
 def dataset(folder, splits, *, shape=(20, 24, 3)):
     """Write {split: [(name, image, label)]} as `prepare` does."""
-    fingerprint, shards = writer.Fingerprint(), {}
+    fingerprint, labels, shards = writer.Fingerprint(), {}, {}
     for split, rows in splits.items():
         fingerprint.split(split)
         examples = [Example(*row) for row in rows]
         for example in examples:
             fingerprint.add(example.digests()[1])
         shards[split] = writer.write_split(folder, "some", split, map(serialize, examples))
-        writer.write_labels(folder, split, np.array([row[2] for row in rows]))
+        labels[split] = np.array([row[2] for row in rows])
     writer.write_info(
         folder, "some", "1.0.0", about="of tests", keys=("image", "label"),
         features=writer.features(NAMES, shape), splits=shards,
     )  # fmt: skip
-    writer.write_manifest(folder, {"classes": NAMES}, fingerprint, shards)
+    writer.write_manifest(folder, "tests", NAMES, labels, fingerprint, shards)
     return shards
 
 
@@ -85,11 +85,6 @@ def test_several_shards_are_one_split_to_tfds(tmp_path, monkeypatch):
     assert [example["file_name"] for example in source] == [row[0] for row in ROWS[2:]]
 
 
-def test_a_split_may_be_empty(tmp_path):
-    (shard,) = writer.write_split(tmp_path, "some", "train", iter([]))
-    assert (shard.examples, shard.bytes) == (0, 0)
-
-
 def test_the_manifest_holds_the_digest_of_the_content(tmp_path):
     dataset(tmp_path, {"train": ROWS, "val": ROWS[:2]})
     digest = hashlib.sha256()
@@ -102,10 +97,6 @@ def test_the_manifest_holds_the_digest_of_the_content(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["fingerprint"] == f"sha256:{digest.hexdigest()}"
     assert manifest["classes"] == list(NAMES)
-    for parts in manifest["shards"].values():
-        for shard in parts:
-            data = (tmp_path / shard["file"]).read_bytes()
-            assert shard["sha256"] == hashlib.sha256(data).hexdigest()
     assert np.load(tmp_path / "labels-train.npy").tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert np.load(tmp_path / "labels-train.npy").dtype == np.int32
 
@@ -132,14 +123,13 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert os.listdir(target.parent) == ["1.0.0"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, InputError])
-def test_an_error_leaves_nothing(tmp_path, error):
+def test_an_error_leaves_nothing(tmp_path):
     def fail():
         with writer.whole(tmp_path / "some" / "1.0.0") as folder:
             (folder / "file").write_text("content")
-            raise error("why")
+            raise KeyboardInterrupt
 
-    with pytest.raises(error, match="why"):
+    with pytest.raises(KeyboardInterrupt):
         fail()
     assert os.listdir(tmp_path) == []
 
@@ -217,21 +207,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     refused(tmp_path / ("x" * 300) / "1.0.0", r"cannot be written \(File name too long\)")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    said = r"cannot be written \(No space left on device\); make room, or give another"
-    with pytest.raises(InputError, match=said), writer.whole(tmp_path / "some" / "1.0.0"):
-        pass
-    assert os.listdir(tmp_path) == []
-
-
 def test_array_record_itself_says_when_a_shard_cannot_grow(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     records = (os.urandom(1 << 16) for _ in range(64))
-    said = r"cannot be written \(.*\); make room, or"
+    said = r"cannot be written \(.*\); make room, or give another --data_dir"
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
     try:
         with (

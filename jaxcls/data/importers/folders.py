@@ -45,71 +45,44 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> F
     table = _find(tree, prefix + b"labels.csv")
     if table is None:
         kind = "class folders"
-        parts = _by_folder(tree, prefix, rejected, notes)
+        rows = _by_folder(tree, prefix, rejected, notes)
         empty = _classes_of_folders(tree, prefix)
     else:
         kind = "labels.csv"
-        parts, empty = _by_table(tree, prefix, table, path, rejected, notes), set()
-    splits = _Splits(tree, prefix)
-    for row, split, class_name in parts:
-        splits.add(row, split, class_name)
-    if not splits.rows:
+        rows, empty = _by_table(tree, prefix, table, path, rejected, notes), set()
+    split_of = np.full(len(tree.names), -1, np.int8)
+    class_of = np.zeros(len(tree.names), np.int32)
+    numbers: dict[str, int] = {}  # Of the classes, in the order in which they appear.
+    for row, split, class_name in rows:
+        split_of[row] = SPLITS.index(split)
+        class_of[row] = numbers.setdefault(class_name, len(numbers))
+    if not numbers:
         lacks = "in a class folder" if table is None else "that its labels.csv names"
         raise InputError(
             f"{path} holds no image {lacks}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
             " columns path, label"
         )
-    class_names = _in_order(set(splits.classes) | empty)
+    class_names = _in_order(set(numbers) | empty)
     if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
         raise InputError(
             f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
             " name them train, val and test, and train must be there"
         )
-    listings = splits.listings(class_names)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[name] for name in numbers], np.int32)[class_of]
+    names = tree.names
+    if prefix:
+        names = np.array([name[len(prefix) :] for name in names])
+    whole = Listing(names, labels, tree.read)
+    listings = {
+        split: _subset(whole, np.flatnonzero(split_of == number))
+        for number, split in enumerate(SPLITS)
+        if (split_of == number).any()
+    }
     if val_fraction:
         listings = _split_off(listings, val_fraction)
     return Found(kind, tuple(class_names), 3, listings, rejected, notes)
-
-
-class _Splits:
-    """Collects rows, splits and classes as arrays; a class is a number until the end."""
-
-    def __init__(self, tree: Tree, prefix: bytes) -> None:
-        self._tree, self._prefix = tree, prefix
-        self.classes: dict[str, int] = {}
-        self.rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, row: int, split: str, class_name: str) -> None:
-        if split not in self.rows:
-            size = len(self._tree.names)
-            self.rows[split] = np.empty(size, np.int64), np.empty(size, np.int32)
-            self._counts[split] = 0
-        at = self._counts[split]
-        self.rows[split][0][at] = row
-        self.rows[split][1][at] = self.classes.setdefault(class_name, len(self.classes))
-        self._counts[split] = at + 1
-
-    def listings(self, class_names: Sequence[str]) -> dict[str, Listing]:
-        number = {name: k for k, name in enumerate(class_names)}
-        final = np.array([number[name] for name in self.classes], np.int32)
-        cut = len(self._prefix)
-        found = {}
-        for split, (rows, labels) in sorted(
-            self.rows.items(), key=lambda item: SPLITS.index(item[0])
-        ):
-            rows, labels = rows[: self._counts[split]], labels[: self._counts[split]]
-            names = self._tree.names[rows]
-            names = np.array([name[cut:] for name in names]) if cut else names
-            found[split] = _listing(self._tree, rows, names, final[labels])
-        return found
-
-
-def _listing(
-    tree: Tree, rows: np.ndarray, names: np.ndarray, labels: np.ndarray
-) -> Listing:
-    return Listing(names, labels, lambda i: tree.read(int(rows[i])))
 
 
 def _wrapper(tree: Tree) -> bytes:
@@ -275,10 +248,10 @@ def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listi
                 f"--val_fraction={fraction} of {len(train.names)} files leaves split"
                 f" {split} empty; try 0.2"
             )
-    return {split: _part(train, rows) for split, rows in parts.items()}
+    return {split: _subset(train, rows) for split, rows in parts.items()}
 
 
-def _part(listing: Listing, rows: np.ndarray) -> Listing:
+def _subset(listing: Listing, rows: np.ndarray) -> Listing:
     return Listing(
         listing.names[rows], listing.labels[rows], lambda i: listing.read(int(rows[i]))
     )

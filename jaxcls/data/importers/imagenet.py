@@ -1,14 +1,15 @@
 """The tars of ILSVRC2012 as image-net.org gives them, indexed and never extracted."""
 
+import array
 import pathlib
 import re
 import tarfile
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
 from jaxcls.data.importers.devkit import DEVKIT, REMEDY, read_devkit
-from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.data.importers.listing import Found, Listing, sorted_once
 from jaxcls.data.importers.tars import Reader, files, plain
 from jaxcls.errors import InputError
 
@@ -44,26 +45,18 @@ def imagenet(path: pathlib.Path) -> Found:
     notes, splits = [], {}
     devkit = read_devkit(folder / DEVKIT) if val_tar.is_file() else None
     if train_tar.is_file():
-        chunks = _train_chunks(train_tar, rejected)
-        class_names = sorted(set(chunks))
+        class_names, splits["train"] = _train(train_tar, rejected)
         if devkit and class_names != devkit.class_names:
             odd = sorted(set(class_names) ^ set(devkit.class_names))[0]
             raise InputError(
                 f"{train_tar} holds {len(class_names)} classes, and {DEVKIT} names"
                 f" {len(devkit.class_names)}: {odd} is in one only; {REMEDY}"
             )
-        labels = [
-            np.full(len(chunks[wnid].names), label, np.int32)
-            for label, wnid in enumerate(class_names)
-        ]
-        whole = _joined([chunks[wnid] for wnid in class_names])
-        splits["train"] = _listing(train_tar, whole, np.concatenate(labels), rejected)
     else:
         notes.append(f"there is no split train: {TRAIN} is not in {folder}")
     if devkit:
         class_names = devkit.class_names
-        chunk, labels_of_val = _val_chunk(val_tar, devkit.labels, rejected)
-        splits["validation"] = _listing(val_tar, chunk, labels_of_val, rejected)
+        splits["validation"] = _val(val_tar, devkit.labels, rejected)
     else:
         notes.append(f"there is no split validation: {VAL} is not in {folder}")
     if not splits:
@@ -71,17 +64,11 @@ def imagenet(path: pathlib.Path) -> Found:
     return Found("ILSVRC2012's tars", tuple(class_names), 3, splits, rejected, notes)
 
 
-class _Chunk(NamedTuple):
-    """Some files of a tar. names: [n] bytes; starts, sizes: [n] int64, where they lie."""
-
-    names: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-
-
-def _train_chunks(path: pathlib.Path, rejected: list[tuple[str, str]]) -> dict[str, _Chunk]:
-    """The images of each wnid in the tar of tars."""
-    chunks: dict[str, _Chunk] = {}
+def _train(
+    path: pathlib.Path, rejected: list[tuple[str, str]]
+) -> tuple[list[str], Listing]:
+    """The wnids in the tar of tars, sorted, and the images of all of them."""
+    names, places, wnids = list[bytes](), array.array("q"), set[str]()
     with _open(path) as file:
         for name, outer, content in files(file, f"{path}", rejected, remedy=REMEDY):
             if content is None:
@@ -91,66 +78,60 @@ def _train_chunks(path: pathlib.Path, rejected: list[tuple[str, str]]) -> dict[s
                 rejected.append((name, "not the tar of a class, such as n01440764.tar"))
                 continue
             wnid, where, refused = match[1], f"{path}: {name}", list[tuple[str, str]]()
-            found = [
-                (f"{wnid}/{inner}", outer.offset_data + member.offset_data, member.size)
-                for inner, member, is_file in files(
-                    content, where, refused, nested=True, remedy=REMEDY
-                )
-                if is_file
-            ]
+            wnids.add(wnid)
+            for inner, member, is_file in files(
+                content, where, refused, nested=True, remedy=REMEDY
+            ):
+                if is_file:
+                    names.append(_encoded(f"{wnid}/{inner}"))
+                    places.extend((outer.offset_data + member.offset_data, member.size))
             rejected += [(f"{wnid}/{inner}", reason) for inner, reason in refused]
-            here = [chunks[wnid]] if wnid in chunks else []
-            chunks[wnid] = _joined([*here, _chunk(found)])
-    if not chunks:
+    if not wnids:
         raise InputError(f"{path} holds no tar such as n01440764.tar; {REMEDY}")
-    return chunks
+    if not names:
+        raise InputError(f"{path} holds no image; {REMEDY}")
+    class_names = sorted(wnids)
+    listing = _listing(path, names, places, rejected)
+    wnid_of = listing.names.astype("S9")  # The first nine bytes of each name.
+    labels = np.searchsorted(np.array(class_names, "S9"), wnid_of).astype(np.int32)
+    return class_names, listing._replace(labels=labels)
 
 
-def _val_chunk(
-    path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]]
-) -> tuple[_Chunk, np.ndarray]:
-    """The val images with their labels; the number in a name is its line in the truth."""
-    found, lines = [], []
+def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]]) -> Listing:
+    """The val images; the number in the name of one is its line in the ground truth."""
+    names, places = list[bytes](), array.array("q")
     with _open(path) as file:
         for name, member, is_file in files(file, f"{path}", rejected, remedy=REMEDY):
-            match = VAL_IMAGE.fullmatch(name)
-            if not is_file:
-                continue
-            if match:
-                found.append((name, member.offset_data, member.size))
-                lines.append(int(match[1]) - 1)
-            else:
+            if is_file and VAL_IMAGE.fullmatch(name):
+                names.append(_encoded(name))
+                places.extend((member.offset_data, member.size))
+            elif is_file:
                 rejected.append((name, "not named as ILSVRC2012_val_00000001.JPEG"))
-    if sorted(set(lines)) != list(range(len(truth))):
+    listing = _listing(path, names, places, rejected)
+    # Sorted by name, the images are sorted by number too.
+    numbers = [int(name[-13:-5]) for name in listing.names]
+    if numbers != list(range(1, len(truth) + 1)):
         raise InputError(
-            f"{path} holds {len(set(lines))} images, and {DEVKIT} labels {len(truth)},"
+            f"{path} holds {len(numbers)} images, and {DEVKIT} labels {len(truth)},"
             f" numbered from 1; {REMEDY}"
         )
-    return _chunk(found), truth[lines]
-
-
-def _chunk(found: list[tuple[str, int, int]]) -> _Chunk:
-    names = [name.encode("utf-8", "surrogateescape") for name, _, _ in found]
-    places = np.array([place for _, *place in found], np.int64).reshape(-1, 2)
-    return _Chunk(np.array(names, np.bytes_), places[:, 0], places[:, 1])
-
-
-def _joined(chunks: list[_Chunk]) -> _Chunk:
-    return _Chunk(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+    return listing._replace(labels=truth)
 
 
 def _listing(
-    path: pathlib.Path, chunk: _Chunk, labels: np.ndarray, rejected: list[tuple[str, str]]
+    path: pathlib.Path,
+    names: list[bytes],
+    places: "array.array[int]",
+    rejected: list[tuple[str, str]],
 ) -> Listing:
-    """The files in order of name, each name once."""
-    if not len(labels):
-        raise InputError(f"{path} holds no image; {REMEDY}")
-    names, order = np.unique(chunk.names, return_index=True)
-    for index in np.setdiff1d(np.arange(len(labels)), order):
-        name = chunk.names[index].decode("utf-8", "surrogateescape")
-        rejected.append((name, "a second file of this name; the first is taken"))
-    read = Reader(path, chunk.starts[order], chunk.sizes[order])
-    return Listing(names, labels[order].astype(np.int32), read)
+    """The files of a tar without labels; places: the start and the size of each."""
+    kept, order = sorted_once(names, rejected)
+    starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
+    return Listing(kept, np.zeros(0, np.int32), Reader(path, starts, sizes))
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _open(path: pathlib.Path) -> IO[bytes]:

@@ -1,5 +1,6 @@
 """What a source of images holds, before any image is read."""
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,3 +34,20 @@ class Found(NamedTuple):
     splits: dict[str, Listing]
     rejected: list[tuple[str, str]]
     notes: list[str]
+
+
+def sorted_once(
+    names: list[bytes], rejected: list[tuple[str, str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The names [n] in order, each once, and the place of each in the list.
+
+    Adds to `rejected` the names that come again: the first file of a name is taken.
+    """
+    given = np.array(names, np.bytes_)
+    kept, order = np.unique(given, return_index=True)
+    if len(kept) < len(given):
+        rejected += [
+            (os.fsdecode(name), "the same path a second time")
+            for name in np.delete(given, order)
+        ]
+    return kept, order

@@ -12,6 +12,10 @@ import numpy as np
 
 from jaxcls.errors import InputError
 
+# Why a member of an archive is not read.
+OUTSIDE = "its path leads out of the archive"
+LINK = "a link; archives are read without following any"
+
 
 class _Tar(tarfile.TarFile):
     """A tar whose list of the headers seen can be cleared: it would hold a million."""
@@ -88,9 +92,9 @@ def plain(name: str) -> str:
 def _fault(member: tarfile.TarInfo) -> str:
     """Why a member is not read, or ''."""
     if not is_below(member.name):
-        return "its path leads out of the archive"
+        return OUTSIDE
     if member.issym() or member.islnk():
-        return "a link; archives are read without following any"
+        return LINK
     if not (member.isdir() or member.isreg()) or member.issparse():
         return "not a regular file"
     return ""

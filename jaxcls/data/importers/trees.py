@@ -4,6 +4,7 @@ Nothing is ever extracted: members are read where they lie, so no path of an arc
 name a file of ours.
 """
 
+import array
 import bz2
 import contextlib
 import gzip
@@ -16,7 +17,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import tars
+from jaxcls.data.importers.listing import sorted_once
 from jaxcls.errors import InputError
 
 _FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
@@ -72,11 +74,10 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
 
 
 class _Names:
-    """Collects the paths of a tree, and what is left out of it."""
+    """Collects the paths of a tree, and counts or lists what is left out of it."""
 
     def __init__(self) -> None:
-        self.chunks: list[np.ndarray] = []
-        self.some: list[bytes] = []
+        self.files: list[bytes] = []
         self.folders: list[bytes] = []
         self.rejected: list[tuple[str, str]] = []
         self.hidden = 0
@@ -86,33 +87,16 @@ class _Names:
         if files.is_hidden(os.fsdecode(name)):
             self.hidden += 1
             return False
-        self.some.append(name)
-        if len(self.some) == 4096:  # As arrays a million paths are 100 MB, not 200.
-            self._pack()
+        self.files.append(name)
         return True
 
     def add_folder(self, name: bytes) -> None:
         if name and name.count(b"/") < 3 and not files.is_hidden(os.fsdecode(name)):
             self.folders.append(name)
 
-    def reject(self, name: bytes, reason: str) -> None:
-        self.rejected.append((os.fsdecode(name), reason))
-
-    def _pack(self) -> None:
-        if self.some:
-            self.chunks.append(np.array(self.some))
-            self.some = []
-
     def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
         """The tree; ``reader(names, order)`` reads file i, the order[i]-th added."""
-        self._pack()
-        names = np.concatenate(self.chunks) if self.chunks else np.zeros(0, "S1")
-        order = np.argsort(names, kind="stable")
-        names = names[order]
-        again = np.flatnonzero(names[1:] == names[:-1]) + 1
-        for name in names[again]:
-            self.reject(name, "the same path a second time")
-        names, order = np.delete(names, again), np.delete(order, again)
+        names, order = sorted_once(self.files, self.rejected)
         read = reader(names, order)
         return Tree(names, read, self.folders, self.rejected, self.hidden)
 
@@ -129,7 +113,7 @@ def _folder(root: pathlib.Path) -> Tree:
         elif kind == files.FOLDER:
             found.add_folder(name)
         elif path:
-            found.reject(name, why)
+            found.rejected.append((path, why))
         else:
             raise InputError(f"{root} cannot be read ({why}); allow it")
 
@@ -141,23 +125,16 @@ def _folder(root: pathlib.Path) -> Tree:
 
 def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
     """The members of an uncompressed tar; errors name `where`, what people gave."""
-    found, rejected = _Names(), list[tuple[str, str]]()
-    places: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
-    some: list[tuple[int, int]] = []
+    found, places = _Names(), array.array("q")
     with path.open("rb") as file:
-        for name, member, content in tars.files(file, f"{where}", rejected):
+        for name, member, content in tars.files(file, f"{where}", found.rejected):
             if content is None:
                 found.add_folder(os.fsencode(name))
             elif found.add(os.fsencode(name)):
-                some.append((member.offset_data, member.size))
-            if len(some) == 4096:
-                places.append(np.array(some, np.int64))
-                some = []
-    found.rejected += rejected
-    spans = np.concatenate([*places, np.array(some, np.int64).reshape(-1, 2)])
+                places.extend((member.offset_data, member.size))
 
     def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        starts, sizes = spans[order].T
+        starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
         read = tars.Reader(path, starts, sizes)
 
         def checked(i: int) -> bytes:
@@ -183,11 +160,11 @@ def _zip(path: pathlib.Path) -> Tree:
         if given.endswith("/"):
             found.add_folder(name)
         elif not tars.is_below(given):
-            found.reject(os.fsencode(given), "its path leads out of the archive")
+            found.rejected.append((given, tars.OUTSIDE))
         elif stat.S_ISLNK(mode):
-            found.reject(name, "a link; archives are read without following any")
+            found.rejected.append((os.fsdecode(name), tars.LINK))
         elif member.flag_bits & 1:
-            found.reject(name, "encrypted")
+            found.rejected.append((os.fsdecode(name), "encrypted"))
         elif found.add(name):
             members.append(member)
 
@@ -212,46 +189,32 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 
 def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     """`path` itself, or its uncompressed copy in `scratch`."""
-    chunks = _unpacked(path)
-    if chunks is None:
-        if not tarfile.is_tarfile(path):
-            with path.open("rb") as file:
-                if file.read(4) == b"PK\3\4":
-                    raise zipfile.BadZipFile("a zip without its end")
-            raise InputError(
-                f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
-            )
-        return path
-    plain = scratch / "unpacked.tar"
-    with plain.open("wb") as out:
-        for chunk in chunks:
+    with path.open("rb") as file:
+        head = file.read(6)
+    kinds = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    if kind is None:
+        if tarfile.is_tarfile(path):
+            return path
+        if head.startswith(b"PK\3\4"):
+            raise zipfile.BadZipFile("a zip without its end")
+        raise InputError(
+            f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
+        )
+    unpacked = scratch / "unpacked.tar"
+    with unpacked.open("wb") as out, kind(path) as packed:
+        while chunk := _read(packed):
             if out.tell() and shutil.disk_usage(scratch).free < _FREE:
                 raise InputError(
                     f"{path} unpacks to more than {out.tell():,} bytes and {scratch} is"
                     " full; unpack it yourself where there is room, and give the folder"
                 )
             out.write(chunk)
-    return plain
-
-
-def _unpacked(path: pathlib.Path) -> Iterator[bytes] | None:
-    """The content of a compressed file in chunks, or None for one that is not."""
-    with path.open("rb") as file:
-        head = file.read(6)
-    kinds = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
-    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
-
-    def chunks() -> Iterator[bytes]:
-        assert kind
-        with kind(path) as packed:
-            while chunk := _read(packed):
-                yield chunk
-
-    return chunks() if kind else None
+    return unpacked
 
 
 def _read(packed: IO[bytes]) -> bytes:
-    """Some of an archive; whatever goes wrong is its damage, not the disk's."""
+    """The next bytes of a compressed file; an OSError is damage of it, not of the disk."""
     try:
         return packed.read(1 << 24)
     except OSError as error:

@@ -22,6 +22,8 @@ from jaxcls.data.importers import find
 from jaxcls.data.importers import trees as trees_module
 from jaxcls.data.importers.trees import open_tree
 from jaxcls.errors import InputError
+from tests import archives
+from tests.archives import member
 from tests.images import write
 
 RANDOM = np.random.default_rng(0)
@@ -36,18 +38,8 @@ FILES = {
 LONG = {f"train/{'c' * 90}/{'f' * 90}-{k}.png": RANDOM.bytes(9) for k in range(3)}
 
 
-def member(name, size=0, kind=tarfile.REGTYPE, target=""):
-    info = tarfile.TarInfo(name)
-    info.size, info.type, info.linkname = size, kind, target
-    return info
-
-
 def tar(path, files, extra=(), mode="w", form=tarfile.PAX_FORMAT):
-    with tarfile.open(path, mode, format=form) as archive:
-        for info in extra:
-            archive.addfile(info, io.BytesIO(bytes(info.size)))
-        for name, data in files.items():
-            archive.addfile(member(name, len(data)), io.BytesIO(data))
+    path.write_bytes(archives.tar(files, extra, mode, form))
     return path
 
 
