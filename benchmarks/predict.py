@@ -74,7 +74,7 @@ def decoding(
     """Every file once through the ops of evaluation, into batches."""
     n = len(paths)
     rows = (np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size))
-    plans = (batches.Plan(indices, indices, {}) for indices in rows)
+    plans = (batches.BatchPlan(indices, indices, {}) for indices in rows)
     source, ops = Files(paths), exp.data.eval_ops
     for _ in batches.decoded(source, ops, plans, seed=0, threads=threads):
         pass

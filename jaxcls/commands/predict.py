@@ -18,7 +18,7 @@ from jaxcls.devices import memory
 from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
 from jaxcls.evaluation import scoring
 from jaxcls.predict import features, inference
-from jaxcls.predict.inference import BATCH_SIZE, Answer
+from jaxcls.predict.inference import BATCH_SIZE, Prediction
 
 # (path, the best classes and their probabilities, the best first)
 Row = tuple[str, list[tuple[str, float]]]
@@ -91,16 +91,18 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _kept(found: Iterator[Answer | Bad], add: features.Add) -> Iterator[Answer | Bad]:
+def _kept(
+    found: Iterator[Prediction | Bad], add: features.Add
+) -> Iterator[Prediction | Bad]:
     """The same, each answer's features given to `add`."""
     for each in found:
-        if isinstance(each, Answer):
+        if isinstance(each, Prediction):
             add(each.path, each.embed)
         yield each
 
 
 def write(
-    form: str, found: Iterable[Answer | Bad], class_names: Sequence[str], top: int
+    form: str, found: Iterable[Prediction | Bad], class_names: Sequence[str], top: int
 ) -> Counter[str]:
     """Print answers in the format `form`, bad files on standard error, as they come.
 
@@ -113,7 +115,7 @@ def write(
 
 
 def _rows(
-    found: Iterable[Answer | Bad], names: Sequence[str], top: int, counts: Counter[str]
+    found: Iterable[Prediction | Bad], names: Sequence[str], top: int, counts: Counter[str]
 ) -> Iterator[Row]:
     """The rows of answers; bad files are said on standard error. Counts both."""
     for each in files.good(found, counts):

@@ -22,7 +22,7 @@ from jaxcls.devices import memory
 from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
 from jaxcls.evaluation import scoring
 from jaxcls.predict import contact_sheet, gallery, inference, retrieval
-from jaxcls.predict.retrieval import SHEET_ROWS, Found
+from jaxcls.predict.retrieval import SHEET_ROWS, Neighbours
 from jaxcls.runs.workdir import Workdir
 
 ABOUT = f"""\
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     # What is no answer is not in the way of who reads them.
     say = print if args.format == "table" else functools.partial(print, file=sys.stderr)
     counts: Counter[str] = Counter()
-    drawn: list[Found] = []
+    drawn: list[Neighbours] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(clean.quiet())
         stack.enter_context(console.explained())
@@ -145,8 +145,8 @@ def _cache(
 
 
 def _answered(
-    found: Iterable[Found | Bad], counts: Counter[str], drawn: list[Found]
-) -> Iterator[Found]:
+    found: Iterable[Neighbours | Bad], counts: Counter[str], drawn: list[Neighbours]
+) -> Iterator[Neighbours]:
     """What was found; bad files are said on standard error. Counts both.
 
     drawn: gets the first of them.
@@ -157,7 +157,7 @@ def _answered(
         yield each
 
 
-def _as_table(found: Iterable[Found]) -> None:
+def _as_table(found: Iterable[Neighbours]) -> None:
     table = Table("query", "", "image", box=box.SIMPLE)
     table.add_column("similarity", justify="right")
     for query, near in found:
@@ -168,7 +168,7 @@ def _as_table(found: Iterable[Found]) -> None:
         console.console(200).print(table)
 
 
-def _as_csv(found: Iterable[Found]) -> None:
+def _as_csv(found: Iterable[Neighbours]) -> None:
     header = "query", "rank", "image", "similarity"
     console.as_csv(
         header,
@@ -180,7 +180,7 @@ def _as_csv(found: Iterable[Found]) -> None:
     )
 
 
-def _as_json(found: Iterable[Found]) -> None:
+def _as_json(found: Iterable[Neighbours]) -> None:
     console.as_json(
         {
             "query": query,

@@ -26,7 +26,7 @@ from jaxcls.studies import (
     expected,
     outcomes,
     running,
-    sides,
+    samples,
     summary,
     table,
 )
@@ -348,18 +348,18 @@ def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equiva
 
 def _compare(one: str, other: str, metric: str) -> int:
     """Show two finished studies, cells or runs beside each other."""
-    pair = [sides.read(one), sides.read(other)]
+    pair = [samples.read(one), samples.read(other)]
     if pair[0].name == pair[1].name:
         raise InputError(f"--compare {one} {other}: these are the same; name two")
-    sides.check_same_examples(*pair)
+    samples.check_same_examples(*pair)
     result = summary.summarise(
-        [Cell(side.name, {}, ()) for side in pair],
-        {side.name: side.runs for side in pair},
+        [Cell(sample.name, {}, ()) for sample in pair],
+        {sample.name: sample.runs for sample in pair},
         metric=metric,
         baseline=pair[0].name,
         best_metric=metric,
     )
     table.show(result)
-    for line in sides.differences(*pair):
+    for line in samples.differences(*pair):
         print(f"differs in the config: {line}")
     return DONE

@@ -131,7 +131,7 @@ KNOBS: dict[str, Knob] = {
         0.0, "largest norm of a unit's gradient over its weights' (AGC); 0: none"
     ),
     "optim.accumulate": Knob(
-        1, "pieces of the batch whose gradients are taken one after the other"
+        1, "microbatches of a batch, whose gradients are taken one after the other"
     ),
     "optim.sam": Knob(0.0, "rho of sharpness-aware minimisation, two gradients; 0: off"),
     "optim.wrapper": Knob("", "an entry of WRAPPERS: 'lookahead(5)', 'schedule_free'"),

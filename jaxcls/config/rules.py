@@ -96,7 +96,7 @@ def _check_numbers(values: Values) -> None:
 
 
 def _check_divides(values: Values) -> None:
-    """Raise `InputError` unless the batch falls into equal groups and pieces."""
+    """Raise `InputError` unless the batch falls into equal groups and microbatches."""
     for key in ("model.batch_norm_groups", "optim.accumulate"):
         size, parts = values["batch_size"], values[key]
         if size % parts:

@@ -94,7 +94,7 @@ def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
     return out
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """What a host makes one batch of, before anything is read.
 
     positions, examples: [b] int64, of the run and in the source. epoch, mask: as in
@@ -116,7 +116,7 @@ def train_plans(
     start: int,
     stop: int,
     repeats: int = 1,
-) -> Iterator[Plan]:
+) -> Iterator[BatchPlan]:
     """Plans of steps start..stop-1 over n examples: the `rows` that this host owns.
 
     repeats: how often each example comes in a row (Hoffer et al., arXiv:1901.09335).
@@ -126,10 +126,10 @@ def train_plans(
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         turns = positions // repeats
         epoch = (turns // n).astype(np.int32)
-        yield Plan(positions, indices(turns, n, order), epoch=epoch)
+        yield BatchPlan(positions, indices(turns, n, order), epoch=epoch)
 
 
-def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
+def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[BatchPlan]:
     """Plans of n examples, each once and in order: ceil(n / batch_size) on every host.
 
     The padding of the last one repeats example 0.
@@ -137,7 +137,7 @@ def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[Plan]:
     for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         mask = positions < n
-        yield Plan(positions, np.where(mask, positions, 0), mask=mask)
+        yield BatchPlan(positions, np.where(mask, positions, 0), mask=mask)
 
 
 class Random:
@@ -239,7 +239,7 @@ def output_shape(
 class _Filled:
     """A batch being made: slices of it are filled by any thread, in any order."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
         self.labels = np.empty(len(plan.examples), np.int32)
         self.images: np.ndarray | None = None
@@ -285,7 +285,7 @@ class _Filled:
 def decoded(
     source: Records,
     ops: Sequence[Op],
-    plans: Iterable[Plan],
+    plans: Iterable[BatchPlan],
     *,
     seed: int,
     threads: int = 0,

@@ -166,7 +166,7 @@ class Data:
         """
         return map(_columns, self._train_plans(start, steps))
 
-    def _train_plans(self, start: int, stop: int) -> Iterator[batches.Plan]:
+    def _train_plans(self, start: int, stop: int) -> Iterator[batches.BatchPlan]:
         size = self.config.batch_size
         return batches.train_plans(
             self._order,
@@ -223,7 +223,7 @@ class Data:
         ops: list[decode.Op],
         split: str,
         key: str,
-        plans: Iterator[batches.Plan],
+        plans: Iterator[batches.BatchPlan],
     ) -> Iterator[Batch]:
         """The planned batches, decoded as they are asked for or once and for all."""
         if self._is_resident(name, split, key):
@@ -238,7 +238,7 @@ class Data:
             yield mesh.put(self.mesh, batch._replace(index=index))
 
     def _decoded(
-        self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.Plan]
+        self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.BatchPlan]
     ) -> Iterator[Batch]:
         """The planned batches on this host, with labels as the model counts classes."""
         data = self.config.data
@@ -329,7 +329,7 @@ class Data:
         )
 
 
-def _columns(plan: batches.Plan) -> Batch:
+def _columns(plan: batches.BatchPlan) -> Batch:
     """The batch of a plan without images and labels."""
     index = plan.examples.astype(np.int32)
     return Batch(index=index, epoch=plan.epoch, mask=plan.mask)

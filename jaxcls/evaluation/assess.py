@@ -19,7 +19,7 @@ from jaxcls.evaluation import (
 )
 from jaxcls.evaluation.attacks import Attack
 from jaxcls.evaluation.examples import Examples
-from jaxcls.evaluation.figures import Robustness, Row
+from jaxcls.evaluation.figures import Robustness, ScoreRow
 from jaxcls.evaluation.passes import Columns, Keep
 from jaxcls.evaluation.predictions import Predictions, mean_logits, probabilities
 from jaxcls.evaluation.views import View
@@ -60,7 +60,7 @@ class Evaluation(NamedTuple):
     values: dict[str, float]
     found: Predictions
     assessed: figures.Assessment
-    rows: list[Row]
+    rows: list[ScoreRow]
     robustness: Robustness
 
 
@@ -203,10 +203,10 @@ def _ensemble(
     return Predictions(joined, found.labels)
 
 
-def _real(logits: np.ndarray, real: Sequence[Sequence[int]]) -> Row:
+def _real(logits: np.ndarray, real: Sequence[Sequence[int]]) -> ScoreRow:
     """Top-1 where any of several classes is right, of the examples that have one."""
     predicted = scores.predicted(logits)
     hits = [k in right for k, right in zip(predicted.tolist(), real, strict=True) if right]
-    return Row(
+    return ScoreRow(
         "ReaL", len(hits), intervals.proportion(sum(hits), len(hits)), figures.UNKNOWN
     )

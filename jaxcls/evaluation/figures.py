@@ -33,13 +33,13 @@ class Calibration(NamedTuple):
 class Assessment(NamedTuple):
     """What n examples say of a model.
 
-    nameless: examples of which no class is predicted, which count as wrong in top1 and by
+    non_finite: examples of which no class is predicted, which count as wrong in top1 and by
     class, and are left out of AUC and calibration. headline: each figure by its name.
     matrix: confusions [K, K]. auc: [K], or [0] where there are too many classes.
     """
 
     n: int
-    nameless: int
+    non_finite: int
     headline: dict[str, Interval]
     matrix: np.ndarray
     by_class: scores.ByClass
@@ -47,7 +47,7 @@ class Assessment(NamedTuple):
     calibration: Calibration
 
 
-class Row(NamedTuple):
+class ScoreRow(NamedTuple):
     """The same model, or the same labels, otherwise: n examples, and what they say."""
 
     name: str
@@ -61,8 +61,8 @@ class Corrupted(NamedTuple):
 
     name: str
     kind: str
-    strengths: list[Row]
-    mean: Row
+    strengths: list[ScoreRow]
+    mean: ScoreRow
 
 
 class Attacked(NamedTuple):
@@ -70,14 +70,14 @@ class Attacked(NamedTuple):
 
     kind: str
     epsilon: float
-    row: Row
+    row: ScoreRow
 
 
 class Robustness(NamedTuple):
     """Corruptions and attacks; mean: over the corruptions, None where there is none."""
 
     corrupted: list[Corrupted]
-    mean: Row | None
+    mean: ScoreRow | None
     attacked: list[Attacked]
 
 
@@ -94,10 +94,10 @@ def figure(values: np.ndarray) -> Interval:
     return found
 
 
-def row(name: str, columns: Mapping[str, np.ndarray]) -> Row:
+def row(name: str, columns: Mapping[str, np.ndarray]) -> ScoreRow:
     """A row of the values [n] called "top1" and "loss"."""
     top1, loss = columns["top1"], columns["loss"]
-    return Row(name, len(top1), figure(top1), figure(loss))
+    return ScoreRow(name, len(top1), figure(top1), figure(loss))
 
 
 def assess(
@@ -128,7 +128,7 @@ def assess(
         auc, headline["macro AUC"] = _auc(probabilities(logits, link), labels)
     return Assessment(
         n=n,
-        nameless=int((predicted < 0).sum()),
+        non_finite=int((predicted < 0).sum()),
         headline=headline,
         matrix=matrix,
         by_class=scores.by_class(matrix, support),

@@ -1,6 +1,6 @@
 """What a split's predictions come to, class by class: hits, confusion, precision, AUC.
 
-Of logits that are no numbers nothing is predicted: their examples count as wrong.
+Of non-finite logits nothing is predicted: their examples count as wrong.
 Scikit-learn is imported where it is used: it takes a second, and of training only
 TensorBoard needs it. `means` and `macro_auc` are not its functions: a bootstrap asks them
 a thousand times, and they sort or count once what scikit-learn would each time.

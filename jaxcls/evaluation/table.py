@@ -11,7 +11,7 @@ from rich.table import Table
 from jaxcls import atomic, console
 from jaxcls.console import as_text, table
 from jaxcls.evaluation import calibration, scores
-from jaxcls.evaluation.figures import Assessment, Corrupted, Robustness, Row
+from jaxcls.evaluation.figures import Assessment, Corrupted, Robustness, ScoreRow
 from jaxcls.evaluation.intervals import Interval
 
 # Classes that are shown unless all are asked for, and pairs of them.
@@ -20,7 +20,7 @@ CLASSES, PAIRS = 20, 10
 
 def show(
     found: Assessment,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     robust: Robustness,
     class_names: Sequence[str],
     *,
@@ -32,10 +32,10 @@ def show(
     about: whose headline it is.
     """
     out = console.console()
-    if found.nameless:
+    if found.non_finite:
         out.print(
-            f"{found.nameless} of {found.n} examples have logits that are no numbers: they"
-            " count as wrong, and are left out of AUC and calibration"
+            f"{found.non_finite} of {found.n} examples have non-finite logits: they count"
+            " as wrong, and are left out of AUC and calibration"
         )
     out.print(_headline(found, about))
     if rows:
@@ -60,7 +60,7 @@ def _headline(found: Assessment, about: str) -> Table:
     return made
 
 
-def _rows(title: str, rows: Sequence[Row]) -> Table:
+def _rows(title: str, rows: Sequence[ScoreRow]) -> Table:
     columns = "n", "top1", "95 % interval", "loss", "95 % interval"
     made = table(title, "", *columns)
     for row in rows:
@@ -68,7 +68,7 @@ def _rows(title: str, rows: Sequence[Row]) -> Table:
     return made
 
 
-def _corrupted(each: Sequence[Corrupted], mean: Row) -> Table:
+def _corrupted(each: Sequence[Corrupted], mean: ScoreRow) -> Table:
     strengths = [f"{k + 1}" for k in range(len(each[0].strengths))]
     title = f"top1 of n={mean.n} corrupted at strengths 1 to {len(strengths)}"
     made = table(title, "", "mean", "95 % interval", *strengths)
@@ -131,7 +131,7 @@ def _cells(interval: Interval) -> tuple[str, str]:
 
 def as_json(
     found: Assessment,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     robust: Robustness,
     class_names: Sequence[str],
     record: Mapping[str, Any],
@@ -157,7 +157,7 @@ def as_json(
     cells = np.stack([truth, taken_for, found.matrix[truth, taken_for]], axis=-1)
     whole = {
         **record,
-        "without_numbers": found.nameless,
+        "without_numbers": found.non_finite,
         "headline": {name: one._asdict() for name, one in found.headline.items()},
         "rows": [_as_json(row) for row in rows],
         "corruptions": [
@@ -185,7 +185,7 @@ def as_json(
     return atomic.finite(whole)
 
 
-def _as_json(row: Row) -> dict[str, Any]:
+def _as_json(row: ScoreRow) -> dict[str, Any]:
     return {"name": row.name, "n": row.n} | {
         "top1": row.top1._asdict(),
         "loss": row.loss._asdict(),

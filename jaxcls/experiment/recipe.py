@@ -28,12 +28,12 @@ from jaxcls.learning import (
     losses,
     metrics,
     optimizers,
+    param_groups,
     schedules,
     step,
     wrappers,
 )
-from jaxcls.learning import param_groups as parts
-from jaxcls.learning.param_groups import Parts
+from jaxcls.learning.param_groups import ParamGroups
 from jaxcls.models import MODELS, Classifier
 from jaxcls.models.layers import batch_norm_groups, blocks_of, rematerialised
 
@@ -101,9 +101,9 @@ class Recipe:
         )
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
-    def _param_groups(self, head_first: int, stops: dict[str, int]) -> Parts:
+    def _param_groups(self, head_first: int, stops: dict[str, int]) -> ParamGroups:
         optim = self.config.optim
-        return parts.divide(
+        return param_groups.divide(
             self.variables_like["params"],
             self.module.groups(),
             freeze=optim.freeze,
@@ -117,12 +117,12 @@ class Recipe:
         )
 
     @functools.cached_property
-    def frozen_param_groups(self) -> Parts:
+    def frozen_param_groups(self) -> ParamGroups:
         """`param_groups` but for when each trains, which takes the length of an epoch."""
         return self._param_groups(0, {})
 
     @functools.cached_property
-    def param_groups(self) -> Parts:
+    def param_groups(self) -> ParamGroups:
         """How each parameter trains."""
         return self._param_groups(self.plan.head_first, self.plan.stops)
 
@@ -133,7 +133,9 @@ class Recipe:
         if self.config.optim.freeze:
             statistics = self.variables_like["batch_stats"]
             frozen = {
-                "frozen": parts.frozen_statistics(statistics, self.frozen_param_groups)
+                "frozen": param_groups.frozen_statistics(
+                    statistics, self.frozen_param_groups
+                )
             }
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
         blocks = blocks_of(module.groups()) if self.config.model.remat else set()
@@ -188,14 +190,16 @@ class Recipe:
             adaptive=optim.clip_adaptive,
         )
         if optim.freeze:
-            made = parts.train_only(made, self.frozen_param_groups)
-        made = parts.at_rate(made, lambda: self.param_groups)
+            made = param_groups.train_only(made, self.frozen_param_groups)
+        made = param_groups.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             table = wrappers.WRAPPERS
             made = calls.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
         # Around the wrapper: what is frozen must not follow slow weights either.
         has_stops = bool(optim.freeze_after)
-        return parts.until_stop(made, lambda: self.param_groups) if has_stops else made
+        return (
+            param_groups.until_stop(made, lambda: self.param_groups) if has_stops else made
+        )
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:
@@ -204,9 +208,9 @@ class Recipe:
         factors = calls.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
         paths = list(self.frozen_param_groups)
         # These raise where one matches nothing.
-        parts.matching(factors, paths, key)
+        param_groups.matching(factors, paths, key)
         if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
-            parts.matching({optim.decay_on: 1.0}, paths, "optim.decay_on")
+            param_groups.matching({optim.decay_on: 1.0}, paths, "optim.decay_on")
         return optimizers.decay_scales(optim.decay_on, factors)
 
     @functools.cached_property

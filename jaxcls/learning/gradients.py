@@ -1,4 +1,4 @@
-"""The gradient of one step: of a batch at once or in pieces, or sharpness-aware.
+"""The gradient of one step: of a batch at once or in microbatches, or sharpness-aware.
 
 Each maker returns a `Gradient`, so that they wrap one another:
 ``sharpness_aware(accumulated(whole(objective), 4), 0.05)``. `optax.MultiSteps` and
@@ -15,7 +15,7 @@ import optax
 
 from jaxcls.learning import losses
 from jaxcls.learning.losses import Loss
-from jaxcls.learning.param_groups import Parts, hold
+from jaxcls.learning.param_groups import ParamGroups, hold
 
 Tree = Any
 Apply = Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
@@ -32,7 +32,7 @@ class Examples(NamedTuple):
     taught: jax.Array | None
 
 
-class Found(NamedTuple):
+class Forward(NamedTuple):
     """What the forward pass gave.
 
     loss: mean over the batch; penalty: what params add to the objective. logits [B, K];
@@ -45,10 +45,10 @@ class Found(NamedTuple):
     batch_stats: Tree
 
 
-# (params, batch_stats, dropout key, examples) -> (objective, Found).
-Objective = Callable[[Tree, Tree, jax.Array, Examples], tuple[jax.Array, Found]]
-# The same -> (Found, gradient with respect to params).
-Gradient = Callable[[Tree, Tree, jax.Array, Examples], tuple[Found, Tree]]
+# (params, batch_stats, dropout key, examples) -> (objective, Forward).
+Objective = Callable[[Tree, Tree, jax.Array, Examples], tuple[jax.Array, Forward]]
+# The same -> (Forward, gradient with respect to params).
+Gradient = Callable[[Tree, Tree, jax.Array, Examples], tuple[Forward, Tree]]
 
 
 class Distillation(NamedTuple):
@@ -75,18 +75,18 @@ def make_objective(
     apply: Apply,
     loss: Loss,
     *,
-    trains: Parts,
+    trains: ParamGroups,
     distillation: Distillation | None = None,
     penalty: Penalty | None = None,
 ) -> Objective:
-    """Returns objective(params, batch_stats, key, examples) -> (value, `Found`).
+    """Returns objective(params, batch_stats, key, examples) -> (value, `Forward`).
 
     apply: the model's, see `jaxcls.learning.step.Model`. trains: how each parameter does.
     """
 
     def objective(
         params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[jax.Array, Found]:
+    ) -> tuple[jax.Array, Forward]:
         params = hold(params, trains)
         variables = {"params": params, "batch_stats": batch_stats}
         logits, batch_stats = apply(variables, examples.images, True, key)
@@ -97,7 +97,7 @@ def make_objective(
         value, extra = each.mean(), jnp.zeros((), jnp.float32)
         if penalty:
             extra = losses.penalty(params, penalty.mask(params), penalty.l1, penalty.l2)
-        return value + extra, Found(value, extra, logits, batch_stats)
+        return value + extra, Forward(value, extra, logits, batch_stats)
 
     return objective
 
@@ -108,32 +108,32 @@ def whole(objective: Objective) -> Gradient:
 
     def gradient(
         params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[Found, Tree]:
+    ) -> tuple[Forward, Tree]:
         (_, found), grads = value_and_grad(params, batch_stats, key, examples)
         return found, grads
 
     return gradient
 
 
-def accumulated(gradient: Gradient, pieces: int) -> Gradient:
-    """The mean of `gradient` over `pieces` of the batch, one after the other.
+def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
+    """The mean of `gradient` over `microbatches` of the batch, one after the other.
 
-    Piece m is rows m, m + pieces, ...: each device holds a part of every piece, where
+    Microbatch m is rows m, m + microbatches, ...: each device holds a part of each, where
     contiguous ones would be sent about. It equals the gradient of the whole batch, to
     rounding, wherever a row's loss depends on that row alone; dropout masks are others,
-    and BatchNorm must have groups that are the pieces'.
+    and BatchNorm must have groups that are the microbatches'.
     """
-    if pieces == 1:
+    if microbatches == 1:
         return gradient
 
     def each(
         params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[Found, Tree]:
+    ) -> tuple[Forward, Tree]:
         split = jax.tree.map(
-            lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), examples
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), examples
         )
 
-        def one(m: jax.Array, piece: Examples) -> tuple[tuple[Found, Tree], jax.Array]:
+        def one(m: jax.Array, piece: Examples) -> tuple[tuple[Forward, Tree], jax.Array]:
             own = jax.random.fold_in(key, m)
             found, grads = gradient(params, batch_stats, own, piece)
             # Differences, so that what no piece changes keeps its bits.
@@ -145,13 +145,13 @@ def accumulated(gradient: Gradient, pieces: int) -> Gradient:
             new, logits = one(*piece)
             return jax.tree.map(jnp.add, total, new), logits
 
-        numbers = jnp.arange(pieces)
+        numbers = jnp.arange(microbatches)
         first = jax.tree.map(lambda x: x[0], (numbers, split))
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first)[0]
         )
         total, logits = jax.lax.scan(add, zeros, (numbers, split))
-        found, grads = jax.tree.map(lambda x: x / pieces, total)
+        found, grads = jax.tree.map(lambda x: x / microbatches, total)
         rows = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
         moved = jax.tree.map(
             lambda x, change: jnp.where(change == 0, x, x + change),
@@ -174,7 +174,7 @@ def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
 
     def twice(
         params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[Found, Tree]:
+    ) -> tuple[Forward, Tree]:
         found, first = gradient(params, batch_stats, key, examples)
         reach = rho / (optax.tree.norm(first) + 1e-12)
         worst = jax.tree.map(lambda p, g: p + reach * g, params, first)

@@ -1,7 +1,7 @@
 """Which parameters train, when and how fast: freezing, rates by layer, the head first.
 
-`Parts` says it for every parameter by its path, such as "head/kernel". Plain functions
-over trees.
+`ParamGroups` says it for every parameter by its path, such as "head/kernel". The functions
+are over trees.
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxcls.learning.optimizers import path_name
 Tree = Any
 
 
-class Part(NamedTuple):
+class ParamGroup(NamedTuple):
     """How one parameter trains.
 
     scale: its rate as a multiple of the schedule's; 0: it never changes. start: the step
@@ -31,8 +31,8 @@ class Part(NamedTuple):
     stop: int | None = None
 
 
-WHOLE = Part()
-Parts = Mapping[str, Part]
+WHOLE = ParamGroup()
+ParamGroups = Mapping[str, ParamGroup]
 
 
 def divide(
@@ -45,7 +45,7 @@ def divide(
     head_first: int = 0,
     lr_scales: Mapping[str, float] | None = None,
     stops: Mapping[str, int] | None = None,
-) -> Parts:
+) -> ParamGroups:
     """The part of every parameter of `params`, arrays or shapes.
 
     groups: the outermost layers by depth, the head in the last. freeze: a regular
@@ -75,7 +75,7 @@ def divide(
         scale *= math.prod(factors[path]) * (head_lr if is_head else 1.0)
         start = 0 if is_head else head_first
         stop = min(ends[path], default=None)
-        parts[path] = Part(0.0) if is_frozen(path) else Part(scale, start, stop)
+        parts[path] = ParamGroup(0.0) if is_frozen(path) else ParamGroup(scale, start, stop)
     frozen = sum(part.scale == 0 for part in parts.values())
     if freeze and frozen in (0, len(paths)):
         what = "no parameter" if frozen == 0 else "every parameter, and none would train"
@@ -111,7 +111,7 @@ def matching(
     return found
 
 
-def frozen_statistics(batch_stats: Tree, parts: Parts) -> Tree:
+def frozen_statistics(batch_stats: Tree, parts: ParamGroups) -> Tree:
     """The statistics of layers whose scale is frozen, True in place of each array.
 
     As a collection "frozen" it makes `layers.BatchNorm` keep them and normalise by them.
@@ -130,7 +130,7 @@ def frozen_statistics(batch_stats: Tree, parts: Parts) -> Tree:
     return found
 
 
-def hold(params: Tree, parts: Parts) -> Tree:
+def hold(params: Tree, parts: ParamGroups) -> Tree:
     """`params`, with no gradient into those that never change."""
 
     def each(path: Any, param: jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ def hold(params: Tree, parts: Parts) -> Tree:
 
 
 def train_only(
-    optimizer: optax.GradientTransformation, parts: Parts
+    optimizer: optax.GradientTransformation, parts: ParamGroups
 ) -> optax.GradientTransformation:
     """`optimizer` for the parameters that change, with no state for the others."""
     if all(part.scale for part in parts.values()):
@@ -155,7 +155,7 @@ def train_only(
 
 
 def at_rate(
-    optimizer: optax.GradientTransformation, parts: Callable[[], Parts]
+    optimizer: optax.GradientTransformation, parts: Callable[[], ParamGroups]
 ) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, its updates times the rate: it takes `lr` and `step`; 0 if none is due.
 
@@ -188,7 +188,7 @@ def at_rate(
 
 
 def until_stop(
-    optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], Parts]
+    optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], ParamGroups]
 ) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, its updates 0 from the step at which a parameter stops."""
 

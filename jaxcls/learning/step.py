@@ -330,7 +330,7 @@ def record_evaluation(
 
 def _updated(
     state: State,
-    found: gradients.Found,
+    found: gradients.Forward,
     updates: Tree,
     opt_state: Tree,
     average: Average | None,

@@ -24,7 +24,7 @@ Outs = tuple[Any, Any]
 Step = Callable[[dict[str, Any], jax.Array], Outs]
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """What the model says of a file: probabilities [K] and features [D], float32.
 
     embed has no features where they were not asked for.
@@ -58,7 +58,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     threads: int = 0,
     embed: bool = False,
-) -> Iterator[Answer | Bad]:
+) -> Iterator[Prediction | Bad]:
     """An answer for each path, in their order; for a bad file, why there is none.
 
     weights: as `evaluate.load` gives them. paths: taken as they are needed, some three
@@ -113,13 +113,13 @@ def _step(exp: experiment.Experiment, embed: bool) -> Step:
     )
 
 
-def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Answer | Bad]:
+def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Prediction | Bad]:
     probabilities, embed = map(np.asarray, outs)
     for row, item in enumerate(items):
         if isinstance(item, Bad):
             yield item
         else:
-            yield Answer(item, probabilities[row], embed[row])
+            yield Prediction(item, probabilities[row], embed[row])
 
 
 def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:

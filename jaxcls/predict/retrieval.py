@@ -31,7 +31,7 @@ _AT_ONCE = 64
 SHEET_ROWS, SHEET_COLUMNS = 20, 10
 
 
-class Found(NamedTuple):
+class Neighbours(NamedTuple):
     """What is near to a query: (path, similarity), the nearest first."""
 
     query: str
@@ -79,7 +79,7 @@ def search(
     top: int,
     *,
     leave_out: bool = False,
-) -> Iterator[Found | Bad]:
+) -> Iterator[Neighbours | Bad]:
     """The `top` nearest to each query, in their order; for a bad file, why there are none.
 
     A query that is a file of the gallery has its features, and comes first, or not at
@@ -118,11 +118,11 @@ def search(
                 continue
             rows, similarity = next(near)
             paths = [among.paths[row] for row in rows.tolist()]
-            yield Found(path, list(zip(paths, similarity.tolist(), strict=True)))
+            yield Neighbours(path, list(zip(paths, similarity.tolist(), strict=True)))
 
 
 def draw(
-    sheet: pathlib.Path, found: Sequence[Found], folder: str, threads: int = 0
+    sheet: pathlib.Path, found: Sequence[Neighbours], folder: str, threads: int = 0
 ) -> None:
     """A row for each query: itself, and what is near to it with its similarity."""
     rows = []

@@ -107,7 +107,7 @@ def _with_looks(
     run: Run,
     exp: experiment.Experiment,
     weights: dict[str, Any],
-    answered: Sequence[inference.Answer],
+    answered: Sequence[inference.Prediction],
     seen: Seen | None,
 ) -> Run:
     """Where the model looks in image files, or else in examples; or why that is unknown."""
@@ -259,7 +259,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
 
 def _answers(
     exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str]
-) -> list[inference.Answer]:
+) -> list[inference.Prediction]:
     """What a model says of image files; raises `InputError` for one that is none."""
     found = []
     with quiet():
@@ -273,7 +273,7 @@ def _answers(
 def _of_files(
     exp: experiment.Experiment,
     variables: dict[str, Any],
-    answered: Sequence[inference.Answer],
+    answered: Sequence[inference.Prediction],
 ) -> tuple[str, list[Look]]:
     """Image files, and where the model sees the class that it takes each for."""
     with quiet():

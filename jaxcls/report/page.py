@@ -121,8 +121,8 @@ def _about(found: Scored) -> str:
         f"All {found.assessed.n} examples of {found.split}, by the checkpoint of step"
         f" {found.step} ({found.at}{averaged})."
     )
-    if found.assessed.nameless:
-        text += f" {found.assessed.nameless} of them have logits that are no numbers."
+    if found.assessed.non_finite:
+        text += f" {found.assessed.non_finite} of them have non-finite logits."
     return text
 
 

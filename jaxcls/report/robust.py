@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.evaluation.figures import Corrupted, Robustness, Row
+from jaxcls.evaluation.figures import Corrupted, Robustness, ScoreRow
 from jaxcls.evaluation.intervals import Interval
 from jaxcls.report import tables
 from jaxcls.report.drawing import INK, chart, colour
@@ -106,7 +106,7 @@ def _finish(axes: Any, name: str) -> None:
 
 
 def _corruptions(
-    each: Sequence[Corrupted], mean: Row | None, by_strength: Sequence[float]
+    each: Sequence[Corrupted], mean: ScoreRow | None, by_strength: Sequence[float]
 ) -> Markup:
     heads = ["corruption", "mean", *(f"{k}" for k in range(1, len(by_strength) + 1))]
     rows = [

@@ -223,7 +223,7 @@ def _run_locked(
         state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
-        return _finish(loop, state)
+        return _final_record(loop, state)
 
 
 def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> RunLog:
@@ -264,7 +264,7 @@ def _first_batch(exp: Experiment) -> np.ndarray:
     return pictures.grid(images, [show.caption(target, names) for target in targets])
 
 
-def _finish(loop: Loop, state: State) -> dict[str, Any]:
+def _final_record(loop: Loop, state: State) -> dict[str, Any]:
     """Score the best (or last) state on data.test, once, and write the final record."""
     exp, folder = loop.exp, loop.folder
     loop.stop.poll()

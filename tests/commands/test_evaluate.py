@@ -327,7 +327,7 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     broken = jax.tree.map(lambda x: x * np.nan, params)
     given = examples.of_run(exp, "test")
     done = assess.evaluated(exp, {**broken, "ema": {}}, given, assess.Asked(), 64)
-    assert done.assessed.nameless == 360
+    assert done.assessed.non_finite == 360
     assert done.assessed.headline["top1"].value == 0
     assert done.assessed.headline["macro F1"].value == 0
     from jaxcls.evaluation import table as evaluation_table
@@ -337,7 +337,7 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     json.dumps(whole, allow_nan=False)
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
     evaluation_table.show(*found, names, about="", every_class=False)
-    assert "360 of 360 examples have logits that are no numbers" in capsys.readouterr().out
+    assert "360 of 360 examples have non-finite logits" in capsys.readouterr().out
 
 
 def test_a_dataset_of_unknown_classes_is_refused_by_name(loaded, others):

@@ -112,7 +112,7 @@ def test_no_rows_give_an_empty_answer(name, text, capsys):
 def test_bad_files_are_counted_and_said_on_one_line_each(capsys):
     found = [
         Bad("a\nb.png", "not\n  so"),
-        inference.Answer("c.png", np.array([0.2, 0.5, 0.3], np.float32), np.zeros(0)),
+        inference.Prediction("c.png", np.array([0.2, 0.5, 0.3], np.float32), np.zeros(0)),
     ]
     counts = printed.write("csv", found, ("x", "y", "z"), 9)
     assert counts == {"answered": 1, "bad": 1}

@@ -197,9 +197,9 @@ def test_features_of_other_weights_are_not_used(run, folder, ask, monkeypatch):
 
 def test_features_that_are_no_numbers_are_a_bad_file(monkeypatch):
     answers = [
-        inference.Answer("a", np.zeros(2), np.array([1, np.nan], np.float32)),
+        inference.Prediction("a", np.zeros(2), np.array([1, np.nan], np.float32)),
         Bad("b", "x"),
-        inference.Answer("c", np.zeros(2), np.array([1, 2], np.float32)),
+        inference.Prediction("c", np.zeros(2), np.array([1, 2], np.float32)),
     ]
     monkeypatch.setattr(inference, "predict", lambda *_, **__: iter(answers))
     a, b, c = retrieval.vectors(None, {}, iter("abc"), 2, 1)

@@ -88,7 +88,7 @@ def test_each_piece_has_its_own_dropout():
     def noisy(params, batch_stats, key, examples):
         drawn = jax.random.normal(key, examples.targets.shape)
         value = (drawn * params["head"]["bias"][None]).mean()
-        return value, gradients.Found(value, jnp.zeros(()), drawn, batch_stats)
+        return value, gradients.Forward(value, jnp.zeros(()), drawn, batch_stats)
 
     found, _ = at(gradients.accumulated(gradients.whole(noisy), 4))
     rows = np.asarray(found.logits)

@@ -13,7 +13,7 @@ from jaxcls.errors import InputError
 from jaxcls.learning import param_groups
 from jaxcls.learning.clipping import clip
 from jaxcls.learning.optimizers import path_name
-from jaxcls.learning.param_groups import WHOLE, Part
+from jaxcls.learning.param_groups import WHOLE, ParamGroup
 from jaxcls.models.layers import BatchNorm
 from tests.modules import built, shapes
 from tests.stepping import direction, with_columns
@@ -99,8 +99,8 @@ def test_a_layer_that_only_begins_like_the_head_is_not_the_head():
     tree = {"header": {"bias": 0}, "block": {"head": {"bias": 0}}, "head": {"bias": 0}}
     groups = [("header", "block"), ("head",)]
     found = param_groups.divide(tree, groups, head_lr=3.0, head_first=7)
-    assert found["header/bias"] == found["block/head/bias"] == Part(1.0, 7)
-    assert found["head/bias"] == Part(3.0, 0)
+    assert found["header/bias"] == found["block/head/bias"] == ParamGroup(1.0, 7)
+    assert found["head/bias"] == ParamGroup(3.0, 0)
 
 
 def test_all_but_the_head_start_after_the_steps_of_the_head():
@@ -128,7 +128,7 @@ def test_all_but_the_head_start_after_the_steps_of_the_head():
 def test_what_the_pattern_finds_is_frozen_whatever_else_holds(freeze, frozen):
     options = {"layer_decay": 0.5, "head_lr": 2.0, "head_first": 3}
     found = param_groups.divide(TREE, DEPTHS, freeze=freeze, **options)
-    assert {path for path, part in found.items() if part == Part(0.0, 0)} == frozen
+    assert {path for path, part in found.items() if part == ParamGroup(0.0, 0)} == frozen
     whole = param_groups.divide(TREE, DEPTHS, **options)
     assert {path: found[path] for path in found if path not in frozen} == {
         path: whole[path] for path in found if path not in frozen
@@ -191,7 +191,7 @@ def test_the_statistics_of_a_layer_follow_its_scale():
         "block": {"norm1": {"mean": 0, "var": 0}, "norm2": {"mean": 0, "var": 0}},
         "position": 0,
     }
-    frozen, free = Part(0.0, 0), Part(0.5, 9)
+    frozen, free = ParamGroup(0.0, 0), ParamGroup(0.5, 9)
     found = {
         "norm/scale": free,
         "norm/bias": frozen,
@@ -308,7 +308,11 @@ def test_gradients_pass_through_a_frozen_normalisation_by_its_running_deviation(
 
 
 def test_held_parameters_have_a_gradient_of_exactly_0_and_others_theirs():
-    found = {"a": Part(0.0, 0), "b/kernel": Part(0.1, 0), "b/bias": Part(1.0, 9)}
+    found = {
+        "a": ParamGroup(0.0, 0),
+        "b/kernel": ParamGroup(0.1, 0),
+        "b/bias": ParamGroup(1.0, 9),
+    }
     params = {"a": 3.0, "b": {"kernel": 5.0, "bias": 7.0}}
 
     def product(params):
@@ -326,7 +330,7 @@ def test_held_parameters_have_a_gradient_of_exactly_0_and_others_theirs():
 
 def frozen_body(**changes):
     return {
-        "body/kernel": Part(0.0, 0),
+        "body/kernel": ParamGroup(0.0, 0),
         "head/bias": WHOLE,
         "head/kernel": WHOLE,
     } | changes
@@ -334,7 +338,7 @@ def frozen_body(**changes):
 
 def test_where_all_parts_train_the_optimizer_is_the_same():
     optimizer = direction("adamw", 0.1)
-    found = frozen_body(**{"body/kernel": Part(1e-3, 5)})
+    found = frozen_body(**{"body/kernel": ParamGroup(1e-3, 5)})
     assert param_groups.train_only(optimizer, found) is optimizer
 
 
@@ -370,7 +374,12 @@ def updated(params, changes, lr, step, found):
 
 
 def test_an_update_is_the_rate_times_the_scale_times_the_change():
-    found = {"a": Part(0.0, 0), "b": WHOLE, "c": Part(0.25, 0), "d": Part(3.0, 4)}
+    found = {
+        "a": ParamGroup(0.0, 0),
+        "b": WHOLE,
+        "c": ParamGroup(0.25, 0),
+        "d": ParamGroup(3.0, 4),
+    }
     params = {name: jnp.float32(value) for value, name in enumerate("abcd", 1)}
     changes = {name: jnp.float32(8) for name in "abcd"}
     update = jax.jit(lambda step: updated(params, changes, 0.5, step, found))
@@ -383,7 +392,7 @@ def test_odd_numbers_keep_every_bit_while_no_update_is_due():
     odd = np.array([*ODD, np.inf, np.nan], np.float32)
     odd[-1:] = np.array([0xFFC12345], np.uint32).view(np.float32)
     params = {"frozen": jnp.asarray(odd), "waits": jnp.asarray(odd)}
-    found = {"frozen": Part(0.0, 0), "waits": Part(0.5, 2)}
+    found = {"frozen": ParamGroup(0.0, 0), "waits": ParamGroup(0.5, 2)}
     changes = jax.tree.map(jnp.ones_like, params)
     update = jax.jit(lambda p, step: updated(p, changes, 0.1, step, found))
     assert bits(update(params, jnp.int32(1))) == bits(params)
@@ -393,7 +402,7 @@ def test_odd_numbers_keep_every_bit_while_no_update_is_due():
 
 
 def test_what_stops_changes_until_then_and_no_more():
-    found = {"a": Part(stop=3), "b": Part(2.0, 1, 2)}
+    found = {"a": ParamGroup(stop=3), "b": ParamGroup(2.0, 1, 2)}
     params = {"a": jnp.float32(1), "b": jnp.float32(2)}
     changes = {"a": jnp.float32(8), "b": jnp.float32(8)}
     update = jax.jit(lambda step: updated(params, changes, 0.5, step, found))
@@ -409,9 +418,9 @@ def test_factors_of_rates_multiply_where_several_match():
         lr_scales={"bias$": 64, "^norm/": 0.5},
         stops={"^norm/": 9, "bias$": 5},
     )
-    assert found["norm/bias"] == Part(64 * 0.5 * 0.25, 0, 5)
-    assert found["norm/scale"] == Part(0.5 * 0.25, 0, 9)
-    assert found["head/bias"] == Part(64.0, 0, 5)
+    assert found["norm/bias"] == ParamGroup(64 * 0.5 * 0.25, 0, 5)
+    assert found["norm/scale"] == ParamGroup(0.5 * 0.25, 0, 9)
+    assert found["head/bias"] == ParamGroup(64.0, 0, 5)
     assert found["head/kernel"] == WHOLE
 
 
@@ -426,7 +435,7 @@ def test_an_expression_that_matches_nothing_is_an_error(key):
 
 
 def test_statistics_without_a_scale_follow_their_bias():
-    found = {"norm/bias": Part(0.0), "other/bias": WHOLE}
+    found = {"norm/bias": ParamGroup(0.0), "other/bias": WHOLE}
     statistics = {name: {"mean": 0, "var": 1} for name in ("norm", "other")}
     assert param_groups.frozen_statistics(statistics, found) == {
         "norm": {"mean": True, "var": True}

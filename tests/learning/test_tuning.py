@@ -16,7 +16,7 @@ from jaxcls.errors import InputError
 from jaxcls.experiment.checks import check
 from jaxcls.learning import gradients as gradient
 from jaxcls.learning import losses, step
-from jaxcls.learning.param_groups import WHOLE, Part
+from jaxcls.learning.param_groups import WHOLE, ParamGroup
 from tests.learning.test_param_groups import (
     BATCHES,
     ODD,
@@ -121,7 +121,9 @@ def test_the_average_of_a_frozen_parameter_keeps_every_bit():
 
 
 def test_updates_with_parts_are_those_worked_by_hand():
-    found = frozen_body(**{"body/kernel": Part(0.25, 2), "head/kernel": Part(3.0, 0)})
+    found = frozen_body(
+        **{"body/kernel": ParamGroup(0.25, 2), "head/kernel": ParamGroup(3.0, 0)}
+    )
     state, train_step = made(found, decay=0.1, momentum=0.9, nesterov=False, lr=0.125)
     params = {path: np.float64(x) for path, x in paths(START).items()}
     trace = dict.fromkeys(params, 0.0)
@@ -150,7 +152,7 @@ def test_a_scale_multiplies_the_update_of_sgd_by_exactly_itself():
     change = np.asarray(whole["body"]["kernel"]) / np.float32(0.5)
     assert np.abs(change).min() > 0
     for factor in (2.0, 0.75**12):
-        found = frozen_body(**{"body/kernel": Part(factor, 0)})
+        found = frozen_body(**{"body/kernel": ParamGroup(factor, 0)})
         state, train_step = made(found, start=zero_body, momentum=0.0)
         params = train_step(state, BATCHES[0])[0].params
         rate = np.float32(0.5) * np.float32(factor)
@@ -161,7 +163,7 @@ def test_a_scale_multiplies_the_update_of_sgd_by_exactly_itself():
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_the_body_waits_for_the_head_bit_for_bit_and_then_moves(name):
     first, start = 3, with_odd_body(ODD[:4])
-    found = frozen_body(**{"body/kernel": Part(1.0, first)})
+    found = frozen_body(**{"body/kernel": ParamGroup(1.0, first)})
     state, train_step = made(found, name=name, decay=0.2, start=start)
     for i, batch in enumerate(BATCHES):
         before = bits(state.params)
@@ -173,7 +175,7 @@ def test_the_body_waits_for_the_head_bit_for_bit_and_then_moves(name):
 
 
 def test_the_moments_of_the_body_are_kept_while_it_waits():
-    found = frozen_body(**{"body/kernel": Part(1.0, 4)})
+    found = frozen_body(**{"body/kernel": ParamGroup(1.0, 4)})
     state, train_step = made(found, name="adam")
     first, second = 0.0, 0.0
     for batch in BATCHES[:3]:
@@ -204,7 +206,7 @@ def test_the_norm_of_the_gradient_is_of_what_trains():
     grads = gradients(START, BATCHES[0])
     squares = {path: np.square(grad).sum() for path, grad in grads.items()}
     head = squares["head/kernel"] + squares["head/bias"]
-    waits = frozen_body(**{"body/kernel": Part(1.0, 4)})
+    waits = frozen_body(**{"body/kernel": ParamGroup(1.0, 4)})
     for found, expected in (
         (frozen_body(), head),
         (waits, head + squares["body/kernel"]),
@@ -252,14 +254,14 @@ def changed(before, after, prefix):
 def test_the_keys_of_a_config_reach_the_parts(tiny):
     exp = built_of(tiny(**TUNED))
     frozen = {"stage1_conv1/kernel", "stage1_conv1_norm/scale", "stage1_conv1_norm/bias"}
-    expected = {path: Part(0.0, 0) for path in frozen} | {
-        "stage2_conv1/kernel": Part(0.25, 7),
-        "stage2_conv1_norm/scale": Part(0.25, 7),
-        "stage2_conv1_norm/bias": Part(0.25, 7),
-        "dense/kernel": Part(0.5, 7),
-        "dense/bias": Part(0.5, 7),
-        "head/kernel": Part(2.0, 0),
-        "head/bias": Part(2.0, 0),
+    expected = {path: ParamGroup(0.0, 0) for path in frozen} | {
+        "stage2_conv1/kernel": ParamGroup(0.25, 7),
+        "stage2_conv1_norm/scale": ParamGroup(0.25, 7),
+        "stage2_conv1_norm/bias": ParamGroup(0.25, 7),
+        "dense/kernel": ParamGroup(0.5, 7),
+        "dense/bias": ParamGroup(0.5, 7),
+        "head/kernel": ParamGroup(2.0, 0),
+        "head/bias": ParamGroup(2.0, 0),
     }
     assert exp.recipe.param_groups == expected
     assert exp.plan.head_first == 7

@@ -352,7 +352,7 @@ def test_heat_is_laid_over_where_it_is():
 
 def figured(name, top1):
     value = Interval(top1, top1 - 0.01, top1 + 0.01)
-    return figures.Row(name, 40, value, Interval(1.5, 1.25, 1.75))
+    return figures.ScoreRow(name, 40, value, Interval(1.5, 1.25, 1.75))
 
 
 def test_robustness_is_a_chart_for_each_kind_and_one_of_attacks():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxcls.errors import InputError
-from jaxcls.studies import sides
+from jaxcls.studies import samples
 from tests import run_folders
 
 
@@ -28,7 +28,7 @@ def made(tmp_path):
 
 @pytest.mark.parametrize("name", ["one", "one/base", "two/b", "one/"])
 def test_a_study_of_one_cell_and_a_cell_are_sides(made, name):
-    found = sides.read(f"{made}/{name}")
+    found = samples.read(f"{made}/{name}")
     assert [run.seed for run in found.runs] == [0, 1]
     assert [run.values["test_best"]["top1"] for run in found.runs] == [0.5, 0.6]
     assert found.name == f"{made}/{name}".rstrip("/")
@@ -37,18 +37,18 @@ def test_a_study_of_one_cell_and_a_cell_are_sides(made, name):
 def test_a_cell_of_two_keys_has_a_comma_in_its_name(made):
     cell = made / "two" / "optim.lr=1,batch_size=8"
     run_folders.write(cell / "seed-3", run_folders.scored(0.7))
-    found = sides.read(str(cell))
+    found = samples.read(str(cell))
     assert ([run.seed for run in found.runs], found.name) == ([3], str(cell))
 
 
 def test_runs_of_a_study_have_the_seeds_of_their_names(made):
     # Where order alone varies, config.seed is that of all of them.
     pair = ",".join(str(made / "one" / "base" / f"seed-{seed}") for seed in (0, 1))
-    assert [run.seed for run in sides.read(pair).runs] == [0, 1]
+    assert [run.seed for run in samples.read(pair).runs] == [0, 1]
 
 
 def test_runs_by_themselves_have_the_seeds_of_their_configs(made):
-    found = sides.read(f"{made}/alone,{made}/one/base/seed-0")
+    found = samples.read(f"{made}/alone,{made}/one/base/seed-0")
     assert [run.seed for run in found.runs] == [0, 7]
 
 
@@ -65,7 +65,7 @@ def test_runs_by_themselves_have_the_seeds_of_their_configs(made):
 def test_what_is_no_side_is_said(made, text, message):
     run_folders.write(made / "new", [])
     with pytest.raises(InputError, match="--compare") as error:
-        sides.read(text.format(made))
+        samples.read(text.format(made))
     assert message.format(made) in str(error.value)
 
 
@@ -82,19 +82,19 @@ def test_what_is_no_side_is_said(made, text, message):
 )
 def test_only_what_was_scored_on_the_same_examples_is_compared(made, changed, is_same):
     run_folders.write(made / "changed", run_folders.scored(0.5), **changed)
-    pair = sides.read(f"{made}/alone"), sides.read(f"{made}/changed")
+    pair = samples.read(f"{made}/alone"), samples.read(f"{made}/changed")
     if is_same:
-        sides.check_same_examples(*pair)
+        samples.check_same_examples(*pair)
     else:
         with pytest.raises(InputError, match="are scored on other examples"):
-            sides.check_same_examples(*pair)
+            samples.check_same_examples(*pair)
 
 
 def test_differences_are_of_the_recipe_alone(made):
     run_folders.write(
         made / "changed", run_folders.scored(0.5), seed=3, optim__lr=0.5, data__threads=3
     )
-    pair = sides.read(f"{made}/alone"), sides.read(f"{made}/changed")
-    (said,) = sides.differences(*pair)
+    pair = samples.read(f"{made}/alone"), samples.read(f"{made}/changed")
+    (said,) = samples.differences(*pair)
     assert said.startswith("optim.lr: ")
     assert said.endswith(", 0.5")

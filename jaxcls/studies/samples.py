@@ -1,4 +1,4 @@
-"""The two sides of a comparison: what came of a study, a cell of one, or single runs."""
+"""The two samples of a comparison: runs of a study, of a cell of one, or single ones."""
 
 import pathlib
 import re
@@ -12,16 +12,16 @@ from jaxcls.studies import outcomes
 from jaxcls.studies.outcomes import Outcome
 
 
-class Side(NamedTuple):
-    """One side: its name, its outcomes by seed, and the folder of one of its runs."""
+class Sample(NamedTuple):
+    """Runs of one recipe: a name, outcomes by seed, and the folder of one of the runs."""
 
     name: str
     runs: list[Outcome]
     folder: Workdir
 
 
-def read(text: str) -> Side:
-    """What a side names: a folder, or several run folders with commas between.
+def read(text: str) -> Sample:
+    """The sample that a text names: a folder, or run folders with commas between.
 
     A folder is a run's, a cell's of a study (its seed-0, seed-1, ...) or that of a study
     with one cell. Raises `InputError`.
@@ -41,14 +41,14 @@ def read(text: str) -> Side:
         raise InputError(
             f"--compare {text}: no run of it has ended; the command that made it goes on"
         )
-    return Side(text.rstrip("/"), runs, folders[min(folders)])
+    return Sample(text.rstrip("/"), runs, folders[min(folders)])
 
 
-def check_same_examples(one: Side, other: Side) -> None:
-    """Raise `InputError` unless both sides were scored on the same examples."""
+def check_same_examples(one: Sample, other: Sample) -> None:
+    """Raise `InputError` unless both samples were scored on the same examples."""
     facts, splits = [], []
-    for side in (one, other):
-        saved = side.folder.read()
+    for sample in (one, other):
+        saved = sample.folder.read()
         facts.append(saved["implied"]["facts"])
         splits.append([saved["config"].get(key, "") for key in ("data.test", "data.eval")])
     for what, pair in {
@@ -62,8 +62,8 @@ def check_same_examples(one: Side, other: Side) -> None:
             )
 
 
-def differences(one: Side, other: Side) -> list[str]:
-    """What makes the sides different recipes: 'optim.lr: 0.1, 0.2'; not their seeds."""
+def differences(one: Sample, other: Sample) -> list[str]:
+    """The keys in which the recipes differ, but for seeds: 'optim.lr: 0.1, 0.2'."""
     before, after = one.folder.config(), other.folder.config()
     found = configs.differences(before, after).items()
     return [
