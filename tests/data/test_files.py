@@ -111,7 +111,7 @@ def test_prepare_predict_and_search_find_the_same_files_in_one_order(tmp_path):
         "b/missing": "a broken link", "b/pipe.png": "not a regular file",
         "b/up": "a link to a folder that it lies in",
     }  # fmt: skip
-    prepared = importers.find(root, tmp_path, 0.0)
+    prepared = importers.open_source(root, tmp_path, 0.0)
     assert [os.fsdecode(name) for name in prepared.splits["train"].names] == good
     assert prepared.rejected == list(bad.items())
 

@@ -1,4 +1,4 @@
-"""What a person should know of the data before training on it."""
+"""Warnings about a dataset: missing classes, imbalance, duplicates, leaks."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from jaxcls.errors import shown
 
-# The largest class over the smallest, from which it is said.
+# The ratio of the largest class to the smallest from which a warning is given.
 IMBALANCE = 10
 
 
 class Kept(NamedTuple):
-    """What was written of a split: names [n] bytes, labels [n], content hashes [n]."""
+    """The examples written to a split: names [n] bytes, labels [n], content hashes [n]."""
 
     names: np.ndarray
     labels: np.ndarray

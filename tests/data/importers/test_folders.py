@@ -14,7 +14,7 @@ from tests.images import write
 
 
 def read(root, val_fraction=0.0):
-    """Found, and {split: {name: (class name, its file's bytes)}}."""
+    """ImageSource, and {split: {name: (class name, its file's bytes)}}."""
     found = folders(root, root.parent, val_fraction)
     table = {}
     for split, listing in found.splits.items():

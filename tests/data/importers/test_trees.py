@@ -18,7 +18,7 @@ import pytest
 
 from jaxcls.data import files as files_module
 from jaxcls.data.decode import DecodeError
-from jaxcls.data.importers import find
+from jaxcls.data.importers import open_source
 from jaxcls.data.importers import trees as trees_module
 from jaxcls.data.importers.trees import open_tree
 from jaxcls.errors import InputError
@@ -302,7 +302,7 @@ def test_an_encrypted_zip_is_refused_by_its_files(tmp_path):
     tree = open_tree(path, tmp_path)
     assert (len(tree.names), tree.rejected) == (0, [("a", "encrypted")])
     with pytest.raises(InputError, match=r"holds no file \(refused: a, encrypted\)"):
-        find(path, tmp_path, 0)
+        open_source(path, tmp_path, 0)
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
@@ -359,7 +359,7 @@ def test_a_source_that_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "gone", tmp_path / "pipe", tmp_path / ("x" * 5000)):
         with pytest.raises(InputError, match=re.escape(f"--source={path} is not there")):
-            find(path, tmp_path, 0)
+            open_source(path, tmp_path, 0)
 
 
 def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch)
         with pytest.raises(
             InputError, match=r"cannot be read \(Permission denied\); allow"
         ):
-            find(path, tmp_path, 0)
+            open_source(path, tmp_path, 0)
 
 
 def test_folders_too_deep_are_refused_and_the_rest_is_read(tmp_path):
