@@ -1,8 +1,8 @@
-"""Pickles, followed by an interpreter that can do only what its caller's table says.
+"""An interpreter of pickles that calls only the functions in its caller's table.
 
-A name in a pickle stays a name until a caller's function stands for it. Nothing recurses
-into values, and only plain keys are hashed, so that nested or circular ones cost no more
-than their opcodes. Nothing is allocated for a size that is told.
+A name in a pickle stays a name unless the table has a function for it. Nothing recurses
+into values, and only plain keys are hashed, so nested or circular values cost no more
+than their opcodes. No memory is allocated for a size that the pickle states.
 """
 
 import dataclasses
@@ -16,30 +16,30 @@ from jaxcls.errors import first_line
 # A training checkpoint of 10,000 tensors has 400,000, CIFAR-100 300,000.
 MOST_OPCODES = 1 << 21
 _MOST_ARGUMENTS = 16  # Of a call.
-# Larger integers are refused as keys: one can make as many of one hash as one likes.
+# Larger integers are refused as keys: any number of them can share one hash.
 _LARGEST_KEY = 1 << 60
 
 
 class RefusedError(Exception):
-    """Why a pickle is not followed."""
+    """A pickle is refused; the text gives the reason."""
 
 
 class UnknownNameError(RefusedError):
-    """A pickle names something that its caller's table has not."""
+    """A pickle names something that is not in its caller's table."""
 
 
 class Global(NamedTuple):
-    """A name in a pickle, which stays a name."""
+    """A name in a pickle, which is not imported."""
 
     module: str
     name: str
 
 
 class Names(NamedTuple):
-    """What a pickle may name.
+    """The names that a pickle may use.
 
-    calls: functions, which are called with whatever the pickle pleases, and trust nothing.
-    others: names that are only passed on, as a `Global`.
+    calls: functions; the pickle chooses their arguments, so they must check them.
+    others: names that are passed on as a `Global`.
     """
 
     calls: Mapping[Global, Callable[..., Any]]
@@ -54,14 +54,14 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     python2: type[str] | type[bytes] = str,
 ) -> Any:
-    """Returns the value of the pickle at the file's position, and leaves the file after it.
+    """The value of the pickle at the file's position; the file is left after the pickle.
 
     Args:
-      file: all of what was read; calls together get no more values than it has bytes.
-      names: what the pickle may name.
-      build: is given a value and its state.
+      file: the whole file; calls together get no more values than it has bytes.
+      names: the names that the pickle may use.
+      build: called with a value and its state.
       persistent: a persistent id -> its value; None refuses persistent ids.
-      python2: what strings of Python 2 become.
+      python2: the type for strings of Python 2.
 
     Raises `RefusedError`, and nothing else, for any other pickle.
     """
@@ -75,7 +75,7 @@ def load(
 
 
 def kind_of(value: Any) -> str:
-    """What a value of a pickle is called in messages."""
+    """The name of a value's type in messages."""
     return type(value).__name__.strip("_").lower()
 
 
@@ -130,7 +130,7 @@ class _Machine:
         self.marks.append(len(self.stack))
 
     def marked(self) -> list[Any]:
-        """Takes off and returns what lies above the last mark."""
+        """Pop and return the values above the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]

@@ -19,7 +19,7 @@ from jaxcls.errors import InputError
 
 
 class Layout(NamedTuple):
-    """How a CIFAR is packed. `marks`: files by which an unpacked folder is known."""
+    """The files of a CIFAR. marks: files that identify an unpacked folder."""
 
     title: str
     folder: str
@@ -71,7 +71,7 @@ def is_cifar(path: pathlib.Path) -> bool:
 def cifar(path: pathlib.Path) -> ImageSource:
     """The CIFAR at `path`; it is held in memory (180 MB), its images given as PNG.
 
-    Raises `InputError` for what `is_cifar` refuses, two sets, or a damaged one.
+    Raises `InputError` for a path without a CIFAR, with two, or with a damaged one.
     """
     located = _locate(path)
     if len(located) != 1:
@@ -190,9 +190,9 @@ def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
                 raise _idx_fault(path, "is cut short in its header")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            # By pieces: a damaged header may state more than any memory holds.
-            while len(data) <= size and (piece := file.read(1 << 24)):
-                data += piece
+            # In blocks: a damaged header may state more than any memory holds.
+            while len(data) <= size and (block := file.read(1 << 24)):
+                data += block
     except (OSError, EOFError, zlib.error) as error:
         raise _idx_fault(path, f"cannot be read ({error})") from None
     if len(data) != size or not size:
