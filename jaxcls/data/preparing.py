@@ -1,17 +1,16 @@
 """A folder or an archive of images -> a TFDS dataset in ArrayRecord."""
 
-import contextlib
 import csv
 import functools
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import track
 
 from jaxcls import console
 from jaxcls.data import published, writer
@@ -75,13 +74,10 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
             f" {pairs(counts)}"
         )
         outcome = Outcome(found.rejected)
-        with _progress(sum(counts.values())) as advance:
-            for split, listing in found.splits.items():
-                outcome.fingerprint.split(split)
-                written = _records(split, listing, options, outcome, advance)
-                outcome.shards[split] = writer.write_split(
-                    folder, options.name, split, written
-                )
+        for split, listing in found.splits.items():
+            outcome.fingerprint.split(split)
+            written = _records(split, listing, options, outcome)
+            outcome.shards[split] = writer.write_split(folder, options.name, split, written)
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _describe(folder, options, found, outcome)
@@ -91,11 +87,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
 
 
 def _records(
-    split: str,
-    listing: Listing,
-    options: Options,
-    outcome: Outcome,
-    advance: Callable[[], None],
+    split: str, listing: Listing, options: Options, outcome: Outcome
 ) -> Iterator[bytes]:
     """The serialised records of a split, in the order of a hash of their names.
 
@@ -106,8 +98,14 @@ def _records(
     order = np.argsort(hashes, kind="stable")
     contents, is_kept = np.zeros(n, np.uint64), np.zeros(n, bool)
     make = functools.partial(_example, listing, options.shrink)
-    for at, made in enumerate(in_order(make, (int(i) for i in order), options.threads)):
-        advance()
+    examples = track(
+        in_order(make, (int(i) for i in order), options.threads),
+        f"preparing {split}",
+        total=n,
+        console=console.console(),
+        disable=not sys.stdout.isatty(),
+    )
+    for at, made in enumerate(examples):
         if isinstance(made, str):
             outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
             continue
@@ -197,21 +195,6 @@ def _check_names(class_names: Sequence[str]) -> None:
             raise InputError(
                 f"class {name!r} has a name with other than printable characters; rename it"
             )
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A function to call once for each file; draws a bar where stdout is a terminal."""
-    with Progress(
-        "preparing",
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console.console(),
-        disable=not sys.stdout.isatty(),
-    ) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
 
 
 def say(text: str) -> None:

@@ -85,7 +85,8 @@ class Dataset:
         image_key, label_key = self._keys
         parts = []
         for name, start, stop in splits.resolve(split, self.facts.splits, key):
-            for path in self._builder.info.splits[name].filepaths:
+            info = self._builder.info.splits[name]
+            for path in info.filepaths:
                 if not os.path.exists(path):
                     raise InputError(
                         f"{key}={split!r}: shard {path} is missing; copy it there or"
@@ -93,7 +94,6 @@ class Dataset:
                     )
             decoders = {image_key: tfds.decode.SkipDecoding()}
             data = self._builder.as_data_source(name, decoders=decoders)
-            info = self._builder.info.splits[name]
             files = [os.path.basename(path) for path in info.filepaths]
             shards = list(zip(files, info.shard_lengths, strict=True))
             parts.append(Part(data, start, stop, shards))

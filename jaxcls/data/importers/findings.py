@@ -1,5 +1,6 @@
 """Warnings about a dataset: missing classes, imbalance, duplicates, leaks."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +38,8 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
                 " data.balance"
             )
         lines += _twice(split, kept)
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            lines += _shared(one, splits[one], other, splits[other])
+    for (one, a), (other, b) in itertools.combinations(splits.items(), 2):
+        lines += _shared(one, a, other, b)
     return lines
 
 

@@ -126,8 +126,7 @@ def _listing(
 ) -> Listing:
     """The files of a tar without labels; places: the start and the size of each."""
     kept, order = sorted_once(names, rejected)
-    starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
-    return Listing(kept, np.zeros(0, np.int32), Reader(path, starts, sizes))
+    return Listing(kept, np.zeros(0, np.int32), Reader(path, places, order))
 
 
 def _encoded(name: str) -> bytes:

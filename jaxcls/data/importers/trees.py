@@ -134,17 +134,7 @@ def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
             elif found.add(os.fsencode(name)):
                 places.extend((member.offset_data, member.size))
 
-    def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
-        read = tars.Reader(path, starts, sizes)
-
-        def checked(i: int) -> bytes:
-            files.check_size(int(sizes[i]))
-            return read(i)
-
-        return checked
-
-    return found.tree(reader)
+    return found.tree(lambda names, order: tars.Reader(path, places, order))
 
 
 def _zip(path: pathlib.Path) -> Tree:
