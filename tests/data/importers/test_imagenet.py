@@ -1,6 +1,5 @@
 """Tars in ILSVRC2012's own layout, packed by tarfile: each image back, by its place."""
 
-import concurrent.futures
 import gc
 import io
 import os
@@ -148,14 +147,6 @@ def test_the_label_of_a_val_image_is_by_its_number_whatever_its_place(source):
     check_val(
         imagenet(source(**{VAL: tar(dict(reversed(VALS.items())))})).splits["validation"]
     )
-
-
-def test_many_threads_read_at_once(source):
-    listing = imagenet(source()).splits["validation"]
-    wanted = list(range(4)) * 500
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        data = list(pool.map(listing.read, wanted))
-    assert data == [list(VALS.values())[i] for i in wanted]
 
 
 def test_the_file_is_closed_when_the_listing_goes(source):
