@@ -5,12 +5,13 @@ it: the folder describes the content.
 """
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
 import re
 import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,28 +131,6 @@ def _read_labels(source: "Source", split: str) -> np.ndarray:
     return labels
 
 
-class Selected:
-    """Some examples of a source, renumbered from 0."""
-
-    def __init__(self, source: "Source", rows: np.ndarray) -> None:
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, indices: np.ndarray) -> Iterable[Record]:
-        """Like `Source.read`."""
-        return self._source.read(self._rows[indices])
-
-    def where(self, index: int) -> str:
-        """Like `Source.where`."""
-        return self._source.where(int(self._rows[index]))
-
-    def names(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Like `Source.names`."""
-        return self._source.names(self._rows[indices])
-
-
 class Part(NamedTuple):
     """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
 
@@ -174,12 +153,20 @@ class Source:
         self._parts, self._split = parts, split
         self._starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
         self._keys = image_key, label_key
+        self._rows = np.arange(self._starts[-1])
+
+    def select(self, rows: np.ndarray) -> "Source":
+        """The examples at `rows` [N] int64 alone, renumbered from 0."""
+        selected = copy.copy(self)
+        selected._rows = self._rows[rows]
+        return selected
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def where(self, index: int) -> str:
         """The name of an example in messages: its split, its record, its file."""
+        index = int(self._rows[index])
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[which]
         row = index - int(self._starts[which]) + part.start
@@ -204,10 +191,11 @@ class Source:
         return (example.name for example in self._examples(indices))
 
     def _examples(self, indices: np.ndarray) -> Iterator[Example]:
-        which = np.searchsorted(self._starts, indices, side="right") - 1
-        for number, index in zip(which.tolist(), indices.tolist(), strict=True):
+        rows = self._rows[indices]
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        for number, at, index in zip(which.tolist(), rows.tolist(), indices, strict=True):
             data = self._parts[number].data
-            row = index - int(self._starts[number]) + self._parts[number].start
+            row = at - int(self._starts[number]) + self._parts[number].start
             try:
                 yield parse(data.data_source[row], *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
