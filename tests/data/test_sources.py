@@ -203,9 +203,7 @@ def test_a_record_that_is_no_plain_example_is_read_by_tfds():
     class Odd(list):
         data_source = (b"", b"no example")
 
-    odd = Odd(
-        [{"image": b"a", "label": np.int64(3)}, {"image": b"b", "label": np.int64(4)}]
-    )
+    odd = Odd({"image": b"ab"[k : k + 1], "label": np.int64(3 + k)} for k in (0, 1))
     source = sources.Source([sources.Part(odd, 0, 2, [])], "image", "label", "train")
     assert records(source) == [(b"a", 3), (b"b", 4)]
 

@@ -349,9 +349,8 @@ def test_idx_files_come_back(tmp_path, dotted, pack):
 
 
 def test_a_file_that_a_browser_unpacked_is_read_whatever_its_name(tmp_path):
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
-        data = idx(IMAGES) if "images" in name else idx(DIGITS)
-        (tmp_path / f"{name}.gz").write_bytes(data)
+    files = {"images-idx3": idx(IMAGES), "labels-idx1": idx(DIGITS)}
+    write(tmp_path, {f"train-{kind}-ubyte.gz": data for kind, data in files.items()})
     found = arrays.idx(tmp_path)
     assert list(found.splits) == ["train"]
     assert np.array_equal(pixels_of(found.splits["train"].read(5)), IMAGES[5])

@@ -309,11 +309,9 @@ def test_a_tar_of_a_negative_size_ends(tmp_path):
     ("name", "data", "said"),
     [
         ("notes.txt", b"plain text\n" * 100, "is no source of images; give a folder"),
-        ("empty", b"", "is no source of images; give a folder"),
         ("photo.jpg.gz", gzip.compress(b"no tar" * 200, mtime=0), r"some|damaged \("),
         ("none.gz", gzip.compress(b"", mtime=0), r"damaged \(empty file"),
         ("a.bz2", bz2.compress(b"x" * 999)[:40] + b"!" * 99, r"damaged \("),
-        ("a.gz", b"\x1f\x8b\x08" + b"?" * 99, r"damaged \("),
         ("a.xz", b"\xfd7zXZ\0" + b"?" * 99, r"damaged \("),
     ],
 )
@@ -344,11 +342,8 @@ def test_a_source_that_is_no_file_is_refused_at_once(tmp_path):
 
 def test_a_source_that_may_not_be_read_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
-    for path in (write(tmp_path / "some", FILES), tar(tmp_path / "a.tar", FILES)):
-        with pytest.raises(
-            InputError, match=r"cannot be read \(Permission denied\); allow"
-        ):
-            open_source(path, tmp_path, 0)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); allow"):
+        open_source(write(tmp_path / "some", FILES), tmp_path, 0)
 
 
 def test_folders_too_deep_are_refused_and_the_rest_is_read(tmp_path):
