@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and JSON in such files."""
+"""Files and folders that appear whole or not at all, and JSON in such files."""
 
 import contextlib
 import json
@@ -18,10 +18,11 @@ _REMEDY = "make room, or let it be written there"
 def writing(
     path: pathlib.Path, mode: str = "w", remedy: str = _REMEDY
 ) -> Iterator[IO[Any]]:
-    """A file, of text in UTF-8 or of bytes, that becomes `path` when the block ends well.
+    """A new file that replaces `path` when the block succeeds.
 
-    Else an old one stays, and nothing is left of the new. mode: "w" or "wb". Raises
-    `InputError`, which ends with `remedy`, where it cannot be written.
+    If the block fails, an old file stays and the new one is removed. mode: "w" (text in
+    UTF-8) or "wb". Raises `InputError`, which ends with `remedy`, where the file cannot
+    be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     encoding = None if "b" in mode else "utf-8"
@@ -33,17 +34,17 @@ def writing(
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Make `text` all that a file holds; raises `InputError` as `writing` does."""
+    """Write a file that holds `text`; raises `InputError` as `writing` does."""
     with writing(path) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
-    """An empty folder to fill, which becomes `path` when the block ends well.
+    """An empty folder that becomes `path` when the block succeeds.
 
-    Else nothing is left of it. flag: what named `path`. Raises `InputError` where that
-    exists or cannot be written.
+    If the block fails, the folder is removed. flag: the flag that named `path`. Raises
+    `InputError` where `path` exists or cannot be written.
     """
     if path.exists() or path.is_symlink():
         raise InputError(f"{flag}={path} exists, and is not replaced; name a new folder")
@@ -58,9 +59,10 @@ def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
 def becoming(
     path: pathlib.Path, temporary: pathlib.Path, remedy: str = _REMEDY
 ) -> Iterator[None]:
-    """The file or folder `temporary`, beside `path`, becomes it when the block ends well.
+    """Rename `temporary`, a file or folder beside `path`, to it when the block succeeds.
 
-    It is on the disk before. Else it is removed. Raises `InputError` in place of OSError.
+    Its bytes are synced to the disk first. If the block fails, `temporary` is removed.
+    Raises `InputError` in place of OSError.
     """
     with explained(path, remedy):
         try:
@@ -92,7 +94,7 @@ def explained(path: pathlib.Path, remedy: str = _REMEDY) -> Iterator[None]:
 
 
 def read_json(file: pathlib.Path) -> Any:
-    """The value that a file of JSON holds, None without a file; raises `InputError`."""
+    """The value in a JSON file, or None if there is no file; raises `InputError`."""
     try:
         return json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -102,12 +104,12 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
-    """Make a value all that a file holds, as JSON; raises `InputError`."""
+    """Write a value as JSON; raises `InputError`."""
     write(file, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: non-finite numbers are None, tuples are lists."""
+    """The value with None for non-finite numbers and lists for tuples, as in JSON."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

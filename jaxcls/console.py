@@ -18,13 +18,13 @@ from jaxcls.errors import InputError
 
 
 def console(width: int = 120) -> Console:
-    """Where tables are printed, as they stand; `width` of a pipe, which has none itself."""
+    """A console for tables, without markup; `width` applies where stdout is a pipe."""
     wide = None if sys.stdout.isatty() else width
     return Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
 def table(title: str, *columns: str, texts: int = 1) -> Table:
-    """An empty table whose first `texts` columns hold texts, and the others numbers."""
+    """An empty table; the first `texts` columns hold text, the others numbers."""
     made = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         is_text = number < texts
@@ -33,7 +33,7 @@ def table(title: str, *columns: str, texts: int = 1) -> Table:
 
 
 def as_text(value: float | None) -> str:
-    """A figure of four decimals; "-" for one that is none."""
+    """A number with four decimals; "-" for None or a non-finite one."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
@@ -42,10 +42,10 @@ def explained() -> Iterator[None]:
     """Raise `InputError` where standard output cannot be written, as on a full disk."""
     try:
         yield
-    except BrokenPipeError:  # Its reader has seen enough.
+    except BrokenPipeError:  # The reader closed the pipe.
         raise
     except OSError as error:
-        # What waits to be written is not tried again.
+        # The buffered rest is discarded, or Python would try to write it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise InputError(
             f"the answers cannot be written ({error.strerror or error}); make room"
@@ -53,7 +53,7 @@ def explained() -> Iterator[None]:
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A header, then a row each; paths of any bytes leave as they came."""
+    """Print a header and rows as CSV; the bytes of a path are unchanged."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     plain = csv.writer(sys.stdout, lineterminator="\n")
@@ -66,7 +66,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def as_json(values: Iterable[Any]) -> None:
-    """One array with a value a line: no JSON until its end, so a cut one is not taken."""
+    """Print one JSON array, a value a line; a truncated output is not valid JSON."""
     before = "["
     for value in values:
         print(f"{before}\n{json.dumps(value)}", end="")

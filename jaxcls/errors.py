@@ -1,4 +1,4 @@
-"""How a command ends other than well: one line, and a status that says which."""
+"""Errors that end a command with one line, and the exit statuses."""
 
 import difflib
 import os
@@ -7,38 +7,37 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Statuses of a command: done, bad input, a run that diverged, checked and it differs.
+# Exit statuses: success, bad input, a run diverged, a check found a difference.
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
-# Statuses with which a run leaves on a signal: to be run again, and at once.
+# Exit statuses on a signal: stopped after saving (run it again), and interrupted.
 STOPPED, INTERRUPTED = 75, 130
-# Of a process that another of the same run keeps waiting, or that lost it.
+# Exit status of a process whose peer in the same run does not answer or is lost.
 LOST = 70
 
 
 class InputError(Exception):
-    """A bad input. Its text names the thing, the value, the rule, a value that works.
+    """A bad input. The text names the thing, the value, the rule, a value that works.
 
-    The command line prints it on one line and leaves with status 2.
+    A command prints the text on one line and exits with status 2.
     """
 
 
 class InUseError(InputError):
-    """Another process holds the folder that is asked for."""
+    """Another process holds the lock of the folder."""
 
 
 class DivergedError(Exception):
-    """A loss or gradient that is not finite ended a run; a command leaves with 3."""
+    """A non-finite loss or gradient ended a run; the command exits with 3."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and has saved; a command leaves with 75."""
+    """A run stopped on request, after saving; the command exits with 75."""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry of `table` called `name`; a typo is answered with the nearest name.
+    """The entry of `table` called `name`: every name in a config is resolved here.
 
-    The only way a name in a config becomes a thing.
-    Raises `InputError` naming `kind`, the near miss and every known name.
+    Raises `InputError` with `kind`, the nearest name and all known names.
     """
     if name in table:
         return table[name]
@@ -55,11 +54,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, of 200 characters; its kind where it has none."""
+    """The first 200 characters of an error's first line; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def shown(name: str | bytes) -> str:
-    """The name of a file as it can be printed on a line, in any terminal's encoding."""
+    """The name of a file in a form that prints on one line in any terminal."""
     name = os.fsdecode(name)
     return name if name.isprintable() else ascii(name)

@@ -1,10 +1,11 @@
-"""Pickles, followed by an interpreter that can do only what its caller's table says.
+"""An interpreter of pickles that calls only the functions in its caller's table.
 
-A name in a pickle stays a name until a caller's function stands for it. Nothing recurses
-into values, and only plain keys are hashed, so that nested or circular ones cost no more
-than their opcodes. Nothing is allocated for a size that is told.
+A name in a pickle stays a name unless the table has a function for it. Nothing recurses
+into values, and only plain keys are hashed, so nested or circular values cost no more
+than their opcodes. No memory is allocated for a size that the pickle states.
 """
 
+import dataclasses
 import io
 import pickletools
 from collections.abc import Callable, Mapping
@@ -15,30 +16,30 @@ from jaxcls.errors import first_line
 # A training checkpoint of 10,000 tensors has 400,000, CIFAR-100 300,000.
 MOST_OPCODES = 1 << 21
 _MOST_ARGUMENTS = 16  # Of a call.
-# Larger integers are refused as keys: one can make as many of one hash as one likes.
+# Larger integers are refused as keys: any number of them can share one hash.
 _LARGEST_KEY = 1 << 60
 
 
 class RefusedError(Exception):
-    """Why a pickle is not followed."""
+    """A pickle is refused; the text gives the reason."""
 
 
 class UnknownNameError(RefusedError):
-    """A pickle names something that its caller's table has not."""
+    """A pickle names something that is not in its caller's table."""
 
 
 class Global(NamedTuple):
-    """A name in a pickle, which stays a name."""
+    """A name in a pickle, which is not imported."""
 
     module: str
     name: str
 
 
 class Names(NamedTuple):
-    """What a pickle may name.
+    """The names that a pickle may use.
 
-    calls: functions, which are called with whatever the pickle pleases, and trust nothing.
-    others: names that are only passed on, as a `Global`.
+    calls: functions; the pickle chooses their arguments, so they must check them.
+    others: names that are passed on as a `Global`.
     """
 
     calls: Mapping[Global, Callable[..., Any]]
@@ -53,19 +54,20 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     python2: type[str] | type[bytes] = str,
 ) -> Any:
-    """Returns the value of the pickle at the file's position, and leaves the file after it.
+    """The value of the pickle at the file's position; the file is left after the pickle.
 
     Args:
-      file: all of what was read; calls together get no more values than it has bytes.
-      names: what the pickle may name.
-      build: is given a value and its state.
+      file: the whole file; calls together get no more values than it has bytes.
+      names: the names that the pickle may use.
+      build: called with a value and its state.
       persistent: a persistent id -> its value; None refuses persistent ids.
-      python2: what strings of Python 2 become.
+      python2: the type for strings of Python 2.
 
     Raises `RefusedError`, and nothing else, for any other pickle.
     """
     try:
-        return _Machine(file, names, build, persistent, python2).run(file)
+        room = len(file.getbuffer())
+        return _Machine(names, build, persistent, python2, room).run(file)
     except RefusedError:
         raise
     except Exception as error:  # Damaged pickles raise almost every kind.
@@ -73,7 +75,7 @@ def load(
 
 
 def kind_of(value: Any) -> str:
-    """What a value of a pickle is called in messages."""
+    """The name of a value's type in messages."""
     return type(value).__name__.strip("_").lower()
 
 
@@ -86,27 +88,22 @@ def put(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 
 
+@dataclasses.dataclass
 class _Machine:
     """The stack and memo of one pickle."""
 
-    def __init__(
-        self,
-        file: io.BytesIO,
-        names: Names,
-        build: Callable[[Any, Any], None],
-        persistent: Callable[[Any], Any] | None,
-        python2: type[str] | type[bytes],
-    ) -> None:
-        self._names, self._build, self._persistent = names, build, persistent
-        self._python2 = python2
-        # A memo gives a call one long text or list again and again.
-        self._room = len(file.getbuffer())
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+    names: Names
+    build: Callable[[Any, Any], None]
+    persistent: Callable[[Any], Any] | None
+    python2: type[str] | type[bytes]
+    # Values that calls may still get: a memo gives one long text again and again.
+    room: int
+    stack: list[Any] = dataclasses.field(default_factory=list)
+    marks: list[int] = dataclasses.field(default_factory=list)
+    memo: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     def run(self, file: io.BytesIO) -> Any:
-        stack, memo = self._stack, self._memo
+        stack, memo = self.stack, self.memo
         argument: Any
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == MOST_OPCODES:
@@ -123,80 +120,80 @@ class _Machine:
             elif name in _ACTIONS:
                 _ACTIONS[name](self, argument)
             elif name in _OF_PYTHON_2 and isinstance(argument, str):
-                is_text = self._python2 is str
+                is_text = self.python2 is str
                 stack.append(argument if is_text else argument.encode("latin-1"))
             elif name not in _NOTHING:
                 raise RefusedError(f"it has opcode {name}, which is not needed")
         return stack.pop()
 
     def mark(self, _: Any) -> None:
-        self._marks.append(len(self._stack))
+        self.marks.append(len(self.stack))
 
     def marked(self) -> list[Any]:
-        """Takes off and returns what lies above the last mark."""
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
+        """Pop and return the values above the last mark."""
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
         return items
 
     def make_tuple(self, count: int | None) -> None:
         if count is not None:
-            self._marks.append(len(self._stack) - count)
-        if self._marks[-1] < 0:
+            self.marks.append(len(self.stack) - count)
+        if self.marks[-1] < 0:
             raise RefusedError("its stack is empty")
-        self._stack.append(tuple(self.marked()))
+        self.stack.append(tuple(self.marked()))
 
     def append(self, items: list[Any]) -> None:
-        if type(self._stack[-1]) is not list:
-            raise RefusedError(f"it appends to a {kind_of(self._stack[-1])}")
-        self._stack[-1].extend(items)
+        if type(self.stack[-1]) is not list:
+            raise RefusedError(f"it appends to a {kind_of(self.stack[-1])}")
+        self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
-            put(self._stack[-1], key, value)
+            put(self.stack[-1], key, value)
 
     def set_item(self, _: Any) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        put(self._stack[-1], key, value)
+        value, key = self.stack.pop(), self.stack.pop()
+        put(self.stack[-1], key, value)
 
     def make_dict(self, _: Any) -> None:
         items = self.marked()
-        self._stack.append({})
+        self.stack.append({})
         self.set_items(items)
 
     def find(self, argument: str | None) -> None:
         if argument is None:
-            name, module = self._stack.pop(), self._stack.pop()
+            name, module = self.stack.pop(), self.stack.pop()
             if type(name) is not str or type(module) is not str:
                 raise RefusedError(f"it names a {kind_of(name)} of a {kind_of(module)}")
         else:
             module, _, name = argument.partition(" ")
         found = Global(module, name)
-        if found not in self._names.calls and found not in self._names.others:
+        if found not in self.names.calls and found not in self.names.others:
             raise UnknownNameError(f"it names {f'{module}.{name}'[:90]}, which is refused")
-        self._stack.append(found)
+        self.stack.append(found)
 
     def call(self, _: Any) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
+        arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not Global or type(arguments) is not tuple:
             raise RefusedError(f"it calls a {kind_of(function)}")
-        if function not in self._names.calls:
+        if function not in self.names.calls:
             raise RefusedError(f"it calls {'.'.join(function)}")
         if len(arguments) > _MOST_ARGUMENTS:
             raise RefusedError(f"it calls {function.name} with {len(arguments)} arguments")
-        self._room -= sum(len(value) for value in arguments if type(value) in _SIZED)
-        if self._room < 0:
+        self.room -= sum(len(value) for value in arguments if type(value) in _SIZED)
+        if self.room < 0:
             raise RefusedError("its calls are given more than the file has bytes")
-        self._stack.append(self._names.calls[function](*arguments))
+        self.stack.append(self.names.calls[function](*arguments))
 
     def set_state(self, _: Any) -> None:
-        state = self._stack.pop()
-        self._build(self._stack[-1], state)
+        state = self.stack.pop()
+        self.build(self.stack[-1], state)
 
     def persist(self, _: Any) -> None:
-        if self._persistent is None:
+        if self.persistent is None:
             raise RefusedError("it has a persistent id")
-        self._stack.append(self._persistent(self._stack.pop()))
+        self.stack.append(self.persistent(self.stack.pop()))
 
 
 _SIZED = (str, bytes, list, tuple, dict)
@@ -212,15 +209,15 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _NOTHING = {"PROTO", "FRAME", "STOP"}
 _ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine.mark,
-    "EMPTY_LIST": lambda machine, _: machine._stack.append([]),
-    "LIST": lambda machine, _: machine._stack.append(machine.marked()),
-    "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "LIST": lambda machine, _: machine.stack.append(machine.marked()),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "DICT": _Machine.make_dict,
     "TUPLE": _Machine.make_tuple,
     "TUPLE1": lambda machine, _: machine.make_tuple(1),
     "TUPLE2": lambda machine, _: machine.make_tuple(2),
     "TUPLE3": lambda machine, _: machine.make_tuple(3),
-    "APPEND": lambda machine, _: machine.append([machine._stack.pop()]),
+    "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.marked()),
     "SETITEM": _Machine.set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.marked()),

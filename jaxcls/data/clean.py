@@ -1,6 +1,6 @@
-"""People's image files -> bytes that `decode` reads right, or why they cannot be.
+"""Image files of users -> JPEG or PNG that `decode` reads right, or a reason why not.
 
-`pixels` is the short way for who wants no bytes.
+`pixels` decodes a file directly, where the repaired bytes are not needed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class Shrink(NamedTuple):
-    """Re-encoding of what is larger: `short` side in pixels, JPEG `quality` 1..100."""
+    """Re-encode larger images: `short` side in pixels, JPEG `quality` 1..100."""
 
     short: int
     quality: int = 95
@@ -53,13 +53,19 @@ class Cleaned(NamedTuple):
 
 
 def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cleaned:
-    """An encoded file as `decode` reads it right; most come back byte for byte.
+    """Repair an encoded file for `decode`; a plain JPEG or PNG is returned unchanged.
 
-    EXIF rotation is applied, alpha laid on white, CMYK, palette and 16-bit made RGB, as
-    PNG. Every pixel is decoded, so a file that lacks a part is found; damage that
-    still decodes is not. compression: of a PNG that is made, 0 (none, soonest) to 9.
-    Raises `DecodeError` for what is no single still image of at most MAX_PIXELS.
-    Pillow may warn of what is repaired here: see `quiet`.
+    Applies the EXIF rotation, composites alpha on white, and makes CMYK, palette and
+    16-bit images RGB; the result of a repair is a PNG. Every pixel is decoded, so a
+    truncated file is found; damage that still decodes is not.
+
+    Args:
+      data: the file.
+      shrink: how to re-encode a larger image; None keeps its size.
+      compression: level of a new PNG, 0 (none, fastest) to 9.
+
+    Raises `DecodeError` unless the file is one still image of at most MAX_PIXELS.
+    Pillow may warn meanwhile: see `quiet`.
     """
     if not data:
         raise DecodeError("empty, 0 bytes")
@@ -68,7 +74,7 @@ def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cl
             "HEIC; convert it to JPEG first, e.g. with: heif-convert IN OUT.jpg"
         )
     try:
-        with Image.open(io.BytesIO(data)) as image, _turn(*image.size):
+        with Image.open(io.BytesIO(data)) as image, _one_at_a_time(*image.size):
             _check_header(image)
             image.load()
             plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L")
@@ -98,32 +104,32 @@ def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cl
 
 
 def pixels(data: bytes, decode: Decode) -> np.ndarray:
-    """An encoded file -> uint8 [H, W, C], as `decode` reads what `clean` makes of it.
+    """An encoded file -> uint8 [H, W, C]: the pixels that `decode` gives of `clean(data)`.
 
-    Most JPEGs are decoded once. Raises `DecodeError` as `clean` does.
+    Most JPEGs are decoded only once. Raises `DecodeError` as `clean` does.
     """
     frame = frame_of(data)
     orientation = _orientation(data) if frame else 0
-    # Of a turned one grey is made from the colours, not from what the JPEG has of it.
+    # Grey of a rotated JPEG is computed from RGB, not taken from its luma plane.
     if frame and (orientation == 1 or (orientation and decode.channels == 3)):
-        # What libjpeg would mend is refused, or mended, there.
-        with _turn(frame.width, frame.height), contextlib.suppress(ValueError):
+        # Where libjpeg would repair something, `clean` decides.
+        with _one_at_a_time(frame.width, frame.height), contextlib.suppress(ValueError):
             return _UPRIGHT[orientation](decode.jpeg(data))
     cleaned = clean(data, compression=0)
-    with _turn(cleaned.width, cleaned.height):
+    with _one_at_a_time(cleaned.width, cleaned.height):
         return decode.rows(cleaned.data, frame_of(cleaned.data), MAX_PIXELS)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings while files are cleaned, in any thread: what matters is raised."""
+    """Suppress warnings in all threads while files are cleaned; faults are raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _orientation(data: bytes) -> int:
-    """How a JPEG lies, 1 to 8 as EXIF has it; 0 where that is for `clean` to say."""
+    """The EXIF orientation of a JPEG, 1 to 8; 0 where `clean` has to decide."""
     # Pillow raises many kinds for bad files.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -133,7 +139,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Raise `DecodeError` for what the header alone rules out."""
+    """Raise `DecodeError` for an image that its header rules out."""
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, a program.
         raise DecodeError("PostScript, a drawing; convert it to PNG first")
     if image.width * image.height > MAX_PIXELS:
@@ -146,7 +152,7 @@ def _check_header(image: Image.Image) -> None:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Raise where a PNG lacks its end or a checksum is wrong: `load` looks at neither."""
+    """Raise for a PNG that is truncated or has a wrong checksum: `load` checks neither."""
     if _PNG_END not in data:
         raise DecodeError("not a readable image (truncated PNG file)")
     with Image.open(io.BytesIO(data)) as image:
@@ -154,18 +160,18 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes, mode: str) -> None:
-    """Raise where libjpeg would fill in what is missing: Pillow does so in silence."""
+    """Raise for a JPEG with missing data: Pillow lets libjpeg fill it in silently."""
     try:
         simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
     except ValueError as error:
-        # Superfluous bytes need cost no pixel: many a camera's file has some.
+        # Extra bytes change no pixel; files of many cameras have some.
         if "extraneous bytes" not in str(error):
             raise
 
 
 @contextlib.contextmanager
-def _turn(width: int, height: int) -> Iterator[None]:
-    """Large images take turns, in whatever thread."""
+def _one_at_a_time(width: int, height: int) -> Iterator[None]:
+    """Hold a lock while a large image is cleaned: one at a time over all threads."""
     with _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext():
         yield
 

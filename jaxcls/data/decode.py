@@ -1,7 +1,7 @@
 """Encoded images -> uint8 pixels of one size: the ops of `data.train_ops`.
 
-An op is built once from its arguments and then called as ``op(image, rng)``; `rng` gives
-the random numbers of the example, so any thread gives the same pixels.
+An op is built once from its arguments and then called as ``op(image, rng)``. `rng` gives
+the random numbers of the example, so every thread computes the same pixels.
 Only decoding, cropping and resizing happen here; the rest happens on the device.
 """
 
@@ -20,12 +20,12 @@ from PIL import Image
 from jaxcls.errors import lookup
 
 cv2.setNumThreads(1)  # The threads are those of batches.py, one an image.
-# A damaged file is an error of ours, not a line of OpenCV's.
+# A damaged file raises DecodeError; OpenCV must not print a line of its own.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 class Random(Protocol):
-    """Where an op's random numbers come from: `batches.Random`, or NumPy's Generator."""
+    """The source of an op's random numbers: `batches.Random`, or NumPy's Generator."""
 
     def random(self) -> float: ...
 
@@ -36,31 +36,31 @@ Op = Callable[[Any, Random], np.ndarray]
 MAX_PIXELS = 100_000_000
 # The longest side that an op may be asked to make.
 MAX_SIDE = 8192
-# Rows decoded below those wanted: what chroma upsampling looks at.
+# Rows decoded below the crop: chroma upsampling needs them.
 CONTEXT = 2
 Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
 
 
 class DecodeError(ValueError):
-    """Bytes that are no image; its text says why."""
+    """Bytes are no image; the text gives the reason."""
 
 
 class Frame(NamedTuple):
-    """The size in a JPEG's header, and where the header says it."""
+    """The size in a JPEG's header, and its offset in the file."""
 
     place: int
     height: int
     width: int
 
     def cut(self, image: bytes, height: int) -> bytes:
-        """The file as if it ended after `height` rows: those below are never decoded."""
+        """The file with its height set to `height`: rows below are never decoded."""
         return b"".join((image[: self.place], height.to_bytes(2), image[self.place + 2 :]))
 
 
 def frame_of(image: bytes) -> Frame | None:
-    """The frame of a JPEG in which a row needs those above it only; None of others.
+    """The frame of a JPEG that can be decoded from the top; None of any other file.
 
-    That is one scan of sequential Huffman codes, of grey or of three colours.
+    Such a JPEG has one scan of sequential Huffman codes, of one or three components.
     """
     if image[:2] != b"\xff\xd8":
         return None
@@ -93,10 +93,10 @@ class Decode:
         return self.rows(image, frame_of(image), MAX_PIXELS)
 
     def rows(self, image: bytes, frame: Frame | None, stop: int) -> np.ndarray:
-        """At least the first `stop` rows, and all of what OpenCV has to decode."""
+        """At least the first `stop` rows; all rows where OpenCV decodes the file."""
         pixels = None
         if frame:
-            # A file that lacks its end is OpenCV's to refuse, as is another damage.
+            # OpenCV decides about a truncated or damaged file.
             part = stop + CONTEXT < frame.height and image.endswith(b"\xff\xd9")
             data = frame.cut(image, stop + CONTEXT) if part else image
             with contextlib.suppress(ValueError):
@@ -104,9 +104,9 @@ class Decode:
         return self._opencv(image) if pixels is None else pixels
 
     def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
-        """A JPEG with a `frame_of`, all of it.
+        """All pixels of a JPEG that has a `frame_of`.
 
-        Raises `ValueError` for damage; where `strict`, also for what libjpeg would mend.
+        Raises `ValueError` for damage; if `strict`, also for damage that libjpeg repairs.
         """
         colours = "GRAY" if self.channels == 1 else "RGB"
         pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
@@ -126,7 +126,7 @@ class Decode:
 def decode(channels: int = 3) -> Op:
     """bytes -> uint8 [H, W, channels]; 1 is grey, 3 is RGB. EXIF rotation is ignored.
 
-    As ImageNet's protocols do; `clean` applies the rotation to people's own files.
+    ImageNet's protocols ignore it too; `clean` applies the rotation to users' files.
     Raises `DecodeError` for bytes that are no image.
     """
     if channels not in (1, 3):
@@ -192,7 +192,7 @@ class RandomResizedCrop:
         return self.cut(image, self.box(image.shape[0], image.shape[1], rng))
 
     def after(self, previous: Op) -> Op | None:
-        """`previous` and then this as one op: rows below the box are not decoded."""
+        """Fuse `previous` and this crop: rows below the box are not decoded."""
         if not isinstance(previous, Decode):
             return None
 
@@ -230,12 +230,12 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Growing:
-    """An op that changes as the run goes on: (share of the run from which, op) pairs."""
+    """An op that changes during a run: pairs (share of the run, op from then on)."""
 
     parts: tuple[tuple[float, Op], ...]
 
     def at(self, share: float) -> Op:
-        """The op where `share` of the run, 0..1, is done."""
+        """The op after `share` of the run, 0..1."""
         return [op for start, op in self.parts if start <= share][-1]
 
 
@@ -312,7 +312,7 @@ FILTERS = {
 }
 
 
-# Ops that give other pixels at each position of a run.
+# Ops whose pixels differ at each position of a run.
 RANDOM = {"random_resized_crop"}
 
 OPS: dict[str, Callable[..., Op | Growing]] = {

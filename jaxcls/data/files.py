@@ -1,4 +1,4 @@
-"""Which image files are meant, in what order, and their bytes.
+"""The image files that arguments name, in a fixed order, and their bytes.
 
 `prepare`, `predict` and `search` find the files of a folder by the same `walk`.
 """
@@ -31,7 +31,7 @@ _CHUNK = 1 << 16  # Bytes of the list that are read at once; no path is as long.
 
 
 class Entry(NamedTuple):
-    """What a walk meets: its path below the folder, what it is, and why it is bad."""
+    """One result of `walk`: the path below the folder, its kind, why it is BAD."""
 
     path: str
     kind: str
@@ -39,17 +39,17 @@ class Entry(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A path that no image comes from, and why."""
+    """A path without a readable image, and the reason."""
 
     path: str
     why: str
 
 
 def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
-    """The images that a command line means, as `images` gives them, lists read.
+    """The images that a command line names, by `images`; "-" is a list on standard input.
 
-    null: whether a NUL ends each path of a list. Raises `InputError` at once where no
-    image can be meant.
+    null: whether a NUL ends each path of the list. Raises `InputError` at once where
+    the arguments name no image.
     """
     if null and LIST not in arguments:
         raise InputError("--null is of a list on standard input; give - for it, too")
@@ -58,9 +58,9 @@ def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise `InputError` where no image can be meant: no such path, none below it.
+    """Raise `InputError` where no argument can give an image.
 
-    Where only some cannot, they are bad when their turn comes.
+    Where only some give none, `images` reports those as `Bad`.
     """
     if arguments.count(LIST) > 1:
         raise InputError(f"{LIST} is given twice, and standard input is one list")
@@ -70,7 +70,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _why_none(path: str) -> str:
-    """Why no image can come from an argument; "" where one may."""
+    """The reason why an argument gives no image; "" where it may give one."""
     if path == LIST:
         return ""
     if not os.path.lexists(path):
@@ -96,9 +96,9 @@ def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
 
 
 def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
-    """The paths of a list as it comes, each followed by `end`; empty ones are none.
+    """The paths of a list, as soon as each is read; `end` follows each, empty ones go.
 
-    Raises `InputError` for what is no list of paths.
+    Raises `InputError` for data that are no list of paths.
     """
     rest = b""
     while chunk := stream.read1(_CHUNK):
@@ -118,9 +118,9 @@ def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
 
 
 def images(paths: Iterable[str]) -> Iterator[str | Bad]:
-    """Files as given, and the images below folders; what cannot be read is `Bad`.
+    """Files as given, and the images below folders; an unreadable path is `Bad`.
 
-    Nothing is opened, and nothing is looked at before it is asked for.
+    Opens no file, and visits a path only when the iterator reaches it.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -135,9 +135,9 @@ def images(paths: Iterable[str]) -> Iterator[str | Bad]:
 
 
 def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
-    """What was found of good files, as it comes; bad ones are said on standard error.
+    """The results of good files; `Bad` ones are printed on standard error instead.
 
-    Counts both, as "answered" and "bad".
+    Counts both in `counts`, as "answered" and "bad".
     """
     for each in found:
         if isinstance(each, Bad):
@@ -154,7 +154,7 @@ def say(bad: Bad) -> None:
 
 
 def below(folder: str) -> Iterator[str | Bad]:
-    """The image files below a folder, in the order of `walk`, and what it finds bad."""
+    """The image files below a folder, in the order of `walk`, and its BAD entries."""
     for entry in walk(folder):
         path = os.path.join(folder, entry.path) if entry.path else folder
         if entry.kind == BAD:
@@ -164,11 +164,11 @@ def below(folder: str) -> Iterator[str | Bad]:
 
 
 def walk(folder: str) -> Iterator[Entry]:
-    """What is below a folder, in the order of the bytes of whole paths.
+    """The entries below a folder, ordered by the bytes of their whole paths.
 
-    Links are followed, but not into a folder that they lie in. Hidden and system files
-    and folders are named, and not entered. What cannot be read is bad, as is what is
-    neither file nor folder; the walk goes on after it. A folder comes before its content.
+    Follows links, except into a folder that contains the link. Hidden and system folders
+    are HIDDEN and are not entered. An unreadable entry is BAD, and so is one that is
+    neither file nor folder; the walk continues. A folder comes before its content.
     """
 
     def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
@@ -206,17 +206,17 @@ def walk(folder: str) -> Iterator[Entry]:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path has a part that begins with a dot or that a system left behind."""
+    """Whether a part of the path begins with a dot or is a system file."""
     return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is one of images by its suffix."""
+    """Whether the suffix of a file is that of an image."""
     return path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> bytes:
-    """A file's bytes; raises `DecodeError` where it cannot be, or should not be, read."""
+    """A file's bytes; raises `DecodeError` for one that is unreadable or too large."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for.

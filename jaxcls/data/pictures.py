@@ -1,4 +1,4 @@
-"""Arrays -> pictures, uint8 [H, W, 3], for those who watch a run.
+"""Arrays -> pictures, uint8 [H, W, 3], for TensorBoard and the report.
 
 Pillow, not Matplotlib: a figure with a label in every cell takes a third of a second,
 and a run may be evaluated every few seconds.
@@ -44,7 +44,7 @@ def grid(
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """Counts [K, K], a row for each true class; colour is the share of its row.
 
-    The counts are there to 20 classes, the names to 50.
+    Counts are drawn for at most 20 classes, names for at most 50.
     """
     import matplotlib  # A twentieth of all imports, and the first step needs none of it.
 

@@ -1,17 +1,16 @@
-"""Images that people have -> a TFDS dataset in ArrayRecord."""
+"""A folder or an archive of images -> a TFDS dataset in ArrayRecord."""
 
-import contextlib
 import csv
 import functools
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import track
 
 from jaxcls import console
 from jaxcls.data import published, writer
@@ -19,10 +18,10 @@ from jaxcls.data.batches import in_order
 from jaxcls.data.clean import Shrink, clean, quiet
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.example import Example, serialize
-from jaxcls.data.importers import find
+from jaxcls.data.importers import open_source
 from jaxcls.data.importers.findings import Kept, findings
 from jaxcls.data.importers.folders import name_hash
-from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.errors import InputError, shown
 
 VERSION = "1.0.0"
@@ -30,7 +29,7 @@ REJECTED = "rejected.csv"
 
 
 class Options(NamedTuple):
-    """What a person chose; `max_bad`: how many files may be left out."""
+    """The flags of `prepare`; max_bad: how many files may be rejected."""
 
     source: pathlib.Path
     name: str
@@ -41,7 +40,7 @@ class Options(NamedTuple):
 
 
 class Outcome:
-    """What came of all splits."""
+    """The rejected files, and the examples and shards written to each split."""
 
     def __init__(self, rejected: Iterable[tuple[str, str]]) -> None:
         self.rejected = list(rejected)
@@ -59,14 +58,14 @@ class Outcome:
 def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
     """Write the dataset that `options` describe below `root`; returns its folder.
 
-    Raises `InputError` for a bad source, or more than max_bad files that are no images;
-    then nothing is left but the list of those.
+    Raises `InputError` for a bad source, or for more than max_bad rejected files; then
+    only the list of rejected files is left.
     """
     target = root / options.name / VERSION
     with writer.whole(target) as folder, quiet():
         scratch = folder / "scratch"
         scratch.mkdir()
-        found = find(options.source, scratch, options.val_fraction)
+        found = open_source(options.source, scratch, options.val_fraction)
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)
@@ -75,13 +74,10 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
             f" {pairs(counts)}"
         )
         outcome = Outcome(found.rejected)
-        with _progress(sum(counts.values())) as advance:
-            for split, listing in found.splits.items():
-                outcome.fingerprint.split(split)
-                written = _records(split, listing, options, outcome, advance)
-                outcome.shards[split] = writer.write_split(
-                    folder, options.name, split, written
-                )
+        for split, listing in found.splits.items():
+            outcome.fingerprint.split(split)
+            written = _records(split, listing, options, outcome)
+            outcome.shards[split] = writer.write_split(folder, options.name, split, written)
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _describe(folder, options, found, outcome)
@@ -91,11 +87,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
 
 
 def _records(
-    split: str,
-    listing: Listing,
-    options: Options,
-    outcome: Outcome,
-    advance: Callable[[], None],
+    split: str, listing: Listing, options: Options, outcome: Outcome
 ) -> Iterator[bytes]:
     """The serialised records of a split, in the order of a hash of their names.
 
@@ -106,8 +98,14 @@ def _records(
     order = np.argsort(hashes, kind="stable")
     contents, is_kept = np.zeros(n, np.uint64), np.zeros(n, bool)
     make = functools.partial(_example, listing, options.shrink)
-    for at, made in enumerate(in_order(make, (int(i) for i in order), options.threads)):
-        advance()
+    examples = track(
+        in_order(make, (int(i) for i in order), options.threads),
+        f"preparing {split}",
+        total=n,
+        console=console.console(),
+        disable=not sys.stdout.isatty(),
+    )
+    for at, made in enumerate(examples):
         if isinstance(made, str):
             outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
             continue
@@ -138,7 +136,7 @@ def _example(
 
 
 def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:
-    """Write rejected.csv; raise `InputError` where more are in it than max_bad."""
+    """Write rejected.csv; raises `InputError` for more than max_bad rejected files."""
     path.unlink(missing_ok=True)
     if not outcome.rejected:
         return
@@ -164,9 +162,9 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
 
 
 def _describe(
-    folder: pathlib.Path, options: Options, found: Found, outcome: Outcome
+    folder: pathlib.Path, options: Options, found: ImageSource, outcome: Outcome
 ) -> None:
-    """Write what TFDS needs, the labels, and the manifest."""
+    """Write the files of TFDS, the labels, and the manifest."""
     one_size = outcome.sizes.pop() if len(outcome.sizes) == 1 else (None, None)
     writer.write_info(
         folder,
@@ -199,23 +197,8 @@ def _check_names(class_names: Sequence[str]) -> None:
             )
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A function to call once for each file; a bar where someone watches."""
-    with Progress(
-        "preparing",
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console.console(),
-        disable=not sys.stdout.isatty(),
-    ) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
-
-
 def say(text: str) -> None:
-    """Print a line, with an escape for what the terminal's encoding lacks."""
+    """Print a line; characters that the terminal's encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 

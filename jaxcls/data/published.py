@@ -1,4 +1,4 @@
-"""What is known of a dataset by its name alone: counts, and where the originals are."""
+"""Published counts of well-known datasets, and where to download the originals."""
 
 from typing import NamedTuple
 

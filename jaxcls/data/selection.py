@@ -70,12 +70,12 @@ class Selection:
         is_fraction = key == "data.train" and self.config.data.fraction < 1
         return is_fraction or self.num_classes < self.facts.num_classes
 
-    def records(self, split: str, key: str) -> sources.Source | sources.Selected:
+    def records(self, split: str, key: str) -> sources.Source:
         """Random access to the examples of a split that are used."""
         source = self.dataset.source(split, key)
         if not self.is_part(key):
             return source
-        return sources.Selected(source, self.used(split, key))
+        return source.select(self.used(split, key))
 
     def used(self, split: str, key: str) -> np.ndarray:
         """The records [n] int64 of a split that are used, in order."""

@@ -1,16 +1,17 @@
 """Datasets on disk -> random access to encoded records.
 
-Any TFDS dataset in ArrayRecord is read, without TensorFlow and without the code that
-made it: what it holds is read from its folder.
+Reads any TFDS dataset in ArrayRecord, without TensorFlow and without the code that made
+it: the folder describes the content.
 """
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
 import re
 import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +23,13 @@ from jaxcls.errors import InputError, did_you_mean, first_line
 
 Record = tuple[bytes, int]
 
-_MANY = 100_000  # Examples, from which it is said that they are all read.
+_MANY = 100_000  # Number of examples from which reading their labels is announced.
 
 
 class Facts(NamedTuple):
-    """What a dataset holds. `image_shape`: (H, W, C), None where images differ.
+    """Sizes and classes of a dataset. image_shape: (H, W, C), None where images differ.
 
-    fingerprint: of its content, from the manifest that `prepare` writes; else "".
+    fingerprint: digest of the content, from the manifest that `prepare` writes, or "".
     """
 
     name: str
@@ -41,7 +42,7 @@ class Facts(NamedTuple):
 
 
 def published_facts(name: str) -> Facts | None:
-    """What is known of a dataset that is not here, or None."""
+    """The published facts of a dataset that need not be on this disk, or None."""
     known = published.PUBLISHED.get(name.partition(":")[0])
     if known is None:
         return None
@@ -85,7 +86,8 @@ class Dataset:
         image_key, label_key = self._keys
         parts = []
         for name, start, stop in splits.resolve(split, self.facts.splits, key):
-            for path in self._builder.info.splits[name].filepaths:
+            info = self._builder.info.splits[name]
+            for path in info.filepaths:
                 if not os.path.exists(path):
                     raise InputError(
                         f"{key}={split!r}: shard {path} is missing; copy it there or"
@@ -93,14 +95,13 @@ class Dataset:
                     )
             decoders = {image_key: tfds.decode.SkipDecoding()}
             data = self._builder.as_data_source(name, decoders=decoders)
-            info = self._builder.info.splits[name]
             files = [os.path.basename(path) for path in info.filepaths]
             shards = list(zip(files, info.shard_lengths, strict=True))
             parts.append(Part(data, start, stop, shards))
         return Source(parts, image_key, label_key, split)
 
     def labels(self, split: str, key: str) -> np.ndarray:
-        """The labels [n] int32 of a split: as `prepare` wrote them, or read one by one."""
+        """The labels [n] int32 of a split, from the file of `prepare` or the records."""
         found = []
         for name, start, stop in splits.resolve(split, self.facts.splits, key):
             file = self.folder / LABELS.format(name)
@@ -130,28 +131,6 @@ def _read_labels(source: "Source", split: str) -> np.ndarray:
     return labels
 
 
-class Selected:
-    """Some examples of a source, renumbered from 0."""
-
-    def __init__(self, source: "Source", rows: np.ndarray) -> None:
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, indices: np.ndarray) -> Iterable[Record]:
-        """Like `Source.read`."""
-        return self._source.read(self._rows[indices])
-
-    def where(self, index: int) -> str:
-        """Like `Source.where`."""
-        return self._source.where(int(self._rows[index]))
-
-    def names(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Like `Source.names`."""
-        return self._source.names(self._rows[indices])
-
-
 class Part(NamedTuple):
     """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
 
@@ -174,12 +153,20 @@ class Source:
         self._parts, self._split = parts, split
         self._starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
         self._keys = image_key, label_key
+        self._rows = np.arange(self._starts[-1])
+
+    def select(self, rows: np.ndarray) -> "Source":
+        """The examples at `rows` [N] int64 alone, renumbered from 0."""
+        selected = copy.copy(self)
+        selected._rows = self._rows[rows]
+        return selected
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def where(self, index: int) -> str:
-        """What an example is called in messages."""
+        """The name of an example in messages: its split, its record, its file."""
+        index = int(self._rows[index])
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[which]
         row = index - int(self._starts[which]) + part.start
@@ -192,27 +179,28 @@ class Source:
         return f"record {index} of split {self._split!r}{file}"
 
     def read(self, indices: np.ndarray) -> Iterator[Record]:
-        """indices [N] int64 in 0..len-1 -> N times (encoded image, label).
+        """indices [N] int64 in 0..len-1 -> N times (encoded image, label), lazily.
 
-        One by one as they are asked for: a record is used while it is in the cache, and
-        TFDS's own list of them costs threads for every shard it touches.
+        A record is used while it is in the cache; TFDS's `__getitems__` starts threads
+        for every shard it touches.
         """
         return ((example.image, example.label) for example in self._examples(indices))
 
     def names(self, indices: np.ndarray) -> Iterator[bytes]:
-        """indices [N] int64 -> N times the name of the file that it was; b"" of none."""
+        """indices [N] int64 -> N times the name of the original file, or b""."""
         return (example.name for example in self._examples(indices))
 
     def _examples(self, indices: np.ndarray) -> Iterator[Example]:
-        which = np.searchsorted(self._starts, indices, side="right") - 1
-        for number, index in zip(which.tolist(), indices.tolist(), strict=True):
+        rows = self._rows[indices]
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        for number, at, index in zip(which.tolist(), rows.tolist(), indices, strict=True):
             data = self._parts[number].data
-            row = index - int(self._starts[number]) + self._parts[number].start
+            row = at - int(self._starts[number]) + self._parts[number].start
             try:
                 yield parse(data.data_source[row], *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
                 raise self._damaged(index, first_line(error)) from None
-            except ValueError:  # Of a form that only TFDS knows.
+            except ValueError:  # A form that only TFDS can decode.
                 found = data[row]
                 image, label = (found[key] for key in self._keys)
                 if image is None or label is None:  # A shard that ends with a block.
@@ -273,7 +261,7 @@ def _versions(folder: pathlib.Path) -> list[str]:
 
 
 def _absent(name: str, base: str, root: pathlib.Path) -> str:
-    """How to get a dataset that is not there."""
+    """The message for a missing dataset: how to get it."""
     configs = []
     if (root / base).is_dir():
         configs = [f"{base}/{e.name}" for e in (root / base).iterdir() if _versions(e)]
@@ -300,7 +288,7 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
 
 
 def _prepare(base: str, root: pathlib.Path) -> None:
-    """Write a bundled dataset; two processes may do so at once."""
+    """Write a bundled dataset; two processes may do this at the same time."""
     print(f"preparing {base} in {root} ...", flush=True)
     try:
         builder = BUNDLED[base](data_dir=str(root), file_format="array_record")
@@ -352,7 +340,7 @@ def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Fac
 
 
 def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What `prepare` wrote about a dataset, or {} for one that it did not write."""
+    """The manifest that `prepare` wrote, or {} for a dataset of another origin."""
     file = folder / MANIFEST
     try:
         return json.loads(file.read_text()) if file.is_file() else {}
@@ -361,7 +349,7 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def facts_of(implied: Mapping[str, Any]) -> Facts:
-    """The facts that a run's config.json keeps among what its config implied."""
+    """The facts in the derived values of a run's config.json."""
     facts = dict(implied["facts"])
     facts["image_shape"] = tuple(facts["image_shape"])
     facts["class_names"] = tuple(facts["class_names"])
@@ -372,7 +360,7 @@ def check_same(before: Facts, now: Facts) -> None:
     """Raise `InputError` where a dataset is not the one that a run began with."""
     for field in ("num_classes", "class_names", "splits", "image_shape", "fingerprint"):
         old, new = getattr(before, field), getattr(now, field)
-        if old != new and old and new:  # What is empty was not known.
+        if old != new and old and new:  # An empty value was unknown.
             raise InputError(
                 f"data.name={now.name!r}: the data changed since the run began: {field} was"
                 f" {str(old)[:80]} and is {str(new)[:80]}; restore the data"
@@ -387,7 +375,7 @@ def _damaged(file: pathlib.Path, error: Exception) -> InputError:
 
 
 def _allow_open_files() -> None:
-    """As many open files as the system lets us have: each shard stays open."""
+    """Raise the limit of open files: each shard stays open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:

@@ -1,7 +1,7 @@
 """Encoded images -> a TFDS dataset in ArrayRecord: the same bytes for the same input.
 
-What is written appears under its name only when it is whole; a killed run leaves a
-hidden folder that the next one removes.
+A dataset appears under its name only when it is complete. A killed run leaves a hidden
+folder, which the next run removes.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from jaxcls.data import example
 from jaxcls.errors import InputError
 from jaxcls.version import __version__
 
-# A shard ends with the record that brings it over this: on a pod, shards are what is
-# staged and mounted, and a few hundred files hold ImageNet.
+# A shard ends with the record that exceeds this size: on a pod, shards are staged and
+# mounted, and a few hundred files hold ImageNet.
 SHARD_BYTES = 1 << 28
-# And at most so many records: ArrayRecord takes 2 ns for each record of a shard to read
-# one of them, which is 2.8 ms in a shard of 1.2 million.
+# A shard has at most this many records: to read one record, ArrayRecord takes 2 ns for
+# each record of the shard, which is 2.8 ms in a shard of 1.2 million.
 SHARD_RECORDS = 8192
 
 
 class Shard(NamedTuple):
-    """A file of records: its name, how many, their bytes in all, its own SHA-256."""
+    """A file of records: its name, their number, their size in bytes, its SHA-256."""
 
     file: str
     examples: int
@@ -43,18 +43,18 @@ class Shard(NamedTuple):
 class Fingerprint:
     """A digest over (split, name, image bytes, label) in record order.
 
-    Of the content, not of the files: TFDS itself writes one content as many files.
+    Identifies the content, not the files: TFDS writes one content as different bytes.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def split(self, name: str) -> None:
-        """The records that follow are of this split."""
+        """Begin a split: the records that follow belong to it."""
         self._digest.update(f"split {name}\n".encode())
 
     def add(self, digest: bytes) -> None:
-        """One more record, by the second of its `digests`."""
+        """Add a record; digest: the second of its `Example.digests`."""
         self._digest.update(digest)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Fingerprint:
 def features(
     class_names: tuple[str, ...], image_shape: tuple[int | None, int | None, int]
 ) -> Any:
-    """What TFDS calls the features of such records."""
+    """The TFDS features of records that `example.serialize` makes."""
     return tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
@@ -122,7 +122,7 @@ def write_info(
     keys: tuple[str, str],
     splits: dict[str, list[Shard]],
 ) -> None:
-    """Write what TFDS asks of a dataset's folder; `keys`: of the image and the label."""
+    """Write the metadata that TFDS reads; keys: those of the image and of the label."""
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name,
         version=tfds.core.Version(version),
@@ -186,10 +186,10 @@ def write_manifest(
 
 @contextlib.contextmanager
 def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into that becomes `target`, at once, when the block ends well.
+    """An empty folder to write into; it becomes `target` when the block succeeds.
 
     Raises `InputError` where `target` exists, another process is writing it, or the
-    disk fills.
+    disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _lock(descriptor: int, target: pathlib.Path) -> None:
-    """One writer a dataset; the system drops the lock of a dead one."""
+    """Allow one writer a dataset; the system releases the lock of a dead process."""
     busy = InputError(f"{target} is being written by another process; wait")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from sklearn.datasets import load_digits
+from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxcls import commands
 from jaxcls.data import convert, sources
@@ -67,43 +67,25 @@ def refused(source, tmp_path, said, *more, **options):
 
 
 @pytest.mark.parametrize("where", ["version", "parent"])
-def test_every_example_is_the_same(whole, tmp_path, capsys, where):
+def test_records_are_copied_byte_for_byte_and_used(
+    whole, tmp_path, data_dir, capsys, where
+):
     assert run(whole if where == "version" else whole.parent, tmp_path) == 0
-    new = tmp_path / "new" / "digits" / "1.0.0"
-    assert "digits train=1437 test=360 classes=10 rejected=0 sha256:" in (
-        capsys.readouterr().out.replace("test=360 train=1437", "train=1437 test=360")
-    )
-    digits = load_digits()
-    expected = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images, labels = {}, {}
-    for split in ("train", "test"):
-        data = tfds.builder_from_directory(new).as_data_source(split)
-        images[split] = np.stack([example["image"] for example in data])[..., 0]
-        labels[split] = [int(example["label"]) for example in data]
-        assert np.load(new / f"labels-{split}.npy").tolist() == labels[split]
-    both = np.concatenate([images["train"], images["test"]])
-    rows = sorted(
-        zip(both.reshape(-1, 64).tolist(), labels["train"] + labels["test"], strict=True)
-    )
-    assert rows == sorted(
-        zip(expected.reshape(-1, 64).tolist(), digits.target.tolist(), strict=True)
-    )
-
-
-def test_records_are_copied_byte_for_byte_and_used(whole, tmp_path, data_dir):
-    run(whole, tmp_path)
+    out = capsys.readouterr().out.replace("test=360 train=1437", "train=1437 test=360")
+    assert "digits train=1437 test=360 classes=10 rejected=0 sha256:" in out
     (old,) = (data_dir / "digits").iterdir()
     new = tmp_path / "new" / "digits" / "1.0.0"
+    labels = {}
     for split in ("train", "test"):
         assert list(records_of(new, split)) == list(records_of(old, split))
+        data = tfds.builder_from_directory(new).as_data_source(split)
+        labels[split] = [int(example["label"]) for example in data]
+        assert np.load(new / f"labels-{split}.npy").tolist() == labels[split]
     dataset = sources.Dataset("digits", str(tmp_path / "new"))
     assert dataset.facts.splits == {"train": 1437, "test": 360}
     manifest = json.loads((new / "manifest.json").read_text())
     assert manifest["source"] == "TFDS, converted from TFRecord"
-    counts = np.bincount(load_digits().target)
-    assert [sum(pair) for pair in zip(*manifest["examples"].values(), strict=True)] == (
-        counts.tolist()
-    )
+    assert manifest["examples"] == {s: np.bincount(n).tolist() for s, n in labels.items()}
 
 
 def test_a_record_whose_bits_changed_is_found(source, tmp_path):
@@ -137,16 +119,11 @@ def lengths(info, split, value):
             lambda f: (f / "digits-test.tfrecord-00000-of-00002").write_bytes(b""),
             r"split test holds 180 records of 360; a shard was changed: copy it again",
         ),
-        (
-            lambda f: edited(f, lambda i: lengths(i, "test", ["180", "181"])),
-            r"split test holds 360 records of 361; a shard was changed",
-        ),
         (lambda f: edited(f, lambda i: i.update(splits=[])), "has no split; copy it again"),
         (
             lambda f: edited(f, lambda i: i.update(nonsense=1)),
             r"cannot be read as a TFDS dataset \(.*copy it again, with its dataset_info",
         ),
-        (lambda f: (f / "features.json").unlink(), "cannot be read as a TFDS dataset"),
         (lambda f: (f / "features.json").write_text("{"), "cannot be read as a TFDS dat"),
         (
             lambda f: edited(f, lambda i: i.pop("supervisedKeys")) or swap(f),
@@ -171,36 +148,23 @@ def swap(folder):
     path.write_text(json.dumps(features))
 
 
-def record(image, label):
-    """A tf.train.Example by hand: fields 1 of maps of bytes and int64 lists."""
-
-    def field(number, data):
-        size = len(data)
-        assert size < 1 << 14
-        length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
-        return bytes([number << 3 | 2]) + length + data
-
-    def entry(name, feature):
-        return field(1, field(1, name) + field(2, feature))
-
-    images = field(1, b"".join(field(1, one) for one in image))
-    labels = field(3, field(1, b"".join(bytes([one]) for one in label)))
-    return field(1, entry(b"image", images) + entry(b"label", labels))
+def record(images, label):
+    """A tf.train.Example with any number of images."""
+    feature = {
+        "image": {"bytes_list": {"value": images}},
+        "label": {"int64_list": {"value": [label]}},
+    }
+    return tf_example_pb2.Example(features={"feature": feature}).SerializeToString()
 
 
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([record([b"png"], [99])], "split test has a label 99, and there are 10 classes"),
+        ([record([b"png"], 99)], "split test has a label 99, and there are 10 classes"),
         (
-            [record([b"png"], [1]), record([], [1])],
+            [record([b"png"], 1), record([], 1)],
             "record 1 of split test: 0 encoded image",
         ),
-        (
-            [record([b"a", b"b"], [1])],
-            "record 0 of split test: 2 encoded image and 1 label",
-        ),
-        ([record([b"png"], [])], "record 0 of split test: 1 encoded image and 0 label"),
         ([b"\xff\xff no example"], "record 0 of split test: no tf.train.Example; it must"),
     ],
 )

@@ -186,7 +186,7 @@ def test_a_record_is_called_by_its_number_in_its_split(digits):
     source = digits.source("test[10:]", "data.test")
     file = "digits-test.array_record-00000-of-00001"
     assert source.where(3) == f"record 3 of split 'test[10:]' (record 13 of {file})"
-    part = sources.Selected(source, np.array([7, 2, 9]))
+    part = source.select(np.array([7, 2, 9]))
     assert len(part) == 3
     assert part.where(2) == f"record 9 of split 'test[10:]' (record 19 of {file})"
     assert list(part.read(np.array([1, 0]))) == list(source.read(np.array([2, 7])))
@@ -203,9 +203,7 @@ def test_a_record_that_is_no_plain_example_is_read_by_tfds():
     class Odd(list):
         data_source = (b"", b"no example")
 
-    odd = Odd(
-        [{"image": b"a", "label": np.int64(3)}, {"image": b"b", "label": np.int64(4)}]
-    )
+    odd = Odd({"image": b"ab"[k : k + 1], "label": np.int64(3 + k)} for k in (0, 1))
     source = sources.Source([sources.Part(odd, 0, 2, [])], "image", "label", "train")
     assert records(source) == [(b"a", 3), (b"b", 4)]
 

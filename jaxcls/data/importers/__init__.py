@@ -1,4 +1,4 @@
-"""What people have -> listings of encoded images; one file a kind of source."""
+"""A folder or an archive -> a listing of encoded images; one module a kind of source."""
 
 import os
 import pathlib
@@ -6,15 +6,18 @@ import pathlib
 from jaxcls.data.importers.arrays import cifar, idx, is_cifar, is_idx
 from jaxcls.data.importers.folders import folders
 from jaxcls.data.importers.imagenet import imagenet, is_imagenet
-from jaxcls.data.importers.listing import Found
+from jaxcls.data.importers.listing import ImageSource
 from jaxcls.errors import InputError
 
-# Sources with splits of their own, in the order they are tried; class folders come last.
-KINDS = {is_cifar: cifar, is_idx: idx, is_imagenet: imagenet}
+# Test for a kind of source -> its importer, in the order of the tests. These kinds have
+# splits; a source of no such kind is one of class folders.
+IMPORTERS = {is_cifar: cifar, is_idx: idx, is_imagenet: imagenet}
 
 
-def find(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> Found:
-    """What a folder or an archive holds; `scratch` is a folder for what is unpacked.
+def open_source(
+    path: pathlib.Path, scratch: pathlib.Path, val_fraction: float
+) -> ImageSource:
+    """List the images of a folder or an archive; `scratch`: a folder to unpack into.
 
     Raises `InputError` for a source of no known kind, or a damaged one.
     """
@@ -22,7 +25,7 @@ def find(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> Foun
         raise InputError(f"--source={path} is not there; give a folder or an archive")
     if not os.access(path, os.R_OK):
         raise InputError(f"--source={path} cannot be read (Permission denied); allow it")
-    for recognise, load in KINDS.items():
+    for recognise, load in IMPORTERS.items():
         if recognise(path):
             if val_fraction:
                 raise InputError(

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 
 from jaxcls.data.importers import cifar_files
-from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.errors import InputError
 
 
 class Layout(NamedTuple):
-    """How a CIFAR is packed. `marks`: files by which an unpacked folder is known."""
+    """The files of a CIFAR. marks: files that identify an unpacked folder."""
 
     title: str
     folder: str
@@ -68,10 +68,10 @@ def is_cifar(path: pathlib.Path) -> bool:
     return bool(_locate(path))
 
 
-def cifar(path: pathlib.Path) -> Found:
+def cifar(path: pathlib.Path) -> ImageSource:
     """The CIFAR at `path`; it is held in memory (180 MB), its images given as PNG.
 
-    Raises `InputError` for what `is_cifar` refuses, two sets, or a damaged one.
+    Raises `InputError` for a path without a CIFAR, with two, or with a damaged one.
     """
     located = _locate(path)
     if len(located) != 1:
@@ -95,7 +95,7 @@ def cifar(path: pathlib.Path) -> Found:
             np.concatenate(names), np.concatenate(labels), _reader(np.concatenate(images))
         )
     kind = f"{layout.title} for python"
-    return Found(kind, class_names, 3, splits, [], list(layout.notes))
+    return ImageSource(kind, class_names, 3, splits, [], list(layout.notes))
 
 
 def is_idx(path: pathlib.Path) -> bool:
@@ -104,7 +104,7 @@ def is_idx(path: pathlib.Path) -> bool:
     return any(_idx_file(path, stem, kind) for stem, kind in pairs)
 
 
-def idx(path: pathlib.Path) -> Found:
+def idx(path: pathlib.Path) -> ImageSource:
     """The idx files in folder `path`, held in memory; images are given as grey PNG.
 
     Classes are called by their number: the files name none. Raises `InputError` where
@@ -136,7 +136,7 @@ def idx(path: pathlib.Path) -> Found:
     most = max(int(listing.labels.max()) for listing in splits.values())
     class_names = tuple(str(number) for number in range(max(10, most + 1)))
     notes = ["idx files name no class; the classes are called by their number"]
-    return Found("idx files in MNIST's form", class_names, 1, splits, [], notes)
+    return ImageSource("idx files in MNIST's form", class_names, 1, splits, [], notes)
 
 
 def _locate(path: pathlib.Path) -> list[tuple[Layout, pathlib.Path]]:
@@ -190,9 +190,9 @@ def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
                 raise _idx_fault(path, "is cut short in its header")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            # By pieces: a damaged header may state more than any memory holds.
-            while len(data) <= size and (piece := file.read(1 << 24)):
-                data += piece
+            # In blocks: a damaged header may state more than any memory holds.
+            while len(data) <= size and (block := file.read(1 << 24)):
+                data += block
     except (OSError, EOFError, zlib.error) as error:
         raise _idx_fault(path, f"cannot be read ({error})") from None
     if len(data) != size or not size:

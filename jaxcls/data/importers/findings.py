@@ -1,17 +1,18 @@
-"""What a person should know of the data before training on it."""
+"""Warnings about a dataset: missing classes, imbalance, duplicates, leaks."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.errors import shown
 
-# The largest class over the smallest, from which it is said.
+# The ratio of the largest class to the smallest from which a warning is given.
 IMBALANCE = 10
 
 
 class Kept(NamedTuple):
-    """What was written of a split: names [n] bytes, labels [n], content hashes [n]."""
+    """The examples written to a split: names [n] bytes, labels [n], content hashes [n]."""
 
     names: np.ndarray
     labels: np.ndarray
@@ -37,10 +38,8 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
                 " data.balance"
             )
         lines += _twice(split, kept)
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            lines += _shared(one, splits[one], other, splits[other])
+    for (one, a), (other, b) in itertools.combinations(splits.items(), 2):
+        lines += _shared(one, a, other, b)
     return lines
 
 

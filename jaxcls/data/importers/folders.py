@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
-from jaxcls.data.importers.listing import Found, Listing
+from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.data.importers.tars import is_below, plain
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
 
 SPLITS = ("train", "val", "valid", "validation", "test")
-# What people call the folders of splits; classes of these names are a mistake.
+# Common names of split folders; a dataset whose classes all have these is a mistake.
 LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
 VAL = "val"
 
@@ -25,7 +25,7 @@ VAL = "val"
 Rows = Iterator[tuple[int, str, str]]
 
 
-def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> Found:
+def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> ImageSource:
     """``train/<class>/*`` with val or test, ``<class>/*``, or labels.csv beside images.
 
     `val_fraction`: the share that becomes split "val", where the source has only
@@ -82,11 +82,14 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> F
     }
     if val_fraction:
         listings = _split_off(listings, val_fraction)
-    return Found(kind, tuple(class_names), 3, listings, rejected, notes)
+    return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes)
 
 
 def _wrapper(tree: Tree) -> bytes:
-    """``b"flowers/"`` where all is in one folder that is neither a split nor a class."""
+    """The one folder that holds everything and is neither a split nor a class, or b"".
+
+    For ``flowers/rose/1.jpg`` and ``flowers/lily/1.jpg`` it is ``b"flowers/"``.
+    """
     prefix = b""
     while True:
         depth = prefix.count(b"/")
@@ -117,7 +120,7 @@ def _find(tree: Tree, name: bytes) -> int | None:
 
 
 def _has_splits(tree: Tree, prefix: bytes) -> bool:
-    """Whether folder train holds folders: one that holds images is a class, of trains."""
+    """Whether folder train holds folders; with images only, it is a class, of trains."""
     depth = prefix.count(b"/") + 2
     below = (name for name in tree.names if name.startswith(prefix + b"train/"))
     return any(name.count(b"/") >= depth for name in below)
@@ -220,7 +223,7 @@ def _lines(
 
 
 def _such_as(rejected: Sequence[tuple[str, str]]) -> str:
-    """The first of what was refused: it may be all that there is."""
+    """The first rejected file, for a message; it may be the only file."""
     return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
 

@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from jaxcls.data.importers.devkit import DEVKIT, REMEDY, read_devkit
-from jaxcls.data.importers.listing import Found, Listing, sorted_once
+from jaxcls.data.importers.listing import ImageSource, Listing, sorted_once
 from jaxcls.data.importers.tars import Reader, files, plain
 from jaxcls.errors import InputError
 
@@ -33,7 +33,7 @@ def is_imagenet(path: pathlib.Path) -> bool:
         return False
 
 
-def imagenet(path: pathlib.Path) -> Found:
+def imagenet(path: pathlib.Path) -> ImageSource:
     """Splits "train" and "validation" of ILSVRC2012; classes are the wnids, sorted.
 
     Indexing reads every header of the tars, minutes for the whole set. Raises
@@ -61,7 +61,7 @@ def imagenet(path: pathlib.Path) -> Found:
         notes.append(f"there is no split validation: {VAL} is not in {folder}")
     if not splits:
         raise InputError(f"{path} holds neither {TRAIN} nor {VAL}; give their folder")
-    return Found("ILSVRC2012's tars", tuple(class_names), 3, splits, rejected, notes)
+    return ImageSource("ILSVRC2012's tars", tuple(class_names), 3, splits, rejected, notes)
 
 
 def _train(
@@ -126,8 +126,7 @@ def _listing(
 ) -> Listing:
     """The files of a tar without labels; places: the start and the size of each."""
     kept, order = sorted_once(names, rejected)
-    starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
-    return Listing(kept, np.zeros(0, np.int32), Reader(path, starts, sizes))
+    return Listing(kept, np.zeros(0, np.int32), Reader(path, places, order))
 
 
 def _encoded(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a source of images holds, before any image is read."""
+"""The content of a source of images, before any image is read."""
 
 import os
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class Listing(NamedTuple):
     read: Callable[[int], bytes]
 
 
-class Found(NamedTuple):
-    """A source that was understood.
+class ImageSource(NamedTuple):
+    """The splits and classes of a folder or an archive.
 
     kind: in words, for the manifest. channels: 1 (grey) or 3. rejected: (name, reason)
-    of what is not read at all. notes: what a person should know, one line each.
+    of each file that is not read at all. notes: remarks for the user, one line each.
     """
 
     kind: str

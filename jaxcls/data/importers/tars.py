@@ -1,5 +1,6 @@
 """Files in an uncompressed tar, listed without keeping a list and read where they lie."""
 
+import array
 import io
 import os
 import pathlib
@@ -10,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from jaxcls.data.files import check_size
 from jaxcls.errors import InputError
 
 # Why a member of an archive is not read.
@@ -24,15 +26,23 @@ class _Tar(tarfile.TarFile):
 
 
 class Reader:
-    """index -> the bytes of one file in a tar, by pread: safe from many threads."""
+    """index -> the bytes of one file in a tar, by pread: safe from many threads.
 
-    def __init__(self, path: pathlib.Path, starts: np.ndarray, sizes: np.ndarray) -> None:
-        self._starts, self._sizes = starts, sizes
+    places: start and size of each file, one after the other, in the order of the tar.
+    order: [n] the number in the tar of each index. Raises `DecodeError` for a file over
+    MAX_BYTES, and OSError where the tar became shorter.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, places: "array.array[int]", order: np.ndarray
+    ) -> None:
+        self._spans = np.array(places, np.int64).reshape(-1, 2)[order]
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
     def __call__(self, index: int) -> bytes:
-        size, at = int(self._sizes[index]), int(self._starts[index])
+        at, size = self._spans[index].tolist()
+        check_size(size)
         data = b""
         while len(data) < size:  # One call reads at most 2 GiB, and may read less.
             more = os.pread(self._descriptor, size - len(data), at + len(data))

@@ -1,7 +1,7 @@
-"""A folder, a .tar, .tgz or .zip as one thing: sorted paths, and bytes by index.
+"""A folder, a .tar, .tgz or .zip in one form: sorted paths, and the bytes of each.
 
-Nothing is ever extracted: members are read where they lie, so no path of an archive can
-name a file of ours.
+Members of an archive are read in place and never extracted, so no path of an archive can
+overwrite a file.
 """
 
 import array
@@ -44,7 +44,8 @@ Read = Callable[[int], bytes]
 class Tree(NamedTuple):
     """names: [n] bytes (S), sorted, '/' between parts; folders: those of two levels.
 
-    rejected: (name, reason) of links, of what is no file, and of paths that point out.
+    rejected: (name, reason) of links, of paths that lead out of the root, and of members
+    that are no regular file.
     hidden: how many hidden files and system files were left out.
     """
 
@@ -74,7 +75,7 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
 
 
 class _Names:
-    """Collects the paths of a tree, and counts or lists what is left out of it."""
+    """Collects the paths of a tree; counts hidden files and lists rejected ones."""
 
     def __init__(self) -> None:
         self.files: list[bytes] = []
@@ -102,7 +103,7 @@ class _Names:
 
 
 def _folder(root: pathlib.Path) -> Tree:
-    """The files below a folder, as `files.walk` meets them."""
+    """The files below a folder, by `files.walk`."""
     found, base = _Names(), os.fspath(root)
     for path, kind, why in files.walk(base):
         name = os.fsencode(path)
@@ -124,7 +125,7 @@ def _folder(root: pathlib.Path) -> Tree:
 
 
 def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
-    """The members of an uncompressed tar; errors name `where`, what people gave."""
+    """The members of an uncompressed tar; errors name `where`, the path that was given."""
     found, places = _Names(), array.array("q")
     with path.open("rb") as file:
         for name, member, content in tars.files(file, f"{where}", found.rejected):
@@ -133,17 +134,7 @@ def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
             elif found.add(os.fsencode(name)):
                 places.extend((member.offset_data, member.size))
 
-    def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        starts, sizes = np.array(places, np.int64).reshape(-1, 2)[order].T
-        read = tars.Reader(path, starts, sizes)
-
-        def checked(i: int) -> bytes:
-            files.check_size(int(sizes[i]))
-            return read(i)
-
-        return checked
-
-    return found.tree(reader)
+    return found.tree(lambda names, order: tars.Reader(path, places, order))
 
 
 def _zip(path: pathlib.Path) -> Tree:

@@ -349,9 +349,8 @@ def test_idx_files_come_back(tmp_path, dotted, pack):
 
 
 def test_a_file_that_a_browser_unpacked_is_read_whatever_its_name(tmp_path):
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
-        data = idx(IMAGES) if "images" in name else idx(DIGITS)
-        (tmp_path / f"{name}.gz").write_bytes(data)
+    files = {"images-idx3": idx(IMAGES), "labels-idx1": idx(DIGITS)}
+    write(tmp_path, {f"train-{kind}-ubyte.gz": data for kind, data in files.items()})
     found = arrays.idx(tmp_path)
     assert list(found.splits) == ["train"]
     assert np.array_equal(pixels_of(found.splits["train"].read(5)), IMAGES[5])
@@ -388,9 +387,7 @@ def test_other_things_are_no_idx(tmp_path):
         ({"t10k_images": None}, "lacks t10k-images-idx3-ubyte of its split test"),
         ({"train_images": idx(DIGITS)}, r"begins with b'\x00\x00\x08\x01', and must with"),
         ({"train_labels": idx(DIGITS, b"\0\0\x0d\1")}, r"begins with b'\x00\x00\r\x01'"),
-        ({"train_labels": b""}, "begins with b'', and must"),
         ({"train_images": idx(IMAGES)[:15]}, "is cut short in its header"),
-        ({"train_images": idx(IMAGES)[:-1]}, "holds only 3359 of the 3360 values"),
         ({"train_images": idx(IMAGES) + b"\0"}, "holds more than 3360 of the 3360 values"),
         ({"train_images": idx(IMAGES, shape=(2**32 - 1,) * 3)}, "holds only 3360 of the"),
         ({"train_images": idx(IMAGES[:0])}, "holds nothing: its shape is (0, 28, 20)"),

@@ -1,6 +1,5 @@
 """Tars in ILSVRC2012's own layout, packed by tarfile: each image back, by its place."""
 
-import concurrent.futures
 import gc
 import io
 import os
@@ -150,14 +149,6 @@ def test_the_label_of_a_val_image_is_by_its_number_whatever_its_place(source):
     )
 
 
-def test_many_threads_read_at_once(source):
-    listing = imagenet(source()).splits["validation"]
-    wanted = list(range(4)) * 500
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        data = list(pool.map(listing.read, wanted))
-    assert data == [list(VALS.values())[i] for i in wanted]
-
-
 def test_the_file_is_closed_when_the_listing_goes(source):
     path = source()
     gc.collect()
@@ -279,18 +270,13 @@ CLASS = tar(CONTENTS["n02119789"])
         ({DEVKIT: devkit(meta())}, "lacks data/ILSVRC2012_validation_ground_truth.txt"),
         ({DEVKIT: devkit(None, lines(TRUTH))}, f"{DEVKIT} lacks data/meta.mat"),
         ({DEVKIT: devkit(b"no mat", lines(TRUTH))}, "data/meta.mat is damaged ("),
-        ({DEVKIT: devkit(meta()[:300], lines(TRUTH))}, "data/meta.mat is damaged ("),
-        ({DEVKIT: devkit(meta([]), b"")}, "meta.mat names no class, or one twice"),
         ({DEVKIT: devkit(meta(WNIDS * 2), b"")}, "meta.mat names no class, or one twice"),
         ({DEVKIT: devkit(meta(), b"1\n4\n")}, "ground_truth.txt:2 is '4', no class"),
-        ({DEVKIT: devkit(meta(), b"0")}, "ground_truth.txt:1 is '0', no class"),
         ({DEVKIT: devkit(meta(), b"\xff\xd8")}, "ground_truth.txt:1 is "),
-        ({DEVKIT: devkit(meta(), b"1 2 3")}, "holds 4 images, and ILSVRC2012_devkit_t12"),
         ({DEVKIT: devkit(meta(), b"1 2 3 1 1")}, "t12.tar.gz labels 5, numbered from 1"),
         ({DEVKIT: devkit(meta(WNIDS[:2]), b"1")}, "3 classes, and ILSVRC2012_devkit_t12"),
         ({DEVKIT: devkit(meta([*WNIDS, "n07"]), b"1")}, "names 4: n07 is in one only"),
         ({VAL: tar(VALS)[:-10240]}, f"{VAL} is cut short or damaged ("),
-        ({VAL: tar({})}, f"{VAL} holds 0 images, and"),
         ({TRAIN: tar({})}, f"{TRAIN} holds no tar such as n01440764.tar"),
         ({TRAIN: train_tar({w: {} for w in WNIDS})}, f"{TRAIN} holds no image"),
         ({TRAIN: b""}, f"{TRAIN} is cut short or damaged ("),

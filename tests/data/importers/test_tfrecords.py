@@ -56,17 +56,9 @@ def test_the_checksum_of_these_tests_is_crc32c():
     assert crc32c(bytes(range(32))) == 0x46DD794E
 
 
-def test_the_checksum_is_masked_crc32c():
-    for data in CONTENTS:
-        assert struct.pack("<I", tfrecords.masked_crc(data)) == masked(data)
-
-
 def test_records_come_back_in_order(written):
     path = written(b"".join(frame(data) for data in CONTENTS))
     assert list(tfrecords.records(path)) == CONTENTS
-
-
-def test_an_empty_file_holds_no_record(written):
     assert list(tfrecords.records(written(b""))) == []
 
 
@@ -78,12 +70,9 @@ AT_SECOND = "some.tfrecord: record 1 at byte 21 "
     ("data", "said"),
     [
         (TWO[:26], AT_SECOND + "is cut short in its header"),
-        (TWO[:33], AT_SECOND + "is cut short: 0 of 10 bytes are left"),
         (TWO[:-1], AT_SECOND + "is cut short: 9 of 10 bytes are left"),
         (flipped(TWO, 21), AT_SECOND + "has a length whose checksum (crc32c) does not"),
-        (flipped(TWO, 29), AT_SECOND + "has a length whose checksum (crc32c) does not"),
         (flipped(TWO, 33), AT_SECOND + "has data whose checksum (crc32c) does not match"),
-        (flipped(TWO, 42), AT_SECOND + "has data whose checksum (crc32c) does not match"),
         (
             TWO[:21] + frame(b"second", length=2**62),
             AT_SECOND + f"states an absurd length of {2**62} bytes",
@@ -121,24 +110,13 @@ def dataset(folder, **info):
 def test_a_dataset_is_known_by_its_folder_or_the_one_above(tmp_path, info):
     folder = dataset(tmp_path / "x" / "1.0.0", **info)
     (tmp_path / "x" / "notes").mkdir()
+    dataset(tmp_path / "x" / "2.0.0", fileFormat="array_record")
     for path in (folder, tmp_path / "x"):
         assert tfrecords.tfds_folder(path) == folder
-        assert tfrecords.tfds_folder(path) is not None
     assert tfrecords.tfds_folder(tmp_path) is None
-
-
-def test_two_versions_are_no_one_dataset(tmp_path):
-    for version in ("1.0.0", "10.2.0"):
-        dataset(tmp_path / "x" / version)
+    second = dataset(tmp_path / "x" / "10.2.0")
     assert tfrecords.tfds_folder(tmp_path / "x") is None
-    assert tfrecords.tfds_folder(tmp_path / "x" / "10.2.0") is not None
-
-
-def test_a_version_in_another_form_does_not_count(tmp_path):
-    dataset(tmp_path / "x" / "2.0.0", fileFormat="array_record")
-    assert tfrecords.tfds_folder(tmp_path / "x") is None
-    first = dataset(tmp_path / "x" / "1.0.0", fileFormat="tfrecord")
-    assert tfrecords.tfds_folder(tmp_path / "x") == first
+    assert tfrecords.tfds_folder(second) == second
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"tfrecord"', "[" * 100_000, "\xff"])
