@@ -1,1 +1,6 @@
-"""A trained run becomes a folder that other programs run, in one of `formats`."""
+"""Export a trained run as a folder that other programs run.
+
+`writing` writes the folder: the file of a format, model.json and example.py. It checks the
+file against the logits of the model. `facts` makes the content of model.json. `formats`
+holds one module for each format, and their table FORMATS.
+"""

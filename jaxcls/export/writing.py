@@ -1,8 +1,9 @@
-"""A trained run -> a file for others. ``jaxcls export --workdir=RUN``.
+"""Write a trained run as a file for other programs. ``jaxcls export --workdir=RUN``.
 
-What is exported takes uint8 images of the model's size and gives logits: normalising is
-in it. A folder with the file, model.json and example.py is there when the file, loaded
-again as others load it, gave the model's logits of real images; else nothing is left.
+An exported program takes uint8 images of the model's size, normalises them and returns
+logits. The file is loaded again as its users load it, and must give the model's logits of
+real images. Then the folder appears with the file, model.json and example.py; otherwise
+nothing is left.
 """
 
 import contextlib
@@ -28,10 +29,10 @@ from jaxcls.predict import inference
 from jaxcls.runs import provenance
 from jaxcls.version import __version__
 
-# Images that an export is checked on, and by which the largest logit is multiplied for
-# how far it may be off.
+# The most images that an export is checked on, and the largest difference of logits, as a
+# fraction of the largest logit (of 1 if that is smaller).
 MOST_IMAGES, TOLERANCE = 256, 1e-4
-# The sizes of the batches that they come in; the last again and again.
+# The sizes of the first batches; all later batches have the last size.
 BATCH_SIZES = (1, 7, 64)
 
 
@@ -43,9 +44,9 @@ class Images(NamedTuple):
 
 
 def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
-    """A run's model in float32.
+    """The model of a run, in float32.
 
-    saved: {"params", "batch_stats", "ema"}; of these, what predictions are made with.
+    saved: {"params", "batch_stats", "ema"}; the model gets those that predictions use.
     """
     module = calls.build_one(
         exp.config.model.name,
@@ -77,10 +78,10 @@ def export(
     images: Images,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
-    """Write a model's file into `folder` and check it; returns what model.json says of it.
+    """Write the file of a model into `folder` and check it; returns its part of model.json.
 
-    Raises `InputError` where it cannot be converted, `DiffersError` where the file gives
-    other logits than the model.
+    Raises `InputError` if the model cannot be converted, and `DiffersError` if the file
+    gives other logits than the model.
     """
     kind, path = FORMATS[form], folder / f"model.{form}"
     try:
@@ -102,18 +103,15 @@ def export(
 
 
 def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
-    """How far what `run` gives is from the model's own logits; see `TOLERANCE`.
+    """Compare the logits of `run` with those of the model; returns model.json's "verified".
 
-    Raises `DiffersError` where that is too far.
+    Raises `DiffersError` if they differ by more than `TOLERANCE` allows.
     """
-    ours, got, sizes = runs(model, model.variables), [], []
-    rest = images.pixels
-    wanted = [ours(part) for part in _cut(rest, itertools.repeat(BATCH_SIZES[-1]))]
-    last = itertools.repeat(BATCH_SIZES[-1])
-    for part in _cut(rest, itertools.chain(BATCH_SIZES, last)):
-        with _explained():
-            got.append(np.asarray(run(part)))
-        sizes.append(len(part))
+    ours, pixels, last = runs(model, model.variables), images.pixels, BATCH_SIZES[-1]
+    wanted = [ours(part) for part in _batches(pixels, last)]
+    given = _batches(pixels, *np.cumsum(BATCH_SIZES))
+    with _explained():
+        got = [np.asarray(run(part)) for part in given]
     here, there = np.concatenate(wanted), np.concatenate(got)
     if here.shape != there.shape:
         raise DiffersError(f"gives {there.shape} where the model gives {here.shape}")
@@ -127,7 +125,7 @@ def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
     return {
         "images": len(here),
         "source": images.source,
-        "batch_sizes": sorted(set(sizes)),
+        "batch_sizes": sorted({len(part) for part in given}),
         "largest_difference": difference,
         "tolerance": most,
     }
@@ -135,7 +133,7 @@ def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Raise `DiffersError` in place of whatever a runtime raises of a file."""
+    """Turn any exception of a runtime into a `DiffersError`."""
     try:
         yield
     except DiffersError:
@@ -145,12 +143,11 @@ def _explained() -> Iterator[None]:
         raise DiffersError(f"does not run ({kind}: {first_line(error)})") from None
 
 
-def _cut(images: np.ndarray, sizes: Iterator[int]) -> Iterator[np.ndarray]:
-    start = 0
-    while start < len(images):
-        size = next(sizes)
-        yield images[start : start + size]
-        start += size
+def _batches(images: np.ndarray, *ends: int) -> list[np.ndarray]:
+    """Images cut at `ends` and, from the last of them on, every BATCH_SIZES[-1]."""
+    later = range(ends[-1], len(images), BATCH_SIZES[-1])
+    cuts = [end for end in (*ends[:-1], *later) if end < len(images)]
+    return np.split(images, cuts)
 
 
 def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
@@ -158,12 +155,12 @@ def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
     found = []
     with clean.quiet():
         for each in itertools.islice(files.images(paths), MOST_IMAGES):
+            path, why = each if isinstance(each, files.Bad) else (each, "")
             try:
-                if isinstance(each, files.Bad):
-                    raise decode.DecodeError(each.why)
-                found.append(inference.read(exp, each))
+                if why:
+                    raise decode.DecodeError(why)
+                found.append(inference.read(exp, path))
             except decode.DecodeError as error:
-                path = each.path if isinstance(each, files.Bad) else each
                 raise InputError(f"--images={path}: {error}; give image files") from None
     return Images(np.stack(found), f"--images={paths[0]}")
 
@@ -190,8 +187,10 @@ def of_data(exp: experiment.Experiment) -> Images:
     return Images(np.concatenate(found)[:MOST_IMAGES], f"{given.key}={given.split}")
 
 
-def finish(form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Write example.py, where there can be one, and model.json."""
+def describe(
+    form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path
+) -> None:
+    """Write model.json, and example.py if the format has one for this model."""
     kind = FORMATS[form]
     run = kind.example(model, facts)
     if run:
@@ -220,16 +219,15 @@ def export_run(
     paths: Sequence[str],
     out: pathlib.Path,
 ) -> dict[str, Any]:
-    """Write the folder `out`, whole or not at all; returns what model.json says.
+    """Write the folder `out`, whole or not at all; returns the content of model.json.
 
-    about: further facts of model.json. paths: images that it is checked on; where there
-    are none, examples of the run's data. Raises `InputError` and `DiffersError`, as
-    `export` does.
+    about: further facts of model.json. paths: the images to check on; without any, examples
+    of the run's data are used. Raises `InputError` and `DiffersError`, as `export` does.
     """
     with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
         images = of_files(exp, paths) if paths else of_data(exp)
         facts = {**export(form, model, asked, images, temporary), **about}
-        finish(form, model, facts, temporary)
+        describe(form, model, facts, temporary)
     return facts
 
 

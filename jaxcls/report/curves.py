@@ -9,7 +9,7 @@ from jaxcls.evaluation.calibration import Reliability
 from jaxcls.learning.metrics import AVERAGED
 from jaxcls.report.contents import Record, Run
 from jaxcls.report.drawing import INK, PAPER, chart, colour
-from jaxcls.report.markup import Markup, join, note, swatch, tag
+from jaxcls.report.markup import Markup, group, join, note, swatch, tag
 
 # More points than this nobody tells apart; from here on they are means of several.
 MOST_POINTS = 400
@@ -61,63 +61,46 @@ def thinned(
 
 def learning(runs: Sequence[Run]) -> Markup:
     """The curves of training and evaluation, of the rate and of the pace of all runs."""
-    of_kind = [
-        {
-            kind: [r for r in run.metrics if r.get("kind") == kind]
-            for kind in ("train", "eval")
-        }
-        for run in runs
+    trained, evaluated = (
+        [[r for r in run.metrics if r.get("kind") == kind] for run in runs]
+        for kind in ("train", "eval")
+    )
+    keys = [
+        dict.fromkeys(key for records in each for record in records for key in record)
+        for each in (evaluated, trained)
     ]
+    names = dict.fromkeys(
+        key.removeprefix(AVERAGED) for each in keys for key in each if key not in _NO_VALUES
+    )
     charts = []
-    for name in _names(of_kind):
+    for name in names:
+        style = _TRAIN if name in keys[0] else EVAL
         lines = [
-            Line(i, style, *points(kinds[kind], key))
-            for i, kinds in enumerate(of_kind)
-            for kind, key, style in (
-                ("train", name, _TRAIN if _is_evaluated(name, of_kind) else EVAL),
-                ("eval", f"{AVERAGED}{name}", _AVERAGED),
-                ("eval", name, EVAL),
+            line
+            for i in range(len(runs))
+            for line in (
+                Line(i, style, *points(trained[i], name)),
+                Line(i, _AVERAGED, *points(evaluated[i], f"{AVERAGED}{name}")),
+                Line(i, EVAL, *points(evaluated[i], name)),
             )
         ]
         charts.append(by_step(name, lines, f"curve-{name}"))
     for name in ("images_per_s", "data_wait"):
         lines = [Line(i, EVAL, *points(run.timing, name)) for i, run in enumerate(runs)]
         charts.append(by_step(name, lines, f"curve-{name}"))
-    shown = [each for each in charts if each]
+    shown = group(charts, "charts")
     if not shown:
         return note("No run has a record yet.")
-    keys = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
-    if any(
-        key.startswith(AVERAGED) for kinds in of_kind for r in kinds["eval"] for key in r
-    ):
-        keys += " Dashed: evaluation of the averaged weights."
-    names = legend([run.name for run in runs])
-    return join([names, note(keys), tag("div", *shown, class_="charts")])
+    text = "By steps of training. Solid: evaluation, or the only one. Dotted: one batch."
+    if any(key.startswith(AVERAGED) for key in keys[0]):
+        text += " Dashed: evaluation of the averaged weights."
+    return join([legend([run.name for run in runs]), note(text), shown])
 
 
 def legend(names: Sequence[str]) -> Markup:
     """The names of runs, each with its colour."""
     each = (tag("li", swatch(i), name) for i, name in enumerate(names))
-    return tag("ul", *each, class_="legend")
-
-
-def _names(of_kind: list[dict[str, list[Record]]]) -> list[str]:
-    """The values that there are, the loss first, then metrics, then the rest."""
-    evaluated, trained = (
-        dict.fromkeys(
-            key.removeprefix(AVERAGED)
-            for kinds in of_kind
-            for record in kinds[kind]
-            for key in record
-            if key not in _NO_VALUES
-        )
-        for kind in ("eval", "train")
-    )
-    return list(dict.fromkeys([*evaluated, *trained]))
-
-
-def _is_evaluated(name: str, of_kind: list[dict[str, list[Record]]]) -> bool:
-    return any(name in record for kinds in of_kind for record in kinds["eval"])
+    return group(each, "legend", "ul")
 
 
 def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Markup:
@@ -130,6 +113,8 @@ def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Mark
     is_wide = is_wide and known.max() > 30 * known.min()
 
     def draw(figure: Any) -> None:
+        from matplotlib import ticker
+
         axes = figure.subplots()
         for line in drawn:
             steps, values = thinned(line.steps, line.values)
@@ -140,13 +125,16 @@ def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Mark
                 marker=marker, ms=4, alpha=0.45 if line.is_faint else 1,
             )  # fmt: skip
         axes.set_xlabel("step")
-        if is_wide:
-            _as_logarithm(axes)
+        if is_wide:  # Its ticks are plain numbers, not powers of ten.
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         if name in ("data_wait", "images_per_s", "lr"):
             axes.set_ylim(bottom=0)
         if name == "data_wait":
-            axes.yaxis.set_major_formatter(_percent())
-        axes.xaxis.set_major_locator(_few_whole_numbers())
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4, integer=True))
 
     last = [
         f"{line.values[-1]:.4g} at step {line.steps[-1]}"
@@ -155,29 +143,6 @@ def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Mark
     ]
     about = f"ends at {'; '.join(last)}"
     return chart(draw, id_, title or _TITLES.get(name, name), about, _SIZE)
-
-
-def _as_logarithm(axes: Any) -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _percent() -> Any:
-    """Shares as percent, with the digits that tell the ticks apart."""
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1.0)
-
-
-def _few_whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=4, integer=True)
 
 
 def reliability(found: Reliability, error: str, id_: str) -> Markup:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxcls.report.contents import Look, Picture
-from jaxcls.report.markup import Markup, tag
+from jaxcls.report.markup import Markup, group, tag
 
 # Images of up to so many pixels a side are kept as they are, and their pixels seen.
 SMALL = 48
@@ -19,7 +19,7 @@ OVERLAY = 128
 def grid(pictures: Sequence[Picture], side: int) -> Markup:
     """Pictures with their captions, none larger than `side` pixels."""
     figures = [figure(each.pixels, each.caption, side) for each in pictures]
-    return tag("div", *figures, class_="grid") if figures else Markup("")
+    return group(figures, "grid")
 
 
 def looks(found: Sequence[Look], side: int) -> Markup:
@@ -31,8 +31,8 @@ def looks(found: Sequence[Look], side: int) -> Markup:
         for what, heat in each.heats:
             warm, large = overlay(pixels, heat), max(side, OVERLAY)
             shown.append(figure(warm, what, large, f"{what}, over {text}"))
-        figures.append(tag("div", *shown, class_="row"))
-    return tag("div", *figures, class_="looks") if figures else Markup("")
+        figures.append(group(shown, "row"))
+    return group(figures, "looks")
 
 
 def figure(pixels: np.ndarray, text: str, side: int, alt: str = "") -> Markup:

@@ -18,7 +18,7 @@ def escape(text: object) -> Markup:
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Parts one after the other, each escaped unless it is HTML."""
+    """Concatenate parts; each is escaped unless it is HTML."""
     return Markup("".join(escape(part) for part in parts))
 
 
@@ -46,8 +46,23 @@ def section(title: object, *children: object, level: int = 2, id_: str = "") -> 
 
 
 def note(text: object) -> Markup:
-    """A paragraph that says what is not here, or how to read what is."""
+    """A paragraph that explains a figure, or why there is none."""
     return tag("p", text, class_="note")
+
+
+def group(parts: Iterable[object], kind: str, name: str = "div") -> Markup:
+    """An element `name` of CSS class `kind` around the parts that are not empty.
+
+    Returns "" if all are.
+    """
+    shown = [part for part in parts if str(part)]
+    return tag(name, *shown, class_=kind) if shown else Markup("")
+
+
+def details(summary: str, *children: object) -> Markup:
+    """Children that a click on the summary unfolds; "" where there is none."""
+    shown = any(str(child) for child in children)
+    return tag("details", tag("summary", summary), *children) if shown else Markup("")
 
 
 def table(
@@ -57,15 +72,17 @@ def table(
     *,
     sorts: bool = False,
 ) -> Markup:
-    """A table that scrolls within itself; the first cell of each row heads it.
+    """A table that scrolls; the first cell of a row is its head. "" without a row.
 
-    sorts: whether a click on a column's head sorts by it.
+    sorts: whether a click on the head of a column sorts by it.
     """
     named = [tag("button", head, type_="button") if sorts else head for head in heads]
     body = [
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest))
         for first, *rest in rows
     ]
+    if not body:
+        return Markup("")
     made = tag(
         "table",
         tag("caption", caption),

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxcls.report import curves, images, robust, studies, tables
 from jaxcls.report.contents import Run, Scored, Study
-from jaxcls.report.markup import Markup, join, note, section, swatch, tag
+from jaxcls.report.markup import Markup, details, group, join, note, section, swatch, tag
 from jaxcls.report.style import SCRIPT, STYLE
 
 
@@ -35,7 +35,7 @@ def page(
 
 
 def _of_runs(runs: Sequence[Run], defaults: Mapping[str, Any]) -> list[Markup]:
-    """What there is of runs beside each other, then each by itself."""
+    """The comparison of the runs, then the part of each run."""
     between = "Configs" if len(runs) > 1 else "Config"
     return [
         section("Runs", tables.overview(runs)),
@@ -62,26 +62,32 @@ def _head(title: str) -> list[Markup]:
 
 
 def _of_run(run: Run, number: int, runs: int) -> Markup:
-    """What there is of one run; what is not there says why."""
+    """The part of one run; where something is missing, a note says why."""
     side = image_side(runs)
     scored, names = run.scored, run.class_names
     parts: list[Markup] = [_why(run, "scores")]
     if scored:
         found = scored.assessed
         mistakes = images.grid(scored.mistakes, side)
+        clean = found.headline["top1"]
         told = "Below each what it is taken for, then what it is, with their probabilities."
         mistakes = join([note(told), mistakes]) if mistakes else note("There is none.")
         parts = [
             note(_about(scored)),
-            tag(
-                "div",
-                section("Figures", tables.headline(found), level=3),
-                section("Confusions", tables.confusions(found.matrix, names), level=3),
-                section("Classes", tables.by_class(found, names), level=3),
-                section("Calibration", *_calibration(scored, number), level=3),
-                class_="pair",
+            group(
+                [
+                    section("Figures", tables.headline(found), level=3),
+                    section("Confusions", tables.confusions(found.matrix, names), level=3),
+                    section("Classes", tables.by_class(found, names), level=3),
+                    section("Calibration", *_calibration(scored, number), level=3),
+                ],
+                "pair",
             ),
-            section("Robustness", _robustness(scored, number), level=3),
+            section(
+                "Robustness",
+                robust.robustness(scored.robustness, clean, number),
+                level=3,
+            ),
             section("Its most confident mistakes", mistakes, level=3),
         ]
     looked = f"Where it looks ({run.looked_by})" if run.looked_by else "Where it looks"
@@ -98,11 +104,7 @@ def _of_run(run: Run, number: int, runs: int) -> Markup:
             images.grid(run.trained_on, side) or _why(run, "training images"),
             level=3,
         ),
-        tag(
-            "details",
-            tag("summary", "Where it comes from"),
-            tables.provenance(run),
-        ),
+        details("Where it comes from", tables.provenance(run)),
     ]
     return section(join([swatch(number), run.name]), *parts, id_=f"run{number + 1}")
 
@@ -137,11 +139,6 @@ def _calibration(found: Scored, number: int) -> list[Markup]:
         )
     chart = curves.reliability(fit.reliability, error, f"reliability{number + 1}")
     return [chart, note(text)]
-
-
-def _robustness(scored: Scored, number: int) -> Markup:
-    clean = scored.assessed.headline["top1"]
-    return robust.robustness(scored.robustness, clean, number)
 
 
 def _why(run: Run, part: str) -> Markup:

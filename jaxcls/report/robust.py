@@ -9,21 +9,22 @@ from jaxcls.evaluation.figures import Corrupted, Robustness, ScoreRow
 from jaxcls.evaluation.intervals import Interval
 from jaxcls.report import tables
 from jaxcls.report.drawing import INK, chart, colour
-from jaxcls.report.markup import Markup, join, note, table, tag
+from jaxcls.report.markup import Markup, group, join, note, table
 
 _SIZE = (3.7, 2.9)
 
 
 def robustness(found: Robustness, clean: Interval, number: int) -> Markup:
-    """What there is of it; clean: top1 without any of it. number: of the run, from 0.
+    """The charts and tables of corruptions and attacks; "" where neither was asked for.
 
-    Of corruptions a chart for each kind, so that its lines can be told apart, each with
-    the mean over all of them.
+    clean: top1 of unchanged images. number: of the run, from 0. Each kind of corruption has
+    a chart, which also shows the mean over all corruptions.
     """
     parts: list[Markup] = []
     if found.corrupted:
         kinds = dict.fromkeys(each.kind for each in found.corrupted)
-        mean = _mean(found.corrupted)
+        values = [[row.top1.value for row in one.strengths] for one in found.corrupted]
+        mean = np.mean(values, axis=0).tolist()
         charts = [
             _by_strength(
                 kind,
@@ -34,11 +35,12 @@ def robustness(found: Robustness, clean: Interval, number: int) -> Markup:
             )
             for place, kind in enumerate(kinds)
         ]
+        count = f"{len(values)} corruption{'s' if len(values) > 1 else ''}"
         about = (
             "top1 by the strength of a corruption (arXiv:1903.12261); 0 is the image as it"
-            f" is. Bold: the mean over {_count(found.corrupted, 'corruption')}."
+            f" is. Bold: the mean over {count}."
         )
-        parts += [note(about), tag("div", *charts, class_="charts")]
+        parts += [note(about), group(charts, "charts")]
         parts += [_corruptions(found.corrupted, found.mean, mean)]
     if found.attacked:
         about = (
@@ -46,18 +48,8 @@ def robustness(found: Robustness, clean: Interval, number: int) -> Markup:
             " gradient's sign (FGSM, arXiv:1412.6572), and several (PGD, arXiv:1706.06083)."
         )
         by_epsilon = _by_epsilon(found, clean.value, f"attacks{number + 1}")
-        parts += [note(about), tag("div", by_epsilon, class_="charts"), _attacks(found)]
+        parts += [note(about), group([by_epsilon], "charts"), _attacks(found)]
     return join(parts)
-
-
-def _mean(each: Sequence[Corrupted]) -> list[float]:
-    """top1 at each strength, over all corruptions."""
-    values = [[row.top1.value for row in one.strengths] for one in each]
-    return [float(x) for x in np.mean(values, axis=0)]
-
-
-def _count(things: Sequence[Any], name: str) -> str:
-    return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
 def _by_strength(

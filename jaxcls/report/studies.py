@@ -11,7 +11,18 @@ from jaxcls.report import curves, tables
 from jaxcls.report.contents import Study
 from jaxcls.report.curves import Line
 from jaxcls.report.drawing import GRID, INK, chart, colour
-from jaxcls.report.markup import COLOURS, Markup, join, note, section, swatch, table, tag
+from jaxcls.report.markup import (
+    COLOURS,
+    Markup,
+    details,
+    group,
+    join,
+    note,
+    section,
+    swatch,
+    table,
+    tag,
+)
 from jaxcls.studies import table as study_table
 
 # Cells in the figure of runs, and letters of a cell's name in it.
@@ -21,29 +32,27 @@ MOST_POINTS = 20_000
 
 
 def study(found: Study, number: int, defaults: Mapping[str, Any]) -> Markup:
-    """All there is to say of a study, number `number` of the page from 0."""
+    """The section of a study, which is number `number` of the page, from 0."""
     result, id_ = found.result, f"study{number + 1}"
     colours = {name: i for i, name in enumerate(_best(result, COLOURS))}
-    charts = [_dots(result, colours, f"{id_}-runs"), _curves(found, colours, f"{id_}-eval")]
+    charts = group(
+        [_dots(result, colours, f"{id_}-runs"), _curves(found, colours, f"{id_}-eval")],
+        "charts",
+    )
+    runs = (
+        [_keys(result, colours), charts] if charts else [note("No run has a result yet.")]
+    )
     config = tables.settings(found.config, defaults)
-    folded = tag("details", tag("summary", "The config that cells change"), config)
     parts = [
         section("Plan", _plan(result), _said(study_table.lost(result)), level=3),
-        section("Runs", *_shown(charts, _keys(result, colours)), level=3),
+        section("Runs", *runs, level=3),
         section("Cells", *_cells(result, colours), level=3),
         section("Comparisons", _comparisons(result, colours), level=3),
         section("Where the variance is from", _shares(result), level=3),
         section("What a next study takes", _needed(result), level=3),
-        folded if config else "",
+        details("The config that cells change", config),
     ]
     return section(f"Study: {found.name}", *parts, id_=id_)
-
-
-def _shown(charts: Sequence[Markup], keys: Markup) -> list[Markup]:
-    shown = [each for each in charts if each]
-    if not shown:
-        return [note("No run has a result yet.")]
-    return [keys, tag("div", *shown, class_="charts")]
 
 
 def _plan(result: dict[str, Any]) -> Markup:
@@ -157,9 +166,8 @@ def _draw_mean(axes: Any, known: dict[str, Any], height: float) -> None:
 
 def _values(cell: dict[str, Any], place: str, metric: str) -> np.ndarray:
     """The results [n] of those runs of a cell that have one."""
-    found = [run["values"].get(place, {}) for run in cell["runs"]]
-    known = [each[metric] for each in found if each.get(metric) is not None]
-    return np.array(known, np.float64)
+    values = [run["values"].get(place, {}).get(metric) for run in cell["runs"]]
+    return np.array([value for value in values if value is not None], np.float64)
 
 
 def _label(cell: dict[str, Any]) -> str:
@@ -280,7 +288,7 @@ def _comparisons(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
     heads = ["cell", f"difference{unit}", "interval", "p"]
     said = _said(study_table.compared(result))
     if len(rows) > COLOURS:
-        said = tag("details", tag("summary", "In words"), said)
+        said = details("In words", said)
     made = max(one["comparisons"] for one in found.values())
     if not made:
         return said
@@ -295,9 +303,8 @@ def _comparisons(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
 
 
 def _said(lines: Sequence[str]) -> Markup:
-    """Lines as the command prints them; nothing where there is none."""
-    items = [tag("li", line) for line in lines]
-    return tag("ul", *items, class_="said") if items else Markup("")
+    """A list of lines as the command prints them; "" where there is none."""
+    return group((tag("li", line) for line in lines), "said", "ul")
 
 
 def _number(value: float | None) -> str:
@@ -316,13 +323,9 @@ def _shares(result: dict[str, Any]) -> Markup:
     if not found:
         return Markup("")
     rows = [
-        [streams, "-", "-"]
-        if share["value"] is None
-        else [
-            streams,
-            f"{share['value']:.0%}",
-            f"{share['low']:.0%} to {share['high']:.0%}",
-        ]
+        [streams, f"{share['value']:.0%}", f"{share['low']:.0%} to {share['high']:.0%}"]
+        if share["value"] is not None
+        else [streams, "-", "-"]
         for streams, share in found.items()
     ]
     heads = ["varied by itself", "share of the variance", "95 % interval"]

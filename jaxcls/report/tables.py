@@ -11,7 +11,7 @@ from jaxcls.evaluation import scores
 from jaxcls.evaluation.figures import Assessment
 from jaxcls.evaluation.intervals import Interval
 from jaxcls.report.contents import Run, Scored
-from jaxcls.report.markup import Markup, join, note, scrolling, swatch, table, tag
+from jaxcls.report.markup import Markup, details, join, note, scrolling, swatch, table, tag
 from jaxcls.training.meter import INPUT_BOUND, duration
 
 # The most classes whose confusions are shown whole, and how many are where there are more.
@@ -34,14 +34,8 @@ def _parts(found: Interval) -> tuple[str, str]:
     return _short(value), span
 
 
-def _over(found: Interval) -> Markup:
-    """The figure over its interval."""
-    value, span = _parts(found)
-    return join([value, tag("small", span)])
-
-
 def overview(runs: Sequence[Run]) -> Markup:
-    """One row a run: how far it is, how good its model is, and what its time went into."""
+    """A table of runs: a row has the state, the main figures and the pace of a run."""
     names = dict.fromkeys(
         k for run in runs if run.scored for k in run.scored.assessed.headline if _is_main(k)
     )
@@ -49,7 +43,8 @@ def overview(runs: Sequence[Run]) -> Markup:
     rows = []
     for i, run in enumerate(runs):
         found = run.scored.assessed.headline if run.scored else {}
-        cells = [_over(found[name]) if name in found else "" for name in names]
+        known = [_parts(found[name]) if name in found else None for name in names]
+        cells = [join([one[0], tag("small", one[1])]) if one else "" for one in known]
         link = tag("a", run.name, href=f"#run{i + 1}")
         rows.append(
             [join([swatch(i), link]), run.state, _scored(run.scored), *cells, *_pace(run)]
@@ -104,8 +99,9 @@ def headline(found: Assessment) -> Markup:
         for word, meaning in _MEANINGS.items()
         if word in words
     ]
-    about = tag("details", tag("summary", "What these are"), tag("ul", *meanings))
-    return join([shown, about if meanings else ""])
+    return join(
+        [shown, details("What these are", tag("ul", *meanings)) if meanings else ""]
+    )
 
 
 _MEANINGS = {
@@ -153,9 +149,8 @@ def confusions(matrix: np.ndarray, names: Sequence[str]) -> Markup:
         [[names[a], names[b], count] for a, b, count in pairs],
         "The most confused pairs",
     )
-    is_there = len(shown) > 0
-    parts = [note(text), _heat_map(matrix, shown, names) if is_there else ""]
-    return join([*parts, worst if pairs else ""])
+    heat = _heat_map(matrix, shown, names) if len(shown) else ""
+    return join([note(text), heat, worst])
 
 
 def _most_confused(matrix: np.ndarray) -> np.ndarray:
@@ -210,17 +205,15 @@ def differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Markup:
     if len(runs) == 1:
         configs.append(dict(defaults))
         names.append(Markup("default"))
-    rows = _differing(configs, keys)
-    if not rows:
-        return note("All configs are the same.")
     what = "What differs between the configs" if len(runs) > 1 else "What is set"
-    return table(["key", *names], rows, what)
+    shown = table(["key", *names], _differing(configs, keys), what)
+    return shown or note("All configs are the same.")
 
 
 def settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Markup:
-    """The keys of a config that are not as they are by default; nothing without one."""
+    """The keys of a config that differ from the defaults; "" where none does."""
     rows = _differing([config, defaults], list(config))
-    return table(["key", "value", "default"], rows, "What is set") if rows else Markup("")
+    return table(["key", "value", "default"], rows, "What is set")
 
 
 def _differing(

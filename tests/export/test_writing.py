@@ -35,16 +35,18 @@ def run(folder, tiny):
     return str(folder)
 
 
+def exported(run, out, *flags):
+    """The exit status of `jaxcls export`."""
+    return commands.main(["export", f"--workdir={run}", f"--out={out}", *flags])
+
+
 def described(out):
     return json.loads((out / "model.json").read_text())
 
 
 def test_weights_are_what_predictions_are_made_with(run, tmp_path, capsys):
     out = tmp_path / "digits"
-    assert (
-        commands.main(["export", f"--workdir={run}", f"--out={out}", "--checkpoint=last"])
-        == 0
-    )
+    assert exported(run, out, "--checkpoint=last") == 0
     said = capsys.readouterr().out
     assert said.startswith("done: step=3 at=last format=safetensors n=256 largest_")
     assert said.endswith(f" in {out}\n")
@@ -62,10 +64,7 @@ def test_weights_are_what_predictions_are_made_with(run, tmp_path, capsys):
 
 def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
     out = tmp_path / "new" / "digits"
-    assert (
-        commands.main(["export", f"--workdir={run}", f"--out={out}", "--format=stablehlo"])
-        == 0
-    )
+    assert exported(run, out, "--format=stablehlo") == 0
     read = (out / "model.stablehlo").read_bytes()
     program = jax.export.deserialize(bytearray(read))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -97,16 +96,14 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
 def test_an_extra_that_is_missing_is_named(run, tmp_path, form, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as refused:
-        commands.main(
-            ["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", f"--format={form}"]
-        )
+        exported(run, tmp_path / "x", f"--format={form}")
     wanted = f"--format={form} needs {package}; pip install 'jaxcls[{form}]'"
     assert str(refused.value) == wanted
 
 
 def test_a_folder_that_exists_is_kept(run, tmp_path):
     with pytest.raises(InputError, match="exists, and is not replaced"):
-        commands.main(["export", f"--workdir={run}", f"--out={tmp_path}"])
+        exported(run, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -115,15 +112,12 @@ def test_images_of_files_do_where_the_dataset_is_elsewhere(run, tmp_path):
     for i in range(3):
         (tmp_path / "images" / f"{i}.png").write_bytes(picture(i, "PNG"))
     elsewhere = ["--config.data.dir=/dev/null", "--images", str(tmp_path / "images")]
-    assert (
-        commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", *elsewhere])
-        == 0
-    )
+    assert exported(run, tmp_path / "x", *elsewhere) == 0
     found = described(tmp_path / "x")["verified"]
     assert (found["images"], found["batch_sizes"]) == (3, [1, 2])
     (tmp_path / "images" / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"--images=.*1.png: not a readable image"):
-        commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'y'}", *elsewhere])
+        exported(run, tmp_path / "y", *elsewhere)
     assert not (tmp_path / "y").exists()
 
 
@@ -134,7 +128,7 @@ def test_weights_that_do_not_read_back_leave_nothing(run, tmp_path, monkeypatch,
         write(path, {name: tensor + 1 for name, tensor in tensors.items()}, *rest)
 
     monkeypatch.setattr(weights, "write", damaged)
-    assert commands.main(["export", f"--workdir={run}", f"--out={tmp_path / 'x'}"]) == 4
+    assert exported(run, tmp_path / "x") == 4
     assert "does not read back" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -143,15 +137,13 @@ def test_weights_that_do_not_read_back_leave_nothing(run, tmp_path, monkeypatch,
 def test_a_program_with_other_logits_leaves_nothing(
     run, tmp_path, monkeypatch, capsys, off
 ):
-    exported = stablehlo.export.export
+    export = stablehlo.export.export
 
     def other(jitted, **options):
-        return exported(jax.jit(lambda images: jitted(images) + off), **options)
+        return export(jax.jit(lambda images: jitted(images) + off), **options)
 
     monkeypatch.setattr(stablehlo.export, "export", other)
-    out = tmp_path / "x"
-    arguments = [f"--workdir={run}", f"--out={out}", "--format=stablehlo"]
-    assert commands.main(["export", *arguments]) == 4
+    assert exported(run, tmp_path / "x", "--format=stablehlo") == 4
     (said,) = capsys.readouterr().out.splitlines()
     assert said.startswith(
         "--format=stablehlo: model.stablehlo gives other logits than the model: "
@@ -166,9 +158,7 @@ def test_a_model_that_cannot_be_converted_is_one_line(run, tmp_path, monkeypatch
 
     monkeypatch.setattr(stablehlo.export, "export", fails)
     with pytest.raises(InputError, match=r"cannot be made of .*NotImpl.*: no rule for\)"):
-        commands.main(
-            ["export", f"--workdir={run}", f"--out={tmp_path / 'x'}", "--format=stablehlo"]
-        )
+        exported(run, tmp_path / "x", "--format=stablehlo")
     assert not list(tmp_path.iterdir())
 
 

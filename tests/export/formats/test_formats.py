@@ -255,5 +255,5 @@ def test_an_example_with_torchvision_answers_as_predict_does(
     found = writing.export("safetensors", model, Asked(), seen, out)
     about = {"preprocessing": {"steps": facts.steps(exp)}}
     told = {**about, "output": {"link": exp.recipe.link}, "labels": model.class_names}
-    writing.finish("safetensors", model, found | told, out)
+    writing.describe("safetensors", model, found | told, out)
     check_answers(answered(out, files, TORCHVISION), exp, saved, files)
