@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from jaxcls.commands import cli
 from jaxcls.errors import DIFFERS, DONE
-from jaxcls.runs import archive
-from jaxcls.studies import reproducing
 
 ABOUT = """Train a recorded run again in a scratch folder, and compare the digest of every
 array at every recorded step. Status 0: the same; 4: it differs, and the first step and
@@ -34,6 +32,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
     tolerance = cli.number(args.tolerance, "--tolerance")
+
+    from jaxcls.runs import archive
+    from jaxcls.studies import reproducing
+
     with archive.opened(args.workdir) as folder:
         if args.pack:
             archive.pack(folder, args.pack)
