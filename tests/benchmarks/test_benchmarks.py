@@ -29,7 +29,7 @@ OTHERS = {
     "start": "--starts=1 --config.model.name=cnn(widths=(4,))",
     "checkpoint": "--model=cnn(widths=(4,)) --batch=8 --steps=9 --every=4 --segments=1"
     " --state=vit_ti_16(patch=32,width=32,depth=1,heads=2) --saves=1",
-    "growth": "--batches=2,4 --depths=1,2 --examples=100,200 --steps=2,4 --turns=1"
+    "growth": "--batches=2,4 --depths=1,2 --examples=60,120 --steps=2,4 --turns=1"
     " --segments=1 --processes=1",
 }
 SAY = {"start": "warm cache: .* s ", "checkpoint": r"blocked for \d", "growth": r"steps\^"}
