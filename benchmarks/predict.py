@@ -101,11 +101,11 @@ def model_alone(
     images = np.zeros((batch_size, *exp.data.eval_shape), np.uint8)
     placed = mesh.put(exp.mesh, {"image": images})["image"]
     variables = exp.recipe.variables(weights)
-    jax.block_until_ready(exp.programs.predict_step(variables, placed))
+    jax.block_until_ready(exp.programs.probabilities_step(variables, placed))
 
     def run() -> None:
         for _ in range(steps):
-            jax.block_until_ready(exp.programs.predict_step(variables, placed))
+            jax.block_until_ready(exp.programs.probabilities_step(variables, placed))
 
     return timed(run, batch_size * steps)
 

@@ -112,7 +112,7 @@ def flop(exp: experiment.Experiment) -> int:
     shapes = exp.programs.state_shapes
     variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
     image = exp.programs.batch_like(exp.data.train_shape).image
-    return 3 * 2 * multiply_adds(exp.recipe.predict_step(), variables, image)
+    return 3 * 2 * multiply_adds(exp.recipe.logits_step(), variables, image)
 
 
 def products(precision: str, side: int) -> Callable[[int], None]:

@@ -54,6 +54,12 @@ def test_only_what_may_read_a_config_does():
             assert package_of(path) in READ_CONFIGS
 
 
+def test_only_commands_know_argparse():
+    for path in PACKAGE.rglob("*.py"):
+        if "import argparse" in path.read_text():
+            assert package_of(path) == "commands"
+
+
 def test_importing_starts_no_device_and_no_tensorflow():
     code = (
         "import sys, jaxcls.main\n"

@@ -10,10 +10,11 @@ class Batch(NamedTuple):
     For jit, () is an empty tree: no argument.
 
     image: uint8 [B, H, W, C]. label: int32 [B], as the model counts classes.
-    index: int32 [B], the number of the example in its split.
+    index: int32 [B], the place of the example among the used examples of its split.
     epoch: int32 [B], of training: which showing of the example this is.
     mask: bool [B], of evaluation: False where a row only fills the batch.
-    asked: bool [devices], of several processes: which of them asked to stop.
+    asked: bool [devices], of several processes: whether the process of a device asked to
+    stop.
     """
 
     image: Any = ()

@@ -123,7 +123,7 @@ def _data(
         raise InputError(f"{flag}: {error}") from None
     image = jax.ShapeDtypeStruct((1, height, width, channels), np.uint8)
     try:
-        jax.eval_shape(exp.recipe.predict_step(), exp.recipe.variables_like, image)
+        jax.eval_shape(exp.recipe.logits_step(), exp.recipe.variables_like, image)
     except (flax.errors.ScopeParamShapeError, InputError, TypeError, ValueError):
         own = exp.data.eval_shape
         raise InputError(

@@ -136,7 +136,7 @@ def under_attacks(
 
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
     advance = jax.jit(
-        attacks.make_advance(exp.recipe.predict_step(), judge),
+        attacks.make_advance(exp.recipe.logits_step(), judge),
         in_shardings=(exp.programs.variables_sharding, rows, everywhere, everywhere),
         out_shardings=rows,
     )

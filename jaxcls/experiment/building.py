@@ -1,7 +1,6 @@
 """config -> Experiment: the only road from a config to objects.
 
-Everything is made on first use, so `predict` works where the dataset is absent and a dry
-run starts no device.
+Everything is made on first use, so `predict` works where the dataset is absent.
 """
 
 import copy
@@ -105,9 +104,10 @@ class Experiment:
     def reseeded(self, seeds: Mapping[str, int]) -> "Experiment":
         """This experiment under other seeds: {"seed": 3} or {"seeds.order": 3}.
 
-        No program knows a seed and no decoded image, so both experiments have them.
+        No program knows a seed and no decoded image, so both experiments share the recipe
+        and the programs, which keep the config of the first.
         """
-        _ = self.programs, self.initial  # Made before they are shared.
+        _ = self.programs, self.initial, self.teacher  # Made before they are shared.
         other = copy.copy(self)
         other.config = configs.from_flat({**configs.flat(self.config), **seeds})
         check(other.config)
@@ -144,7 +144,7 @@ class Experiment:
         return self.data.train_batches(start, self.plan.steps)
 
     def eval_batches(self, split: str, key: str, batch_size: int = 0) -> Iterator[Batch]:
-        """Every example of a TFDS split once, on the mesh, with mask.
+        """Every example of a split once, on the mesh, with mask.
 
         `key`: the config key or flag that `split` came from. `batch_size` 0: eval's.
         """

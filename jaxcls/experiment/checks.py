@@ -1,5 +1,8 @@
 """What is wrong in a config, with its data and devices, said before anything is written."""
 
+import contextlib
+from collections.abc import Iterator
+
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -23,19 +26,27 @@ def check(exp: Experiment) -> None:
     """
     check_alone(exp.config)
     _batch_size(exp)
-    try:
+    with _options_of(exp.config.model.name):
         _model(exp.recipe)
-        _optimizer(exp.recipe)
-        _loss(exp.recipe)
-        _ = exp.plan, exp.recipe.higher_is_better  # They raise for what they cannot be.
-        if exp.config.init.whiten:
-            initial.to_whiten(exp.recipe)
+    _optimizer(exp.recipe)
+    _loss(exp.recipe)
+    _ = exp.plan, exp.recipe.higher_is_better  # They raise for what they cannot be.
+    if exp.config.init.whiten:
+        initial.to_whiten(exp.recipe)
+    with _options_of(exp.config.model.name):
         _ = exp.programs.lowered_train_step
+
+
+@contextlib.contextmanager
+def _options_of(model: str) -> Iterator[None]:
+    """Turn an error in building a model with options into an `InputError`."""
+    try:
+        yield
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        if "(" not in exp.config.model.name:
+        if "(" not in model:
             raise  # No option of the user's: a bug of ours.
         raise InputError(
-            f"model.name={exp.config.model.name!r} cannot be built with these options"
+            f"model.name={model!r} cannot be built with these options"
             f" ({type(error).__name__}: {first_line(error)})"
         ) from None
 
@@ -58,7 +69,7 @@ def _model(recipe: Recipe) -> None:
     for shape in {recipe.data.eval_shape, *recipe.data.train_shapes}:
         images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
         try:
-            jax.eval_shape(recipe.predict_step(), recipe.variables_like, images)
+            jax.eval_shape(recipe.logits_step(), recipe.variables_like, images)
         except flax.errors.ScopeParamShapeError:
             raise InputError(
                 f"model.name={model.name} trained on {train[1]}x{train[0]}"
@@ -71,7 +82,7 @@ def _model(recipe: Recipe) -> None:
             " as 'vit_s_16' and 'resnet50' are; leave model.remat at ''"
         )
     count, statistics = recipe.config.optim.accumulate, recipe.variables_like["batch_stats"]
-    frozen = param_groups.frozen_statistics(statistics, recipe.frozen_param_groups)
+    frozen = param_groups.frozen_statistics(statistics, recipe.untimed_param_groups)
     moving = naming.flatten(statistics).keys() - naming.flatten(frozen).keys()
     has_norm = any(path.endswith("var") for path in moving)
     if has_norm and model.batch_norm_groups % count:
@@ -106,7 +117,7 @@ def _optimizer(recipe: Recipe) -> None:
             f"ema.decay={config.ema.decay} and {wrapper} would both average the params;"
             " leave one of them out"
         )
-    if not (metric.startswith("ema_") and optim.schedule.startswith("constant")):
+    if not (metric.startswith("ema_") and name == "constant"):
         right = metric if metric.startswith("ema_") else f"ema_{metric}"
         raise InputError(
             f"{wrapper} is for a constant rate, and what it averages is scored as"

@@ -253,12 +253,12 @@ class Programs:
     @functools.cached_property
     def logits_step(self) -> ImageStep:
         """The jitted logits_step(variables, images uint8 [B, H, W, C]) -> [B, K]."""
-        return self._of_variables(self.recipe.predict_step())
+        return self._of_variables(self.recipe.logits_step())
 
     @functools.cached_property
-    def predict_step(self) -> ImageStep:
-        """The jitted predict_step(variables, images uint8 [B, H, W, C]) -> p [B, K]."""
-        pure = self.recipe.predict_step()
+    def probabilities_step(self) -> ImageStep:
+        """The jitted probabilities_step(variables, images [B, H, W, C]) -> p [B, K]."""
+        pure = self.recipe.logits_step()
         link = jax.nn.sigmoid if self.recipe.link == "sigmoid" else jax.nn.softmax
         return self._of_variables(lambda variables, images: link(pure(variables, images)))
 

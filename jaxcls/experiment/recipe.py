@@ -117,7 +117,7 @@ class Recipe:
         )
 
     @functools.cached_property
-    def frozen_param_groups(self) -> ParamGroups:
+    def untimed_param_groups(self) -> ParamGroups:
         """`param_groups` but for when each trains, which takes the length of an epoch."""
         return self._param_groups(0, {})
 
@@ -134,7 +134,7 @@ class Recipe:
             statistics = self.variables_like["batch_stats"]
             frozen = {
                 "frozen": param_groups.frozen_statistics(
-                    statistics, self.frozen_param_groups
+                    statistics, self.untimed_param_groups
                 )
             }
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
@@ -190,7 +190,7 @@ class Recipe:
             adaptive=optim.clip_adaptive,
         )
         if optim.freeze:
-            made = param_groups.train_only(made, self.frozen_param_groups)
+            made = param_groups.train_only(made, self.untimed_param_groups)
         made = param_groups.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             table = wrappers.WRAPPERS
@@ -206,7 +206,7 @@ class Recipe:
         """params -> the share of the weight decay that each has."""
         optim, key = self.config.optim, "optim.decay_scales"
         factors = calls.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
-        paths = list(self.frozen_param_groups)
+        paths = list(self.untimed_param_groups)
         # These raise where one matches nothing.
         param_groups.matching(factors, paths, key)
         if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
@@ -381,9 +381,9 @@ class Recipe:
             has_penalty=self._penalty is not None,
         )
 
-    def predict_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        """predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
-        return step.make_predict_step(self.model, self.normalize)
+    def logits_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+        return step.make_logits_step(self.model, self.normalize)
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """What predictions are made with: the average where best.metric chose by it."""

@@ -71,7 +71,7 @@ def _check_inputs(student: Recipe, teacher: Recipe) -> None:
     for shape in student.data.train_shapes:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
         try:
-            jax.eval_shape(teacher.predict_step(), teacher.variables_like, image)
+            jax.eval_shape(teacher.logits_step(), teacher.variables_like, image)
         except (flax.errors.ScopeParamShapeError, InputError):
             raise InputError(
                 f"{_KEY}={student.config.distill.run} cannot take images of"

@@ -275,15 +275,15 @@ def make_eval_step(
     return eval_step
 
 
-def make_predict_step(
+def make_logits_step(
     model: Model, normalize: Normalization
 ) -> Callable[[dict[str, Tree], jax.Array], jax.Array]:
-    """Returns predict_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+    """Returns logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
 
-    def predict_step(variables: dict[str, Tree], images: jax.Array) -> jax.Array:
+    def logits_step(variables: dict[str, Tree], images: jax.Array) -> jax.Array:
         return model.apply(variables, normalize(images), False, None)[0]
 
-    return predict_step
+    return logits_step
 
 
 def record_evaluation(

@@ -102,12 +102,12 @@ def _step(exp: experiment.Experiment, embed: bool) -> Step:
     """Both outputs of one pass: XLA computes what they share once."""
     if not embed:
         return lambda variables, images: (
-            exp.programs.predict_step(variables, images),
+            exp.programs.probabilities_step(variables, images),
             np.empty((len(images), 0), np.float32),
         )
     return jax.jit(
         lambda variables, images: (
-            exp.programs.predict_step(variables, images),
+            exp.programs.probabilities_step(variables, images),
             exp.programs.embed_step(variables, images),
         )
     )

@@ -174,7 +174,7 @@ class Loop:
             found = {name: np.atleast_1d(x) for name, x in jax.device_get(scores).items()}
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
-            self.size = stepping.next_size(count, seconds)
+            self.size = stepping.next_size(self.size, count, seconds)
             for i in range(count):
                 self.log.meter.stepped(seconds / count, waited / count)
                 values = {name: float(each[i]) for name, each in found.items()}
@@ -269,7 +269,7 @@ class Loop:
         policy = self.exp.config.nonfinite
         if not self._rewinds or rewound >= policy.rewinds:
             self._diverge(bad)
-        earliest = durations.step_of(1, self.exp.plan.every["checkpoint"])
+        earliest = max(1, durations.step_of(1, self.exp.plan.every["checkpoint"]))
         found = self.saves.rewind(self.exp.programs.state_like, to_start=earliest > step)
         if found is None and self.exp.initial:
             self.folder.check_same({"weights": self.exp.initial.fingerprint})

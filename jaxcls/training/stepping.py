@@ -95,9 +95,12 @@ def in_blocks(exp: Experiment) -> Stepper:
     )
 
 
-def next_size(size: int, seconds: float) -> int:
-    """How many batches the next block has, after one of `size` that took so long."""
-    return max(1, min(2 * size, MOST, int(_SECONDS * size / seconds)))
+def next_size(size: int, count: int, seconds: float) -> int:
+    """The most batches of the next block, after a block of `count` that took `seconds`.
+
+    size: the most that this block could have had. A record or a duty may have cut it short.
+    """
+    return max(1, min(2 * size, MOST, int(_SECONDS * count / seconds)))
 
 
 def _obstacle(exp: Experiment) -> str:

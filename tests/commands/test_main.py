@@ -297,10 +297,12 @@ def test_predictions_use_the_average_where_it_chose_the_best(tiny, tmp_path, pic
     exp, _, _, weights = scoring.load(folder, "best", {})
     ((_, found, _),) = inference.predict(exp, weights, [str(pictures / "3.png")])
     images = inference.read(exp, str(pictures / "3.png"))[None].repeat(8, 0)
-    expected = exp.programs.predict_step(weights["ema"], images)[0]
+    expected = exp.programs.probabilities_step(weights["ema"], images)[0]
     raw = {k: weights[k] for k in ("params", "batch_stats")}
     np.testing.assert_array_equal(found, np.asarray(expected))
-    assert not np.array_equal(found, np.asarray(exp.programs.predict_step(raw, images)[0]))
+    assert not np.array_equal(
+        found, np.asarray(exp.programs.probabilities_step(raw, images)[0])
+    )
 
 
 @pytest.mark.slow

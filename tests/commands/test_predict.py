@@ -222,7 +222,7 @@ def test_features_come_from_the_same_pass_as_probabilities(build):
         return step.lower(variables, images).compile().cost_analysis()["flops"]
 
     both = flops(inference._step(exp, True))
-    assert both < 1.1 * flops(exp.programs.predict_step)
+    assert both < 1.1 * flops(exp.programs.probabilities_step)
 
 
 def test_a_file_is_seen_upright_and_on_white(build, tmp_path):
@@ -309,7 +309,7 @@ def test_a_folder_of_mixed_files_is_answered_in_order_and_the_bad_are_named(
         assert features["path"].tolist() == good
         expected = np.asarray(exp.programs.embed_step(variables, images))[:6]
         np.testing.assert_allclose(features["embed"], expected, rtol=1e-5)
-    probabilities = np.asarray(exp.programs.predict_step(variables, images))[:6]
+    probabilities = np.asarray(exp.programs.probabilities_step(variables, images))[:6]
     best = [exp.selection.class_names[k] for k in probabilities.argmax(1)]
     assert [row[1] for row in rows] == best
     np.testing.assert_allclose(

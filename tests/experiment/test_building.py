@@ -86,8 +86,8 @@ def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
     np.testing.assert_allclose(
         logits, exp.programs.logits_step(variables, pixels), rtol=1e-5
     )
-    expected = np.asarray(exp.programs.predict_step(variables, pixels))
+    expected = np.asarray(exp.programs.probabilities_step(variables, pixels))
     np.testing.assert_allclose(softmax(logits, axis=1), expected, rtol=1e-5)
     each = experiment.build(tiny(**{"loss.name": "sigmoid"}))
-    expected = np.asarray(each.programs.predict_step(variables, pixels))
+    expected = np.asarray(each.programs.probabilities_step(variables, pixels))
     np.testing.assert_allclose(expit(logits), expected, rtol=1e-5)

@@ -349,7 +349,7 @@ def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
     exp = experiment.build(tiny(**PLAIN | changes))
     state, batch = moved(exp), next(exp.train_batches())
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(exp.recipe.predict_step()(variables, batch.image), np.float64)
+    logits = np.asarray(exp.recipe.logits_step()(variables, batch.image), np.float64)
     hot = np.eye(10)[np.asarray(batch.label)]
     targets = 0.7 * hot + 0.03
     each = -(targets * log_softmax(logits, -1)).sum(-1)

@@ -40,10 +40,10 @@ def test_the_loss_with_all_the_weight_is_the_distance_to_the_teacher(tiny, taugh
     logits = {}
     folder = Workdir(teacher)
     built = experiment.build(folder.config())
-    logits["student"] = exp.recipe.predict_step()(
+    logits["student"] = exp.recipe.logits_step()(
         {"params": state.params, "batch_stats": state.batch_stats}, batch.image
     )
-    logits["teacher"] = built.recipe.predict_step()(exp.teacher.variables, batch.image)
+    logits["teacher"] = built.recipe.logits_step()(exp.teacher.variables, batch.image)
     soft = {k: jax.nn.log_softmax(np.asarray(v) / 2) for k, v in logits.items()}
     apart = (np.exp(soft["teacher"]) * (soft["teacher"] - soft["student"])).sum(-1)
     _, scores = exp.programs.jitted_train_step(state, batch)
@@ -97,4 +97,4 @@ def test_a_student_predicts_where_its_teacher_is_gone(tiny, taught, tmp_path):
     lost.distill.run = "/gone"
     exp = experiment.build(lost, sources.facts_of(folder.read()["implied"]))
     assert exp.programs.state_shapes.params
-    _ = exp.programs.predict_step, exp.programs.eval_step
+    _ = exp.programs.probabilities_step, exp.programs.eval_step

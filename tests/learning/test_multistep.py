@@ -87,7 +87,7 @@ def run(config, folder, size, nan=(), at=0, **more):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(exp.data), "train_columns", asking)
-        patch.setattr(stepping, "next_size", lambda before, seconds: size)
+        patch.setattr(stepping, "next_size", lambda before, count, seconds: size)
         patch.setattr(loop.Loop, "size", size)
         train.run(exp, str(folder), stop, **more)
     return exp.sizes

@@ -357,8 +357,8 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
     np.testing.assert_array_equal(got["top1"], logits.argmax(-1) == label)
     np.testing.assert_array_equal(got["top2"], logits.argmin(-1) != label)
 
-    predict_step = step.make_predict_step(model, NORMALIZATIONS["unit"]())
-    np.testing.assert_allclose(predict_step(variables, batch.image), logits, rtol=1e-5)
+    logits_step = step.make_logits_step(model, NORMALIZATIONS["unit"]())
+    np.testing.assert_allclose(logits_step(variables, batch.image), logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -383,7 +383,7 @@ def test_a_file_that_torch_saved_predicts_as_there_and_goes_back(
     state = exp.init()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    got = np.asarray(exp.programs.predict_step(variables, jnp.asarray(pixels)))
+    got = np.asarray(exp.programs.probabilities_step(variables, jnp.asarray(pixels)))
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
