@@ -129,9 +129,7 @@ def on_first(f: Callable[[], T]) -> T:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Raises `AgreedError` on all processes if their facts differ, and names the
-    difference.
-    """
+    """Raises `AgreedError`, with the difference, unless all processes give equal facts."""
     said = share(dict(facts))
     for number, other in enumerate(said):
         for key in sorted({*said[0], *other}):
