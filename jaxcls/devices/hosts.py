@@ -1,7 +1,6 @@
 """Runs several processes as one run: they join, agree and leave together.
 
-With one process, each function returns the result of its argument alone, and starts no
-device.
+With one process, each function only calls its argument or returns it, and starts no device.
 """
 
 import contextlib

@@ -74,8 +74,8 @@ def pretend(devices: int) -> None:
 def prefer_same_bits() -> None:
     """Asks XLA for deterministic GPU kernels, if a GPU plug-in is installed.
 
-    Call it before any device starts. It respects XLA_FLAGS that set the flag. The kernels
-    of CPU and TPU are always deterministic.
+    Call it before any device starts. XLA_FLAGS that set the flag stay as they are. Kernels
+    of CPU and TPU are deterministic without a flag.
     """
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
     flags = os.environ.get("XLA_FLAGS", "")

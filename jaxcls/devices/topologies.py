@@ -33,8 +33,8 @@ CHIPS = {
     "v6e": Chip("2x2", 31.25, {}),
     "tpu7x": Chip("2x2x1", 94.75, {}),
 }
-# Without these, libtpu asks the metadata server of a TPU machine, complains, and locks out
-# other processes; no TPU is opened here.
+# Without these, libtpu asks a TPU machine's metadata server and complains. It would also
+# lock out other processes, although no TPU is opened here.
 _ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 _ALONE |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0"}
 _ALONE |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

@@ -1,6 +1,6 @@
 """Calibration: reliability, its expected error (ECE), and temperature scaling.
 
-Guo et al., arXiv:1706.04599. `sklearn.calibration.calibration_curve` does not fit: it
+Guo et al., arXiv:1706.04599. `sklearn.calibration.calibration_curve` is unsuitable: it
 returns no counts of bins, which ECE needs, and omits empty bins.
 """
 
@@ -96,12 +96,13 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
         return float("nan")
 
     def slope(log_temperature: float) -> float:
-        """The derivative of the mean loss by 1 / temperature, which rises with it."""
+        """Returns the mean loss's derivative by 1 / temperature, which rises with it."""
         total = 0.0
         for piece in in_pieces(len(known)):
             rows = known[piece]
             part = logits[rows].astype(np.float64)
-            # About the label's logit, softmax is unchanged and the sum is exact.
+            # Differences from the label's logit leave this derivative unchanged, and add
+            # exactly.
             own = np.take_along_axis(part, labels[rows, None], axis=1)
             shares = probabilities(part, link, np.exp(log_temperature))
             if link == "softmax":

@@ -3,8 +3,8 @@
 arXiv:1903.12261. The authors publish amounts for images of 224 and of 32 pixels. This
 module differs from theirs:
 
-- An image takes the amounts of the nearer size, by the ratio of its shorter side: those of
-  32 below 85 pixels.
+- An image takes the amounts of 32 pixels if its shorter side is below 85 pixels, and else
+  the amounts of 224: the nearer size by ratio.
 - Levels are rounded, not truncated. Images are not stored as JPEG afterwards.
 - Beyond the edge, an image repeats its nearest pixel. A zoom is about the centre.
 - Glass, snow, frost, fog and elastic are missing. So is saturate: its strengths have no
@@ -110,8 +110,8 @@ def motion_blur(
 ) -> np.ndarray:
     """Blurs along a one-sided trail, at most 45 degrees from horizontal.
 
-    Like ImageMagick. trail: (half of its length, sigma of its weights, which decrease from
-    the pixel on).
+    ImageMagick does the same. trail: (half of its length, sigma of its weights, which
+    decrease from the pixel on).
     """
     radius, sigma = trail
     angle = math.radians(rng.uniform(-45, 45))

@@ -18,9 +18,10 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Calibration(NamedTuple):
-    """reliability, before: the bins and ECE. after: the ECE with the temperature.
+    """The calibration of a model. reliability, before: the bins and the ECE.
 
     temperature: NaN if none was fitted. fitted_on: the examples, or the reason for NaN.
+    after: the ECE with the temperature.
     """
 
     reliability: calibration.Reliability

@@ -1,6 +1,6 @@
 """Confidence intervals of a figure from n examples or runs, at 95 % by default.
 
-`scipy.stats.bootstrap` does not fit: it copies the drawn examples. Here a statistic takes
+`scipy.stats.bootstrap` is unsuitable: it copies the drawn examples. Here a statistic takes
 the count of each example, so a split of a million needs no copies.
 """
 

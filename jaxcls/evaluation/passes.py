@@ -40,7 +40,7 @@ class Scorer(NamedTuple):
 
 
 def of_evaluation(exp: Experiment, variables: dict[str, Any]) -> Scorer:
-    """Scores the loss, metrics and predicted class, as evaluations in training do."""
+    """Returns a scorer for loss, metrics and predicted class, as training records them."""
     return Scorer(
         lambda batch: exp.programs.eval_step(variables, Batch(batch.image, batch.label)),
         lambda columns, _: columns,
@@ -58,7 +58,7 @@ def of_model(
     columns: np.ndarray,
     keep: Keep = all_logits,
 ) -> Scorer:
-    """Keeps `keep` of a model's logits for the classes `columns` [k]."""
+    """Returns a scorer that applies `keep` to the logits of the classes `columns` [k]."""
     return Scorer(
         lambda batch: exp.programs.logits_step(variables, batch.image),
         lambda logits, labels: keep(logits[:, columns], labels),
@@ -72,7 +72,7 @@ def through_views(
     views: Sequence[View],
     keep: Keep = all_logits,
 ) -> Scorer:
-    """Keeps `keep` of the mean over views, as logits.
+    """Returns a scorer that applies `keep` to the logits of the mean over views.
 
     The mean is of the probabilities among the classes `columns` [k].
     """
@@ -99,9 +99,9 @@ def at_strengths(
     count: int,
     keep: Keep,
 ) -> Scorer:
-    """Keeps `keep` of each image of an example, [B, count, H, W, C]: arrays [n, count].
+    """Returns a scorer that applies `keep` to each image of an example: arrays [n, count].
 
-    columns, keep: as in `of_model`, for one image.
+    A batch has images [B, count, H, W, C]. columns, keep: as in `of_model`, for one image.
     """
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
     of_one = jax.jit(
@@ -126,7 +126,7 @@ def under_attacks(
     chosen: Sequence[Attack],
     keep: Keep,
 ) -> Scorer:
-    """Keeps `keep` of each example's attacked images: arrays [n, attacks].
+    """Returns a scorer that applies `keep` to each attacked image: arrays [n, attacks].
 
     An attack raises the evaluation's loss among the classes `columns`. places: for each
     class of the data, its place among them. keep: as in `of_model`.
@@ -161,7 +161,7 @@ def under_attacks(
 def _of_several(
     ask: Callable[[Batch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
 ) -> Scorer:
-    """Keeps `keep` of several logits of an example, as arrays [B, S]."""
+    """Returns a scorer that applies `keep` to several logits of an example: [B, S]."""
 
     def keep_each(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
         logits = np.stack(parts, axis=1)[..., columns]

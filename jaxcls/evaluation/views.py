@@ -1,4 +1,4 @@
-"""Test-time augmentation: averages the probabilities over views of an image.
+"""The views of an image over which test-time augmentation averages probabilities.
 
 ``"flip | crops(5)"`` combines each view of flip with each view of crops. With mirror
 images, these are the ten crops of Krizhevsky et al. (NeurIPS 2012).

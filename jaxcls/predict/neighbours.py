@@ -1,6 +1,6 @@
 """Finds the nearest of many features by cosine similarity: exactly, block by block.
 
-`sklearn.neighbors` does not fit: it copies all features into memory. Its similarities are
+`sklearn.neighbors` is unsuitable: it copies all features into memory. Its similarities are
 matrix products, whose last bits change with the block size.
 """
 

@@ -167,10 +167,10 @@ class Workdir:
             yield
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
-        """Writes config.json if it is new or changed; checks a run with results first.
+        """Writes config.json if it is new or changed.
 
         implied: facts that follow from config and data (classes, counts, steps). Raises
-        `InputError` if they differ from those of the first start.
+        `InputError` if the folder has results, and `implied` differs from the first start.
         """
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
