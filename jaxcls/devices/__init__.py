@@ -1,1 +1,1 @@
-"""Where a run computes: devices and their mesh, hosts, memory, described topologies."""
+"""The machines of a run: devices and their mesh, hosts, memory, described TPU slices."""

@@ -1,6 +1,6 @@
-"""Several processes as one run: joining them, agreeing, and leaving together.
+"""Runs several processes as one run: they join, agree and leave together.
 
-With one process everything here is the function that it is given, and no device starts.
+With one process, each function only calls its argument or returns it, and starts no device.
 """
 
 import contextlib
@@ -19,26 +19,28 @@ from jaxcls.errors import LOST, DivergedError, InputError, StoppedError, first_l
 
 T = TypeVar("T")
 
-# How a runtime calls a peer that is gone, in the text of an error.
+# Words of the runtimes' errors about a lost process.
 _LOST = re.compile(r"gloo|nccl|coordination|unavailable|deadline_exceeded")
-# Seconds after which the runtime gives up a peer that does not answer, and those that
-# leave wait for the others.
+# Seconds until a silent process counts as lost, and until a leaving process stops waiting
+# for the others.
 _HEARTBEAT, _SHUTDOWN = 100, 60
 
 
 class AgreedError(InputError):
-    """A bad input that every process of the run knows of: all of them leave with it."""
+    """A bad input that every process of the run knows; all of them exit with it."""
 
 
 @contextlib.contextmanager
 def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator[None]:
-    """Start the runtime of several processes, and leave in a way that ends them all.
+    """Starts the runtime of several processes; inside the block they form one run.
 
-    coordinator: "" for a run of one process; "auto" on a TPU pod, under SLURM,
-    Kubernetes or Open MPI; "mpi4py"; or host:port of process 0, with how many
-    `processes` there are and which `process` this is, from 0.
-    Raises `InputError` for what does not fit. Where this process fails and the others
-    cannot know, it ends at once; where another has ended, it ends with status 70.
+    coordinator: "" for one process; "auto" on a TPU pod, under SLURM, Kubernetes or Open
+    MPI; "mpi4py"; or host:port of process 0, with the count `processes` and the number
+    `process` of this process, from 0.
+
+    Raises `InputError` for arguments that do not fit together. If this process fails and
+    the others cannot know, it exits at once. If another process is lost, it exits with
+    status 70.
     """
     if not coordinator:
         if processes or process:
@@ -48,7 +50,7 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
     _start(coordinator, processes, process)
     try:
         yield
-    except Exception as error:  # Whatever it is, the others wait for this process.
+    except Exception as error:  # The others wait for this process, whatever it raises.
         if is_agreed(error):
             raise
         if isinstance(error, InputError):
@@ -61,29 +63,29 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
 
 
 def is_agreed(error: BaseException | None) -> bool:
-    """Whether all processes leave with this error, or without one."""
+    """Returns whether all processes exit with this error, or without an error."""
     return error is None or isinstance(error, (AgreedError, StoppedError, DivergedError))
 
 
 def count() -> int:
-    """The number of processes of the run."""
+    """Returns the number of processes of the run."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes what is written once."""
+    """Returns whether this is process 0, which alone writes the shared files."""
     return count() == 1 or jax.process_index() == 0
 
 
 def share(value: Any) -> list[Any]:
-    """What each process gives, in their order; JSON. All must call it."""
+    """Returns the JSON values of all processes in their order; all must call it."""
     if count() == 1:
         return [value]
     from jax.experimental import multihost_utils
 
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text))).ravel()
-    # Of few lengths, so that few programs are compiled.
+    # Powers of two keep the number of compiled programs small.
     room = 1 << max(8, int(lengths.max() - 1).bit_length())
     texts = multihost_utils.process_allgather(np.pad(text, (0, room - len(text))))
     return [
@@ -97,7 +99,7 @@ def together(
     catches: type[Exception] = InputError,
     raises: type[Exception] = AgreedError,
 ) -> T:
-    """``f()`` on every process; where one raises `catches`, all of them raise `raises`."""
+    """Returns ``f()``; if one process raises `catches`, all processes raise `raises`."""
     if count() == 1:
         return f()
     done: list[T] = []
@@ -115,7 +117,10 @@ def together(
 
 
 def on_first(f: Callable[[], T]) -> T:
-    """``f()`` on process 0 alone, its JSON value on all; raises `AgreedError` on all."""
+    """Calls ``f()`` on process 0 and returns its JSON value on all processes.
+
+    If it raises `InputError`, all processes raise `AgreedError`.
+    """
     if count() == 1:
         return f()
     value = together(lambda: f() if is_first() else None)
@@ -123,7 +128,7 @@ def on_first(f: Callable[[], T]) -> T:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Raise `AgreedError`, naming what differs, unless all processes give the same."""
+    """Raises `AgreedError`, with the difference, unless all processes give equal facts."""
     said = share(dict(facts))
     for number, other in enumerate(said):
         for key in sorted({*said[0], *other}):
@@ -188,7 +193,7 @@ def _lost(error: Exception) -> str:
 
 
 def _end(text: str, status: int) -> None:
-    """End this process now: waiting for the others would wait for ever."""
+    """Exits this process at once: a wait for the other processes would never end."""
     print(" ".join(text.split()), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)

@@ -1,8 +1,8 @@
-"""Devices, shardings and hosts.
+"""The mesh of devices, shardings, and transfers between hosts and devices.
 
-Examples are spread over all devices, so BatchNorm and means are over the global batch by
-construction. A mesh of one axis, "data", has the whole state on every device; one of two,
-"data" and "fsdp", has each large array of it in parts, along "fsdp".
+Each device has some examples of a batch, yet BatchNorm and means cover the global batch. A
+mesh of the axis "data" replicates the state. A mesh of the axes "data" and "fsdp" shards
+each large array of the state along "fsdp".
 """
 
 import importlib.util
@@ -18,18 +18,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxcls.errors import InputError
 
 Item = TypeVar("Item")
-# Elements of an array that is worth its messages when it is in parts; a smaller one, such
-# as a bias, is whole everywhere.
+# The least number of elements of a sharded array. A smaller array, such as a bias, is not
+# worth the messages and is replicated.
 LEAST = 2**14
 
 
 def make(
     devices_per_host: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over the first `devices_per_host` devices of every host; 0: over all.
+    """Returns a mesh over the first `devices_per_host` devices of every host; 0: over all.
 
-    fsdp: how many of them, one after the other, hold the state together. devices: to
-    choose from; those that there are if not given.
+    fsdp: the number of consecutive devices that hold the state together. devices: the
+    candidates, by default all devices. Raises `InputError` if a host has too few devices or
+    fsdp does not divide their number.
     """
     chosen = []
     found = jax.devices() if devices is None else devices
@@ -57,21 +58,24 @@ def make(
 
 
 def fsdp_of(mesh: Mesh) -> int:
-    """How many devices hold the state together; 1: it is whole on each."""
+    """Returns the number of devices that hold the state together; 1: replicated."""
     return mesh.shape.get("fsdp", 1)
 
 
 def pretend(devices: int) -> None:
-    """Have so many CPU devices, and no others, to compile for; before any device starts."""
+    """Makes jax see only CPU devices, `devices` of them, to compile for.
+
+    Call it before any device starts.
+    """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
 
 
 def prefer_same_bits() -> None:
-    """Where there may be GPUs, ask XLA for kernels that give the same bits each time.
+    """Asks XLA for deterministic GPU kernels, if a GPU plug-in is installed.
 
-    Before any device starts; XLA_FLAGS that say otherwise are left alone. On CPU and TPU
-    XLA has no others.
+    Call it before any device starts. XLA_FLAGS that set the flag stay as they are. Kernels
+    of CPU and TPU are deterministic without a flag.
     """
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
     flags = os.environ.get("XLA_FLAGS", "")
@@ -81,26 +85,26 @@ def prefer_same_bits() -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis over all devices."""
+    """Returns the sharding of a batch: the first axis over all devices."""
     axes = mesh.axis_names
     return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
 
 
 def by_step(mesh: Mesh) -> NamedSharding:
-    """The sharding of several batches [K, B]: each as `by_example`."""
+    """Returns the sharding of stacked batches [K, B, ...]: each as `by_example`."""
     return NamedSharding(mesh, PartitionSpec(None, *by_example(mesh).spec))
 
 
 def of_state(mesh: Mesh, shapes: Any) -> Any:
-    """The sharding of each array of a state, or of any part of one with the same names.
+    """Returns the sharding of each array of a state, or of a subtree with the same names.
 
-    In parts along the longest axis that "fsdp" divides, the last of equal ones; whole
-    where there is none, or the array is small, or statistics ("batch_stats").
+    Shards the longest axis that "fsdp" divides, the last of equal axes. Replicates small
+    arrays, arrays without such an axis, and "batch_stats".
     """
 
     def one(path: tuple[Any, ...], like: Any) -> NamedSharding:
@@ -115,7 +119,7 @@ def of_state(mesh: Mesh, shapes: Any) -> Any:
 
 
 def _axis_to_split(shape: tuple[int, ...], n: int) -> int | None:
-    """The longest axis that `n` divides, the last of equal ones; None: not in parts."""
+    """Returns the longest axis that `n` divides, the last of equals; None: replicate."""
     fitting = [axis for axis, size in enumerate(shape) if size % n == 0]
     if n == 1 or math.prod(shape) < LEAST or not fitting:
         return None
@@ -123,9 +127,9 @@ def _axis_to_split(shape: tuple[int, ...], n: int) -> int | None:
 
 
 def gathered(mesh: Mesh, params: Any) -> Any:
-    """Params that are in parts made whole on every device, for what is traced.
+    """Gathers sharded params on every device, in traced code.
 
-    Their gradients are in parts again. Without it XLA may split the model instead, and
+    Their gradients are sharded again. Without it, XLA may shard the model instead and
     gather activations.
     """
     everywhere = replicated(mesh)
@@ -148,14 +152,14 @@ def gathered(mesh: Mesh, params: Any) -> Any:
 
 
 def on_one_device(like: Any) -> Any:
-    """The shapes of what one device holds of arrays that are like these, sharding too."""
+    """Returns the shapes and dtypes of the shard that one device holds of each array."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), like
     )
 
 
 def put(mesh: Mesh, arrays: Any) -> Any:
-    """A tree of this host's rows [b, ...] -> the tree of all rows [B, ...] on the mesh."""
+    """Puts a tree of this host's rows [b, ...] on the mesh, as global arrays [B, ...]."""
     sharding = by_example(mesh)
     hosts = jax.process_count()
 
@@ -167,7 +171,7 @@ def put(mesh: Mesh, arrays: Any) -> Any:
 
 
 def put_everywhere(mesh: Mesh, arrays: Any) -> Any:
-    """A tree of arrays, which every host gives whole, on every device of the mesh."""
+    """Puts a tree of arrays, equal on every host, on every device of the mesh."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
@@ -175,9 +179,9 @@ def put_everywhere(mesh: Mesh, arrays: Any) -> Any:
 
 
 def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each once the next was taken.
+    """Yields the same items, each after the next item is taken.
 
-    Of what is asked of a device: it never waits until we have looked at its answers.
+    For outputs of a device: it starts the next program before the host reads a result.
     """
     before: list[Item] = []
     for each in asked:
@@ -187,9 +191,9 @@ def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
 
 
 def flags(mesh: Mesh, flag: bool) -> Any:
-    """Each process's `flag`, bool [devices], where there are several; () for one alone.
+    """Returns each process's `flag`, bool [devices] on the mesh; () for one process.
 
-    A program that reduces it tells all of them the same, at the same step.
+    A program that reduces it tells all processes the same value at the same step.
     """
     if jax.process_count() == 1:
         return ()
@@ -197,16 +201,16 @@ def flags(mesh: Mesh, flag: bool) -> Any:
 
 
 def host_rows(batch_size: int) -> slice:
-    """This host's contiguous rows of a global batch.
+    """Returns this host's slice of the rows of a global batch.
 
-    Contiguous, not strided: the global batch is then the same on any number of hosts.
+    The slices are contiguous, so the global batch is the same on any number of hosts.
     """
     local = batch_size // jax.process_count()
     return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
 
 def check_divides(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raise `InputError` unless a batch spreads evenly over the devices."""
+    """Raises `InputError` unless a batch divides evenly over the devices."""
     n = mesh.size
     if batch_size % n:
         below, above = batch_size // n * n, -(-batch_size // n) * n
@@ -215,20 +219,20 @@ def check_divides(mesh: Mesh, batch_size: int, key: str) -> None:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """The least multiple of the device count that is at least `batch_size`."""
+    """Returns the least multiple of the device count that is at least `batch_size`."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
 def is_accelerator(mesh: Mesh) -> bool:
-    """Whether the devices are anything but CPUs."""
+    """Returns whether the devices are anything but CPUs."""
     platforms: set[Any] = {device.platform for device in mesh.devices.flat}
     return platforms != {"cpu"}
 
 
 def memory_limit(mesh: Mesh) -> int | None:
-    """Bytes that one device may hold, or None where it is not known.
+    """Returns the bytes that one device may hold, or None if unknown.
 
-    CPU devices share the host's memory, so each has its part of what is available.
+    CPU devices divide the host's available memory equally.
     """
     device = mesh.local_devices[0]
     if device.platform != "cpu":

@@ -1,4 +1,4 @@
-"""TPU slices that are described and not there, for programs that are only compiled."""
+"""Described TPU slices, to compile programs for without a TPU."""
 
 import importlib.util
 import math
@@ -14,9 +14,8 @@ from jaxcls.errors import InputError, first_line, lookup
 class Chip(NamedTuple):
     """A kind of TPU chip.
 
-    slice: a small one. room: GiB of its memory that a program may have on a device, as
-    XLA's compiler (libtpu 0.0.42) refuses what needs more. options: what describes its
-    devices as a run sees them.
+    slice: a small slice. room: the GiB that a program may use on a device; XLA's compiler
+    (libtpu 0.0.42) refuses more. options: describe the devices as a run sees them.
     """
 
     slice: str
@@ -34,29 +33,29 @@ CHIPS = {
     "v6e": Chip("2x2", 31.25, {}),
     "tpu7x": Chip("2x2x1", 94.75, {}),
 }
-# What libtpu would otherwise ask a machine with TPUs for, and complain of; and that other
-# processes may have it too, as nobody's TPU is opened.
+# Without these, libtpu asks a TPU machine's metadata server and complains. It would also
+# lock out other processes, although no TPU is opened here.
 _ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 _ALONE |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0"}
 _ALONE |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def is_slice(text: str) -> bool:
-    """Whether a text is meant as a slice, rather than as a number of devices."""
+    """Returns whether a text means a slice rather than a number of devices."""
     return ":" in text or text in CHIPS
 
 
 class Slice(NamedTuple):
-    """Devices to compile for, and the bytes that a program may have on each."""
+    """Described devices to compile for. room: the bytes that a program may use on each."""
 
     devices: list[Any]
     room: int
 
 
 def described(text: str, flag: str) -> Slice:
-    """The slice that a text such as "v5e:4x4" describes: a chip, and how many each way.
+    """Returns the slice that a text such as "v5e:4x4" describes: a chip and its axes.
 
-    No TPU is needed, only libtpu. Raises `InputError`, naming `flag`.
+    Needs libtpu, but no TPU. Raises `InputError`, which names `flag`.
     """
     name, _, shape = text.partition(":")
     chip = lookup(CHIPS, name, f"TPU in {flag}={text}")
@@ -76,7 +75,7 @@ def described(text: str, flag: str) -> Slice:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    # A host has a square of chips, as far as the slice is that large.
+    # A host has 2x2 chips, or fewer if the slice is smaller.
     host = (*(math.gcd(2, side) for side in sides[:2]), 1)
     try:
         found = topologies.get_topology_desc(

@@ -1,5 +1,5 @@
-"""Every example of a split is scored once, and its scores become figures.
+"""Scores every example of a split once, and computes the figures of a model.
 
-`scoring` scores a model on a split; `assess` adds calibration, intervals, subgroups and
+`scoring` computes metrics. `assess` adds calibration, confidence intervals, subgroups, and
 robustness to corruptions and attacks.
 """

@@ -1,4 +1,4 @@
-"""What `evaluate` says of a run besides its first line, and the passes that it takes."""
+"""Assesses a run for `evaluate`: plans the passes over a split and computes all figures."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from jaxcls.learning.metrics import AVERAGED, LOSS
 
 
 class Member(NamedTuple):
-    """A run of an ensemble: its folder as given, and what it predicts with."""
+    """A run of an ensemble. path: its folder, as given. variables: for its predictions."""
 
     path: str
     exp: Experiment
@@ -37,11 +37,11 @@ class Member(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is asked for besides the headline; empty where it is not.
+    """The options of an assessment beyond the headline; an option is off if it is empty.
 
-    tta, views: as text and as built. seen: through which ops the same examples are seen
-    again. real: for each example the classes that it may be called. corruptions: by name;
-    they and attacks are of the headline's images and weights.
+    tta, views: test-time augmentation as text and as functions. seen: the same examples
+    through other eval_ops. real: for each example, its correct classes (ReaL). corruptions:
+    names. Corruptions and attacks use the images and weights of the headline.
     """
 
     tta: str = ""
@@ -54,7 +54,10 @@ class Asked(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """weights: whose headline it is, "params" or "ema". values: for the first line."""
+    """The figures of a run. weights: the headline's weights, "params" or "ema".
+
+    values: metrics for the first line; a prefix ``ema_`` marks those of the average.
+    """
 
     weights: str
     values: dict[str, float]
@@ -67,10 +70,10 @@ class Evaluation(NamedTuple):
 def evaluated(
     exp: Experiment, weights: dict[str, Any], given: Examples, asked: Asked, size: int
 ) -> Evaluation:
-    """Everything that is said of a run on the examples `given`, at `size` a batch.
+    """Returns all figures of a run on the examples `given`, with `size` examples a batch.
 
-    Of the headline, and the runs of an ensemble, all logits are kept, 4 bytes for each
-    example and class: a temperature, a mean and the file of predictions are made of them.
+    Keeps all logits of the headline and of each ensemble member, 4 bytes for each example
+    and class: the temperature, the ensemble mean and the predictions file need them.
     """
     sets = {"params": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
@@ -118,9 +121,9 @@ def evaluated(
 
 
 def _scorer(exp: Experiment) -> Keep:
-    """Logits and labels -> each example's loss and metrics, float64 [B].
+    """Returns a function: logits, labels -> loss and metrics of each example, float64 [B].
 
-    The metrics of a run, top1, and top5 where there are more than five classes.
+    The metrics are those of the run, top1, and top5 if there are more than five classes.
     """
 
     @jax.jit
@@ -138,7 +141,7 @@ def _scorer(exp: Experiment) -> Keep:
 
 
 def _in_pieces(score: Keep, found: Predictions) -> Columns:
-    """What `score` gives of all n examples."""
+    """Returns the columns of `score` for all n examples, computed slice by slice."""
     pieces = scores.in_pieces(len(found.labels))
     parts = [score(*(each[piece] for each in found)) for piece in pieces]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -151,7 +154,7 @@ def _temperature(
     found: Predictions,
     size: int,
 ) -> tuple[float, str]:
-    """(the temperature, what it was fitted on), or (NaN, why there is none)."""
+    """Returns (temperature, its examples), or (NaN, the reason that there is none)."""
     split = exp.config.data.eval
     if not split:
         return math.nan, "the run has no data.eval to fit one on"
@@ -181,7 +184,7 @@ def _ensemble(
     members: Sequence[tuple[Member, Examples]],
     size: int,
 ) -> Predictions:
-    """The logits of the mean of the probabilities of this run and the members."""
+    """Returns the logits of the mean probabilities of this run and the members."""
     every, links = [found.logits], [exp.recipe.link]
     for member, given in members:
         scorer = {"": passes.of_model(member.exp, member.variables, given.columns)}
@@ -204,7 +207,7 @@ def _ensemble(
 
 
 def _real(logits: np.ndarray, real: Sequence[Sequence[int]]) -> ScoreRow:
-    """Top-1 where any of several classes is right, of the examples that have one."""
+    """Returns the top-1 row, over examples that have a correct class (ReaL)."""
     predicted = scores.predicted(logits)
     hits = [k in right for k, right in zip(predicted.tolist(), real, strict=True) if right]
     return ScoreRow(

@@ -1,11 +1,10 @@
-"""Images that are changed so as to be mistaken, each level by at most epsilon.
+"""White-box attacks: images changed by at most epsilon, to raise an evaluation's loss.
 
-White-box attacks on the loss of an evaluation. They are on floating-point levels 0..255
-as a model gets them, before normalisation, and what comes out is not rounded to whole
-levels: epsilon is in levels of 255, and the largest change of any (L-infinity).
+Images have floating-point levels 0..255, before normalisation. Attacked images are not
+rounded to whole levels. epsilon is the L-infinity bound, in levels of 255.
 
-The steps of an attack are called one after the other: within a loop of XLA's the same
-ones took six times as long (a small CNN on CPU), with the same bits.
+Python runs the steps of an attack one after the other. The same steps in a loop of XLA took
+six times as long (a small CNN on CPU), with the same bits.
 """
 
 from collections.abc import Callable
@@ -19,15 +18,15 @@ from jaxcls.config import calls
 from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 
-# Of the random starts: the same for every run, so that runs can be compared.
+# Seeds the random starts: equal for every run, so that runs are comparable.
 SEED = 0
 
-# logits [B, K], labels [B] -> losses [B], and whether each is right, bool [B].
+# logits [B, K], labels [B] -> losses [B] and hits, bool [B].
 Judge = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Met(NamedTuple):
-    """Images [B, H, W, C], their losses [B], and whether each is right, bool [B]."""
+    """Images [B, H, W, C], losses [B], and hits, bool [B]: whether the class is correct."""
 
     images: jax.Array
     losses: jax.Array
@@ -35,9 +34,10 @@ class Met(NamedTuple):
 
 
 class Path(NamedTuple):
-    """An attack under way, rows of a batch; images are float32 of 0..255.
+    """The state of an attack on a batch; images are float32 of 0..255.
 
-    noise: where each may start, of -1..1. worst: of all images that were met.
+    noise: the random start of each example, in -1..1. worst: the worst image so far of each
+    example.
     """
 
     images: jax.Array
@@ -48,16 +48,16 @@ class Path(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What an attack is made of: see `make_advance` and `scatter`."""
+    """The two moves of an attack: see `make_advance` and `scatter`."""
 
     advance: Callable[[Path, np.float32, np.float32], Path]
     scatter: Callable[[Path, np.float32], Path]
 
 
 class Attack(NamedTuple):
-    """kind: "fgsm" or "pgd"; name: that with every option.
+    """An attack. kind: "fgsm" or "pgd". name: the kind with every option.
 
-    make: (moves, a path at its beginning) -> images [B, H, W, C] float32.
+    make: (moves, a path at its start) -> images [B, H, W, C] float32.
     """
 
     kind: str
@@ -67,7 +67,10 @@ class Attack(NamedTuple):
 
 
 def fgsm(epsilon: float) -> Attack:
-    """A step of epsilon along the gradient's sign (Goodfellow et al., arXiv:1412.6572)."""
+    """Steps once along the gradient's sign (Goodfellow et al., arXiv:1412.6572).
+
+    The step is of epsilon levels.
+    """
     limit = _levels(epsilon, "epsilon")
 
     def make(moves: Moves, path: Path) -> jax.Array:
@@ -79,10 +82,10 @@ def fgsm(epsilon: float) -> Attack:
 def pgd(epsilon: float, steps: int = 10, step_size: float | None = None) -> Attack:
     """Steps along the gradient's sign from a random start (Madry et al., arXiv:1706.06083).
 
-    Each is followed by the projection into epsilon. Of all that it meets, the image itself
-    and `fgsm`'s included, it keeps for each example what is mistaken, and of those, or
-    where none is, what has the largest loss: so it is never weaker than `fgsm`.
-    step_size: in levels; 2.5 epsilon / steps where None.
+    Each step is projected into the epsilon ball. The attack also tries the image itself and
+    `fgsm`'s image, and keeps the worst image of each example: a misclassified image before
+    a correct one, then the larger loss. So it is never weaker than `fgsm`. step_size: in
+    levels; None is 2.5 epsilon / steps.
     """
     limit = _levels(epsilon, "epsilon")
     if steps < 1:
@@ -105,9 +108,9 @@ ATTACKS: dict[str, Callable[..., Attack]] = {"fgsm": fgsm, "pgd": pgd}
 
 
 def named(text: str, key: str) -> list[Attack]:
-    """``"fgsm(2) | pgd(2)"`` -> attacks.
+    """Parses ``"fgsm(2) | pgd(2)"`` into attacks.
 
-    Raises `InputError`, naming `key`, for an unknown one, and for one that comes twice.
+    Raises `InputError`, which names `key`, for an unknown or repeated attack.
     """
     made = calls.build(text, ATTACKS, key)
     called = [each.name for each in made]
@@ -118,9 +121,9 @@ def named(text: str, key: str) -> list[Attack]:
 
 
 def begin(batch: Batch) -> Path:
-    """The path of a batch with image, label and index.
+    """Returns the path of a batch at its start; needs image, label and index.
 
-    An example's noise is by its index alone.
+    The noise of an example depends only on its index.
     """
     images = batch.image.astype(jnp.float32)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -131,17 +134,18 @@ def begin(batch: Batch) -> Path:
 
 
 def scatter(path: Path, epsilon: jax.Array) -> Path:
-    """To a random place within epsilon of the images."""
+    """Moves to a random place within epsilon of the images."""
     return path._replace(current=jnp.clip(path.images + epsilon * path.noise, 0.0, 255.0))
 
 
 def make_advance(
     predict: Callable[[Any, jax.Array], jax.Array], judge: Judge
 ) -> Callable[[Any, Path, jax.Array, jax.Array], Path]:
-    """Returns advance(variables, path, size, epsilon): what is met, and a step from there.
+    """Returns advance(variables, path, size, epsilon): scores the images and makes a step.
 
-    predict: (variables, images of 0..255) -> logits [B, K]. The step is of `size` levels
-    up along the gradient's sign, then to within epsilon of the images and 0..255.
+    predict: (variables, images of 0..255) -> logits [B, K]. judge: -> losses and hits. The
+    step goes `size` levels up along the gradient's sign. The result is clipped to within
+    epsilon of the images, and to 0..255.
     """
 
     def advance(variables: Any, path: Path, size: jax.Array, epsilon: jax.Array) -> Path:
@@ -160,7 +164,7 @@ def make_advance(
 
 
 def _worse(a: Met, b: Met) -> Met:
-    """Of each example the worse of two: mistaken before right, then the larger loss."""
+    """Returns the worse of two images: misclassified, then by the larger loss."""
     is_b = jnp.where(a.hits == b.hits, b.losses > a.losses, a.hits)
     return Met(
         jnp.where(is_b[:, None, None, None], b.images, a.images),

@@ -1,7 +1,7 @@
-"""Whether probabilities are what they say: reliability, its error, a temperature.
+"""Calibration: reliability, its expected error (ECE), and temperature scaling.
 
-Guo et al., arXiv:1706.04599. Not `sklearn.calibration.calibration_curve`: that gives no
-count of a bin, without which there is no ECE, and leaves empty bins out.
+Guo et al., arXiv:1706.04599. `sklearn.calibration.calibration_curve` is unsuitable: it
+returns no counts of bins, which ECE needs, and omits empty bins.
 """
 
 import dataclasses
@@ -12,16 +12,17 @@ import numpy as np
 from jaxcls.evaluation.predictions import probabilities
 from jaxcls.evaluation.scores import in_pieces
 
-# Beyond these a temperature says only that all are right, or that nothing is known.
+# Bounds of a temperature: beyond them it says only that all examples are correct, or that
+# the logits carry no information.
 COLDEST, HOTTEST = 0.01, 100.0
 BINS = 15
 
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Arrays [bins] over equal parts of 0..1: mean confidence, accuracy, count int64.
+    """Arrays [bins] over equal bins of 0..1: mean confidence, accuracy, count int64.
 
-    NaN where a bin is empty. The confidence is the largest probability of an example.
+    Means of an empty bin are NaN. The confidence of an example is its largest probability.
     """
 
     confidence: np.ndarray
@@ -32,7 +33,7 @@ class Reliability:
 def confidence(
     logits: np.ndarray, link: str = "softmax", temperature: float = 1.0
 ) -> np.ndarray:
-    """logits [n, K] -> the largest probability [n] float64 of each; NaN where one is."""
+    """Returns the largest probability [n] float64 of logits [n, K]; NaN if one is NaN."""
     sure = np.empty(len(logits))
     for piece in in_pieces(len(logits)):
         sure[piece] = probabilities(logits[piece], link, temperature).max(-1)
@@ -40,9 +41,9 @@ def confidence(
 
 
 def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> Reliability:
-    """confidence [n], hits bool [n] -> how sure, and how often right, in each bin.
+    """Returns the mean confidence, accuracy and count of each bin.
 
-    Examples whose confidence is NaN are left out.
+    confidence: [n]; hits: bool [n]. Examples whose confidence is NaN are left out.
     """
     known = ~np.isnan(confidence)
     sure, right = confidence[known].astype(np.float64), hits[known]
@@ -57,17 +58,17 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> R
 
 
 def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin [n] int64 of each confidence: bin b holds what is in (b, b + 1] / bins."""
+    """Returns the bin [n] int64 of each confidence: bin b holds (b, b + 1] / bins."""
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def error(
     confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
 ) -> Callable[[np.ndarray], float]:
-    """How often each example counts [n] -> ECE, the expected calibration error.
+    """Returns a function: weights [n] of the examples -> expected calibration error (ECE).
 
-    It is the mean of |accuracy - confidence| over bins, each by its count; NaN where no
-    example counts. Examples whose confidence is NaN are left out.
+    ECE is the mean of |accuracy - confidence| over bins, weighted by their counts. It is
+    NaN if all weights are 0. Examples whose confidence is NaN are left out.
     """
     rows = np.flatnonzero(~np.isnan(confidence))
     sure = confidence[rows]
@@ -83,24 +84,25 @@ def error(
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax") -> float:
-    """What to divide logits [n, K] by so that the labels [n] are likeliest.
+    """Returns the temperature of logits [n, K] that maximises the likelihood of labels [n].
 
-    link: "softmax" or "sigmoid". Between 0.01 and 100; rows that are not finite are left
-    out, and where none is left it is NaN.
+    link: "softmax" or "sigmoid". The result lies between 0.01 and 100. Non-finite rows are
+    left out; the result is NaN if no row remains.
     """
-    import scipy.optimize  # It takes a second, and training needs none of it.
+    import scipy.optimize  # The import takes a second; training does not need it.
 
     known = np.flatnonzero(np.isfinite(logits).all(-1))
     if not known.size:
         return float("nan")
 
     def slope(log_temperature: float) -> float:
-        """The derivative of the mean loss by 1 / temperature, which rises with it."""
+        """Returns the mean loss's derivative by 1 / temperature, which rises with it."""
         total = 0.0
         for piece in in_pieces(len(known)):
             rows = known[piece]
             part = logits[rows].astype(np.float64)
-            # Softmax is the same, and adding is exact, about the label's own logit.
+            # Differences from the label's logit leave this derivative unchanged, and add
+            # exactly.
             own = np.take_along_axis(part, labels[rows, None], axis=1)
             shares = probabilities(part, link, np.exp(log_temperature))
             if link == "softmax":
@@ -110,7 +112,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
         return total / len(known)
 
     low, high = np.log(COLDEST), np.log(HOTTEST)
-    if slope(high) >= 0:  # Even there less confidence would be better.
+    if slope(high) >= 0:  # Even at this bound, less confidence would be better.
         return HOTTEST
     if slope(low) <= 0:
         return COLDEST

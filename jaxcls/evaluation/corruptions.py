@@ -1,13 +1,14 @@
 """Common corruptions of images at five strengths (Hendrycks and Dietterich, ICLR 2019).
 
-arXiv:1903.12261, with the amounts that its authors publish for images of 224 and of 32
-pixels; here is by which of the two an image is corrupted:
+arXiv:1903.12261. The authors publish amounts for images of 224 and of 32 pixels. This
+module differs from theirs:
 
-- The nearer size, by ratio, of its shorter side: 32's amounts below 85 pixels.
-- Levels are rounded, not cut off, and nothing is stored as JPEG afterwards.
-- What lies beyond an image's edge is the nearest pixel's; a zoom is about the middle.
-- Their glass, snow, frost, fog and elastic are not here. Nor is saturate: its strengths
-  are of no order, and a grey image has none.
+- An image takes the amounts of 32 pixels if its shorter side is below 85 pixels, and else
+  the amounts of 224: the nearer size by ratio.
+- Levels are rounded, not truncated. Images are not stored as JPEG afterwards.
+- Beyond the edge, an image repeats its nearest pixel. A zoom is about the centre.
+- Glass, snow, frost, fog and elastic are missing. So is saturate: its strengths have no
+  order, and a grey image has no saturation.
 """
 
 import io
@@ -23,22 +24,23 @@ from PIL import Image
 from jaxcls.errors import InputError, lookup
 
 STRENGTHS = 5
-# Of the random numbers: the same for every run, so that runs can be compared.
+# Seeds the random numbers: equal for every run, so that runs are comparable.
 SEED = 0
-# The shorter side, in pixels, from which amounts are those of 224: the geometric mean.
+# The shorter side, in pixels, from which an image takes the amounts of 224 pixels: the
+# geometric mean of 32 and 224.
 LARGE = 85
-# Levels float32 [H, W, C] of 0..1, an amount, random numbers -> levels, clipped later.
+# (levels float32 [H, W, C] of 0..1, amount, rng) -> levels, clipped later.
 Levels = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
 class Random(Protocol):
-    """Where an example's random numbers come from, in [0, 1)."""
+    """A source of the random numbers of an example, in [0, 1)."""
 
     def random(self) -> float: ...
 
 
 class Corruption(NamedTuple):
-    """kind: what it is one of. small, large: its amounts at strengths 1..5 by size."""
+    """A corruption. kind: its family. small, large: amounts at strengths 1..5, by size."""
 
     kind: str
     function: Levels
@@ -48,7 +50,7 @@ class Corruption(NamedTuple):
     def __call__(
         self, image: np.ndarray, strength: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """image uint8 [H, W, C], corrupted; strength: 1..5."""
+        """Returns the corrupted image, uint8 [H, W, C], at a strength of 1..5."""
         amounts = self.large if min(image.shape[:2]) >= LARGE else self.small
         levels = image.astype(np.float32) / 255
         found = self.function(levels, amounts[strength - 1], rng)
@@ -58,17 +60,17 @@ class Corruption(NamedTuple):
 def gaussian_noise(
     levels: np.ndarray, deviation: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Normal noise."""
+    """Adds normal noise."""
     return levels + deviation * rng.standard_normal(levels.shape, np.float32)
 
 
 def shot_noise(levels: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
-    """Poisson's noise of so many photons at the level 1."""
+    """Applies Poisson noise of `photons` photons at the level 1."""
     return (rng.poisson(levels * photons) / photons).astype(np.float32)
 
 
 def impulse_noise(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A share of the levels becomes 0 or 1, one as often as the other."""
+    """Sets a share of the levels to 0 or 1, each equally often."""
     drawn = rng.random(levels.shape, np.float32)
     salted = np.where(drawn < share / 2, np.float32(0), levels)
     return np.where(drawn >= 1 - share / 2, np.float32(1), salted)
@@ -77,13 +79,13 @@ def impulse_noise(levels: np.ndarray, share: float, rng: np.random.Generator) ->
 def speckle_noise(
     levels: np.ndarray, deviation: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Normal noise in proportion to the level."""
+    """Adds normal noise in proportion to the level."""
     noise = rng.standard_normal(levels.shape, np.float32)
     return levels + levels * (deviation * noise)
 
 
 def gaussian_blur(levels: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """A Gaussian of `sigma` pixels, to four of them on each side."""
+    """Blurs by a Gaussian of `sigma` pixels, truncated at four sigma."""
     side = 2 * int(4 * sigma + 0.5) + 1
     return cv2.GaussianBlur(levels, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
 
@@ -91,7 +93,7 @@ def gaussian_blur(levels: np.ndarray, sigma: float, rng: np.random.Generator) ->
 def defocus_blur(
     levels: np.ndarray, disk: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """The mean over a disk; disk: its radius, and the sigma by which its edge is soft."""
+    """Averages over a disk of (radius, sigma of its soft edge)."""
     radius, sigma = disk
     soft = 3 if radius <= 8 else 5
     reach = math.ceil(radius) + soft // 2
@@ -106,9 +108,10 @@ def defocus_blur(
 def motion_blur(
     levels: np.ndarray, trail: tuple[int, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """A trail to one side, at most 45 degrees from level, as ImageMagick has it.
+    """Blurs along a one-sided trail, at most 45 degrees from horizontal.
 
-    trail: half its length, and the sigma of its weights, which fall off from the pixel.
+    ImageMagick does the same. trail: (half of its length, sigma of its weights, which
+    decrease from the pixel on).
     """
     radius, sigma = trail
     angle = math.radians(rng.uniform(-45, 45))
@@ -124,7 +127,7 @@ def motion_blur(
 def zoom_blur(
     levels: np.ndarray, zooms: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """The mean over zooms from 1 on; zooms: the last one, and the step between two.
+    """Averages over zooms from 1 on. zooms: (the last zoom, the increment).
 
     The image itself counts twice.
     """
@@ -147,7 +150,7 @@ def zoom_blur(
 
 
 def brightness(levels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """HSV's value, the largest level of a pixel, is raised, its hue and saturation kept."""
+    """Raises HSV's value, the largest level of a pixel; keeps hue and saturation."""
     value = levels.max(-1, keepdims=True)
     raised = np.minimum(value + np.float32(amount), 1)
     scale = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)
@@ -155,13 +158,13 @@ def brightness(levels: np.ndarray, amount: float, rng: np.random.Generator) -> n
 
 
 def contrast(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A share of each channel's difference from its mean is left."""
+    """Keeps a share of each channel's difference from its mean."""
     means = levels.mean((0, 1), keepdims=True)
     return (levels - means) * np.float32(share) + means
 
 
 def pixelate(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A share of the rows and columns is left, by Pillow's box filter there and back."""
+    """Keeps a share of the rows and columns: resizes down and up by Pillow's box filter."""
     height, width = levels.shape[:2]
     size = max(1, int(width * share)), max(1, int(height * share))
     picture = _picture(levels).resize(size, Image.Resampling.BOX)
@@ -171,7 +174,7 @@ def pixelate(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 def jpeg_compression(
     levels: np.ndarray, quality: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Stored as a JPEG of that quality, by Pillow."""
+    """Encodes and decodes as a JPEG of `quality`, by Pillow."""
     file = io.BytesIO()
     _picture(levels).save(file, "JPEG", quality=quality)
     with Image.open(file) as picture:
@@ -249,9 +252,10 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def named(text: str, key: str) -> list[str]:
-    """``"all"``, or ``"contrast, pixelate"`` -> names of `CORRUPTIONS`; none of ``""``.
+    """Parses ``"all"`` or ``"contrast, pixelate"`` into names of `CORRUPTIONS`.
 
-    Raises `InputError`, naming `key`, for an unknown one, and for one that comes twice.
+    An empty text names none. Raises `InputError`, which names `key`, for an unknown or
+    repeated name.
     """
     if not text:
         return []
@@ -268,10 +272,10 @@ def named(text: str, key: str) -> list[str]:
 
 
 def at_every_strength(name: str) -> Callable[[np.ndarray, Random], np.ndarray]:
-    """A host op: image uint8 [H, W, C] -> uint8 [5, H, W, C], corrupted at 1..5.
+    """Returns a host op: uint8 [H, W, C] -> uint8 [5, H, W, C], at strengths 1..5.
 
-    It draws one number of the example's own, so neither its neighbours nor the other
-    corruptions change it.
+    The op draws one number from the example's rng. So other examples and other corruptions
+    do not change it.
     """
     corruption, stream = CORRUPTIONS[name], zlib.crc32(name.encode())
 

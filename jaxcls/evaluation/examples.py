@@ -1,8 +1,8 @@
-"""Which examples a run is scored on: a split of its own data, or of another dataset.
+"""The examples that a run is scored on: a split of its data, or of another dataset.
 
-Of another dataset the classes are the model's by name, and the model answers among those
-that it holds: as ImageNet-A and -R are scored (Hendrycks et al., arXiv:1907.07174 and
-arXiv:2006.16241).
+Classes of another dataset match the model's classes by name. The model chooses among the
+classes that the dataset holds, as in the scores of ImageNet-A and -R (Hendrycks et al.,
+arXiv:1907.07174 and arXiv:2006.16241).
 """
 
 import json
@@ -22,10 +22,11 @@ from jaxcls.experiment import Experiment
 
 
 class Examples(NamedTuple):
-    """A split of some data, as a model is asked about it.
+    """A split of a dataset, as input of a model.
 
-    key: what the split is called in messages. columns: the model's classes [k] that are
-    asked about; places: of each of the data's classes, where it is among them.
+    key: the name of the split in messages. columns: the model's classes [k] to choose
+    among. places: for each class of the data, its index in columns, or -1. is_own: whether
+    the data are the run's.
     """
 
     data: Data
@@ -37,12 +38,12 @@ class Examples(NamedTuple):
 
     @property
     def n(self) -> int:
-        """How many there are."""
+        """Returns the number of examples."""
         return self.data.selection.count(self.split, self.key)
 
 
 def of_run(exp: Experiment, split: str) -> Examples:
-    """The examples of "test", "eval", "train" or a TFDS split of a run's own data."""
+    """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data."""
     role = split if split in ("test", "eval", "train") else ""
     name = exp.config.data[role] if role else split
     if not name:
@@ -59,9 +60,9 @@ def of_run(exp: Experiment, split: str) -> Examples:
 
 
 def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Examples:
-    """The examples of a split of another prepared dataset, through the run's own ops.
+    """Returns the examples of a split of another prepared dataset, through the run's ops.
 
-    Raises `InputError` where it has classes that the model does not know.
+    Raises `InputError` if the dataset has classes that the model does not know.
     """
     others = {"data.name": name, "data.classes": ""}
     if data_dir:
@@ -74,7 +75,7 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
             f"--dataset={name}: classes are matched by name, and {nameless} has numbers"
             " only; prepare it with names"
         )
-    # Some have a name for each class of ImageNet, and images of 200 of them.
+    # Some datasets name all ImageNet classes but hold images of 200 of them.
     bases = dict.fromkeys(
         part for part, *_ in splits.resolve(split, data.selection.facts.splits, "--split")
     )
@@ -96,13 +97,13 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
 
 
 def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
-    """The same examples through other host ops; raises `InputError` for bad ones."""
+    """Returns the same examples through other host ops; raises `InputError` for bad ops."""
     others = {**_same(given), "data.eval_ops": eval_ops}
     return given._replace(data=_data(exp, others, given.data.selection.facts, "--eval_ops"))
 
 
 def _same(given: Examples) -> dict[str, Any]:
-    """The keys that decide which examples a split holds, as they are of `given`."""
+    """Returns the config values of `given` that decide the examples of a split."""
     values = configs.flat(given.data.config)
     chosen = "name", "dir", "classes", "fraction", "fraction_seed"
     return {f"data.{key}": values[f"data.{key}"] for key in chosen}
@@ -111,9 +112,10 @@ def _same(given: Examples) -> dict[str, Any]:
 def _data(
     exp: Experiment, others: dict[str, Any], facts: sources.Facts | None, flag: str
 ) -> Data:
-    """Data of other facts or ops on the mesh of an experiment, which must fit its model.
+    """Returns data of other facts or ops, for the model of an experiment.
 
-    flag: what asks for them, in messages.
+    flag: the flag that requests them, for messages. Raises `InputError` if the model cannot
+    take the images.
     """
     config = configs.from_flat({**configs.flat(exp.config), **others})
     data = Data(config, facts)
@@ -135,9 +137,9 @@ def _data(
 
 
 def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -> Examples:
-    """The same examples as another run's host ops give them to its model.
+    """Returns the same examples through the host ops of another run.
 
-    Raises `InputError` unless it tells the same classes apart, by the same split.
+    Raises `InputError` unless that run has the same classes and split.
     """
     if other.selection.class_names != first.selection.class_names:
         raise InputError(
@@ -165,17 +167,17 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
     )
 
 
-# ImageNet's validation files, which labels of others are numbered by.
+# Labels of ImageNet ReaL are in the order of these file names.
 _REAL = "give the real.json of github.com/google-research/reassessed-imagenet"
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def real_labels(path: str, given: Examples) -> list[list[int]]:
-    """For each example the classes that it may be called: ImageNet ReaL.
+    """Returns the correct classes of each example: ImageNet ReaL.
 
-    Beyer et al., arXiv:2006.07159. The file is a list, in the order of the ILSVRC
-    validation files, of lists of class numbers. Raises `InputError` where it is not, or
-    the examples do not have the names of those files.
+    Beyer et al., arXiv:2006.07159. The file is a list of lists of class numbers, in the
+    order of the ILSVRC validation files. Raises `InputError` if it has another form, or the
+    examples have other file names.
     """
     try:
         listed = json.loads(pathlib.Path(path).read_text())

@@ -1,4 +1,4 @@
-"""The predictions of a split -> every figure of how good they are, with intervals."""
+"""Computes every figure of a model, with confidence intervals, from its predictions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,17 @@ from jaxcls.evaluation.intervals import Interval
 from jaxcls.evaluation.predictions import Predictions, probabilities
 from jaxcls.learning.metrics import LOSS
 
-# The most classes for which an area under the ROC is found, and the work (examples times
-# classes) beyond which its interval is of a fifth of the replicates.
+# The most classes with an AUC. Beyond this work (examples times classes), its interval uses
+# a fifth of the replicates.
 AUC_CLASSES, AUC_WORK = 50, 1_000_000
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Calibration(NamedTuple):
-    """reliability, before: as it is, and its ECE. after: that with the temperature.
+    """The calibration of a model. reliability, before: the bins and the ECE.
 
-    temperature: NaN where none was fitted; fitted_on: what it was, or why there is none.
+    temperature: NaN if none was fitted. fitted_on: the examples, or the reason for NaN.
+    after: the ECE with the temperature.
     """
 
     reliability: calibration.Reliability
@@ -31,11 +32,11 @@ class Calibration(NamedTuple):
 
 
 class Assessment(NamedTuple):
-    """What n examples say of a model.
+    """The figures of a model on n examples.
 
-    non_finite: examples of which no class is predicted, which count as wrong in top1 and by
-    class, and are left out of AUC and calibration. headline: each figure by its name.
-    matrix: confusions [K, K]. auc: [K], or [0] where there are too many classes.
+    non_finite: the number of examples without a predicted class. They count as wrong in
+    top1 and the classes, and are left out of AUC and calibration. headline: figures by
+    name. matrix: confusion matrix [K, K]. auc: [K], or [0] if there are too many classes.
     """
 
     n: int
@@ -48,7 +49,7 @@ class Assessment(NamedTuple):
 
 
 class ScoreRow(NamedTuple):
-    """The same model, or the same labels, otherwise: n examples, and what they say."""
+    """A named row of scores: top1 and loss on n examples."""
 
     name: str
     n: int
@@ -57,7 +58,7 @@ class ScoreRow(NamedTuple):
 
 
 class Corrupted(NamedTuple):
-    """A corruption, what it is one of, its strengths from 1 on, and the mean over them."""
+    """The scores under a corruption: at each strength from 1 on, and their mean."""
 
     name: str
     kind: str
@@ -66,7 +67,7 @@ class Corrupted(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """A kind of attack, how far it goes, and what it leaves."""
+    """The scores under an attack of one kind and epsilon."""
 
     kind: str
     epsilon: float
@@ -74,7 +75,7 @@ class Attacked(NamedTuple):
 
 
 class Robustness(NamedTuple):
-    """Corruptions and attacks; mean: over the corruptions, None where there is none."""
+    """Scores under corruptions and attacks; mean: over the corruptions, or None."""
 
     corrupted: list[Corrupted]
     mean: ScoreRow | None
@@ -82,7 +83,7 @@ class Robustness(NamedTuple):
 
 
 def figure(values: np.ndarray) -> Interval:
-    """The mean of values [n], NaN if any is not finite; of hits it is a proportion."""
+    """Returns the mean of values [n], NaN if one is non-finite; of hits, a proportion."""
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         return UNKNOWN
@@ -95,7 +96,7 @@ def figure(values: np.ndarray) -> Interval:
 
 
 def row(name: str, columns: Mapping[str, np.ndarray]) -> ScoreRow:
-    """A row of the values [n] called "top1" and "loss"."""
+    """Returns the row of the columns [n] "top1" and "loss"."""
     top1, loss = columns["top1"], columns["loss"]
     return ScoreRow(name, len(top1), figure(top1), figure(loss))
 
@@ -107,17 +108,17 @@ def assess(
     temperature: float,
     fitted_on: str,
 ) -> Assessment:
-    """The figures of predictions whose logits the loss means as `link`.
+    """Returns the figures of predictions, with logits that `link` turns into probabilities.
 
-    columns: the values [n] of the examples by metric, "top1" and "loss" among them.
-    temperature, fitted_on: as in `Calibration`.
+    columns: the metrics [n] of each example, "top1" and "loss" among them. temperature,
+    fitted_on: as in `Calibration`.
     """
     logits, labels = found
     n, num_classes = logits.shape
     predicted = scores.predicted(logits)
     matrix = scores.confusion(predicted, labels, num_classes)
     support = np.bincount(labels, minlength=num_classes)
-    names = sorted(columns, key=lambda name: (name == LOSS, name))  # The loss is last.
+    names = sorted(columns, key=lambda name: (name == LOSS, name))  # Loss is last.
     headline = {name: figure(columns[name]) for name in names}
     sure = calibration.confidence(logits, link)
     tempered = calibration.confidence(logits, link, temperature)
@@ -149,7 +150,7 @@ def _sampled(
     num_classes: int,
     confidences: Sequence[np.ndarray],
 ) -> tuple[dict[str, Interval], list[Interval]]:
-    """What a bootstrap gives the intervals of: means over classes, and calibration errors.
+    """Returns the bootstrap intervals of class means and of calibration errors.
 
     confidences: each [n], of the predicted class.
     """
@@ -171,7 +172,7 @@ def _sampled(
 
 
 def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:
-    """The area of each class [K], and the mean of those that have one."""
+    """Returns the AUC of each class [K], and the mean over the classes that have one."""
     areas, mean_of = scores.class_auc(likely, labels), scores.macro_auc(likely, labels)
     if np.isnan(areas).all():
         return areas, UNKNOWN

@@ -1,7 +1,7 @@
-"""How well a figure is known from n examples or runs: intervals, of 95 % unless told.
+"""Confidence intervals of a figure from n examples or runs, at 95 % by default.
 
-`bootstrap` is not `scipy.stats.bootstrap`, which copies the examples that it draws: here
-a statistic takes how often each counts, so that a split of a million needs no copies.
+`scipy.stats.bootstrap` is unsuitable: it copies the drawn examples. Here a statistic takes
+the count of each example, so a split of a million needs no copies.
 """
 
 import math
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of the two-sided interval; how many samples a bootstrap draws; what it draws by.
+# The level of the two-sided interval, the replicates of a bootstrap, and its seed.
 LEVEL, REPLICATES, SEED = 0.95, 1000, 0
 
 
 class Interval(NamedTuple):
-    """A figure, and from where to where 95 % of such intervals hold what it estimates.
+    """A figure and its 95 % confidence interval, low to high.
 
-    Where another share is meant, who makes it says so.
+    A function that uses another level says so.
     """
 
     value: float
@@ -26,8 +26,8 @@ class Interval(NamedTuple):
 
 
 def proportion(hits: int, n: int) -> Interval:
-    """The share of `hits` among `n`, with Wilson's score interval; NaN where n is 0."""
-    import scipy.stats  # It takes a second, and training needs none of it.
+    """Returns `hits` / `n` with Wilson's score interval; NaN if n is 0."""
+    import scipy.stats  # The import takes a second; training does not need it.
 
     if not n:
         return Interval(math.nan, math.nan, math.nan)
@@ -36,17 +36,17 @@ def proportion(hits: int, n: int) -> Interval:
 
 
 def deviation(values: np.ndarray) -> float:
-    """The standard deviation of [n], with n - 1; NaN where n is below 2."""
+    """Returns the standard deviation of [n], with n - 1; NaN if n is below 2."""
     if len(values) < 2:
         return math.nan
-    # From the first on, so that rounding makes no deviation of equal values.
+    # Differences from the first value: rounding then gives equal values no deviation.
     return float((values - values[0]).std(ddof=1))
 
 
 def mean(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """The mean of [n] with Student's interval, whose ends are NaN where n is 1.
+    """Returns the mean of [n] with Student's interval; the ends are NaN if n is 1.
 
-    level: the share of such intervals that hold the truth, where the values are normal.
+    level: the coverage of the interval, if the values are normal.
     """
     import scipy.stats
 
@@ -64,14 +64,14 @@ def bootstrap(
     replicates: int = REPLICATES,
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[Interval]:
-    """The intervals of m figures of n examples, by drawing the examples anew (Efron, 1979).
+    """Returns the bootstrap intervals of m figures of n examples (Efron, 1979).
 
-    statistic: how often each example counts, float64 [n] -> the figures [m]. limits: the
-    least and the most that a figure can be. The seed is fixed, so the same examples give
-    the same intervals.
+    statistic: counts of the examples, float64 [n] -> figures [m]. limits: the range of a
+    figure. The seed is fixed, so the same examples give the same intervals.
 
-    What is laid about a figure is the spread of its replicates about their mean: drawing
-    anew also shifts some figures, such as a calibration error, and that is no news of them.
+    An interval is the spread of the replicates about their mean, moved to the figure. Some
+    figures, such as a calibration error, have a bootstrap bias, and it is not part of the
+    interval.
     """
     rng = np.random.default_rng(SEED)
     value = np.asarray(statistic(np.ones(n)), np.float64)

@@ -1,4 +1,4 @@
-"""One pass over a split: scorers are asked of each batch, every example counts once."""
+"""Passes over a split: scorers score each batch, and every example counts once."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,20 +19,20 @@ from jaxcls.experiment import Experiment
 from jaxcls.learning import losses
 
 Columns = dict[str, np.ndarray]
-# logits [B, k] float32, labels [B] among the k -> arrays [B, ...] by their names.
+# (logits [B, k] float32, labels [B] among the k) -> arrays [B, ...] by name.
 Keep = Callable[[np.ndarray, np.ndarray], Columns]
 
 
 class Abandoned(Exception):
-    """A pass that was not made to its end."""
+    """A pass was stopped before its end."""
 
 
 class Scorer(NamedTuple):
-    """A computation on each batch, and the columns that are kept of it.
+    """A computation on each batch, and the columns kept of its output.
 
-    ask: image uint8 [B, H, W, C], label and index on the mesh -> a tree of arrays there.
-    keep: that tree as numpy, and labels [B] as places among the classes that are asked
-    about -> arrays [B, ...] by name.
+    ask: image uint8 [B, H, W, C], label and index on the mesh -> a tree of device arrays.
+    keep: (that tree as numpy, labels [B] as places among the columns) -> arrays [B, ...] by
+    name.
     """
 
     ask: Callable[[Batch], Any]
@@ -40,7 +40,7 @@ class Scorer(NamedTuple):
 
 
 def of_evaluation(exp: Experiment, variables: dict[str, Any]) -> Scorer:
-    """The loss, metrics and class predicted that evaluations in training record."""
+    """Returns a scorer for loss, metrics and predicted class, as training records them."""
     return Scorer(
         lambda batch: exp.programs.eval_step(variables, Batch(batch.image, batch.label)),
         lambda columns, _: columns,
@@ -48,7 +48,7 @@ def of_evaluation(exp: Experiment, variables: dict[str, Any]) -> Scorer:
 
 
 def all_logits(logits: np.ndarray, labels: np.ndarray) -> Columns:
-    """The logits themselves, as "logits"."""
+    """Keeps the logits as "logits"."""
     return {"logits": logits}
 
 
@@ -58,7 +58,7 @@ def of_model(
     columns: np.ndarray,
     keep: Keep = all_logits,
 ) -> Scorer:
-    """`keep` of a model's logits for the classes `columns` [k]."""
+    """Returns a scorer that applies `keep` to the logits of the classes `columns` [k]."""
     return Scorer(
         lambda batch: exp.programs.logits_step(variables, batch.image),
         lambda logits, labels: keep(logits[:, columns], labels),
@@ -72,7 +72,10 @@ def through_views(
     views: Sequence[View],
     keep: Keep = all_logits,
 ) -> Scorer:
-    """The mean of its probabilities over views, among the classes `columns`, as logits."""
+    """Returns a scorer that applies `keep` to the logits of the mean over views.
+
+    The mean is of the probabilities among the classes `columns` [k].
+    """
     rows = mesh.by_example(exp.mesh)
     jitted = [jax.jit(view, in_shardings=rows, out_shardings=rows) for view in views]
 
@@ -96,9 +99,9 @@ def at_strengths(
     count: int,
     keep: Keep,
 ) -> Scorer:
-    """`keep` of each of the images [B, count, H, W, C] of an example: arrays [n, count].
+    """Returns a scorer that applies `keep` to each image of an example: arrays [n, count].
 
-    columns, keep: as of `of_model`, of one image each.
+    A batch has images [B, count, H, W, C]. columns, keep: as in `of_model`, for one image.
     """
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
     of_one = jax.jit(
@@ -123,10 +126,10 @@ def under_attacks(
     chosen: Sequence[Attack],
     keep: Keep,
 ) -> Scorer:
-    """`keep` of the images that attacks make of each example: arrays [n, attacks].
+    """Returns a scorer that applies `keep` to each attacked image: arrays [n, attacks].
 
-    An attack raises the loss of an evaluation among the classes `columns`. places: of
-    each of the data's classes, its place among them. keep: as of `of_model`.
+    An attack raises the evaluation's loss among the classes `columns`. places: for each
+    class of the data, its place among them. keep: as in `of_model`.
     """
 
     def judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,7 +161,7 @@ def under_attacks(
 def _of_several(
     ask: Callable[[Batch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
 ) -> Scorer:
-    """`keep` of each of several logits of an example, as arrays [B, S]."""
+    """Returns a scorer that applies `keep` to several logits of an example: [B, S]."""
 
     def keep_each(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
         logits = np.stack(parts, axis=1)[..., columns]
@@ -173,11 +176,11 @@ def _of_several(
 
 
 def _in_turn(asked: Iterable[jax.Array]) -> list[jax.Array]:
-    """The outputs of several programs, at most two of which are under way at once."""
+    """Returns the outputs of several programs, at most two of which run at once."""
     parts: list[jax.Array] = []
     for part in asked:
         parts.append(part)
-        # With many, XLA's CPU devices wait for one another in vain.
+        # With more, XLA's CPU devices deadlock.
         jax.block_until_ready(parts[-2:-1])
     return parts
 
@@ -185,7 +188,7 @@ def _in_turn(asked: Iterable[jax.Array]) -> list[jax.Array]:
 def over_examples(
     exp: Experiment, given: Examples, scorers: Mapping[str, Scorer], size: int
 ) -> tuple[dict[str, Columns], np.ndarray]:
-    """`over` the examples `given`, at `size` a batch."""
+    """Calls `over` on the examples `given`, with `size` examples a batch."""
     batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
     return over(given.n, batches, given.places, scorers, exp.mesh)
 
@@ -198,12 +201,12 @@ def over(
     on: jax.sharding.Mesh,
     abandon: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Columns], np.ndarray]:
-    """({scorer: {name: array [n, ...]}}, labels int32 [n]), in the order of their index.
+    """Returns ({scorer: {name: array [n, ...]}}, labels int32 [n]), ordered by index.
 
-    batches: on the mesh `on`, as `Data.eval_batches` gives them. places: of each of
-    their classes, its place among those that are asked about.
-    Raises RuntimeError if any example was not seen exactly once, and `Abandoned`, on all
-    processes, when `abandon`, asked at each batch, says so on one.
+    batches: on the mesh `on`, as `Data.eval_batches` yields them. places: for each class of
+    the data, its place among the scored classes. Raises RuntimeError unless every example
+    is seen exactly once. Raises `Abandoned` on all processes if `abandon`, called at each
+    batch, returns True on one.
     """
     everywhere = jax.jit(lambda columns: columns, out_shardings=mesh.replicated(on))
 

@@ -1,4 +1,4 @@
-"""What a model says of every example of a split, on the host."""
+"""The predictions of a model for every example of a split, on the host."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ from jaxcls import atomic
 
 
 class Predictions(NamedTuple):
-    """logits [n, K] float32 and labels [n] int32 of all n examples, in their order."""
+    """Logits [n, K] float32 and labels [n] int32 of all n examples, in their order."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -21,12 +21,12 @@ class Predictions(NamedTuple):
 def probabilities(
     logits: np.ndarray, link: str = "softmax", temperature: float = 1.0
 ) -> np.ndarray:
-    """logits [..., K] -> probabilities [..., K] float64.
+    """Returns the probabilities [..., K] float64 of logits [..., K].
 
-    link: "softmax", or "sigmoid" of each class on its own, as `Recipe.link` says.
-    temperature: what logits are divided by (Guo et al., arXiv:1706.04599).
+    link: "softmax", or "sigmoid" of each class, as `Recipe.link`. temperature: divides the
+    logits (Guo et al., arXiv:1706.04599).
     """
-    import scipy.special  # A twentieth of all imports, and training needs none of it.
+    import scipy.special  # A twentieth of all imports; training needs none of it.
 
     scaled = np.asarray(logits, np.float64) / temperature
     if link == "sigmoid":
@@ -34,14 +34,14 @@ def probabilities(
     return scipy.special.softmax(scaled, axis=-1)
 
 
-# Nearer to 0 a probability has no logit in float32; nearer to 1, none in float64.
+# A smaller probability has no finite logit in float32, and a larger one none in float64.
 _LEAST, _MOST = 1e-37, 1 - 2.0**-53
 
 
 def mean_logits(members: Sequence[np.ndarray], link: str = "softmax") -> np.ndarray:
-    """The logits [..., K] float32 of the mean of probabilities [..., K] of some members.
+    """Returns logits [..., K] float32 of the mean of members' probabilities [..., K].
 
-    So that a loss of logits is one of views and ensembles too.
+    A loss of logits then also scores views and ensembles.
     """
     mean = sum(members[1:], start=members[0]) / len(members)
     clipped = np.clip(mean, _LEAST, _MOST if link == "sigmoid" else 1)
@@ -57,10 +57,10 @@ def write_csv(
     where: Callable[[int], str],
     top: int = 0,
 ) -> None:
-    """Write one line an example: its index, where it is, its class, and probabilities.
+    """Writes one line an example: index, location, label, predicted class, probabilities.
 
-    top: the most likely classes that are listed by name; 0: a column for each class.
-    Raises `InputError` where the file cannot be written; an old one then stays.
+    top: the number of likeliest classes to list by name; 0: one column for each class.
+    Raises `InputError` if the file cannot be written; an old file then stays.
     """
     names, top = list(class_names), min(top, len(class_names))
     columns = [f"p({name})" for name in names]

@@ -1,4 +1,4 @@
-"""How good a model still is on images that are corrupted, or changed to be mistaken."""
+"""Scores a model on corrupted and attacked images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +22,10 @@ def assess(
     keep: Keep,
     size: int,
 ) -> Robustness:
-    """The figures of examples through the corruptions `names`, and under attacks.
+    """Returns the figures of the examples under the corruptions `names` and the attacks.
 
-    A pass over the examples for each corruption, and one for the attacks, at `size` a
-    batch. keep: logits and labels -> "top1" and "loss" [B].
+    Makes one pass over the examples for each corruption, and one for all attacks, with
+    `size` examples a batch. keep: (logits, labels) -> "top1" and "loss" [B].
     """
     corrupted: list[Corrupted] = []
     total: Columns = {}
@@ -55,7 +55,7 @@ def _through(
     keep: Keep,
     size: int,
 ) -> Columns:
-    """What is kept of a corruption, [n, strengths]."""
+    """Returns the kept columns of a corruption, [n, strengths]."""
     op = corruptions.at_every_strength(name)
     seen = given._replace(data=given.data.through(op, corruptions.SEED))
     scorer = passes.at_strengths(exp, variables, given.columns, corruptions.STRENGTHS, keep)

@@ -1,9 +1,9 @@
-"""What a split's predictions come to, class by class: hits, confusion, precision, AUC.
+"""Scores of a split's predictions: hits, confusions, precision, recall, F1, AUC.
 
-Of non-finite logits nothing is predicted: their examples count as wrong.
-Scikit-learn is imported where it is used: it takes a second, and of training only
-TensorBoard needs it. `means` and `macro_auc` are not its functions: a bootstrap asks them
-a thousand times, and they sort or count once what scikit-learn would each time.
+Non-finite logits predict no class, and their examples count as wrong. The functions import
+scikit-learn themselves: it takes a second, and in training only TensorBoard needs it.
+`means` and `macro_auc` do not use scikit-learn: a bootstrap calls them a thousand times,
+and they sort or count only once.
 """
 
 import math
@@ -15,19 +15,19 @@ import numpy as np
 
 from jaxcls.learning import metrics
 
-# Rows of logits that are looked at together: a split may have a million.
+# The rows of logits in one slice: a split may have a million rows.
 _ROWS = 8192
 
 
 def in_pieces(n: int) -> Iterator[slice]:
-    """0..n-1 in pieces of a size that fits in memory beside the whole."""
+    """Returns slices that cover 0..n-1, of a size that fits in memory beside the data."""
     return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of [n]; NaN if any is not finite.
+    """Returns the mean of [n]; NaN if any value is non-finite.
 
-    fsum is exact, so no batch size and no order of adding can change it.
+    fsum is exact, so the batch size and the order of addition do not change the result.
     """
     if not np.isfinite(values).all():
         return math.nan
@@ -35,7 +35,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
-    """`metrics.predicted` of logits [n, K] of a whole split, int64 [n]."""
+    """Returns `metrics.predicted` of the logits [n, K] of a whole split, int64 [n]."""
     found = np.empty(len(logits), np.int64)
     for piece in in_pieces(len(logits)):
         found[piece] = metrics.predicted(jnp.asarray(logits[piece]))
@@ -43,9 +43,9 @@ def predicted(logits: np.ndarray) -> np.ndarray:
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 [K, K]: how many examples of each class (row) are taken for each (column).
+    """Returns the confusion matrix int64 [K, K]: true class (row) by predicted (column).
 
-    predicted, labels: [n]. An example of which -1 is predicted is in no cell.
+    predicted, labels: [n]. A prediction of -1 counts in no cell.
     """
     import sklearn.metrics
 
@@ -59,7 +59,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
 
 class ByClass(NamedTuple):
-    """Arrays [K]: support int64, the examples of each class; precision, recall, f1."""
+    """Arrays [K]: precision, recall and f1, and support int64, the examples of a class."""
 
     support: np.ndarray
     precision: np.ndarray
@@ -68,16 +68,16 @@ class ByClass(NamedTuple):
 
 
 def by_class(matrix: np.ndarray, support: np.ndarray | None = None) -> ByClass:
-    """The figures of each class from its confusions [K, K]; 0 where one has no value.
+    """Returns the figures of each class from the confusion matrix [K, K]; 0 if undefined.
 
-    support: examples [K] of each class, where not all are in the matrix.
+    support: the examples [K] of each class, if the matrix lacks some.
     """
     import sklearn.metrics
 
     classes = np.arange(len(matrix))
     truth, taken_for = np.nonzero(matrix)
     weights = matrix[truth, taken_for]
-    # What nothing was predicted of is taken for a class that is none of these.
+    # Missed examples take an extra class, which is none of these.
     missed = matrix.sum(1) * 0 if support is None else support - matrix.sum(1)
     found = sklearn.metrics.precision_recall_fscore_support(
         np.concatenate([truth, classes]),
@@ -91,9 +91,10 @@ def by_class(matrix: np.ndarray, support: np.ndarray | None = None) -> ByClass:
 
 
 def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
-    """(true, predicted, count) of the `count` largest confusions, the largest first.
+    """Returns (true, predicted, count) of the `count` largest confusions, largest first.
 
-    Of equal ones the lower classes come first; there are fewer where there are no more.
+    Equal counts are in the order of their classes. There are fewer rows if fewer classes
+    are confused.
     """
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -117,9 +118,11 @@ def means(
     num_classes: int,
     weights: np.ndarray | None = None,
 ) -> dict[str, Means]:
-    """ "macro": the mean over classes that occur or are predicted; "weighted": by support.
+    """Returns "macro" and "weighted" means over classes.
 
-    predicted (-1: nothing), labels: [n]; weights [n]: how often each example counts.
+    "macro" averages over classes that occur or are predicted. "weighted" weights each class
+    by its support. predicted [n]: -1 predicts no class. labels: [n]. weights [n]: the count
+    of each example.
     """
     count = np.ones(len(labels)) if weights is None else weights
 
@@ -140,15 +143,15 @@ def means(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, and 0 where that has no value."""
+    """Returns above / below, and 0 where below is 0."""
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
 def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The area under the ROC of each class [K] against the rest; ties count half.
+    """Returns the one-vs-rest AUC of each class [K]; ties count half.
 
-    probabilities [n, K], labels [n]. NaN for a class that has no example, or all of them;
-    an example whose probabilities are NaN is left out.
+    probabilities: [n, K]; labels: [n]. A class without examples, or with all of them, has
+    NaN. Examples with a NaN probability are left out.
     """
     import sklearn.metrics
 
@@ -165,9 +168,9 @@ def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def macro_auc(
     probabilities: np.ndarray, labels: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-    """How often each example counts [n] -> the mean of `class_auc` over its classes.
+    """Returns a function: counts of the examples [n] -> mean of `class_auc` over classes.
 
-    What it costs to sort is paid once: a bootstrap asks a thousand times.
+    It sorts once, because a bootstrap calls the function a thousand times.
     """
     rows = np.flatnonzero(~np.isnan(probabilities).any(-1))
     classes = [
@@ -184,14 +187,15 @@ def macro_auc(
 
 
 class _Sorted:
-    """The examples of `rows` by the score [m] of one class; own: which are of it."""
+    """The examples `rows`, sorted by the score [m] of one class; own: its examples."""
 
     def __init__(self, rows: np.ndarray, score: np.ndarray, own: np.ndarray) -> None:
         order = np.argsort(score, kind="stable")
         ranked = score[order]
         self._own, self._others = rows[order[own[order]]], rows[order[~own[order]]]
         others = ranked[~own[order]]
-        # Of the other classes' examples, how many score below each own one, or like it.
+        # For each example of the class: the other examples that score lower, and lower or
+        # equal.
         self._below = np.searchsorted(others, ranked[own[order]], side="left")
         self._upto = np.searchsorted(others, ranked[own[order]], side="right")
 

@@ -1,4 +1,4 @@
-"""Every example once -> metrics, and the experiment and weights of a run's folder."""
+"""Scores every example of a split once, and loads the experiment and weights of a run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,13 +25,13 @@ def score_each(
     batch_size: int = 0,
     abandon: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray]:
-    """{name: [n]} of exactly the n examples of `split`, in their order: loss, metrics.
+    """Returns {name: [n]}: loss and metrics of exactly the n examples of `split`, in order.
 
-    And int32 `label` and `predicted`, the class. weights: params, batch_stats and ema as
-    in the state; where ema is on, all of it but `label` is there of the average too, as
-    ``ema_<name>``. key: what `split` is called in messages.
-    Raises RuntimeError if any example was not counted exactly once, and `Abandoned`, on
-    all processes, when `abandon`, asked at each batch, says so on one.
+    Also returns int32 `label` and `predicted`. With ema, ``ema_<name>`` repeats every
+    column but `label` for the average. weights: params, batch_stats and ema, as in the
+    state. key: the name of `split` in messages. Raises RuntimeError unless every example
+    counts exactly once. Raises `Abandoned` on all processes if `abandon`, called at each
+    batch, returns True on one.
     """
     n = exp.selection.count(split, key)
     hosts.agree({key: f"{split}, {n} examples, {batch_size} a batch"})
@@ -55,7 +55,7 @@ def score_each(
 
 
 def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
-    """(n, {metric: mean}) of what `score_each` found."""
+    """Returns (n, {metric: mean}) of the columns of `score_each`."""
     classes = "label", "predicted", "ema_predicted"
     each = {name: column for name, column in columns.items() if name not in classes}
     return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
@@ -64,9 +64,11 @@ def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
 def load(
     path: str, which: str, overrides: Mapping[str, str]
 ) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
-    """(experiment, step, what it is, weights) of a run's folder.
+    """Returns (experiment, step, label, weights) of a run's folder.
 
-    which: "best", "last" or a step; overrides: of operational config keys.
+    which: "best", "last" or a step. The label says which one it is, as `checkpoint.find`
+    does. overrides: of operational config keys. Raises `InputError` if there is no such
+    checkpoint, or it is not whole.
     """
     folder = Workdir(path)
     exp = from_workdir(folder, overrides)
@@ -85,11 +87,11 @@ def load(
 
 
 def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Experiment:
-    """The experiment of a run's folder, which needs no dataset to be there.
+    """Returns the experiment of a run's folder; it needs no dataset.
 
-    It uses all devices of this machine, the model whole on each, whatever the run used.
-    `overrides`: as on a command line, of operational keys; raises `InputError` for what
-    the run *is*.
+    It uses all devices of this machine and replicates the model, for any mesh of the run.
+    overrides: of operational config keys, as on a command line. Raises `InputError` for a
+    key of the run's identity.
     """
     facts = sources.facts_of(folder.read()["implied"])
     config = folder.config()

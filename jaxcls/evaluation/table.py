@@ -1,4 +1,4 @@
-"""An assessment as tables to read, and as JSON."""
+"""Prints an assessment as tables, and converts it to JSON."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ from jaxcls.evaluation import calibration, scores
 from jaxcls.evaluation.figures import Assessment, Corrupted, Robustness, ScoreRow
 from jaxcls.evaluation.intervals import Interval
 
-# Classes that are shown unless all are asked for, and pairs of them.
+# The most classes and pairs to print, unless the user asks for all.
 CLASSES, PAIRS = 20, 10
 
 
@@ -27,9 +27,9 @@ def show(
     about: str,
     every_class: bool,
 ) -> None:
-    """Print it: headline, rows of their own, robustness, classes, confusions, calibration.
+    """Prints the assessment: headline, rows, robustness, classes, confusions, calibration.
 
-    about: whose headline it is.
+    about: the model of the headline, in words.
     """
     out = console.console()
     if found.non_finite:
@@ -136,10 +136,10 @@ def as_json(
     class_names: Sequence[str],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of it as JSON has it: what is not finite is None.
+    """Returns the assessment as JSON values; a non-finite number becomes None.
 
-    record: what else is known, such as step and split. confusion: [true, predicted, count]
-    of the cells that are not 0; classes by number.
+    record: further values, such as step and split. confusion: [true, predicted, count] of
+    each nonzero cell; classes are numbers.
     """
     each, own = found.by_class, found.calibration
     truth, taken_for = np.nonzero(found.matrix)

@@ -1,7 +1,7 @@
-"""Test-time augmentation: the views of an image over which probabilities are averaged.
+"""The views of an image over which test-time augmentation averages probabilities.
 
-``"flip | crops(5)"`` is each of the first's views through each of the second's: with the
-mirror images, Krizhevsky et al.'s ten crops (NeurIPS 2012).
+``"flip | crops(5)"`` combines each view of flip with each view of crops. With mirror
+images, these are the ten crops of Krizhevsky et al. (NeurIPS 2012).
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import jax.numpy as jnp
 
 from jaxcls.config import calls
 
-# images uint8 [B, H, W, C] -> the same images seen another way, of the same shape.
+# images uint8 [B, H, W, C] -> another view of them, of the same shape.
 View = Callable[[jax.Array], jax.Array]
 
 
 def flip() -> list[View]:
-    """As it is, and its mirror image."""
+    """Views the image as it is, and its mirror image."""
     return [lambda images: images, lambda images: images[:, :, ::-1]]
 
 
 def crops(count: int = 5, share: float = 0.875) -> list[View]:
-    """The four corners and the middle (5), or three by three places (9), of each image.
+    """Views the four corners and the centre (5) of an image, or a 3x3 grid of crops (9).
 
-    share: of the height and width that a crop has. It is scaled back to the size of the
-    image, bilinear, so that every model takes it.
+    share: the crop's fraction of the height and of the width. Each crop is scaled back,
+    bilinear, to the size of the image, so every model takes it.
     """
     if count not in (5, 9):
         raise ValueError(f"count={count} must be 5 or 9")
@@ -52,7 +52,10 @@ VIEWS: dict[str, Callable[..., list[View]]] = {"flip": flip, "crops": crops}
 
 
 def build(text: str, key: str) -> list[View]:
-    """``"flip | crops(5)"`` -> ten views; raises `InputError`, naming `key`."""
+    """Parses ``"flip | crops(5)"`` into ten views.
+
+    Raises `InputError`, which names `key`, for an unknown view or option.
+    """
     views: list[View] = [lambda images: images]
     for more in calls.build(text, VIEWS, key):
         views = [_after(first, then) for first in views for then in more]

@@ -1,1 +1,1 @@
-"""Image files become answers: classes of images, and the nearest images of a folder."""
+"""Classifies image files, and searches a folder for the nearest images."""

@@ -1,4 +1,4 @@
-"""Image files -> one PNG of small pictures in rows, each over its caption."""
+"""Draws a contact sheet: one PNG of thumbnails in rows, each above its caption."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _MADE_BY = "Software", "jaxcls"
 
 
 def check(file: pathlib.Path) -> None:
-    """Raise `InputError` where a file is there that is no sheet of ours."""
+    """Raises `InputError` if `file` exists and is no contact sheet of jaxcls."""
     if not file.exists():
         return
     key, value = _MADE_BY
@@ -32,11 +32,14 @@ def check(file: pathlib.Path) -> None:
 
 
 def thumbnail(path: str) -> np.ndarray:
-    """A file's picture within [SIDE, SIDE, 3] uint8, on white; of a bad one that alone."""
+    """Returns the image of a file, uint8 [SIDE, SIDE, 3], centred on white.
+
+    The image of an unreadable file is all white.
+    """
     square = Image.new("RGB", (SIDE, SIDE), "white")
     try:
         picture = Image.fromarray(clean.pixels(files.read(path), Decode(3)))
-    except ValueError:  # Gone since it was read.
+    except ValueError:  # The file may have changed since it was read.
         return np.asarray(square)
     scale = SIDE / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
@@ -51,10 +54,9 @@ def write(
     rows: Sequence[Sequence[tuple[str, str]]],
     thumbnails: Mapping[str, np.ndarray],
 ) -> None:
-    """Make `file` a picture of rows of (path, caption of two lines), replacing an old one.
+    """Writes `file`, a PNG of rows of (path, caption of two lines); replaces an old file.
 
-    thumbnails: {path: uint8 [SIDE, SIDE, 3]}. Raises `InputError` where it cannot be
-    written.
+    thumbnails: {path: uint8 [SIDE, SIDE, 3]}. Raises `InputError` if it cannot be written.
     """
     columns = max(map(len, rows))
     images = np.ones((len(rows), columns, SIDE, SIDE, 3), np.float32)

@@ -1,4 +1,4 @@
-"""Features of many images <-> one .npz file."""
+"""Writes the features of many images to one .npz file, and reads them."""
 
 import contextlib
 import pathlib
@@ -18,12 +18,13 @@ Add = Callable[[str, np.ndarray], None]
 def writing(
     file: pathlib.Path, width: int, about: Mapping[str, Any] | None = None
 ) -> Iterator[Add]:
-    """Gives ``add(path, features [width] float32)``; at the end `file` has all of them.
+    """Yields ``add(path, features [width] float32)``; writes `file` after the block.
 
-    It has path [n] (text) and embed [n, width] float32, in the order they were added, and
-    the arrays `about`, which may be made until the end. It appears, or replaces an old
-    one, when it is whole, and not where the block raises.
-    Features wait on the disk, beside it. Raises `InputError` where it cannot be written.
+    The file holds path [n] (text) and embed [n, width] float32, in the order of the calls,
+    and the arrays of `about`, which the block may still fill. It appears, or replaces an
+    old file, only when it is whole; if the block raises, nothing changes. Until then, a
+    temporary file in the same folder holds the features. Raises `InputError` if a file
+    cannot be written.
     """
     paths: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -39,7 +40,7 @@ def writing(
         with atomic.writing(file, "wb") as out:
             rows.flush()
             shape = len(paths), width
-            # NumPy maps no empty file.
+            # NumPy cannot map an empty file.
             embed = (
                 np.memmap(rows, np.float32, "r", shape=shape)
                 if paths
@@ -49,32 +50,35 @@ def writing(
 
 
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that `writing` made; embed is mapped from it, read-only.
+    """Returns the arrays of a file that `writing` wrote; embed is memory-mapped, read-only.
 
-    Raises OSError where it cannot be read, and ValueError where it is damaged.
+    Raises OSError if the file cannot be read, and ValueError if it is damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            if damaged := archive.testzip():  # It reads all of it, a little at a time.
+            if damaged := archive.testzip():  # testzip reads the archive in blocks.
                 raise ValueError(f"{damaged} is not as it was written")
             names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
             if "embed" in names:
                 embed = _mapped(file, archive.getinfo("embed.npy"))
         with np.load(file, allow_pickle=False) as whole:
             found = {name: whole[name] for name in names if name != "embed"}
-    # zipfile has no one kind for damage: a compression or version that it does not know is
-    # NotImplementedError, a password RuntimeError.
+    # zipfile raises several types for damage: NotImplementedError for an unknown
+    # compression or version, RuntimeError for a password.
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error)) from None
     return {**found, "embed": embed} if "embed" in names else found
 
 
 def _mapped(file: pathlib.Path, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an archive, which stores it as it is, without reading it."""
+    """Memory-maps an array that an archive stores uncompressed.
+
+    Raises ValueError if the array is compressed or no array of rows.
+    """
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed")
     with file.open("rb") as raw:
-        raw.seek(info.header_offset + 26)  # Where a member's own header has two lengths.
+        raw.seek(info.header_offset + 26)  # A local header has two lengths here.
         lengths = raw.read(4)
         raw.seek(sum(lengths[::2]) + 256 * sum(lengths[1::2]), 1)
         if np.lib.format.read_magic(raw) != (1, 0):

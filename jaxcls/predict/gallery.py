@@ -1,9 +1,9 @@
-"""A folder of images and their features, which a file keeps from one time to the next.
+"""A gallery: a folder of images, and a cache file of their features.
 
-A file of the folder is as it was where its path, size, and times of change are: content
-that differs is then not looked for, as reading everything would cost what was saved. The
-time of the last change of status is one of them, for a copy may have the old one's other
-time, and no copy has that. What is kept is of one model (`key`), or is not used.
+A file counts as unchanged if its path, size, mtime and ctime are unchanged. Its content is
+not compared, because a read would cost as much as the cache saves. ctime is included
+because a copy may keep the old mtime, and no copy keeps the old ctime. A cache belongs to
+one model (`key`); a cache of another model is not used.
 """
 
 import os
@@ -21,19 +21,19 @@ from jaxcls.data.files import Bad
 from jaxcls.errors import InputError, first_line, shown
 from jaxcls.predict import features
 
-# Of the file's own arrays.
+# The version of the arrays in the cache.
 FORMAT = 1
 KINDS = "new", "changed", "gone", "kept"
-# Paths, as they are asked for -> of each its features [D], or why there are none.
+# Paths, taken as needed -> the features [D] of each, or Bad.
 Compute = Callable[[Iterator[str]], Iterator[np.ndarray | Bad]]
 
 
 class Listing(NamedTuple):
-    """The image files of a folder, none opened, in the order of `files.below`.
+    """The image files of a folder, none of them opened, in the order of `files.below`.
 
-    names: paths within it. status: [n, 3] int64, bytes and the times (ns) of the last
-    change of content and of status. identity: [n, 2] uint64, what two paths to one
-    file share. bad: what there is no image of.
+    names: paths within the folder. status: [n, 3] int64, size in bytes, mtime and ctime in
+    ns. identity: [n, 2] uint64, device and inode, equal for two paths of one file. bad: the
+    files without an image.
     """
 
     folder: str
@@ -46,9 +46,9 @@ class Listing(NamedTuple):
 class Gallery(NamedTuple):
     """Images whose features are known.
 
-    paths: as they are opened. features: [n, D] float32, mapped from a file. identity: as
-    in `Listing`. counts: how many were "new", "changed", "gone" and "kept". bad: what has
-    no features, and why.
+    paths: the paths to open. features: [n, D] float32, mapped from a file. identity: as in
+    `Listing`. counts: the numbers of "new", "changed", "gone" and "kept" images. bad: the
+    files without features, with reasons.
     """
 
     paths: list[str]
@@ -58,7 +58,7 @@ class Gallery(NamedTuple):
     bad: list[Bad]
 
     def rows_of(self, path: str) -> np.ndarray:
-        """The rows [k] int64 that are the file `path` itself, this very path first."""
+        """Returns the rows [k] int64 of the file `path`; the row of this path is first."""
         try:
             which = np.array(_identity(os.stat(path)), np.uint64)
         except OSError:
@@ -69,9 +69,9 @@ class Gallery(NamedTuple):
 
 
 def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
-    """The images below a folder; raises `InputError` where there is none.
+    """Returns the images below a folder; raises `InputError` if there is none.
 
-    without: a file that is none of them, such as one that is made of them.
+    without: a file to leave out, such as a contact sheet in the folder.
     """
     if not os.path.isdir(folder):
         raise InputError(
@@ -79,7 +79,7 @@ def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
         )
     start, left_out = os.path.join(folder, ""), str(without.resolve()) if without else ""
     names, bad = list[str](), list[Bad]()
-    status, identity = array("q"), array("Q")  # Of a million, a tenth of what lists take.
+    status, identity = array("q"), array("Q")  # A tenth of the memory of lists.
     for each in files.below(folder):
         if isinstance(each, Bad):
             bad.append(each)
@@ -119,12 +119,14 @@ def refreshed(
     compute: Compute,
     say: Callable[[str], None],
 ) -> Gallery:
-    """The gallery of a listing, with features from `cache`, or computed and kept there.
+    """Returns the gallery of a listing, with features from `cache` or computed anew.
 
-    key: what else features are a function of. width: how many an image has. say: is told
-    why what was kept is not used. Another process may do the same: the last one's file
-    stays. Raises `InputError` where the file cannot be written, holds something else, or no
-    image can be read.
+    Writes the computed features to `cache`. Two processes may write it at once; the last
+    file stays.
+
+    key: a digest of the other inputs of the features. width: the number of features of an
+    image. say: receives the reason if the cache is not used. Raises `InputError` if the
+    cache cannot be written or holds something else, or no image can be read.
     """
     old = _kept(cache, key, width, say)
     row_of = {name: row for row, name in enumerate(old.names)}
@@ -141,7 +143,7 @@ def refreshed(
 
 
 class _Kept(NamedTuple):
-    """What a file has of the last time: names, status [n, 3], embed [n, D]."""
+    """The content of a cache: names, status [n, 3], embed [n, D]."""
 
     names: list[str]
     status: np.ndarray
@@ -151,7 +153,7 @@ class _Kept(NamedTuple):
 def _compared(
     listing: Listing, old: _Kept, row_of: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image the row [n] int64 that is kept, -1 where none is, and its kind [n]."""
+    """Returns the cached row [n] int64 of each image, or -1, and its kind [n]."""
     rows = np.array([row_of.get(name, -1) for name in listing.names], np.int64)
     kinds = np.where(rows < 0, "new", "kept").astype("U7")
     there = rows >= 0
@@ -161,7 +163,7 @@ def _compared(
 
 
 def _kept(cache: pathlib.Path, key: str, width: int, say: Callable[[str], None]) -> _Kept:
-    """What a file has, nothing where it is not there, damaged or of another model."""
+    """Returns the content of a cache; empty if missing, damaged or another model's."""
     nothing = _Kept([], np.empty((0, 3), np.int64), np.empty((0, width), np.float32))
     try:
         found = features.read(cache)
@@ -193,15 +195,15 @@ def _written(
     key: str,
     compute: Compute,
 ) -> tuple[Gallery, list[int]]:
-    """The gallery, once `cache` has it, without counts, and which of the listing it has.
+    """Returns (gallery without counts, its rows of the listing), after it writes `cache`.
 
-    rows: of `old`, of those that are as they were; -1 of the others.
+    rows: the row of `old` of each unchanged image; -1 for the other images.
     """
     paths = [os.path.join(listing.folder, name) for name in listing.names]
     about: dict[str, Any] = {"gallery": np.array([str(FORMAT), key])}
     made, bad = list[int](), list[Bad](listing.bad)
     try:
-        # Of its own, for another process may be about to replace the file, too.
+        # A folder for this process, as another process may write the cache too.
         scratch = tempfile.TemporaryDirectory(dir=cache.parent, prefix=".gallery-")
     except OSError as error:
         raise InputError(
@@ -234,9 +236,9 @@ def _written(
 def in_place(
     items: Iterable[tuple[str | Bad, int]], known: np.ndarray, compute: Compute
 ) -> Iterator[np.ndarray | Bad]:
-    """Features [D] of each item in order, or why there are none.
+    """Yields the features [D] of each item in order, or `Bad`.
 
-    items: (path, its row of `known` [n, D], or -1: it is computed). Taken as needed.
+    items: (path, its row of `known` [n, D], or -1 to compute). Taken as needed.
     """
     waiting: deque[Bad | int] = deque()
 

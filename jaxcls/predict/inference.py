@@ -1,7 +1,7 @@
-"""Image files -> classes. ``jaxcls predict`` prints them.
+"""Predicts the classes of image files, for ``jaxcls predict``.
 
-Needs the run's folder only, not the dataset. Files are read and decoded on threads, a
-batch or two ahead of the device, and answers are written as they come.
+Needs the run's folder, but not its dataset. Threads read and decode the files a batch or
+two ahead of the device. Predictions are yielded as soon as they are computed.
 """
 
 import functools
@@ -25,9 +25,9 @@ Step = Callable[[dict[str, Any], jax.Array], Outs]
 
 
 class Prediction(NamedTuple):
-    """What the model says of a file: probabilities [K] and features [D], float32.
+    """The prediction for a file: probabilities [K] and features [D], float32.
 
-    embed has no features where they were not asked for.
+    embed is empty if no features were requested.
     """
 
     path: str
@@ -36,9 +36,12 @@ class Prediction(NamedTuple):
 
 
 def read(exp: experiment.Experiment, path: str) -> np.ndarray:
-    """One file as the model sees it, uint8 [H, W, C]; raises `decode.DecodeError`."""
+    """Returns one file as the model input, uint8 [H, W, C].
+
+    Raises `decode.DecodeError` if it cannot be decoded or has another size.
+    """
     shape, (first, *rest) = exp.data.eval_shape, exp.data.eval_ops
-    assert isinstance(first, decode.Decode)  # Else there were no eval_shape.
+    assert isinstance(first, decode.Decode)  # eval_shape requires it.
     pixels, rng = clean.pixels(files.read(path), first), batches.example_rng(0, 0)
     for op in rest:
         pixels = op(pixels, rng)
@@ -59,11 +62,11 @@ def predict(
     threads: int = 0,
     embed: bool = False,
 ) -> Iterator[Prediction | Bad]:
-    """An answer for each path, in their order; for a bad file, why there is none.
+    """Yields a `Prediction` for each path, in order; for an unreadable file, `Bad`.
 
-    weights: as `evaluate.load` gives them. paths: taken as they are needed, some three
-    batches ahead. threads: that read and decode; 0 is one a core. embed: whether
-    features are wanted. Pillow may warn meanwhile: see `clean.quiet`.
+    weights: from `scoring.load`. paths: taken as needed, some three batches ahead. threads:
+    to read and decode; 0 is one a core. embed: whether to compute features. Pillow may warn
+    in the threads: see `clean.quiet`.
     """
     variables, step = exp.recipe.variables(weights), _step(exp, embed)
     one = functools.partial(_read_or_bad, exp)
@@ -99,7 +102,7 @@ def _read_or_bad(
 
 
 def _step(exp: experiment.Experiment, embed: bool) -> Step:
-    """Both outputs of one pass: XLA computes what they share once."""
+    """Returns a step with both outputs; XLA computes their shared layers once."""
     if not embed:
         return lambda variables, images: (
             exp.programs.probabilities_step(variables, images),
@@ -123,7 +126,7 @@ def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Prediction | Bad]:
 
 
 def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
-    """How many features an image has."""
+    """Returns the number of features of an image."""
     like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
     return int(
         jax.eval_shape(exp.programs.embed_step, exp.recipe.variables(weights), like).shape[

@@ -1,7 +1,7 @@
-"""The nearest of many features by the cosine of their angle: exact, a block at a time.
+"""Finds the nearest of many features by cosine similarity: exactly, block by block.
 
-Not `sklearn.neighbors`: it holds a copy of all features in memory, and its similarities,
-products of matrices, change in the last bits with the size of a block.
+`sklearn.neighbors` is unsuitable: it copies all features into memory. Its similarities are
+matrix products, whose last bits change with the block size.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The most numbers, and rows, of the features that are worked on at once: 16 MiB a copy.
+# Limits of a block, in numbers and in rows: 16 MiB a copy.
 _NUMBERS, _ROWS = 1 << 22, 1 << 16
 
 
 class Nearest(NamedTuple):
-    """What is nearest to a query, the nearest first: int64 [k], and float64 [k]."""
+    """The nearest rows to a query, nearest first: int64 [k], and float64 [k]."""
 
     rows: np.ndarray
     similarity: np.ndarray
@@ -28,13 +28,13 @@ def nearest(
     *,
     leave_out: bool = False,
 ) -> list[Nearest]:
-    """Of each query [D] of `queries` [Q, D] the `top` nearest of `features` [N, D] float32.
+    """Returns, for each query [D] of `queries` [Q, D], the `top` nearest `features`.
 
-    Rows that are equally near come by their index. own: for each query the rows that are
-    the query itself, which come first as given, or not at all if they are to `leave_out`.
-    features may be mapped from a file: little more than a block of them is in memory.
-    Similarities are sums in float64, the same whatever the blocks; a row of zeros has
-    none to anything, 0.
+    features: [N, D] float32. It may be memory-mapped: little more than a block is in
+    memory. own: for each query, the rows that are the query itself. They come first, in the
+    given order; `leave_out` removes them. Rows with equal similarity come in the order of
+    their index. Similarities are sums in float64, the same for all block sizes. The
+    similarity of a row of zeros is 0.
     """
     own = [np.empty(0, np.int64)] * len(queries) if own is None else own
     searches = [
@@ -43,7 +43,8 @@ def nearest(
     ]
     width = features.shape[1]
     rows = max(1, min(_ROWS, _NUMBERS // max(1, width)))
-    # Of a product in float32, whatever the order of its sums, by Cauchy and Schwarz.
+    # A bound of the error of a float32 product, for any order of its sums, by Cauchy and
+    # Schwarz.
     error = 2 * (width + 4) * float(np.finfo(np.float32).eps)
     units = _units(queries)
     for first in range(0, len(features), rows):
@@ -55,7 +56,7 @@ def nearest(
 
 
 class _Search:
-    """What is nearest to one query of the rows that it was shown."""
+    """The search for one query: keeps the nearest of all rows seen."""
 
     def __init__(
         self, query: np.ndarray, top: int, own: np.ndarray, leave_out: bool
@@ -65,7 +66,7 @@ class _Search:
         self.found = Nearest(np.empty(0, np.int64), np.empty(0))
 
     def look(self, block: np.ndarray, first: int, scores: np.ndarray, error: float) -> None:
-        """Rows `first`... of the features; scores: similarities, at most `error` off."""
+        """Searches a block whose first row is `first`; scores are at most `error` off."""
         chosen = scores >= self._least(scores) - error
         here = self._own[(self._own >= first) & (self._own < first + len(block))] - first
         chosen[here] = not self._leave_out
@@ -73,8 +74,8 @@ class _Search:
         self._add(index + first, _similarities(block[index], self._query))
 
     def _least(self, scores: np.ndarray) -> float:
-        """What the last of the nearest has, of those found and those of this block."""
-        # As many are sure to be no rows of the query's own.
+        """Returns the similarity that a row of this block needs, up to the error."""
+        # At least `top` of this many rows are not the query itself.
         wanted = self._top + len(self._own)
         least = -np.inf
         if len(scores) > wanted:
@@ -94,16 +95,16 @@ class _Search:
 
 
 def _units(rows: np.ndarray) -> np.ndarray:
-    """rows [n, D] of length 1; those of zeros stay."""
+    """Returns rows [n, D] scaled to length 1; rows of zeros stay."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     lengths[lengths == 0] = 1
     return (rows / lengths[:, None]).astype(np.float32)
 
 
 def _similarities(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Cosines [n] of rows [n, D] and a query [D], each by itself."""
+    """Returns the cosines [n] of rows [n, D] and a query [D], each row by itself."""
     wide = rows.astype(np.float64)
-    # Not a product of matrices, whose sums depend on how many rows there are.
+    # The sums of a matrix product would depend on the number of rows.
     products = (wide * query).sum(1)
     lengths = np.sqrt((wide * wide).sum(1)) * np.sqrt((query * query).sum())
     return np.divide(

@@ -1,6 +1,7 @@
-"""The nearest images of a folder. ``jaxcls search`` prints them.
+"""Searches a folder for the nearest images, for ``jaxcls search``.
 
-Near are images whose features, what the model's head sees, point the same way.
+Two images are near if the cosine similarity of their features, the input of the model's
+head, is high.
 """
 
 import hashlib
@@ -23,23 +24,23 @@ from jaxcls.errors import shown
 from jaxcls.predict import contact_sheet, gallery, inference, neighbours
 from jaxcls.runs import digests, provenance
 
-# Counted up where features of the same weights and files would no longer be the same.
+# Incremented when the same weights and files give other features.
 FEATURES = 1
-# Queries that are compared with the gallery at once, on one way through it.
+# Queries that share one pass over the gallery.
 _AT_ONCE = 64
-# What a sheet shows: queries, and images near to each.
+# Limits of a contact sheet: queries, and neighbours of each.
 SHEET_ROWS, SHEET_COLUMNS = 20, 10
 
 
 class Neighbours(NamedTuple):
-    """What is near to a query: (path, similarity), the nearest first."""
+    """The neighbours of a query: (path, similarity), nearest first."""
 
     query: str
     near: list[tuple[str, float]]
 
 
 def key_of(exp: experiment.Experiment, weights: dict[str, Any]) -> str:
-    """A digest of all that features are a function of, besides the files' content."""
+    """Returns a digest of all inputs of the features, except the content of the files."""
     values = loading.flat(exp.config)
     names = [name for name in values if name.startswith("model.")]
     about = {
@@ -59,7 +60,7 @@ def vectors(
     batch_size: int,
     threads: int,
 ) -> Iterator[np.ndarray | Bad]:
-    """The features [D] float32 of each path in order, or why there are none."""
+    """Yields the features [D] float32 of each path in order, or `Bad`."""
     found = inference.predict(
         exp, weights, paths, batch_size=batch_size, threads=threads, embed=True
     )
@@ -80,10 +81,10 @@ def search(
     *,
     leave_out: bool = False,
 ) -> Iterator[Neighbours | Bad]:
-    """The `top` nearest to each query, in their order; for a bad file, why there are none.
+    """Yields the `top` nearest images of each query, in order; `Bad` for unreadable files.
 
-    A query that is a file of the gallery has its features, and comes first, or not at
-    all if it is to `leave_out`. queries: taken as needed.
+    A query in the gallery takes its features from the gallery. It is its first neighbour,
+    or none with `leave_out`. queries: taken as needed.
     """
     asked: deque[tuple[str, np.ndarray]] = deque()
     width = among.features.shape[1]
@@ -124,7 +125,7 @@ def search(
 def draw(
     sheet: pathlib.Path, found: Sequence[Neighbours], folder: str, threads: int = 0
 ) -> None:
-    """A row for each query: itself, and what is near to it with its similarity."""
+    """Draws a contact sheet: a row for each query, with its neighbours and similarities."""
     rows = []
     for query, near in found:
         cells = [(query, f"query\n{shown(os.path.basename(query))}")]

@@ -1,1 +1,1 @@
-"""The folder of a run: its lock and files, checkpoints, records, digests, provenance."""
+"""The folder of a run: lock, checkpoints, records, digests, provenance, archive."""

@@ -1,4 +1,4 @@
-"""What a run's folder proves of the run: read from it, or from an archive of it."""
+"""Packs the proof of a run into an archive, and reads it from a folder or an archive."""
 
 import contextlib
 import gzip
@@ -16,12 +16,15 @@ from jaxcls.errors import InputError
 from jaxcls.runs import records
 from jaxcls.runs.workdir import Workdir
 
-# The files that are the proof.
 PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
 
 
 class Recorded(NamedTuple):
-    """What a run's folder proves: config values, starts, and records by step."""
+    """The proof of a run: config values, starts, and the recorded digests and metrics.
+
+    starts: the manifest entries from the last start at step 0 on. digests: step -> {path of
+    an array: digest}. metrics: the records of metrics.jsonl.
+    """
 
     config: dict[str, Any]
     implied: dict[str, Any]
@@ -31,7 +34,10 @@ class Recorded(NamedTuple):
 
 
 def pack(folder: str, file: str) -> None:
-    """Write what `reproduce` needs of a run's folder; the same bytes for the same run.
+    """Writes the archive that `reproduce` needs; one run always gives the same bytes.
+
+    The archive leaves out the paths of this machine: data.dir is empty, and init.weights
+    and distill.run keep only their last name, except for hf: names.
 
     Raises `InputError` for a folder that holds no run, or a file that cannot be written.
     """
@@ -59,7 +65,11 @@ def pack(folder: str, file: str) -> None:
 
 @contextlib.contextmanager
 def opened(given: str) -> Iterator[str]:
-    """`given`, or the folder in the archive that it is."""
+    """Yields a folder that holds the proof: `given` itself, or its unpacked archive.
+
+    The unpacked folder exists only inside the block. Raises `InputError` for a file that is
+    no complete archive of a run.
+    """
     path = pathlib.Path(given).expanduser()
     if not path.is_file():
         yield given
@@ -72,7 +82,7 @@ def opened(given: str) -> Iterator[str]:
                     file = archive.extractfile(member) if member.isfile() else None
                     if file and name in PACKED:
                         (pathlib.Path(scratch) / name).write_bytes(file.read())
-                while stream.read(2**20):  # At its end the checksum is compared.
+                while stream.read(2**20):  # gzip compares the checksum at the end.
                     pass
             missing = set(PACKED) - set(os.listdir(scratch))
             if missing:
@@ -86,13 +96,16 @@ def opened(given: str) -> Iterator[str]:
 
 
 def read(folder: str, given: str) -> Recorded:
-    """The proof in a folder, which messages call `given`; raises `InputError`."""
+    """Returns the proof in `folder`; messages call the folder `given`.
+
+    Raises `InputError` for a damaged or incomplete proof, and for a run without a digest.
+    """
     workdir = Workdir(folder)
     saved = workdir.read()
     try:
         digests = {r["step"]: dict(r["arrays"]) for r in records.read(workdir.digests)}
         every = json.loads(_text(workdir.path / "manifest.json"))["starts"]
-        # One that ended before it knew where to begin has made nothing.
+        # A start that ended before it knew its first step trained nothing.
         starts = [start for start in every if "resumed_from" in start]
         begun = max(i for i, start in enumerate(starts) if start["resumed_from"] is None)
         for start in starts:
@@ -121,7 +134,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def topology(start: dict[str, Any]) -> tuple[Any, ...]:
-    """What decides bits besides code and packages."""
+    """Returns the hardware facts of a start that decide bits."""
     cpu = start["cpu"]
     on_cpu = start["devices"][0].lower() == "cpu"
     return (

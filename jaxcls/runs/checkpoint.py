@@ -1,8 +1,11 @@
-"""States on disk: orbax, and digests, since orbax does not checksum arrays.
+"""Reads and checks checkpoints: orbax items, and digests, as orbax checksums no array.
 
-A checkpoint is a folder ``checkpoints/N``, the state after N updates, in three items:
-"weights" (params, batch_stats, ema), "rest" (everything else of the state) and "meta"
-(format, digests). Weights stand alone so that they load without an optimizer.
+The folder ``checkpoints/N`` holds the state after N updates in three items: "weights"
+(params, batch_stats, ema), "rest" (the other fields of the state) and "meta" (format,
+marks, digests). "weights" is an item by itself, so it loads without an optimizer.
+
+Several processes may share a folder. Only the first process lists, moves and removes
+checkpoints. A checkpoint is whole if every process can read it.
 """
 
 import functools
@@ -28,28 +31,27 @@ T = TypeVar("T")
 
 FORMAT = 1
 WEIGHTS = ("params", "batch_stats", "ema")
-# Fields that State got later, and what they are in a checkpoint without them.
+# Older checkpoints lack these fields of State; the values are their defaults.
 _ADDED = {"skips": 0, "rewound": -1}
-# Processes that share a folder: what is moved or removed is so by the first alone, what
-# is in the folder is as the first sees it, and a checkpoint is whole if all can read it.
 
 
 class CorruptError(Exception):
-    """A checkpoint that does not hold what was saved; its text says why."""
+    """The checkpoint does not hold the saved state; the text says why."""
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a checkpoint, ascending."""
+    """Returns the steps that have a checkpoint, ascending."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
 def take_pending(folder: pathlib.Path, step: int) -> bool:
-    """Whether what is due at a checkpoint's step was not done when it was saved.
+    """Returns whether work is pending at `step`, and if so moves its checkpoint aside.
 
-    Then it is moved aside, to ``N.pending``, so that the state can be saved again when it
-    is done; until then `bring_back` undoes this, after any death.
+    A pending checkpoint was saved before the evaluation, or other work due at its step, was
+    done. It moves to ``N.pending``, so the state can be saved again after that work.
+    `bring_back` undoes the move, also after a crash.
     """
 
     def take() -> bool:
@@ -62,7 +64,10 @@ def take_pending(folder: pathlib.Path, step: int) -> bool:
 
 
 def bring_back(folder: pathlib.Path) -> None:
-    """Undo a `take_pending` unless its step or a later one was saved since."""
+    """Undoes `take_pending`, unless the same or a later step is saved.
+
+    Also deletes the remains of an interrupted `remove_after`.
+    """
 
     def bring() -> None:
         for left in folder.glob("*.removed"):
@@ -78,8 +83,8 @@ def bring_back(folder: pathlib.Path) -> None:
 
 
 def remove_after(folder: pathlib.Path, first: int) -> None:
-    """Remove every checkpoint after step `first`, so that a death leaves none in part."""
-    # The newest first: what is left is then a run that has not got so far.
+    """Removes every checkpoint after step `first`; a crash leaves no partial checkpoint."""
+    # With the newest first, a crash leaves the checkpoints of a shorter run.
     for step in reversed(steps(folder)):
         if step > first:
             aside = folder / f"{step}.removed"
@@ -88,10 +93,10 @@ def remove_after(folder: pathlib.Path, first: int) -> None:
 
 
 def restore_newest(folder: pathlib.Path, like: State) -> State | None:
-    """The newest checkpoint that is whole, or None where there is none at all.
+    """Returns the newest whole checkpoint, or None if there is no checkpoint.
 
-    One that is not whole is said loudly and moved aside to ``N.corrupt``.
-    Raises `InputError` where there are checkpoints and none is whole.
+    Logs a warning for each newer checkpoint and moves it to ``N.corrupt``. Raises
+    `InputError` if there are checkpoints and none is whole.
     """
     found = hosts.on_first(lambda: steps(folder))
     reasons = []
@@ -114,10 +119,10 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
 
 
 def restore(folder: pathlib.Path, step: int, like: State) -> State:
-    """The state of a checkpoint, with the shapes and shardings of `like`, verified.
+    """Returns the verified state of a checkpoint, with the shapes and shardings of `like`.
 
-    Raises `CorruptError` where it cannot be read or a digest differs, `InputError` where
-    it is whole and another version's.
+    Raises `CorruptError` if it cannot be read or a digest differs. Raises `InputError` if
+    it is whole, but another version wrote it.
     """
     tree = to_tree(like)
     saved = _agreed(lambda: meta_of(folder, step))["digests"]
@@ -138,15 +143,15 @@ def restore(folder: pathlib.Path, step: int, like: State) -> State:
 
 
 def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, Any]:
-    """{"params", "batch_stats", "ema"} of a checkpoint, verified; needs no optimizer.
+    """Returns the verified {"params", "batch_stats", "ema"} of a checkpoint.
 
-    Raises `CorruptError` like `restore`.
+    Needs no optimizer state. Raises as `restore` does.
     """
     return _agreed(lambda: read_weights(folder, step, like))
 
 
 def read_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, Any]:
-    """`restore_weights` for this process alone, whatever the others find."""
+    """Does the work of `restore_weights` on this process alone, without agreement."""
     weights = {k: to_tree(like)[k] for k in WEIGHTS}
     read = _read(folder, step, weights=weights)
     _verify(state_digests.of_tree(read["weights"]), read["meta"]["digests"])
@@ -154,10 +159,11 @@ def read_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, Any]
 
 
 def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
-    """(step, what it is) of "best", "last" or "N" in a folder of checkpoints.
+    """Returns (step, label) for "best", "last" or a step number in text.
 
-    A run without evaluations has no best: then "best" is (step, "last").
-    Raises `InputError` naming the steps that there are.
+    The label is "best", "last" or the number. "best" gives the last checkpoint, labelled
+    "last", if the run has no evaluation. Raises `InputError`, which lists the steps, if the
+    folder lacks the checkpoint.
     """
     found = steps(folder)
     if not found:
@@ -187,16 +193,16 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
 
 
 def digests(state: State) -> dict[str, str]:
-    """Path of each array -> 16 hex digits of its bits, the same on any sharding."""
+    """Returns {path of each array: 16 hex digits of its bits}, for any sharding."""
     return state_digests.of_tree(to_tree(state))
 
 
 def to_tree(state: State) -> dict[str, Any]:
-    """The state as plain dicts, keys as their raw integers: what is on disk."""
+    """Returns the state as plain dicts, as on disk; keys become raw integers."""
     tree = state._asdict()
     tree["best"] = state.best._asdict()
     tree["key"] = {name: _raw_key(key) for name, key in state.key.items()}
-    plateau = tree.pop("plateau")  # As if there were none: older states lack it.
+    plateau = tree.pop("plateau")  # Absent if empty, as in older states.
     return tree | ({"plateau": plateau._asdict()} if plateau else {})
 
 
@@ -218,7 +224,7 @@ def _from_tree(tree: dict[str, Any]) -> State:
 
 
 def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str, Any]:
-    """The items asked for, in the form of the trees given, and "meta"."""
+    """Returns the requested items, in the form of the given trees, and "meta"."""
     meta = meta_of(folder, step)
     _check_version(folder / str(step), meta, items)
     wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
@@ -232,13 +238,16 @@ def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str,
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds for bad files.
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise  # Nothing is wrong with the checkpoint.
+            raise  # The checkpoint is not at fault.
         raise CorruptError(f"{type(error).__name__}: {first_line(error)}") from error
     return {**read, "meta": meta}
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Reading without waiting for other processes, which may find it not whole."""
+    """Returns options for a read without a barrier.
+
+    Another process may find damage and never reach the barrier.
+    """
     if hosts.count() == 1:
         return ocp.options.MultiprocessingOptions()
     me = jax.process_index()
@@ -248,7 +257,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
-    """What a checkpoint says of itself, checked by its seal."""
+    """Returns the "meta" of a checkpoint; raises `CorruptError` if the seal is wrong."""
     path = folder / str(step) / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text())
@@ -261,7 +270,7 @@ def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def says(folder: pathlib.Path, step: int, what: str) -> bool:
-    """Whether a checkpoint is marked as "pending" or "anchor"; not, where it is damaged."""
+    """Returns whether a checkpoint has the mark "pending" or "anchor"; damaged: False."""
     try:
         return bool(meta_of(folder, step).get(what, False))
     except CorruptError:
@@ -269,12 +278,12 @@ def says(folder: pathlib.Path, step: int, what: str) -> bool:
 
 
 def seal_of(meta: dict[str, Any]) -> str:
-    """16 hex digits over everything else that meta says."""
+    """Returns 16 hex digits of SHA-256 over `meta`, without a seal."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, Any]) -> None:
-    """Raise `InputError` for a whole checkpoint that this code does not understand."""
+    """Raises `InputError` for a whole checkpoint of another format or array layout."""
     if meta["format"] != FORMAT:
         raise InputError(
             f"{path} has format {meta['format']}, and this jaxcls reads {FORMAT}; use the"
@@ -292,7 +301,7 @@ def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, An
 
 
 def _agreed(f: Callable[[], T]) -> T:
-    """``f()``; raises `CorruptError` on every process where it does on one."""
+    """Returns ``f()``; raises `CorruptError` on every process if one process raises it."""
     return hosts.together(f, CorruptError, CorruptError)
 
 

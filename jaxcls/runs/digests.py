@@ -1,4 +1,4 @@
-"""A digest of every array of a state, without gathering it anywhere."""
+"""Digests every array of a state without gathering the arrays."""
 
 import hashlib
 from typing import Any
@@ -13,16 +13,17 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def combine(digests: dict[str, str]) -> str:
-    """One digest, 16 hex digits, of the digests of all arrays."""
+    """Returns 16 hex digits for the digests of all arrays together."""
     text = "".join(f"{path}={value}\n" for path, value in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def of_tree(tree: Any) -> dict[str, str]:
-    """Path of each array of a tree -> 16 hex digits of its bits, whatever its sharding."""
-    # A program for each shape, not one for the tree: arrays that are alike are many, and
-    # XLA compiles each of a program's anew. One after the other: of several on several CPU
-    # devices, each may keep threads that another waits for, until XLA aborts.
+    """Returns {path of each array: 16 hex digits of its bits}, for any sharding."""
+    # One program for each shape: many arrays share a shape, and XLA would compile each
+    # array of a whole-tree program separately. One array after the other: on several CPU
+    # devices, concurrent programs may hold threads that another one needs, until XLA
+    # aborts.
     digests = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         high, low = jax.device_get(_hash(x))
@@ -32,9 +33,9 @@ def of_tree(tree: Any) -> dict[str, str]:
 
 @jax.jit
 def _hash(x: jax.Array) -> jax.Array:
-    """uint32 [2]: two sums, mod 2**32, of every element's bits, mixed with its position.
+    """Returns uint32 [2]: two sums, mod 2**32, of element bits mixed with their position.
 
-    No order of adding matters.
+    The order of addition does not matter.
     """
     if x.dtype == bool:
         bits = x.astype(jnp.uint32)
@@ -44,15 +45,15 @@ def _hash(x: jax.Array) -> jax.Array:
     position = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         position = position * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # Both in one reduction: XLA makes one loop of it that writes nothing, where it gives
-    # each sum alone two arrays as large as x (on a CPU, 17 times as slow).
+    # One reduction for both sums: XLA then makes one loop that writes nothing. For separate
+    # sums it writes two arrays as large as x (17 times as slow on a CPU).
     mixed = (_mixed(bits, position, 0x9E3779B9), _mixed(bits, position, 0x85EBCA77))
     zero = np.uint32(0)
     return jnp.stack(jax.lax.reduce(mixed, (zero, zero), _add, tuple(range(x.ndim))))
 
 
 def _mixed(bits: jax.Array, position: jax.Array, salt: int) -> jax.Array:
-    """The finaliser of MurmurHash3 over bits and position."""
+    """Mixes bits and position with the finaliser of MurmurHash3."""
     mixed = bits ^ ((position + 1) * jnp.uint32(salt))
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)

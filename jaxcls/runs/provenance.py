@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, machine, and how it was started."""
+"""The provenance of a run: code, packages, machine and command."""
 
 import contextlib
 import email
@@ -25,7 +25,7 @@ _RECORDED = (
 
 
 def of_this_start() -> dict[str, Any]:
-    """What manifest.json says of a start, besides its devices and its data."""
+    """Returns the entry of this start for manifest.json, without devices and data."""
     return {
         "command": shlex.join(_command()),
         "jaxcls": __version__,
@@ -42,7 +42,7 @@ def of_this_start() -> dict[str, Any]:
 
 @functools.cache
 def code() -> str:
-    """16 hex digits over the source files of jaxcls, wherever they are installed."""
+    """Returns 16 hex digits of SHA-256 over the source files of jaxcls and their names."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py"), key=lambda path: path.as_posix()):
         text = path.read_bytes()
@@ -52,12 +52,12 @@ def code() -> str:
 
 
 def versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
-    """Package -> version, by default of those whose version may decide a bit."""
+    """Returns {package: version or None}; by default, packages that may change a bit."""
     return {name: _version(name) for name in names}
 
 
 def _command() -> list[str]:
-    """The command line as typed: no absolute path of the interpreter or the module."""
+    """Returns the command line as typed, without the absolute path of a program."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     script = os.path.basename(sys.argv[0])
     if script == "jaxcls" or (spec and spec.name == "jaxcls.__main__"):
@@ -69,23 +69,26 @@ def _command() -> list[str]:
 
 @functools.cache
 def _packages() -> list[str]:
-    """Everything that is installed, as ``name==version``, sorted."""
+    """Returns every installed package as ``name==version``, sorted."""
     found = map(_headers, importlib.metadata.distributions())
     return sorted({f"{each['Name']}=={each['Version']}" for each in found}, key=str.lower)
 
 
 def _headers(package: importlib.metadata.Distribution) -> email.message.Message:
-    """What a package says of itself, without its README, which takes ten times as long."""
-    # "": the oldest form is one file.
+    """Returns the metadata of a package, without its README.
+
+    Parsing the README too takes ten times as long.
+    """
+    # The oldest form is one file, whose name is "".
     files = map(package.read_text, ("METADATA", "PKG-INFO", ""))
     text = next(filter(None, files), "")
     return email.message_from_string(text.partition("\n\n")[0])
 
 
 def cpu() -> dict[str, Any]:
-    """What decides bits on CPU besides software: instructions, and threads of a pool."""
+    """Returns the CPU facts that decide bits: instructions, and threads of a pool."""
     text = ""
-    with contextlib.suppress(OSError):  # Linux only.
+    with contextlib.suppress(OSError):  # Only Linux has this file.
         text = pathlib.Path("/proc/cpuinfo").read_text()
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     lines = {key.strip(): value.strip() for key, value in pairs}
@@ -111,7 +114,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs, "-dirty" if changed; None for a wheel."""
+    """Returns the commit of the running checkout; None for a wheel.
+
+    It ends in "-dirty" if the checkout has changes.
+    """
     here = _PACKAGE.parent
     if not (here / ".git").exists():
         return None

@@ -1,7 +1,7 @@
 """Records of a run, as lines of JSON: metrics.jsonl, timing.jsonl and digests.jsonl.
 
-metrics.jsonl holds no time of any clock, so it is the same for the same run; how long
-things took is in timing.jsonl.
+metrics.jsonl holds no clock time, so repeats of a run write the same file. timing.jsonl
+holds the durations.
 """
 
 import json
@@ -16,14 +16,14 @@ Record = dict[str, Any]
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """The records of a .jsonl file, without a torn last line; [] where there is none.
+    """Returns the records of a .jsonl file; [] if there is no file.
 
-    Raises `InputError` for a line that is no record, unless it is the last and torn.
+    Skips a torn last line. Raises `InputError` for any other line that is no record.
     """
     if not path.exists():
         return []
     *lines, torn = path.read_bytes().split(b"\n")
-    del torn  # What follows the last newline is empty, or half a record.
+    del torn  # After the last newline comes nothing, or a torn record.
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -42,9 +42,9 @@ def read(path: pathlib.Path) -> list[Record]:
 
 
 def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
-    """Drop the records after step `last`, atomically, and with them a torn last line.
+    """Drops the records after step `last`, and a torn last line, atomically.
 
-    is_pending: also those of an evaluation at `last`.
+    is_pending: also drop the evaluations at `last`.
     """
     if not path.exists():
         return
@@ -59,13 +59,13 @@ def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
 
 
 def summary(record: Record, workdir: str) -> str:
-    """The last line of a run, from its final record."""
+    """Returns the last line that a run prints, from its final record."""
     shown = {k: v for k, v in record.items() if k != "kind"}
     return f"{pairs(shown)} workdir={workdir}"
 
 
 def plain(record: Record) -> Record:
-    """Numbers as JSON has them: what is not finite is null."""
+    """Returns the record with plain numbers for JSON; a non-finite float becomes None."""
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -74,7 +74,7 @@ def plain(record: Record) -> Record:
 
 
 def pairs(values: Record) -> str:
-    """``top1=0.9917 n=360``, as the lines of a run say it."""
+    """Returns ``top1=0.9917 n=360``, the form of the lines that a run prints."""
     return " ".join(
         f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
     )

@@ -1,4 +1,4 @@
-"""Saving states: asynchronously, atomically, and so that no older one is lost."""
+"""Saves states asynchronously and atomically; a failed save loses no older checkpoint."""
 
 import logging
 import pathlib
@@ -17,16 +17,16 @@ from jaxcls.errors import first_line
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint
 
-# Seconds before a save that must not be lost is tried again.
+# Seconds before each retry of `save_now`.
 PAUSES = (1.0, 5.0, 20.0)
 
 
 class Checkpoints:
-    """Asynchronous, atomic saves into a folder; keeps the last few and the best one.
+    """Saves into a folder asynchronously and atomically; keeps the last few and the best.
 
-    A save that fails loses no older checkpoint: it is said loudly and the run goes on.
-    A context manager: leaving it waits for the save under way, unless another process
-    that has a part in it may be gone.
+    A save that fails loses no older checkpoint: it logs a warning, and the run continues.
+    As a context manager, it waits at the exit for the current save, unless another process
+    of the save may be gone.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
@@ -38,8 +38,8 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 create=True,
-                # Before the watchdog: of several processes, one whose part of a save
-                # failed keeps the others waiting for so long.
+                # Earlier than the watchdog: if one process fails its save, the other
+                # processes wait this long.
                 async_options=ocp.options.AsyncOptions(timeout_secs=300),
             ),
         )
@@ -61,10 +61,11 @@ class Checkpoints:
         pending: bool = False,
         anchor: bool = False,
     ) -> None:
-        """Begin to write `state` at its own step; `digests` are those of the state.
+        """Starts to write `state` at the step of the state.
 
-        pending: what is due at this step is not done yet; see `take_pending`.
-        anchor: `rewind` may go back to it, so the last such one is kept.
+        digests: the digests of the state. pending: work due at this step is not done yet;
+        see `checkpoint.take_pending`. anchor: `rewind` may return to this checkpoint, so
+        the last anchor is kept. Raises RuntimeError for a non-finite state.
         """
         self.wait()
         if not all_finite(state):
@@ -76,9 +77,10 @@ class Checkpoints:
             self._say_failed(error)
 
     def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
-        """`save`, and wait until it is on disk; a failure is tried again, with pauses.
+        """Saves `state` and waits until it is on disk; retries a failed save after pauses.
 
-        For what cannot be made again. Raises `hosts.AgreedError` when it still fails.
+        For a state that cannot be computed again. what: `pending` and `anchor` of `save`.
+        Raises `hosts.AgreedError` if the last attempt fails too.
         """
         step = int(state.step)
         for pause in (*PAUSES, None):
@@ -95,17 +97,18 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Return when the save under way is on disk, or has failed and that is said."""
+        """Waits until the current save is on disk, or has failed with a warning."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
     def rewind(self, like: State, *, to_start: bool) -> State | None:
-        """The state of the last anchor that is whole; every later checkpoint is gone.
+        """Returns the state of the last whole anchor and deletes all later checkpoints.
 
-        None, and none is left, where there is no anchor; only if `to_start` allows it.
-        Raises `hosts.AgreedError`, and removes nothing, where it does not.
+        If no anchor is whole and `to_start` is true, deletes all checkpoints and returns
+        None. If no anchor is whole and `to_start` is false, deletes nothing and raises
+        `hosts.AgreedError`.
         """
         self.wait()
         found: State | None = None
@@ -126,18 +129,18 @@ class Checkpoints:
         return found
 
     def take_pending(self, step: int) -> None:
-        """`checkpoint.take_pending`, so that `step` can be saved again."""
+        """Moves a pending checkpoint aside, so that `step` can be saved again."""
         self.wait()
         checkpoint.take_pending(self._folder, step)
         self._manager.reload()
 
     def _anchors(self) -> list[int]:
-        """The steps of all anchors, ascending; one that is damaged may be one."""
+        """Returns the steps of all anchors, ascending; their arrays may be damaged."""
         found = checkpoint.steps(self._folder)
         return [step for step in found if checkpoint.says(self._folder, step, "anchor")]
 
     def _room_and_anchor(self) -> tuple[int, list[int]]:
-        """(bytes free, the last anchor and what was best then), as process 0 sees them."""
+        """Returns (free bytes, [last anchor, best step then]), as process 0 sees them."""
         free = shutil.disk_usage(self._folder).free
         kept = self._anchors()[-1:]
         for anchor in list(kept):
@@ -157,7 +160,7 @@ class Checkpoints:
             raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
         best = int(state.best.step)
         self._policy.also = {best}
-        if not anchor:  # After a rewind it is the best again that was so then.
+        if not anchor:  # After a rewind, the best at the anchor is the best again.
             self._policy.also |= set(anchors)
         meta: dict[str, Any] = {"format": checkpoint.FORMAT, "step": step}
         meta |= {
@@ -175,11 +178,11 @@ class Checkpoints:
                 rest=ocp.args.StandardSave(rest),
                 meta=ocp.args.JsonSave({**meta, "seal": checkpoint.seal_of(meta)}),
             ),
-            force=True,  # Our loop decides when; orbax's own policy would skip some.
+            force=True,  # The training loop decides; orbax's policy would skip some saves.
         )
 
     def _say_failed(self, error: Exception) -> None:
-        """Say it, and make orbax forget it: else it would lose the next save too."""
+        """Logs the failure and resets orbax, which else loses the next save too."""
         logging.warning(
             "a checkpoint could not be saved (%s); the run goes on", first_line(error)
         )
@@ -190,27 +193,27 @@ class Checkpoints:
 
 
 def all_finite(state: State) -> bool:
-    """Whether params, batch_stats, optimizer state and average hold finite numbers only."""
+    """Returns whether params, batch_stats, optimizer state and average are finite."""
     trees = (state.params, state.batch_stats, state.opt_state, state.ema)
     floats = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.floating)]
-    # One after the other, as `digesting.of_tree`.
+    # One array after the other, for the reason in `digests.of_tree`.
     return all(np.isfinite(jax.device_get(_zero(x))) for x in floats)
 
 
 @jax.jit
 def _zero(x: jax.Array) -> jax.Array:
-    """0, or NaN where a number of x is not finite: 0 times infinity is NaN."""
-    # A sum, a program for each shape: XLA's `all` takes 4 times as long on a CPU.
+    """Returns 0, or NaN if an element of x is non-finite: 0 times infinity is NaN."""
+    # A sum, with one program for each shape: XLA's `all` takes 4 times as long on a CPU.
     return (x * jnp.zeros((), x.dtype)).sum().astype(jnp.float32)
 
 
 def memory_of(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
+    """Returns the bytes of all arrays of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class _KeepLastAnd:
-    """Which checkpoints stay: the last `keep`, and those of `also`."""
+    """Orbax's preservation policy: keeps the last `keep` checkpoints and `also`."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep

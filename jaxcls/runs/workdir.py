@@ -1,8 +1,8 @@
 """The folder of a run: its lock, config.json and manifest.json.
 
-config.json says what the run is, manifest.json how each start was made; both are
-replaced atomically. Nothing here overwrites another run: an old folder is continued
-only by a config of the same identity.
+config.json holds the config of the run, and manifest.json holds an entry for each start.
+Both are replaced atomically. Nothing here overwrites another run: only a config of the same
+identity continues an old folder.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from jaxcls.runs import provenance
 from jaxcls.version import __version__
 
 FORMAT = 1
-# What an implied fact is of, where not of the data.
+# Every other implied fact describes the data.
 _NAMED = {"weights": "what init.weights name", "teacher": "what distill.run names"}
 
 
 class Workdir:
-    """The files of a run in `path`; making one touches nothing."""
+    """The files of a run in `path`; the constructor writes nothing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if "://" in str(path):
@@ -58,7 +58,7 @@ class Workdir:
         self.profile = self.path / "profile"
 
     def read(self) -> dict[str, Any]:
-        """config.json of a run; raises `InputError` where the folder holds none."""
+        """Returns config.json; raises `InputError` if the folder is no readable run."""
         file = self.path / "config.json"
         saved = atomic.read_json(file)
         if saved is None:
@@ -77,7 +77,7 @@ class Workdir:
         return saved | {"config": configs.kept(saved["config"])}
 
     def _run_nearby(self) -> str:
-        """The folder of a run above, below or beside this one, in words."""
+        """Returns a hint for messages: a run's folder above, below or beside it."""
         above, given = self.path.parent.parent, pathlib.Path(self.given).expanduser()
         if (above / "config.json").is_file():
             return f"the run's folder is {above}"
@@ -89,11 +89,11 @@ class Workdir:
         return "give the folder of a run, such as runs/digits"
 
     def config(self) -> ConfigDict:
-        """The config of the run in this folder."""
+        """Returns the config of the run in this folder."""
         return configs.from_flat(self.read()["config"])
 
     def check_identity(self, config: ConfigDict) -> None:
-        """Raise `InputError` unless the folder is new, or what it holds is this run."""
+        """Raises `InputError` if the folder holds another run or other files."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -106,7 +106,7 @@ class Workdir:
                     f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
                 )
             return
-        self.read()  # Refuses what is not ours.
+        self.read()  # Raises for another program's folder.
         if not self._holds_results():
             return  # Nothing can be lost.
         changed = configs.differences(self.config(), config)
@@ -121,12 +121,12 @@ class Workdir:
             )
 
     def _holds_results(self) -> bool:
-        """Whether there is a checkpoint or a record, so that the folder is a run's."""
+        """Returns whether the folder has a checkpoint or a metrics record."""
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("[0-9]*"))
 
     def free_name(self) -> str:
-        """A name beside this folder's that is not taken."""
+        """Returns a free name beside this folder: the folder's name with a number."""
         i = 2
         while self.path.with_name(f"{self.path.name}-{i}").exists():
             i += 1
@@ -134,9 +134,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder, which is made if need be, against every other process.
+        """Locks the folder against every other process; creates the folder if needed.
 
-        Raises `InUseError` naming who holds it. The kernel lets go when a process dies.
+        Raises `InUseError`, which names the holder. The kernel releases the lock when a
+        process dies.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ class Workdir:
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
                     f" another folder: --workdir={self.free_name()}"
                 ) from None
-            with contextlib.suppress(OSError):  # Who holds it is a help, the lock is not.
+            with contextlib.suppress(OSError):  # The lock works without the holder's name.
                 file.truncate(0)
                 file.write(
                     f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
@@ -166,10 +167,10 @@ class Workdir:
             yield
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
-        """Write config.json for a new run; for an old one, check and record changes.
+        """Writes config.json if it is new or changed.
 
-        `implied`: what follows from config and data (classes, counts, steps).
-        Raises `InputError` where the data are not those that the run began with.
+        implied: facts that follow from config and data (classes, counts, steps). Raises
+        `InputError` if the folder has results, and `implied` differs from the first start.
         """
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
@@ -181,11 +182,11 @@ class Workdir:
             atomic.write(file, text)
 
     def check_same(self, implied: dict[str, Any]) -> None:
-        """Raise `InputError` where something implied is not as when the run began."""
-        # Older runs say nothing of weights and teachers, and had none.
+        """Raises `InputError` if an implied fact differs from the first start."""
+        # Older runs do not record weights and teachers, and had none.
         before = _leaves({"weights": "", "teacher": "", **self.read()["implied"]})
         now = _leaves(implied)
-        # Of data that were not prepared by us no fingerprint is known.
+        # Data that jaxcls did not prepare have no known fingerprint.
         unknown = {None, '""'} & {before.get("facts.fingerprint")}
         same = {"facts.fingerprint"} if unknown else set()
         for key in (k for k in now if before.get(k) != now[k] and k not in same):
@@ -197,10 +198,11 @@ class Workdir:
             )
 
     def weights_of(self, config: ConfigDict) -> str | None:
-        """The fingerprint that a config's init.weights had when this run began.
+        """Returns the recorded fingerprint of the config's init.weights.
 
-        None where that is not known without reading them: the run has no checkpoint, or had
-        its weights elsewhere.
+        Returns "" if the config names no weights. Returns None if only a read of the
+        weights can tell: the run has no checkpoint, or its init.weights names another
+        place.
         """
         if not config.init.weights:
             return ""
@@ -210,9 +212,9 @@ class Workdir:
         return self.read()["implied"].get("weights", "") if is_same else None
 
     def begin(self, devices: list[str], **facts: Any) -> None:
-        """Add this start to manifest.json; one left without a reason was killed.
+        """Adds this start to manifest.json; gives the reason "killed" to unfinished starts.
 
-        facts: what else is known of it, such as the number of hosts.
+        facts: further facts of this start, such as the number of hosts.
         """
         starts = self.starts()
         for start in starts:
@@ -228,19 +230,19 @@ class Workdir:
         self._write_starts(starts)
 
     def note(self, **facts: Any) -> None:
-        """Add to the entry of this start, such as the step that it resumed from."""
+        """Adds facts to the entry of this start, such as the step that it resumed from."""
         starts = self.starts()
         starts[-1] |= facts
         self._write_starts(starts)
 
     def end(self, reason: str) -> None:
-        """Close the entry of this start: "done", "diverged", "interrupted", "failed"."""
+        """Closes the entry of this start: "done", "diverged", "interrupted", "failed"."""
         self.note(ended=_now(), reason=reason)
 
     def starts(self) -> list[dict[str, Any]]:
-        """The entries of manifest.json, one a start; [] where there is none.
+        """Returns the entries of manifest.json, one a start; [] if there is no manifest.
 
-        Raises `InputError` where the file is something else.
+        Raises `InputError` if the file has another form.
         """
         file = self.path / "manifest.json"
         saved = atomic.read_json(file)
@@ -258,7 +260,7 @@ class Workdir:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted key -> JSON text of each value of nested dicts."""
+    """Returns {dotted key: JSON text} for each value of nested dicts."""
     leaves: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
