@@ -16,7 +16,7 @@ from jaxcls.evaluation import assess, attacks, corruptions
 from jaxcls.report import gather, page
 from jaxcls.runs.workdir import Workdir
 
-# The most image files with saliency maps. The report shows every file.
+# The most files of --images: the report shows every file with a saliency map.
 MOST_IMAGES = 64
 # A larger report prints a warning.
 MOST_BYTES = 5_000_000

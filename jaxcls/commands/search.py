@@ -1,4 +1,4 @@
-"""``jaxcls search --workdir=RUN --gallery=DIR QUERY...``: the nearest images."""
+"""``jaxcls search --workdir=RUN --gallery=DIR QUERY...``: find the nearest images."""
 
 import argparse
 import contextlib

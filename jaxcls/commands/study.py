@@ -1,7 +1,7 @@
 """``jaxcls study --config=configs/digits.py --seeds=10``: several runs and error bars.
 
-A run of a study equals a run of ``jaxcls train``, and has its folder. The result is a pure
-function of these folders.
+A run of a study is the same as a run of ``jaxcls train``, each in a separate folder. The
+result is a pure function of these folders.
 """
 
 import argparse
@@ -232,7 +232,7 @@ def _margin(text: str, metric: str) -> float:
 
 
 def _check_recordable(args: argparse.Namespace, study: Study) -> None:
-    """Raises `InputError` unless the study is of one unchanged config, with two seeds."""
+    """Raises `InputError` unless the study has one unchanged config and several seeds."""
     if len(study.seeds) < 2:
         raise InputError("--record takes two seeds at least; give --seeds=10")
     if len(study.cells) > 1 or study.cells[0].overrides or study.cells[0].streams:

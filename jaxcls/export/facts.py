@@ -18,7 +18,7 @@ from jaxcls.runs.workdir import Workdir
 
 
 def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
-    """Returns the preprocessing in the form of other libraries; None if there is no form.
+    """Returns the preprocessing in the form of other libraries; None if no form fits.
 
     Other libraries can do this: decode, resize by a filter of theirs to the model's size,
     or to a larger size with a center crop, and normalise with a fixed mean and deviation.
@@ -143,6 +143,6 @@ def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
 
 
 def _state_digest(folder: Workdir, step: int) -> str | None:
-    """Returns the digests of digests.jsonl at a step, for `reproduce`; None without any."""
+    """Returns the digest of the state in digests.jsonl at a step; None without one."""
     found = [each for each in records.read(folder.digests) if each["step"] == step]
     return found[-1]["digest"] if found else None

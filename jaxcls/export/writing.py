@@ -79,7 +79,7 @@ def export(
     images: Images,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
-    """Write the file of a model into `folder` and check it; returns its part of model.json.
+    """Write a model's file into `folder` and check it; returns its entries of model.json.
 
     Raises `InputError` if the model cannot be converted, and `DiffersError` if the file
     gives other logits than the model.

@@ -18,7 +18,7 @@ def escape(text: object) -> Markup:
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Concatenates parts, and escapes each one that is no `Markup`."""
+    """Concatenates `parts`, and escapes each item that is no `Markup`."""
     return Markup("".join(escape(part) for part in parts))
 
 
@@ -52,7 +52,7 @@ def note(text: object) -> Markup:
 
 
 def group(parts: Iterable[object], kind: str, name: str = "div") -> Markup:
-    """Returns an element `name` of CSS class `kind` around the parts that are not empty.
+    """Returns an element `name` of CSS class `kind` around the non-empty `parts`.
 
     Returns "" if all are empty.
     """

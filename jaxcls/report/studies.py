@@ -83,7 +83,7 @@ def _plan(result: dict[str, Any]) -> Markup:
 
 
 def _best(result: dict[str, Any], most: int) -> list[str]:
-    """Returns at most `most` cells in order: the baseline and the best by data.eval."""
+    """Returns the cells in order: all, or if over `most`, the baseline and best by eval."""
     names = [cell["name"] for cell in result["cells"]]
     if len(names) <= most:
         return names

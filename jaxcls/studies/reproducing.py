@@ -25,7 +25,7 @@ from jaxcls.training import stopping, train
 
 
 class DifferentError(Exception):
-    """The state at `step` differs from the record in `arrays`, out of `of` arrays."""
+    """The state at `step` differs from its record in `arrays`; it has `of` arrays."""
 
     def __init__(self, step: int, arrays: list[str], of: int) -> None:
         self.step, self.arrays, self.of = step, arrays, of
@@ -50,8 +50,8 @@ def reproduce(
 
     On the same kind of machine, digests and records must be equal; on another kind, losses
     must agree within `tolerance`, a relative difference. overrides: {config key: text}
-    for keys that may change, such as data.dir. scratch: the folder of the new run; "": a
-    temporary folder. say: receives messages before the verdict.
+    for keys that may change, such as data.dir. scratch: a new or empty folder for the run,
+    which is kept; "": a temporary folder. say: receives messages before the verdict.
     Raises `InputError` if the run cannot be reproduced here, `StoppedError` on a signal.
     """
     _check_is_alone(recorded)

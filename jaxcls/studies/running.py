@@ -148,7 +148,7 @@ def _adopt(study: Study) -> None:
 
 
 def _check_same(study: Study, before: Mapping[str, Any]) -> None:
-    """Raises `InputError` if a plan has another config, or another cell of a same name."""
+    """Raises `InputError` if a plan has another config, or redefines a cell's name."""
     changed = configs.differences(configs.from_flat(before["config"]), study.base)
     other = [key for key in changed if configs.is_identity(key, study.base)]
     known = {cell.name: cell for cell in study_folder.cells_of(study.folder, before)}

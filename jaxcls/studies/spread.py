@@ -140,7 +140,7 @@ def coverage(weights: np.ndarray) -> float:
 
 
 def share_of_variance(part: np.ndarray, whole: np.ndarray) -> Interval:
-    """Returns the variance of `part` [n] over the variance of `whole` [m], with F interval.
+    """Returns var(part [n]) / var(whole [m]) with its F interval.
 
     This is the share of one random stream in the variance: `part` varies that stream only,
     `whole` varies all streams. It assumes normal results. Both variances are estimates, so

@@ -58,8 +58,8 @@ def logits(images):
 def _converted(text: str) -> bytes:
     """Converts StableHLO text to a flatbuffer.
 
-    This calls the converter's compiled module directly. Its Python module needs a package
-    whose version pins conflict with most installations.
+    This calls the converter's compiled half only: the other half needs a package with
+    version pins that conflict with most installations.
     """
     ir = importlib.import_module("litert_converter.mlir.ir")
     passes = importlib.import_module("litert_converter.mlir.passmanager").PassManager
