@@ -1,7 +1,7 @@
 """jaxcls: a pure-function image-classification trainer for JAX.
 
-Importing this package starts no device and imports no TensorFlow. Each package below does
-one thing, and imports only from those above it: see docs/architecture.md.
+Importing this package starts no device and imports no TensorFlow. Each package does
+one thing, and imports only packages above it in the table of docs/architecture.md.
 """
 
 from jaxcls.version import __version__

@@ -7,7 +7,7 @@ from jaxcls.commands import cli
 
 
 def main() -> NoReturn:
-    """The console script: calls a command and leaves with its status."""
+    """Calls a command and exits with its status; this is the console script."""
     cli.run(commands.main)
 
 

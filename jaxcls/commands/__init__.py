@@ -1,6 +1,6 @@
-"""The commands, one file a verb: flags -> a call of the library -> what is printed.
+"""The commands, one module for each verb: it parses flags, calls the library and prints.
 
-`argparse` is used here alone, and its namespaces go no further than the file of a verb.
+Only this package uses `argparse`; a namespace stays in the module of its verb.
 """
 
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxcls.errors import DONE, lookup
 
-# In the order in which they are listed; the module of each is imported when it is called.
+# In the order of the listing. A verb's module is imported on call, so that help is fast.
 VERBS = {
     "train": "Train an image classifier, or go on with a run.",
     "evaluate": "Score a trained run on every example of a split.",
@@ -23,7 +23,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Calls the verb that `argv` begins with; lists the verbs without one.
+    """Calls the verb `argv[0]` with the other arguments; lists the verbs without one.
 
     Returns the exit status; raises `InputError` for an unknown verb.
     """

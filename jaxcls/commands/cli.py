@@ -1,7 +1,7 @@
-"""Command lines: flags -> values; every bad input -> one line and status 2.
+"""Command lines: flags become values, and bad input becomes one line and status 2.
 
-absl's `app.run` is not used: under it a bad input ends in status 1 behind a traceback,
-stray arguments are ignored, and NaN or dict overrides pass.
+This replaces absl's `app.run`, which ends bad input with a traceback and status 1, ignores
+stray arguments, and accepts overrides that are NaN or a dict.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from jaxcls.errors import (
     StoppedError,
 )
 
-# Files of a run's folder, which no output replaces.
+# The files of a run's folder, which no output may replace.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
 _OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id"}
-# Streams, which a file would take the place of.
+# Paths of streams: an atomic write would replace the stream by a file.
 _STREAMS = "/dev/std", "/dev/fd/", "/proc/"
 
 OF_A_RUN = """\
@@ -42,7 +42,7 @@ EXIT_STATUS = (
 
 
 class _Once(argparse.Action):
-    """Store a value; a flag that is given again is refused, not taken for the last."""
+    """Stores a value; raises `InputError` if the flag is given twice."""
 
     is_given = False
 
@@ -60,7 +60,7 @@ class _Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are `InputError`, on one line."""
+    """An argparse parser without abbreviations, whose errors are an `InputError`."""
 
     def __init__(self, verb: str, about: str, epilog: str = "") -> None:
         super().__init__(
@@ -77,19 +77,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
-    """The flags whose values are not their defaults."""
+    """Returns the flags whose values differ from their defaults."""
     return [f"--{name}" for name, v in vars(args).items() if v != parser.get_default(name)]
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The flags of a trained run."""
+    """Adds the flags of a trained run."""
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the run")
     add("--checkpoint", default="best", help="best (default), last or a step")
 
 
 def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -> None:
-    """The flags of image files, of which `batch_size` are seen at once by default."""
+    """Adds the flags of image files; batch_size: the default of --batch_size."""
     add = parser.add_argument
     size = str(batch_size)
     add("--batch_size", default=size, help=f"images a batch (default {size})")
@@ -107,7 +107,7 @@ def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -
 
 
 def add_robustness(parser: argparse.ArgumentParser) -> None:
-    """The flags of what is done to images before a model sees them."""
+    """Adds the flags of corruptions and attacks."""
     group = parser.add_argument_group("how robust it is")
     add = group.add_argument
     add("--corruptions", default="", help='all, or such as "contrast, gaussian_noise"')
@@ -115,7 +115,7 @@ def add_robustness(parser: argparse.ArgumentParser) -> None:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """The flags of a run of several processes."""
+    """Adds the flags of a run with several processes."""
     group = parser.add_argument_group(
         "one run of several processes, each started like this"
     )
@@ -132,9 +132,10 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """``--config.key=value`` (or ``--config.key value``) apart from the other arguments.
+    """Returns (other arguments, {key: value} of ``--config.key=value``).
 
-    Raises `InputError` for a key without a value, or given twice.
+    ``--config.key value`` is accepted too. Raises `InputError` for a key without a value,
+    or a repeated key.
     """
     rest: list[str] = []
     overrides: dict[str, str] = {}
@@ -156,7 +157,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def new_file(text: str, flag: str, good: str) -> pathlib.Path:
-    """A file to write; raises `InputError` where there cannot be one, naming a good one."""
+    """Returns the path of a file to write, with a symbolic link resolved.
+
+    good: a value that works, for the message. Raises `InputError` if `text` is a folder, a
+    stream or a file of a run, or cannot be written.
+    """
     path = pathlib.Path(text).expanduser()
     what = ""
     if path.is_dir():
@@ -175,7 +180,7 @@ def new_file(text: str, flag: str, good: str) -> pathlib.Path:
 
 
 def whole_number(text: str, flag: str, least: int = 0) -> int:
-    """The value of a flag that counts something; raises `InputError`."""
+    """Returns an integer flag, at least `least`; raises `InputError` for another text."""
     if not text.isdecimal() or int(text) < least:
         raise InputError(
             f"{flag}={text} must be a whole number, at least {least}; try {flag}=8"
@@ -184,7 +189,7 @@ def whole_number(text: str, flag: str, least: int = 0) -> int:
 
 
 def number(text: str, flag: str) -> float:
-    """The value of a flag that measures something; raises `InputError`."""
+    """Returns a float flag, finite and at least 0; raises `InputError` for another text."""
     try:
         value = float(text)
     except ValueError:
@@ -195,11 +200,11 @@ def number(text: str, flag: str) -> float:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Call ``main(sys.argv[1:])`` and leave with its status.
+    """Calls ``main(sys.argv[1:])`` and exits with its status.
 
-    `InputError` becomes one line on standard error and status 2, `DivergedError` one
-    line and 3, `StoppedError` 75, Ctrl-C 130; any other exception is a bug and keeps its
-    traceback.
+    An `InputError` prints one line on standard error and exits with 2, a `DivergedError`
+    with 3, a `StoppedError` with 75, and Ctrl-C with 130. Any other exception is a bug and
+    keeps its traceback.
     """
     try:
         status = main(sys.argv[1:])
@@ -212,7 +217,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
         status = _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # The reader of our output left: not our error.
+    except BrokenPipeError:  # The reader closed the pipe, which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = DONE
     sys.exit(status)

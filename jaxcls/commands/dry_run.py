@@ -1,4 +1,4 @@
-"""What a run would be, from shapes alone: ``jaxcls train ... --dry_run``."""
+"""Description of a run from shapes only: ``jaxcls train ... --dry_run``."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from jaxcls.experiment.checks import check
 
 
 def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
-    """The model, data, steps, rate and memory of a run, and its resolved config.
+    """Returns the model, data, steps, learning rate, memory and config of a run as text.
 
-    Traces the whole train step, so what would fail there fails here; needs no data.
-    compiled: compile it too, for the devices of its mesh, and say what that one needs.
-    room: bytes that it may have on each; 0: not known.
+    It traces the train step, so that errors of the step appear here; it needs no dataset.
+    compiled: also compiles the step for the devices of its mesh, and adds its memory.
+    room: memory of a device in bytes; 0: unknown.
     """
     check(exp)
     shapes = exp.programs.state_shapes
@@ -52,12 +52,12 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
 
 
 def _stages(exp: Experiment) -> str:
-    """The sizes that training goes through."""
+    """Returns the image sizes of training, in order."""
     return " then ".join(map(_by, exp.data.train_shapes))
 
 
 def _memory(exp: Experiment) -> str:
-    """The estimate for one device."""
+    """Returns the estimated memory of one device."""
     shapes, held = exp.programs.state_shapes, exp.programs.state_of_a_device
     optim = exp.config.optim
     size = exp.config.batch_size // optim.accumulate
@@ -70,7 +70,7 @@ def _memory(exp: Experiment) -> str:
     arguments = shapes.params, shapes.batch_stats, images, shapes.key["dropout"]
     kept = activation_bytes(forward, size, *arguments) // exp.mesh.size
     state = tree_bytes(held) + tree_bytes(held.params)
-    if optim.accumulate > 1 or optim.sam:  # The sum so far, or what was climbed to.
+    if optim.accumulate > 1 or optim.sam:  # Summed gradients, or SAM's params.
         state += tree_bytes(held.params)
     if exp.teacher:
         state += tree_bytes(exp.teacher.variables)
@@ -81,7 +81,7 @@ def _memory(exp: Experiment) -> str:
 
 
 def _compiled(exp: Experiment, room: int) -> str:
-    """What the compiled step needs of one device, by its own account."""
+    """Returns the memory of the compiled step on one device, from XLA's analysis."""
     also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp=2"
     with explained("batch_size", exp.config.batch_size, also):
         analysis = exp.programs.train_program(exp.data.train_shape).memory_analysis()

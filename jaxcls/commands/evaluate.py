@@ -1,4 +1,4 @@
-"""``jaxcls evaluate --workdir=RUN``: how good a trained run is, on every example."""
+"""``jaxcls evaluate --workdir=RUN``: score a trained run on every example of a split."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from jaxcls.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _files(args: argparse.Namespace, top: int) -> dict[str, pathlib.Path]:
-    """{flag: the file to write}; raises `InputError` where one cannot be, or is of two."""
+    """Returns {flag: file to write}; raises `InputError` for a bad or a common file."""
     flags = (
         ("--predictions", args.predictions, "all.csv"),
         ("--json", args.json, "all.json"),
@@ -135,7 +135,10 @@ def _members(
     given: examples.Examples,
     overrides: Mapping[str, str],
 ) -> list[tuple[assess.Member, examples.Examples]]:
-    """The runs of --ensemble, each with the same examples as it sees them."""
+    """Returns the runs of --ensemble, each with the same examples through its eval_ops.
+
+    Raises `InputError` for a bad run or a repeated folder.
+    """
     folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
     twice = next(
         (
@@ -158,7 +161,7 @@ def _members(
 
 
 def _member(path: str, which: str, overrides: Mapping[str, str]) -> assess.Member:
-    """A run of an ensemble; raises `InputError` where it is none."""
+    """Returns a run of an ensemble; raises `InputError` if it cannot be loaded."""
     try:
         exp, _, _, weights = scoring.load(path, which, overrides)
     except InputError as error:

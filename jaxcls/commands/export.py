@@ -1,4 +1,4 @@
-"""``jaxcls export --workdir=RUN``: a trained run, written for others."""
+"""``jaxcls export --workdir=RUN``: write a trained run for other programs."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxcls.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
     kind = lookup(FORMATS, args.format, "--format")

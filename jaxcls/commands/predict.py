@@ -1,4 +1,4 @@
-"""``jaxcls predict --workdir=RUN IMAGE_OR_FOLDER...``: image files -> classes, printed."""
+"""``jaxcls predict --workdir=RUN IMAGE_OR_FOLDER...``: print the classes of images."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from jaxcls.evaluation import scoring
 from jaxcls.predict import features, inference
 from jaxcls.predict.inference import BATCH_SIZE, Prediction
 
-# (path, the best classes and their probabilities, the best first)
+# (path, [(class, probability)] by falling probability)
 Row = tuple[str, list[tuple[str, float]]]
 
 ABOUT = f"""\
@@ -43,7 +43,7 @@ EMBED = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status: 2 if any file was bad."""
+    """Runs the command; returns the exit status, 2 if any file is bad."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
     top = cli.whole_number(args.top, "--top", least=1)
@@ -94,7 +94,7 @@ def _parser() -> cli.Parser:
 def _kept(
     found: Iterator[Prediction | Bad], add: features.Add
 ) -> Iterator[Prediction | Bad]:
-    """The same, each answer's features given to `add`."""
+    """Yields `found` unchanged, and passes the features of each prediction to `add`."""
     for each in found:
         if isinstance(each, Prediction):
             add(each.path, each.embed)
@@ -104,9 +104,9 @@ def _kept(
 def write(
     form: str, found: Iterable[Prediction | Bad], class_names: Sequence[str], top: int
 ) -> Counter[str]:
-    """Print answers in the format `form`, bad files on standard error, as they come.
+    """Prints predictions in the format `form`, and bad files on standard error.
 
-    top: how many classes of each. Returns how many were "answered" and "bad".
+    top: the number of classes for each image. Returns the counts of "answered" and "bad".
     """
     counts: Counter[str] = Counter()
     top = min(top, len(class_names))
@@ -117,7 +117,7 @@ def write(
 def _rows(
     found: Iterable[Prediction | Bad], names: Sequence[str], top: int, counts: Counter[str]
 ) -> Iterator[Row]:
-    """The rows of answers; bad files are said on standard error. Counts both."""
+    """Yields a row for each prediction; prints bad files on standard error; counts both."""
     for each in files.good(found, counts):
         best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
         yield each.path, [(names[k], float(each.probabilities[k])) for k in best]

@@ -1,5 +1,6 @@
-"""``jaxcls prepare --source=FOLDER_OR_ARCHIVE --name=NAME``: images that people have ->
-a dataset. With --show and --config it draws the first training batch instead.
+"""``jaxcls prepare --source=FOLDER_OR_ARCHIVE --name=NAME``: make a dataset of images.
+
+With --show and --config it draws the first training batch instead.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from jaxcls.experiment import show
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     parser = cli.Parser("prepare", "Make a dataset of images; or look at a batch of one.")
     add = parser.add_argument
     add("--source", help="folder or archive: images, ImageNet, CIFAR, MNIST")
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
-    """Raise `InputError` for a flag that would change nothing."""
+    """Raises `InputError` for a flag that has no effect on a copy."""
     for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads"):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
@@ -78,7 +79,7 @@ def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
 
 
 def _check_apart(options: Options, root: pathlib.Path) -> None:
-    """Raise `InputError` where the dataset would be written into its own source."""
+    """Raises `InputError` if the dataset's folder is the source, or lies in the source."""
     source, folder = options.source.resolve(), root / options.name
     if source == folder or source in folder.parents:
         raise InputError(
@@ -88,7 +89,7 @@ def _check_apart(options: Options, root: pathlib.Path) -> None:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    """The flags of --source, checked; raises `InputError`."""
+    """Returns the checked flags of --source; raises `InputError`."""
     try:
         source = pathlib.Path(args.source).expanduser()
     except RuntimeError as error:
@@ -126,7 +127,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _say_done(folder: pathlib.Path) -> None:
-    """The last line: what was made and where, from its own manifest."""
+    """Prints the last line: the counts of the new dataset's manifest, and its folder."""
     manifest = sources.manifest(folder)
     counts = {split: sum(n) for split, n in manifest["examples"].items()}
     preparing.say(

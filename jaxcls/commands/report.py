@@ -1,6 +1,6 @@
-"""Runs, and studies, -> one HTML file. ``jaxcls report --workdir=RUN ...``.
+"""``jaxcls report --workdir=RUN ...``: write one HTML file on runs and studies.
 
-It needs their folders only.
+It needs their folders only; scores and images also need the dataset.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from jaxcls.evaluation import assess, attacks, corruptions
 from jaxcls.report import gather, page
 from jaxcls.runs.workdir import Workdir
 
-# The most image files that are looked into, for each is shown.
+# The most files of --images: the report shows every file with a saliency map.
 MOST_IMAGES = 64
-# What a report should not outgrow.
+# A larger report prints a warning.
 MOST_BYTES = 5_000_000
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """What runs are called: the names of their folders, or their paths where these tie."""
+    """Returns names for runs: their folders' names, or their paths if a name repeats."""
     short = [pathlib.Path(path).expanduser().resolve().name or path for path in paths]
     return short if len(set(short)) == len(short) else list(paths)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     about = "One HTML file of how runs and studies went and how good they are."
     parser = cli.Parser("report", about, cli.OF_A_RUN)
     add = parser.add_argument
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _each_once(folders: Sequence[str]) -> list[str]:
-    """The folders in order, each by its first spelling."""
+    """Returns the folders in order without repeats, each in its first spelling."""
     found: dict[pathlib.Path, str] = {}
     for folder in folders:
         found.setdefault(Workdir(folder).path, folder)
@@ -96,7 +96,7 @@ def _each_once(folders: Sequence[str]) -> list[str]:
 def _check_studies_alone(
     args: argparse.Namespace, folders: Sequence[str], overrides: Mapping[str, str]
 ) -> None:
-    """Raise `InputError` where there is no study either, or what runs have is asked."""
+    """Raises `InputError` without a study, or for a flag that only runs have."""
     if not folders:
         raise InputError("there is nothing to report on; give --workdir=RUN or --study=DIR")
     asked = {
@@ -116,14 +116,14 @@ def _check_studies_alone(
 
 
 def _image(found: str | files.Bad) -> str:
-    """The path of an image; raises `InputError` where one cannot be read."""
+    """Returns the path of an image; raises `InputError` for a bad file."""
     if isinstance(found, files.Bad):
         raise InputError(f"--images={shown(found.path)}: {found.why}; give image files")
     return found
 
 
 def _output(given: str, workdir: str) -> pathlib.Path:
-    """The file to write; raises `InputError` where it cannot be one."""
+    """Returns the file to write; raises `InputError` if it cannot be written."""
     if not given:
         return Workdir(workdir).path / "report.html"
     return cli.new_file(given, "--output", "report.html")

@@ -1,4 +1,4 @@
-"""``jaxcls reproduce --workdir=RUN``: make a recorded run again, and compare."""
+"""``jaxcls reproduce --workdir=RUN``: train a recorded run again, and compare."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ arrays that do are named, with what differs in the environment."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     parser = cli.Parser("reproduce", ABOUT)
     parser.add_argument("--workdir", required=True, help="a run's folder, or its archive")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``jaxcls search --workdir=RUN --gallery=DIR QUERY...``: the nearest images."""
+"""``jaxcls search --workdir=RUN --gallery=DIR QUERY...``: find the nearest images."""
 
 import argparse
 import contextlib
@@ -46,7 +46,7 @@ CACHE = "where the gallery's features are kept; in search/ of the run's folder b
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status: 2 if any file was bad."""
+    """Runs the command; returns the exit status, 2 if any file is bad."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
     args.gallery = os.path.expanduser(args.gallery)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     sheet = _sheet(args.sheet, args.workdir)
     listing = gallery.listed(args.gallery, sheet)
     queries = files.asked(args.images, args.null)
-    # What is no answer is not in the way of who reads them.
+    # csv and json are read by programs, so that messages go to standard error.
     say = print if args.format == "table" else functools.partial(print, file=sys.stderr)
     counts: Counter[str] = Counter()
     drawn: list[Neighbours] = []
@@ -108,7 +108,7 @@ def _parser() -> cli.Parser:
 
 
 def _sheet(given: str | None, workdir: str) -> pathlib.Path | None:
-    """The file to draw, None for none; raises `InputError` where it cannot be one."""
+    """Returns the contact sheet's file, or None; raises `InputError` for a bad file."""
     if given == "":
         return None
     if given and not given.endswith(".png"):
@@ -122,7 +122,11 @@ def _sheet(given: str | None, workdir: str) -> pathlib.Path | None:
 def _cache(
     args: argparse.Namespace, stack: contextlib.ExitStack, say: Callable[[str], None]
 ) -> pathlib.Path:
-    """Where features are kept: of this command alone where they cannot be kept."""
+    """Returns the file of the gallery's features.
+
+    If the run's folder cannot be written, the file is temporary, in `stack`. Raises
+    `InputError` for a bad --cache.
+    """
     path = os.path.realpath(args.gallery)
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     name = f"{os.path.basename(path)[:40]}-{digest}.npz"
@@ -147,9 +151,9 @@ def _cache(
 def _answered(
     found: Iterable[Neighbours | Bad], counts: Counter[str], drawn: list[Neighbours]
 ) -> Iterator[Neighbours]:
-    """What was found; bad files are said on standard error. Counts both.
+    """Yields the neighbours; prints bad files on standard error; counts both.
 
-    drawn: gets the first of them.
+    drawn: receives the first SHEET_ROWS neighbours.
     """
     for each in files.good(found, counts):
         if len(drawn) < SHEET_ROWS:

@@ -1,7 +1,7 @@
-"""``jaxcls study --config=configs/digits.py --seeds=10``: runs, and error bars.
+"""``jaxcls study --config=configs/digits.py --seeds=10``: several runs and error bars.
 
-Every run of a study is one that train would make, in a folder of its own; the result is a
-function of those folders alone.
+A run of a study is the same as a run of ``jaxcls train``, each in a separate folder. The
+result is a pure function of these folders.
 """
 
 import argparse
@@ -39,7 +39,7 @@ and say how sure the result is. The same command again goes on, or shows the res
 --compare and --verify say whether two recipes, or two machines, reach the same.
 --config.KEY=VALUE changes all of its runs; jaxcls train --help lists every key."""
 
-# The flags that say something beside --verify and --compare; beside --config all do.
+# The flags that --verify and --compare accept; --config accepts all flags.
 _BESIDE = {
     "--compare": {"--metric"},
     "--verify": {"--workdir", "--seeds", "--shard", "--dry_run"}
@@ -48,7 +48,7 @@ _BESIDE = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     parser = _parser()
     args = parser.parse_args(rest)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_said(mode: str, given: Sequence[str], overrides: Mapping[str, str]) -> None:
-    """Raise `InputError` for a flag that would be passed over."""
+    """Raises `InputError` for a flag that has no effect."""
     useless = [flag for flag in given if flag not in {mode, *_BESIDE.get(mode, given)}]
     if mode == "--compare":
         useless += [f"--config.{key}" for key in overrides]
@@ -88,7 +88,7 @@ def _parser() -> cli.Parser:
 
 
 def _add_runs(parser: cli.Parser) -> None:
-    """The flags that say what is trained, and how."""
+    """Adds the flags of cells, seeds and training."""
     add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:ARG]", help="such as configs/digits.py")
     add("--workdir", default="", help="runs/<name of the config>-study")
@@ -122,7 +122,7 @@ def _add_runs(parser: cli.Parser) -> None:
 
 
 def _add_questions(parser: cli.Parser) -> None:
-    """The flags that say what is kept of the result, and what it is compared with."""
+    """Adds the flags of --record, --verify and --compare."""
     add = parser.add_argument
     add(
         "--record",
@@ -149,7 +149,7 @@ def _add_questions(parser: cli.Parser) -> None:
 
 
 def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
-    """Make a study, or go on with it, and show its result."""
+    """Makes or continues a study, and shows its result; returns the exit status."""
     if "seed" in overrides and args.vary == "all":
         raise InputError("--config.seed is what --seeds varies; give --seeds=3-12")
     varied = [f"seeds.{stream}" for stream in cells.streams_of(args.vary)]
@@ -190,7 +190,7 @@ def _folder(args: argparse.Namespace, config: str, word: str) -> pathlib.Path:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """(this one, how many there are) of ``"0/4"``; raises `InputError`."""
+    """Returns (index, number of shards) of ``"0/4"``; raises `InputError`."""
     first, _, of = text.partition("/")
     if not (first.isdecimal() and of.isdecimal() and int(first) < int(of)):
         raise InputError(f"--shard={text} must be i/n with i below n; the first of 4: 0/4")
@@ -200,7 +200,10 @@ def _shard(text: str) -> tuple[int, int]:
 def _made(
     args: argparse.Namespace, study: Study, metric: str, baseline: str
 ) -> dict[str, Any]:
-    """Make what is left of a study; its result, which is in study.json too."""
+    """Trains the unfinished runs of the shard; writes study.json and returns its content.
+
+    Raises `StoppedError` on a signal, after it has written study.json.
+    """
     mesh.prefer_same_bits()
     conclude = functools.partial(running.conclude, study, metric, baseline)
     with (
@@ -216,7 +219,7 @@ def _made(
 
 
 def _margin(text: str, metric: str) -> float:
-    """How near is near, in the unit of a metric; raises `InputError`."""
+    """Returns --margin in the unit of a metric; raises `InputError`."""
     if not text and not summary.unit(metric):
         raise InputError(
             f"--record --metric={metric}: how near is near? It has no points; give the"
@@ -229,7 +232,7 @@ def _margin(text: str, metric: str) -> float:
 
 
 def _check_recordable(args: argparse.Namespace, study: Study) -> None:
-    """Raise `InputError` unless the study is of a config file as it stands."""
+    """Raises `InputError` unless the study has one unchanged config and several seeds."""
     if len(study.seeds) < 2:
         raise InputError("--record takes two seeds at least; give --seeds=10")
     if len(study.cells) > 1 or study.cells[0].overrides or study.cells[0].streams:
@@ -249,7 +252,7 @@ def _check_recordable(args: argparse.Namespace, study: Study) -> None:
 def _record(
     args: argparse.Namespace, study: Study, metric: str, place: str, margin: float
 ) -> None:
-    """Write what is expected of the config beside it."""
+    """Writes the expected results of the config beside it."""
     cell = study.cells[0]
     folders = {seed: study.workdir(cell, seed) for seed in study.seeds}
     first = folders[study.seeds[0]]
@@ -273,7 +276,7 @@ def _expected_file(config: str) -> pathlib.Path:
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    """The values that make a recipe, whatever its seed."""
+    """Returns {key: value} of the identity of a recipe, without its seed."""
     return {
         key: value
         for key, value in configs.flat(config).items()
@@ -282,7 +285,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
-    """Train a recipe again; 0 where it reaches what is recorded of it, else 4."""
+    """Trains a recorded recipe again; returns 0 if the results are equivalent, else 4."""
     before = expected.read(_expected_file(args.verify))
     base = configs.load(args.verify, overrides)
     _check_is_recorded(base, before, args.verify)
@@ -316,7 +319,7 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 
 
 def _check_is_recorded(base: ConfigDict, before: Mapping[str, Any], config: str) -> None:
-    """Raise `InputError` unless recipe and data are those of the record."""
+    """Raises `InputError` if the recipe or the dataset differs from the record."""
     recorded = configs.from_flat({**before["config"], "seed": base.seed})
     changed = configs.differences(recorded, base)
     if other := [key for key in changed if configs.is_identity(key, base)]:
@@ -329,7 +332,7 @@ def _check_is_recorded(base: ConfigDict, before: Mapping[str, Any], config: str)
 
 
 def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equivalence:
-    """How the values [n] of new runs stand to those recorded, which are shown."""
+    """Prints the recorded results, and returns their equivalence test with values [n]."""
     metric = before["metric"]
     scale, then = summary.scale(metric), before["figures"][before["place"]][metric]
     print(
@@ -347,7 +350,7 @@ def _against(before: Mapping[str, Any], values: np.ndarray) -> comparison.Equiva
 
 
 def _compare(one: str, other: str, metric: str) -> int:
-    """Show two finished studies, cells or runs beside each other."""
+    """Shows the comparison of two finished studies, cells or runs."""
     pair = [samples.read(one), samples.read(other)]
     if pair[0].name == pair[1].name:
         raise InputError(f"--compare {one} {other}: these are the same; name two")

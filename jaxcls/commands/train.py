@@ -12,7 +12,7 @@ run is finished. Any config key is set with --config.KEY=VALUE."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     from jaxcls.config import loading as configs
     from jaxcls.config.knobs import describe
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         print(_dry_run(config, args.devices))
         return DONE
     mesh.prefer_same_bits()
-    # Signals after the runtime, which would take SIGTERM for itself.
+    # The distributed runtime installs its SIGTERM handler first, so that ours replaces it.
     with (
         hosts.joined(args.coordinator, args.processes, args.process),
         stopping.on_signals() as stop,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dry_run(config: Any, given: str) -> str:
-    """What would be trained, compiled too where `--devices` is given."""
+    """Returns the description of a run; `given`, of --devices, also compiles its step."""
     from jaxcls import experiment
     from jaxcls.commands import dry_run
     from jaxcls.data import sources

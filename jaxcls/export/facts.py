@@ -1,4 +1,4 @@
-"""What model.json says of an export besides its file: images, labels, where it is from."""
+"""The content of model.json, independent of format: input, labels, provenance."""
 
 import inspect
 import math
@@ -18,10 +18,10 @@ from jaxcls.runs.workdir import Workdir
 
 
 def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
-    """What images a run's model takes; None where its eval_ops are of another form.
+    """Returns the preprocessing in the form of other libraries; None if no form fits.
 
-    That is: decode, then resize to the size that the model sees or to more of which the
-    centre is cut out, by a filter that others have.
+    Other libraries can do this: decode, resize by a filter of theirs to the model's size,
+    or to a larger size with a center crop, and normalise with a fixed mean and deviation.
     """
     height, width, channels = exp.data.eval_shape
     ops = calls.parse(exp.config.data.eval_ops, "data.eval_ops")
@@ -39,9 +39,9 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
         for v in (0, 255)
     )
     if not (white > black).all():
-        return None  # Each image by its own pixels, which no mean and deviation says.
+        return None  # The normalisation depends on the image: no fixed mean and deviation.
     crop = height / size
-    while math.floor(height / crop) < size:  # As others find the size again.
+    while math.floor(height / crop) < size:  # Other libraries compute size like this.
         crop = math.nextafter(crop, 0)
     std = 1 / (white.astype(np.float64) - black)
     mean = 0.0 - black * std  # No -0.0.
@@ -64,9 +64,9 @@ _FORMS = [
 
 
 def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
-    """data.eval_ops, each {"op": its name, its arguments by name}; sizes in pixels.
+    """Returns data.eval_ops as a list of {"op": name, argument: value}; sizes in pixels.
 
-    Raises `InputError` for one that draws at random.
+    Raises `InputError` for a random op.
     """
     found = []
     text = exp.config.data.eval_ops
@@ -84,7 +84,7 @@ def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
 
 
 def _bound(call: calls.Call) -> dict[str, Any]:
-    """The arguments of a host op by name, defaults included."""
+    """Returns the arguments of a host op by name, with defaults."""
     bound = inspect.signature(decode.OPS[call.name]).bind(*call.args, **call.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
@@ -93,7 +93,10 @@ def _bound(call: calls.Call) -> dict[str, Any]:
 def described(
     exp: experiment.Experiment, folder: Workdir, step: int, at: str, model: Model
 ) -> dict[str, Any]:
-    """What model.json says of a model, whatever its format."""
+    """Returns the entries of model.json that do not depend on the format.
+
+    step, at: of the checkpoint; `at` is such as "best".
+    """
     height, width, channels = model.image_shape
     told = model.preprocessing
     return {
@@ -129,7 +132,7 @@ def described(
 
 
 def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl that are of the state at a step."""
+    """Returns the evaluations in metrics.jsonl of the state at a step."""
     kinds = {"eval": "step", "final": "best_step"}
     return [
         record
@@ -140,6 +143,6 @@ def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
 
 
 def _state_digest(folder: Workdir, step: int) -> str | None:
-    """That of digests.jsonl at a step, which `reproduce` compares; None without one."""
+    """Returns the digest of the state in digests.jsonl at a step; None without one."""
     found = [each for each in records.read(folder.digests) if each["step"] == step]
     return found[-1]["digest"] if found else None

@@ -1,9 +1,9 @@
-"""Write a trained run as a file for other programs. ``jaxcls export --workdir=RUN``.
+"""Write a trained run as a file for other programs: ``jaxcls export --workdir=RUN``.
 
 An exported program takes uint8 images of the model's size, normalises them and returns
-logits. The file is loaded again as its users load it, and must give the model's logits of
-real images. Then the folder appears with the file, model.json and example.py; otherwise
-nothing is left.
+logits. The export loads the file as its users do, and compares its logits of real images
+with the model's logits. If they agree, the folder appears with the file, model.json and
+example.py. Otherwise nothing is left.
 """
 
 import contextlib
@@ -37,16 +37,17 @@ BATCH_SIZES = (1, 7, 64)
 
 
 class Images(NamedTuple):
-    """Real images [n, H, W, C] uint8 as a model sees them, and where they are from."""
+    """Real images [n, H, W, C] uint8 after eval_ops, and their source as text."""
 
     pixels: np.ndarray
     source: str
 
 
 def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
-    """The model of a run, in float32.
+    """Returns the model of a run, in float32.
 
-    saved: {"params", "batch_stats", "ema"}; the model gets those that predictions use.
+    saved: {"params", "batch_stats", "ema"}. The model gets the variables of predictions,
+    see `Recipe.variables`.
     """
     module = calls.build_one(
         exp.config.model.name,
@@ -78,7 +79,7 @@ def export(
     images: Images,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
-    """Write the file of a model into `folder` and check it; returns its part of model.json.
+    """Write a model's file into `folder` and check it; returns its entries of model.json.
 
     Raises `InputError` if the model cannot be converted, and `DiffersError` if the file
     gives other logits than the model.
@@ -88,7 +89,7 @@ def export(
         facts = kind.write(model, path, asked)
     except (InputError, OSError):
         raise
-    except Exception as error:  # Converters raise of every kind.
+    except Exception as error:  # Converters raise any exception.
         raise InputError(
             f"--format={form} cannot be made of model.name={model.name}"
             f" ({type(error).__name__}: {first_line(error)}); try --format=stablehlo"
@@ -117,7 +118,7 @@ def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
         raise DiffersError(f"gives {there.shape} where the model gives {here.shape}")
     most = TOLERANCE * max(1.0, float(np.abs(here).max()))
     difference = float(np.abs(here - there).max())
-    if not difference <= most:  # Nor where one is not finite.
+    if not difference <= most:  # `not`, so that NaN differs.
         raise DiffersError(
             f"gives other logits than the model: {difference:.3g} apart, of"
             f" {len(here)} images of {images.source}, and may be {most:.3g}"
@@ -144,14 +145,14 @@ def _explained() -> Iterator[None]:
 
 
 def _batches(images: np.ndarray, *ends: int) -> list[np.ndarray]:
-    """Images cut at `ends` and, from the last of them on, every BATCH_SIZES[-1]."""
+    """Splits images at `ends`, and after the last end every BATCH_SIZES[-1] images."""
     later = range(ends[-1], len(images), BATCH_SIZES[-1])
     cuts = [end for end in (*ends[:-1], *later) if end < len(images)]
     return np.split(images, cuts)
 
 
 def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
-    """The first images among files and folders; raises `InputError` for a bad one."""
+    """Returns the first images of files and folders; raises `InputError` for a bad file."""
     found = []
     with clean.quiet():
         for each in itertools.islice(files.images(paths), MOST_IMAGES):
@@ -166,9 +167,9 @@ def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
 
 
 def of_data(exp: experiment.Experiment) -> Images:
-    """The first images of the run's test split, else of its others.
+    """Returns the first images of data.test, else of data.eval, else of data.train.
 
-    Raises `InputError` where the dataset is not there.
+    Raises `InputError` if the dataset is missing.
     """
     role = next(role for role in ("test", "eval", "train") if exp.config.data[role])
     given = examples.of_run(exp, role)
@@ -219,10 +220,10 @@ def export_run(
     paths: Sequence[str],
     out: pathlib.Path,
 ) -> dict[str, Any]:
-    """Write the folder `out`, whole or not at all; returns the content of model.json.
+    """Write the folder `out`, whole or not at all; returns facts for model.json.
 
-    about: further facts of model.json. paths: the images to check on; without any, examples
-    of the run's data are used. Raises `InputError` and `DiffersError`, as `export` does.
+    about: further facts of model.json. paths: images for the check; (): examples of the
+    run's dataset. Raises `InputError` and `DiffersError` as `export` does.
     """
     with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
         images = of_files(exp, paths) if paths else of_data(exp)

@@ -1,4 +1,4 @@
-"""What a report is made of: a run's records, and what its model says, as plain values."""
+"""The content of a report as plain values: records of runs, scores and saliency maps."""
 
 from typing import Any, NamedTuple
 
@@ -10,23 +10,23 @@ Record = dict[str, Any]
 
 
 class Picture(NamedTuple):
-    """pixels uint8 [H, W, C], and what to say of them."""
+    """An image, pixels uint8 [H, W, C], with its caption."""
 
     pixels: np.ndarray
     caption: str
 
 
 class Look(NamedTuple):
-    """An image, and for each caption where in it the model looked: heat [h, w] >= 0."""
+    """An image with its saliency maps: heats are (caption, heat [h, w] >= 0)."""
 
     picture: Picture
     heats: list[tuple[str, np.ndarray]]
 
 
 class Scored(NamedTuple):
-    """What the checkpoint of `step` makes of all examples of a split.
+    """The scores of a checkpoint on all examples of a split.
 
-    at: what that checkpoint is. weights: "params" or "ema".
+    step, at: of the checkpoint; `at` is such as "best". weights: "params" or "ema".
     """
 
     step: int
@@ -39,10 +39,10 @@ class Scored(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study's result, and how its runs came to it.
+    """A study's result, with the evaluations of its runs.
 
-    result: study.json. config: what every cell has but for its overrides; {} where that is
-    not known. evaluations: {(cell, seed): records} of the runs that have some.
+    result: the content of study.json. config: the base config of all cells, {} if it is
+    unknown. evaluations: {(cell, seed): eval records} of the runs that have any.
     """
 
     name: str
@@ -52,10 +52,11 @@ class Study(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run's files as they are, and what could be found with its model and its data.
+    """The content of a run's files, with scores and images from its model and dataset.
 
-    saved: config.json. starts: of manifest.json. scored: None without a checkpoint or the
-    data. missing: for a part that is not here, why.
+    saved: the content of config.json. starts: the entries of manifest.json. scored: None
+    without a checkpoint or the dataset. looked_by: the saliency method. missing: {section:
+    why it is missing}.
     """
 
     name: str
@@ -73,13 +74,13 @@ class Run(NamedTuple):
 
     @property
     def final(self) -> Record | None:
-        """The record of the end of the run; None where it has not come."""
+        """The final record; None if the run has not finished."""
         last = self.metrics[-1] if self.metrics else {}
         return last if last.get("kind") == "final" else None
 
     @property
     def state(self) -> str:
-        """How far the run is, in a few words."""
+        """The progress of the run as text, such as "done, 100 steps"."""
         if self.final:
             return f"done, {self.final['step']} steps"
         reason = self.starts[-1].get("reason") if self.starts else None

@@ -1,4 +1,4 @@
-"""Charts of what a run wrote as it went, several runs over each other."""
+"""Charts of the records of runs by step, several runs in one chart."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from jaxcls.report.contents import Record, Run
 from jaxcls.report.drawing import INK, PAPER, chart, colour
 from jaxcls.report.markup import Markup, group, join, note, swatch, tag
 
-# More points than this nobody tells apart; from here on they are means of several.
+# A chart shows no more points. Above this limit a point is a mean of neighbours.
 MOST_POINTS = 400
 _SIZE = (3.7, 2.5)  # Inches: about the width of a phone.
 _TITLES = {
@@ -21,15 +21,16 @@ _TITLES = {
     "images_per_s": "Images a second",
     "data_wait": "Share of training time waiting for data",
 }
-# Of the same value: what training saw, what evaluation found, and that of averaged weights.
+# Line styles of one metric: in training, in evaluation, and of the averaged weights.
 _TRAIN, EVAL, _AVERAGED = ":", "-", "--"
 _NO_VALUES = {"step", "kind", "split", "n", "at", "best_step", "index", "to"}
 
 
 class Line(NamedTuple):
-    """values [n] at steps [n] in the colour of run number `run`, in a style of line.
+    """A line of values [n] at steps [n].
 
-    is_faint: one of many, behind what there is to say of them.
+    run: the number that decides the colour. style: of the line, for matplotlib. is_faint:
+    draws a thin line, for a single run behind its median.
     """
 
     run: int
@@ -40,7 +41,7 @@ class Line(NamedTuple):
 
 
 def points(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [n] int64, values [n] float64) of a value; NaN where it was not finite."""
+    """Returns (steps [n] int64, values [n] float64) of a metric; NaN if non-finite."""
     found = [(r["step"], r[name]) for r in records if name in r]
     steps = np.array([step for step, _ in found], np.int64)
     values = [np.nan if value is None else value for _, value in found]
@@ -50,7 +51,7 @@ def points(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray
 def thinned(
     steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points: means of neighbours, each at its last step."""
+    """Returns at most `most` points: means of neighbours, each at its last step."""
     if len(steps) <= most:
         return steps, values
     parts = [p for p in np.array_split(np.arange(len(steps)), most) if p.size]
@@ -60,7 +61,7 @@ def thinned(
 
 
 def learning(runs: Sequence[Run]) -> Markup:
-    """The curves of training and evaluation, of the rate and of the pace of all runs."""
+    """Returns the charts of metrics, learning rate and speed of all runs."""
     trained, evaluated = (
         [[r for r in run.metrics if r.get("kind") == kind] for run in runs]
         for kind in ("train", "eval")
@@ -98,13 +99,13 @@ def learning(runs: Sequence[Run]) -> Markup:
 
 
 def legend(names: Sequence[str]) -> Markup:
-    """The names of runs, each with its colour."""
+    """Returns a list of names, each with its colour."""
     each = (tag("li", swatch(i), name) for i, name in enumerate(names))
     return group(each, "legend", "ul")
 
 
 def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Markup:
-    """One value of all runs by step; nothing where no run has it."""
+    """Returns the chart of one metric by step; "" without a finite value."""
     drawn = [line for line in lines if np.isfinite(line.values).any()]
     if not drawn:
         return Markup("")
@@ -125,7 +126,7 @@ def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Mark
                 marker=marker, ms=4, alpha=0.45 if line.is_faint else 1,
             )  # fmt: skip
         axes.set_xlabel("step")
-        if is_wide:  # Its ticks are plain numbers, not powers of ten.
+        if is_wide:  # Plain numbers are easier to read than powers of ten.
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -146,7 +147,7 @@ def by_step(name: str, lines: Sequence[Line], id_: str, title: str = "") -> Mark
 
 
 def reliability(found: Reliability, error: str, id_: str) -> Markup:
-    """How often the model is right beside how sure it is; on the diagonal both agree."""
+    """Returns the reliability diagram: accuracy by confidence, with counts below."""
     bins = len(found.count)
     edges = np.arange(bins) / bins
     share = found.count / max(1, found.count.sum())

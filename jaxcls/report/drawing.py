@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG within a page, in the page's own colours, light or dark."""
+"""Matplotlib figures as inline SVG, in the colours of the page, light or dark."""
 
 import io
 import re
@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxcls.report.markup import COLOURS, Markup, escape, tag
 
-# Colours that nobody draws with, and what the page has in their place.
+# Placeholder colours of a figure; the SVG gets CSS colours of the page in their place.
 INK, GRID, PAPER = "#010101", "#020202", "#040404"
 _FIXED = {INK: "currentColor", GRID: "var(--line)", PAPER: "var(--paper)"}
-# As rcParams; their type differs between versions.
+# Typed Any because the type of rcParams differs between versions of matplotlib.
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxcls",
@@ -37,17 +37,17 @@ _STYLE: Any = {
 
 
 def colour(run: int) -> str:
-    """What to draw run number `run`, from 0, in."""
+    """Returns the placeholder colour of run number `run`, from 0."""
     return f"#0300{run % COLOURS + 1:02x}"
 
 
 def chart(
     draw: Callable[[Any], None], id_: str, title: str, about: str, size: tuple[float, float]
 ) -> Markup:
-    """What `draw(figure)` draws, of `size` inches, as a figure with its title.
+    """Returns the figure that `draw(figure)` draws, as SVG with its title.
 
-    id_: what no other chart of the page is called. about: what there is to see, for those
-    who do not see it.
+    id_: unique in the page. about: a text alternative for screen readers. size: (width,
+    height) in inches.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -65,9 +65,9 @@ def chart(
 
 
 def _inline(text: str, prefix: str, label: str) -> Markup:
-    """An SVG file as an element of a page, each id of it after `prefix`."""
+    """Returns an SVG file as an HTML element; every id gets `prefix`."""
     svg = text[text.index("<svg") :]
-    # Matplotlib's own style would be that of the whole page.
+    # Matplotlib's <style> would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)

@@ -1,6 +1,6 @@
-"""A run's folder, or a study's, -> what a report shows of it.
+"""Read the content of a report from the folder of a run or a study.
 
-What takes the dataset is left out where that is absent, and said to be.
+Without the dataset, the sections that need it are missing, and the report says why.
 """
 
 import os
@@ -27,16 +27,16 @@ from jaxcls.runs import records as run_records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 
-# Pictures of a run in its grids, and how many mistakes and hits are looked into.
+# The numbers of mistakes, of training images, and of mistakes and hits with saliency maps.
 MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
-# Images that are looked into at once: a gradient through a model takes memory for each.
+# The batch size of saliency maps: a gradient through a model takes memory for each image.
 TOGETHER = 3 * LOOKS
 
 
 class Seen(NamedTuple):
-    """A model with the weights of a step, and what it says of a split.
+    """A model at a step, with its predictions and scores on a split.
 
-    split, key: the split, and what it is called in messages.
+    key: the name of the split in messages.
     """
 
     exp: experiment.Experiment
@@ -56,16 +56,16 @@ def gather(
     overrides: Mapping[str, str],
     asked: assess.Asked,
 ) -> Run:
-    """What the files of a run say and, where checkpoint and data are there, its model.
+    """Returns the content of a run's files, with scores if checkpoint and data exist.
 
     which: "best", "last" or a step. split: "test", "eval", "train" or a TFDS split; "":
-    data.test, or data.eval where there is none. images: what to look into, in place of
-    examples of the split. asked: what is scored besides. Raises `InputError` where `path`
-    is not a run's folder.
+    data.test, or data.eval if data.test is empty. images: files for saliency maps, in
+    place of examples of the split. overrides: {config key: text}. asked: additional
+    scores. Raises `InputError` if `path` is no run's folder, or an argument is bad.
     """
     folder = Workdir(path)
     saved = folder.read()
-    # The same batches, but nothing is decoded that is not looked at.
+    # The batches are the same, but only the images that the report uses are decoded.
     values = {"data.resident": "off", **overrides}
     exp = scoring.from_workdir(folder, values)
     run = Run(
@@ -94,7 +94,7 @@ def gather(
     seen = None
     try:
         seen = see(exp, weights, step, at, given, asked) if given else None
-    except InputError as error:  # Of a record that cannot be read.
+    except InputError as error:  # A record cannot be read.
         why = str(error)
     if seen:
         run = run._replace(scored=seen.scored)
@@ -110,7 +110,7 @@ def _with_looks(
     answered: Sequence[inference.Prediction],
     seen: Seen | None,
 ) -> Run:
-    """Where the model looks in image files, or else in examples; or why that is unknown."""
+    """Adds the saliency maps of image files, else of examples; or why they are missing."""
     try:
         if answered:
             how, looks = _of_files(exp, exp.recipe.variables(weights), answered)
@@ -122,9 +122,9 @@ def _with_looks(
 
 
 def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | None, str]:
-    """The examples that are to be scored, or None and what is missing for it.
+    """Returns (the examples to score, ""), or (None, why there are none).
 
-    split: as for `gather`. Raises `InputError` for one that the data do not have.
+    split: as for `gather`. Raises `InputError` for a split that the dataset lacks.
     """
     role = split or next((r for r in ("test", "eval") if exp.config.data[r]), "")
     if not role:
@@ -139,7 +139,7 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
 
 
 def _records(path: pathlib.Path, *keys: str) -> list[run_records.Record]:
-    """The records of a file; raises `InputError` for one that lacks any of `keys`."""
+    """Returns the records of a file; raises `InputError` if a record lacks a key."""
     records = run_records.read(path)
     for number, record in enumerate(records, 1):
         if not (isinstance(record, dict) and set(keys) <= set(record)):
@@ -158,7 +158,7 @@ def see(
     given: examples.Examples,
     asked: assess.Asked,
 ) -> Seen:
-    """What the model of a checkpoint says of examples; raises `InputError` for bad ones."""
+    """Scores a checkpoint on examples; raises `InputError` for an unreadable example."""
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
         done = assess.evaluated(exp, weights, given, asked, size)
@@ -179,9 +179,9 @@ def see(
 def most_confident_mistakes(
     found: Predictions, count: int, link: str = "softmax"
 ) -> np.ndarray:
-    """The examples [m] taken for another class than their own, the surest first.
+    """Returns the indices [m] of misclassified examples by falling confidence.
 
-    Of equal ones the first comes first. What nothing is predicted of is no mistake.
+    Ties keep the order of the examples. An example without a prediction is no mistake.
     """
     predicted = scores.predicted(found.logits)
     wrong = np.flatnonzero((predicted != found.labels) & (predicted >= 0))
@@ -192,7 +192,7 @@ def most_confident_mistakes(
 def read(
     exp: experiment.Experiment, split: str, key: str, chosen: np.ndarray
 ) -> np.ndarray:
-    """The examples [m] of a split as the model gets them: uint8 [m, H, W, C]."""
+    """Returns the images of examples `chosen` [m] after eval_ops: uint8 [m, H, W, C]."""
     found = np.zeros((len(chosen), *exp.data.eval_shape), np.uint8)
     records, rng = exp.selection.records(split, key), batches.example_rng(0, 0)
     for row, (data, _) in enumerate(records.read(chosen)):
@@ -206,10 +206,11 @@ def look(
     images: np.ndarray,
     classes: np.ndarray,
 ) -> tuple[str, np.ndarray]:
-    """(how, heat [B, h, w] float32): where in images uint8 a model sees classes [B].
+    """Returns (method, heat [B, h, w] float32), the saliency maps for classes [B].
 
-    Of a model with attention it is rollout, which is of no class; of others Grad-CAM.
-    Raises `InputError` for a model with neither attention nor a map.
+    images: uint8 [B, H, W, C]. A model with attention gets attention rollout, which does
+    not depend on the class; other models get Grad-CAM. Raises `InputError` for a model
+    with neither attention nor a feature map.
     """
 
     def apply(normalized: jax.Array) -> jax.Array:
@@ -234,7 +235,10 @@ def look(
 
 
 def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
-    """The surest mistakes, with their own class too, and the first hits."""
+    """Returns (method, looks) of the most confident mistakes and the first hits.
+
+    With Grad-CAM, a mistake also has the map of its true class.
+    """
     found, names = seen.predictions, seen.exp.selection.class_names
     predicted = scores.predicted(found.logits)
     wrong = most_confident_mistakes(found, LOOKS, seen.exp.recipe.link)
@@ -243,7 +247,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
     if not len(chosen):
         return "", []
     images = read(seen.exp, seen.split, seen.key, chosen)
-    # Mistakes twice: for what they are taken for, and for what they are.
+    # Mistakes come twice: with their predicted class, and with their true class.
     rows = np.concatenate([np.arange(len(chosen)), np.arange(len(wrong))])
     classes = np.concatenate([predicted[chosen], found.labels[wrong]])
     how, heats = look(seen.exp, seen.variables, images[rows], classes)
@@ -260,7 +264,7 @@ def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
 def _answers(
     exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str]
 ) -> list[inference.Prediction]:
-    """What a model says of image files; raises `InputError` for one that is none."""
+    """Returns the predictions of image files; raises `InputError` for a bad file."""
     found = []
     with quiet():
         for each in inference.predict(exp, weights, paths, threads=exp.config.data.threads):
@@ -275,7 +279,7 @@ def _of_files(
     variables: dict[str, Any],
     answered: Sequence[inference.Prediction],
 ) -> tuple[str, list[Look]]:
-    """Image files, and where the model sees the class that it takes each for."""
+    """Returns (method, looks) of image files, for the predicted class of each."""
     with quiet():
         images = np.stack([inference.read(exp, each.path) for each in answered])
     classes = np.array([each.probabilities.argmax() for each in answered])
@@ -289,14 +293,14 @@ def _of_files(
 
 
 def _called(heats: list[tuple[str, np.ndarray]], how: str) -> list[tuple[str, np.ndarray]]:
-    """What each heat is said to be: of a class, where it is of one."""
+    """Returns heats with captions: "for CLASS" for Grad-CAM, else the method."""
     if how != "Grad-CAM":
         return [(how, heat) for _, heat in heats]
     return [(f"for {name}", heat) for name, heat in heats]
 
 
 def _said(found: Predictions, k: int, link: str, names: Sequence[str]) -> str:
-    """What a model says of example `k`, and what is true."""
+    """Returns the caption of example `k`: its prediction and, if wrong, its true class."""
     likely = probabilities(found.logits[k], link)
     best, own = int(found.logits[k].argmax()), int(found.labels[k])
     said = f"{names[best]}, {likely[best]:.3f}"
@@ -304,7 +308,7 @@ def _said(found: Predictions, k: int, link: str, names: Sequence[str]) -> str:
 
 
 def _with_training_images(run: Run, exp: experiment.Experiment) -> Run:
-    """The first of the first batch; where that cannot be read, why."""
+    """Adds the first images of the first training batch, or why they are missing."""
     try:
         images, targets = show.pixels(exp)
     except InputError as error:
@@ -323,7 +327,7 @@ def _without(run: Run, **missing: str) -> Run:
 
 
 def read_study(path: str, name: str) -> Study:
-    """What the files of a study say; raises `InputError` where `path` holds none."""
+    """Returns the content of a study's files; raises `InputError` without a study."""
     folder = Workdir(path).path
     result = study_folder.read_result(folder, "--study")
     plan = study_folder.read_plan(folder)

@@ -1,4 +1,4 @@
-"""Pictures within a page: pixels as data, grids of them, and heat laid over them."""
+"""Images in a page: inline data, grids, and overlays of saliency maps."""
 
 import base64
 import io
@@ -10,20 +10,20 @@ from PIL import Image
 from jaxcls.report.contents import Look, Picture
 from jaxcls.report.markup import Markup, group, tag
 
-# Images of up to so many pixels a side are kept as they are, and their pixels seen.
+# Images up to this side stay lossless, and the page shows their pixels sharp.
 SMALL = 48
-# The side of an overlay: a heat of 7 x 7 is smooth on it.
+# The side of an overlay, large enough to show a 7 x 7 map smooth.
 OVERLAY = 128
 
 
 def grid(pictures: Sequence[Picture], side: int) -> Markup:
-    """Pictures with their captions, none larger than `side` pixels."""
+    """Returns pictures with captions, each at most `side` pixels large."""
     figures = [figure(each.pixels, each.caption, side) for each in pictures]
     return group(figures, "grid")
 
 
 def looks(found: Sequence[Look], side: int) -> Markup:
-    """Each image beside what the model looked at in it."""
+    """Returns each image beside its saliency maps."""
     figures = []
     for each in found:
         pixels, text = each.picture
@@ -36,14 +36,14 @@ def looks(found: Sequence[Look], side: int) -> Markup:
 
 
 def figure(pixels: np.ndarray, text: str, side: int, alt: str = "") -> Markup:
-    """An image over its caption, whose lines are kept."""
+    """Returns an image over its caption, which keeps its lines."""
     lines = (tag("span", line) for line in text.splitlines())
     alt = "; ".join((alt or text).splitlines())
     return tag("figure", image(pixels, alt, side), tag("figcaption", *lines))
 
 
 def image(pixels: np.ndarray, alt: str, side: int) -> Markup:
-    """pixels uint8 [H, W, C] as an element; of more than `side` they are made smaller."""
+    """Returns pixels uint8 [H, W, C] as an <img>, downsized to at most `side` pixels."""
     height, width = pixels.shape[:2]
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     is_small = max(height, width) <= SMALL
@@ -71,9 +71,10 @@ def image(pixels: np.ndarray, alt: str, side: int) -> Markup:
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """uint8 [OVERLAY or more, ., 3]: grey pixels under a heat [h, w] of its own scale.
+    """Returns uint8 [H, W, 3]: the image in grey under a heat map [h, w].
 
-    Where the heat is 0 the image is as it was, and where it is largest it is yellow.
+    The longer side has OVERLAY pixels or more. The map is scaled by its maximum. A heat of
+    0 leaves the grey image unchanged; the largest heat is yellow.
     """
     from matplotlib import colormaps
 

@@ -1,31 +1,32 @@
-"""HTML in which every text is escaped, because only `tag` makes tags."""
+"""Builders of HTML. Only `tag` makes tags, so that every text is escaped."""
 
 import html
 from collections.abc import Iterable, Sequence
 
 _VOID = {"img", "meta", "wbr"}
-# How many colours there are for runs; the page gives them their values.
+# The number of colours for runs; the style of the page defines them.
 COLOURS = 8
 
 
 class Markup(str):
-    """HTML as it is to stand in the page; any other text is escaped where it is used."""
+    """Finished HTML. Any other text is escaped on use."""
 
 
 def escape(text: object) -> Markup:
-    """Text as HTML; what is HTML already stays."""
+    """Returns text as HTML; `Markup` stays unchanged."""
     return text if isinstance(text, Markup) else Markup(html.escape(str(text)))
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Concatenate parts; each is escaped unless it is HTML."""
+    """Concatenates `parts`, and escapes each item that is no `Markup`."""
     return Markup("".join(escape(part) for part in parts))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element. An attribute ends in _ where Python has the word; _ within is a hyphen.
+    """Returns an element with its children.
 
-    None gives no attribute at all.
+    An attribute that is a Python keyword gets a final _, as in class_. Any other _ becomes
+    a hyphen. An attribute of value None is left out.
     """
     given = {
         key.rstrip("_").replace("_", "-"): value
@@ -39,28 +40,28 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def section(title: object, *children: object, level: int = 2, id_: str = "") -> Markup:
-    """A section under a heading; nothing where it would be empty."""
+    """Returns a section with a heading; "" if all children are empty."""
     if not any(str(child) for child in children):
         return Markup("")
     return tag("section", tag(f"h{level}", title), *children, id_=id_ or None)
 
 
 def note(text: object) -> Markup:
-    """A paragraph that explains a figure, or why there is none."""
+    """Returns a paragraph that explains a figure, or why it is missing."""
     return tag("p", text, class_="note")
 
 
 def group(parts: Iterable[object], kind: str, name: str = "div") -> Markup:
-    """An element `name` of CSS class `kind` around the parts that are not empty.
+    """Returns an element `name` of CSS class `kind` around the non-empty `parts`.
 
-    Returns "" if all are.
+    Returns "" if all are empty.
     """
     shown = [part for part in parts if str(part)]
     return tag(name, *shown, class_=kind) if shown else Markup("")
 
 
 def details(summary: str, *children: object) -> Markup:
-    """Children that a click on the summary unfolds; "" where there is none."""
+    """Returns children that a click on the summary unfolds; "" if all are empty."""
     shown = any(str(child) for child in children)
     return tag("details", tag("summary", summary), *children) if shown else Markup("")
 
@@ -72,9 +73,9 @@ def table(
     *,
     sorts: bool = False,
 ) -> Markup:
-    """A table that scrolls; the first cell of a row is its head. "" without a row.
+    """Returns a scrolling table, or "" without a row; a row's first cell is its header.
 
-    sorts: whether a click on the head of a column sorts by it.
+    sorts: whether a click on a column's header sorts the rows by that column.
     """
     named = [tag("button", head, type_="button") if sorts else head for head in heads]
     body = [
@@ -94,11 +95,11 @@ def table(
 
 
 def scrolling(inner: Markup, label: str) -> Markup:
-    """A box that scrolls, by keys too, where what is in it is wider or longer."""
+    """Returns a box that scrolls wide or long content, by keyboard too."""
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 
 def swatch(run: int) -> Markup:
-    """The colour in which run number `run`, from 0, is drawn."""
+    """Returns a dot in the colour of run number `run`, from 0."""
     colour = f"background: var(--run{run % COLOURS + 1})"
     return tag("span", class_="swatch", style=colour, aria_hidden="true")

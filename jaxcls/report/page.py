@@ -1,4 +1,4 @@
-"""The whole page: one file that needs no other."""
+"""The whole page, as one self-contained file."""
 
 import base64
 import hashlib
@@ -15,9 +15,10 @@ from jaxcls.report.style import SCRIPT, STYLE
 def page(
     runs: Sequence[Run], defaults: Mapping[str, Any], found: Sequence[Study] = ()
 ) -> str:
-    """A report of runs, and of the studies that are found; defaults: of every config key.
+    """Returns the HTML of a report on runs and studies.
 
-    The same runs give the same text. It loads nothing, which its own policy also forbids.
+    defaults: {config key: default}. found: the studies. Equal arguments give equal text.
+    The page loads no other file; its content security policy forbids that.
     """
     names = [*(each.name for each in found), *(run.name for run in runs)]
     title = f"Report: {', '.join(names)}"
@@ -35,7 +36,7 @@ def page(
 
 
 def _of_runs(runs: Sequence[Run], defaults: Mapping[str, Any]) -> list[Markup]:
-    """The comparison of the runs, then the part of each run."""
+    """Returns the comparison of the runs, then a section for each run."""
     between = "Configs" if len(runs) > 1 else "Config"
     return [
         section("Runs", tables.overview(runs)),
@@ -62,7 +63,7 @@ def _head(title: str) -> list[Markup]:
 
 
 def _of_run(run: Run, number: int, runs: int) -> Markup:
-    """The part of one run; where something is missing, a note says why."""
+    """Returns the section of one run; a note says why something is missing."""
     side = image_side(runs)
     scored, names = run.scored, run.class_names
     parts: list[Markup] = [_why(run, "scores")]
@@ -146,5 +147,5 @@ def _why(run: Run, part: str) -> Markup:
 
 
 def image_side(runs: int) -> int:
-    """The largest side of a picture in pixels, so that many runs stay a small file."""
+    """Returns the largest side of a picture in pixels; smaller for many runs."""
     return 112 if runs <= 4 else 64

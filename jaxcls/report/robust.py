@@ -1,4 +1,4 @@
-"""Charts of how good a model is by the strength of a corruption, and of an attack."""
+"""Charts and tables of accuracy by the strength of corruptions and attacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _SIZE = (3.7, 2.9)
 
 
 def robustness(found: Robustness, clean: Interval, number: int) -> Markup:
-    """The charts and tables of corruptions and attacks; "" where neither was asked for.
+    """Returns the charts and tables of corruptions and attacks; "" without any.
 
     clean: top1 of unchanged images. number: of the run, from 0. Each kind of corruption has
     a chart, which also shows the mean over all corruptions.

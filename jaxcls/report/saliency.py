@@ -1,7 +1,7 @@
-"""Where in an image a model looked: Grad-CAM, and attention rollout.
+"""Saliency maps of a model: Grad-CAM, and attention rollout.
 
-Models say nothing of it themselves: what their modules give while they are traced is
-taken, and added to, from outside (`flax.linen.intercept_methods`).
+Models need no support for this: `flax.linen.intercept_methods` reads and changes the
+outputs of their modules during tracing.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,17 @@ Heard = Callable[[nn.Module, Any], Any]
 
 
 class Features(NamedTuple):
-    """The last map [B, h, w, C] that a model makes, and a logit's gradient by it."""
+    """The last feature map [B, h, w, C] of a model, and a logit's gradient by it."""
 
     values: jax.Array
     gradient: jax.Array
 
 
 class Attention(NamedTuple):
-    """weights [L, B, heads, N, N] of the layers, rows: who looks; (h, w) of the patches.
+    """Attention weights [L, B, heads, N, N] of L layers, and the patch grid (h, w).
 
-    Of the N tokens the last h * w are the patches, row by row.
+    A row of weights belongs to a query. The last h * w of the N tokens are the patches,
+    row by row.
     """
 
     weights: jax.Array
@@ -37,10 +38,10 @@ class Attention(NamedTuple):
 
 
 def grad_cam(features: Features) -> jax.Array:
-    """Evidence [B, h, w] float32, at least 0, for the class whose gradient is given.
+    """Returns the Grad-CAM map [B, h, w] float32, at least 0, of the gradient's class.
 
-    Each channel of the map counts by the mean of its gradient; what speaks against the
-    class is 0 (Selvaraju et al., arXiv:1610.02391).
+    It is the sum of the channels, each weighted by its mean gradient. Evidence against
+    the class becomes 0 (Selvaraju et al., arXiv:1610.02391).
     """
     values, gradient = (x.astype(jnp.float32) for x in features)
     weights = gradient.mean(axis=(1, 2))
@@ -48,11 +49,11 @@ def grad_cam(features: Features) -> jax.Array:
 
 
 def rollout(attention: Attention) -> jax.Array:
-    """What of each patch reaches the output through all layers: [B, h, w] float32.
+    """Returns the attention rollout [B, h, w] float32: each patch's share of the output.
 
-    Half of a layer is its shortcut, half the mean over its heads; shares of one image
-    sum to at most 1 (Abnar and Zuidema, arXiv:2005.00928). Of a class token, where there
-    is one, and else the mean over the patches.
+    A layer is half its shortcut and half the mean over its heads; the shares of an image
+    sum to at most 1 (Abnar and Zuidema, arXiv:2005.00928). The output is the class token,
+    or the mean over the patches if there is no class token.
     """
     weights, (height, width) = attention
     size = weights.shape[-1]
@@ -66,10 +67,11 @@ def rollout(attention: Attention) -> jax.Array:
 
 
 def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
-    """The last map of a model for images [B, H, W, C], and the gradient of classes [B].
+    """Returns the last feature map for images [B, H, W, C], with the classes' gradient.
 
-    The map is the last that a module gives as [B, h, w, C], or as tokens [B, h * w, C] of
-    such a map. Raises `InputError` for a model without.
+    classes [B]: their logits give the gradient. The map is the last module output of shape
+    [B, h, w, C], or the last tokens [B, h * w, C] of such a map. Raises `InputError` for a
+    model without a feature map.
     """
     shapes: list[tuple[int, ...]] = []
 
@@ -81,14 +83,14 @@ def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
     which, shape = _last(shapes)
 
     def logit(change: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sum of the classes' logits, and the map to which `change` is added."""
+        """Returns (sum of the classes' logits, map), with `change` added to the map."""
         seen: list[jax.Array] = []
 
         def perturb(module: nn.Module, out: Any) -> Any:
             seen.append(out)
             if len(seen) - 1 != which:
                 return out
-            # The map itself is kept; its neighbours are of no interest.
+            # `seen` has the map without `change`, which is zero.
             return out + change.reshape(out.shape).astype(out.dtype)
 
         with nn.intercept_methods(_tap(perturb)):
@@ -101,7 +103,7 @@ def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
 
 
 def attention(apply: Apply, images: jax.Array) -> Attention | None:
-    """The attention of a model for images [B, H, W, C]; None where it has none."""
+    """Returns the attention of a model for images [B, H, W, C]; None without attention."""
     weights: list[jax.Array] = []
     grids: list[tuple[int, int]] = []
 
@@ -120,7 +122,7 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
 
 
 def _trace(apply: Apply, images: jax.Array, heard: Heard) -> None:
-    """Call `apply` for shapes alone, with `heard` at the end of every module."""
+    """Traces `apply` for shapes only, and calls `heard` on the output of every module."""
 
     def run(images: jax.Array) -> jax.Array:
         with nn.intercept_methods(_tap(heard)):
@@ -130,7 +132,10 @@ def _trace(apply: Apply, images: jax.Array, heard: Heard) -> None:
 
 
 def _tap(heard: Heard) -> Callable[..., Any]:
-    """An interceptor that gives what `heard` makes of each array that a module gives."""
+    """Returns an interceptor that replaces a module's output by `heard(module, output)`.
+
+    It applies to the `__call__` of every module that returns one array.
+    """
 
     def interceptor(
         call: Callable[..., Any],
@@ -146,7 +151,10 @@ def _tap(heard: Heard) -> Callable[..., Any]:
 
 
 def _last(shapes: list[tuple[int, ...]]) -> tuple[int, tuple[int, ...]]:
-    """(the place of the last map among what modules gave, its shape [B, h, w, C])."""
+    """Returns (index of the last feature map in `shapes`, its shape [B, h, w, C]).
+
+    Raises `InputError` if there is no feature map.
+    """
     found: tuple[int, tuple[int, ...]] | None = None
     grid = (0, 0)
     for place, shape in enumerate(shapes):

@@ -1,4 +1,4 @@
-"""A study as a section of a report: its plan, figures, comparisons, what comes next."""
+"""The section of a study in a report: plan, charts, tables, comparisons, next study."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,14 +25,17 @@ from jaxcls.report.markup import (
 )
 from jaxcls.studies import table as study_table
 
-# Cells in the figure of runs, and letters of a cell's name in it.
+# The most cells in the chart of runs, and the most letters of a cell's name there.
 MOST_CELLS, MOST_LETTERS = 24, 44
-# Points of all learning curves together, so that a large study stays a small file.
+# The most points of all learning curves together, which limits the size of the file.
 MOST_POINTS = 20_000
 
 
 def study(found: Study, number: int, defaults: Mapping[str, Any]) -> Markup:
-    """The section of a study, which is number `number` of the page, from 0."""
+    """Returns the section of a study.
+
+    number: of the study in the page, from 0. defaults: {config key: default}.
+    """
     result, id_ = found.result, f"study{number + 1}"
     colours = {name: i for i, name in enumerate(_best(result, COLOURS))}
     charts = group(
@@ -56,7 +59,7 @@ def study(found: Study, number: int, defaults: Mapping[str, Any]) -> Markup:
 
 
 def _plan(result: dict[str, Any]) -> Markup:
-    """What the study is made of, and how far it is."""
+    """Returns a table of the study's plan and progress."""
     cells, seeds = result["cells"], [run["seed"] for run in result["cells"][0]["runs"]]
     overrides = [cell["overrides"] for cell in cells]
     keys = dict.fromkeys(key for each in overrides for key in each)
@@ -80,7 +83,7 @@ def _plan(result: dict[str, Any]) -> Markup:
 
 
 def _best(result: dict[str, Any], most: int) -> list[str]:
-    """The cells, in order: all, or the baseline and the best by data.eval."""
+    """Returns the cells in order: all, or if over `most`, the baseline and best by eval."""
     names = [cell["name"] for cell in result["cells"]]
     if len(names) <= most:
         return names
@@ -99,7 +102,7 @@ def _best(result: dict[str, Any], most: int) -> list[str]:
 
 
 def _keys(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
-    """What the colours are, and how to read the figures."""
+    """Returns the legend, and a note on how to read the charts."""
     cells = len(result["cells"])
     text = (
         "Each dot is a run; below the dots of a cell is its mean with the 95 % interval."
@@ -118,7 +121,7 @@ def _keys(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
 
 
 def _dots(result: dict[str, Any], colours: Mapping[str, int], id_: str) -> Markup:
-    """A dot for every run by cell, and the mean of each cell with its 95 % interval."""
+    """Returns a chart with a dot for each run, and the mean and 95 % interval by cell."""
     place, metric = result["headline"], result["metric"]
     names = _best(result, MOST_CELLS)
     cells = [cell for cell in result["cells"] if cell["name"] in names]
@@ -165,13 +168,13 @@ def _draw_mean(axes: Any, known: dict[str, Any], height: float) -> None:
 
 
 def _values(cell: dict[str, Any], place: str, metric: str) -> np.ndarray:
-    """The results [n] of those runs of a cell that have one."""
+    """Returns the results [n] of a cell's runs that have a result."""
     values = [run["values"].get(place, {}).get(metric) for run in cell["runs"]]
     return np.array([value for value in values if value is not None], np.float64)
 
 
 def _label(cell: dict[str, Any]) -> str:
-    """A cell's name, short enough to stand above its dots, and what it lacks."""
+    """Returns a cell's shortened name, with the counts of its diverged and missing runs."""
     states = [run["state"] for run in cell["runs"]]
     lost = [
         f"{count} {state}"
@@ -188,7 +191,7 @@ def _label(cell: dict[str, Any]) -> str:
 def _limits(
     dots: np.ndarray, figures: Sequence[dict[str, Any] | None]
 ) -> tuple[float, float]:
-    """What the axis holds: all dots, and intervals unless they end far off."""
+    """Returns the axis limits: all dots, and the intervals up to 0.6 of the dots' span."""
     least, most = dots.min(), dots.max()
     span = (most - least) or 0.01 * abs(most) or 0.01
     ends = [f["t"] for f in figures if f and f["t"]["low"] is not None]
@@ -199,7 +202,7 @@ def _limits(
 
 
 def _curves(found: Study, colours: Mapping[str, int], id_: str) -> Markup:
-    """The evaluations of every run of the cells that have a colour, over each other."""
+    """Returns a chart of the evaluations of all runs in coloured cells, with medians."""
     result, metric = found.result, found.result["metric"]
     faint, medians = [], []
     count = max(1, sum(cell in colours for cell, _ in found.evaluations))
@@ -222,14 +225,14 @@ def _curves(found: Study, colours: Mapping[str, int], id_: str) -> Markup:
 def median(
     lines: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [m], the median there) of lines, at the steps that all of them have."""
+    """Returns (steps [m], medians [m]) of lines, at the steps common to all lines."""
     steps = sorted(set.intersection(*({*line[0].tolist()} for line in lines)))
     at = [values[np.searchsorted(own, steps)] for own, values in lines]
     return np.array(steps, np.int64), np.median(at, 0)
 
 
 def _cells(result: dict[str, Any], colours: Mapping[str, int]) -> list[Markup]:
-    """A table of all cells for the best step, and for the last, and which is chosen."""
+    """Returns the selected cell, and a table of all cells for the best and last step."""
     metric = result["metric"]
     made = [
         table(
@@ -271,7 +274,7 @@ def _named(name: str, colours: Mapping[str, int]) -> Markup:
 
 
 def _comparisons(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
-    """Each cell against the baseline."""
+    """Returns the comparisons of all cells with the baseline."""
     found = result["comparisons"].get(result["headline"], {})
     if not found:
         return Markup("")
@@ -303,7 +306,7 @@ def _comparisons(result: dict[str, Any], colours: Mapping[str, int]) -> Markup:
 
 
 def _said(lines: Sequence[str]) -> Markup:
-    """A list of lines as the command prints them; "" where there is none."""
+    """Returns lines, as the command prints them, as a list; "" without a line."""
     return group((tag("li", line) for line in lines), "said", "ul")
 
 
@@ -318,7 +321,7 @@ def _span(found: dict[str, Any]) -> str:
 
 
 def _shares(result: dict[str, Any]) -> Markup:
-    """What share of the variance each stream of randomness makes by itself."""
+    """Returns a table of each random stream's share of the variance."""
     found = result["streams"].get(result["headline"], {})
     if not found:
         return Markup("")
@@ -337,7 +340,7 @@ def _shares(result: dict[str, Any]) -> Markup:
 
 
 def _needed(result: dict[str, Any]) -> Markup:
-    """How many seeds show a difference of what size."""
+    """Returns a table of the seeds that show a difference of a size."""
     if not result["runs_needed"]:
         return Markup("")
     rows = study_table.needed(result).items()

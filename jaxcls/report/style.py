@@ -1,6 +1,6 @@
-"""How a report looks, and the script by which its tables sort."""
+"""The CSS of a report, and the script that sorts its tables."""
 
-# Of each colour what it is in the light, and in the dark.
+# Each colour as (light theme, dark theme).
 _RUNS = {
     "run1": ("#0969da", "#58a6ff"),
     "run2": ("#bc4c00", "#f0883e"),
@@ -97,7 +97,7 @@ summary {{ cursor: pointer; font-weight: 600; }}
 @media (max-width: 34rem) {{ th, td {{ padding: .2rem .35rem; }} }}
 """
 
-# A number sorts as a number, anything else as text; the first click is ascending.
+# Cells sort as numbers if both are numbers, else as text. The first click is ascending.
 SCRIPT = """
 "use strict";
 for (const table of document.querySelectorAll("table.sorts")) {

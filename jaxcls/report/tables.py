@@ -1,4 +1,4 @@
-"""Tables of a report: runs beside each other, classes, confusions, where a run is from."""
+"""Tables of a report: runs, figures, classes, confusions, configs, provenance."""
 
 import math
 import statistics
@@ -14,19 +14,19 @@ from jaxcls.report.contents import Run, Scored
 from jaxcls.report.markup import Markup, details, join, note, scrolling, swatch, table, tag
 from jaxcls.training.meter import INPUT_BOUND, duration
 
-# The most classes whose confusions are shown whole, and how many are where there are more.
+# The most classes of a full confusion matrix; and the classes shown of a larger matrix.
 WHOLE, PART = 25, 20
 PAIRS = 12
 
 
 def figure(found: Interval) -> str:
-    """A figure with its interval, such as 0.978 (0.957 to 0.989)."""
+    """Returns a figure with its interval, such as "0.978 (0.957 to 0.989)"."""
     value, span = _parts(found)
     return f"{value} ({span})" if span else value
 
 
 def _parts(found: Interval) -> tuple[str, str]:
-    """The figure, and its interval; "" where that is not known."""
+    """Returns (figure, interval) as text; the interval is "" if it is NaN."""
     value, low, high = found
     if math.isnan(value):
         return "unknown", ""
@@ -35,7 +35,7 @@ def _parts(found: Interval) -> tuple[str, str]:
 
 
 def overview(runs: Sequence[Run]) -> Markup:
-    """A table of runs: a row has the state, the main figures and the pace of a run."""
+    """Returns a table of runs: a row has a run's state, main figures and speed."""
     names = dict.fromkeys(
         k for run in runs if run.scored for k in run.scored.assessed.headline if _is_main(k)
     )
@@ -59,11 +59,11 @@ def overview(runs: Sequence[Run]) -> Markup:
 
 
 def _is_main(name: str) -> bool:
-    """Whether a figure is worth a column beside those of other runs."""
+    """Returns whether a figure gets a column in the overview of runs."""
     return not name.startswith("weighted") and name.split()[-1] not in _PARTS
 
 
-# What F1 is made of.
+# F1 combines them, so that the overview needs no columns for them.
 _PARTS = {"precision", "recall"}
 
 
@@ -74,7 +74,7 @@ def _scored(found: Scored | None) -> str:
 
 
 def _pace(run: Run) -> list[str]:
-    """[median images a second, seconds of training, share that waits for data]."""
+    """Returns [median images/s, training time, share of data wait] as text."""
     if not run.timing:
         return ["", "", ""]
     rate = statistics.median(record["images_per_s"] for record in run.timing)
@@ -83,14 +83,14 @@ def _pace(run: Run) -> list[str]:
 
 
 def _wait(run: Run) -> float:
-    """The share of training that waits for data."""
+    """Returns the fraction of training time that waits for data."""
     seconds = sum(record["train_s"] for record in run.timing)
     waited = sum(record["train_s"] * record["data_wait"] for record in run.timing)
     return float(waited / seconds) if seconds else 0.0
 
 
 def headline(found: Assessment) -> Markup:
-    """Every figure of a run with its interval."""
+    """Returns a table of a run's figures with their intervals and meanings."""
     rows = [[name, *_parts(value)] for name, value in found.headline.items()]
     shown = table(["figure", "value", "interval"], rows, "Each with its 95 % interval")
     words = {word for name in found.headline for word in name.split()}
@@ -121,7 +121,7 @@ _MEANINGS = {
 
 
 def by_class(found: Assessment, names: Sequence[str]) -> Markup:
-    """Precision, recall, F1 and, where there is one, the ROC's area of every class."""
+    """Returns a table of precision, recall, F1 and, if known, AUC of every class."""
     heads = ["class", "examples", "precision", "recall", "F1"]
     columns = list(found.by_class)
     if found.auc.size:
@@ -135,7 +135,7 @@ def by_class(found: Assessment, names: Sequence[str]) -> Markup:
 
 
 def confusions(matrix: np.ndarray, names: Sequence[str]) -> Markup:
-    """The matrix of all classes, or of the most confused ones, and the worst pairs."""
+    """Returns the confusion matrix of all or the most confused classes, and worst pairs."""
     pairs = scores.most_confused(matrix, PAIRS)
     shown = np.arange(len(matrix))
     text = "Rows: the truth. Columns: what it was taken for."
@@ -154,7 +154,7 @@ def confusions(matrix: np.ndarray, names: Sequence[str]) -> Markup:
 
 
 def _most_confused(matrix: np.ndarray) -> np.ndarray:
-    """The classes of the largest confusions, at most PART of them, in order."""
+    """Returns the classes of the largest confusions, at most PART, in order."""
     chosen: dict[int, None] = {}
     for pair in scores.most_confused(matrix, PART * PART):
         both = dict.fromkeys(pair[:2])
@@ -165,7 +165,7 @@ def _most_confused(matrix: np.ndarray) -> np.ndarray:
 
 
 def _heat_map(matrix: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> Markup:
-    """A table whose cells are as deep in colour as their share of the row."""
+    """Returns the confusions among the classes `shown`; the depth is the row's share."""
     totals = np.maximum(matrix.sum(1), 1)
     heads = [tag("th", tag("span", names[k]), scope="col") for k in shown]
     rows = []
@@ -190,7 +190,7 @@ def _cell(count: int, share: float, is_right: bool) -> Markup:
     if not count:
         return tag("td")
     kind = "right" if is_right else "wrong"
-    # Where few are wrong they would not be seen by their share alone.
+    # A small share of errors would be invisible without the offset.
     depth = share if is_right else min(1.0, 0.15 + share)
     is_deep = depth > 0.55
     classes = f"{kind} deep" if is_deep else kind
@@ -198,7 +198,10 @@ def _cell(count: int, share: float, is_right: bool) -> Markup:
 
 
 def differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Markup:
-    """The keys of the configs that differ between runs; of one run, from the defaults."""
+    """Returns a table of the config keys that differ between runs.
+
+    For one run, the table shows its differences from `defaults`.
+    """
     configs = [run.saved["config"] for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     names = [join([swatch(i), run.name]) for i, run in enumerate(runs)]
@@ -211,7 +214,7 @@ def differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Markup:
 
 
 def settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Markup:
-    """The keys of a config that differ from the defaults; "" where none does."""
+    """Returns a table of the keys that differ from the defaults; "" without any."""
     rows = _differing([config, defaults], list(config))
     return table(["key", "value", "default"], rows, "What is set")
 
@@ -233,7 +236,7 @@ def _value(config: Mapping[str, Any], key: str) -> Markup:
 
 
 def provenance(run: Run) -> Markup:
-    """Code, packages, machine, data and digests of a run; each start of it."""
+    """Returns tables of a run's code, packages, machine, data, digests and starts."""
     implied, last = run.saved["implied"], run.starts[-1] if run.starts else {}
     facts = implied.get("facts", {})
     config = run.saved["config"]

@@ -1,1 +1,1 @@
-"""Several runs, and what they say together: seeds, statistics, reproduction."""
+"""Studies: several runs over seeds, their statistics, and reproduction of a run."""

@@ -1,4 +1,4 @@
-"""Which runs a study is made of: cells, each a recipe, and the seeds of each."""
+"""The runs of a study: each cell is a recipe, and each cell runs with every seed."""
 
 import itertools
 import math
@@ -12,17 +12,17 @@ from jaxcls.config.knobs import KNOBS, STREAMS
 from jaxcls.errors import InputError, did_you_mean
 
 EACH = "each"
-# Seeds of one study, and cells of one search: more of them is a slip of the finger.
+# The most seeds of a study, and cells of a search. A larger number is a typing error.
 _MOST_SEEDS, _MOST_CELLS = 10_000, 10_000
-# Draws for each cell of a search before it is said that there are no more.
+# Draws for each cell of a search. After these, the space has too few different cells.
 _TRIES = 20
 
 
 class Cell(NamedTuple):
     """One recipe of a study.
 
-    overrides: config keys with their values as on a command line. streams: those whose
-    seed varies while `seed` and with it the others stay; (): `seed` itself varies.
+    overrides: {config key: value as text}, as on a command line. streams: the random
+    streams whose seed varies while `seed` is constant; (): `seed` itself varies.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     streams: tuple[str, ...]
 
     def seeds(self, seed: int) -> dict[str, int]:
-        """The config keys that make the run of `seed`."""
+        """Returns {config key: seed} for the run of `seed`."""
         if not self.streams:
             return {"seed": seed}
         return {f"seeds.{stream}": seed for stream in self.streams}
@@ -39,13 +39,14 @@ class Cell(NamedTuple):
 def make(
     grid: Sequence[str], spaces: Sequence[str], count: int, search_seed: int, vary: str
 ) -> list[Cell]:
-    """The cells of a study, in order.
+    """Returns the cells of a study, in order.
 
-    grid: ``"optim.lr=0.1,0.2"``, of which every combination is a cell. spaces: where
-    `count` cells are drawn from by `search_seed`: ``"optim.lr=log(1e-4..0.1)"``,
-    ``"optim.warmup_from=0..0.5"``, ``"augment=flip,randaugment(2, 10)"``. vary: "all",
-    streams by name, or "each": all, and each stream in a cell of its own.
-    Raises `InputError`.
+    grid: keys with their values, such as ``"optim.lr=0.1,0.2"``; every combination is a
+    cell. spaces: keys with their search space: ``"optim.lr=log(1e-4..0.1)"``,
+    ``"optim.warmup_from=0..0.5"``, ``"augment=flip,randaugment(2, 10)"``; `search_seed`
+    draws `count` cells from them. vary: "all"; or names of streams; or "each", which
+    makes one cell that varies all streams, and one cell for each stream.
+    Raises `InputError` for a bad text or combination.
     """
     if bool(spaces) != bool(count):
         given, lacks = ("--random", "--cells=20") if spaces else ("--cells", "--random")
@@ -72,9 +73,9 @@ def make(
 
 
 def seeds(text: str) -> list[int]:
-    """The seeds that ``"10"`` (0 to 9), ``"5-9"`` or ``"3,8"`` name.
+    """Returns the seeds of ``"10"`` (0 to 9), ``"5-9"`` or ``"3,8"``.
 
-    Raises `InputError`.
+    Raises `InputError` for any other text, a repeat, or a seed of 2**32 or more.
     """
     found: list[int] = []
     if re.fullmatch(r"\d+", text):
@@ -94,9 +95,9 @@ def seeds(text: str) -> list[int]:
 
 
 def streams_of(vary: str) -> tuple[str, ...]:
-    """The streams that ``"init,order"`` names, in their order; () of "all" and "each".
+    """Returns the streams of ``"init,order"`` in the order of STREAMS.
 
-    Raises `InputError`.
+    Returns () for "all" and "each". Raises `InputError` for an unknown name or a repeat.
     """
     if vary in ("all", EACH):
         return ()
@@ -112,7 +113,7 @@ def streams_of(vary: str) -> tuple[str, ...]:
 
 
 def _combined(grid: Sequence[str]) -> list[dict[str, str]]:
-    """Every combination of the values of each key, the last key changing first."""
+    """Returns every combination of the values; the last key changes fastest."""
     axes = _axes(grid, "--grid", "optim.lr=0.01,0.1")
     if math.prod(len(values) for values in axes.values()) > _MOST_CELLS:
         raise InputError(f"--grid makes more than {_MOST_CELLS:,} cells; give fewer values")
@@ -122,9 +123,9 @@ def _combined(grid: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _drawn(spaces: Sequence[str], count: int, search_seed: int) -> list[dict[str, str]]:
-    """`count` cells, each value drawn by itself, without repeats.
+    """Draws `count` different cells, each value independently.
 
-    The first k of more are the same.
+    A larger `count` begins with the same cells. Raises `InputError`.
     """
     if count > _MOST_CELLS:
         raise InputError(f"--cells={count} must be at most {_MOST_CELLS:,}; try 20")
@@ -144,7 +145,10 @@ def _drawn(spaces: Sequence[str], count: int, search_seed: int) -> list[dict[str
 
 
 def _draw(key: str, values: list[str], at: float) -> str:
-    """The value at the share `at` of what `values` spans, of three digits if a number."""
+    """Returns the value at the fraction `at`, in [0, 1), of a list or a range.
+
+    A float has three digits. Raises `InputError` for a bad range.
+    """
     number = r"([-+.\deE]+)"
     span = re.fullmatch(rf"(log)?\(?{number}\.\.{number}\)?", values[0])
     if len(values) > 1 or not span:
@@ -165,17 +169,20 @@ def _draw(key: str, values: list[str], at: float) -> str:
             f"--random {key}={values[0]} must go from a whole number to another, as"
             f" {key} is one; try '{key}={math.ceil(low)}..{math.ceil(high)}'"
         )
-    # Each whole number has the numbers that round to it.
+    # The ends widen by 0.5, so that the first and last integer get a full share.
     return str(round(min(high, max(low, _at(low - 0.5, high + 0.5, at, bool(span[1]))))))
 
 
 def _at(low: float, high: float, at: float, in_log: bool) -> float:
-    """The number at the share `at` of the way from low to high."""
+    """Returns the number at the fraction `at` from low to high, linear or in log."""
     return low * (high / low) ** at if in_log else low + at * (high - low)
 
 
 def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]:
-    """{config key: its values} of ``"key=value,value"``; raises `InputError`."""
+    """Returns {config key: values} of texts ``"key=value,value"``.
+
+    Raises `InputError` for a bad text, an unknown key, or a repeat.
+    """
     axes: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
@@ -196,7 +203,7 @@ def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]
 
 
 def split(text: str) -> list[str]:
-    """The values of a list, at those commas that stand in no bracket and no quotes."""
+    """Splits a list at its commas, except within brackets and quotes."""
     values, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -213,7 +220,7 @@ def split(text: str) -> list[str]:
 
 
 def _name(overrides: Mapping[str, str], streams: tuple[str, ...]) -> str:
-    """What a cell is called: a name for a folder too."""
+    """Returns the name of a cell, which is also a valid folder name."""
     parts = [f"{key}={value}" for key, value in overrides.items()]
     parts += [f"vary={','.join(streams)}"] if streams else []
     return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts))[:100].strip("_") or "base"

@@ -1,7 +1,7 @@
-"""Whether one recipe is better than another, from their results seed by seed.
+"""Statistical comparison of recipes: paired differences by seed, and equivalence.
 
-SciPy has neither Holm's correction nor Welch's interval of recorded means and deviations.
-It is imported where it is used: it takes a second, and training needs none of it.
+Holm's correction and Welch's interval from means and deviations are here because SciPy
+lacks them. Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 
 import itertools
@@ -14,19 +14,20 @@ import numpy as np
 from jaxcls.evaluation import intervals
 from jaxcls.evaluation.intervals import Interval
 
-# What counts as seen; of how many sign flips a test is made: all of them up to 16 pairs.
+# The significance level; and the most sign flips of a test, all of them up to 16 pairs.
 LEVEL, FLIPS = 0.05, 100_000
 _NONE = Interval(math.nan, math.nan, math.nan)
 
 
 class Comparison(NamedTuple):
-    """What n pairs of results, of one seed each, say of b - a; NaN where n is below 2.
+    """Comparison of b with a over n pairs of results; figures are NaN for n below 2.
 
-    unpaired: seeds that only one of the two has. comparisons: m, how many were made at
-    once. difference: the mean, with Student's interval at 1 - 0.05 / m (Bonferroni).
-    deviation: of the differences. p: by sign flips. p_corrected: for m (Holm, 1979).
-    least_p: the least that p_corrected can be with so few pairs. higher: whether a larger
-    value is better.
+    A pair is two results of one seed. unpaired: the number of seeds with one result only.
+    comparisons: m, the number of comparisons made together. difference: the mean of
+    b - a, with Student's interval at level 1 - 0.05 / m (Bonferroni). deviation: the
+    standard deviation of the differences. p: of the sign-flip test. p_corrected: p
+    corrected for m comparisons (Holm, 1979). least_p: the lower bound of p_corrected at
+    this n. unit: of the difference. higher: whether a larger value is better.
     """
 
     n: int
@@ -42,12 +43,12 @@ class Comparison(NamedTuple):
 
     @property
     def is_seen(self) -> bool:
-        """Whether both the interval and the sign flips see a difference."""
+        """True if the interval and the sign-flip test both show a difference."""
         return self.p_corrected <= LEVEL and _leaves_out_zero(self.difference)
 
     @property
     def words(self) -> str:
-        """What to say of it, in a line."""
+        """The comparison as one line of text."""
         if self.n < 2:
             seeds = "no seed" if self.n == 0 else "one seed"
             return f"cannot be compared: {seeds} in common, and it takes two"
@@ -71,7 +72,10 @@ class Comparison(NamedTuple):
         return said + self._too_small()
 
     def _amount(self) -> tuple[str, str]:
-        """'better by 0.42 points', '0.10 to 0.74': the ends as so much better, or worse."""
+        """Returns ('better by 0.42 points', '0.10 to 0.74').
+
+        If the difference is negative, the sign of the interval changes with it.
+        """
         found = self.difference
         if found.value < 0:
             found = Interval(-found.value, -found.high, -found.low)
@@ -101,12 +105,12 @@ def compare(
     unit: str = "",
     higher: bool = True,
 ) -> dict[str, Comparison]:
-    """Each of `others` against the baseline, {seed: result}, corrected for their number.
+    """Compares each of `others` with the baseline, corrected for the number of tests.
 
-    Results of one seed are a pair; a seed that only one has is left out and counted. What
-    has fewer than two pairs is no comparison, and the others are not corrected for it.
-    unit: of the results, for the words. higher: whether a larger result is better.
-    Raises `ValueError` where a result is not finite.
+    baseline, others: {seed: result}. Two results of one seed are a pair; a seed with one
+    result is counted in `unpaired`. A candidate with fewer than two pairs gets NaN, and
+    does not count in the correction. unit: of the results, for `Comparison.words`.
+    higher: whether a larger result is better. Raises `ValueError` for a non-finite result.
     """
     for name, results in {"the baseline": baseline, **others}.items():
         for seed, value in results.items():
@@ -141,10 +145,11 @@ def compare(
 
 
 def sign_flips(differences: np.ndarray) -> float:
-    """The two-sided p of the mean of [n > 1] differences, were each sign by chance.
+    """Returns the two-sided p of the sign-flip test for the mean of differences [n > 1].
 
-    Over all flips up to n = 16, else over 100,000 drawn with a fixed seed; the one that was
-    seen counts among those. Sums that differ by rounding only are ties.
+    The null hypothesis is that each sign is random. The test enumerates all flips up to
+    n = 16; above, it draws 100,000 flips with a fixed seed and counts the observed signs
+    as one more. Sums that differ by rounding only are ties.
     """
     import scipy.stats
 
@@ -153,7 +158,7 @@ def sign_flips(differences: np.ndarray) -> float:
     def is_as_far(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
         return (np.abs((b - a).sum(axis)) >= bound).astype(np.float64)
 
-    # To swap a pair (0, difference) is to flip its sign.
+    # SciPy swaps the values of a pair; for (0, difference) this flips the sign.
     return float(
         scipy.stats.permutation_test(
             (np.zeros_like(differences), differences),
@@ -168,14 +173,14 @@ def sign_flips(differences: np.ndarray) -> float:
 
 
 def _least(n: int) -> float:
-    """The least p of n pairs, when all differences have one sign."""
+    """Returns the smallest possible p of n pairs: all differences have the same sign."""
     return 2.0 ** (1 - n) if 2**n <= FLIPS else 1 / (FLIPS + 1)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p [m] corrected for m tests, by steps (Holm, 1979).
+    """Returns p [m] corrected for m tests by Holm's step-down method (Holm, 1979).
 
-    To act on those at most 0.05 is to have any false alarm in at most 0.05 of all studies.
+    To reject at corrected p <= 0.05 keeps the family-wise error rate at 0.05.
     """
     order = np.argsort(p)
     steps = np.array(p)[order] * np.arange(len(p), 0, -1)
@@ -185,11 +190,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 class Equivalence(NamedTuple):
-    """Whether new results are those of record: the difference of means, new - recorded.
+    """Result of an equivalence test of new against recorded results.
 
-    difference: with Welch's interval of 90 %; NaN where either has fewer than two results.
-    is_equivalent: it lies within the margin. is_different: it lies outside. Neither: it
-    cannot be told.
+    difference: of the means, new - recorded, with Welch's 90 % interval; its ends are NaN
+    if either has fewer than two results. is_equivalent: the interval lies within the
+    margin. is_different: the interval lies outside. If both are False, the test is
+    inconclusive.
     """
 
     difference: Interval
@@ -200,7 +206,7 @@ class Equivalence(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What to say of it, in a line."""
+        """The verdict as one line of text."""
         if math.isnan(self.difference.low):
             return "cannot be told: too few seeds, and it takes two on either side"
         verdict = "cannot be told, too few seeds"
@@ -221,12 +227,12 @@ def equivalence(
     *,
     unit: str = "",
 ) -> Equivalence:
-    """Whether the mean of new `values` [m] is that recorded of n results, within a margin.
+    """Tests whether the mean of new `values` [m] equals a recorded mean within a margin.
 
-    Two one-sided Welch t tests at 0.05 (Schuirmann, 1987), which is to say: whether the
-    interval of 90 % lies within -margin..margin. That no difference is seen is not enough.
-    Raises `ValueError` where a number is not finite (of one result the deviation may be
-    NaN) or the margin is not above 0.
+    mean, deviation, n: of the recorded results. The test is two one-sided Welch t tests at
+    0.05 (Schuirmann, 1987): the 90 % interval must lie within -margin..margin. An
+    insignificant difference alone is no equivalence. Raises `ValueError` for a non-finite
+    number (for n = 1 the deviation may be NaN), or a margin that is not above 0.
     """
     values = np.asarray(values, np.float64)
     recorded = [mean] if n == 1 else [mean, deviation]
@@ -247,7 +253,10 @@ def equivalence(
 
 
 def _welch(a: float, n: int, b: float, m: int) -> float:
-    """Half the interval of 90 % of a difference of means, from deviations and counts."""
+    """Returns half of the 90 % interval of a difference of means; NaN for a count below 2.
+
+    a, b: standard deviations. n, m: counts.
+    """
     import scipy.stats
 
     if min(n, m) < 2:
@@ -264,13 +273,13 @@ def _leaves_out_zero(interval: Interval) -> bool:
 
 
 def _places(interval: Interval) -> int:
-    """Decimals that show two digits of an interval's half-width, and not much more."""
+    """Returns the decimals that show about two digits of an interval's half-width."""
     size = max((interval.high - interval.low) / 2, abs(interval.value) / 1000)
     return max(0, 1 - math.floor(math.log10(size))) if size else 0
 
 
 def _signed(interval: Interval, unit: str) -> str:
-    """'+0.12 points (-0.20 to +0.44)'."""
+    """Returns '+0.12 points (-0.20 to +0.44)'."""
     value, low, high = (f"{end:+z.{_places(interval)}f}" for end in interval)
     return f"{value}{_after(unit)} ({low} to {high})"
 

@@ -1,7 +1,7 @@
-"""What a recipe is expected to reach: recorded beside its config, from runs that were made.
+"""Expected results of a recipe: a file beside its config, recorded from real runs.
 
-``configs/digits.expected.json`` is of ``configs/digits.py``, ``vit_s16-300.expected.json``
-of ``configs/vit_s16.py:300``.
+``configs/digits.expected.json`` belongs to ``configs/digits.py``, and
+``vit_s16-300.expected.json`` to ``configs/vit_s16.py:300``.
 """
 
 import pathlib
@@ -16,12 +16,12 @@ from jaxcls.studies.outcomes import Outcome, values_of
 from jaxcls.studies.spread import spread
 
 FORMAT = 1
-# What a spread says that is worth keeping.
+# The fields of a `Spread` that a record keeps.
 _KEPT = ("n", "mean", "deviation", "least", "most")
 
 
 def file_of(config: pathlib.Path, argument: str) -> pathlib.Path:
-    """Where what is expected of a config file, given this argument, is recorded."""
+    """Returns the path of the record for a config file and its argument ("": none)."""
     stem = f"{config.stem}-{argument}" if argument else config.stem
     return config.with_name(f"{stem}.expected.json")
 
@@ -37,12 +37,12 @@ def record(
     place: str,
     margin: float,
 ) -> None:
-    """Write what these runs of one recipe came to.
+    """Writes the record of the runs of one recipe.
 
-    config: its values, by key. facts: of the data. start: an entry of manifest.json, for
-    versions and devices. metric, place, margin: what a check compares, and how near it
-    must be, in the metric's unit.
-    Raises `InputError` where a run did not end, or two were not made.
+    config: {key: value}. facts: of the dataset. start: an entry of manifest.json, for
+    versions and devices. metric, place: the figure that a later check compares. margin:
+    the largest allowed difference, in the metric's unit.
+    Raises `InputError` if a run is not done, or there are fewer than two runs.
     """
     lost = [run.seed for run in runs if run.state != "done"]
     if lost or len(runs) < 2:
@@ -70,7 +70,7 @@ def record(
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """What was recorded; raises `InputError` where nothing was, or it cannot be read."""
+    """Returns the content of a record; raises `InputError` if it is missing or invalid."""
     found = atomic.read_json(file)
     if found is None:
         raise InputError(

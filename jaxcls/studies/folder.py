@@ -1,4 +1,4 @@
-"""The folder of a study: its lock, plan.json, study.json, and where its runs are."""
+"""The folder of a study: its lock, plan.json, study.json, and the folders of its runs."""
 
 import contextlib
 import fcntl
@@ -12,22 +12,22 @@ from jaxcls.runs.workdir import Workdir
 from jaxcls.studies.cells import Cell
 from jaxcls.version import __version__
 
-# What a study is made of: its config, cells, and every seed ever asked for; what it found.
+# The plan has the config, the cells, and all seeds of all calls. The result has figures.
 PLAN, RESULT = "plan.json", "study.json"
-# Of both files.
+# The format version of both files.
 FORMAT = 1
 
 
 def run_folder(study: pathlib.Path, cell: str, seed: int) -> Workdir:
-    """The folder of one run of the study in a folder."""
+    """Returns the folder of one run of the study in the folder `study`."""
     return Workdir(study / cell / f"seed-{seed}")
 
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a study's folder, which is made if need be, for a moment; waits for its turn.
+    """Locks a study's folder within the block; waits for other processes.
 
-    Raises `InputError` where it cannot be written.
+    Makes the folder if it is missing. Raises `InputError` if it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,10 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 
 def read_plan(folder: pathlib.Path) -> dict[str, Any] | None:
-    """plan.json of a study's folder, None where there is none; raises `InputError`."""
+    """Returns plan.json of a study's folder, or None if there is no such file.
+
+    Raises `InputError` if the file is no plan of this format.
+    """
     plan: dict[str, Any] | None = atomic.read_json(folder / PLAN)
     kinds = {"config": dict, "cells": list, "seeds": list}
     if plan is None:
@@ -58,7 +61,7 @@ def read_plan(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def cells_of(folder: pathlib.Path, plan: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a plan, which is that of `folder`; raises `InputError`."""
+    """Returns the cells of the plan of `folder`; raises `InputError` for a bad cell."""
     try:
         made = [Cell(**cell) for cell in plan["cells"]]
         return [cell._replace(streams=tuple(cell.streams)) for cell in made]
@@ -74,7 +77,10 @@ def _no_plan(folder: pathlib.Path) -> InputError:
 
 
 def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
-    """study.json of a study's folder; raises `InputError` that names `flag` without one."""
+    """Returns study.json of a study's folder.
+
+    Raises `InputError`, which names `flag`, if the file is missing or invalid.
+    """
     file = folder / RESULT
     found: dict[str, Any] | None = atomic.read_json(file)
     if found is None:
@@ -99,7 +105,7 @@ def _check_format(file: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 
 def _why_no_study(folder: pathlib.Path) -> str:
-    """What a folder is that has no study.json, and what to give."""
+    """Returns why a folder has no study.json, and the remedy, for a message."""
     if (folder / "config.json").is_file():
         above = folder.parent.parent
         whole = f"; the study's is {above}" if (above / RESULT).is_file() else ""

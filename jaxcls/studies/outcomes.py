@@ -1,4 +1,4 @@
-"""What came of runs, as their folders say: values by split and step, or how they failed."""
+"""Outcomes of runs, read from their folders: values by split and step, or a failure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,17 +8,19 @@ from jaxcls.errors import InputError
 from jaxcls.runs import records as run_records
 from jaxcls.runs.workdir import Workdir
 
-# Of a run's last step, where its final record is of its best one.
+# The record of a run's last step, if its final record is of its best step.
 LAST_STEP = "last_step.json"
-# What is scored: the best step (by data.eval) and the last one, on data.test and data.eval.
+# A place is a split and a step: data.test or data.eval, at the best step (by data.eval) or
+# at the last step.
 PLACES = ("test_best", "test_last", "eval_best", "eval_last")
 
 
 class Outcome(NamedTuple):
-    """How a run ended: "done", "diverged", or "missing" where it did not end yet.
+    """The outcome of a run.
 
-    values: {place: {metric: value}} for those of `PLACES` that there are; n: how many
-    examples each place has.
+    state: "done", "diverged", or "missing" if the run has not ended. steps: of training; 0
+    unless done. n: {place: number of examples}. values: {place: {metric: value}}. Both
+    have the scored places of `PLACES` only.
     """
 
     seed: int
@@ -29,7 +31,10 @@ class Outcome(NamedTuple):
 
 
 def read(folder: Workdir, seed: int) -> Outcome:
-    """What came of the run of `seed` in `folder`, which need not be there."""
+    """Returns the outcome of the run of `seed` in `folder`; "missing" without a folder.
+
+    Raises `InputError` if a file or a record that it needs is lost.
+    """
     records = run_records.read(folder.metrics)
     final = _final(records)
     if final is None:
@@ -60,7 +65,7 @@ def read(folder: Workdir, seed: int) -> Outcome:
 
 
 def values_of(runs: Sequence[Outcome], place: str, metric: str) -> dict[int, float]:
-    """{seed: value} of those runs that have one."""
+    """Returns {seed: value} of the runs that have a value."""
     return {
         run.seed: run.values[place][metric]
         for run in runs
@@ -69,7 +74,7 @@ def values_of(runs: Sequence[Outcome], place: str, metric: str) -> dict[int, flo
 
 
 def is_left(folder: Workdir) -> bool:
-    """Whether something of a run is left to do."""
+    """Returns whether a run needs more training, or a score of its last step."""
     final = _final(run_records.read(folder.metrics))
     if final is None:
         return not _has_diverged(folder)
@@ -77,7 +82,7 @@ def is_left(folder: Workdir) -> bool:
 
 
 def lacks_last_step(folder: Workdir) -> dict[str, Any] | None:
-    """The final record of a run whose last step was not scored on data.test; or None."""
+    """Returns the final record if the last step has no score on data.test, else None."""
     final = _final(run_records.read(folder.metrics))
     return final if final is not None and _lacks_last_step(folder, final) else None
 
@@ -91,7 +96,7 @@ def _lacks_last_step(folder: Workdir, final: Mapping[str, Any]) -> bool:
 def _at(
     evaluations: Mapping[int, dict[str, Any]], step: int, folder: Workdir
 ) -> dict[str, Any]:
-    """The evaluation at a step; raises `InputError` where its record is lost."""
+    """Returns the evaluation of a step; raises `InputError` if its record is lost."""
     if step not in evaluations:
         raise InputError(
             f"{folder.metrics} has lost the evaluation of step {step}, the best; put the"
@@ -101,12 +106,15 @@ def _at(
 
 
 def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The final record, which a run that has ended well has."""
+    """Returns the final record, or None if the run has not finished training."""
     return records[-1] if records and records[-1]["kind"] == "final" else None
 
 
 def read_last_step(folder: Workdir) -> dict[str, Any] | None:
-    """The record of the last step on data.test, or None."""
+    """Returns the record of the last step on data.test, or None without such a file.
+
+    Raises `InputError` if the file is no such record.
+    """
     file = folder.path / LAST_STEP
     record: dict[str, Any] | None = atomic.read_json(file)
     is_one = isinstance(record, dict) and {"step", "n"} <= set(record)
@@ -116,11 +124,11 @@ def read_last_step(folder: Workdir) -> dict[str, Any] | None:
 
 
 def _metrics(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record that are no counts of steps or examples."""
+    """Returns the metrics of a record: its floats, without counts and steps."""
     counts = {"step", "n", "best_step"}
     return {k: v for k, v in record.items() if isinstance(v, float) and k not in counts}
 
 
 def _has_diverged(folder: Workdir) -> bool:
-    """Whether the last start of a run ended because it diverged, which it does again."""
+    """Returns whether the last start of a run diverged. A new start diverges again."""
     return [{}, *folder.starts()][-1].get("reason") == "diverged"

@@ -1,7 +1,6 @@
-"""A recorded run is made again, and compared with its record.
+"""Train a recorded run again, and compare it with its record.
 
-All that it needs is in the run's folder, or in the archive that `proof.pack` makes of it,
-and the data.
+This needs the dataset, and the run's folder or the archive that `archive.pack` writes.
 """
 
 import contextlib
@@ -26,14 +25,14 @@ from jaxcls.training import stopping, train
 
 
 class DifferentError(Exception):
-    """The state at `step` is not the recorded one in `arrays`."""
+    """The state at `step` differs from its record in `arrays`; it has `of` arrays."""
 
     def __init__(self, step: int, arrays: list[str], of: int) -> None:
         self.step, self.arrays, self.of = step, arrays, of
 
 
 class Verdict(NamedTuple):
-    """Whether a run came out as it is recorded, in words too."""
+    """Whether the new run matches its record; `words` is the message."""
 
     is_same: bool
     words: str
@@ -47,11 +46,13 @@ def reproduce(
     scratch: str = "",
     say: Callable[[str], None] = print,
 ) -> Verdict:
-    """Make a run again up to `steps` (0: its end), and compare it with its record.
+    """Trains a run again up to step `steps` (0: its end), and compares it with its record.
 
-    overrides: of config keys that may be otherwise. tolerance: on another kind of machine,
-    the largest relative difference of a loss. scratch: the folder of the new run; "": one
-    that is removed. say: gets what is to be known before the verdict.
+    On the same kind of machine, digests and records must be equal; on another kind, losses
+    must agree within `tolerance`, a relative difference. overrides: {config key: text}
+    for keys that may change, such as data.dir. scratch: a new or empty folder for the run,
+    which is kept; "": a temporary folder. say: receives messages before the verdict.
+    Raises `InputError` if the run cannot be reproduced here, `StoppedError` on a signal.
     """
     _check_is_alone(recorded)
     where = Workdir(scratch).path if scratch else None
@@ -90,7 +91,7 @@ def reproduce(
 
 
 def _check_is_alone(recorded: Recorded) -> None:
-    """Raise `InputError` for a run that trained in one program with other seeds."""
+    """Raises `InputError` if the run trained in one program together with other seeds."""
     seeds = recorded.starts[0].get("together", 1)
     if seeds > 1:
         raise InputError(
@@ -100,7 +101,11 @@ def _check_is_alone(recorded: Recorded) -> None:
 
 
 def _last_step(recorded: Recorded, steps: int, say: Callable[[str], None]) -> int:
-    """The last recorded step, up to `steps`, that one kind of machine has made."""
+    """Returns the last step to compare.
+
+    It has a digest, is at most `steps` (0: no limit), and precedes any move of the run to
+    another kind of machine. Raises `InputError` if there is no such step.
+    """
     first, limits = recorded.starts[0], [steps] if steps else []
     for start in recorded.starts[1:]:
         if archive.topology(start) != archive.topology(first):
@@ -118,16 +123,16 @@ def _last_step(recorded: Recorded, steps: int, say: Callable[[str], None]) -> in
 
 
 def _set_environment(start: dict[str, Any]) -> None:
-    """Let the devices start as they did then."""
+    """Sets XLA_FLAGS, and on CPU the threads and devices, as in the recorded start."""
     os.environ["XLA_FLAGS"] = start["xla_flags"]
     if start["devices"][0].lower() == "cpu":
-        # XLA's thread pool, whose size decides how sums are split.
+        # The size of XLA's thread pool decides how XLA splits sums.
         os.environ["NPROC"] = str(start["cpu"]["nproc"] or start["cpu"]["cores"])
         there = max(start.get("local_devices", 1), len(start["devices"]))
         jax.config.update("jax_num_cpu_devices", there)
 
 
-# What of a run may be elsewhere, or otherwise, when it is made again.
+# The config keys that may change when a run is reproduced.
 _ANYWHERE = (
     "data.dir", "data.threads", "data.prefetch", "data.resident", "init.weights",
     "distill.run", "compile.cache",
@@ -152,8 +157,8 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
                 f"--config.{key} comes from the run's folder; leave it out, or give"
                 f" {', '.join(_ANYWHERE[:-1])} or {_ANYWHERE[-1]}"
             )
-    # In a loop as it was, where that is possible; on a CPU instead of what it ran on it
-    # would only be slow.
+    # A loop stays a loop, if possible. It is off if the run moves between an accelerator
+    # and a CPU, where a loop is only slow.
     was_on_cpu = recorded.starts[0]["devices"][0].lower() == "cpu"
     is_on_cpu = jax.local_devices()[0].platform == "cpu"
     is_loop = recorded.starts[0].get("loop", 0) and "data.resident" not in overrides
@@ -162,7 +167,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
 
 
 def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
-    """Raise `InputError` where the data are not those of the recorded run."""
+    """Raises `InputError` if the dataset or the initial weights differ from the record."""
     try:
         sources.check_same(sources.facts_of(recorded.implied), exp.selection.facts)
     except InputError as error:
@@ -184,7 +189,7 @@ def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs between two starts, by name, in words."""
+    """Returns {name: text} of the differences between two starts."""
     changed: dict[str, str] = {}
     for key in ("jaxcls", "code", "commit", "python", "xla_flags", "hosts"):
         if key in before and before[key] != now[key]:
@@ -215,9 +220,10 @@ def _run(
     last: int,
     expected: dict[int, dict[str, str]],
 ) -> int:
-    """Train to step `last`; how many of the expected digests were met.
+    """Trains to step `last`; returns the number of expected steps with equal digests.
 
-    Raises `DifferentError` at the first that differs, or where the run ends before it.
+    expected: {step: {array: digest}}. Raises `DifferentError` at the first step that
+    differs, or if the run ends before an expected step; `StoppedError` on a signal.
     """
     met: set[int] = set()
 
@@ -238,7 +244,8 @@ def _run(
             if stop.requested:
                 raise StoppedError("asked to; nothing is compared yet") from None
     reached = max(checkpoint.steps(folder / "checkpoints"), default=0)
-    # Steps between are not all met: how often a run saves may be changed on its way.
+    # An expected step before `reached` may have no digest now: a run may change its
+    # checkpoint interval.
     beyond = [step for step in expected if reached < step <= last]
     if beyond:
         raise DifferentError(min(beyond), [f"the run ends at step {reached}"], 0)
@@ -258,10 +265,10 @@ def _difference(found: DifferentError, equal: int, changed: dict[str, str]) -> s
 def _compare_exactly(
     recorded: Recorded, now: list[dict[str, Any]], last: int, compared: int
 ) -> Verdict:
-    """Whether the records up to step `last` are the same, besides the digests."""
+    """Returns the verdict of equal digests: the records up to step `last` must be equal."""
     again = {(r["step"], r["kind"]): r for r in now}
     before = [r for r in recorded.metrics if r["step"] <= last]
-    # How often training values are recorded may be changed on the way.
+    # A run may change its log interval, so that train records differ in their steps.
     of_both = [r for r in before if r["kind"] != "train" or (r["step"], "train") in again]
     for record in of_both:
         if again.get((record["step"], record["kind"])) != record:
@@ -283,14 +290,14 @@ def _compare_nearly(
     tolerance: float,
     changed: dict[str, str],
 ) -> Verdict:
-    """Whether every recorded loss up to step `last` is met within a tolerance."""
+    """Returns whether every recorded loss up to step `last` agrees within a tolerance."""
     again = {(r["step"], r["kind"]): r.get("loss") for r in now}
     largest, where, compared = 0.0, 0, 0
     for record in (r for r in recorded.metrics if r["step"] <= last and "loss" in r):
         loss, other = record["loss"], again.get((record["step"], record["kind"]))
         if loss == other:
             difference = 0.0
-        elif loss is None or other is None:  # Not finite, or not there at all.
+        elif loss is None or other is None:  # Non-finite, or missing.
             difference = math.inf
         else:
             difference = abs(loss - other) / max(abs(loss), 1e-12)

@@ -1,4 +1,4 @@
-"""The runs of a study, one after the other, each in its folder."""
+"""Training of a study's runs, one after the other, each in its folder."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ from jaxcls.training.stopping import Stop
 
 
 class Study(NamedTuple):
-    """What a study is made of, and where. seeds: those that are asked for now."""
+    """A study: base config, cells, folder, and the seeds of this call."""
 
     base: ConfigDict
     cells: list[Cell]
@@ -36,11 +36,11 @@ class Study(NamedTuple):
     folder: pathlib.Path
 
     def workdir(self, cell: Cell, seed: int) -> Workdir:
-        """The folder of one run."""
+        """Returns the folder of one run."""
         return study_folder.run_folder(self.folder, cell.name, seed)
 
     def config(self, cell: Cell) -> ConfigDict:
-        """The checked config of a cell, whatever its seed; raises `InputError`."""
+        """Returns the checked config of a cell, without its seed; raises `InputError`."""
         config = configs.from_flat(configs.flat(self.base))
         for key, text in cell.overrides.items():
             configs.override(config, key, text)
@@ -49,9 +49,11 @@ class Study(NamedTuple):
 
 
 def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
-    """Make the runs of a shard that are not made yet; raises `StoppedError`.
+    """Trains the unfinished runs of a shard.
 
-    metric: what will be compared; `InputError` before a run begins where it is in none.
+    shard: (index, number of shards). metric: the metric of the comparison. Raises
+    `InputError` before the first run for a bad config or metric, and `StoppedError` if a
+    stop is requested.
     """
     first, of = shard
     every = [*itertools.product(study.cells, study.seeds)][first::of]
@@ -63,10 +65,10 @@ def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
     began, number = time.monotonic(), 0
     for name in names:
         cell = by_name[name]
-        # Its images and programs are not needed any more after the last of its seeds.
+        # No reference stays, so that images and programs are freed after the last seed.
         exp = built.pop(name)
         for seed in (seed for of_cell, seed in todo if of_cell == name):
-            # From the one before, so that what that has compiled this has too.
+            # The previous experiment is reseeded, so that its programs are compiled once.
             exp = exp.reseeded(cell.seeds(seed))
             said = _make(exp, study.workdir(cell, seed), stop)
             number += 1
@@ -79,7 +81,7 @@ def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
 
 
 def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, int]]:
-    """(cell, seed) of the runs that have something left to do."""
+    """Returns (cell, seed) of the unfinished runs."""
     return [
         (cell.name, seed)
         for cell, seed in every
@@ -88,7 +90,7 @@ def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, in
 
 
 def check(study: Study) -> None:
-    """Raise `InputError` for a cell whose config cannot be, or is that of another."""
+    """Raises `InputError` for a cell with a bad config, or with another cell's recipe."""
     seen: dict[tuple[str, ...], str] = {}
     for cell in study.cells:
         with _named(cell):
@@ -101,7 +103,7 @@ def check(study: Study) -> None:
 
 
 def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
-    """The experiment of a cell; whatever is wrong with it is said before a run begins."""
+    """Returns the checked experiment of a cell; raises `InputError`."""
     with _named(cell):
         exp = experiment.build(study.config(cell))
         checks.check(exp)
@@ -111,7 +113,7 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
 
 @contextlib.contextmanager
 def _named(cell: Cell) -> Iterator[None]:
-    """Name the cell in what is said of it, where it is one of several."""
+    """Adds the cell's name to an `InputError` of the block, if the cell has overrides."""
     try:
         yield
     except InputError as error:
@@ -121,9 +123,9 @@ def _named(cell: Cell) -> Iterator[None]:
 
 
 def _adopt(study: Study) -> None:
-    """Write plan.json, or add cells and seeds to it.
+    """Writes plan.json, or adds cells and seeds to it.
 
-    Raises `InputError` where the folder holds another study.
+    Raises `InputError` if the folder has another study, or other files.
     """
     with study_folder.held(study.folder):
         before = study_folder.read_plan(study.folder)
@@ -135,7 +137,7 @@ def _adopt(study: Study) -> None:
         }
         if before is not None:
             _check_same(study, before)
-            # Those that were asked for before belong to the result as well.
+            # Cells and seeds of earlier calls stay part of the result.
             new = [cell for cell in plan["cells"] if cell not in before["cells"]]
             seeds = sorted({*before["seeds"], *study.seeds})
             plan = {**before, "cells": [*before["cells"], *new], "seeds": seeds}
@@ -146,7 +148,7 @@ def _adopt(study: Study) -> None:
 
 
 def _check_same(study: Study, before: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless a plan is of this study: its config, no cell redefined."""
+    """Raises `InputError` if a plan has another config, or redefines a cell's name."""
     changed = configs.differences(configs.from_flat(before["config"]), study.base)
     other = [key for key in changed if configs.is_identity(key, study.base)]
     known = {cell.name: cell for cell in study_folder.cells_of(study.folder, before)}
@@ -162,7 +164,7 @@ def _check_same(study: Study, before: Mapping[str, Any]) -> None:
 
 
 def _check_empty(folder: pathlib.Path) -> None:
-    """Raise `InputError` where a folder holds something that is no study."""
+    """Raises `InputError` if a new study's folder has any file but the lock."""
     foreign = sorted(e.name for e in folder.iterdir() if e.name != "lock")
     if foreign:
         raise InputError(
@@ -171,7 +173,7 @@ def _check_empty(folder: pathlib.Path) -> None:
 
 
 def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
-    """Make one run, or go on with it, and score its last step; how it ended, in words."""
+    """Trains or continues one run and scores its last step; returns its end as text."""
     if stop.requested:
         raise StoppedError("asked to; the same command goes on with the study")
     try:
@@ -188,7 +190,7 @@ def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
 
 @contextlib.contextmanager
 def _quietly(folder: Workdir) -> Iterator[None]:
-    """What a run says goes to a file beside its folder."""
+    """Redirects the block's standard output to a .log file beside the run's folder."""
     if not hosts.is_first():
         yield
         return
@@ -205,7 +207,7 @@ def _quietly(folder: Workdir) -> Iterator[None]:
 
 
 def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None:
-    """Score the last step on data.test, where the run's own final record is of its best."""
+    """Scores the last step on data.test, if the final record is of the best step."""
     final = hosts.on_first(lambda: outcomes.lacks_last_step(folder))
     if not final:
         return
@@ -223,9 +225,10 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
-    """Write study.json from what the folders hold now; its content.
+    """Writes study.json from the folders of all runs; returns its content.
 
-    One process at a time: of those that end at once, the last one sees the runs of all.
+    Holds the lock, so that of several shards the last one sees the runs of all.
+    Raises `InputError`.
     """
     with study_folder.held(study.folder):
         plan = study_folder.read_plan(study.folder)

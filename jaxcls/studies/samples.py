@@ -1,4 +1,4 @@
-"""The two samples of a comparison: runs of a study, of a cell of one, or single ones."""
+"""The two samples of a comparison: runs of a study, runs of a cell, or single runs."""
 
 import pathlib
 import re
@@ -21,13 +21,13 @@ class Sample(NamedTuple):
 
 
 def read(text: str) -> Sample:
-    """The sample that a text names: a folder, or run folders with commas between.
+    """Returns the sample of a text: one folder, or several run folders with commas.
 
-    A folder is a run's, a cell's of a study (its seed-0, seed-1, ...) or that of a study
-    with one cell. Raises `InputError`.
+    A folder belongs to a run, to a cell of a study (with seed-0, seed-1, ... inside), or
+    to a study with one cell. Raises `InputError`.
     """
     folders: dict[int, Workdir] = {}
-    # The name of a cell holds commas too.
+    # The name of a cell may have commas.
     whole = pathlib.Path(text).expanduser().is_dir()
     for part in [text] if whole else text.split(","):
         for seed, folder in _runs(part.strip(), text):
@@ -45,7 +45,7 @@ def read(text: str) -> Sample:
 
 
 def check_same_examples(one: Sample, other: Sample) -> None:
-    """Raise `InputError` unless both samples were scored on the same examples."""
+    """Raises `InputError` unless both samples are scored on the same dataset and splits."""
     facts, splits = [], []
     for sample in (one, other):
         saved = sample.folder.read()
@@ -63,7 +63,7 @@ def check_same_examples(one: Sample, other: Sample) -> None:
 
 
 def differences(one: Sample, other: Sample) -> list[str]:
-    """The keys in which the recipes differ, but for seeds: 'optim.lr: 0.1, 0.2'."""
+    """Returns the differences of the recipes, without seeds: 'optim.lr: 0.1, 0.2'."""
     before, after = one.folder.config(), other.folder.config()
     found = configs.differences(before, after).items()
     return [
@@ -75,11 +75,11 @@ def differences(one: Sample, other: Sample) -> list[str]:
 
 
 def _runs(part: str, text: str) -> list[tuple[int, Workdir]]:
-    """(seed, folder) of the runs that one folder names."""
+    """Returns (seed, folder) of the runs of one folder; raises `InputError`."""
     path = pathlib.Path(part).expanduser()
     if (path / "config.json").is_file():
         folder = Workdir(path)
-        # Of a study's run its name says it: config.seed is what stays under --vary=order.
+        # The folder name has the seed of a study's run; --vary=order keeps config.seed.
         of_study = re.fullmatch(r"seed-(\d+)", folder.path.name)
         return [(int(of_study[1]) if of_study else folder.config().seed, folder)]
     if plan := study_folder.read_plan(path):

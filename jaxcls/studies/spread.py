@@ -1,9 +1,9 @@
-"""What n results of one recipe tell: where they lie, how well that is known, what is next.
+"""Statistics of n results of one recipe: spread, shares of variance, seeds to plan.
 
-The interval to trust at few seeds is Student's, `Spread.t`. Those of the median and of the
-interquartile mean are percentile bootstraps, which promise 95 % and hold less at small n:
-beside each stands what it does hold.
-SciPy is imported where it is used: it takes a second, and training needs none of it.
+At few seeds, trust Student's interval, `Spread.t`. The median and the interquartile mean
+have percentile-bootstrap intervals. Their nominal coverage is 95 %; at small n the true
+coverage is lower, so a simulated coverage comes with each interval.
+Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 
 import bisect
@@ -16,20 +16,21 @@ import numpy as np
 from jaxcls.evaluation import intervals
 from jaxcls.evaluation.intervals import Interval
 
-# Samples that a bootstrap draws, fewer where n is large; how many numbers it draws at most.
+# A bootstrap's samples; and the most numbers that it draws, which limits them for large n.
 REPLICATES, DRAWN = 10_000, 10**7
-# To find the coverage: tables of normal draws; samples from each; the largest n simulated.
+# The coverage simulation: tables of normal draws, samples of each table, and the largest n.
 _TABLES, _SAMPLES, _MOST = 5_000, 8_000, 100
-# More pairs than this nobody trains.
+# The most pairs of runs that a study could train.
 MOST_RUNS = 100_000
 
 
 class Spread(NamedTuple):
-    """Where n results lie; deviation: with n - 1, and NaN where n is 1, as every end is.
+    """Statistics of n results.
 
-    t: the mean with Student's interval. median, iqm: with the percentile bootstrap's; the
-    coverage of each is the share of such intervals, on normal draws of this n (past 100, of
-    100), that hold the truth: to two decimals, and it should be 0.95.
+    For n = 1, `deviation`, the ends of intervals and the coverages are NaN. deviation: the
+    standard deviation with n - 1. t: the mean with Student's interval. median, iqm: with
+    percentile-bootstrap intervals. Each coverage is the share of such intervals that hold
+    the truth on normal draws of this n (at most 100), to two decimals; nominal is 0.95.
     """
 
     n: int
@@ -45,12 +46,12 @@ class Spread(NamedTuple):
 
 
 def spread(values: np.ndarray) -> Spread:
-    """What [n] results of one recipe, one a seed, tell.
+    """Returns the statistics of results [n] of one recipe, one result for each seed.
 
-    iqm: the interquartile mean of Agarwal et al. (arXiv:2108.13264) as its authors compute
-    it (`scipy.stats.trim_mean` of a quarter): the n // 4 least and the n // 4 most are left
-    out, so of three results or fewer it is the mean.
-    Raises `ValueError` where there are none, or one is not finite.
+    The interquartile mean follows the code of Agarwal et al. (arXiv:2108.13264), a
+    `scipy.stats.trim_mean` of a quarter: it drops the n // 4 smallest and the n // 4
+    largest results. Up to n = 3 it is the mean.
+    Raises `ValueError` for no result or a non-finite result.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -72,21 +73,21 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def median_weights(n: int) -> np.ndarray:
-    """The weights [n] of n results in rising order whose sum is the median."""
+    """Returns weights [n]: the median is their weighted sum of n sorted results."""
     weights = np.zeros(n)
     weights[[(n - 1) // 2, n // 2]] += 0.5 if n % 2 == 0 else 1.0
     return weights
 
 
 def iqm_weights(n: int) -> np.ndarray:
-    """The weights [n] of n results in rising order whose sum is the interquartile mean."""
+    """Returns weights [n]: the interquartile mean is the weighted sum of sorted results."""
     weights = np.zeros(n)
     weights[n // 4 : n - n // 4] = 1 / (n - 2 * (n // 4))
     return weights
 
 
 def _percentile(values: np.ndarray, weights: np.ndarray) -> Interval:
-    """A weighted sum of [n] results in order, with its percentile bootstrap."""
+    """Returns the weighted sum of sorted results [n] with a percentile bootstrap."""
     import scipy.stats
 
     def figure(drawn: np.ndarray, axis: int) -> np.ndarray:
@@ -104,25 +105,26 @@ def _percentile(values: np.ndarray, weights: np.ndarray) -> Interval:
             method="percentile",
             rng=np.random.default_rng(intervals.SEED),
         ).confidence_interval
-    # Weights sum to one but for rounding.
+    # Rounding of the weights could move a figure out of the range of the results.
     ends = np.clip([value, low, high], values.min(), values.max())
     return Interval(*map(float, ends))
 
 
 @functools.cache
 def _coverages(n: int) -> tuple[float, float]:
-    """Of the median's and the interquartile mean's interval at this n, to two decimals."""
+    """Returns the coverages of the median and the interquartile mean, to two decimals."""
     if n < 2:
         return math.nan, math.nan
     return round(coverage(median_weights(n)), 2), round(coverage(iqm_weights(n)), 2)
 
 
 def coverage(weights: np.ndarray) -> float:
-    """How often the percentile bootstrap of 95 % holds the truth on n normal draws.
+    """Returns the coverage of the 95 % percentile bootstrap on n normal draws.
 
-    weights [n]: of the draws in rising order, whose sum is the figure; symmetric, so that
-    the truth is 0. By simulation with a fixed seed, true to about 0.01: a bootstrap sample
-    of sorted draws weights them, and one product makes all samples of many tables.
+    weights [n]: of the sorted draws; the figure is the weighted sum. They are symmetric, so
+    that the truth is 0. The coverage is simulated with a fixed seed, to about 0.01. A
+    bootstrap sample of sorted draws is another weighted sum of them, so one matrix product
+    computes all samples of many tables.
     """
     n, rng = len(weights), np.random.default_rng(intervals.SEED)
     drawn = np.sort(rng.integers(0, n, (_SAMPLES, n)), axis=1)
@@ -138,11 +140,12 @@ def coverage(weights: np.ndarray) -> float:
 
 
 def share_of_variance(part: np.ndarray, whole: np.ndarray) -> Interval:
-    """The variance of [n] results over that of [m] others, with its F interval.
+    """Returns var(part [n]) / var(whole [m]) with its F interval.
 
-    What share of the variance comes from one random stream: `part` varies it alone, `whole`
-    varies them all. Of normal results; nothing keeps it below 1, for both are estimates.
-    NaN where either has fewer than two, or `whole` does not vary.
+    This is the share of one random stream in the variance: `part` varies that stream only,
+    `whole` varies all streams. It assumes normal results. Both variances are estimates, so
+    the share may exceed 1. Returns NaN if either has fewer than two results, or if `whole`
+    has no variance.
     """
     import scipy.stats
 
@@ -158,12 +161,12 @@ def share_of_variance(part: np.ndarray, whole: np.ndarray) -> Interval:
 def runs_needed(
     deviation: float, difference: float, power: float = 0.8, level: float = 0.05
 ) -> int | None:
-    """How many pairs of runs show a mean difference; None where over 100,000.
+    """Returns the number of pairs of runs that show a difference; None if over 100,000.
 
-    deviation: of the paired differences, not of the results. power: the share of studies
-    of that size in which a two-sided paired t test at `level` sees it. The square of its
-    statistic is noncentral F, which is exact for normal differences.
-    Raises `ValueError` where a number is not finite or out of its range.
+    deviation: the standard deviation of the paired differences, not of the results. power:
+    of a two-sided paired t test at `level`. The square of its statistic has a noncentral F
+    distribution, which is exact for normal differences.
+    Raises `ValueError` for a non-finite number, or a number out of its range.
     """
     import scipy.stats
 
@@ -171,7 +174,7 @@ def runs_needed(
         raise ValueError(f"cannot plan for a deviation of {deviation}, {difference} apart")
     if not (0 < power < 1 and 0 < level < 1):
         raise ValueError(f"power and level must be between 0 and 1: {power}, {level}")
-    # More deviations than this any two pairs show, and squares stay finite.
+    # Two pairs show an effect of this size. The limit keeps squares finite.
     far = 1e4
     effect = far if difference else 0.0
     if deviation and abs(difference) < far * deviation:

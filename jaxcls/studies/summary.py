@@ -1,7 +1,7 @@
-"""Outcomes of a study's runs -> its result: spreads, comparisons, what was chosen.
+"""The result of a study from the outcomes of its runs: spreads, comparisons, selection.
 
-What is scored is told apart by split and step (see `outcomes.PLACES`): "test_best" is
-data.test at the best step by data.eval, "test_last" data.test at the last one.
+A place is a split and a step (see `outcomes.PLACES`): "test_best" is data.test at the best
+step by data.eval, and "test_last" is data.test at the last step.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxcls.studies.cells import Cell
 from jaxcls.studies.comparison import Comparison
 from jaxcls.studies.outcomes import PLACES, Outcome, values_of
 
-# Differences that a next study may want to see, in points (of a loss: in hundredths).
+# Differences for which the next study is planned, in points (for a loss, in hundredths).
 DIFFERENCES = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -30,11 +30,11 @@ def summarise(
     baseline: str,
     best_metric: str,
 ) -> dict[str, Any]:
-    """The content of study.json: a function of what the runs' folders hold.
+    """Returns the content of study.json, a pure function of the outcomes.
 
-    found: {cell: outcomes, one a seed}. metric: what is compared, with `baseline`.
-    best_metric: by which, on data.eval, the best step and the best cell are chosen.
-    Raises `InputError` for a metric that no run has.
+    found: {cell: outcomes, one for each seed}. metric: of the comparisons. baseline: the
+    cell that all others are compared with. best_metric: selects the best step and the best
+    cell on data.eval. Raises `InputError` for a metric that no run has.
     """
     _check_metric(metric, found)
     places = [
@@ -71,16 +71,16 @@ def summarise(
 
 
 def headline(places: Sequence[str]) -> str:
-    """Of what there is, the figure that nothing was chosen by; "" where there is none.
+    """Returns the least biased place of `places`; "" without any.
 
-    Not eval_best while there is another: the best of many evaluations flatters itself.
+    eval_best comes last: the best of many evaluations is an optimistic estimate.
     """
     order = ("test_best", "test_last", "eval_last", "eval_best")
     return next((place for place in order if place in places), "")
 
 
 def unit(metric: str) -> str:
-    """What differences of a metric are given in: points (hundredths), or as they are."""
+    """Returns the unit of a metric's differences: "points" (hundredths), or "" (as is)."""
     return "points" if is_higher_better(metric) else ""
 
 
@@ -124,7 +124,7 @@ def _figure(runs: Sequence[Outcome], place: str, metric: str) -> dict[str, Any]:
 def _compared(
     found: Mapping[str, Sequence[Outcome]], place: str, metric: str, baseline: str
 ) -> dict[str, Any]:
-    """{cell: how it compares with the baseline}, in the metric's unit."""
+    """Returns {cell: its comparison with the baseline}, in the metric's unit."""
     scaled = {
         name: {s: scale(metric) * v for s, v in values_of(runs, place, metric).items()}
         for name, runs in found.items()
@@ -141,9 +141,9 @@ def _compared(
 def _selected(
     cells: Sequence[Cell], found: Mapping[str, Sequence[Outcome]], metric: str
 ) -> dict[str, Any] | None:
-    """The cell whose mean on data.eval is best; None where there is nothing to choose.
+    """Returns the cell with the best mean on data.eval; None without a choice.
 
-    Of runs that all ended: a cell is not chosen for the seeds that it lacks.
+    A cell that lacks the result of a seed is no candidate: the gap must not help it.
     """
     if len({str(cell.overrides) for cell in cells}) < 2:
         return None
@@ -164,7 +164,7 @@ def _streams(
     places: Sequence[str],
     metric: str,
 ) -> dict[str, Any]:
-    """{place: {streams: their share of the variance}} where each varied by itself."""
+    """Returns {place: {streams: their share of the variance}}; {} if none varied alone."""
     whole = [cell.name for cell in cells if not cell.streams and not cell.overrides]
     parts = [cell for cell in cells if cell.streams and not cell.overrides]
     if not (whole and parts):
@@ -184,11 +184,11 @@ def _streams(
 def _needed(
     values: np.ndarray, compared: Mapping[str, Mapping[str, Any]], metric: str
 ) -> dict[str, Any] | None:
-    """How many seeds a next comparison takes, by the difference that it is to show.
+    """Returns the seeds that the next comparison needs, for each of DIFFERENCES.
 
-    values [n]: of the baseline. compared: with it, by cell. The deviation of a difference
-    is the largest that was seen between the baseline and another cell; of one cell alone,
-    that of two independent runs of it.
+    values [n]: of the baseline. compared: {cell: its comparison with the baseline}. The
+    deviation is the largest one among the comparisons. Without a comparison, it is the
+    deviation of the difference of two independent runs. Returns None without a deviation.
     """
     found = [one["deviation"] for one in compared.values()]
     deviations = [deviation for deviation in found if math.isfinite(deviation)]
@@ -200,12 +200,12 @@ def _needed(
         deviations = [scale(metric) * math.sqrt(2) * spread.spread(values).deviation]
     deviation = max(deviations)
     if not deviation:
-        return None  # Of runs that are the same nothing follows.
+        return None  # Equal runs allow no plan.
     apart = [d * scale(metric) / 100 for d in DIFFERENCES]
     seeds = {f"{d:g}": spread.runs_needed(deviation, d) for d in apart}
     return {"of": of, "deviation": deviation, "seeds": seeds}
 
 
 def scale(metric: str) -> float:
-    """What a metric is multiplied by to be in its unit."""
+    """Returns the factor from a metric to its unit: 100 for points, else 1."""
     return 100.0 if unit(metric) else 1.0

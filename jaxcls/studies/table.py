@@ -1,4 +1,4 @@
-"""A study as lines and tables to read."""
+"""A study's result as text: lines and tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from rich.table import Table
 from jaxcls import console
 from jaxcls.console import as_text
 
-# What the places of outcomes.PLACES are called.
+# The titles of outcomes.PLACES.
 PLACES = {
     "test_best": "data.test at the best step",
     "test_last": "data.test at the last step",
     "eval_best": "data.eval at the best step, which it chose itself",
     "eval_last": "data.eval at the last step",
 }
-# How a run may have ended, or not.
+# The values of `Outcome.state`.
 STATES = ("done", "diverged", "missing")
 COLUMNS = (
     "cell",
@@ -32,7 +32,7 @@ _LISTED = 20
 
 
 def plan(cells: Sequence[str], seeds: Sequence[int], shard: tuple[int, int]) -> str:
-    """What a study is made of, in a few lines."""
+    """Returns the plan of a study: its size, cells, seeds and shard, one line for each."""
     first, of = shard
     names = [
         *cells[:_LISTED],
@@ -50,7 +50,7 @@ def plan(cells: Sequence[str], seeds: Sequence[int], shard: tuple[int, int]) -> 
 
 
 def size(cells: int, seeds: int) -> str:
-    """How many runs there are, and why."""
+    """Returns the number of runs as text, such as "2 cells x 3 seeds = 6 runs"."""
     of = f"{_counted(cells, 'cell')} x {_counted(seeds, 'seed')}"
     return f"{of} = {_counted(cells * seeds, 'run')}"
 
@@ -60,12 +60,12 @@ def _counted(n: int, word: str) -> str:
 
 
 def listed(each: Sequence[object]) -> str:
-    """The first ones, and whether there are more."""
+    """Returns the first items with commas; "..." stands for more."""
     return ", ".join([*map(str, each[:_LISTED]), *(["..."] if len(each) > _LISTED else [])])
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print a study's result: cells, comparisons, streams, and what a next one takes."""
+    """Prints a study's result: cells, comparisons, streams, and the seeds to plan."""
     out = console.console()
     for place, title in titles(found).items():
         out.print(_cells(found, place, title))
@@ -74,7 +74,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def titles(found: dict[str, Any]) -> dict[str, str]:
-    """{place: the title of its table} of the split that the headline is of."""
+    """Returns {place: title of its table} for the split of the headline."""
     metric, role = found["metric"], found["headline"].partition("_")[0]
     return {
         place: f"{metric} on {title}"
@@ -85,7 +85,7 @@ def titles(found: dict[str, Any]) -> dict[str, str]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What there is to say of a study besides its tables."""
+    """Returns the lines that follow the tables of a study."""
     place, metric = found["headline"], found["metric"]
     said = lost(found)
     for cell in found["cells"]:
@@ -110,7 +110,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def lost(found: dict[str, Any]) -> list[str]:
-    """A line for each cell and each way in which its seeds have no result."""
+    """Returns a line for each cell with diverged runs, and for each with missing runs."""
     ways = {"diverged": "not in its figures", "missing": "not ended yet"}
     return [
         f"{state}: {cell['name']}, seed {listed(seeds)}; {what}"
@@ -121,7 +121,7 @@ def lost(found: dict[str, Any]) -> list[str]:
 
 
 def bootstrapped(figure: dict[str, Any], word: str) -> str:
-    """The bootstrap interval of the "median" or "IQM", and what such intervals hold."""
+    """Returns the bootstrap interval of the "median" or "IQM" with its coverage."""
     key = word.lower()
     low, high = figure[key]["low"], figure[key]["high"]
     if low is None:
@@ -130,7 +130,7 @@ def bootstrapped(figure: dict[str, Any], word: str) -> str:
 
 
 def compared(found: dict[str, Any]) -> list[str]:
-    """What to say of each cell against the baseline, by the headline's figures."""
+    """Returns a line for each cell against the baseline, at the headline's place."""
     said = []
     for name, one in found["comparisons"].get(found["headline"], {}).items():
         apart = f" ({one['unpaired']} seeds without a pair)" if one["unpaired"] else ""
@@ -139,7 +139,7 @@ def compared(found: dict[str, Any]) -> list[str]:
 
 
 def chosen(found: dict[str, Any]) -> list[str]:
-    """Which cell is best by data.eval, where there is one to choose."""
+    """Returns a line that names the best cell by data.eval; [] without a selection."""
     if not (best := found["selected"]):
         return []
     mean = f"{best['mean']:.4g}"
@@ -149,7 +149,7 @@ def chosen(found: dict[str, Any]) -> list[str]:
 
 
 def needed(found: dict[str, Any]) -> dict[str, str]:
-    """{difference: how many seeds show it}."""
+    """Returns {difference: the number of seeds that show it}."""
     return {
         f"{difference}{_unit(found)}": str(seeds or "over 100,000")
         for difference, seeds in found["runs_needed"]["seeds"].items()
@@ -157,7 +157,7 @@ def needed(found: dict[str, Any]) -> dict[str, str]:
 
 
 def needed_by(found: dict[str, Any]) -> str:
-    """What the seeds that are needed follow from."""
+    """Returns the assumptions of the needed seeds: power and deviation."""
     by = found["runs_needed"]
     deviation = f"{by['deviation']:.3g}{_unit(found)}"
     return f"80% power; from the deviation of {by['of']}, {deviation}"
@@ -168,7 +168,7 @@ def _unit(found: dict[str, Any]) -> str:
 
 
 def closing(found: dict[str, Any]) -> str:
-    """The last line of a study."""
+    """Returns the last line of a study: counts of its cells and runs."""
     is_done = found["missing"] == 0
     counts = " ".join(f"{name}={found[name]}" for name in STATES)
     word = "done" if is_done else "not all runs are there yet"
@@ -183,7 +183,7 @@ def _cells(found: dict[str, Any], place: str, title: str) -> Table:
 
 
 def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:
-    """The figures of a cell, one for each of `COLUMNS`."""
+    """Returns the figures of a cell, one for each of `COLUMNS`."""
     figure = cell["figures"].get(place, {}).get(metric)
     if figure is None:
         return [cell["name"], "0", *["-"] * (len(COLUMNS) - 2)]

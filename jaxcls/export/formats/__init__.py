@@ -1,6 +1,6 @@
-"""Files that others run: a format is how a trained model is written, and run from there.
+"""Formats of export. A format writes a trained model to a file, and runs the file.
 
-Adding one is a file here and a line in FORMATS.
+A new format needs a module here and an entry in FORMATS.
 """
 
 import importlib.util
@@ -13,12 +13,12 @@ from jaxcls.export.formats.model import Asked, Model, Run
 
 
 class Format(NamedTuple):
-    """A kind of file.
+    """A file format.
 
-    about: of it, in a line. write: a model to the file at a path; returns what model.json
-    says of it. load: the file again, as what runs it elsewhere does: logits of images.
-    example: (imports, code) that load the file and run it; None where there are none.
-    needs: {module that `extra` of jaxcls installs: its distribution}.
+    about: a line for --help. write: writes a model to a path, and returns its entries of
+    model.json. load: loads the file with its usual runtime, and returns a function from
+    images to logits. example: returns (imports, code) that load and run the file, or None.
+    extra: the optional dependency of jaxcls. needs: {module: distribution} of that extra.
     """
 
     about: str
@@ -29,7 +29,7 @@ class Format(NamedTuple):
     needs: Mapping[str, str] = {}
 
     def check(self, name: str) -> None:
-        """Raise `InputError` where a package that it needs is not installed."""
+        """Raises `InputError` if a package of `needs` is not installed."""
         for module, distribution in self.needs.items():
             if importlib.util.find_spec(module) is None:
                 raise InputError(

@@ -1,11 +1,11 @@
-"""example.py, which lies beside an export and needs no jaxcls."""
+"""The source of example.py, which runs an export without jaxcls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxcls.errors import lookup
 
-# A host op by its name in data.eval_ops and its arguments.
+# {"op": name of a host op in data.eval_ops, argument: value}.
 Step = Mapping[str, Any]
 
 _LINKS = {
@@ -46,10 +46,10 @@ for path in sys.argv[1:]:
 def source(
     run: tuple[str, str], steps: Sequence[Step], shape: tuple[int, int, int], link: str
 ) -> str:
-    """The text of example.py.
+    """Returns the text of example.py.
 
-    run: (imports, code that defines logits(images [1, H, W, C] uint8)). steps: what makes
-    the pixels [H, W, C] `shape` of a file. link: "softmax" or "sigmoid".
+    run: (imports, code that defines logits(images [1, H, W, C] uint8)). steps: the host ops
+    from a file to its pixels. shape: (H, W, C). link: "softmax" or "sigmoid".
     """
     imports, model = run
     lines = [line for step in steps for line in _STEPS[step["op"]](step)]

@@ -1,4 +1,4 @@
-"""What a format is given: a trained model as plain functions and arrays."""
+"""The input of a format: a trained model as plain functions and arrays."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -10,21 +10,21 @@ import numpy as np
 from jaxcls.models.naming import Naming
 from jaxcls.models.weights import Preprocessing
 
-# images uint8 [B, H, W, C] -> logits [B, K] float32, of any B.
+# images uint8 [B, H, W, C] -> logits [B, K] float32, for any B.
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 class DiffersError(Exception):
-    """A file that does not give what the model does; its text says how."""
+    """The file does not reproduce the model's logits; the text says how."""
 
 
 class Model(NamedTuple):
     """A trained model.
 
     name: model.name of its config. apply: (variables, images uint8 [B, H, W, C]) ->
-    logits [B, K] float32; normalising is in it. variables: its arrays, in host memory.
-    image_shape: (H, W, C). namings: what other libraries call its arrays, by library.
-    preprocessing: None where others cannot do it.
+    logits [B, K] float32; it normalises the images. variables: the arrays, in host memory.
+    image_shape: (H, W, C). namings: {library: the names of the arrays in that library}.
+    preprocessing: None if other libraries cannot do it.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Model(NamedTuple):
     preprocessing: Preprocessing | None
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """`apply` of its own variables."""
+        """Returns the logits [B, K] of images, by `variables`."""
         return self.apply(self.variables, images)
 
 
 class Asked(NamedTuple):
-    """What a format is asked for.
+    """Options of a format.
 
-    names: the library whose names arrays get; "": the first that has the model.
-    batch_size: where a file has one.
+    names: the library whose names the arrays get; "": the first library with the model.
+    batch_size: of a format with a fixed batch size.
     """
 
     names: str = ""
@@ -52,13 +52,13 @@ class Asked(NamedTuple):
 
 
 def runs(model: Model, variables: Mapping[str, Any]) -> Run:
-    """The model with other arrays than its own, compiled here."""
+    """Returns the model with other `variables`, compiled on the default device."""
     compiled = jax.jit(functools.partial(model.apply, variables))
     return lambda images: np.asarray(compiled(images))
 
 
 def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of `size` images, the last filled with black ones; how many of each count."""
+    """Yields (batch of `size` images, number of real ones); black images fill the last."""
     for start in range(0, len(images), size):
         part = images[start : start + size]
         missing = size - len(part)

@@ -1,4 +1,4 @@
-"""ONNX, by jax2onnx, for any batch size; run by onnxruntime."""
+"""ONNX for any batch size: jax2onnx converts, and onnxruntime runs."""
 
 import contextlib
 import importlib
@@ -16,13 +16,13 @@ from jaxcls.models import convolution
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
-    """The graph from "images" to "logits", the weights inside.
+    """Writes the graph from "images" to "logits" with its weights; returns its opset.
 
-    Raises what jax2onnx does for a model that it cannot convert.
+    Passes on any exception of jax2onnx.
     """
     del asked
     shape = (jax.export.symbolic_shape("batch")[0], *model.image_shape)
-    # What it puts in place of flax's layers adds biases by promotion.
+    # jax2onnx replaces flax's layers by code that adds biases with rank promotion.
     promotes = jax.numpy_rank_promotion("allow")
     with _silent(), convolution.plain(), promotes:
         made = importlib.import_module("jax2onnx").to_onnx(
@@ -37,7 +37,7 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
 
 
 def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
-    """The graph as onnxruntime runs it on CPU."""
+    """Returns the graph of the file as onnxruntime runs it on CPU."""
     del model, facts
     session = importlib.import_module("onnxruntime").InferenceSession(
         path, providers=["CPUExecutionProvider"]
@@ -46,7 +46,7 @@ def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
 
 
 def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """(imports, code) of example.py."""
+    """Returns (imports, code) of example.py."""
     del model, facts
     return (
         "import onnxruntime",
@@ -61,7 +61,7 @@ def logits(images):
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing of what jax2onnx prints, and of the plugins that it could not import."""
+    """Suppresses jax2onnx's output, and its log of plugins that fail to import."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

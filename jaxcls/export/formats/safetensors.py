@@ -1,4 +1,4 @@
-"""The weights alone, which torchvision or timm load with ``strict=True``."""
+"""safetensors: the weights only; torchvision or timm load them with ``strict=True``."""
 
 import pathlib
 import re
@@ -15,9 +15,10 @@ from jaxcls.models.weights import transfer
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
-    """The arrays by a library's names; preprocessing and class names are the metadata.
+    """Writes the arrays by a library's names, with preprocessing and classes as metadata.
 
-    Raises `InputError` for a library that lacks the model or a file that exists.
+    Returns the library and the number of arrays. Raises `InputError` if the library lacks
+    the model, or the file exists.
     """
     library = asked.names or next(iter(model.namings))
     table = lookup(model.namings, library, "--names")
@@ -27,7 +28,10 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
 
 
 def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
-    """Our own model with the arrays of the file, which must be those of the model."""
+    """Returns the jaxcls model with the arrays of the file.
+
+    Raises `DiffersError` unless they are bit for bit the arrays of the model.
+    """
     table = {facts["names"]: model.namings[facts["names"]]}
     try:
         read = weights.read(str(path), "--out")
@@ -42,9 +46,9 @@ def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
 
 
 def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(imports, code) of example.py; None where no library builds the model by its name."""
+    """Returns (imports, code) of example.py; None unless torchvision builds the model."""
     told = model.preprocessing
-    is_bare = re.fullmatch(r"\w+", model.name)  # No options, which it calls otherwise.
+    is_bare = re.fullmatch(r"\w+", model.name)  # torchvision names options differently.
     if facts["names"] != "torchvision" or told is None or not is_bare:
         return None
     size = f", image_size={told.size}" if model.name.startswith("vit") else ""

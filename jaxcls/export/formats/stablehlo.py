@@ -1,4 +1,4 @@
-"""StableHLO, as `jax.export` writes it: a program that JAX of the next months runs."""
+"""StableHLO by `jax.export`: a program that JAX releases of the next months can run."""
 
 import pathlib
 from collections.abc import Mapping
@@ -15,7 +15,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
-    """One program for every platform and batch size, the weights inside."""
+    """Writes one program for all PLATFORMS and batch sizes, with its weights.
+
+    Returns the platforms and the calling convention's version.
+    """
     del asked
     shape = (export.symbolic_shape("batch")[0], *model.image_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
@@ -26,14 +29,14 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
 
 
 def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
-    """The program again, on the default device."""
+    """Returns the program of the file, on the default device."""
     del model, facts
     call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))
 
 
 def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """(imports, code) of example.py."""
+    """Returns (imports, code) of example.py."""
     del model, facts
     return (
         "from jax import export  # Which needs flatbuffers.",

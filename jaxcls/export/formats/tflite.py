@@ -1,4 +1,4 @@
-"""TFLite, from StableHLO's text by LiteRT's converter, without TensorFlow."""
+"""TFLite: LiteRT's converter reads StableHLO text, without TensorFlow."""
 
 import importlib
 import pathlib
@@ -15,9 +15,9 @@ from jaxcls.models import convolution
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
-    """The graph from "images" to "logits" for one batch size, the weights inside.
+    """Writes the graph from "images" to "logits" with its weights; returns its batch size.
 
-    Raises what the converter does for a model that it cannot convert.
+    Passes on any exception of the converter.
     """
     images = jax.ShapeDtypeStruct((asked.batch_size, *model.image_shape), jnp.uint8)
     with convolution.plain():
@@ -27,7 +27,7 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
 
 
 def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
-    """The graph as LiteRT's interpreter runs it on CPU, batch by batch."""
+    """Returns the graph of the file as LiteRT's interpreter runs it on CPU, by batches."""
     del model
     interpreter = importlib.import_module("ai_edge_litert.interpreter")
     runner = interpreter.Interpreter(model_path=str(path)).get_signature_runner()
@@ -40,7 +40,7 @@ def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
 
 
 def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """(imports, code) of example.py."""
+    """Returns (imports, code) of example.py."""
     del model
     size = facts["batch_size"]
     repeated = "images" if size == 1 else f"np.repeat(images, {size}, 0)"
@@ -56,10 +56,10 @@ def logits(images):
 
 
 def _converted(text: str) -> bytes:
-    """StableHLO's text -> a flatbuffer.
+    """Converts StableHLO text to a flatbuffer.
 
-    By the converter's compiled half alone: its other half needs a package whose pins few
-    installations can hold.
+    This calls the converter's compiled half only: the other half needs a package with
+    version pins that conflict with most installations.
     """
     ir = importlib.import_module("litert_converter.mlir.ir")
     passes = importlib.import_module("litert_converter.mlir.passmanager").PassManager
