@@ -166,6 +166,13 @@ def test_rewind_goes_on_from_the_last_checkpoint_without_the_batches_since(
     assert steps == sorted(steps)
 
 
+def test_a_rewind_from_the_first_update_begins_anew_however_often_it_saves(tiny, tmp_path):
+    config = tiny(**REWIND, **{"checkpoint.every": "1 percent", "length": "4 steps"})
+    assert run(config, tmp_path, (0,)).record["step"] == 4
+    (found,) = events(tmp_path, "rewind")
+    assert (found["step"], found["to"]) == (1, 0)
+
+
 @pytest.mark.slow
 def test_rewind_stops_when_it_went_back_too_often(tiny, tmp_path):
     config = tiny(**REWIND, **{"nonfinite.rewinds": 1})
