@@ -161,7 +161,7 @@ def _first_that_fits(
     """Returns bool [H, W]: the box of the first candidate that fits, empty if none fits.
 
     areas [N] are shares of the image's area, ratios [N] are height by width. place [2],
-    from 0 to 1, selects the position among those within the image.
+    from 0 to 1, selects the position within the image.
     """
     pixels, limits = areas * (shape[0] * shape[1]), jnp.array(shape)
     sides = jnp.sqrt(jnp.stack([pixels * ratios, pixels / ratios], -1))

@@ -11,7 +11,7 @@ Fill = int | tuple[int, ...]
 
 
 def check_fill(fill: Fill) -> None:
-    """Raise `ValueError` if there is no level, or a level is outside 0..255."""
+    """Raises `ValueError` if there is no level, or a level is outside 0..255."""
     levels = _levels(fill)
     if not levels or not all(0 <= level <= 255 for level in levels):
         raise ValueError(f"fill={fill} must be of 0..255, such as 128 or (124, 116, 104)")

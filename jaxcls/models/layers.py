@@ -74,7 +74,7 @@ def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def check_shares(**shares: float) -> None:
-    """Raise `ValueError` for a rate that is not at least 0 and below 1."""
+    """Raises `ValueError` for a rate that is not at least 0 and below 1."""
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name}={share} must be at least 0 and below 1, such as 0.1")
@@ -115,7 +115,7 @@ class BatchNorm(nn.Module):
             axes = tuple(i for i in range(x.ndim - 1) if groups == 1 or i != 1)
             wide = x.astype(jnp.float32)
             mean = wide.mean(axes)
-            # One pass over memory instead of two; never below 0 by rounding.
+            # One pass over memory, not two. The maximum removes a negative rounding error.
             var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
             if not self.is_initializing():
                 n = x.size // mean.size
@@ -267,7 +267,7 @@ def blur(x: jax.Array) -> jax.Array:
 
 
 def check_size(images: jax.Array, least: int, model: str) -> None:
-    """Raise `InputError` for images [B, H, W, C] with height or width below `least`."""
+    """Raises `InputError` for images [B, H, W, C] with height or width below `least`."""
     height, width = images.shape[1:3]
     if min(height, width) < least:
         raise InputError(

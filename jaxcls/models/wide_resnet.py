@@ -1,7 +1,7 @@
 """Wide residual networks for small images (Zagoruyko and Komodakis, arXiv:1605.07146).
 
 Normalisation and ReLU come before each convolution, as in the paper's networks for CIFAR.
-Names in files are those of the common PyTorch port, which RobustBench uses.
+Names in files follow the common PyTorch port, which RobustBench uses.
 """
 
 from collections.abc import Callable

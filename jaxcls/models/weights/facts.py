@@ -65,8 +65,8 @@ def of_metadata(file: pathlib.Path) -> Facts:
 def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
     """Returns the facts in a config.json of timm, or none for an absent or other file.
 
-    strict: raise `InputError` for a file that is no JSON, rather than return no facts.
-    Raises `InputError` for values out of range.
+    Raises `InputError` for values out of range, and with `strict` for a file that is not
+    JSON.
     """
     if file is None or not file.is_file():
         return Facts()

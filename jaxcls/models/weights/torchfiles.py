@@ -1,7 +1,7 @@
 """Tensors of torch's files (.pth, .pt, .bin), read without running code from them.
 
 `torchpickles` interprets the pickle and describes each tensor. Only then are elements
-read, and from a zip file only those of the state_dict's storages.
+read. From a zip file only the state_dict's storages are read.
 """
 
 import io
@@ -33,8 +33,8 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
     It reads both of torch's formats, and views of shared storages. In a training checkpoint
     it takes the first of "model", "state_dict", "model_ema" and "state_dict_ema" that has
     tensors. The arrays are read-only, and are views if tensors share storage. Raises
-    `InputError` for a file that is damaged, that names another class or function than those
-    of tensors (none is called), or that has no dict of tensors.
+    `InputError` for a file that is damaged, has no dict of tensors, or names a class or
+    function that tensors do not need. No named class or function is called.
     """
     try:
         size = path.stat().st_size
