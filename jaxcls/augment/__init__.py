@@ -1,4 +1,4 @@
-"""On-device augmentation, normalisation and mixing: pure JAX, inside the step."""
+"""On-device augmentation, mixing and normalisation: pure JAX, inside the step."""
 
 from collections.abc import Callable
 

@@ -1,22 +1,22 @@
-"""What options of augmentations must be; each raises `ValueError` with the rule."""
+"""Checks of augmentation options. Each check raises `ValueError` with the rule."""
 
 from jaxcls.augment.rows import Amount
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise `ValueError` unless the value is from 0 to 1."""
+    """Raises `ValueError` unless the value is from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must be from 0 to 1, such as 0.5")
 
 
 def check_levels(name: str, value: float, largest: int = 255) -> None:
-    """Raise `ValueError` unless the value is from 0 to the largest."""
+    """Raises `ValueError` unless the value is from 0 to the largest."""
     if not 0 <= value <= largest:
         raise ValueError(f"{name}={value} must be from 0 to {largest}, such as 128")
 
 
 def check_sigma(sigma: tuple[float, float]) -> None:
-    """Raise `ValueError` unless it goes up from 0, to what an image can be read at."""
+    """Raises `ValueError` unless 0 <= sigma[0] <= sigma[1] <= 16 pixels."""
     if not 0 <= sigma[0] <= sigma[1] <= 16:
         raise ValueError(
             f"sigma={sigma} must rise from at least 0 to at most 16, such as (0.1, 2.0)"
@@ -24,13 +24,13 @@ def check_sigma(sigma: tuple[float, float]) -> None:
 
 
 def check_amount(name: str, amount: Amount, largest: float, good: str) -> None:
-    """Raise `ValueError` unless it is from 0 to the largest throughout the run."""
+    """Raises `ValueError` unless the amount is from 0 to the largest throughout the run."""
     if not all(0 <= end <= largest for end in ends(amount)):
         raise ValueError(f"{name}={amount} must be from 0 to {largest:g}, such as {good}")
 
 
 def check_alpha(name: str, amount: Amount) -> None:
-    """Raise unless `amount` is nowhere below 0, and above it at some time of the run."""
+    """Raises `ValueError` for an amount that is ever negative, or 0 throughout the run."""
     low, high = sorted(ends(amount))
     if low < 0 or high == 0:
         rule = (
@@ -42,5 +42,5 @@ def check_alpha(name: str, amount: Amount) -> None:
 
 
 def ends(amount: Amount) -> tuple[float, float]:
-    """The amount at the start and at the end of the run."""
+    """Returns the amount at the start and at the end of the run."""
     return (amount, amount) if isinstance(amount, int | float) else amount

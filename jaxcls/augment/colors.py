@@ -1,7 +1,7 @@
-"""Operations on colours and on neighbouring pixels, an amount for each row.
+"""Operations on colours and on neighbouring pixels, with one amount a row.
 
-Images are uint8 [B, H, W, C] with C of 1 or 3. What needs colour leaves images of one
-channel as they are, as Pillow does with mode "L".
+Images are uint8 [B, H, W, C], and C is 1 or 3. Operations on colour leave one-channel
+images unchanged, as Pillow does in mode "L".
 """
 
 import math
@@ -11,12 +11,16 @@ import jax.numpy as jnp
 
 from jaxcls.errors import InputError
 
-# ITU-R BT.601 in 16 bits after the point, as Pillow has it.
+# ITU-R BT.601 with 16 fractional bits, as in Pillow.
 _RED, _GREEN, _BLUE = 19595, 38470, 7471
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """Luminance, int32 [B, H, W], as Pillow converts to "L"; of one channel, itself."""
+    """Returns the luminance, int32 [B, H, W], as Pillow's conversion to "L" does.
+
+    The luminance of one-channel images is their channel. Raises `InputError` unless C is 1
+    or 3.
+    """
     levels = images.astype(jnp.int32)
     if images.shape[-1] == 1:
         return levels[..., 0]
@@ -30,19 +34,20 @@ def grey(images: jax.Array) -> jax.Array:
 
 
 def blend(start: jax.Array, end: jax.Array, factor: jax.Array) -> jax.Array:
-    """``start + factor * (end - start)``, int32 levels 0..255, cut off below the point.
+    """Returns ``start + factor * (end - start)``, int32, floored and clipped to 0..255.
 
-    As `Image.blend`, in 16 bits after the point: one level off where `factor` is not a
-    multiple of 1/65536, seldom. Factors beyond 64 count as 64.
+    The arithmetic has 16 fractional bits. The result is rarely one level off
+    `Image.blend`, and only if `factor` is no multiple of 1/65536. Factors are clipped to
+    -64..64.
     """
     fixed = jnp.round(jnp.clip(factor.astype(jnp.float32), -64, 64) * 65536)
-    # 256: a 256th of a level, so that 0.9 of 10 is 9 though 0.9 is not quite 0.9.
+    # Adds 1/256 of a level: float32 has no exact 0.9, and 0.9 * 10 must give 9.
     mixed = start * 65536 + fixed.astype(jnp.int32) * (end - start) + 256
     return jnp.clip(mixed >> 16, 0, 255)
 
 
 def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from grey by `factor` [B]: 0 is grey, as `ImageEnhance.Color`."""
+    """Moves colours from grey by `factor` [B], as `ImageEnhance.Color`; 0 gives grey."""
     if images.shape[-1] == 1:
         return images
     levels = images.astype(jnp.int32)
@@ -50,10 +55,10 @@ def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from the smoothed image by `factor` [B], as `ImageEnhance.Sharpness`.
+    """Moves pixels from the smoothed image by `factor` [B], as `ImageEnhance.Sharpness`.
 
-    Smoothed: the mean of 3 x 3 pixels with a weight of 5 in the middle; the pixels of
-    the border are as they were.
+    The smoothed image is the mean of 3 x 3 pixels, with weight 5 in the middle. The pixels
+    of the border do not change, nor do images below 3 pixels.
     """
     if min(images.shape[1:3]) < 3:
         return images
@@ -68,10 +73,10 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Hues further round the colour circle by `turns` [B] of it; 0.5 is the opposite.
+    """Rotates hues by `turns` [B] of the colour circle; 0.5 gives the opposite hue.
 
-    HSV's hue in real numbers, rounded once. Pillow's own HSV has 256 hues and
-    saturations, and differs from this by several levels.
+    The hue of HSV is computed in float32, and the result is rounded once. Pillow's HSV has
+    256 hues and saturations, so its results differ by several levels.
     """
     if images.shape[-1] == 1:
         return images
@@ -80,7 +85,7 @@ def hue(images: jax.Array, turns: jax.Array) -> jax.Array:
     value, least = levels.max(-1), levels.min(-1)
     chroma = value - least
     some = jnp.maximum(chroma, 1)
-    # In sixths of the circle from red.
+    # The angle from red, in sixths of the circle.
     angle = jnp.where(
         value == red,
         (green - blue) / some,
@@ -95,14 +100,14 @@ def hue(images: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def blur(images: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
-    """Convolved with a Gaussian of deviation `sigma` [B] pixels; 0 leaves the image.
+    """Convolves with a Gaussian of deviation `sigma` [B] pixels; 0 leaves the image.
 
-    `radius`: how many pixels to each side are weighed, see `reach`. Beyond the border
-    lies its nearest pixel. A true Gaussian, rounded once; Pillow's `GaussianBlur` is
-    three box filters in its stead.
+    `radius` is the kernel's radius in pixels, see `reach`. The border is padded with the
+    nearest pixel. The result is rounded once. Pillow's `GaussianBlur` approximates the
+    Gaussian by three box filters.
     """
     offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32).reshape(1, -1)
-    # Below a hundredth of a pixel no neighbour weighs anything.
+    # Avoids a division by 0. Below 0.01 pixels every neighbour's weight is 0 anyway.
     weights = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 0.01)[:, None]) ** 2)
     weights = weights / weights.sum(1, keepdims=True)
     levels = images.astype(jnp.float32)
@@ -119,10 +124,10 @@ def blur(images: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
 
 
 def reach(sigma: float) -> int:
-    """The radius that is plenty for this deviation, pixels."""
+    """Returns a kernel radius in pixels for the deviation `sigma`: 4 sigma, at least 1."""
     return max(1, math.ceil(4 * sigma))
 
 
 def _each(value: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1]."""
+    """Reshapes [B] to [B, 1, 1, 1]."""
     return value[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Which pixels are seen, and where: mirrors, crops, and boxes that are painted over."""
+"""Flips, crops and filled boxes."""
 
 from collections.abc import Callable
 
@@ -10,23 +10,23 @@ from jaxcls.augment.fills import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Augmentation, Rows
 from jaxcls.errors import InputError
 
-# How often a box that may not fit into the image is drawn.
+# The number of box candidates. The first that fits into the image is used.
 _TRIES = 10
 
 
 def box(start: jax.Array, stop: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """bool [H, W], True from (row, column) `start` to before `stop`; clipped."""
+    """Returns bool [H, W]: True from (row, column) `start` to before `stop`, clipped."""
     y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
     return (start[0] <= y) & (y < stop[0]) & (start[1] <= x) & (x < stop[1])
 
 
 def flip(probability: float = 0.5) -> Augmentation:
-    """Left to right, with a probability."""
+    """Flips left to right, with a probability."""
     return _flip(2, probability)
 
 
 def flip_vertical(probability: float = 0.5) -> Augmentation:
-    """Upside down, with a probability."""
+    """Flips upside down, with a probability."""
     return _flip(1, probability)
 
 
@@ -42,11 +42,11 @@ def _flip(axis: int, probability: float) -> Augmentation:
 
 
 def alternating_flip() -> Augmentation:
-    """Left to right by chance in an example's first epoch, then every other epoch.
+    """Flips left to right at random in an example's first epoch, then every other epoch.
 
-    Of two epochs in a row an example is thus seen both ways, and never the same way
-    twice (Jordan, arXiv:2404.00498, section 3.6). Copies within one epoch, which
-    data.balance and data.repeats make, are seen the same way.
+    Two consecutive epochs thus show an example in both orientations (Jordan,
+    arXiv:2404.00498, section 3.6). Copies of an example within one epoch, from data.balance
+    or data.repeats, have the same orientation.
     """
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
@@ -59,10 +59,11 @@ def alternating_flip() -> Augmentation:
 
 
 def random_crop(padding: int, mode: str = "zero") -> Augmentation:
-    """Pad every side by `padding` pixels, crop back at a random place.
+    """Pads every border by `padding` pixels and crops to the old size at a random place.
 
-    `mode`: "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect" (Jordan,
-    arXiv:2404.00498).
+    `mode` is "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect" (Jordan,
+    arXiv:2404.00498). Raises `ValueError` for another mode or a negative padding, and
+    `InputError` unless the padding is below the image's height and width.
     """
     if padding < 0 or mode not in ("zero", "reflect"):
         raise ValueError(
@@ -93,11 +94,12 @@ def random_crop(padding: int, mode: str = "zero") -> Augmentation:
 
 
 def cutout(size: int, probability: float = 1.0, fill: Fill = 128) -> Augmentation:
-    """Paint over a square of `size` pixels a side, centred anywhere, clipped at the border.
+    """Fills a square of `size` x `size` pixels, centred anywhere, clipped at the border.
 
-    DeVries and Taylor, arXiv:1708.04552. `fill`: they paint after normalisation, with 0,
-    which before it is the data's mean colour: (125, 123, 114) for CIFAR-10, (124, 116,
-    104) for ImageNet, to half a grey level.
+    DeVries and Taylor, arXiv:1708.04552. The paper fills with 0 after normalisation. Before
+    normalisation this is the mean colour of the data, so set `fill` to (125, 123, 114) for
+    CIFAR-10 and (124, 116, 104) for ImageNet; both are exact to half a grey level. Raises
+    `ValueError` for an option out of range.
     """
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel, such as 16")
@@ -119,13 +121,17 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     fill: str | Fill = "noise",
 ) -> Augmentation:
-    """Paint over a box within the image, with a probability.
+    """Fills a random box within the image, with a probability.
 
-    Zhong et al., arXiv:1708.04896. area: share of the image's, uniform; ratio: height by
-    width, its logarithm uniform; the first of ten draws that fits. `fill`: "noise", every
-    pixel and channel uniform of 0..255 as in the paper (timm's "pixel" mode paints normal
-    noise after normalisation, which bytes cannot hold), or a colour: the data's mean where
-    others paint 0 after normalisation, such as (124, 116, 104) for ImageNet.
+    Zhong et al., arXiv:1708.04896. The first of ten candidates that fits is filled; if none
+    fits, the image stays. Raises `ValueError` for an option out of range.
+
+    - area: the box's share of the image's area, drawn uniformly from this range.
+    - ratio: height by width; its logarithm is drawn uniformly from this range.
+    - fill: "noise" or a colour. "noise" draws every pixel and channel uniformly from
+      0..255, as in the paper. timm's "pixel" mode fills with normal noise after
+      normalisation, which uint8 cannot hold. Where others fill with 0 after normalisation,
+      give the mean colour, such as (124, 116, 104) for ImageNet.
     """
     check_share("probability", probability)
     if not 0 <= area[0] <= area[1] <= 1:
@@ -152,9 +158,10 @@ def random_erasing(
 def _first_that_fits(
     place: jax.Array, areas: jax.Array, ratios: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """bool [H, W]: a box of the first of the areas and ratios, at `place` of its room.
+    """Returns bool [H, W]: the box of the first candidate that fits, empty if none fits.
 
-    place [2] of 0..1; areas, ratios [N]: of the image's, height by width. None fits: empty.
+    areas [N] are shares of the image's area, ratios [N] are height by width. place [2],
+    from 0 to 1, selects the position within the image.
     """
     pixels, limits = areas * (shape[0] * shape[1]), jnp.array(shape)
     sides = jnp.sqrt(jnp.stack([pixels * ratios, pixels / ratios], -1))
@@ -169,14 +176,14 @@ Paint = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _paint(fill: Fill) -> Paint:
-    """(key, image [H, W, C]) -> the colour, of a shape that broadcasts to the image's."""
+    """Returns (key, image [H, W, C]) -> the colour, which broadcasts to the image."""
     check_fill(fill)
     return lambda key, image: fill_color(fill, image.shape[-1]).astype(image.dtype)
 
 
 def _noise(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Every pixel and channel uniform of 0..255."""
-    # Four bytes a word: a draw a byte would cost four times as much.
+    """Draws every pixel and channel uniformly from 0..255."""
+    # A random word gives four bytes. One draw a byte would cost four times as much.
     words = jax.random.bits(key, (-(-image.size // 4),), jnp.uint32)
     levels = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
     return levels[: image.size].reshape(image.shape)

@@ -1,4 +1,4 @@
-"""The colour that an augmentation puts where an image has no pixel of its own."""
+"""The fill colour of pixels that lie outside the image or are painted over."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,22 @@ import jax.numpy as jnp
 from jaxcls.augment import colors
 from jaxcls.errors import InputError
 
-# A level of 0..255 for all channels, or one a channel.
+# One level of 0..255 for all channels, or one level a channel.
 Fill = int | tuple[int, ...]
 
 
 def check_fill(fill: Fill) -> None:
-    """Raise `ValueError` unless it is of levels from 0 to 255."""
+    """Raises `ValueError` if there is no level, or a level is outside 0..255."""
     levels = _levels(fill)
     if not levels or not all(0 <= level <= 255 for level in levels):
         raise ValueError(f"fill={fill} must be of 0..255, such as 128 or (124, 116, 104)")
 
 
 def fill_color(fill: Fill, channels: int) -> jax.Array:
-    """uint8 [C]: `fill` in every channel of images that have so many.
+    """Returns the fill colour for images of `channels` channels, uint8 [C].
 
-    Three levels are their grey where images have one channel. Raises `InputError` for
-    any other number of them.
+    One level fills every channel. Three levels become their grey for one-channel images.
+    Raises `InputError` for any other number of levels.
     """
     levels = _levels(fill)
     color = jnp.asarray(levels, jnp.uint8)

@@ -1,8 +1,8 @@
-"""Affine maps of images, a matrix for each row, by the nearest pixel.
+"""Affine maps of images with nearest-pixel sampling, one matrix a row.
 
-A matrix float32 [2, 3] takes a place in the result to its place in the image, (x, y, 1)
-with the origin in the top left corner and the middle of the first pixel at (0.5, 0.5),
-as Pillow's `Image.transform`.
+A matrix, float32 [2, 3], maps a point (x, y, 1) of the result to a point of the image,
+as Pillow's `Image.transform`. The origin is the top left corner, and the centre of the
+first pixel is (0.5, 0.5).
 """
 
 import math
@@ -10,15 +10,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-# The largest entries of a matrix: 32 bits hold 16 after the point on 4096 x 4096 pixels.
+# Up to these entries, int32 holds 16 fractional bits for 4096 x 4096 pixels.
 _LARGEST = (2.0, 2.0, 8192.0)
 
 
 def affine(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] seen through `matrices` [B, 2, 3]; `fill` uint8 [C] elsewhere.
+    """Maps images, uint8 [B, H, W, C], by `matrices` [B, 2, 3]; `fill` [C] is outside.
 
-    One gather. Coordinates have 16 bits after the point, as in Pillow. For images of up
-    to 4096 pixels a side; entries that scale or shear beyond 2 count as 2.
+    It is one gather. Coordinates have 16 fractional bits, as in Pillow. Images have at most
+    4096 x 4096 pixels. Entries that scale or shear are clipped to -2..2.
     """
     rows, height, width, channels = images.shape
     largest = jnp.array(_LARGEST).reshape(1, 1, 3)
@@ -32,7 +32,7 @@ def affine(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array
     across = (fixed[:, 0, 0] * x + fixed[:, 0, 1] * y + fixed[:, 0, 2]) >> 16
     down = (fixed[:, 1, 0] * x + fixed[:, 1, 1] * y + fixed[:, 1, 2]) >> 16
     inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
-    # Outside, the first pixel is read and not used.
+    # Outside the image the gather reads pixel 0, so every index is in bounds.
     where = jnp.where(inside, down * width + across, 0).reshape(rows, height * width)
     flat = images.reshape(rows, height * width, channels)
     seen = jax.vmap(lambda image, index: image.at[index].get(mode="promise_in_bounds"))
@@ -41,12 +41,15 @@ def affine(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array
 
 
 def identity(rows: int) -> jax.Array:
-    """[B, 2, 3] that changes nothing."""
+    """Returns identity matrices [B, 2, 3]."""
     return jnp.broadcast_to(jnp.eye(2, 3).reshape(1, 2, 3), (rows, 2, 3))
 
 
 def rotate(degrees: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Counterclockwise about the middle of images of `size` (height, width)."""
+    """Returns matrices that rotate images of `size` (height, width) counterclockwise.
+
+    The centre of the rotation is the centre of the image.
+    """
     radians = degrees * (math.pi / 180)
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     y, x = size[0] / 2, size[1] / 2
@@ -56,21 +59,21 @@ def rotate(degrees: jax.Array, size: tuple[int, int]) -> jax.Array:
 def shear(
     across: jax.Array, down: jax.Array, middle: tuple[float, float] = (0.0, 0.0)
 ) -> jax.Array:
-    """Read `across` times y further right and `down` times x further down (tangents).
+    """Returns matrices that read at (x + across * y, y + down * x), relative to `middle`.
 
-    `middle` (y, x) stays where it is. With the top left corner, the default, and one of
-    the two it is AutoAugment's shear_x or shear_y.
+    `across` and `down` are tangents. `middle` (y, x) does not move. With the default middle
+    and one of the two tangents 0, this is AutoAugment's shear_x or shear_y.
     """
     y, x = middle
     return _matrix(1.0, across, -across * y, down, 1.0, -down * x)
 
 
 def translate(right: jax.Array, down: jax.Array) -> jax.Array:
-    """What is seen moves by so many pixels, whole or not."""
+    """Returns matrices that move images by `right` and `down` pixels, whole or not."""
     return _matrix(1.0, 0.0, -right, 0.0, 1.0, -down)
 
 
 def _matrix(*entries: jax.Array | float) -> jax.Array:
-    """Six entries, each [B] or a number, -> [B, 2, 3]."""
+    """Stacks six entries, each [B] or a number, to [B, 2, 3]."""
     same = jnp.broadcast_arrays(*(jnp.asarray(each, jnp.float32) for each in entries))
     return jnp.stack(same, axis=-1).reshape(-1, 2, 3)

@@ -1,9 +1,9 @@
-"""One operation a row, each row its own: what RandAugment and its kind are made of.
+"""One drawn operation a row: the layer of RandAugment and similar policies.
 
-Every row goes through the same few steps, one sharpness blend, one affine gather, one
-table of levels and one colour blend, and the steps that are not a row's own have
-parameters that change nothing. Nothing is computed once per operation and thrown away,
-as under a vmapped `switch`, save tables of 256 entries.
+Every row goes through the same steps: a sharpness blend, a colour blend, a table of
+levels, an affine gather and a cutout. A step that is not the row's operation gets
+parameters that change nothing. Only tables of 256 entries are computed for all
+operations; a vmapped `switch` would compute every operation for every row.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxcls.augment import colors, geometry, levels
 
-# What an amount is, of the operations that have one.
+# The meaning of each operation's amount; "" if it has no amount.
 OPERATIONS = {
     "identity": "",
     "shear_x": "tangent",
@@ -43,10 +43,10 @@ _LEVELS = (
 
 
 class Drawn(NamedTuple):
-    """What one layer does to each row.
+    """The drawn operation of each row in one layer.
 
     operation [B] int32: a number of `NUMBERS`. amount [B] float32: see `OPERATIONS`.
-    place [B, 2] float32: (y, x) of the middle of a cutout, as shares of height and width.
+    place [B, 2] float32: (y, x) of a cutout's centre, as shares of height and width.
     """
 
     operation: jax.Array
@@ -62,13 +62,14 @@ def apply(
     fill: jax.Array,
     legacy_contrast: bool = False,
 ) -> jax.Array:
-    """uint8 [B, H, W, C], each row after its own operation.
+    """Applies to each row of images, uint8 [B, H, W, C], its drawn operation.
 
-    among: names of all operations that may be drawn; steps that none of them needs are
-    left out. fill: uint8 [C], what geometry and cutout put where no pixel is.
+    among: the names of all operations that may be drawn; steps that none of them needs are
+    left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast: see
+    `levels.contrast`.
     """
-    # What the tables need is measured first, and the gather comes last: a row has one
-    # operation, so any order is right, and in this one nothing is computed twice.
+    # A row has one operation, so any order is correct. With the statistics for the tables
+    # first and the gather last, nothing is computed twice.
     tables = _tables(images, drawn, among, legacy_contrast)
     if "sharpness" in among:
         images = colors.sharpness(images, _factor(drawn, "sharpness"))
@@ -90,10 +91,10 @@ def apply_each(
     fill: jax.Array,
     legacy_contrast: bool = False,
 ) -> jax.Array:
-    """`apply` of one layer after the other, as a scan: compiled once for all.
+    """Applies the layers in order, as a scan of `apply`.
 
-    And each layer's images are in memory for the next, whose sums over pixels would
-    otherwise compute them anew.
+    The scan compiles `apply` once for all layers. It also keeps each layer's images in
+    memory; otherwise the sums over pixels in the next layer would recompute them.
     """
 
     def step(images: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
@@ -105,7 +106,7 @@ def apply_each(
 
 
 def _factor(drawn: Drawn, name: str) -> jax.Array:
-    """The amounts of the rows whose operation it is, 1 of the others, [B]."""
+    """Returns the amounts, [B], of rows with this operation, and 1 for the others."""
     return jnp.where(drawn.operation == NUMBERS[name], drawn.amount, 1.0)
 
 
@@ -128,7 +129,7 @@ def _matrices(drawn: Drawn, among: Sequence[str], size: tuple[int, int]) -> jax.
 def _tables(
     images: jax.Array, drawn: Drawn, among: Sequence[str], legacy_contrast: bool
 ) -> jax.Array | None:
-    """[B, C, 256] of each row's own; None where no operation has one."""
+    """Returns the rows' tables [B, C, 256], or None if no operation of `among` has one."""
     if not any(name in among for name in _LEVELS):
         return None
     rows, _, _, channels = images.shape
@@ -151,7 +152,7 @@ def _tables(
 
 
 def _cutout(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:
-    """A square about `place` filled, of which a part may lie outside."""
+    """Fills the square about `place`, clipped at the border."""
     _, height, width, channels = images.shape
     half = jnp.where(drawn.operation == NUMBERS["cutout"], drawn.amount, 0.0)[:, None]
     middle = drawn.place * jnp.array([height, width], jnp.float32).reshape(1, 2)

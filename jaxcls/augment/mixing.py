@@ -1,9 +1,9 @@
 """Mixing of each example with another of the batch, after augmentation and normalisation.
 
-A mix is ``(key, share, images [B, H, W, C] float32, targets [B, K]) -> (images, targets)``;
-`share` [] float32 is how much of the run is done. The partner is the reversed batch: a
-random permutation would gather the whole batch on every device. One weight and one box a
-batch, as timm's and torchvision's do.
+A mix is ``(key, share, images [B, H, W, C] float32, targets [B, K]) -> (images, targets)``.
+`share` [] float32 is the fraction of the run that is done. The partners are the reversed
+batch: a random permutation would gather the whole batch on every device. A batch has one
+weight and one box, as in timm and torchvision.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,26 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, ja
 
 
 def mixup(alpha: Amount = 0.2, probability: float = 1.0, until: float = 1.0) -> Mix:
-    """``weight * own + (1 - weight) * partner``, the weight of Beta(alpha, alpha).
+    """Mixes ``weight * image + (1 - weight) * partner``, with weight ~ Beta(alpha, alpha).
 
-    Zhang et al., arXiv:1710.09412. The alpha of a pair goes linearly from its first to its
-    second over the run; where it is 0, nothing is mixed. probability: of a batch to be
-    mixed. until: the share of the run after which none is.
+    Zhang et al., arXiv:1710.09412. Raises `ValueError` for an option out of range.
+
+    - alpha: a number, or a pair that is interpolated linearly over the run. At 0 nothing
+      is mixed.
+    - probability: the probability that a batch is mixed.
+    - until: the fraction of the run after which no batch is mixed.
     """
     check_alpha("alpha", alpha)
     return _mix(alpha, 0.0, 0.0, probability, until)
 
 
 def cutmix(alpha: Amount = 1.0, probability: float = 1.0, until: float = 1.0) -> Mix:
-    """A box of the partner pasted over each image, targets by the area that it covers.
+    """Pastes a box of the partner into each image, and mixes targets by the box's area.
 
-    Yun et al., arXiv:1905.04899: a weight of Beta(alpha, alpha), a box of the image's shape
-    and of ``1 - weight`` of its area, centred anywhere; the targets' weight is that of the
-    pixels left after clipping. alpha, probability, until: as of `mixup`.
+    Yun et al., arXiv:1905.04899. With weight ~ Beta(alpha, alpha), the box has the image's
+    aspect ratio and ``1 - weight`` of its area, and is centred anywhere. The box is
+    clipped, and the targets use its clipped area. alpha, probability, until: see `mixup`.
+    Raises `ValueError` for an option out of range.
     """
     check_alpha("alpha", alpha)
     return _mix(0.0, alpha, 1.0, probability, until)
@@ -47,10 +51,10 @@ def mixup_or_cutmix(
     probability: float = 1.0,
     until: float = 1.0,
 ) -> Mix:
-    """One of the two for each batch, as timm and DeiT (arXiv:2012.12877) do.
+    """Applies mixup or cutmix to each batch, as timm and DeiT (arXiv:2012.12877) do.
 
-    mixup, cutmix: the alpha of each. cutmix_share: of the mixed batches. probability,
-    until: as of `mixup`.
+    mixup, cutmix: the alpha of each. cutmix_share: the fraction of mixed batches that use
+    cutmix. probability, until: see `mixup`. Raises `ValueError` for an option out of range.
     """
     check_alpha("mixup", mixup)
     check_alpha("cutmix", cutmix)
@@ -87,15 +91,16 @@ def _mix(
 
 
 def _beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
-    """[] of Beta(alpha, alpha): a gamma's share of two, drawn in one loop."""
+    """Draws [] from Beta(alpha, alpha) as g1 / (g1 + g2); one loop draws both gammas."""
     logs = jax.random.loggamma(key, alpha, (2,))
     return jax.nn.sigmoid(logs[0] - logs[1])
 
 
 def _box(center: jax.Array, area: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """bool [H, W]: a box of the image's shape and a share of its area, then clipped.
+    """Returns bool [H, W]: a box of the image's aspect ratio and of this area, clipped.
 
-    center [2]: of 0..1, a share of the height and of the width.
+    area is a share of the image's area. center [2] is (y, x), in shares of height and
+    width.
     """
     sides = jnp.array(shape)
     half = (sides * jnp.sqrt(area) / 2).astype(int)
@@ -104,7 +109,7 @@ def _box(center: jax.Array, area: jax.Array, shape: tuple[int, ...]) -> jax.Arra
 
 
 def _blend(rows: jax.Array, other: jax.Array) -> jax.Array:
-    # One product, so that fusing it with the sum rounds the same on any devices.
+    # With one product, a fused multiply-add rounds the same on any devices.
     return rows + other * (rows[::-1] - rows)
 
 

@@ -12,7 +12,12 @@ Normalization = Callable[[jax.Array], jax.Array]
 
 
 def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
-    """uint8 -> float32: ``(image / 255 - mean) / std``, one of each a channel."""
+    """Normalises uint8 -> float32: ``(image / 255 - mean) / std``, one of each a channel.
+
+    A single mean and std apply to any number of channels. Raises `ValueError` for lengths
+    that differ or a std that is not above 0. The normalisation raises `InputError` for
+    images with another number of channels.
+    """
     if not mean or len(mean) != len(std) or min(std) <= 0:
         raise ValueError(f"mean={mean}, std={std} must be as long, std above 0")
 
@@ -30,41 +35,41 @@ def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
 
 
 def unit() -> Normalization:
-    """0..255 -> 0..1."""
+    """Scales levels 0..255 to 0..1."""
     return mean_std((0.0,), (1.0,))
 
 
 def symmetric() -> Normalization:
-    """0..255 -> -1..1."""
+    """Scales levels 0..255 to -1..1."""
     return mean_std((0.5,), (0.5,))
 
 
 def imagenet() -> Normalization:
-    """ImageNet-1k's mean and deviation a channel, as torchvision states them."""
+    """Normalises by ImageNet-1k's mean and deviation a channel, as torchvision does."""
     return mean_std((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def cifar10() -> Normalization:
-    """The mean and deviation of CIFAR-10's training pixels a channel."""
+    """Normalises by the mean and deviation a channel of CIFAR-10's training pixels."""
     return mean_std((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 def cifar100() -> Normalization:
-    """The mean and deviation of CIFAR-100's training pixels a channel."""
+    """Normalises by the mean and deviation a channel of CIFAR-100's training pixels."""
     return mean_std((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 def per_image() -> Normalization:
-    """``(x - mean) / max(std, 1 / sqrt(N))`` over the N levels 0..255 of each image.
+    """Returns ``(x - mean) / max(std, 1 / sqrt(N))`` over the N levels of each image.
 
-    TensorFlow's per_image_standardization, all channels together; the deviation is the
-    population's. An image of one colour becomes 0.
+    This is TensorFlow's per_image_standardization over all channels together. The deviation
+    is the population's. An image of one colour becomes 0.
     """
 
     def apply(images: jax.Array) -> jax.Array:
         levels = images.astype(jnp.float32)
         around = levels - levels.mean((1, 2, 3), keepdims=True)
-        # Again: what rounding left of the mean, the least deviation would make visible.
+        # Subtracts the mean again: the least deviation would amplify rounding errors.
         around -= around.mean((1, 2, 3), keepdims=True)
         std = jnp.sqrt(jnp.square(around).mean((1, 2, 3), keepdims=True))
         return around / jnp.maximum(std, 1.0 / math.sqrt(math.prod(images.shape[1:])))

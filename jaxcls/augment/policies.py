@@ -1,6 +1,6 @@
-"""Policies that draw what is done to each image: entries of AUGMENTATIONS.
+"""Augmentation policies, which draw operations for each image: entries of AUGMENTATIONS.
 
-Each has a pure `draw_...` that says what the keys draw, apart from doing it.
+Each policy has a pure `draw_...`, which returns the drawn operations and applies none.
 """
 
 from typing import NamedTuple
@@ -37,25 +37,30 @@ def randaugment(
     fill: Fill | None = None,
     legacy_contrast: bool = False,
 ) -> Augmentation:
-    """`layers` operations after one another, each drawn anew, all of one magnitude.
+    """Applies `layers` drawn operations in order, all of one magnitude.
 
-    Cubuk et al., arXiv:1909.13719. What a magnitude means, and which operations there
-    are, differs among implementations; `space` says whose:
+    Cubuk et al., arXiv:1909.13719. Implementations differ in their operations and in the
+    meaning of a magnitude. `space` selects an implementation:
 
-    - "torchvision": the paper's 14, magnitudes 0 to 30 (its 31 bins): 10 is a third of
-      30 degrees, 0.3 x 150/331 of a side, factors of 1 +- 0.9.
-    - "google": 16 with invert, solarize_add and cutout, 10 the full strength, up to 30:
-      the code of big_vision, scenic and TensorFlow's models. Their published numbers
-      have ``legacy_contrast=True``: contrast about the pixel count / 256.
-    - "timm": 15 with inc1, magnitudes 0 to 10. rand-m7-mstd0.5-inc1 is
+    - "torchvision": the paper's 14 operations, magnitudes 0 to 30 (its 31 bins). 30 is the
+      full strength: 30 degrees, 150/331 of the width or height, factors of 1 +- 0.9.
+    - "google": 16 operations, with invert, solarize_add and cutout; magnitudes 0 to 30. 10
+      is the full strength. big_vision, scenic and TensorFlow's models use it. Their
+      published numbers need ``legacy_contrast=True``: contrast about the pixel count / 256.
+    - "timm": 15 operations with inc1, magnitudes 0 to 10. rand-m7-mstd0.5-inc1 is
       ``randaugment(2, 7, "timm", noise=0.5, probability=0.5)``.
     - "timm_inc0": the same without inc1.
 
-    noise: deviation of a normal draw added to the magnitude, then cut to what the space
-    allows. probability: of a layer to be applied at all. fill: the level where no
-    pixel is, or one a channel; None: the space's own. A pair of magnitudes goes from its
-    first to its second over the run. Geometry is by the nearest pixel in all of them;
-    timm's is bilinear or bicubic. Raises `ValueError` for what is out of range.
+    The other options:
+
+    - magnitude: a number, or a pair that is interpolated linearly over the run.
+    - noise: the deviation of normal noise on the magnitude; the sum is clipped to the range
+      of the space.
+    - probability: the probability that a layer is applied to an image.
+    - fill: one level or one a channel, for pixels outside the image; None: the space's.
+
+    Every space samples the nearest pixel; timm itself is bilinear or bicubic. Raises
+    `ValueError` for an option out of range.
     """
     if layers < 1:
         raise ValueError(f"layers={layers} must be at least 1, such as 2")
@@ -96,7 +101,10 @@ def draw_randaugment(
     noise: float = 0.0,
     probability: float = 1.0,
 ) -> Drawn:
-    """What one layer of RandAugment does to images of `size` (height, width)."""
+    """Draws one layer of RandAugment for images of `size` (height, width).
+
+    keys: [B]. magnitude: []. noise, probability: see `randaugment`.
+    """
     luck = _luck(keys)
     level = jnp.broadcast_to(magnitude, luck.which.shape)
     if noise:
@@ -108,11 +116,11 @@ def draw_randaugment(
 
 
 def trivialaugment(fill: Fill = TRIVIALAUGMENT.fill) -> Augmentation:
-    """TrivialAugmentWide: one operation, of a magnitude drawn from 31.
+    """Applies one operation, of a magnitude drawn from 31 (TrivialAugmentWide).
 
-    Müller and Hutter, arXiv:2103.10158, the wide space of its table: shear 0.99, 32
-    pixels, 135 degrees, factors of 1 +- 0.99, 2 bits left. fill: the level where no
-    pixel is, or one a channel.
+    Müller and Hutter, arXiv:2103.10158, the wide space. Its limits are shear 0.99, 32
+    pixels, 135 degrees, factors of 1 +- 0.99 and 2 bits. fill: one level or one a channel,
+    for pixels outside the image. Raises `ValueError` for a level out of range.
     """
     check_fill(fill)
 
@@ -125,7 +133,10 @@ def trivialaugment(fill: Fill = TRIVIALAUGMENT.fill) -> Augmentation:
 
 
 def draw_trivialaugment(keys: jax.Array, size: tuple[int, ...]) -> Drawn:
-    """What TrivialAugmentWide does to images of `size` (height, width)."""
+    """Draws one operation of TrivialAugmentWide for images of `size` (height, width).
+
+    keys: [B].
+    """
     luck = _luck(keys)
     number = _pick(luck.which, len(TRIVIALAUGMENT.ranges))
     share = _pick(luck.level, 31) / TRIVIALAUGMENT.unit
@@ -133,12 +144,13 @@ def draw_trivialaugment(keys: jax.Array, size: tuple[int, ...]) -> Drawn:
 
 
 def autoaugment(policy: str = "imagenet", fill: Fill = AUTOAUGMENT.fill) -> Augmentation:
-    """One of the 25 learnt sub-policies of two operations, drawn for each image.
+    """Applies one of 25 learnt sub-policies, drawn for each image, of two operations each.
 
-    Cubuk et al., arXiv:1805.09501; `policy`: "imagenet" or "cifar10". Each operation has
-    its own probability and magnitude, and its sign is drawn. Translations are in shares
-    of the image's own side, 150/331 at most, as torchvision has them. fill: the level
-    where no pixel is, or one a channel. Raises `ValueError` for another policy.
+    Cubuk et al., arXiv:1805.09501. `policy` is "imagenet" or "cifar10". It defines the
+    probability and magnitude of each operation; the sign is drawn. Translations are at most
+    150/331 of the image's width or height, as in torchvision. fill: one level or one a
+    channel, for pixels outside the image. Raises `ValueError` for another policy or a level
+    out of range.
     """
     if policy not in SUBPOLICIES:
         raise ValueError(f"policy={policy!r} must be one of {', '.join(SUBPOLICIES)}")
@@ -155,7 +167,10 @@ def autoaugment(policy: str = "imagenet", fill: Fill = AUTOAUGMENT.fill) -> Augm
 def draw_autoaugment(
     keys: jax.Array, policy: str, size: tuple[int, ...]
 ) -> tuple[Drawn, Drawn]:
-    """What the two operations of AutoAugment do to images of `size` (height, width)."""
+    """Draws the two operations of AutoAugment for images of `size` (height, width).
+
+    keys: [B].
+    """
     table = jnp.asarray(_subpolicies(policy))
     both = table[_pick(_luck(keys).which, len(table))]
 
@@ -173,11 +188,12 @@ def draw_autoaugment(
 def three_augment(
     threshold: int = 128, sigma: tuple[float, float] = (0.1, 2.0)
 ) -> Augmentation:
-    """One of greyscale, solarize and Gaussian blur, equally likely.
+    """Applies greyscale, solarize or Gaussian blur, each equally likely.
 
-    DeiT-III, Touvron et al., arXiv:2204.07118; its colour jitter is a step of its own
-    after this, ``color_jitter(0.3, 0.3, 0.3)``. sigma: from where to where the blur's
-    deviation is drawn, pixels. Raises `ValueError` for what is out of range.
+    DeiT-III, Touvron et al., arXiv:2204.07118. Its colour jitter is a separate augmentation
+    after this one, ``color_jitter(0.3, 0.3, 0.3)``. threshold: the first level that
+    solarize inverts. sigma: the range of the blur's deviation, pixels. Raises `ValueError`
+    for an option out of range.
     """
     check_levels("threshold", threshold, 256)
     check_sigma(sigma)
@@ -201,7 +217,7 @@ def three_augment(
 def draw_three_augment(
     keys: jax.Array, sigma: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array]:
-    """([B] 0 for grey, 1 for solarize, 2 for blur; [B] the blur's deviation)."""
+    """Returns ([B] 0 for grey, 1 for solarize, 2 for blur; [B] the blur's deviation)."""
     luck = _luck(keys)
     return _pick(luck.which, 3), sigma[0] + luck.level * (sigma[1] - sigma[0])
 
@@ -228,7 +244,7 @@ def _luck(keys: jax.Array) -> _Luck:
 
 
 def _pick(uniform: jax.Array, count: int) -> jax.Array:
-    """0 to count - 1, int32, of a draw from 0..1 without 1."""
+    """Maps a uniform draw from [0, 1) to an int32 from 0 to count - 1."""
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
@@ -239,7 +255,7 @@ def _amounts(
     luck: _Luck,
     size: tuple[int, ...],
 ) -> Drawn:
-    """The drawn operation of the space, by its place in `ranges`, with its amount."""
+    """Returns the operations of the space at the indices `which`, with their amounts."""
     height, width = size
     numbers = jnp.array([NUMBERS[name] for name in space.ranges], jnp.int32)
     amounts = [
@@ -250,13 +266,13 @@ def _amounts(
 
 
 def _leave(drawn: Drawn, applied: jax.Array) -> Drawn:
-    """Nothing is done to rows that are not applied."""
+    """Replaces the operation of rows that are not applied by "identity"."""
     number = jnp.where(applied, drawn.operation, NUMBERS["identity"])
     return drawn._replace(operation=number)
 
 
 def _subpolicies(policy: str) -> np.ndarray:
-    """float32 [25, 2, 3]: place in AUTOAUGMENT's ranges, probability, magnitude."""
+    """Returns float32 [25, 2, 3]: index in AUTOAUGMENT.ranges, probability, magnitude."""
     places = {name: i for i, name in enumerate(AUTOAUGMENT.ranges)}
 
     def step(text: str) -> tuple[float, float, float]:

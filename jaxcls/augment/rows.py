@@ -1,8 +1,8 @@
-"""What an augmentation is given, and augmentations one after the other.
+"""The type of augmentations, their inputs, and chains of augmentations.
 
-An augmentation is ``(rows, images [B, H, W, C] uint8) -> images``: one key an example of
-the *global* batch, so no example's randomness depends on its neighbours or on how many
-devices there are.
+An augmentation is ``(rows, images [B, H, W, C] uint8) -> images``. Each example of the
+*global* batch has a key, so its randomness does not depend on its neighbours or on the
+number of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 
 class Rows(NamedTuple):
-    """What tells the examples of a batch apart, and where in the run they are.
+    """The identity of each example in a batch, and the progress of the run.
 
-    key [B]: each row's own key of this step. run: one key for the whole run. example [B]
-    int32: the example's number. epoch [B] int32: of its showing. share
-    [] float32: how much of the run is done, 0..1.
+    key [B]: each row's key for this step. run: one key for the whole run. example [B]
+    int32: the example's number. epoch [B] int32: the epoch of this row. share [] float32:
+    the fraction of the run that is done, 0..1.
     """
 
     key: jax.Array
@@ -28,23 +28,23 @@ class Rows(NamedTuple):
 
 
 Augmentation = Callable[[Rows, jax.Array], jax.Array]
-# A number, or the two that it goes between, linearly from the run's start to its end.
+# A number, or a pair that is interpolated linearly from the run's start to its end.
 Amount = float | tuple[float, float]
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
-    """One key for each row of the global batch, [B]."""
+    """Returns one key for each row of the global batch, [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
 def fold(rows: Rows, i: int) -> Rows:
-    """The same rows, their keys and that of the run folded with i."""
+    """Folds `i` into the rows' keys and into the key of the run."""
     own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, i)
     return rows._replace(key=own, run=jax.random.fold_in(rows.run, i))
 
 
 def chain(augmentations: Sequence[Augmentation]) -> Augmentation:
-    """One after the other; the i-th sees the rows folded with i."""
+    """Applies augmentations in order; the i-th gets the rows folded with i."""
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
         for i, augmentation in enumerate(augmentations):
@@ -55,7 +55,7 @@ def chain(augmentations: Sequence[Augmentation]) -> Augmentation:
 
 
 def at(amount: Amount, share: jax.Array) -> jax.Array:
-    """The amount, [] float32, when `share` of the run is done."""
+    """Returns the amount, [] float32, at the fraction `share` of the run."""
     if isinstance(amount, int | float):
         return jnp.full((), amount, jnp.float32)
     first, last = amount

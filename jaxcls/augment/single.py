@@ -1,8 +1,9 @@
 """Single operations with a probability: entries of AUGMENTATIONS.
 
-A probability is that of one image to be changed; `Amount` is a number, or a pair that
-goes from its first to its second over the run. `fill` is what lies outside an image: one
-level, or one a channel.
+A probability is the probability that an image changes. An `Amount` is a number, or a
+pair that is interpolated linearly over the run. `fill` colours pixels outside the image:
+one level, or one a channel. Every function raises `ValueError` for an option out of
+range.
 """
 
 import math
@@ -29,11 +30,12 @@ def color_jitter(
     hue: Amount = 0.0,
     probability: float = 1.0,
 ) -> Augmentation:
-    """Each factor drawn from 1 - amount (at least 0) to 1 + amount; hue from -hue to hue.
+    """Scales brightness, contrast and saturation by drawn factors, then rotates the hue.
 
-    hue in turns of the colour circle, at most 0.5. Always in this order: torchvision
-    draws the order too, which would cost four times as much here, where every row goes
-    through the same steps. Raises `ValueError` for a negative amount.
+    A factor is drawn from max(1 - amount, 0) to 1 + amount. The hue's rotation is drawn
+    from -hue to hue, in turns of the colour circle; hue is at most 0.5. The order is fixed.
+    torchvision draws the order, which would cost four times as much here, because every row
+    goes through every step.
     """
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, amount in factors.items():
@@ -68,12 +70,12 @@ def color_jitter(
 
 
 def greyscale(probability: float = 0.2) -> Augmentation:
-    """Without colours; images of one channel stay."""
+    """Removes colours; one-channel images stay."""
     return _with_probability("color", 0.0, probability)
 
 
 def blur(probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Augmentation:
-    """Gaussian blur of a deviation drawn from `sigma`, pixels, up to 16."""
+    """Blurs by a Gaussian; its deviation is drawn from `sigma`, at most 16 pixels."""
     check_share("probability", probability)
     check_sigma(sigma)
 
@@ -87,35 +89,35 @@ def blur(probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> A
 
 
 def solarize(probability: float = 0.2, threshold: int = 128) -> Augmentation:
-    """Levels from `threshold` on inverted."""
+    """Inverts levels from `threshold` on."""
     check_levels("threshold", threshold, 256)
     return _with_probability("solarize", float(threshold), probability)
 
 
 def posterize(probability: float = 0.5, bits: int = 4) -> Augmentation:
-    """The highest `bits` of each level, 1 to 8."""
+    """Keeps the highest `bits` of each level, 1 to 8."""
     if not 1 <= bits <= 8:
         raise ValueError(f"bits={bits} must be from 1 to 8, such as 4")
     return _with_probability("posterize", float(bits), probability)
 
 
 def equalize(probability: float = 0.5) -> Augmentation:
-    """Each channel's levels to equal frequency."""
+    """Equalises the histogram of each channel."""
     return _with_probability("equalize", 0.0, probability)
 
 
 def autocontrast(probability: float = 0.5) -> Augmentation:
-    """Each channel's darkest level to 0, its lightest to 255."""
+    """Stretches the levels of each channel to 0..255."""
     return _with_probability("autocontrast", 0.0, probability)
 
 
 def invert(probability: float = 0.1) -> Augmentation:
-    """Black to white."""
+    """Inverts all levels."""
     return _with_probability("invert", 0.0, probability)
 
 
 def sharpness(probability: float = 0.5, factor: float = 2.0) -> Augmentation:
-    """Sharper by a factor above 1, smoother below it; 0 is smooth."""
+    """Sharpens with a factor above 1, and smooths with a factor below 1."""
     check_amount("factor", factor, 60, "2.0")
     return _with_probability("sharpness", float(factor), probability)
 
@@ -123,7 +125,7 @@ def sharpness(probability: float = 0.5, factor: float = 2.0) -> Augmentation:
 def rotate(
     degrees: Amount = 15.0, probability: float = 1.0, fill: Fill = 0
 ) -> Augmentation:
-    """About the middle, by an angle drawn from -degrees to degrees."""
+    """Rotates about the centre by an angle drawn from -degrees to degrees."""
     check_amount("degrees", degrees, 180, "15")
     check_share("probability", probability)
     check_fill(fill)
@@ -137,7 +139,7 @@ def rotate(
 
 
 def shear(degrees: Amount = 10.0, probability: float = 1.0, fill: Fill = 0) -> Augmentation:
-    """About the middle, across and down by angles of their own, -degrees to degrees."""
+    """Shears about the centre, across and down, by angles from -degrees to degrees."""
     check_amount("degrees", degrees, 60, "10")
     check_share("probability", probability)
     check_fill(fill)
@@ -155,7 +157,7 @@ def shear(degrees: Amount = 10.0, probability: float = 1.0, fill: Fill = 0) -> A
 def translate(
     share: Amount = 0.1, probability: float = 1.0, fill: Fill = 0
 ) -> Augmentation:
-    """By whole pixels drawn from -share to share of the height, and of the width."""
+    """Moves by whole pixels, drawn from -share to share of the height, and of the width."""
     check_amount("share", share, 1, "0.1")
     check_share("probability", probability)
     check_fill(fill)
@@ -190,11 +192,11 @@ def _moved(images: jax.Array, matrices: jax.Array, fill: Fill) -> jax.Array:
 
 
 def _sides(rows: Rows, count: int, probability: float) -> jax.Array:
-    """[B, count] drawn from -1 to 1; all 0 in rows that are left as they are."""
+    """Draws [B, count] from -1 to 1; the rows that stay unchanged get 0."""
     uniform = _uniform(rows, count + 1)
     return jnp.where(uniform[:, :1] < probability, 2 * uniform[:, 1:] - 1, 0.0)
 
 
 def _uniform(rows: Rows, count: int) -> jax.Array:
-    """[B, count] drawn from 0..1, of each row's own key."""
+    """Draws [B, count] from 0..1, by each row's key."""
     return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(rows.key)

@@ -1,6 +1,6 @@
-"""Which operations a policy draws from, and what its magnitudes mean for each.
+"""The spaces of policies: their operations, and the amounts of each magnitude.
 
-A `Space` is what one published implementation does; the numbers are its definition.
+A `Space` is one published implementation, and its numbers define it.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ Range = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
 
 
 class Space(NamedTuple):
-    """Operations, each equally likely, with what a magnitude is for each.
+    """Equally likely operations, each with a function from magnitude to amount.
 
-    ranges: of each operation of `layer.OPERATIONS`. unit: the magnitude whose share is
-    1. cap: the largest allowed. fill: the level where no pixel is, or one a channel.
+    ranges: by operation of `layer.OPERATIONS`. unit: the magnitude of share 1. cap: the
+    largest magnitude. fill: one level or one a channel, for pixels outside the image.
     """
 
     ranges: dict[str, Range]
@@ -29,49 +29,49 @@ class Space(NamedTuple):
 
 
 def signed(largest: float) -> Range:
-    """0 to `largest`, to either side."""
+    """Returns amounts from 0 to `largest`, of either sign."""
     return lambda share, sign, size: sign * share * largest
 
 
 def of_side(axis: int, largest: float) -> Range:
-    """0 to `largest` heights (axis 0) or widths (1) in pixels, to either side."""
+    """Returns pixels from 0 to `largest` heights (axis 0) or widths (1), of either sign."""
     return lambda share, sign, size: sign * share * (largest * size[axis])
 
 
 def whole_pixels(moved: Range) -> Range:
-    """What is left of an amount without its fraction."""
+    """Truncates amounts towards 0."""
     return lambda share, sign, size: sign * _floor(sign * moved(share, sign, size))
 
 
 def about_one(largest: float, least: float = 0.0) -> Range:
-    """A factor of 1 less or more than 0 to `largest`, at least `least`."""
+    """Returns factors 1 + sign * share * largest, but not below `least`."""
     return lambda share, sign, size: jnp.maximum(1 + sign * share * largest, least)
 
 
 def line(first: float, last: float) -> Range:
-    """Linearly from first at magnitude 0 to last at the unit, of no sign."""
+    """Interpolates from `first` at magnitude 0 to `last` at the unit, without a sign."""
     return lambda share, sign, size: first + (last - first) * share
 
 
 def whole(first: int, last: int) -> Range:
-    """`first` and, of the way to `last`, the whole steps that are done."""
+    """As `line`, in whole steps; an incomplete step does not count."""
     step = 1 if last > first else -1
     steps = abs(last - first)
     return lambda share, sign, size: first + step * _floor(share * steps)
 
 
 def bits(lost: int) -> Range:
-    """8 bits that stay, less up to `lost`, rounded."""
+    """Returns the number of bits that stay: 8, less up to `lost`, rounded."""
     return lambda share, sign, size: 8 - jnp.round(share * lost)
 
 
 def none(share: jax.Array, sign: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """An operation without an amount."""
+    """Returns 0: the operation has no amount."""
     return jnp.zeros_like(share)
 
 
 def _floor(amount: jax.Array) -> jax.Array:
-    """Rounded down, of what float32 may have a little below or above its true value."""
+    """Rounds down, with a tolerance for float32's rounding errors."""
     return jnp.floor(amount + 1e-4)
 
 
@@ -82,7 +82,7 @@ _FACTORS = ("brightness", "color", "contrast", "sharpness")
 def _paper(
     *, shear: float, degrees: float, factor: float, lost: int, shifts: dict[str, Range]
 ) -> dict[str, Range]:
-    """The operations of AutoAugment's paper that its successors kept."""
+    """Returns the operations of AutoAugment's paper that its successors kept."""
     return {
         "shear_x": signed(shear),
         "shear_y": signed(shear),
@@ -144,11 +144,11 @@ _TIMM: dict[str, Range] = {
 _MEAN = (124, 116, 104)
 
 RANDAUGMENT: dict[str, Space] = {
-    # The paper's 14 operations, of 31 magnitudes, as torchvision has them.
+    # The paper's 14 operations with 31 magnitudes, as in torchvision.
     "torchvision": Space({"identity": none, **_PAPER}, unit=30, cap=30, fill=0),
-    # The 16 of TensorFlow's models for TPU, from which big_vision, scenic and others
-    # have theirs. Factors go from 0.1 to 1.9; posterize and solarize weaken as the
-    # magnitude rises, and 10 solarizes nothing.
+    # The 16 operations of TensorFlow's models for TPU, which big_vision, scenic and
+    # others copied. Factors go from 0.1 to 1.9. Posterize and solarize weaken as the
+    # magnitude rises, and at 10 solarize changes nothing.
     "google": Space(
         {
             **_MORE,
@@ -163,7 +163,7 @@ RANDAUGMENT: dict[str, Space] = {
         cap=30,
         fill=128,
     ),
-    # timm's 15 with "inc1": all grow with the magnitude.
+    # timm's 15 operations with "inc1": every strength grows with the magnitude.
     "timm": Space(
         {
             **_TIMM,
@@ -175,7 +175,7 @@ RANDAUGMENT: dict[str, Space] = {
         cap=10,
         fill=_MEAN,
     ),
-    # timm's 15 without it.
+    # timm's 15 operations without "inc1".
     "timm_inc0": Space(
         {
             **_TIMM,

@@ -1,7 +1,7 @@
-"""Models: families by their names in a config, their layers, names and weights elsewhere.
+"""Models of image classification, their layers, their names in other libraries and weights.
 
-`MODELS` and `Classifier` come from `table`, which is imported when they are asked for:
-reading a file of weights needs no jax.
+The first use of `MODELS` or `Classifier` imports `table`. Reading a file of weights thus
+needs no jax.
 """
 
 from typing import TYPE_CHECKING

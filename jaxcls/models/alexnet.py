@@ -8,7 +8,7 @@ from jaxcls.models import initializers, layers
 from jaxcls.models.layers import Dtype, Output
 from jaxcls.models.naming import Entry, Naming
 
-# Below this, some feature map would have no position left.
+# Below this size a feature map would be empty.
 MIN_SIZE = 63
 INITIALIZERS = {
     "torch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -19,10 +19,10 @@ INITIALIZERS = {
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping poolings, three dense layers.
 
-    images [B, H, W, C] float32, H and W at least 63 -> logits [B, K], embed [B, 4096].
-    weight_init: "torch", as PyTorch's layers are, under which the signal is a thousandth
-    after eight layers, or "lecun" (variance 1 / fan-in), under which it is a sixteenth:
-    without momentum, the first hardly begins to learn. Biases start at 0.
+    Maps images [B, H, W, C] float32, H and W at least 63, to logits [B, K] and embed [B,
+    4096]. weight_init is "torch", PyTorch's default, or "lecun", variance 1 / fan-in. After
+    eight layers "torch" scales the signal by 1/1000, "lecun" by 1/16. Without momentum a
+    network of "torch" hardly begins to learn. Biases start at 0.
     """
 
     num_classes: int
@@ -72,15 +72,15 @@ class AlexNet(nn.Module):
         return layers.head(x, self.num_classes, init)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         names = [*(f"conv{i}" for i in range(1, 6)), "dense1", "dense2", "head"]
         return [(name,) for name in names]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files."""
+        """Returns the names of our layers in files of torchvision."""
         places = enumerate((0, 3, 6, 8, 10), 1)
         table: dict[str, str | Entry] = {f"conv{i}": f"features.{n}" for i, n in places}
-        # There, channels come before positions when they are flattened.
+        # torchvision flattens channels before positions.
         table["dense1"] = Entry("classifier.1", view=(6, 6, -1, 4096), shape=(4096, -1))
         table |= {"dense2": "classifier.4", "head": "classifier.6"}
         return {"torchvision": Naming(table)}

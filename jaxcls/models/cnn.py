@@ -1,4 +1,4 @@
-"""The convolutional net of a first tutorial, for images of 8 to 64 pixels."""
+"""The convolutional network of a first tutorial, for images of 8 to 64 pixels."""
 
 import flax.linen as nn
 import jax
@@ -10,11 +10,11 @@ from jaxcls.models.naming import Naming
 
 
 class CNN(nn.Module):
-    """Convolutions and poolings, then a dense head.
+    """Stages of 3x3 convolutions and pooling, then a dense layer and the head.
 
-    images [B, H, W, C] float32 -> logits [B, K], embed [B, dense].
-    widths: filters of each stage; convs: 3x3 convolutions a stage; every stage ends in
-    a 2x2 maximum or mean, as `pool` says, while the image is at least 2 pixels wide.
+    Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, dense]. widths: filters
+    of each stage. convs: convolutions a stage. pool: "max" or "mean"; each stage ends in
+    2x2 pooling if its feature map has at least 2 x 2 positions.
     """
 
     num_classes: int
@@ -66,19 +66,19 @@ class CNN(nn.Module):
         return layers.head(x, self.num_classes)
 
     def _convs(self) -> list[list[str]]:
-        """The names of the convolutions of each stage."""
+        """Returns the names of the convolutions of each stage."""
         return [
             [f"stage{stage + 1}_conv{i + 1}" for i in range(self.convs)]
             for stage in range(len(self.widths))
         ]
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         norm = ("_norm",) if self.batch_norm else ()
         convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
         return [*convs, ("dense",), ("head",)]
 
     def namings(self) -> dict[str, Naming]:
-        """Our own names, with PyTorch's axes: no other library has this model."""
+        """Returns our names with PyTorch's axes; no other library has this model."""
         names = [name for group in self.groups() for name in group]
         return {"pytorch": Naming({name: name for name in names})}

@@ -17,7 +17,7 @@ MIN_SIZE = 32
 
 
 class Block(nn.Module):
-    """A 7x7 convolution of each channel, then two dense layers, scaled, on a shortcut."""
+    """A 7x7 depthwise convolution, two dense layers, a layer scale; with a shortcut."""
 
     layer_scale: float
     drop_path: float
@@ -39,10 +39,11 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """images [B, H, W, C] float32, H and W at least 32 -> logits [B, K], embed [B, D].
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D].
 
-    drop_path: of the last block, rising linearly from 0; the default is what the paper
-    trained each size with on ImageNet-1k. layer_scale: its value at the start.
+    H and W are at least 32. drop_path: the rate of the last block; rates rise linearly from
+    0. The sizes in CONVNEXTS have the paper's rates for ImageNet-1k. layer_scale: its
+    initial value.
     """
 
     num_classes: int
@@ -77,7 +78,7 @@ class ConvNeXt(nn.Module):
         return layers.head(x, self.num_classes, NORMAL)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         found: list[tuple[str, ...]] = [("stem_conv", "stem_norm")]
         for stage, blocks in enumerate(self.stages, 1):
             if stage > 1:
@@ -86,7 +87,7 @@ class ConvNeXt(nn.Module):
         return [*found, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files and timm's."""
+        """Returns the names of our layers in files of torchvision and timm."""
         vision: dict[str, str | Entry] = {
             "stem_conv": "features.0.0",
             "stem_norm": "features.0.1",

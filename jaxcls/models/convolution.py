@@ -1,8 +1,9 @@
-"""Convolutions, computed on CPU as what XLA is fast at there.
+"""Convolutions, with faster equivalents for CPU.
 
-XLA's own are near the speed of products of matrices for square kernels on many channels.
-Three other kinds are not: with what is here a training step takes 0.35 of the time for
-ConvNeXt-T and 0.61 for ResNet-50 (`python -m benchmarks.step`, one core).
+XLA's CPU convolutions reach nearly the speed of matrix products for square kernels on
+many channels. Three other kinds do not: depthwise, 1 x 1, and non-overlapping patches.
+With the equivalents a training step takes 0.35 of the time for ConvNeXt-T and 0.61 for
+ResNet-50 (`python -m benchmarks.step`, one core).
 """
 
 import contextlib
@@ -24,10 +25,10 @@ _IS_PLAIN = contextvars.ContextVar("is_plain", default=False)
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """While a model is traced within, each convolution is one, whatever the platform.
+    """Makes models that are traced within the context use plain convolutions everywhere.
 
-    For converters, which know convolutions and no choice between programs. A function that
-    was jitted outside keeps what it was traced with.
+    Converters need this: they support convolutions, but no choice between platforms. A
+    function that was jitted outside the context keeps its trace.
     """
     before = _IS_PLAIN.set(True)
     try:
@@ -43,10 +44,10 @@ def convolve(
     padding: str | Pads,
     **rest: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of images [B, H, W, C], for `flax.linen.Conv`.
+    """Computes `lax.conv_general_dilated` of images [B, H, W, C], for `flax.linen.Conv`.
 
-    Which program it is is decided for the platform that it is lowered for, so one made
-    for another machine is that machine's: on CPU, where `on_cpu` has a better one, that.
+    The platform of the lowering selects the program, so an export for another machine gets
+    that machine's program. On CPU this is the equivalent of `on_cpu`, if there is one.
     """
 
     def windowed(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -69,7 +70,7 @@ def on_cpu(
     padding: str | Pads,
     groups: int,
 ) -> Convolve | None:
-    """What a CPU does sooner than a convolution of these shapes; None: nothing."""
+    """Returns a faster equivalent on CPU for a convolution of these shapes, or None."""
     window = tuple(kernel[:2])
     pads = (
         lax.padtype_to_pads(images[1:3], window, strides, padding)
@@ -91,12 +92,12 @@ def on_cpu(
 def _by_position(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, ...]
 ) -> jax.Array:
-    """A kernel of 1 x 1: a product of matrices."""
+    """Computes a convolution with a 1 x 1 kernel as a product of matrices."""
     return _product(images[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
 def _by_patch(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Patches that neither overlap nor leave gaps: a product of matrices."""
+    """Computes a convolution over non-overlapping patches as a product of matrices."""
     batch, height, width, channels = images.shape
     h, w, _, features = kernel.shape
     cut = images.reshape(batch, height // h, h, width // w, w, channels)
@@ -106,7 +107,7 @@ def _by_patch(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _product(positions: jax.Array, kernel: jax.Array) -> jax.Array:
-    """positions [B, H, W, C], kernel [C, F] -> [B, H, W, F]."""
+    """Multiplies positions [B, H, W, C] by a kernel [C, F] to [B, H, W, F]."""
     return lax.dot_general(positions, kernel, (((3,), (0,)), ((), ())))
 
 
@@ -120,8 +121,8 @@ def _product_backward(
     kept: tuple[jax.Array, jax.Array], grads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     positions, kernel = kept
-    # JAX's own rule gives the kernel's gradient transposed, and XLA then turns what came
-    # before: a step of ResNet-50 took 1.22 times as long.
+    # JAX's rule gives a transposed gradient of the kernel, and XLA then transposes earlier
+    # operations: a step of ResNet-50 took 1.22 times as long.
     flat = positions.reshape(-1, kernel.shape[0]), grads.reshape(-1, kernel.shape[1])
     return lax.dot_general(grads, kernel, (((3,), (1,)), ((), ()))), flat[0].T @ flat[1]
 
@@ -133,7 +134,10 @@ _product.defvjp(_product_forward, _product_backward)
 def _by_channel(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
 ) -> jax.Array:
-    """A kernel [h, w, 1, C] for each channel: a sum of shifted images, in float32."""
+    """Computes a depthwise convolution as a float32 sum of shifted images.
+
+    kernel: [h, w, 1, C].
+    """
     wide = _padded(images, pads)
     taps = [
         _shifted(wide, at, kernel.shape, strides) * kernel[at].reshape(1, 1, 1, -1)
@@ -164,10 +168,10 @@ def _by_channel_backward(
         seen = lax.dynamic_slice(wide, start, size)[:, :: strides[0], :: strides[1]]
         return (seen * grads).sum((0, 1, 2))
 
-    # A loop: of sums that are written out, XLA keeps no two numbers in a register at once,
-    # and took 7 times as long.
+    # A loop, because XLA does not vectorise unrolled sums, which took 7 times as long.
     of_kernel = lax.map(of_tap, jnp.arange(height * width)).reshape(kernel.shape)
-    # What a stride left out is 0, and what the kernel is turned by is a place, not a copy.
+    # Zeros stand for the positions that the stride skips. Indices turn the kernel, so it is
+    # not copied.
     around = [(0, 0, 0)]
     for size, side, stride, (low, _), count in zip(
         images.shape[1:3], kernel.shape[:2], strides, pads, grads.shape[1:3], strict=True
@@ -194,7 +198,7 @@ def _padded(images: jax.Array, pads: Pads) -> jax.Array:
 def _spans(
     images: Sequence[int], kernel: Sequence[int], strides: Sequence[int]
 ) -> list[int]:
-    """How many rows and columns of images [B, H, W, C] one tap of a kernel sees."""
+    """Returns the span, rows and columns, of one tap of a kernel in images [B, H, W, C]."""
     sizes = zip(images[1:3], kernel[:2], strides, strict=True)
     return [(size - side) // stride * stride + 1 for size, side, stride in sizes]
 
@@ -202,7 +206,7 @@ def _spans(
 def _shifted(
     wide: jax.Array, at: tuple[int, ...], kernel: Sequence[int], strides: Sequence[int]
 ) -> jax.Array:
-    """What the tap of a kernel at row and column `at` sees of wide [B, H, W, C]."""
+    """Returns the positions of wide [B, H, W, C] that the tap `at` (row, column) reads."""
     rows, columns = _spans(wide.shape, kernel, strides)
     batch, _, _, channels = wide.shape
     stop = (batch, at[0] + rows, at[1] + columns, channels)

@@ -12,14 +12,14 @@ from jaxcls.models.naming import Naming
 
 
 class EfficientNet(Mobile):
-    """See `Mobile`: with swish, and channels weighted within every block."""
+    """A `Mobile` with swish, and squeeze-and-excitation in every block."""
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files and timm's."""
+        """Returns the names of our layers in files of torchvision and timm."""
         table = {"conv1": "features.0.0", "norm1": "features.0.1"}
         for name, stage, i in self._blocks():
             theirs = f"features.{stage + 1}.{i}.block"
-            # Without an expansion the others move up by one.
+            # Without an expansion, later layers have an index one lower.
             shift = int(self.stages[stage].expand > 1)
             for ours, place in ((1, 0), (2, shift), (3, shift + 2)):
                 if ours > 1 or shift:
@@ -39,7 +39,7 @@ def efficientnet_b0(
     dropout: float = 0.2,
     drop_path: float = 0.2,
 ) -> EfficientNet:
-    """The smallest EfficientNet."""
+    """Returns EfficientNet-B0, the smallest EfficientNet."""
     return EfficientNet(
         num_classes,
         stages=(
@@ -53,7 +53,7 @@ def efficientnet_b0(
         ),
         activation=nn.silu,
         squeeze=4,
-        # Uniform to one over the root of the classes.
+        # Uniform within +-1 / sqrt(num_classes).
         head_init=initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
         dropout=dropout,
         drop_path=drop_path,

@@ -1,4 +1,4 @@
-"""Layers that several families share."""
+"""Layers and helpers that several families share."""
 
 import contextlib
 import inspect
@@ -16,15 +16,15 @@ from jaxcls.models import initializers
 from jaxcls.models.convolution import convolve
 
 Dtype = Any
-# As He et al. (arXiv:1502.01852) start convolutions, fan out.
+# He et al. (arXiv:1502.01852), fan-out.
 HE = initializers.variance_scaling(2.0, "fan_out", "normal")
 LECUN = initializers.lecun_normal()
 
 
 class Output(NamedTuple):
-    """What every model gives for B images: logits [B, K], and what its head saw.
+    """The outputs of a model for B images, both float32.
 
-    embed [B, D]: the features before the head. Both float32.
+    logits: [B, K]. embed [B, D]: the input of the head.
     """
 
     logits: jax.Array
@@ -37,9 +37,9 @@ def head(
     kernel_init: nn.initializers.Initializer = LECUN,
     bias: bool = True,
 ) -> Output:
-    """Features [B, D] -> `Output`, by one dense layer in float32 called "head".
+    """Maps features [B, D] to `Output` by one float32 dense layer with the name "head".
 
-    Called within a model: that name is what fine-tuning replaces.
+    Call it within a model. Fine-tuning replaces the layer by its name.
     """
     x = x.astype(jnp.float32)
     dense = nn.Dense(num_classes, use_bias=bias, kernel_init=kernel_init, name="head")
@@ -47,21 +47,25 @@ def head(
 
 
 def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Stochastic depth (Huang et al., arXiv:1603.09382): a branch x [B, ...], or 0.
+    """Returns a branch x [B, ...], or 0 for examples that stochastic depth drops.
 
-    Each example is dropped with probability `rate`; the others grow by 1 / (1 - rate).
+    Huang et al., arXiv:1603.09382. Each example is dropped with probability `rate`; the
+    others are scaled by 1 / (1 - rate).
     """
     each = tuple(range(1, x.ndim))
     return nn.Dropout(rate, broadcast_dims=each, deterministic=not train)(x)
 
 
 def drop_rates(last: float, depth: int) -> list[float]:
-    """The rates of `depth` blocks for `drop_path`: from 0, linearly, to `last`."""
+    """Returns the `drop_path` rates of `depth` blocks, rising linearly from 0 to `last`."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
-    """(name, stage, number within it), from 0, of every block of stages of so many."""
+    """Returns (name, stage, index in the stage) of every block.
+
+    stages: the number of blocks of each stage. Stages and indices count from 0.
+    """
     return [
         (f"stage{stage + 1}_block{i + 1}", stage, i)
         for stage, blocks in enumerate(stages)
@@ -70,7 +74,7 @@ def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def check_shares(**shares: float) -> None:
-    """Raise ValueError for a dropout rate that is not at least 0 and below 1."""
+    """Raises `ValueError` for a rate that is not at least 0 and below 1."""
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name}={share} must be at least 0 and below 1, such as 0.1")
@@ -79,13 +83,13 @@ def check_shares(**shares: float) -> None:
 class BatchNorm(nn.Module):
     """Batch normalisation over the global batch (Ioffe and Szegedy, arXiv:1502.03167).
 
-    images [B, ..., C] -> the same, in `dtype`; statistics are float32.
-    momentum: of the running statistics, new = momentum * old + (1 - momentum) * batch.
-    unbiased: keep N/(N-1) times the batch variance, as PyTorch does and Flax does not;
-    what training normalises by is the biased one in both. use_scale: whether a scale is
-    learned, beside the bias.
-    Where the variables have a collection "frozen" with this layer's statistics, training
-    keeps them and normalises by them: see `jaxcls.learning.param_groups`.
+    Maps images [B, ..., C] to the same shape in `dtype`. Statistics are float32.
+    momentum: running statistics become momentum * old + (1 - momentum) * batch.
+    unbiased: the running variance takes N/(N-1) times the batch variance, as in PyTorch;
+    Flax takes the biased variance. Training normalises by the biased one in both.
+    use_scale: learn a scale beside the bias.
+    If the collection "frozen" has this layer's statistics, training keeps the running
+    statistics and normalises by them: see `jaxcls.learning.param_groups`.
     """
 
     momentum: float = 0.9
@@ -97,10 +101,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, groups: int = 1) -> jax.Array:
-        """groups: row r is of group r % groups; each is normalised by its own statistics.
+        """Normalises each group of rows by its statistics; row r is in group r % groups.
 
-        The running ones then move once, by the means over groups of means and variances.
-        Raises ValueError for groups that do not divide the batch that they are of.
+        The running statistics take one update, by the means over the groups of mean and
+        variance. Raises `ValueError` if `groups` does not divide the batch.
         """
         shape = (x.shape[-1],)
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -111,7 +115,7 @@ class BatchNorm(nn.Module):
             axes = tuple(i for i in range(x.ndim - 1) if groups == 1 or i != 1)
             wide = x.astype(jnp.float32)
             mean = wide.mean(axes)
-            # One pass over memory instead of two; never below 0 by rounding.
+            # One pass over memory, not two. The maximum removes a negative rounding error.
             var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
             if not self.is_initializing():
                 n = x.size // mean.size
@@ -127,25 +131,25 @@ class BatchNorm(nn.Module):
             factor = scale.reshape((1,) * (var.ndim - 1) + shape) * factor
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         mean, factor, shift = (_against(each, x.ndim) for each in (mean, factor, bias))
-        # The mean first: folded into the shift it would cost digits where it is large.
+        # Subtracts the mean first: folded into the shift, a large mean costs precision.
         return ((x - mean) * factor + shift).astype(self.dtype).reshape(given)
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """x [B, ..., C] -> [B / groups, groups, ..., C]; of one group, as it is."""
+    """Reshapes x [B, ..., C] to [B / groups, groups, ..., C]; one group leaves x."""
     if groups < 1 or x.shape[0] % groups:
         raise ValueError(f"groups={groups} must divide the batch, of {x.shape[0]} rows")
-    # Every groups-th row, not a run of them: so rows stay on the devices that they are on.
+    # Strided groups: rows stay on their devices, which contiguous groups would not allow.
     return x if groups == 1 else x.reshape(-1, groups, *x.shape[1:])
 
 
 def _ungrouped(statistics: jax.Array) -> jax.Array:
-    """[C] as it is, or [groups, C] -> [C], the mean over the groups."""
+    """Returns [C]: the mean over the groups of [groups, C], or [C] unchanged."""
     return statistics.mean(0) if statistics.ndim == 2 else statistics
 
 
 def _against(each: jax.Array, ndim: int) -> jax.Array:
-    """[C] or [groups, C], in the shape in which it meets an array of `_grouped`."""
+    """Reshapes [C] or [groups, C] to broadcast against an array of `_grouped`."""
     *groups, features = each.shape
     positions = (1,) * (ndim - 2 - len(groups))
     return each.reshape(1, *groups, *positions, features)
@@ -153,10 +157,10 @@ def _against(each: jax.Array, ndim: int) -> jax.Array:
 
 @contextlib.contextmanager
 def batch_norm_groups(groups: int) -> Iterator[None]:
-    """While a model is traced within, each `BatchNorm` of it sees the batch in groups.
+    """Makes every `BatchNorm` of a model that is traced within the context see groups.
 
-    Row r of a batch of training is in group r % groups. A function that was jitted outside
-    keeps what it was traced with.
+    Row r of a training batch is in group r % groups. A function that was jitted outside the
+    context keeps its trace.
     """
 
     def passing(
@@ -175,7 +179,7 @@ def batch_norm_groups(groups: int) -> Iterator[None]:
 
 
 def blocks_of(groups: Sequence[Sequence[str]]) -> set[str]:
-    """The names of a model's blocks among those of its layers, as `groups()` gives them."""
+    """Returns the names of a model's blocks among its layers, as `groups()` gives them."""
     names = {name for group in groups for name in group}
     return {name for name in names if re.fullmatch(r"(stage\d+_)?block\d+", name)}
 
@@ -184,13 +188,14 @@ def blocks_of(groups: Sequence[Sequence[str]]) -> set[str]:
 def rematerialised(
     blocks: Collection[str], whole: Callable[[Any], Any] | None = None
 ) -> Iterator[None]:
-    """While a model is traced within, each of its `blocks` keeps only what it is given.
+    """Makes each of `blocks` recompute its activations in the gradient.
 
-    A gradient computes the rest of a block once more (Chen et al., arXiv:1604.06174), from
-    the same keys. Parameters keep their names. whole: what a block's parameters go through
-    first, which is done once more too.
+    This is gradient checkpointing (Chen et al., arXiv:1604.06174). It applies to models
+    that are traced within the context. A block keeps only its inputs. The recompute uses
+    the same keys, and parameters keep their names. whole: a function that a block's
+    parameters pass first; it is recomputed too.
     """
-    # Flax calls a lifted method through its interceptors once more.
+    # Flax calls the interceptors again for a lifted method.
     within: list[str] = []
 
     def passing(
@@ -207,7 +212,7 @@ def rematerialised(
             raw = inspect.unwrap(type(module).__call__)
             if whole:
                 raw = nn.map_variables(raw, "params", whole)
-            # Of (module, x, train) the last decides what is traced.
+            # `train` is static, because the trace depends on it.
             return nn.remat(raw, static_argnums=(2,))(module, *args, **kwargs)
         finally:
             within.clear()
@@ -217,10 +222,10 @@ def rematerialised(
 
 
 class FeatureMap(nn.Module):
-    """x [B, H, W, C] as it is: a place where what a model sees can be looked at.
+    """The identity of x [B, H, W, C], which makes a feature map visible to saliency.
 
-    For maps that end in a function, such as a ReLU, and not in a module: see
-    `jaxcls.report.saliency`.
+    Saliency reads the outputs of modules. Use it for maps that end in a function, such as
+    ReLU: see `jaxcls.report.saliency`.
     """
 
     @nn.compact
@@ -229,10 +234,11 @@ class FeatureMap(nn.Module):
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
-    """x [B, H, W, C] -> its maxima over square windows.
+    """Returns the maxima of x [B, H, W, C] over square windows.
 
-    Explicit padding is -inf and then VALID: converters to ONNX get the padded form of
-    `reduce_window` silently wrong. Keywords only: theirs of `nn.max_pool` takes no others.
+    Padding is an explicit pad with -inf, then VALID: converters to ONNX get the padded form
+    of `reduce_window` silently wrong. `nn.max_pool` gets only keywords: the converters'
+    replacement takes no others.
     """
     if padding:
         sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -243,12 +249,12 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
 
 
 def blur(x: jax.Array) -> jax.Array:
-    """x [B, H, W, C] -> the same, each channel under [1, 2, 1] x [1, 2, 1] / 16.
+    """Filters each channel of x [B, H, W, C] by [1, 2, 1] x [1, 2, 1] / 16.
 
-    Zeros are outside. It keeps aliases from what then takes every second position (Zhang,
+    The padding is 0. The filter reduces aliasing in a following subsampling by 2 (Zhang,
     arXiv:1904.11486).
     """
-    # Shifted sums: measured 3 to 20 times as fast on a CPU as a convolution by channels.
+    # Shifted sums measured 3 to 20 times as fast on a CPU as a depthwise convolution.
     for axis in (1, 2):
         size = x.shape[axis]
         wide = jnp.pad(x, [(int(i == axis),) * 2 for i in range(x.ndim)])
@@ -261,7 +267,7 @@ def blur(x: jax.Array) -> jax.Array:
 
 
 def check_size(images: jax.Array, least: int, model: str) -> None:
-    """Raise `InputError` for images [B, H, W, C] that are smaller than a model can take."""
+    """Raises `InputError` for images [B, H, W, C] with height or width below `least`."""
     height, width = images.shape[1:3]
     if min(height, width) < least:
         raise InputError(
@@ -272,10 +278,10 @@ def check_size(images: jax.Array, least: int, model: str) -> None:
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
-    """x [B, H, W, C] -> [B, size, size, C], means over windows that cover all of it.
+    """Averages x [B, H, W, C] over windows that cover it, to [B, size, size, C].
 
-    Window i of H positions is from floor(i H / size) to ceil((i + 1) H / size), as
-    PyTorch's adaptive pooling has it; neighbours may share positions.
+    Window i of H positions goes from floor(i H / size) to ceil((i + 1) H / size), as in
+    PyTorch's adaptive pooling. Neighbours may overlap.
     """
 
     def windows(n: int) -> np.ndarray:
@@ -293,7 +299,7 @@ def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-    """x [B, H, W, C] -> [B, C] float32, the mean over the positions."""
+    """Returns the mean of x [B, H, W, C] over the positions, [B, C] float32."""
     return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -309,7 +315,7 @@ def conv(
     groups: int = 1,
     kernel_init: nn.initializers.Initializer = HE,
 ) -> nn.Conv:
-    """A square convolution, padded by kernel // 2 on every side as PyTorch pads."""
+    """Returns a square convolution, by default padded by kernel // 2 as in PyTorch."""
     side = (kernel // 2, kernel // 2)
     return nn.Conv(
         features,

@@ -29,7 +29,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A network across the tokens x [B, N, D], then one across the channels."""
+    """An MLP over the tokens of x [B, N, D], then an MLP over the channels."""
 
     token_hidden: int
     channel_hidden: int
@@ -49,10 +49,10 @@ class Block(nn.Module):
 
 
 class Mixer(nn.Module):
-    """images [B, H, W, C] float32, H and W multiples of `patch` -> logits, embed.
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, width].
 
-    What is trained on one size of image takes that size alone.
-    drop_path: of the last block, rising linearly from 0.
+    H and W are multiples of `patch`. A trained model accepts only its image size.
+    drop_path: the rate of the last block; rates rise linearly from 0.
     """
 
     num_classes: int
@@ -86,12 +86,12 @@ class Mixer(nn.Module):
         return layers.head(x, self.num_classes, nn.initializers.zeros)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         blocks = [(f"block{i}",) for i in range(1, self.depth + 1)]
         return [("patch",), *blocks, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in timm's files."""
+        """Returns the names of our layers in files of timm."""
         table = {"patch": "stem.proj"}
         for i in range(self.depth):
             ours, theirs = f"block{i + 1}", f"blocks.{i}"

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381), and the block it shares with others."""
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381), and its block, which others use too."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class Stage(NamedTuple):
-    """Blocks of one width: the first has the stride; expand: filters within, a channel."""
+    """Blocks of one width. The first has the stride. `expand` multiplies the channels."""
 
     expand: int
     kernel: int
@@ -25,11 +25,10 @@ class Stage(NamedTuple):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, a convolution of each channel, 1x1 projection; a shortcut if it fits.
+    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut if shapes agree.
 
-    squeeze: where above 0, the channels are weighted by a network that sees their means
-    and has one filter for every `squeeze` channels that come in (Hu et al.,
-    arXiv:1709.01507).
+    squeeze: above 0, add squeeze-and-excitation (Hu et al., arXiv:1709.01507) with one
+    hidden filter for every `squeeze` input channels of the block.
     """
 
     stage: Stage
@@ -66,9 +65,9 @@ class InvertedResidual(nn.Module):
 class Mobile(nn.Module):
     """A stem, stages of inverted residuals, a last 1x1 convolution of 1280 filters.
 
-    images [B, H, W, C] float32 -> logits [B, K], embed [B, 1280]. activation, squeeze:
-    of every block. head_init: of the head's kernel. dropout: before the head. drop_path:
-    rising from 0 towards the end.
+    Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, 1280]. activation,
+    squeeze: for every block. head_init: initializer of the head's kernel. dropout: the rate
+    before the head. drop_path: rates of the blocks rise linearly from 0 towards it.
     """
 
     num_classes: int
@@ -107,16 +106,19 @@ class Mobile(nn.Module):
         return layers.head(x, self.num_classes, self.head_init)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
-        """(name, stage, number within it) of every block."""
+        """Returns (name, stage, index in the stage) of every block."""
         return layers.block_names([stage.blocks for stage in self.stages])
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         blocks = [(name,) for name, _, _ in self._blocks()]
         return [("conv1", "norm1"), *blocks, ("conv2", "norm2", "head")]
 
     def _timm(self) -> dict[str, str]:
-        """Our layers in timm's files: blocks without an expansion count from there."""
+        """Returns the names of our layers in files of timm.
+
+        In a block without an expansion, timm counts from the depthwise convolution.
+        """
         table = {"conv1": "conv_stem", "norm1": "bn1"}
         for name, stage, i in self._blocks():
             theirs = f"blocks.{stage}.{i}"
@@ -132,14 +134,14 @@ class Mobile(nn.Module):
 
 
 class MobileNetV2(Mobile):
-    """See `Mobile`."""
+    """MobileNetV2, see `Mobile`."""
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files and timm's."""
+        """Returns the names of our layers in files of torchvision and timm."""
         table = {"conv1": "features.0.0", "norm1": "features.0.1"}
         for n, (name, stage, _) in enumerate(self._blocks(), 1):
             theirs = f"features.{n}.conv"
-            # Without an expansion the others move up by one.
+            # Without an expansion, later layers have an index one lower.
             shift = int(self.stages[stage].expand > 1)
             if shift:
                 table[f"{name}/conv1"] = f"{theirs}.0.0"
@@ -160,7 +162,7 @@ def mobilenet_v2(
     dropout: float = 0.2,
     drop_path: float = 0.0,
 ) -> MobileNetV2:
-    """MobileNetV2 of width 1."""
+    """Returns MobileNetV2 of width 1."""
     return MobileNetV2(
         num_classes,
         stages=(

@@ -1,8 +1,9 @@
-"""Where a model's parameters are in the files of other libraries.
+"""Names and layouts of a model's parameters in the files of other libraries.
 
-A family states it as `Naming`: for each of our layers (or single parameters), in the
-order of the forward pass, its name there. What follows from the kind of a parameter,
-its suffix and the order of its axes, is here; both directions use the one table.
+A family gives a `Naming`: for each of our layers (or single parameters), in the order of
+the forward pass, its name in the library. This module derives the rest from the kind of
+the parameter: the suffix of the name, and the order of the axes. Import and export use
+the same table.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-# The names of leaves in Flax and in PyTorch.
+# Names of leaves, from Flax to PyTorch.
 _SUFFIXES = {
     "kernel": "weight",
     "scale": "weight",
@@ -19,18 +20,19 @@ _SUFFIXES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Kernels HWIO are there OIHW, and IO are OI.
+# Kernels HWIO are OIHW in PyTorch, and IO are OI.
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-# Counters that PyTorch keeps of each BatchNorm and nothing reads.
+# PyTorch's counter of each BatchNorm, which nothing reads.
 _IGNORED = ".num_batches_tracked"
 
 
 class Entry(NamedTuple):
-    """A name there, of a kernel or single parameter that lies there in another shape.
+    """A library's name for a layer or parameter whose shape differs from ours.
 
     view: our shape before the axes are reordered, such as [H, W, C, O] for a dense layer
-    after flattening. shape: theirs afterwards. One size of each may be -1; (): as it is.
-    grid: tokens before those that form a square, where positions can be resampled; -1.
+    after flattening. shape: the library's shape afterwards. One size of each may be -1; ():
+    the shape does not change. grid: the number of tokens before a square grid of positions
+    that can be resampled; -1: no grid.
     """
 
     name: str
@@ -40,20 +42,20 @@ class Entry(NamedTuple):
 
 
 class Naming(NamedTuple):
-    """How one library calls the parameters of one model.
+    """The names of one model's parameters in one library.
 
-    layers: "block1/norm1" or, of a single parameter, "position" -> its name there.
+    layers: our name, "block1/norm1" or for a single parameter "position" -> the library's.
     """
 
     layers: Mapping[str, str | Entry]
 
 
 class Fit(NamedTuple):
-    """What of a model was found among foreign tensors.
+    """A match of a model's parameters with a library's tensors.
 
     found: our paths ("params/head/kernel") -> arrays in our layout. missing: our path ->
-    the name that is not there. extra: names there that are nobody's. shapes: our path ->
-    (name, shape there, shape wanted).
+    the absent name. extra: names that match no parameter. shapes: our path -> (name, shape
+    in the file, shape wanted).
     """
 
     found: dict[str, np.ndarray]
@@ -63,18 +65,21 @@ class Fit(NamedTuple):
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """{"params": tree, "batch_stats": tree} -> {"params/head/kernel": leaf, ...}."""
+    """Flattens {"params": tree, "batch_stats": tree} to {"params/head/kernel": leaf}."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
 
 
 def names(variables: Mapping[str, Any], naming: Naming) -> dict[str, str]:
-    """Our paths -> the names there."""
+    """Returns our paths -> the library's names."""
     return {path: _entry(path, naming).name for path in flatten(variables)}
 
 
 def to_theirs(variables: Mapping[str, Any], naming: Naming) -> dict[str, np.ndarray]:
-    """A model's variables as {name there: array in the layout there}; undone by `fit`."""
+    """Returns a model's variables by the library's names, in its layout.
+
+    `fit` is the inverse.
+    """
     tensors = {}
     for path, leaf in flatten(variables).items():
         entry = _entry(path, naming)
@@ -85,10 +90,10 @@ def to_theirs(variables: Mapping[str, Any], naming: Naming) -> dict[str, np.ndar
 
 
 def fit(tensors: Mapping[str, np.ndarray], naming: Naming, like: Mapping[str, Any]) -> Fit:
-    """What of a model is among `tensors` {name there: array}.
+    """Matches a library's tensors, name -> array, with the parameters of a model.
 
-    like: {"params", "batch_stats"}, arrays or shapes. Positions on another square grid
-    count as of another shape; see `grid_of`.
+    like: {"params", "batch_stats"} as arrays or shapes. Positions on another square grid
+    are in `shapes`; see `grid_of`.
     """
     found, missing, shapes = {}, {}, {}
     left = {name for name in tensors if not name.endswith(_IGNORED)}
@@ -108,12 +113,12 @@ def fit(tensors: Mapping[str, np.ndarray], naming: Naming, like: Mapping[str, An
 
 
 def grid_of(path: str, naming: Naming) -> int:
-    """Tokens before the square of positions that a parameter holds; -1: it holds none."""
+    """Returns the tokens before the square grid of a parameter's positions; -1: no grid."""
     return _entry(path, naming).grid
 
 
 def _entry(path: str, naming: Naming) -> Entry:
-    """Where the parameter of a path such as "params/conv1/kernel" is."""
+    """Returns the full name and layout of a path such as "params/conv1/kernel"."""
     _, _, rest = path.partition("/")
     layer, _, leaf = rest.rpartition("/")
     if rest in naming.layers:
@@ -129,7 +134,7 @@ def _entry(path: str, naming: Naming) -> Entry:
 def _layout(
     path: str, ours: tuple[int, ...], entry: Entry
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(our shape viewed, the axes' order there, the shape there)."""
+    """Returns (our shape as a view, order of the library's axes, the library's shape)."""
     size = int(np.prod(ours))
     view = _resolved(entry.view or ours, size)
     is_kernel = path.endswith("/kernel")
@@ -139,6 +144,6 @@ def _layout(
 
 
 def _resolved(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """`shape` with its -1 replaced by what `size` elements leave for it."""
+    """Replaces -1 in `shape` by the size that gives `size` elements."""
     known = int(np.prod([n for n in shape if n != -1]))
     return tuple(size // known if n == -1 else n for n in shape)

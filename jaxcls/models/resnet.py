@@ -1,10 +1,10 @@
 """Residual networks (He et al., arXiv:1512.03385), v1.5: the stride is on the 3x3.
 
-As torchvision builds them: padding, epsilon 1e-5, and, where `zero_init`, the last
-normalisation of every block starts at 0 (Goyal et al., arXiv:1706.02677). With groups,
-ResNeXt (Xie et al., arXiv:1611.05431); with wider bottlenecks, Wide ResNet (Zagoruyko
-and Komodakis, arXiv:1605.07146). With `blur`, what convolutions with a stride see is
-smooth (Zhang, arXiv:1904.11486), as fast ImageNet recipes have it.
+Padding and epsilon, 1e-5, are torchvision's. With `zero_init` the last normalisation of
+every block starts at 0 (Goyal et al., arXiv:1706.02677). With groups the network is
+ResNeXt (Xie et al., arXiv:1611.05431), and with wider bottlenecks Wide ResNet (Zagoruyko
+and Komodakis, arXiv:1605.07146). With `blur`, convolutions with a stride read smoothed
+inputs (Zhang, arXiv:1904.11486), as in fast ImageNet recipes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jaxcls.models.naming import Naming
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around the shortcut: ResNet-18 and 34."""
+    """Two 3x3 convolutions with a shortcut: ResNet-18 and 34."""
 
     width: int
     stride: int
@@ -44,9 +44,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around the shortcut: ResNet-50 and deeper.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut: ResNet-50 and deeper.
 
-    groups: of the 3x3. base: its filters in a group for each 64 of `width`.
+    groups: groups of the 3x3. base: filters of a group for each 64 of `width`.
     """
 
     width: int
@@ -76,12 +76,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """images [B, H, W, C] float32 -> logits [B, K], embed [B, D].
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D].
 
-    stem: "imagenet" (7x7 stride 2, then a 3x3 maximum of stride 2) or "small" (one 3x3,
-    for images of about 32 pixels). width: filters of the first stage. drop_path: of the
-    last block, rising linearly from 0. dropout: before the head. blur: before each
-    convolution with a stride and at least 16 channels to see, as ffcv's recipe does.
+    stem: "imagenet" (7x7 stride 2, then a 3x3 maximum of stride 2) or "small" (one 3x3, for
+    images of about 32 pixels). width: filters of the first stage. drop_path: the rate of
+    the last block; rates rise linearly from 0. dropout: the rate before the head. blur:
+    blur the input of each convolution with a stride and at least 16 input channels, as
+    ffcv's recipe does.
     """
 
     num_classes: int
@@ -125,16 +126,16 @@ class ResNet(nn.Module):
         return layers.head(x, self.num_classes)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
-        """(name, stage, number within it) of every block."""
+        """Returns (name, stage, index in the stage) of every block."""
         return layers.block_names(self.stages)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         blocks = [(name,) for name, _, _ in self._blocks()]
         return [("conv1", "norm1"), *blocks, ("head",)]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files, and in timm's, which are alike."""
+        """Returns the names of our layers in files of torchvision and timm, which agree."""
         table = {"conv1": "conv1", "norm1": "bn1"}
         for name, stage, i in self._blocks():
             theirs = f"layer{stage + 1}.{i}"
@@ -152,14 +153,14 @@ def _last(zero_init: bool) -> nn.initializers.Initializer:
 
 
 def _smooth(x: jax.Array, stride: int, blur: bool) -> jax.Array:
-    """x [B, H, W, C] as a convolution of this stride is to see it."""
+    """Blurs x [B, H, W, C] before a convolution with a stride, if `blur`; see `ResNet`."""
     return layers.blur(x) if blur and stride > 1 and x.shape[-1] >= 16 else x
 
 
 def _shortcut(
     x: jax.Array, y: jax.Array, stride: int, blur: bool, dtype: Dtype, train: bool
 ) -> jax.Array:
-    """x itself, or projected where the shape changes; called within a block."""
+    """Returns x, or its projection if the shape changes. Call it within a block."""
     if x.shape == y.shape:
         return x
     x = _smooth(x, stride, blur)

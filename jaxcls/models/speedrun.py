@@ -1,8 +1,8 @@
-"""The network of CIFAR-10's speed records, airbench (Jordan, arXiv:2404.00498).
+"""Airbench, the network of CIFAR-10's speed records (Jordan, arXiv:2404.00498).
 
-Its first layer whitens patches of 2x2 pixels, with filters that `whitening` computes from
-images before training; its other convolutions start as the identity. The defaults are of
-94 % in 3.29 s on one A100; 96 % has widths=(128, 384, 512), convs=3 and momentum=0.9.
+The first layer whitens patches of 2x2 pixels. `whitening` computes its filters from
+images before training. The other convolutions start as the identity. The defaults reach
+94 % in 3.29 s on one A100; 96 % needs widths=(128, 384, 512), convs=3 and momentum=0.9.
 """
 
 from functools import partial
@@ -16,20 +16,21 @@ from jaxcls.models import initializers, layers
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
-# As PyTorch starts its layers: uniform, up to 1 / sqrt(fan in).
+# PyTorch's default: uniform within +-1 / sqrt(fan-in).
 UNIFORM = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# The side of the patches that the first layer whitens.
+# The height and width of the patches that the first layer whitens.
 PATCH = 2
 
 
 def whitening(images: np.ndarray, kernel: int = PATCH, epsilon: float = 5e-4) -> np.ndarray:
-    """Filters [k, k, C, 2 k k C] float32 whose products with patches are uncorrelated.
+    """Returns filters [k, k, C, 2 k k C] float32 that decorrelate patches of k x k pixels.
 
-    images: float32 [N, H, W, C], normalised as the network sees them; a few thousand do.
-    The first half is the eigenvectors v of the mean of p p^T over all patches p of k x k
-    pixels, each divided by sqrt(its eigenvalue + epsilon), the largest first; the second
-    half is the first, negated (arXiv:2404.00498). The sign of each v is such that its
-    largest number is positive. Raises ValueError for images smaller than a patch.
+    images: float32 [N, H, W, C], normalised as the network sees them; a few thousand
+    suffice. The first half of the filters is the eigenvectors v of the mean of p p^T over
+    all patches p, each divided by sqrt(its eigenvalue + epsilon), the largest eigenvalue
+    first. The second half is the first, negated (arXiv:2404.00498). The sign of v makes its
+    entry of largest magnitude positive. Raises `ValueError` for images smaller than a
+    patch.
     """
     if images.ndim != 4 or not images.size or min(images.shape[1:3]) < kernel:
         raise ValueError(
@@ -37,7 +38,7 @@ def whitening(images: np.ndarray, kernel: int = PATCH, epsilon: float = 5e-4) ->
         )
     size = kernel * kernel * images.shape[3]
     total, count = np.zeros((size, size)), 0
-    for start in range(0, len(images), 256):  # Patches of all at once would be gigabytes.
+    for start in range(0, len(images), 256):  # All patches at once would need gigabytes.
         windows = np.lib.stride_tricks.sliding_window_view(
             images[start : start + 256], (kernel, kernel), axis=(1, 2)
         )
@@ -54,7 +55,10 @@ def whitening(images: np.ndarray, kernel: int = PATCH, epsilon: float = 5e-4) ->
 
 
 def dirac(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
-    """A start for kernels [H, W, I, O]: the first I filters give what they are given."""
+    """Initialises kernels [H, W, I, O]: the first min(I, O) filters copy their channel.
+
+    The others are `UNIFORM`.
+    """
     height, width, inputs, outputs = shape
     kernel = UNIFORM(key, shape, dtype)
     same = min(inputs, outputs)
@@ -66,7 +70,8 @@ def dirac(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) ->
 class Block(nn.Module):
     """A 3x3 convolution, a 2x2 maximum, and one or two more convolutions.
 
-    All are normalised, without a learned scale; of two more, both are around a shortcut.
+    Each convolution has a BatchNorm without a scale. With convs=3 the last two convolutions
+    have a shortcut.
     """
 
     width: int
@@ -94,11 +99,12 @@ class Block(nn.Module):
 
 
 class Airbench(nn.Module):
-    """images [B, H, W, C] float32, H and W at least 9 -> logits [B, K], embed [B, D].
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D].
 
-    widths: filters of each block. convs: convolutions a block, 2 or 3. scale: of the
-    logits. momentum: of the running statistics, what the old ones keep. In place of the
-    last 3x3 maximum of 32 pixels, it is the maximum over all positions at any size.
+    By default H and W are at least 9. widths: filters of each block. convs: convolutions a
+    block, 2 or 3. scale: a factor of the logits. momentum: the weight of the old running
+    statistics. The last pooling is the maximum over all positions, at any image size; at 32
+    pixels it is the paper's 3x3 maximum.
     """
 
     num_classes: int
@@ -120,7 +126,7 @@ class Airbench(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
-        # The first layer takes a pixel, and each block halves what is left.
+        # The first layer removes a pixel, and each block halves the feature map.
         layers.check_size(images, 1 + 2 ** len(self.widths), "airbench")
         filters = 2 * PATCH * PATCH * images.shape[3]
         whiten = partial(conv, filters, PATCH, padding=[(0, 0)] * 2, bias=True)
@@ -134,15 +140,15 @@ class Airbench(nn.Module):
         return output._replace(logits=output.logits * self.scale)
 
     def _blocks(self) -> list[str]:
-        """The names of the blocks."""
+        """Returns the names of the blocks."""
         return [f"block{i}" for i in range(1, len(self.widths) + 1)]
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         return [("whiten",), *((name,) for name in self._blocks()), ("head",)]
 
     def namings(self) -> dict[str, Naming]:
-        """Our own names, with PyTorch's axes: no other library has this model."""
+        """Returns our names with PyTorch's axes; no other library has this model."""
         table = {"whiten": "whiten", "head": "head"}
         for name in self._blocks():
             for n in range(1, self.convs + 1):

@@ -1,7 +1,7 @@
 """Every model by its name in a config: ``(num_classes, dtype, **options) -> Classifier``.
 
-Adding one is a file here and a line in MODELS. A variant is one line in its family's
-table; variants are named as torchvision names them, or as it would.
+A new model is a file of this package and a line in MODELS. A new variant is a line in its
+family's table. Variants have torchvision's names, or names in torchvision's style.
 """
 
 from collections.abc import Callable
@@ -25,27 +25,28 @@ from jaxcls.models.wide_resnet import WIDE_RESNETS
 
 
 class Classifier(Protocol):
-    """What a model is: a Flax module with these three methods.
+    """A model: a Flax module with these methods.
 
-    Its last layer is called "head". Raises `InputError` for images it cannot take.
+    Its last layer has the name "head". It raises `InputError` for images that it cannot
+    take.
     """
 
     def __call__(self, images: jax.Array, train: bool) -> Output:
-        """images [B, H, W, C] float32 -> logits [B, K] and embed [B, D], float32."""
+        """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D], float32."""
 
     def groups(self) -> list[tuple[str, ...]]:
-        """Its outermost layers by depth, the input first, the head in the last group."""
+        """Returns the outermost layers by depth, input first, the head in the last."""
 
     def namings(self) -> dict[str, Naming]:
-        """What other libraries call its layers, by library."""
+        """Returns the names of the layers in other libraries, by library."""
 
     @property
     def init(self) -> Callable[..., Any]:
-        """Flax's: (rngs, images, train) -> variables."""
+        """Flax's `init`: (rngs, images, train) -> variables."""
 
     @property
     def apply(self) -> Callable[..., Any]:
-        """Flax's: (variables, images, train, ...) -> Output."""
+        """Flax's `apply`: (variables, images, train, ...) -> Output."""
 
 
 MODELS: dict[str, Callable[..., Classifier]] = {

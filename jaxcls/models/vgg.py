@@ -17,10 +17,10 @@ MIN_SIZE = 32
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions, each ending in a 2x2 maximum; three dense layers.
+    """Stages of 3x3 convolutions, each with a 2x2 maximum at its end; three dense layers.
 
-    images [B, H, W, C] float32, H and W at least 32 -> logits [B, K], embed [B, 4096].
-    convs: 3x3 convolutions of each stage.
+    Maps images [B, H, W, C] float32, H and W at least 32, to logits [B, K] and embed
+    [B, 4096]. convs: the number of convolutions of each stage.
     """
 
     num_classes: int
@@ -54,29 +54,29 @@ class VGG(nn.Module):
         return layers.head(x, self.num_classes, init)
 
     def _convs(self) -> list[list[str]]:
-        """The names of the convolutions of each stage."""
+        """Returns the names of the convolutions of each stage."""
         return [
             [f"stage{stage}_conv{i + 1}" for i in range(convs)]
             for stage, convs in enumerate(self.convs, 1)
         ]
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         norm = ("_norm",) if self.batch_norm else ()
         convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
         return [*convs, ("dense1",), ("dense2",), ("head",)]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in torchvision's files and timm's."""
+        """Returns the names of our layers in files of torchvision and timm."""
         table: dict[str, str | Entry] = {}
-        place = 0  # In their list of layers, where ReLU and pooling count too.
+        place = 0  # The index in `features`, which counts ReLU and pooling too.
         for names in self._convs():
             for name in names:
                 table[name] = f"features.{place}"
                 table[f"{name}_norm"] = f"features.{place + 1}"
                 place += 3 if self.batch_norm else 2
             place += 1
-        # There, channels come before positions when they are flattened.
+        # torchvision flattens channels before positions; timm has a 7x7 convolution.
         view = (7, 7, -1, 4096)
         vision = table | {
             "dense1": Entry("classifier.0", view=view, shape=(4096, -1)),

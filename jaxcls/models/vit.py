@@ -1,8 +1,8 @@
 """Vision Transformers (Dosovitskiy et al., arXiv:2010.11929).
 
-With pool="mean" and position="sincos", the plainer form of Beyer et al.
-(arXiv:2205.01580); with layer_scale=1e-4 and token_position=False, DeiT III (Touvron et
-al., arXiv:2204.07118). Initialised as the first authors' own code is.
+The initialisation follows the authors' code. pool="mean" with position="sincos" is the
+plain form of Beyer et al. (arXiv:2205.01580). layer_scale=1e-4 with token_position=False is
+DeiT III (Touvron et al., arXiv:2204.07118).
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from jaxcls.models.layers import Dtype, Output, drop_path
 from jaxcls.models.naming import Entry, Naming
 
 XAVIER = initializers.xavier_uniform()
-# For three matrices side by side what the above is for each of them.
+# Gives each of three concatenated matrices the variance of XAVIER.
 XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
 def sincos(height: int, width: int, features: int) -> np.ndarray:
-    """Fixed positions [1, height * width, features] float32: sines and cosines of x and y.
+    """Returns fixed positions [1, height * width, features]: sines and cosines of x and y.
 
-    As MoCo v3 and big_vision have them: frequencies from 1 to 1 / 10000.
+    They are float32. The frequencies go from 1 to 1 / 10000, as in MoCo v3 and big_vision.
     """
     y, x = np.mgrid[:height, :width].reshape(2, -1, 1)
     omega = 10_000.0 ** -np.linspace(0, 1, features // 4)
@@ -38,14 +38,14 @@ def sincos(height: int, width: int, features: int) -> np.ndarray:
 
 
 def of_heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
-    """qkv [B, N, 3 D] of `Attention` -> query, key, value [B, N, heads, D / heads]."""
+    """Splits qkv [B, N, 3 D] into query, key and value, each [B, N, heads, D / heads]."""
     batch, tokens, features = qkv.shape
     split = qkv.reshape(batch, tokens, 3 * heads, features // (3 * heads))
     return jnp.split(split, 3, axis=2)
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads over tokens x [B, N, D]; the softmax is float32."""
+    """Self-attention with several heads over tokens x [B, N, D]; the softmax is float32."""
 
     heads: int
     dtype: Dtype
@@ -56,14 +56,14 @@ class Attention(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype)
         qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
         query, key, value = of_heads(qkv, self.heads)
-        # XLA's own, whatever the machine: cuDNN's backward pass gives the same bits each
-        # time on some GPUs and versions only, and takes no float32.
+        # XLA on every machine: cuDNN's backward pass is deterministic only on some GPUs
+        # and versions, and does not support float32.
         y = jax.nn.dot_product_attention(query, key, value, implementation="xla")
         return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
 
 
 class Block(nn.Module):
-    """Attention, then a network of two layers on each token, both around a shortcut."""
+    """Attention, then a two-layer MLP on each token, each with a shortcut."""
 
     heads: int
     hidden: int
@@ -87,7 +87,7 @@ class Block(nn.Module):
         return x + drop_path(y, self.drop_path, train)
 
     def _scaled(self, y: jax.Array, name: str) -> jax.Array:
-        """A branch y [B, N, D], each feature times a parameter where there is to be one."""
+        """Scales the features of a branch y [B, N, D], if layer_scale is above 0."""
         if not self.layer_scale:
             return y
         start = nn.initializers.constant(self.layer_scale)
@@ -96,13 +96,13 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """images [B, H, W, C] float32, H and W multiples of `patch` -> logits, embed.
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, width].
 
-    pool: "token" (a class token) or "mean" (over all tokens, and no class token).
-    position: "learned" or "sincos". drop_path: of the last block, rising from 0.
-    layer_scale: what the features of each branch are multiplied by at the start, to be
-    learned (CaiT, Touvron et al., arXiv:2103.17239); 0: no such parameters.
-    token_position: whether a class token has a position too.
+    H and W are multiples of `patch`. pool: "token" (a class token) or "mean" (over all
+    tokens, and no class token). position: "learned" or "sincos". drop_path: the rate of the
+    last block; rates rise linearly from 0. layer_scale: the initial value of learned
+    factors of each branch's features (CaiT, Touvron et al., arXiv:2103.17239); 0: no such
+    parameters. token_position: whether the class token has a position too.
     """
 
     num_classes: int
@@ -160,13 +160,13 @@ class ViT(nn.Module):
         return layers.head(x, self.num_classes, nn.initializers.zeros)
 
     def _positions(self, height: int, width: int) -> jax.Array:
-        """[1, N, width]; that of the class token, where it has one, comes first."""
+        """Returns [1, N, width]; the class token's position, if any, comes first."""
         tokens = self._prefix()
         if self.position == "sincos":
-            # A variable that no step changes, so that files of weights have it.
+            # No step changes this variable. It exists because files of weights have it.
             table = np.pad(sincos(height, width, self.width), ((0, 0), (tokens, 0), (0, 0)))
             kept = self.variable("batch_stats", "position", jnp.asarray, table).value
-            if kept.shape != table.shape:  # As `self.param` says it.
+            if kept.shape != table.shape:  # `self.param` raises this error.
                 raise ScopeParamShapeError("position", "", kept.shape, table.shape)
             return kept
         init = initializers.normal(1 / np.sqrt(self.width))
@@ -174,16 +174,16 @@ class ViT(nn.Module):
         return self.param("position", init, shape)
 
     def _prefix(self) -> int:
-        """How many positions there are beside those of patches."""
+        """Returns the number of positions that belong to no patch."""
         return int(self.pool == "token" and self.token_position)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         blocks = [(f"block{i}",) for i in range(1, self.depth + 1)]
         return [("patch", "token", "position"), *blocks, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in timm's files, and in torchvision's where it has such a model."""
+        """Returns the names of our layers in timm, and in torchvision if it has them."""
         prefix = self._prefix()
         timm: dict[str, str | Entry] = {
             "patch": "patch_embed.proj",
@@ -225,10 +225,10 @@ class ViT(nn.Module):
 def patches(
     images: jax.Array, features: int, patch: int, model: str, dtype: Dtype, name: str
 ) -> jax.Array:
-    """images [B, H, W, C] -> tokens [B, H / patch, W / patch, features].
+    """Maps images [B, H, W, C] to tokens [B, H / patch, W / patch, features].
 
-    A dense layer on each patch; called within a model. Raises `InputError` where the
-    patches do not cover the image exactly.
+    It is one dense layer on each patch. Call it within a model. Raises `InputError` unless
+    H and W are multiples of `patch`.
     """
     height, width = images.shape[1:3]
     if height % patch or width % patch:
@@ -251,7 +251,7 @@ def patches(
 
 
 def _repeated(token: jax.Array, x: jax.Array) -> jax.Array:
-    """token [1, 1, D] for each example of x [B, N, D], in its dtype."""
+    """Repeats token [1, 1, D] for each example of x [B, N, D], in x's dtype."""
     return jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
 
 

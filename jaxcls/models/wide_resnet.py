@@ -1,7 +1,7 @@
 """Wide residual networks for small images (Zagoruyko and Komodakis, arXiv:1605.07146).
 
-Normalisation and ReLU come before each convolution, as in the paper's own networks for
-CIFAR; names in files are those of the common PyTorch port, which RobustBench keeps.
+Normalisation and ReLU come before each convolution, as in the paper's networks for CIFAR.
+Names in files follow the common PyTorch port, which RobustBench uses.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxcls.models.naming import Naming
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, dropout between them, and the shortcut."""
+    """Two 3x3 convolutions with dropout between them, and a shortcut."""
 
     width: int
     stride: int
@@ -28,7 +28,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(BatchNorm, dtype=self.dtype)
         y = nn.relu(norm(name="norm1")(x, train))
-        if x.shape[-1] != self.width:  # Then the shortcut is normalised as well.
+        if x.shape[-1] != self.width:  # A projection reads the normalised input.
             projection = partial(conv, self.width, 1, self.stride, dtype=self.dtype)
             x = projection(name="shortcut_conv")(y)
         y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(y)
@@ -38,10 +38,11 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """images [B, H, W, C] float32 -> logits [B, K], embed [B, D].
+    """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D].
 
-    depth: 6 n + 4, for n blocks in each of three stages. widen: filters are 16, 32 and 64
-    times this. dropout: within the blocks (the paper's is 0.3 where it has any).
+    depth: 6 n + 4, for n blocks in each of three stages. widen: the stages have 16, 32 and
+    64 times this many filters. dropout: the rate within the blocks; the paper uses 0 or
+    0.3.
     """
 
     num_classes: int
@@ -75,15 +76,15 @@ class WideResNet(nn.Module):
         return layers.head(layers.global_mean(x), self.num_classes)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
-        """(name, stage, number within it) of every block."""
+        """Returns (name, stage, index in the stage) of every block."""
         return layers.block_names([(self.depth - 4) // 6] * 3)
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers by depth, for rates that decay towards the input."""
+        """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         return [("conv1",), *((name,) for name, _, _ in self._blocks()), ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Our layers in the files of PyTorch's port."""
+        """Returns the names of our layers in files of the PyTorch port."""
         table = {"conv1": "conv1"}
         for name, stage, i in self._blocks():
             theirs = f"block{stage + 1}.layer.{i}"

@@ -1,4 +1,4 @@
-"""Weights that others made: files of safetensors and of torch, here or on a hub."""
+"""Pretrained weights: files of safetensors and of torch, local or on a Hugging Face hub."""
 
 from jaxcls.models.weights.facts import Preprocessing
 from jaxcls.models.weights.files import Weights, is_hub, preprocessing, read, write

@@ -1,4 +1,4 @@
-"""What is told of weights beside their tensors: preprocessing and class names."""
+"""Metadata of weights: preprocessing and class names."""
 
 import json
 import math
@@ -8,22 +8,21 @@ from typing import Any, NamedTuple
 from jaxcls.errors import InputError, first_line
 from jaxcls.models.weights import tensorfiles
 
-# "random" is what timm draws in training; where it draws nothing it takes bilinear.
+# timm draws an interpolation for "random" in training, and is bilinear in evaluation.
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bilinear"}
 CROP_MODES = ("center", "squash", "border")
 
-OURS = "jaxcls."  # Before the keys of ours in the metadata of a safetensors file.
+OURS = "jaxcls."  # The prefix of our keys in the metadata of a safetensors file.
 
 
 class Preprocessing(NamedTuple):
-    """What images weights were made for.
+    """The preprocessing of images that weights expect.
 
-    mean, std: of pixels in 0..1, one a channel. size: pixels a side.
-    crop: share of the side that the central crop keeps, in (0, 1].
-    interpolation: "bilinear" or "bicubic".
-    crop_mode: "center": the short side is resized to size / crop, then the centre is cut
-    out; "squash": both sides are resized so; "border": the long side is, and the short one
-    is padded with the mean.
+    mean, std: of pixels in 0..1, one a channel. size: height and width in pixels. crop: the
+    share of the height and width that the central crop keeps, in (0, 1]. interpolation:
+    "bilinear" or "bicubic". crop_mode: "center" resizes the short edge to size / crop, then
+    crops the centre. "squash" resizes both edges to size / crop. "border" resizes the long
+    edge to size / crop, and pads the short one with the mean.
     """
 
     mean: tuple[float, ...]
@@ -35,14 +34,17 @@ class Preprocessing(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is told of weights beside their tensors."""
+    """Preprocessing and class names of weights; None and () if unknown."""
 
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
 
 
 def of_metadata(file: pathlib.Path) -> Facts:
-    """What `files.write` noted in a safetensors file, or nothing; raises `InputError`."""
+    """Returns the facts that `files.write` stored in a safetensors file, if any.
+
+    Raises `InputError` for damaged facts.
+    """
     metadata = tensorfiles.metadata(file)
     found: Preprocessing | None = None
     names: tuple[str, ...] = ()
@@ -61,9 +63,10 @@ def of_metadata(file: pathlib.Path) -> Facts:
 
 
 def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
-    """What a config.json of timm tells, or nothing where it is absent or of another kind.
+    """Returns the facts in a config.json of timm, or none for an absent or other file.
 
-    strict: one that is no JSON is refused, rather than taken for another kind.
+    Raises `InputError` for values out of range, and with `strict` for a file that is not
+    JSON.
     """
     if file is None or not file.is_file():
         return Facts()
@@ -91,7 +94,7 @@ def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
         raise _nonsense(file, "input_size", shape, "be [channels, height, width]")
     if shape[1] != shape[2]:
         raise _nonsense(file, "input_size", shape, "be square, as [3, 224, 224]")
-    # What is not told is what timm takes then.
+    # timm's defaults stand in for absent keys.
     found = Preprocessing(
         _given(told, "mean", [0.485, 0.456, 0.406]),
         _given(told, "std", [0.229, 0.224, 0.225]),
@@ -112,7 +115,7 @@ def _given(told: dict[str, Any], name: str, otherwise: Any) -> Any:
 
 
 def _checked(file: pathlib.Path, found: Preprocessing) -> Preprocessing:
-    """A preprocessing from JSON, in its types; raises `InputError` for nonsense."""
+    """Converts a preprocessing from JSON; raises `InputError` for a bad value."""
     for name, values in (("mean", found.mean), ("std", found.std)):
         if (
             not isinstance(values, list)
@@ -149,7 +152,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _names(file: pathlib.Path, names: Any) -> tuple[str, ...]:
-    """A list of class names, or none; raises `InputError` for anything else."""
+    """Returns class names, or () for None; raises `InputError` for anything but a list."""
     if names is None:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

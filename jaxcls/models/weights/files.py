@@ -1,4 +1,4 @@
-"""Files of weights, of safetensors and of torch, here or on a hub."""
+"""Files of weights, of safetensors and of torch, local or on a Hugging Face hub."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ ON_HUB = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds.
+    """The content of a file of weights.
 
-    tensors: as they lie in the file, by the names there; floating ones as float32.
-    preprocessing: None where nothing tells. class_names: () where nothing tells.
+    tensors: by the names in the file, in its layout; floating ones as float32.
+    preprocessing: None if unknown. class_names: () if unknown.
     fingerprint: ``"sha256:<64 hex digits>"`` of the bytes of the file.
     """
 
@@ -32,15 +32,15 @@ class Weights(NamedTuple):
 
 
 def is_hub(place: str) -> bool:
-    """Whether a place is a repository on the hub, as ``"hf:ORG/NAME"``, and no file."""
+    """Returns whether a place names a repository on the hub, ``"hf:ORG/NAME"``."""
     return place.startswith(hub.PREFIX)
 
 
 def read(place: str, key: str) -> Weights:
-    """The weights at a file or ``"hf:ORG/NAME[@revision]"``; `key` is the config's name.
+    """Reads the weights of a file or of ``"hf:ORG/NAME[@revision]"``.
 
-    Raises `InputError`, naming `key` or the file, for a place where nothing is, a file
-    that is damaged or of another kind, and a hub that does not give it.
+    key: the name of the config's key, for messages. Raises `InputError`, which names `key`
+    or the file, for an absent, damaged or unsupported file, and for a hub that fails.
     """
     file, config, strict = _find(place, key)
     try:
@@ -64,10 +64,10 @@ def read(place: str, key: str) -> Weights:
 
 
 def preprocessing(place: str, key: str) -> Preprocessing | None:
-    """What `read` tells of preprocessing, without its tensors; None where nothing tells.
+    """Returns the preprocessing that `read` finds, without its tensors; None if unknown.
 
-    Of a hub only config.json is fetched, not what a file of weights tells of itself.
-    Raises `InputError` like `read`.
+    From a hub it fetches only config.json, and so ignores the metadata of the hub's files
+    of weights. Raises `InputError` like `read`.
     """
     if is_hub(place):
         config = hub.fetch(hub.parse(place, key), "config.json")
@@ -83,9 +83,9 @@ def write(
     preprocessing: Preprocessing | None,
     class_names: Sequence[str],
 ) -> None:
-    """Write one .safetensors file, whole or not at all: the same bytes for the same input.
+    """Writes a .safetensors file, whole or not at all: the same bytes for the same input.
 
-    `read` gives all of it back. Raises `InputError` where `path` exists or cannot be
+    `read` returns everything again. Raises `InputError` if `path` exists or cannot be
     written, and `KeyError` for a dtype that such files do not have.
     """
     metadata = {"format": "pt"}
@@ -97,7 +97,7 @@ def write(
 
 
 def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None, bool]:
-    """(file of weights, its config.json or None, whether that must be read)."""
+    """Returns (file of weights, its config.json or None, whether that must be JSON)."""
     if not is_hub(place):
         file = _local(place, key)
         return file, file.with_name("config.json"), False
@@ -105,7 +105,7 @@ def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None, bool
     for name in ON_HUB:
         file_or_none = hub.fetch(repository, name)
         if file_or_none is not None:
-            # The folder is called as its commit: the config is that of these weights.
+            # The folder's name is the commit. It gives the config of the same commit.
             commit = repository._replace(revision=file_or_none.parent.name)
             return file_or_none, hub.fetch(commit, "config.json"), True
     raise InputError(
@@ -115,7 +115,7 @@ def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None, bool
 
 
 def _local(place: str, key: str) -> pathlib.Path:
-    """A file of weights that is there, and of a kind that is read."""
+    """Returns an existing local file with a known suffix, or raises `InputError`."""
     kinds = ", ".join(SUFFIXES)
     if "://" in place:
         raise InputError(
@@ -137,7 +137,7 @@ def _local(place: str, key: str) -> pathlib.Path:
                 f"{key}={place}: there is no such file{did_you_mean(file.name, names)};"
                 f" give a file of weights ({kinds}), or hf:ORG/NAME"
             )
-    except (OSError, RuntimeError, ValueError) as error:  # Of names that no file can have.
+    except (OSError, RuntimeError, ValueError) as error:  # Raised for impossible names.
         raise _unreadable(place, key, error) from None
     if file.suffix not in SUFFIXES:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Files of a repository on a Hugging Face hub, fetched once and then from its cache.
+"""Files of repositories on a Hugging Face hub, fetched once and then read from its cache.
 
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to huggingface_hub.
-It reads them as it is imported, so it is imported only where it is used.
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN have huggingface_hub's meaning. That
+library reads them at import, so this module imports it on use.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Repository(NamedTuple):
-    """ORG/NAME and a branch, tag or commit of it; `place` and `key` are for messages."""
+    """A repository ORG/NAME and its branch, tag or commit.
+
+    `place` and `key` are for messages.
+    """
 
     name: str
     revision: str
@@ -28,7 +31,7 @@ class Repository(NamedTuple):
 
 
 def parse(place: str, key: str) -> Repository:
-    """``"hf:ORG/NAME[@revision]"`` -> the repository; raises `InputError`, naming `key`."""
+    """Parses ``"hf:ORG/NAME[@revision]"``; raises `InputError`, which names `key`."""
     found = _PLACE.fullmatch(place)
     if not found:
         raise InputError(
@@ -39,14 +42,14 @@ def parse(place: str, key: str) -> Repository:
 
 
 def fetch(repository: Repository, name: str) -> pathlib.Path | None:
-    """The file `name` of a repository on this machine, or None where it has none.
+    """Returns the local path of a repository's file, or None if it has no such file.
 
-    Raises `InputError` where the repository or its revision is not there or not ours to
-    read, and where the hub cannot be reached and the file was not fetched before.
+    Raises `InputError` for a repository or revision that is absent or not readable, and for
+    an unreachable hub if the file is not cached.
     """
     from huggingface_hub import errors, hf_hub_download
 
-    if _COMMIT.fullmatch(repository.revision):  # It holds what it held.
+    if _COMMIT.fullmatch(repository.revision):  # A commit never changes.
         path, is_absent = _cached(repository, name)
         if path or is_absent:
             return path
@@ -68,15 +71,16 @@ def fetch(repository: Repository, name: str) -> pathlib.Path | None:
         ) from None
     except errors.EntryNotFoundError:
         return None
-    except Exception as error:  # Each version of the hub's library has its own kinds.
+    except Exception as error:  # Versions of the hub's library raise different errors.
         raise _refusal(repository, name, error) from None
     return pathlib.Path(found)
 
 
 def _trouble(repository: Repository, name: str) -> Exception | None:
-    """Why the hub does not answer, or None where it does: `hf_hub_download` waits minutes.
+    """Returns the error of a hub that fails, or None.
 
-    That HF_HUB_OFFLINE is set is none: the library then does not ask.
+    `hf_hub_download` would wait for minutes, and reports all other errors at once. With
+    HF_HUB_OFFLINE there is no error, because the library then sends no request.
     """
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
@@ -92,21 +96,21 @@ def _trouble(repository: Repository, name: str) -> Exception | None:
         return error if status == 429 or status >= 500 else None
     except errors.HFValidationError:
         return None
-    except Exception as error:  # Each version of the hub's library has its own kinds.
+    except Exception as error:  # Versions of the hub's library raise different errors.
         return error
     return None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and its lines on standard error: ours tell enough."""
+    """Hides the library's progress bars and log lines, because our messages suffice."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
-    is_ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None  # Else the user has chosen.
+    is_ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None  # Else the user has set it.
     if is_ours:
         disable_progress_bars()
     try:
@@ -118,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _cached(repository: Repository, name: str) -> tuple[pathlib.Path | None, bool]:
-    """(file in the cache or None, whether it is known there that there is none)."""
+    """Returns (cached file or None, whether the cache knows that the hub lacks it)."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
@@ -131,12 +135,12 @@ def _cached(repository: Repository, name: str) -> tuple[pathlib.Path | None, boo
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status in an error, if there is one."""
+    """Returns the HTTP status of an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _refusal(repository: Repository, name: str, error: Exception) -> InputError:
-    """What to say where the hub refuses."""
+    """Returns the error for a request that the hub refuses."""
     from huggingface_hub import errors
 
     place = f"{repository.key}={repository.place}"
@@ -166,7 +170,7 @@ def _refusal(repository: Repository, name: str, error: Exception) -> InputError:
 
 
 def _unreached(repository: Repository, name: str, cause: Exception) -> InputError:
-    """What to say where a file is neither on the hub, as far as it is heard, nor cached."""
+    """Returns the error for a file that is not cached and that the hub does not give."""
     from huggingface_hub import constants
 
     place = f"{repository.key}={repository.place}"

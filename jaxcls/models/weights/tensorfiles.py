@@ -1,4 +1,4 @@
-"""Tensors in .safetensors files: read in every dtype, written whole and reproducibly."""
+"""Tensors of .safetensors files, read in every dtype, written whole and reproducibly."""
 
 import json
 import pathlib
@@ -30,13 +30,13 @@ _DTYPES = {
 
 
 def load(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name, in their own dtypes.
+    """Returns the tensors of a file by name, in the file's dtypes.
 
-    Raises `InputError` for one that cannot be read, is damaged, or holds no tensor.
+    Raises `InputError` for a file that cannot be read, is damaged, or has no tensor.
     """
     tensors = {}
     try:
-        # Not its reader for NumPy, which has no bfloat16.
+        # The library's NumPy reader does not support bfloat16.
         for name, entry in sorted(safetensors.deserialize(file.read_bytes())):
             if entry["dtype"] not in _DTYPES:
                 raise _damaged(
@@ -57,7 +57,7 @@ def load(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def metadata(file: pathlib.Path) -> dict[str, str]:
-    """What a file tells of itself, without its tensors; raises `InputError` like `load`."""
+    """Returns a file's metadata without its tensors; raises `InputError` like `load`."""
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
@@ -68,10 +68,10 @@ def metadata(file: pathlib.Path) -> dict[str, str]:
 def write(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file, whole or not at all: the same bytes for the same input.
+    """Writes a file, whole or not at all: the same bytes for the same input.
 
-    Raises `InputError` where `path` exists or cannot be written, and `KeyError` for a
-    dtype that such files do not have.
+    Raises `InputError` if `path` exists or cannot be written, and `KeyError` for a dtype
+    that such files do not have.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     head = _head(names, tensors, metadata)
@@ -89,7 +89,10 @@ def write(
 def _head(
     names: Sequence[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> bytes:
-    """What a safetensors file begins with. The library orders metadata at random."""
+    """Returns the header of a safetensors file.
+
+    The library would write metadata in random order.
+    """
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
@@ -107,7 +110,7 @@ def _head(
 
 
 def _little(values: np.ndarray) -> np.ndarray:
-    """The values as little-endian ones, whatever they were."""
+    """Returns the values in little-endian byte order."""
     big = values.dtype.newbyteorder("=").newbyteorder(">")
     return values.byteswap() if values.itemsize > 1 and values.dtype == big else values
 

@@ -1,7 +1,7 @@
-"""The tensors of torch's files (.pth, .pt, .bin), read so that nothing in them can run.
+"""Tensors of torch's files (.pth, .pt, .bin), read without running code from them.
 
-Pickles are followed by `torchpickles`, which gives a description of each tensor; only
-then, and only for those that are asked for, are the bytes read that the file has.
+`torchpickles` interprets the pickle and describes each tensor. Only then are elements
+read. From a zip file only the state_dict's storages are read.
 """
 
 import io
@@ -21,20 +21,20 @@ from jaxcls.pickles import RefusedError, kind_of
 
 REMEDY = "download it again, or convert it to .safetensors"
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Of torch before 1.6.
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # The format before torch 1.6.
 NESTED = ("model", "state_dict", "model_ema", "state_dict_ema")
 
-_MOST_SHARING = 8  # Times that all tensors together may hold the bytes of the file.
+_MOST_SHARING = 8  # The most bytes of all tensors together, in multiples of the file's.
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state_dict that torch saved, by name, in their own dtypes.
+    """Returns the tensors of a state_dict that torch saved, by name, in the file's dtypes.
 
-    Both of torch's formats are read, with views of shared storages as it saved them.
-    A training checkpoint gives its "model", else its "state_dict", else its "model_ema",
-    else its "state_dict_ema". The arrays are read-only, and views where tensors share
-    storage. Raises `InputError` for a file that is damaged, that names a class or
-    function other than those of tensors (none is called), or that holds no such dict.
+    It reads both of torch's formats, and views of shared storages. In a training checkpoint
+    it takes the first of "model", "state_dict", "model_ema" and "state_dict_ema" that has
+    tensors. The arrays are read-only, and are views if tensors share storage. Raises
+    `InputError` for a file that is damaged, has no dict of tensors, or names a class or
+    function that tensors do not need. No named class or function is called.
     """
     try:
         size = path.stat().st_size
@@ -42,9 +42,9 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
             is_zip = file.read(4) == b"PK\3\4"
             file.seek(0)
             arrays = _from_zip(file, size) if is_zip else _from_legacy(file.read())
-    except Exception as error:  # Damaged pickles and archives raise almost every kind.
+    except Exception as error:  # Damaged pickles and archives raise almost any error.
         reason = first_line(error)
-        reason = reason if reason.isprintable() else ascii(reason)  # As the file says.
+        reason = reason if reason.isprintable() else ascii(reason)  # It may quote the file.
         raise InputError(
             f"{path} cannot be read as tensors of torch ({reason}); {REMEDY}"
         ) from None
@@ -52,7 +52,7 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _from_zip(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
-    """The format since torch 1.6: a pickle and a member for each storage."""
+    """Reads the format since torch 1.6: a pickle, and a member for each storage."""
     with zipfile.ZipFile(file) as archive:
         root = archive.namelist()[0].partition("/")[0]
         pickled = _member(archive, f"{root}/data.pkl")
@@ -74,7 +74,7 @@ def _from_zip(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, length: int | None = None) -> bytes:
-    """A member's bytes, checked against its checksum and, where told, `length`."""
+    """Returns a member's bytes; checks its checksum and, if given, `length`."""
     if name not in archive.NameToInfo:
         raise RefusedError(f"it lacks {name}")
     info = archive.getinfo(name)
@@ -89,7 +89,7 @@ def _member(archive: zipfile.ZipFile, name: str, length: int | None = None) -> b
 
 
 def _from_legacy(data: bytes) -> dict[str, np.ndarray]:
-    """The format before torch 1.6: pickles, then a count and the bytes of each storage."""
+    """Reads the format before torch 1.6: pickles, then counts and bytes of storages."""
     if not data:
         raise RefusedError("it is empty")
     if data[257:262] == b"ustar":
@@ -102,7 +102,7 @@ def _from_legacy(data: bytes) -> dict[str, np.ndarray]:
     if type(protocol) is not int or protocol != PROTOCOL:
         found = protocol if type(protocol) is int else f"a {kind_of(protocol)}"
         raise RefusedError(f"its protocol is {found}, and must be {PROTOCOL}")
-    torchpickles.load(file, 0)  # The machine that wrote it: storages are little-endian.
+    torchpickles.load(file, 0)  # The writer's system; storages are little-endian.
     content, storages = torchpickles.load(file, len(data))
     tensors = _tensors(content, len(data))
     keys, _ = torchpickles.load(file, 0)
@@ -127,7 +127,7 @@ def _from_legacy(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _elements(data: bytes | memoryview, dtype: np.dtype, order: str) -> np.ndarray:
-    """The elements [count] of a storage, in the byte order of this machine."""
+    """Returns the elements [count] of a storage, in this machine's byte order."""
     raw = np.frombuffer(data, f"u{dtype.itemsize}")
     if order != sys.byteorder:
         raw = raw.byteswap()
@@ -135,7 +135,10 @@ def _elements(data: bytes | memoryview, dtype: np.dtype, order: str) -> np.ndarr
 
 
 def _array(tensor: Tensor, elements: np.ndarray) -> np.ndarray:
-    """A tensor as a view of its storage's elements; `_tensor` has checked its bounds."""
+    """Returns a tensor as a view of its storage's elements.
+
+    `torchpickles._tensor` has checked the bounds.
+    """
     if 0 in tensor.size:
         return np.zeros(tensor.size, elements.dtype)
     start = tensor.storage.start + tensor.offset
@@ -149,7 +152,7 @@ def _array(tensor: Tensor, elements: np.ndarray) -> np.ndarray:
 
 
 def _tensors(content: Any, size: int) -> dict[str, Tensor]:
-    """The state_dict in what a file of `size` bytes holds."""
+    """Returns the state_dict in the content of a file of `size` bytes, or raises."""
     if type(content) is not dict:
         raise RefusedError(
             f"it holds a {kind_of(content)}, and must hold a dict of tensors"

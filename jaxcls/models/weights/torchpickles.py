@@ -1,4 +1,4 @@
-"""What torch's pickles name: storages, tensors, and the dicts that hold them."""
+"""Interpreter of torch's pickles: storages, tensors, and the dicts that hold them."""
 
 import io
 import math
@@ -11,11 +11,11 @@ import numpy as np
 from jaxcls import pickles
 from jaxcls.pickles import Global, RefusedError, kind_of
 
-_MOST_DIMENSIONS = 64  # As NumPy has it.
+_MOST_DIMENSIONS = 64  # NumPy's limit.
 
 
 class Storage(NamedTuple):
-    """`length` elements from `start` on, of those that lie under `key` in the file."""
+    """`length` elements from `start` on, of the elements under `key` in the file."""
 
     key: str
     dtype: np.dtype
@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
 
 
 def _dict(pairs: Any = ()) -> dict[Any, Any]:
-    """An OrderedDict; Python 2 gives its items at once."""
+    """Returns an OrderedDict as a dict; Python 2's pickles pass items as an argument."""
     made: dict[Any, Any] = {}
     for key, value in pairs:
         pickles.put(made, key, value)
@@ -41,7 +41,7 @@ def _dict(pairs: Any = ()) -> dict[Any, Any]:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A tensor that lies within its storage."""
+    """Returns a tensor; raises `RefusedError` unless it lies within its storage."""
     if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
         raise RefusedError("a tensor has no storage, size or stride")
     if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
@@ -86,7 +86,7 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
 
 
 def _device(*arguments: Any) -> None:
-    """Where a tensor was: here it is on the host."""
+    """Ignores a tensor's device: here every tensor is on the host."""
 
 
 _CALLS: dict[Global, Callable[..., Any]] = {
@@ -114,14 +114,14 @@ _STORAGES: dict[Global, np.dtype] = {
 _NAMES = pickles.Names(_CALLS, frozenset(_STORAGES))
 
 
-Named = dict[str, tuple[np.dtype, int]]  # (dtype, count) of each storage, by key.
+Named = dict[str, tuple[np.dtype, int]]  # Key -> (dtype, count) of a storage.
 
 
 def load(file: io.BytesIO, room: int) -> tuple[Any, Named]:
-    """The value of a pickle of torch, and the storages that it names.
+    """Returns the value of one of torch's pickles, and the storages that it names.
 
-    The file is left after the pickle. room: bytes of the file, which all storages together
-    cannot exceed. Raises `RefusedError` for any other pickle.
+    The file's position is then after the pickle. room: the most bytes of all storages
+    together, the size of the file. Raises `RefusedError` for any other pickle.
     """
     storages = _Storages(room)
     try:
@@ -133,20 +133,20 @@ def load(file: io.BytesIO, room: int) -> tuple[Any, Named]:
 
 
 def _build(value: Any, state: Any) -> None:
-    """State such as the _metadata of a state_dict, which is not needed."""
+    """Ignores state of a dict, such as a state_dict's _metadata; refuses other state."""
     if type(value) is not dict:
         raise RefusedError(f"it gives state to a {kind_of(value)}")
 
 
 class _Storages:
-    """The storages that a pickle has named so far, within `room` bytes."""
+    """The storages that a pickle has named so far, of at most `room` bytes together."""
 
     def __init__(self, room: int) -> None:
         self.named: Named = {}
         self._room = room
 
     def find(self, identity: Any) -> Storage:
-        """("storage", class, key, device, count[, view]) -> a storage of this file."""
+        """Returns the storage of ("storage", class, key, device, count[, view])."""
         if type(identity) is not tuple or len(identity) not in (5, 6):
             raise RefusedError("it has a persistent id that is no storage's")
         label, kind, key, _, count = identity[:5]
@@ -167,7 +167,10 @@ class _Storages:
 
 
 def _view(view: Any, count: int) -> tuple[int, int]:
-    """(start, count) of a view of a storage of `count` elements, as early files have."""
+    """Returns (start, length) of a view of a storage of `count` elements.
+
+    Early files have such views.
+    """
     if view is None:
         return 0, count
     if type(view) is not tuple or len(view) != 3:

@@ -1,4 +1,4 @@
-"""Foreign tensors -> what a model starts from, with every tensor accounted for."""
+"""Initial weights of a model from another library's tensors; no tensor goes unnoticed."""
 
 import math
 import re
@@ -13,14 +13,14 @@ from jaxcls.models import naming
 from jaxcls.models.naming import Fit, Naming
 
 HEAD = "params/head/"
-# How many names of each kind an error lists.
+# The most names of each kind in an error.
 _LISTED = 4
 
 
 class Start(NamedTuple):
-    """What a model starts from in place of random numbers.
+    """Initial weights in place of random ones.
 
-    arrays: by our path, "params/conv1/kernel", float32. notes: what was done, in words.
+    arrays: our path, "params/conv1/kernel" -> float32. notes: a log of the steps, as text.
     """
 
     arrays: dict[str, np.ndarray]
@@ -35,14 +35,16 @@ def adapt(
     skip: str = "",
     is_head_fresh: bool = False,
 ) -> Start:
-    """The variables of a model among `tensors`, {name there: array in its layout there}.
+    """Returns the variables of a model from `tensors`, a library's name -> array.
 
-    namings: of the model, by library; the one with most names in common is taken. like:
-    its {"params", "batch_stats"} as shapes. skip: a regular expression on our paths and
-    the names there, of what is left out, whether it fits or is missing, extra or of another
-    shape. is_head_fresh: whether the head starts at random. Positions on another square
-    grid are resampled.
-    Raises `InputError` listing what is missing, extra and of another shape.
+    - namings: the model's names by library. The library with most names in common is taken.
+    - like: the model's {"params", "batch_stats"}, as shapes.
+    - skip: a regular expression on our paths and the library's names. It excludes matches
+      that fit, are missing, are extra or have another shape.
+    - is_head_fresh: whether the head starts at random.
+
+    Positions on another square grid are resampled. Raises `InputError`, which lists tensors
+    that are missing, extra or of another shape, and for tensors that are not finite.
     """
     if not tensors:
         raise InputError("holds no tensors; give the weights of this very model")
@@ -77,11 +79,11 @@ def adapt(
 
 
 def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]) -> int:
-    """How many classes the head among `tensors` tells apart; 0 where there is none."""
+    """Returns the number of classes of the head in `tensors`; 0 if there is no head."""
     for table in namings.values():
         layer = table.layers["head"]
         name = layer.name if isinstance(layer, naming.Entry) else layer
-        # Its bias, or where it has none, its kernel: classes come first there.
+        # A head may have no bias. Classes are the first axis of bias and kernel.
         for end, ndim in (("bias", 1), ("weight", 2)):
             tensor = tensors.get(f"{name}.{end}", 0)
             if np.ndim(tensor) == ndim:
@@ -90,9 +92,10 @@ def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming])
 
 
 def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:
-    """positions [1, prefix + n * n, D] -> [1, tokens, D], on a finer or coarser square.
+    """Resamples positions [1, prefix + n * n, D] to [1, tokens, D], on another square grid.
 
-    The first `prefix` stay; the others are resized as an image, bicubic and antialiased.
+    The first `prefix` positions stay. The others are resized as an image, bicubic with
+    antialiasing.
     """
     kept, grid = positions[:, :prefix], positions[0, prefix:]
     old, new = math.isqrt(len(grid)), math.isqrt(tokens - prefix)
@@ -111,7 +114,7 @@ def _in_common(
 def _resampled(
     fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming
 ) -> tuple[Fit, list[str]]:
-    """`fit` with positions of another square grid brought to ours, and what was done."""
+    """Resamples positions of another square grid; returns the new fit and notes."""
     notes = []
     found, shapes = dict(fit.found), dict(fit.shapes)
     for path, (name, there, here) in fit.shapes.items():
@@ -130,7 +133,7 @@ def _resampled(
 
 
 def _without(fit: Fit, is_left: Callable[[str, str], bool]) -> Fit:
-    """`fit` without what `is_left(our path or "", name there or "")` leaves out."""
+    """Removes entries for which `is_left(our path or "", library's name or "")` is true."""
     return Fit(
         {p: a for p, a in fit.found.items() if not is_left(p, "")},
         {p: n for p, n in fit.missing.items() if not is_left(p, n)},
@@ -140,7 +143,7 @@ def _without(fit: Fit, is_left: Callable[[str, str], bool]) -> Fit:
 
 
 def _refusal(fit: Fit, library: str) -> str:
-    """What does not fit, of both sides, on one line."""
+    """Returns one line on missing, extra and misshapen tensors, with a remedy."""
     parts = []
     if fit.missing:
         parts.append(f"lacks {len(fit.missing)} ({_some(fit.missing.values())})")
@@ -160,7 +163,7 @@ def _refusal(fit: Fit, library: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few of some names."""
+    """Returns the first few names as text."""
     listed = list(names)
     more = f", ... ({len(listed)})" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + more
