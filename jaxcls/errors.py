@@ -11,7 +11,7 @@ T = TypeVar("T")
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 # Exit statuses on a signal: stopped after saving (run it again), and interrupted.
 STOPPED, INTERRUPTED = 75, 130
-# Exit status of a process whose peer in the same run does not answer or is lost.
+# Exit status of a process whose peer in the same run does not respond or is lost.
 LOST = 70
 
 
@@ -54,7 +54,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns 200 characters of an error's first line; its type if it has no text."""
+    """Returns an error's first line, cut to 200 characters; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -147,7 +147,7 @@ def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> Non
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Returns whether a literal fits an annotation; any value fits one without literals."""
+    """Returns whether a literal fits an annotation; an unknown one fits any value."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, each) for each in inner)

@@ -50,7 +50,7 @@ def from_flat(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns flat values as a run folder keeps them, without compile.cache.
+    """Returns flat values as a run folder keeps them, with compile.cache empty.
 
     A run executes programs from that cache, and a folder may come from anybody. So each
     start must give the cache anew.

@@ -132,7 +132,11 @@ def _check_patterns(values: Values) -> None:
 
 
 def _check_patience(values: Values) -> None:
-    """Raises `InputError` for patience without evaluations, or a too early stop."""
+    """Raises `InputError` for unusable patience.
+
+    Patience needs evaluations. The patience of early stopping must exceed the patience of
+    the plateau schedule.
+    """
     keys = "early_stop.patience", "optim.plateau_patience"
     for key in keys:
         if values[key] and not values["data.eval"]:

@@ -69,7 +69,7 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """Returns the examples [n] int64 of an epoch that has every class equally often.
 
-    labels: [n]. Each of K classes fills n / K places, up to one. A class with fewer
+    labels: [n]. Each of K classes fills n / K places, give or take one. A class with fewer
     examples repeats them in one random order. A class with more examples leaves some out.
     """
     n = len(labels)
@@ -337,7 +337,7 @@ def decoded(
                 future.result()
             yield batch.whole()
     finally:
-        if not is_finalizing():  # At interpreter exit the threads are gone.
+        if not is_finalizing():  # The interpreter's exit ended the threads.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -363,7 +363,7 @@ def in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        if not is_finalizing():  # At interpreter exit the threads are gone.
+        if not is_finalizing():  # The interpreter's exit ended the threads.
             pool.shutdown(wait=True, cancel_futures=True)
 
 

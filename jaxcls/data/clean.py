@@ -22,7 +22,7 @@ from jaxcls.data.decode import MAX_PIXELS, Decode, DecodeError, frame_of
 # Larger images are cleaned one at a time, because each has up to three copies in memory.
 _LARGE_PIXELS, _LARGE = 16_000_000, threading.Lock()
 _ORIENTATION = 0x0112  # The EXIF tag; 1 is upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # Of uint8 [H, W, 3].
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # On uint8 [H, W, 3].
     1: lambda p: p,
     2: lambda p: cv2.flip(p, 1),
     3: lambda p: cv2.rotate(p, cv2.ROTATE_180),
@@ -94,12 +94,12 @@ def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cl
                     made = _shrunk(made, shrink.short)
                     made.save(out, "JPEG", quality=shrink.quality)
                 else:
-                    # The profile may have described CMYK.
+                    # The old profile may describe CMYK.
                     made.save(out, "PNG", icc_profile=None, compress_level=compression)
                 data, size = out.getvalue(), made.size
     except DecodeError:
         raise
-    except Exception as error:  # Pillow raises many types for bad files.
+    except Exception as error:  # Pillow raises many exception types for bad files.
         reason = str(error).split(" <")[0]  # The rest is the address of an object.
         raise DecodeError(f"not a readable image ({reason})") from None
     return Cleaned(data, size[1], size[0])
@@ -132,7 +132,7 @@ def quiet() -> Iterator[None]:
 
 def _orientation(data: bytes) -> int:
     """Returns the EXIF orientation of a JPEG, 1 to 8; 0 means that `clean` must decide."""
-    # Pillow raises many types for bad files.
+    # Pillow raises many exception types for bad files.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
         if image.format in ("JPEG", "MPO") and orientation in _UPRIGHT:
@@ -141,7 +141,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Raises `DecodeError` for an image with an unsupported header."""
+    """Raises `DecodeError` for a drawing, too many pixels or an animation."""
     if image.format == "EPS":  # Pillow would run Ghostscript on it.
         raise DecodeError("PostScript, a drawing; convert it to PNG first")
     if image.width * image.height > MAX_PIXELS:
@@ -179,7 +179,7 @@ def _one_at_a_time(width: int, height: int) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Makes an image upright, 8-bit, RGB or grey; raises `DecodeError` for 32 bits."""
+    """Makes an image upright, 8-bit, and RGB or grey; refuses 32-bit samples."""
     known = image.format in ("PNG", "PPM")  # Pillow reads their 16 bits as "I".
     if image.mode == "F" or (image.mode == "I" and not known):
         raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")

@@ -68,7 +68,7 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
     try:
         builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # TFDS and its builders raise many types.
+    except Exception as error:  # TFDS and its builders raise many exception types.
         raise InputError(
             f"--tfds={name}: TFDS could not prepare it"
             f" ({type(error).__name__}: {first_line(error)})"
@@ -90,7 +90,7 @@ def _info(source: pathlib.Path) -> Any:
     """Returns the DatasetInfo in a dataset's folder; raises `InputError`."""
     try:
         info = tfds.builder_from_directory(source).info
-    except Exception as error:  # TFDS and protobuf raise many types for bad metadata.
+    except Exception as error:  # TFDS and protobuf raise many exception types.
         raise InputError(
             f"{source} cannot be read as a TFDS dataset ({type(error).__name__}:"
             f" {first_line(error)}); copy it again, with its dataset_info.json and"

@@ -24,8 +24,8 @@ from jaxcls.errors import InputError
 
 # The roles of splits: training, selection of the best step, and one final score.
 ROLES = ("train", "eval", "test")
-# Up to so many bytes of decoded images a split stay on the device where data.resident is
-# "auto". The limit is constant, so that every host of a run decides the same.
+# With data.resident="auto", a split of up to this many bytes of decoded images stays on
+# the device. The limit is constant, so that every host of a run decides the same.
 RESIDENT_BYTES = 512 * 2**20
 
 
@@ -53,7 +53,7 @@ class Data:
         return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp, self._devices)
 
     def examples(self, role: str) -> int:
-        """Returns the number of examples in use; 0 for an empty split.
+        """Returns the number of examples in use; 0 if the config names no split.
 
         role: "train", "eval" or "test".
         """
@@ -169,9 +169,9 @@ class Data:
             yield from self._batches("train_ops", ops, split, "data.train", plans)
 
     def train_columns(self, start: int, steps: int) -> Iterator[Batch]:
-        """Yields the same batches on this host, without images and labels.
+        """Yields the batches of `train_batches` on this host, without images and labels.
 
-        `train_resident` has these at the rows in index.
+        `train_resident` holds the images and labels at the rows in index.
         """
         return map(_columns, self._train_plans(start, steps))
 

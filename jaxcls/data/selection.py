@@ -66,7 +66,7 @@ class Selection:
         return len(self.used(split, key))
 
     def is_part(self, key: str) -> bool:
-        """Returns whether some records of a split are not in use."""
+        """Returns whether only some records of a split are in use."""
         is_fraction = key == "data.train" and self.config.data.fraction < 1
         return is_fraction or self.num_classes < self.facts.num_classes
 

@@ -23,7 +23,7 @@ from jaxcls.errors import InputError, did_you_mean, first_line
 
 Record = tuple[bytes, int]
 
-_MANY = 100_000  # Reading the labels of so many examples is announced.
+_MANY = 100_000  # Reading the labels of this many examples prints a line.
 
 
 class Facts(NamedTuple):
@@ -65,7 +65,7 @@ class Dataset:
         _allow_open_files()
         try:
             self._builder = tfds.builder_from_directory(folder)
-        except Exception as error:  # TFDS and protobuf raise many types for bad files.
+        except Exception as error:  # TFDS and protobuf raise many exception types.
             raise _damaged(folder / "dataset_info.json", error) from None
         info = self._builder.info
         if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -295,7 +295,7 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
 
 
 def _prepare(base: str, root: pathlib.Path) -> None:
-    """Write a bundled dataset; two processes may do this at the same time."""
+    """Writes a bundled dataset; two processes may do this at the same time."""
     print(f"preparing {base} in {root} ...", flush=True)
     try:
         builder = BUNDLED[base](data_dir=str(root), file_format="array_record")

@@ -161,7 +161,7 @@ def _is_layout(place: pathlib.Path, layout: Layout) -> bool:
             # The first members suffice. To list a large archive may take an hour.
             members = itertools.islice(archive, 4)
             return any(layout.folder in member.name.split("/") for member in members)
-    except Exception:  # tarfile and its codecs raise many types for other files.
+    except Exception:  # tarfile and its codecs raise many exception types.
         return False
 
 

@@ -72,7 +72,7 @@ def _wnids(meta: bytes, where: str) -> dict[int, str]:
             for synset in synsets
             if int(synset["num_children"]) == 0
         }
-    except Exception as error:  # scipy raises many types for bad files.
+    except Exception as error:  # scipy raises many exception types for bad files.
         raise InputError(f"{where} is damaged ({error!r}); {REMEDY}") from None
     if not wnids or len(set(wnids.values())) < len(wnids):
         raise InputError(f"{where} names no class, or one twice; {REMEDY}")

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxcls.errors import shown
 
-# A split is unbalanced from this ratio of its largest to its smallest class on.
+# From this ratio of the largest class to the smallest, a split counts as unbalanced.
 IMBALANCE = 10
 
 
@@ -20,7 +20,7 @@ class Kept(NamedTuple):
 
 
 def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]:
-    """Returns a line for each: empty classes, a single class, imbalance, duplicates."""
+    """Returns one line per finding about classes, imbalance, duplicates and leaks."""
     lines = []
     if len(class_names) == 1:
         lines.append(f"only one class, {class_names[0]}: there is nothing to tell apart")

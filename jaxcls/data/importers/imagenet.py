@@ -29,7 +29,7 @@ def is_imagenet(path: pathlib.Path) -> bool:
             # A tar may begin with the folder './'.
             names = [member.name for member in (tar.next(), tar.next()) if member]
             return any(CLASS_TAR.fullmatch(plain(name)) for name in names)
-    except Exception:  # tarfile raises many types for other files.
+    except Exception:  # tarfile raises many exception types for other files.
         return False
 
 
@@ -98,7 +98,7 @@ def _train(
 
 
 def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]]) -> Listing:
-    """Lists the val images; the number in an image's name is its ground truth line."""
+    """Lists the val images; an image's number is its line in the ground truth."""
     names, places = list[bytes](), array.array("q")
     with _open(path) as file:
         for name, member, is_file in files(file, f"{path}", rejected, remedy=REMEDY):

@@ -28,7 +28,7 @@ from jaxcls.data.importers import tars
 from jaxcls.data.importers.listing import sorted_once
 from jaxcls.errors import InputError
 
-_FREE = 1 << 30  # Unpacking leaves so many bytes free on the disk.
+_FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 
 # The standard library has no one exception for damaged archives. zipfile raises
 # NotImplementedError for an unknown compression or version.
@@ -99,7 +99,10 @@ class _Names:
             self.folders.append(name)
 
     def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
-        """Returns the tree; ``reader(names, order)`` reads file i, added order[i]-th."""
+        """Returns the tree; ``reader(names, order)`` makes its `read`.
+
+        order: [n], the position of each file in the order of `add`.
+        """
         names, order = sorted_once(self.files, self.rejected)
         read = reader(names, order)
         return Tree(names, read, self.folders, self.rejected, self.hidden)
@@ -208,7 +211,11 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 
 def _read(packed: IO[bytes]) -> bytes:
-    """Reads from a compressed file; an OSError is damage here, so raises EOFError."""
+    """Reads the next bytes of a compressed file.
+
+    Raises EOFError in place of OSError, because here it is damage of the file, not of the
+    disk.
+    """
     try:
         return packed.read(1 << 24)
     except OSError as error:
