@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and JSON in such files."""
+"""Writes files and folders that appear whole or not at all, and JSON in such files."""
 
 import contextlib
 import json
@@ -18,11 +18,11 @@ _REMEDY = "make room, or let it be written there"
 def writing(
     path: pathlib.Path, mode: str = "w", remedy: str = _REMEDY
 ) -> Iterator[IO[Any]]:
-    """A new file that replaces `path` when the block succeeds.
+    """Opens a new file that replaces `path` when the block succeeds.
 
     If the block fails, an old file stays and the new one is removed. mode: "w" (text in
-    UTF-8) or "wb". Raises `InputError`, which ends with `remedy`, where the file cannot
-    be written.
+    UTF-8) or "wb". Raises `InputError`, which ends with `remedy`, if the file cannot be
+    written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     encoding = None if "b" in mode else "utf-8"
@@ -34,17 +34,17 @@ def writing(
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Write a file that holds `text`; raises `InputError` as `writing` does."""
+    """Writes `text` to a file; raises `InputError` as `writing` does."""
     with writing(path) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes `path` when the block succeeds.
+    """Makes an empty folder that becomes `path` when the block succeeds.
 
     If the block fails, the folder is removed. flag: the flag that named `path`. Raises
-    `InputError` where `path` exists or cannot be written.
+    `InputError` if `path` exists or cannot be written.
     """
     if path.exists() or path.is_symlink():
         raise InputError(f"{flag}={path} exists, and is not replaced; name a new folder")
@@ -59,10 +59,10 @@ def folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
 def becoming(
     path: pathlib.Path, temporary: pathlib.Path, remedy: str = _REMEDY
 ) -> Iterator[None]:
-    """Rename `temporary`, a file or folder beside `path`, to it when the block succeeds.
+    """Renames `temporary` to `path` when the block succeeds.
 
-    Its bytes are synced to the disk first. If the block fails, `temporary` is removed.
-    Raises `InputError` in place of OSError.
+    `temporary` is a file or folder beside `path`. Its bytes are synced to the disk first.
+    If the block fails, `temporary` is removed. Raises `InputError` in place of OSError.
     """
     with explained(path, remedy):
         try:
@@ -72,7 +72,7 @@ def becoming(
                     _sync(file)
             _sync(temporary)
             temporary.replace(path)
-            with contextlib.suppress(OSError):  # Some file systems sync no folder.
+            with contextlib.suppress(OSError):  # Some file systems cannot sync folders.
                 _sync(path.parent)
         finally:
             if temporary.is_dir():
@@ -84,7 +84,7 @@ def becoming(
 
 @contextlib.contextmanager
 def explained(path: pathlib.Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """Raise `InputError` in place of an OSError: `path` cannot be written; `remedy`."""
+    """Raises `InputError` in place of an OSError: `path` cannot be written; `remedy`."""
     try:
         yield
     except OSError as error:
@@ -94,7 +94,7 @@ def explained(path: pathlib.Path, remedy: str = _REMEDY) -> Iterator[None]:
 
 
 def read_json(file: pathlib.Path) -> Any:
-    """The value in a JSON file, or None if there is no file; raises `InputError`."""
+    """Returns the value in a JSON file, or None without a file; raises `InputError`."""
     try:
         return json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -104,12 +104,12 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
-    """Write a value as JSON; raises `InputError`."""
+    """Writes a value as JSON, through `finite`; raises `InputError`."""
     write(file, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """The value with None for non-finite numbers and lists for tuples, as in JSON."""
+    """Replaces non-finite numbers by None and tuples by lists, as JSON needs."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Tables, CSV and JSON as commands print them on standard output."""
+"""Prints tables, CSV and JSON on standard output, for commands."""
 
 import contextlib
 import csv
@@ -18,13 +18,13 @@ from jaxcls.errors import InputError
 
 
 def console(width: int = 120) -> Console:
-    """A console for tables, without markup; `width` applies where stdout is a pipe."""
+    """Returns a console for tables, without markup; `width` applies to a pipe."""
     wide = None if sys.stdout.isatty() else width
     return Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
 def table(title: str, *columns: str, texts: int = 1) -> Table:
-    """An empty table; the first `texts` columns hold text, the others numbers."""
+    """Returns an empty table; the first `texts` columns hold text, the others numbers."""
     made = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         is_text = number < texts
@@ -33,19 +33,19 @@ def table(title: str, *columns: str, texts: int = 1) -> Table:
 
 
 def as_text(value: float | None) -> str:
-    """A number with four decimals; "-" for None or a non-finite one."""
+    """Formats a number with four decimals; "-" for None or a non-finite number."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise `InputError` where standard output cannot be written, as on a full disk."""
+    """Raises `InputError` if standard output cannot be written, as on a full disk."""
     try:
         yield
     except BrokenPipeError:  # The reader closed the pipe.
         raise
     except OSError as error:
-        # The buffered rest is discarded, or Python would try to write it at exit.
+        # Discard the buffered rest, or Python tries to write it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise InputError(
             f"the answers cannot be written ({error.strerror or error}); make room"
@@ -53,7 +53,7 @@ def explained() -> Iterator[None]:
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a header and rows as CSV; the bytes of a path are unchanged."""
+    """Prints a header and rows as CSV; the bytes of a path stay unchanged."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     plain = csv.writer(sys.stdout, lineterminator="\n")
@@ -66,7 +66,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def as_json(values: Iterable[Any]) -> None:
-    """Print one JSON array, a value a line; a truncated output is not valid JSON."""
+    """Prints one JSON array, a value per line; a truncated output is not valid JSON."""
     before = "["
     for value in values:
         print(f"{before}\n{json.dumps(value)}", end="")

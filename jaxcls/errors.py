@@ -11,12 +11,12 @@ T = TypeVar("T")
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 # Exit statuses on a signal: stopped after saving (run it again), and interrupted.
 STOPPED, INTERRUPTED = 75, 130
-# Exit status of a process whose peer in the same run does not answer or is lost.
+# Exit status of a process whose peer in the same run does not respond or is lost.
 LOST = 70
 
 
 class InputError(Exception):
-    """A bad input. The text names the thing, the value, the rule, a value that works.
+    """A bad input. The text names the thing, the value, the rule and a value that works.
 
     A command prints the text on one line and exits with status 2.
     """
@@ -35,7 +35,7 @@ class StoppedError(Exception):
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry of `table` called `name`: every name in a config is resolved here.
+    """Returns the entry `name` of `table`; every name in a config is resolved here.
 
     Raises `InputError` with `kind`, the nearest name and all known names.
     """
@@ -48,17 +48,17 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' for the nearest of `known`, or '' when none is near."""
+    """Returns ' (did you mean ...?)' for the nearest of `known`, or '' if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def first_line(error: Exception) -> str:
-    """The first 200 characters of an error's first line; its type if it has no text."""
+    """Returns an error's first line, cut to 200 characters; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def shown(name: str | bytes) -> str:
-    """The name of a file in a form that prints on one line in any terminal."""
+    """Returns a file's name in a form that prints on one line in any terminal."""
     name = os.fsdecode(name)
     return name if name.isprintable() else ascii(name)

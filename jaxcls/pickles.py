@@ -1,8 +1,8 @@
 """An interpreter of pickles that calls only the functions in its caller's table.
 
-A name in a pickle stays a name unless the table has a function for it. Nothing recurses
-into values, and only plain keys are hashed, so nested or circular values cost no more
-than their opcodes. No memory is allocated for a size that the pickle states.
+A name in a pickle stays a name unless the table has a function for it. The interpreter does
+not recurse into values and hashes only plain keys, so nested or circular values cost no
+more than their opcodes. It allocates no memory for a size that the pickle states.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from jaxcls.errors import first_line
 
-# A training checkpoint of 10,000 tensors has 400,000, CIFAR-100 300,000.
+# A checkpoint of 10,000 tensors has 400,000 opcodes; CIFAR-100 has 300,000.
 MOST_OPCODES = 1 << 21
-_MOST_ARGUMENTS = 16  # Of a call.
+_MOST_ARGUMENTS = 16  # Per call.
 # Larger integers are refused as keys: any number of them can share one hash.
 _LARGEST_KEY = 1 << 60
 
@@ -29,7 +29,7 @@ class UnknownNameError(RefusedError):
 
 
 class Global(NamedTuple):
-    """A name in a pickle, which is not imported."""
+    """A name in a pickle; it is not imported."""
 
     module: str
     name: str
@@ -38,8 +38,8 @@ class Global(NamedTuple):
 class Names(NamedTuple):
     """The names that a pickle may use.
 
-    calls: functions; the pickle chooses their arguments, so they must check them.
-    others: names that are passed on as a `Global`.
+    calls: the functions. The pickle chooses their arguments, so they must check them.
+    others: the names that are passed on as a `Global`.
     """
 
     calls: Mapping[Global, Callable[..., Any]]
@@ -54,13 +54,13 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     python2: type[str] | type[bytes] = str,
 ) -> Any:
-    """The value of the pickle at the file's position; the file is left after the pickle.
+    """Returns the value of the pickle at the file's position, and reads no further.
 
     Args:
-      file: the whole file; calls together get no more values than it has bytes.
+      file: the whole file; all calls together get no more values than it has bytes.
       names: the names that the pickle may use.
-      build: called with a value and its state.
-      persistent: a persistent id -> its value; None refuses persistent ids.
+      build: is called with a value and its state.
+      persistent: maps a persistent id to its value; None refuses persistent ids.
       python2: the type for strings of Python 2.
 
     Raises `RefusedError`, and nothing else, for any other pickle.
@@ -70,17 +70,17 @@ def load(
         return _Machine(names, build, persistent, python2, room).run(file)
     except RefusedError:
         raise
-    except Exception as error:  # Damaged pickles raise almost every kind.
+    except Exception as error:  # Damaged pickles raise almost every type.
         raise RefusedError(first_line(error)) from None
 
 
 def kind_of(value: Any) -> str:
-    """The name of a value's type in messages."""
+    """Returns the name of a value's type, for messages."""
     return type(value).__name__.strip("_").lower()
 
 
 def put(target: Any, key: Any, value: Any) -> None:
-    """Set an entry of a dict; raises `RefusedError` for another target or a nested key."""
+    """Sets an entry of a dict; raises `RefusedError` for another target or a nested key."""
     is_plain = type(key) in (str, bytes, float, bool, type(None))
     is_plain |= type(key) is int and abs(key) < _LARGEST_KEY
     if type(target) is not dict or not is_plain:
@@ -96,7 +96,7 @@ class _Machine:
     build: Callable[[Any, Any], None]
     persistent: Callable[[Any], Any] | None
     python2: type[str] | type[bytes]
-    # Values that calls may still get: a memo gives one long text again and again.
+    # The values that calls may still get; a memo can pass one long text many times.
     room: int
     stack: list[Any] = dataclasses.field(default_factory=list)
     marks: list[int] = dataclasses.field(default_factory=list)
@@ -130,7 +130,7 @@ class _Machine:
         self.marks.append(len(self.stack))
 
     def marked(self) -> list[Any]:
-        """Pop and return the values above the last mark."""
+        """Pops and returns the values above the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]

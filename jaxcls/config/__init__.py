@@ -1,7 +1,8 @@
-"""What a user writes: knobs and their rules, files and command lines that set them.
+"""The user's config: knobs, their rules, and the files and command lines that set them.
 
-A config file starts from `base`. `loading` resolves a file with its overrides, `calls`
-parses texts such as ``"flip | randaugment(2, 10)"``, and `durations` ``"90 epochs"``.
+A config file starts from `base`. `loading` resolves a file with its overrides. `calls`
+parses texts such as ``"flip | randaugment(2, 10)"``. `durations` parses texts such as ``"90
+epochs"``.
 """
 
 from jaxcls.config.loading import base

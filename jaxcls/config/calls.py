@@ -1,7 +1,7 @@
-"""One line of text -> calls: ``"decode | random_resized_crop(224)"``.
+"""Parses one line of text into calls: ``"decode | random_resized_crop(224)"``.
 
-The text is Python's own grammar, parsed with `ast`, literals only; nothing in it is
-ever evaluated, so a config read from a run folder can run no code.
+The text is in Python's grammar, with literals as the only arguments. It is parsed with
+`ast` and never evaluated, so a config from a run folder can run no code.
 """
 
 import ast
@@ -26,9 +26,9 @@ class Call(NamedTuple):
 
 
 def parse(text: str, key: str, example: str = "decode | center_crop(224)") -> list[Call]:
-    """``"a | b(1, c=2)"`` -> calls in order; ``""`` -> none.
+    """Parses ``"a | b(1, c=2)"`` into calls in order; ``""`` gives none.
 
-    `key` is the config key the text came from, `example` a text that works there, both
+    key: the config key that the text comes from. example: a text that works there. Both are
     for the message of `InputError`.
     """
     if not text.strip():
@@ -45,7 +45,7 @@ def parse(text: str, key: str, example: str = "decode | center_crop(224)") -> li
 
 
 def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[Any]:
-    """``"a(1) | b"`` -> ``[table["a"](1), table["b"]()]``.
+    """Builds ``"a(1) | b"`` as ``[table["a"](1), table["b"]()]``.
 
     Raises `InputError` for an unknown name, or arguments that the entry does not take.
     """
@@ -55,9 +55,9 @@ def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[
 def build_one(
     text: str, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
 ) -> Any:
-    """``"sgd(momentum=0.9)"`` -> ``table["sgd"](momentum=0.9, **given)``.
+    """Builds ``"sgd(momentum=0.9)"`` as ``table["sgd"](momentum=0.9, **given)``.
 
-    Raises `InputError` like `build`, and for anything but exactly one call.
+    Raises `InputError` like `build`, and unless the text is exactly one call.
     """
     calls = parse(text, key, _example(table, most=1))
     if len(calls) != 1:
@@ -106,7 +106,7 @@ def _bind(
         for p in signature.parameters.values()
         if p.name not in given and p.name not in ("name", "parent")
     )
-    # name and parent are Flax's own fields of a module, not options of a model.
+    # name and parent are fields of every Flax module, not options of a model.
     clash = (set(given) | {"name", "parent"}) & set(call.kwargs)
     try:
         if clash:
@@ -129,7 +129,7 @@ def _bind(
 
 
 def _named(call: Call, options: Sequence[str]) -> Call:
-    """A call whose arguments by place are by name: what is given may come before them."""
+    """Turns positional arguments into keywords, because `given` may precede them."""
     by_place = call.args[: len(options)]
     names = dict(zip(options, by_place, strict=False))
     if twice := names.keys() & call.kwargs.keys():
@@ -138,7 +138,7 @@ def _named(call: Call, options: Sequence[str]) -> Call:
 
 
 def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> None:
-    """Raise TypeError where a literal is not of the kind that the parameter names."""
+    """Raises TypeError if a literal is not of the type in the parameter's annotation."""
     for name, value in bound.arguments.items():
         if not _is_a(value, hints[name]):
             raise TypeError(
@@ -147,7 +147,7 @@ def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> Non
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a literal fits an annotation; annotations of no literal fit anything."""
+    """Returns whether a literal fits an annotation; an unknown one fits any value."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, each) for each in inner)
@@ -176,22 +176,23 @@ def _malformed(text: str, key: str, example: str) -> InputError:
 
 
 def _example(table: Mapping[str, Callable[..., Any]], most: int = 2) -> str:
-    """The first entries of a table that need no argument, as a text that works."""
+    """Returns a text that works: the first entries of a table that need no argument."""
     names = (name for name, entry in table.items() if not _needs(entry))
     return " | ".join(itertools.islice(names, most)) or next(iter(table))
 
 
 def _needs(entry: Callable[..., Any]) -> bool:
-    """Whether a call must give an argument."""
+    """Returns whether a call must give an argument."""
     parameters = inspect.signature(entry).parameters.values()
     return any(p.default is p.empty and p.kind is not p.KEYWORD_ONLY for p in parameters)
 
 
 def table(text: str, key: str, *, example: str) -> dict[str, Any]:
-    """``"{'bias$': 64}"`` -> what each regular expression is given; ``""`` -> {}.
+    """Parses ``"{'bias$': 64}"``, regular expression -> value; ``""`` gives {}.
 
-    Values are numbers above 0, or texts where `example` has one. `key` is the config key
-    the text came from, `example` a text that works, both for the message of `InputError`.
+    Values are numbers above 0, or texts if `example` has a text. key: the config key that
+    the text comes from. example: a text that works. Both are for the message of
+    `InputError`.
     """
     if not text.strip():
         return {}
@@ -215,7 +216,7 @@ def table(text: str, key: str, *, example: str) -> dict[str, Any]:
     return found
 
 
-# What literal_eval, compile and a walk over something else than a dict raise.
+# The exceptions of literal_eval, of re.compile and of a value that is not a dict.
 _NO_TABLE = (
     *(AttributeError, MemoryError, OverflowError, RecursionError, re.error, SyntaxError),
     *(TypeError, ValueError),

@@ -1,7 +1,7 @@
-"""How long and how often: "90 epochs", "112600 steps", "115e6 examples", "5 percent".
+"""Durations: "90 epochs", "112600 steps", "115e6 examples", "5 percent".
 
-A duration is an exact fraction of steps, so "k epochs" is step round(k * n / B) on
-every machine and no error piles up over epochs.
+A duration is an exact fraction of steps. So "k epochs" is step round(k * n / B) on every
+machine, and no error accumulates over epochs.
 """
 
 import math
@@ -14,7 +14,7 @@ _FORM = re.compile(r"([0-9.]+(?:e[0-9]{1,2})?)\s*(step|epoch|example|percent)s?"
 
 
 def parse(text: str, key: str) -> tuple[Fraction, str]:
-    """``"1.5 epochs"`` -> ``(Fraction(3, 2), "epoch")``; raises `InputError`."""
+    """Parses ``"1.5 epochs"`` to ``(Fraction(3, 2), "epoch")``; raises `InputError`."""
     match = _FORM.fullmatch(text.strip())
     try:
         if match:
@@ -30,9 +30,9 @@ def parse(text: str, key: str) -> tuple[Fraction, str]:
 def to_steps(
     text: str, key: str, *, examples: int, batch_size: int, total: int | None = None
 ) -> Fraction:
-    """The duration in steps, exactly; `examples` is the size of one epoch.
+    """Returns the duration in steps, exactly; `examples` is the size of one epoch.
 
-    `total`: steps of the whole run, which "percent" refers to.
+    total: the steps of the whole run, which "percent" needs. Raises `InputError`.
     """
     number, unit = parse(text, key)
     if unit == "step":
@@ -47,26 +47,27 @@ def to_steps(
 
 
 def step_of(count: int | Fraction, every: Fraction) -> int:
-    """The step at which the `count`-th period ends: round(count * every), half up."""
+    """Returns the step at the end of period `count`: round(count * every), half up."""
     return int((count * every + Fraction(1, 2)).__floor__())
 
 
 def is_due(step: int, every: Fraction) -> bool:
-    """Whether a period of `every` steps ends exactly at `step`; 0 means never."""
+    """Returns whether a period of `every` steps ends at `step`; 0 means never."""
     if every <= 0 or step <= 0:
         return False
     if every <= 1:
         return True
-    # A period of more than a step: its end is less than half a period from round().
+    # A period longer than a step ends within half a period of count * every, so round()
+    # finds the count.
     count = round(step / every)
     return count > 0 and step_of(count, every) == step
 
 
 def periods(step: int, every: Fraction) -> int:
-    """How many periods of `every` steps are due at steps 1..step; see `is_due`."""
+    """Returns the number of periods of `every` steps due at steps 1..step; see `is_due`."""
     if every <= 0 or step <= 0:
         return 0
     if every <= 1:
         return step
-    # The k-th ends at floor(k * every + 1/2), which is at most `step`.
+    # Period k ends at floor(k * every + 1/2); count those up to `step`.
     return math.ceil((step + Fraction(1, 2)) / every) - 1

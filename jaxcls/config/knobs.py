@@ -1,4 +1,4 @@
-"""Every knob of a config once: its default, its unit and reason, its part in a run."""
+"""The table of all knobs: default, unit and reason, and whether each is identity."""
 
 import json
 import textwrap
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Knob(NamedTuple):
-    """A config key. `identity`: part of what a run *is*; else only how it is run."""
+    """A config key; identity: another value makes another run, so a resume refuses it."""
 
     default: bool | int | float | str
     about: str
     identity: bool = True
 
 
-# Streams of randomness, each with a seed of its own where `seeds` gives one.
+# The random streams; `seeds` may give each a separate seed.
 STREAMS = ("init", "order", "augment", "dropout")
 
 KNOBS: dict[str, Knob] = {
@@ -250,7 +250,7 @@ KNOBS: dict[str, Knob] = {
 
 
 def describe() -> str:
-    """The table of knobs for ``--help``: key, default, whether identity, and why."""
+    """Returns the table of knobs for ``--help``: key, default, identity, reason."""
     width = max(map(len, KNOBS)) + 6
     rows = []
     for key, knob in KNOBS.items():

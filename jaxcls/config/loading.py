@@ -1,8 +1,8 @@
-"""A config: the knobs of `jaxcls.config.knobs` with values, from a file and a command line.
+"""Loads configs: the knobs of `jaxcls.config.knobs`, set by a file and a command line.
 
-A config is plain, independent facts; what follows from them (steps, effective rate,
-sizes, classes) is computed in `experiment.build`. A config file starts from `base()`,
-which is locked, so a misspelt key fails in the file as it does on the command line:
+A config is plain, independent facts. `experiment.build` computes derived values (steps,
+effective rate, sizes, classes). A config file starts from `base()`, which is locked, so a
+misspelt key fails in the file as it does on the command line:
 
     from jaxcls.config import base
 
@@ -28,12 +28,15 @@ from jaxcls.errors import InputError, did_you_mean
 
 
 def base() -> ConfigDict:
-    """Every knob at its default, locked: an unknown key is an error."""
+    """Returns every knob at its default, locked: an unknown key is an error."""
     return from_flat({})
 
 
 def from_flat(values: Mapping[str, Any]) -> ConfigDict:
-    """``{"optim.lr": 0.1}`` over the defaults; raises `InputError` for an unknown key."""
+    """Returns the defaults with ``{"optim.lr": 0.1}`` set.
+
+    Raises `InputError` for an unknown key.
+    """
     for key in values:
         _require_known(key)
     tree: dict[str, Any] = {}
@@ -47,30 +50,31 @@ def from_flat(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values as folders keep them, without what each start says anew.
+    """Returns flat values as a run folder keeps them, with compile.cache empty.
 
-    Code is run from a cache of programs, and a folder may come from anybody.
+    A run executes programs from that cache, and a folder may come from anybody. So each
+    start must give the cache anew.
     """
     return {**values, "compile.cache": ""}
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
-    """``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
+    """Returns ``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
     return {key: _get(config, key) for key in KNOBS}
 
 
 def to_text(config: ConfigDict) -> str:
-    """One ``key = value`` line a knob: what --dry_run prints and golden files hold."""
+    """Formats one ``key = value`` line per knob, for --dry_run and golden files."""
     return "".join(f"{key} = {value!r}\n" for key, value in flat(config).items())
 
 
 def load(path: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """A checked config from a Python file that defines ``get_config()``.
+    """Loads and checks a config from a Python file that defines ``get_config()``.
 
-    `path` may end in ``:text``, handed to ``get_config(text)``. A relative path that is
-    not on disk is looked for among the configs that ship with jaxcls.
-    `overrides`: ``{"optim.lr": "0.1"}`` as given on a command line.
-    Raises `InputError` for a missing or failing file, an unknown key, a wrong value.
+    path: it may end in ``:text``, which is passed to ``get_config(text)``. A relative path
+    that is not on disk is looked up among the configs that ship with jaxcls.
+    overrides: ``{"optim.lr": "0.1"}`` as given on a command line.
+    Raises `InputError` for a missing or failing file, an unknown key or a wrong value.
     """
     config = _run_file(path)
     for key, text in (overrides or {}).items():
@@ -80,7 +84,10 @@ def load(path: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Set `key` from the text of a command line, in the type that its default has."""
+    """Sets `key` from the text of a command line, in the type of its default.
+
+    Raises `InputError` for an unknown key, or a text of another type.
+    """
     _require_known(key)
     value = _parse(key, text)
     *parents, leaf = key.split(".")
@@ -91,36 +98,36 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """The rules that need nothing but the config; raises `InputError`."""
+    """Checks the rules that need nothing but the config; raises `InputError`."""
     rules.check(flat(config))
 
 
 def check_alone(config: ConfigDict) -> None:
-    """Raise `InputError` where a key is set that does nothing without another."""
+    """Raises `InputError` if a key is set that has no effect without another key."""
     rules.check_alone(flat(config))
 
 
 def seed_of(config: ConfigDict, stream: str) -> int:
-    """The seed of one random stream: its own in `seeds`, or that of the whole run."""
+    """Returns the seed of a random stream: `seeds.STREAM`, or `seed` if that is -1."""
     own = config.seeds[stream]
     return config.seed if own < 0 else own
 
 
 def is_identity(key: str, config: ConfigDict) -> bool:
-    """Whether `key` is part of what the run of a config is."""
-    # How far a rewind goes back decides what comes after it.
+    """Returns whether a change of `key` makes another run of this config."""
+    # A rewind goes back to a checkpoint, so the interval changes every later step.
     goes_back = key == "checkpoint.every" and config.nonfinite.policy == "rewind"
     return KNOBS[key].identity or goes_back
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """The keys whose values differ, each with (old, new)."""
+    """Returns the keys whose values differ, each with (old, new)."""
     before, after = flat(old), flat(new)
     return {k: (before[k], after[k]) for k in KNOBS if before[k] != after[k]}
 
 
 def _run_file(path: str) -> ConfigDict:
-    """What the file's ``get_config`` returns."""
+    """Returns the config that the file's ``get_config`` returns; raises `InputError`."""
     name, _, argument = path.partition(":")
     file = find(name)
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
@@ -136,7 +143,7 @@ def _run_file(path: str) -> ConfigDict:
         config = module.get_config(argument) if argument else module.get_config()
     except InputError:
         raise
-    except Exception as error:  # The file is the user's code: whatever it does is input.
+    except Exception as error:  # The file is the user's code, so its errors are input.
         raise InputError(_file_error(file, name, error)) from None
     if not isinstance(config, ConfigDict):
         raise InputError(
@@ -146,10 +153,13 @@ def _run_file(path: str) -> ConfigDict:
 
 
 def find(name: str) -> pathlib.Path:
-    """The file on disk, or the one of that name that ships with jaxcls."""
+    """Returns the file on disk, or the config of that name that ships with jaxcls.
+
+    Raises `InputError` if there is neither.
+    """
     given = pathlib.Path(name)
     if given.is_file():
-        return given.absolute()  # As tracebacks name it.
+        return given.absolute()  # Tracebacks name this path.
     ours = _shipped()
     if given.parent.name in ("", "configs") and (ours / given.name).is_file():
         return ours / given.name
@@ -162,7 +172,7 @@ def find(name: str) -> pathlib.Path:
 
 
 def _shipped() -> pathlib.Path:
-    """The folder of our configs: jaxcls/configs in a wheel, configs/ in a checkout."""
+    """Returns our configs' folder: jaxcls/configs in a wheel, configs/ in a checkout."""
     here = pathlib.Path(__file__).resolve().parent.parent
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
@@ -192,7 +202,7 @@ def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
 
 
 def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
-    """Values by dotted key, with types held to those of `KNOBS`."""
+    """Returns values by dotted key; raises `InputError` for types not as in `KNOBS`."""
 
     def walk(node: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -223,7 +233,7 @@ def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
 
 
 def _parse(key: str, text: str) -> Any:
-    """`text` in the type of the knob's default."""
+    """Parses `text` in the type of the knob's default; raises `InputError`."""
     default = KNOBS[key].default
     if isinstance(default, str):
         return text
@@ -266,7 +276,7 @@ def _require_known(key: str) -> None:
 
 
 def _near_key(key: str) -> str:
-    """The nearest key by its whole name, or by its last part."""
+    """Formats the nearest key, by the whole name or the last component, for a message."""
     near = did_you_mean(key, KNOBS)
     leaf = key.split(".")[-1]
     same = [k for k in KNOBS if k.split(".")[-1] == leaf]
@@ -274,7 +284,7 @@ def _near_key(key: str) -> str:
 
 
 def _near_name(name: str) -> str:
-    """The nearest key or group, or the keys of that very name in other groups."""
+    """Formats the nearest key or group, or the keys of this name in other groups."""
     same = [k for k in KNOBS if k.split(".")[-1] == name]
     names = {part for key in KNOBS for part in key.split(".")}
     return f" here; there is {', '.join(same)}" if same else did_you_mean(name, names)

@@ -1,4 +1,4 @@
-"""What must hold of a config's values whatever the data and the devices are."""
+"""The rules for a config's values that hold for any data and any devices."""
 
 import math
 import re
@@ -37,7 +37,7 @@ _ONE_OF = {
 _DURATIONS_FROM_ZERO = ("optim.warmup", "optim.cooldown", "optim.head_first")
 _DURATIONS = ("length", "eval.every", "checkpoint.every", "log.every")
 _PATTERNS = ("optim.decay_on", "optim.freeze", "init.skip")
-# What does nothing without another.
+# Keys that have no effect without another key.
 _NEEDS = {
     "distill.weight": "distill.run",
     "distill.temperature": "distill.run",
@@ -50,7 +50,10 @@ _NEEDS = {
 
 
 def check(values: Values) -> None:
-    """The rules that need nothing but {key: value} of every knob; raises `InputError`."""
+    """Checks the rules that need nothing but {key: value} of every knob.
+
+    Raises `InputError` for the first value that breaks a rule.
+    """
     _check_numbers(values)
     _check_divides(values)
     _check_durations(values)
@@ -61,7 +64,7 @@ def check(values: Values) -> None:
 
 
 def check_alone(values: Values) -> None:
-    """Raise `InputError` where a key is set that does nothing without another."""
+    """Raises `InputError` if a key is set that has no effect without another key."""
     for key, other in _NEEDS.items():
         value, needed = values[key], values[other]
         if value != KNOBS[key].default and needed in ("", 0, "0 steps"):
@@ -72,7 +75,7 @@ def check_alone(values: Values) -> None:
 
 
 def _check_numbers(values: Values) -> None:
-    """Raise `InputError` for a number out of its range."""
+    """Raises `InputError` for a number out of its range."""
     for key, knob in KNOBS.items():
         value, kind = values[key], type(knob.default)
         if kind is float and not math.isfinite(value):
@@ -96,7 +99,7 @@ def _check_numbers(values: Values) -> None:
 
 
 def _check_divides(values: Values) -> None:
-    """Raise `InputError` unless the batch falls into equal groups and microbatches."""
+    """Raises `InputError` unless BatchNorm groups and microbatches divide the batch."""
     for key in ("model.batch_norm_groups", "optim.accumulate"):
         size, parts = values["batch_size"], values[key]
         if size % parts:
@@ -107,7 +110,7 @@ def _check_divides(values: Values) -> None:
 
 
 def _check_durations(values: Values) -> None:
-    """Raise `InputError` for text that is no duration, or one that is too short."""
+    """Raises `InputError` for a malformed or too short duration."""
     for key in (*_DURATIONS, *_DURATIONS_FROM_ZERO):
         number, unit = durations.parse(values[key], key)
         if key in _DURATIONS and number <= 0:
@@ -117,7 +120,7 @@ def _check_durations(values: Values) -> None:
 
 
 def _check_patterns(values: Values) -> None:
-    """Raise `InputError` for text that is no regular expression."""
+    """Raises `InputError` for an invalid regular expression."""
     for key in _PATTERNS:
         try:
             re.compile(values[key])
@@ -129,7 +132,11 @@ def _check_patterns(values: Values) -> None:
 
 
 def _check_patience(values: Values) -> None:
-    """Raise `InputError` for patience without evaluations, or one that ends the other."""
+    """Raises `InputError` for unusable patience.
+
+    Patience needs evaluations. The patience of early stopping must exceed the patience of
+    the plateau schedule.
+    """
     keys = "early_stop.patience", "optim.plateau_patience"
     for key in keys:
         if values[key] and not values["data.eval"]:

@@ -1,7 +1,7 @@
-"""Images from disk to host batches, and how datasets are prepared.
+"""Reads images from disk into host batches, and prepares datasets.
 
-`sources` opens a dataset, `selection` and `splits` choose examples, `decode` turns bytes
-into pixels, and `batches` gives the batch of any step. `preparing` writes a dataset: an
-importer lists the files, `clean` repairs each, `writer` writes the shards. `convert` copies
-a dataset of TFDS. `files` walks over folders of images for every command.
+`sources` opens a dataset. `selection` and `splits` choose examples. `decode` turns bytes
+into pixels, and `batches` makes the batch of any step. `preparing` writes a dataset: an
+importer lists the files, `clean` repairs each file, and `writer` writes the shards.
+`convert` copies a TFDS dataset. `files` walks over folders of images for every command.
 """

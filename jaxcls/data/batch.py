@@ -1,19 +1,20 @@
-"""A batch: what every stage between the files and the metrics hands to the next."""
+"""A batch: the input of every stage between the files and the metrics."""
 
 from typing import Any, NamedTuple
 
 
 class Batch(NamedTuple):
-    """Examples, an array for each field; () is a field that the batch does not have.
+    """A batch of examples, one array per field; () marks an absent field.
 
-    NumPy arrays on a host have its rows [b, ...]; arrays on the mesh have all [B, ...].
-    For jit, () is an empty tree: no argument.
+    NumPy arrays on a host hold the host's rows [b, ...]. Arrays on the mesh hold all rows
+    [B, ...]. For jit, () is an empty tree, so it is no argument.
 
-    image: uint8 [B, H, W, C]. label: int32 [B], as the model counts classes.
+    image: uint8 [B, H, W, C].
+    label: int32 [B], in the model's class numbers.
     index: int32 [B], the place of the example among the used examples of its split.
-    epoch: int32 [B], of training: which showing of the example this is.
-    mask: bool [B], of evaluation: False where a row only fills the batch.
-    asked: bool [devices], of several processes: whether the process of a device asked to
+    epoch: int32 [B], in training: the epoch of the example.
+    mask: bool [B], in evaluation: False for padding rows.
+    asked: bool [devices], with several processes: whether the process of a device asked to
     stop.
     """
 

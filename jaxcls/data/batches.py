@@ -1,12 +1,12 @@
-"""(source, seed, step) -> batch: the input as a pure function of the step.
+"""Makes host batches as a pure function: (source, seed, step) -> batch.
 
-Training positions run on across epochs and nothing is dropped: row r of step s is
-position s * B + r, and position p is record ``order(seed, p // n)[p % n]`` (where each
-comes k times in a row, p // k stands for p). A resume,
-another number of hosts or of threads is therefore arithmetic, not replay.
+Training positions run on across epochs, and no example is dropped. Row r of step s is
+position s * B + r. Position p is record ``order(seed, p // n)[p % n]``. If each example
+comes k times in a row, p // k replaces p. A resume, another number of hosts or another
+number of threads is therefore arithmetic, not replay.
 
-A thread pool over slices of a batch does the work: decoding releases the GIL, and
-Grain's cost per element measured about a fifth of the decoding itself.
+A thread pool decodes slices of a batch, because decoding releases the GIL. Grain's measured
+cost per element is about a fifth of the decoding itself.
 """
 
 import functools
@@ -23,26 +23,26 @@ import numpy as np
 from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 
-# Names the order function in the manifest; another order gets another name.
+# The manifest holds the name of the order function; another order needs another name.
 ORDER, BALANCED_ORDER = "philox-argsort-1", "philox-balanced-1"
 MAX_EXAMPLES = 10**8
 
-# Philox counters that keep the streams of random numbers apart.
+# Distinct Philox counters keep the random streams independent.
 _CROP_STREAM, _BALANCE_STREAM = 1, 2
-# Random numbers of an example that are drawn at once: a crop needs 22 at most.
+# Random numbers per example and page; a crop needs at most 22.
 _DRAWN = 32
-# Slices of a batch for each thread: smaller ones end together.
+# Slices of a batch per thread; with small slices, all threads finish together.
 _SLICES = 4
 
 Op = Callable[..., np.ndarray]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# epoch -> the examples [n] in the order of that epoch.
+# epoch -> the examples [n] in that epoch's order.
 Order = Callable[[int], np.ndarray]
 
 
 class Records(Protocol):
-    """What a batch is made from: see `sources.Source`."""
+    """The records that batches are made from; see `sources.Source`."""
 
     def __len__(self) -> int: ...
 
@@ -53,9 +53,10 @@ class Records(Protocol):
 
 @functools.lru_cache(maxsize=3)
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The permutation [n] int64 of an epoch: a stable argsort of Philox's raw integers.
+    """Returns the permutation [n] int64 of an epoch.
 
-    Equal on every NumPy, thread and host; raises `InputError` above 10**8 examples.
+    It is a stable argsort of Philox's raw integers. The result is read-only, and equal on
+    every NumPy version, thread and host. Raises `InputError` above 10**8 examples.
     """
     if n > MAX_EXAMPLES:
         raise InputError(f"{n} training examples are more than {MAX_EXAMPLES}: use a slice")
@@ -66,10 +67,10 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
-    """labels [n] -> the examples [n] int64 of an epoch that has every class equally often.
+    """Returns the examples [n] int64 of an epoch that has every class equally often.
 
-    Each class fills n / K places, up to one: its examples in random order, over and over
-    where they are fewer, some of them left out where they are more.
+    labels: [n]. Each of K classes fills n / K places, give or take one. A class with fewer
+    examples repeats them in one random order. A class with more examples leaves some out.
     """
     n = len(labels)
     by_chance = order(seed, epoch, n)
@@ -78,14 +79,15 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     starts, present = np.cumsum(counts) - counts, np.flatnonzero(counts)
     places = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _BALANCE_STREAM])
     mixed = np.argsort(places.random_raw(n), kind="stable")
-    # Place i is the (i // K)-th of class i % K: no class has more than one above another.
+    # Place i holds the (i // K)-th example of class (i + epoch) % K, so the class counts
+    # differ by at most one.
     which = present[(np.arange(n) + epoch) % len(present)]
     turn = np.arange(n) // len(present)
     return by_class[starts[which] + turn % counts[which]][mixed]
 
 
 def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
-    """positions [N] int64 of the run -> examples [N] int64, each in 0..n-1."""
+    """Maps positions [N] int64 of the run to examples [N] int64, each in 0..n-1."""
     epochs = positions // n
     out = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
@@ -95,10 +97,10 @@ def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
 
 
 class BatchPlan(NamedTuple):
-    """What a host makes one batch of, before anything is read.
+    """The rows of one host batch, before any record is read.
 
-    positions, examples: [b] int64, of the run and in the source. epoch, mask: as in
-    `Batch`.
+    positions: [b] int64, positions in the run. examples: [b] int64, indices in the source.
+    epoch, mask: as in `Batch`.
     """
 
     positions: np.ndarray
@@ -117,9 +119,9 @@ def train_plans(
     stop: int,
     repeats: int = 1,
 ) -> Iterator[BatchPlan]:
-    """Plans of steps start..stop-1 over n examples: the `rows` that this host owns.
+    """Yields the plans of steps start..stop-1 over n examples, for this host's `rows`.
 
-    repeats: how often each example comes in a row (Hoffer et al., arXiv:1901.09335).
+    repeats: how many times in a row each example comes (Hoffer et al., arXiv:1901.09335).
     """
     for step in range(start, stop):
         first = step * batch_size
@@ -130,9 +132,10 @@ def train_plans(
 
 
 def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[BatchPlan]:
-    """Plans of n examples, each once and in order: ceil(n / batch_size) on every host.
+    """Yields plans of n examples, each once and in order.
 
-    The padding of the last one repeats example 0.
+    Every host has ceil(n / batch_size) plans. Example 0 pads the last plan, with a False
+    mask.
     """
     for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
@@ -141,7 +144,7 @@ def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[BatchPlan]:
 
 
 class Random:
-    """The host's random numbers for one position of the run: endless, in [0, 1)."""
+    """The host's endless random stream for one position of the run, in [0, 1)."""
 
     def __init__(self, seed: int, position: int, first: list[float]) -> None:
         self._seed, self._position = seed, position
@@ -156,26 +159,32 @@ class Random:
 
 
 def example_rngs(seed: int, first: int, n: int) -> list[Random]:
-    """What the ops of positions first..first+n-1 draw from; each as if alone."""
+    """Returns the random stream of each position first..first+n-1, for the host ops.
+
+    The stream of a position does not depend on `first` or `n`.
+    """
     numbers = _uniform(seed, first, n, 0).tolist()
     return [Random(seed, first + i, row) for i, row in enumerate(numbers)]
 
 
 def example_rng(seed: int, position: int) -> Random:
-    """What the ops of one position draw from."""
+    """Returns the random stream of one position; see `example_rngs`."""
     return example_rngs(seed, position, 1)[0]
 
 
 def _uniform(seed: int, first: int, n: int, page: int) -> np.ndarray:
-    """Page `page` of n positions' numbers, float64 [n, _DRAWN]: Philox's top 53 bits."""
-    # A counter makes four numbers, so neighbours lie one after the other.
+    """Returns page `page` of the random numbers of n positions, float64 [n, _DRAWN].
+
+    A number is the top 53 bits of a Philox integer.
+    """
+    # A counter makes four numbers, so adjacent positions use adjacent counters.
     counter = [first * (_DRAWN // 4), 0, page, _CROP_STREAM]
     raw = np.random.Philox(key=[seed, 0], counter=counter).random_raw(n * _DRAWN)
     return (raw >> np.uint64(11)).reshape(n, _DRAWN) * 2.0**-53
 
 
 def check_labels(batch: Batch, num_classes: int, split: str) -> None:
-    """Raise `InputError`, naming `split`, for a label that is no class, as -1 is."""
+    """Raises `InputError`, naming `split`, for a label outside the classes, such as -1."""
     bad = np.flatnonzero((batch.label < 0) | (batch.label >= num_classes))
     if bad.size:
         raise InputError(
@@ -185,7 +194,7 @@ def check_labels(batch: Batch, num_classes: int, split: str) -> None:
 
 
 def transform(ops: Sequence[Op], image: bytes, rng: Random) -> np.ndarray:
-    """One encoded image through every op -> uint8 [H, W, C]."""
+    """Applies every op to one encoded image; returns uint8 [H, W, C]."""
     out: Any = image
     for op in ops:
         out = op(out, rng)
@@ -193,9 +202,10 @@ def transform(ops: Sequence[Op], image: bytes, rng: Random) -> np.ndarray:
 
 
 def fuse(ops: Sequence[Op]) -> list[Op]:
-    """Ops that give the same pixels sooner: an op may do its predecessor's work too.
+    """Merges adjacent ops where that saves work; the pixels stay the same.
 
-    It says so by a method `after`: the predecessor -> one op for both, or None.
+    An op supports this with a method `after`. It maps the preceding op to one op for both,
+    or to None.
     """
     fused: list[Op] = []
     for op in ops:
@@ -208,10 +218,11 @@ def fuse(ops: Sequence[Op]) -> list[Op]:
 def output_shape(
     ops: Sequence[Op], image_shape: tuple[int | None, int | None, int], key: str
 ) -> tuple[int, int, int]:
-    """The shape (H, W, C) that `ops` give, found by running them on a blank image.
+    """Returns the output shape (H, W, C) of `ops`, found by running them on blank images.
 
-    Raises `InputError`, naming `key`, where images of several sizes stay so, or decode
-    is not the first op and only there.
+    image_shape: the dataset's shape, with None where image sizes differ. Raises
+    `InputError`, naming `key`, if the output size depends on the input size, or if decode
+    is not the first op and the only decode.
     """
     import cv2
 
@@ -237,7 +248,7 @@ def output_shape(
 
 
 class _Filled:
-    """A batch being made: slices of it are filled by any thread, in any order."""
+    """A batch under construction; any thread may fill any slice, in any order."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
@@ -248,7 +259,7 @@ class _Filled:
     def fill(
         self, source: Records, ops: Sequence[Op], seed: int, first: int, stop: int
     ) -> None:
-        """Rows first..stop-1."""
+        """Decodes rows first..stop-1; raises `InputError` for a damaged record."""
         rngs = example_rngs(seed, int(self.plan.positions[first]), stop - first)
         read = source.read(self.plan.examples[first:stop])
         for row, rng, (image, label) in zip(range(first, stop), rngs, read, strict=True):
@@ -261,13 +272,16 @@ class _Filled:
             self.labels[row] = label
 
     def whole(self) -> Batch:
-        """The batch, once every row is filled."""
+        """Returns the batch; every row must be filled."""
         assert self.images is not None
         plan = self.plan
         return Batch(self.images, self.labels, plan.examples, plan.epoch, plan.mask)
 
     def _images_like(self, pixels: np.ndarray) -> np.ndarray:
-        """The batch's array, made at the first image; all must have its size."""
+        """Returns the batch's image array, allocated for the first image.
+
+        Raises `InputError` if `pixels` has another size than the first image.
+        """
         if self.images is None:
             with self._lock:
                 if self.images is None:
@@ -291,10 +305,11 @@ def decoded(
     threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """The batches of `plans`, in order, `prefetch` of them under way on a pool of threads.
+    """Yields the batches of `plans` in order, decoded on a thread pool.
 
-    index is int64 [b], as the source counts. `seed`: of the random ops.
-    Raises `InputError` naming the record where one does not decode.
+    prefetch: the number of further batches under way. The index of a batch is int64 [b], in
+    the source's numbering. seed: keys the random ops. threads: 0 means one per core. Raises
+    `InputError`, naming the record, if a record does not decode.
     """
     ops = fuse(ops)
     threads = threads or cores()
@@ -322,7 +337,7 @@ def decoded(
                 future.result()
             yield batch.whole()
     finally:
-        if not is_finalizing():  # The interpreter has ended the threads by then.
+        if not is_finalizing():  # The interpreter's exit ended the threads.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -332,10 +347,10 @@ def in_order(
     threads: int = 0,
     ahead: int = 0,
 ) -> Iterator[Result]:
-    """``map(function, items)`` on threads, in order; items are taken as they are needed.
+    """Yields ``map(function, items)`` in order, computed on threads; takes items lazily.
 
-    threads: 0 is one a core. ahead: how many items are under way beyond the one that is
-    waited for; 0 is twice the threads.
+    threads: 0 means one per core. ahead: the number of items under way beyond the next
+    result; 0 means twice the threads.
     """
     threads = threads or cores()
     waiting: deque[Future[Result]] = deque()
@@ -348,11 +363,14 @@ def in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        if not is_finalizing():  # The interpreter has ended the threads by then.
+        if not is_finalizing():  # The interpreter's exit ended the threads.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def cores() -> int:
-    """The cores this process may use; macOS has no affinity to ask."""
+    """Returns the number of cores that this process may use.
+
+    macOS has no CPU affinity, so every core counts there.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,6 +1,7 @@
-"""Image files of users -> JPEG or PNG that `decode` reads right, or a reason why not.
+"""Repairs users' image files: any format -> JPEG or PNG that `decode` reads correctly.
 
-`pixels` decodes a file directly, where the repaired bytes are not needed.
+A file that cannot be repaired raises `DecodeError` with the reason. `pixels` decodes a file
+directly, for callers that do not need the repaired bytes.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from PIL import Image, ImageOps
 
 from jaxcls.data.decode import MAX_PIXELS, Decode, DecodeError, frame_of
 
-# Larger ones are cleaned one at a time: a copy or three of each is in memory.
+# Larger images are cleaned one at a time, because each has up to three copies in memory.
 _LARGE_PIXELS, _LARGE = 16_000_000, threading.Lock()
 _ORIENTATION = 0x0112  # The EXIF tag; 1 is upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # Of uint8 [H, W, 3].
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # On uint8 [H, W, 3].
     1: lambda p: p,
     2: lambda p: cv2.flip(p, 1),
     3: lambda p: cv2.rotate(p, cv2.ROTATE_180),
@@ -31,14 +32,14 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # Of uint8 [H, W, 3
     7: lambda p: cv2.transpose(cv2.rotate(p, cv2.ROTATE_180)),
     8: lambda p: cv2.rotate(p, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_PNG_DEPTH = 24  # Where a PNG says how many bits a sample has.
+_PNG_DEPTH = 24  # The offset of the bit depth in a PNG.
 _PNG_END = b"IEND\xaeB`\x82"
-# Brands of an ISO media file that hold HEVC, which Pillow does not read.
+# ISO media brands for HEVC, which Pillow does not read.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class Shrink(NamedTuple):
-    """Re-encode larger images: `short` side in pixels, JPEG `quality` 1..100."""
+    """How to re-encode a larger image: `short` side in pixels, JPEG `quality` 1..100."""
 
     short: int
     quality: int = 95
@@ -53,19 +54,20 @@ class Cleaned(NamedTuple):
 
 
 def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cleaned:
-    """Repair an encoded file for `decode`; a plain JPEG or PNG is returned unchanged.
+    """Repairs an encoded file for `decode`; returns a plain JPEG or PNG unchanged.
 
-    Applies the EXIF rotation, composites alpha on white, and makes CMYK, palette and
-    16-bit images RGB; the result of a repair is a PNG. Every pixel is decoded, so a
-    truncated file is found; damage that still decodes is not.
+    Applies EXIF rotation, composites alpha on white, converts CMYK and palette images to
+    RGB, and scales 16-bit images to 8 bits. A repaired file is a PNG; a shrunk file is a
+    JPEG. Every pixel is decoded, so a truncated file is found. Damage that still decodes is
+    not found.
 
     Args:
-      data: the file.
-      shrink: how to re-encode a larger image; None keeps its size.
+      data: the encoded file.
+      shrink: how to re-encode a larger image; None keeps the size.
       compression: level of a new PNG, 0 (none, fastest) to 9.
 
-    Raises `DecodeError` unless the file is one still image of at most MAX_PIXELS.
-    Pillow may warn meanwhile: see `quiet`.
+    Raises `DecodeError` unless the file is one still image of at most MAX_PIXELS. Pillow
+    may warn meanwhile: see `quiet`.
     """
     if not data:
         raise DecodeError("empty, 0 bytes")
@@ -92,27 +94,27 @@ def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cl
                     made = _shrunk(made, shrink.short)
                     made.save(out, "JPEG", quality=shrink.quality)
                 else:
-                    # The profile may have described CMYK.
+                    # The old profile may describe CMYK.
                     made.save(out, "PNG", icc_profile=None, compress_level=compression)
                 data, size = out.getvalue(), made.size
     except DecodeError:
         raise
-    except Exception as error:  # Pillow raises many kinds for bad files.
+    except Exception as error:  # Pillow raises many exception types for bad files.
         reason = str(error).split(" <")[0]  # The rest is the address of an object.
         raise DecodeError(f"not a readable image ({reason})") from None
     return Cleaned(data, size[1], size[0])
 
 
 def pixels(data: bytes, decode: Decode) -> np.ndarray:
-    """An encoded file -> uint8 [H, W, C]: the pixels that `decode` gives of `clean(data)`.
+    """Returns the pixels that `decode` gives for `clean(data)`, uint8 [H, W, C].
 
     Most JPEGs are decoded only once. Raises `DecodeError` as `clean` does.
     """
     frame = frame_of(data)
     orientation = _orientation(data) if frame else 0
-    # Grey of a rotated JPEG is computed from RGB, not taken from its luma plane.
+    # `clean` stores a rotated JPEG as RGB, so its grey is not the luma plane.
     if frame and (orientation == 1 or (orientation and decode.channels == 3)):
-        # Where libjpeg would repair something, `clean` decides.
+        # If libjpeg would have to repair the file, `clean` decides.
         with _one_at_a_time(frame.width, frame.height), contextlib.suppress(ValueError):
             return _UPRIGHT[orientation](decode.jpeg(data))
     cleaned = clean(data, compression=0)
@@ -122,15 +124,15 @@ def pixels(data: bytes, decode: Decode) -> np.ndarray:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings in all threads while files are cleaned; faults are raised."""
+    """Suppresses warnings in all threads while files are cleaned, but no errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 to 8; 0 where `clean` has to decide."""
-    # Pillow raises many kinds for bad files.
+    """Returns the EXIF orientation of a JPEG, 1 to 8; 0 means that `clean` must decide."""
+    # Pillow raises many exception types for bad files.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
         if image.format in ("JPEG", "MPO") and orientation in _UPRIGHT:
@@ -139,20 +141,20 @@ def _orientation(data: bytes) -> int:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Raise `DecodeError` for an image that its header rules out."""
-    if image.format == "EPS":  # Pillow would hand it to Ghostscript, a program.
+    """Raises `DecodeError` for a drawing, too many pixels or an animation."""
+    if image.format == "EPS":  # Pillow would run Ghostscript on it.
         raise DecodeError("PostScript, a drawing; convert it to PNG first")
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(
             f"{image.width}x{image.height} pixels, over the limit of {MAX_PIXELS}"
         )
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # A phone's JPEG with a second view.
+    if frames > 1 and image.format != "MPO":  # MPO: a phone's JPEG with a second view.
         raise DecodeError(f"animated, {frames} frames; one still is needed")
 
 
 def _check_chunks(data: bytes) -> None:
-    """Raise for a PNG that is truncated or has a wrong checksum: `load` checks neither."""
+    """Raises for a truncated PNG or a wrong checksum, because `load` checks neither."""
     if _PNG_END not in data:
         raise DecodeError("not a readable image (truncated PNG file)")
     with Image.open(io.BytesIO(data)) as image:
@@ -160,29 +162,29 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes, mode: str) -> None:
-    """Raise for a JPEG with missing data: Pillow lets libjpeg fill it in silently."""
+    """Raises for a JPEG with missing data, which libjpeg in Pillow fills in silently."""
     try:
         simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
     except ValueError as error:
-        # Extra bytes change no pixel; files of many cameras have some.
+        # Many cameras write extra bytes, which change no pixel.
         if "extraneous bytes" not in str(error):
             raise
 
 
 @contextlib.contextmanager
 def _one_at_a_time(width: int, height: int) -> Iterator[None]:
-    """Hold a lock while a large image is cleaned: one at a time over all threads."""
+    """Holds a lock for a large image, so all threads together clean one at a time."""
     with _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext():
         yield
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright, 8-bit, RGB or grey."""
-    known = image.format in ("PNG", "PPM")  # Of 16 bits a sample, though "I" has 32.
+    """Makes an image upright, 8-bit, and RGB or grey; refuses 32-bit samples."""
+    known = image.format in ("PNG", "PPM")  # Pillow reads their 16 bits as "I".
     if image.mode == "F" or (image.mode == "I" and not known):
         raise DecodeError("32 bits a sample, of no known range; convert it to 8 bits")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale.
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey, not scale it.
         wide = np.asarray(image).astype(np.float64)
         image = Image.fromarray(np.rint(wide / 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -193,7 +195,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _shrunk(image: Image.Image, short: int) -> Image.Image:
-    """A copy whose shorter side is `short`, by Pillow's antialiased bicubic filter."""
+    """Resizes the shorter side to `short` with Pillow's antialiased bicubic filter."""
     ratio = short / min(image.size)
     width, height = (max(short, math.floor(side * ratio + 0.5)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Datasets that TFDS wrote, or writes -> ArrayRecord with a manifest of ours."""
+"""Converts TFDS datasets, existing or new, to ArrayRecord with our manifest."""
 
 import importlib.util
 import itertools
@@ -17,10 +17,10 @@ from jaxcls.errors import InputError, first_line
 
 
 def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathlib.Path:
-    """Copy a TFDS dataset from TFRecord, record by record; returns its new folder.
+    """Copies a TFDS dataset from TFRecord, record by record; returns the new folder.
 
-    Every checksum of the old files is verified. Raises `InputError` for a checksum that
-    does not match, or a split that holds another number of records than it states.
+    Verifies every checksum of the old files. Raises `InputError` for a wrong checksum, or
+    for a split whose number of records differs from its metadata.
     """
     info = _info(source)
     content = _Content(info, source)
@@ -56,9 +56,9 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
 
 
 def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
-    """Let TFDS download and prepare one of its datasets; returns the folder.
+    """Downloads and prepares a dataset with TFDS; returns its folder.
 
-    Raises `InputError` where TensorFlow is missing or TFDS fails.
+    Raises `InputError` if TensorFlow is missing or TFDS fails.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
@@ -68,7 +68,7 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
     try:
         builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # TFDS and its builders raise many kinds.
+    except Exception as error:  # TFDS and its builders raise many exception types.
         raise InputError(
             f"--tfds={name}: TFDS could not prepare it"
             f" ({type(error).__name__}: {first_line(error)})"
@@ -87,10 +87,10 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _info(source: pathlib.Path) -> Any:
-    """The DatasetInfo in the folder of a dataset; raises `InputError`."""
+    """Returns the DatasetInfo in a dataset's folder; raises `InputError`."""
     try:
         info = tfds.builder_from_directory(source).info
-    except Exception as error:  # TFDS and protobuf raise many kinds for a bad description.
+    except Exception as error:  # TFDS and protobuf raise many exception types.
         raise InputError(
             f"{source} cannot be read as a TFDS dataset ({type(error).__name__}:"
             f" {first_line(error)}); copy it again, with its dataset_info.json and"
@@ -102,7 +102,7 @@ def _info(source: pathlib.Path) -> Any:
 
 
 class _Content:
-    """Checks the records of a dataset as they pass, and keeps their labels and digests."""
+    """Checks a stream of records, and collects their labels and digests."""
 
     def __init__(self, info: Any, folder: pathlib.Path) -> None:
         self.keys = sources.label_keys(info, f"{folder}")
@@ -111,7 +111,7 @@ class _Content:
         self.labels: dict[str, list[int]] = {}
 
     def checked(self, split: str, records: Iterable[bytes]) -> Iterator[bytes]:
-        """The same records; raises `InputError` for one that is no example."""
+        """Yields the records unchanged; raises `InputError` for an invalid one."""
         if split not in self.labels:
             self._fingerprint.split(split)
         labels = self.labels.setdefault(split, [])
@@ -130,7 +130,7 @@ class _Content:
     def write(
         self, folder: pathlib.Path, source: str, shards: dict[str, list[writer.Shard]]
     ) -> None:
-        """Write the labels and the manifest; raises `InputError` for an unknown label."""
+        """Writes the labels and the manifest; raises `InputError` for an unknown label."""
         labels = {split: np.array(found) for split, found in self.labels.items()}
         for split, values in labels.items():
             if values.max(initial=0) >= self._classes.num_classes:
@@ -144,7 +144,7 @@ class _Content:
 
 
 def _records(file: pathlib.Path) -> Iterator[bytes]:
-    """The records of an ArrayRecord file, in order; 256 are in memory at a time."""
+    """Yields the records of an ArrayRecord file in order; 256 are in memory at a time."""
     with ArrayRecordDataSource(str(file)) as data:
         for start in range(0, len(data), 256):
             yield from data.__getitems__(range(start, min(start + 256, len(data))))

@@ -1,8 +1,8 @@
-"""Encoded images -> uint8 pixels of one size: the ops of `data.train_ops`.
+"""Defines the ops of `data.train_ops`: encoded images -> uint8 pixels of one size.
 
-An op is built once from its arguments and then called as ``op(image, rng)``. `rng` gives
-the random numbers of the example, so every thread computes the same pixels.
-Only decoding, cropping and resizing happen here; the rest happens on the device.
+An op is built once from its arguments and then called as ``op(image, rng)``. `rng` is the
+random stream of the example, so every thread computes the same pixels. These ops only
+decode, crop and resize. All other augmentation runs on the device.
 """
 
 import contextlib
@@ -19,48 +19,49 @@ from PIL import Image
 
 from jaxcls.errors import lookup
 
-cv2.setNumThreads(1)  # The threads are those of batches.py, one an image.
-# A damaged file raises DecodeError; OpenCV must not print a line of its own.
+cv2.setNumThreads(1)  # batches.py runs the threads, one per image.
+# A damaged file raises DecodeError, so OpenCV must not print a line as well.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 class Random(Protocol):
-    """The source of an op's random numbers: `batches.Random`, or NumPy's Generator."""
+    """An op's random stream: `batches.Random` or NumPy's Generator."""
 
     def random(self) -> float: ...
 
 
 Op = Callable[[Any, Random], np.ndarray]
 
-# The largest image that is decoded, in pixels, checked from its header.
+# The largest image in pixels; headers are checked against it.
 MAX_PIXELS = 100_000_000
-# The longest side that an op may be asked to make.
+# The longest side of an op's output.
 MAX_SIDE = 8192
-# Rows decoded below the crop: chroma upsampling needs them.
+# Chroma upsampling needs this many rows below the crop.
 CONTEXT = 2
-Image.MAX_IMAGE_PIXELS = None  # Ours is the limit; Pillow's would warn below it.
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit; Pillow would warn earlier.
 
 
 class DecodeError(ValueError):
-    """Bytes are no image; the text gives the reason."""
+    """Bytes are not an image; the text gives the reason."""
 
 
 class Frame(NamedTuple):
-    """The size in a JPEG's header, and its offset in the file."""
+    """The size in a JPEG's header; place: the offset of the height in the file."""
 
     place: int
     height: int
     width: int
 
     def cut(self, image: bytes, height: int) -> bytes:
-        """The file with its height set to `height`: rows below are never decoded."""
+        """Returns the file with `height` in its header, so lower rows are not decoded."""
         return b"".join((image[: self.place], height.to_bytes(2), image[self.place + 2 :]))
 
 
 def frame_of(image: bytes) -> Frame | None:
-    """The frame of a JPEG that can be decoded from the top; None of any other file.
+    """Returns the frame of a JPEG that decodes from the top, or None for other files.
 
-    Such a JPEG has one scan of sequential Huffman codes, of one or three components.
+    Such a JPEG has one scan of sequential Huffman codes, 8 bits a sample, one or three
+    components and at most MAX_PIXELS.
     """
     if image[:2] != b"\xff\xd8":
         return None
@@ -85,7 +86,7 @@ def frame_of(image: bytes) -> Frame | None:
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """bytes -> uint8 [H, W, channels]; 1 is grey, 3 is RGB. See `decode`."""
+    """An op: bytes -> uint8 [H, W, channels]. See `decode`."""
 
     channels: int
 
@@ -93,10 +94,10 @@ class Decode:
         return self.rows(image, frame_of(image), MAX_PIXELS)
 
     def rows(self, image: bytes, frame: Frame | None, stop: int) -> np.ndarray:
-        """At least the first `stop` rows; all rows where OpenCV decodes the file."""
+        """Decodes at least the first `stop` rows; if OpenCV decodes the file, all rows."""
         pixels = None
         if frame:
-            # OpenCV decides about a truncated or damaged file.
+            # A truncated file is not cut: the strict decoder fails, and OpenCV decides.
             part = stop + CONTEXT < frame.height and image.endswith(b"\xff\xd9")
             data = frame.cut(image, stop + CONTEXT) if part else image
             with contextlib.suppress(ValueError):
@@ -104,9 +105,10 @@ class Decode:
         return self._opencv(image) if pixels is None else pixels
 
     def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
-        """All pixels of a JPEG that has a `frame_of`.
+        """Decodes all pixels of a JPEG that has a `frame_of`.
 
-        Raises `ValueError` for damage; if `strict`, also for damage that libjpeg repairs.
+        Raises `ValueError` for damage. If `strict`, this includes damage that libjpeg
+        repairs.
         """
         colours = "GRAY" if self.channels == 1 else "RGB"
         pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
@@ -124,10 +126,11 @@ class Decode:
 
 
 def decode(channels: int = 3) -> Op:
-    """bytes -> uint8 [H, W, channels]; 1 is grey, 3 is RGB. EXIF rotation is ignored.
+    """Returns an op that decodes a JPEG or PNG: bytes -> uint8 [H, W, channels].
 
-    ImageNet's protocols ignore it too; `clean` applies the rotation to users' files.
-    Raises `DecodeError` for bytes that are no image.
+    channels: 1 (grey) or 3 (RGB). The op ignores EXIF rotation, as ImageNet's protocols do;
+    `clean` applies the rotation to users' files. The op raises `DecodeError` for bytes that
+    are not an image.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
@@ -135,14 +138,21 @@ def decode(channels: int = 3) -> Op:
 
 
 def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
-    """To `size` (or (height, width)), whatever the aspect; filters: see FILTERS."""
+    """Returns an op that resizes to `size`, without keeping the aspect ratio.
+
+    size: the side or (height, width). filter: a key of FILTERS.
+    """
     height, width = _pair(size)
     scale = lookup(FILTERS, filter, "filter")
     return lambda image, rng: scale(image, height, width)
 
 
 def resize_short(size: int, filter: str = "bilinear") -> Op:
-    """The shorter side to `size`, the longer in proportion, rounded half to even."""
+    """Returns an op that resizes the shorter side to `size` and keeps the aspect ratio.
+
+    The longer side is rounded half to even. The op raises `DecodeError` if its output has
+    more than MAX_PIXELS.
+    """
     (side, other), scale = _pair(size), lookup(FILTERS, filter, "filter")
     if side != other:
         raise ValueError(f"size={size!r} must be one whole number")
@@ -162,7 +172,10 @@ def resize_short(size: int, filter: str = "bilinear") -> Op:
 
 
 def center_crop(size: int | tuple[int, int]) -> Op:
-    """The middle `size` (or (height, width)) pixels; smaller images are padded black."""
+    """Returns an op that cuts out the center, and pads smaller images with black.
+
+    size: the side or (height, width).
+    """
     height, width = _pair(size)
 
     def apply(image: np.ndarray, rng: Random) -> np.ndarray:
@@ -170,7 +183,7 @@ def center_crop(size: int | tuple[int, int]) -> Op:
         if pad_y or pad_x:
             sides = (pad_y // 2, pad_y - pad_y // 2), (pad_x // 2, pad_x - pad_x // 2)
             image = np.pad(image, (*sides, (0, 0)))
-        # Half to even, as torchvision rounds it.
+        # Round half to even, as torchvision does.
         top = round((image.shape[0] - height) / 2)
         left = round((image.shape[1] - width) / 2)
         return image[top : top + height, left : left + width]
@@ -180,7 +193,7 @@ def center_crop(size: int | tuple[int, int]) -> Op:
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random box of the image, scaled to one size. See `random_resized_crop`."""
+    """An op that cuts out a random box and resizes it. See `random_resized_crop`."""
 
     height: int
     width: int
@@ -192,7 +205,7 @@ class RandomResizedCrop:
         return self.cut(image, self.box(image.shape[0], image.shape[1], rng))
 
     def after(self, previous: Op) -> Op | None:
-        """Fuse `previous` and this crop: rows below the box are not decoded."""
+        """Fuses a preceding decode with this crop: rows below the box are not decoded."""
         if not isinstance(previous, Decode):
             return None
 
@@ -210,7 +223,7 @@ class RandomResizedCrop:
         return self.scale(image[top : top + h, left : left + w], self.height, self.width)
 
     def box(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of a random crop of an image of that size."""
+        """Draws a random box (top, left, height, width) in an image of the given size."""
         low, high = self.area
         flat, long = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
@@ -230,12 +243,12 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Growing:
-    """An op that changes during a run: pairs (share of the run, op from then on)."""
+    """An op that changes during a run; parts: (share of the run, op from then on)."""
 
     parts: tuple[tuple[float, Op], ...]
 
     def at(self, share: float) -> Op:
-        """The op after `share` of the run, 0..1."""
+        """Returns the op after `share` of the run, 0..1."""
         return [op for start, op in self.parts if start <= share][-1]
 
 
@@ -245,11 +258,13 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     filter: str = "linear",
 ) -> "Op | Growing":
-    """A random part of the image, resized to `size` (Szegedy et al., arXiv:1409.4842).
+    """Returns an op that resizes a random box to `size` (Szegedy et al., arXiv:1409.4842).
 
-    `area`: share of the image; `ratio`: width over height, log-uniform. After ten draws
-    that do not fit, the largest central crop within `ratio`, as torchvision does.
-    A size that grows is (share of the run, size) pairs: ((0, 128), (0.5, 192)).
+    area: the range of the box's share of the image. ratio: the range of width over height,
+    drawn log-uniformly. If ten draws do not fit, the op takes the largest central crop
+    within `ratio`, as torchvision does.
+    A size that grows is a tuple of (share of the run, size) pairs: ((0, 128), (0.5, 192)).
+    The result is then a `Growing`.
     """
     scale = lookup(FILTERS, filter, "filter")
     if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
@@ -277,7 +292,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # To (width, height).
+Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # Takes (width, height).
 
 
 def _filter(resize: Resize) -> Callable[[np.ndarray, int, int], np.ndarray]:
@@ -301,8 +316,8 @@ def _pillow(resample: Image.Resampling) -> Callable[[np.ndarray, int, int], np.n
     return _filter(resize)
 
 
-# Pillow's filters are antialiased, as published evaluations used them; OpenCV's linear
-# and cubic are not, and are the faster choice for training crops.
+# Pillow's filters are antialiased, as in published evaluations. OpenCV's linear and
+# cubic filters are not antialiased, but are faster for training crops.
 FILTERS = {
     "bilinear": _pillow(Image.Resampling.BILINEAR),
     "bicubic": _pillow(Image.Resampling.BICUBIC),
@@ -312,7 +327,7 @@ FILTERS = {
 }
 
 
-# Ops whose pixels differ at each position of a run.
+# Random ops: their pixels differ at each position of a run.
 RANDOM = {"random_resized_crop"}
 
 OPS: dict[str, Callable[..., Op | Growing]] = {

@@ -1,4 +1,4 @@
-"""A record of a dataset: a tf.train.Example, as TFDS writes and reads them."""
+"""A dataset's record: a tf.train.Example in TFDS's form."""
 
 import hashlib
 from typing import NamedTuple
@@ -6,26 +6,30 @@ from typing import NamedTuple
 from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_pb2
 
-# What `prepare` writes beside the shards.
+# The files that `prepare` writes beside the shards.
 MANIFEST, LABELS = "manifest.json", "labels-{}.npy"
 
 
 class Example(NamedTuple):
-    """One record: the name of the file that it was, its encoded image, its class."""
+    """A record: the name of the original file, the encoded image and the label."""
 
     name: bytes
     image: bytes
     label: int
 
     def digests(self) -> tuple[bytes, bytes]:
-        """SHA-256 of the image bytes, and of name, label and that: for `Fingerprint`."""
+        """Returns (image digest, record digest), both SHA-256.
+
+        The record digest covers the image digest, the name and the label; `Fingerprint`
+        adds it.
+        """
         image = hashlib.sha256(self.image).digest()
         rest = len(self.name).to_bytes(8, "little") + self.name + b"%d" % self.label
         return image, hashlib.sha256(image + rest).digest()
 
 
 def serialize(example: Example) -> bytes:
-    """The tf.train.Example of a record, with its fields in one fixed order."""
+    """Serialises a record as a tf.train.Example, with its fields in one fixed order."""
     feature = {
         "file_name": {"bytes_list": {"value": [example.name]}},
         "image": {"bytes_list": {"value": [example.image]}},
@@ -36,9 +40,9 @@ def serialize(example: Example) -> bytes:
 
 
 def parse(record: bytes, image_key: str = "image", label_key: str = "label") -> Example:
-    """The inverse of `serialize`, of other people's records too.
+    """Parses a record of `serialize`, or of another writer with other keys.
 
-    Raises `ValueError` for one that does not hold one image and one label.
+    Raises `ValueError` unless the record holds exactly one image and one label.
     """
     try:
         feature = tf_example_pb2.Example.FromString(record).features.feature

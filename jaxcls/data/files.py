@@ -1,4 +1,4 @@
-"""The image files that arguments name, in a fixed order, and their bytes.
+"""Finds the image files that arguments name, in a fixed order, and reads them.
 
 `prepare`, `predict` and `search` find the files of a folder by the same `walk`.
 """
@@ -20,18 +20,18 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif"),
 )
-# Files that systems leave behind.
+# Files that operating systems leave behind.
 SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
-# The largest file that is read, in bytes: MAX_PIXELS at 16 bits a sample fits.
+# The largest readable file in bytes; MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
-MAX_DEPTH = 100  # Of folders in folders.
+MAX_DEPTH = 100  # The deepest nesting of folders.
 FILE, FOLDER, HIDDEN, BAD = "file", "folder", "hidden", "bad"  # Kinds of `Entry`.
 LIST = "-"  # Stands for a list of paths on standard input.
-_CHUNK = 1 << 16  # Bytes of the list that are read at once; no path is as long.
+_CHUNK = 1 << 16  # Bytes per read of the list; every path is shorter.
 
 
 class Entry(NamedTuple):
-    """One result of `walk`: the path below the folder, its kind, why it is BAD."""
+    """A result of `walk`: the path below the folder, its kind, the reason if it is BAD."""
 
     path: str
     kind: str
@@ -46,10 +46,10 @@ class Bad(NamedTuple):
 
 
 def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
-    """The images that a command line names, by `images`; "-" is a list on standard input.
+    """Returns the images of a command line, by `images`; "-" is a list on standard input.
 
-    null: whether a NUL ends each path of the list. Raises `InputError` at once where
-    the arguments name no image.
+    null: whether a NUL ends each path of the list. Raises `InputError` at once if the
+    arguments name no image.
     """
     if null and LIST not in arguments:
         raise InputError("--null is of a list on standard input; give - for it, too")
@@ -58,9 +58,9 @@ def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise `InputError` where no argument can give an image.
+    """Raises `InputError` if no argument can give an image, or if "-" is given twice.
 
-    Where only some give none, `images` reports those as `Bad`.
+    If only some arguments give no image, `images` reports these as `Bad`.
     """
     if arguments.count(LIST) > 1:
         raise InputError(f"{LIST} is given twice, and standard input is one list")
@@ -70,7 +70,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _why_none(path: str) -> str:
-    """The reason why an argument gives no image; "" where it may give one."""
+    """Returns the reason why an argument gives no image; "" if it may give one."""
     if path == LIST:
         return ""
     if not os.path.lexists(path):
@@ -80,7 +80,7 @@ def _why_none(path: str) -> str:
 
 
 def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
-    """The arguments, and in the place of "-" the paths that standard input lists."""
+    """Yields the arguments; the paths on standard input replace "-"."""
     for argument in arguments:
         if argument != LIST:
             yield argument
@@ -96,9 +96,10 @@ def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
 
 
 def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
-    """The paths of a list, as soon as each is read; `end` follows each, empty ones go.
+    """Yields the paths of a list, each as soon as it is read; skips empty paths.
 
-    Raises `InputError` for data that are no list of paths.
+    end: the byte that ends each path. Raises `InputError` for data that are not a list of
+    paths.
     """
     rest = b""
     while chunk := stream.read1(_CHUNK):
@@ -118,7 +119,7 @@ def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
 
 
 def images(paths: Iterable[str]) -> Iterator[str | Bad]:
-    """Files as given, and the images below folders; an unreadable path is `Bad`.
+    """Yields files as given, and the images below folders; an unreadable path gives `Bad`.
 
     Opens no file, and visits a path only when the iterator reaches it.
     """
@@ -135,7 +136,7 @@ def images(paths: Iterable[str]) -> Iterator[str | Bad]:
 
 
 def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
-    """The results of good files; `Bad` ones are printed on standard error instead.
+    """Yields the results of good files; prints `Bad` results on standard error.
 
     Counts both in `counts`, as "answered" and "bad".
     """
@@ -149,12 +150,12 @@ def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
 
 
 def say(bad: Bad) -> None:
-    """Name a bad file on standard error, on one line."""
+    """Prints a bad file and the reason on standard error, on one line."""
     print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
 
 
 def below(folder: str) -> Iterator[str | Bad]:
-    """The image files below a folder, in the order of `walk`, and its BAD entries."""
+    """Yields the image files and BAD entries below a folder, in the order of `walk`."""
     for entry in walk(folder):
         path = os.path.join(folder, entry.path) if entry.path else folder
         if entry.kind == BAD:
@@ -164,11 +165,11 @@ def below(folder: str) -> Iterator[str | Bad]:
 
 
 def walk(folder: str) -> Iterator[Entry]:
-    """The entries below a folder, ordered by the bytes of their whole paths.
+    """Yields the entries below a folder, ordered by the bytes of their whole paths.
 
-    Follows links, except into a folder that contains the link. Hidden and system folders
-    are HIDDEN and are not entered. An unreadable entry is BAD, and so is one that is
-    neither file nor folder; the walk continues. A folder comes before its content.
+    Follows links, except into a folder that contains the link. Hidden and system entries
+    are HIDDEN, and such folders are not entered. An entry is BAD if it is unreadable, or
+    neither a file nor a folder; the walk continues. A folder comes before its content.
     """
 
     def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
@@ -206,20 +207,20 @@ def walk(folder: str) -> Iterator[Entry]:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of the path begins with a dot or is a system file."""
+    """Returns whether a component of the path begins with a dot or is a system file."""
     return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
 
 
 def is_image(path: str) -> bool:
-    """Whether the suffix of a file is that of an image."""
+    """Returns whether a file has the suffix of an image."""
     return path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> bytes:
-    """A file's bytes; raises `DecodeError` for one that is unreadable or too large."""
+    """Returns a file's bytes; raises `DecodeError` if it is unreadable or too large."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for.
+        if not stat.S_ISREG(status.st_mode):  # Opening a pipe would block.
             raise DecodeError(_NOT_REGULAR)
         check_size(status.st_size)
         with open(path, "rb") as file:
@@ -229,7 +230,7 @@ def read(path: str) -> bytes:
 
 
 def check_size(size: int) -> None:
-    """Raise `DecodeError` for a file of more than MAX_BYTES."""
+    """Raises `DecodeError` for a file of more than MAX_BYTES."""
     if size > MAX_BYTES:
         raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
 
@@ -239,7 +240,7 @@ def _order(entry: "os.DirEntry[str]") -> bytes:
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:
-    with contextlib.suppress(OSError):  # Such as a link to itself.
+    with contextlib.suppress(OSError):  # A link to itself raises.
         if entry.is_dir():
             return FOLDER
         if entry.is_file():

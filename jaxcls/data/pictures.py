@@ -1,7 +1,7 @@
-"""Arrays -> pictures, uint8 [H, W, 3], for TensorBoard and the report.
+"""Draws pictures for TensorBoard and the report: arrays -> uint8 [H, W, 3].
 
-Pillow, not Matplotlib: a figure with a label in every cell takes a third of a second,
-and a run may be evaluated every few seconds.
+Pillow draws them, not Matplotlib. Matplotlib takes a third of a second for a figure with a
+label in every cell, and a run may be evaluated every few seconds.
 """
 
 import textwrap
@@ -11,16 +11,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _FONT_SIZE, _LINE = 12, 15
-# Pixels of an image of the grid, and how many stand beside one another.
+# The range of an image's width in the grid, in pixels, and the images in a row.
 _SIDES, _COLUMNS = (64, 128), 8
-# Classes whose counts, and whose names, still fit into a confusion matrix.
+# A confusion matrix with more classes has no counts, or no names.
 _COUNTS, _NAMES = 20, 50
 
 
 def grid(
     images: np.ndarray, captions: Sequence[str], columns: int = _COLUMNS
 ) -> np.ndarray:
-    """images [n, H, W, C] float in 0..1, C 1 or 3, each above its caption of two lines."""
+    """Draws images [n, H, W, C], float in 0..1 with C of 1 or 3, each above its caption.
+
+    A caption has at most two lines.
+    """
     height, width = images.shape[1:3]
     low, high = _SIDES
     scale = min(max(1.0, low / width), high / width)
@@ -42,11 +45,11 @@ def grid(
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Counts [K, K], a row for each true class; colour is the share of its row.
+    """Draws counts [K, K], one row per true class; the colour is the share of the row.
 
-    Counts are drawn for at most 20 classes, names for at most 50.
+    Draws the counts of at most 20 classes, and the names of at most 50.
     """
-    import matplotlib  # A twentieth of all imports, and the first step needs none of it.
+    import matplotlib  # Import it late: it takes a twentieth of import time.
 
     count = len(matrix)
     side = 36 if count <= _COUNTS else max(8, 720 // count)
@@ -83,7 +86,7 @@ def _write_counts(
 def _names(
     names: Sequence[str], size: tuple[int, int], side: int, anchor: str
 ) -> Image.Image:
-    """A strip of `size` with a name every `side` pixels; anchor: "lm" or "rm"."""
+    """Draws a strip of `size` with a name every `side` pixels; anchor: "lm" or "rm"."""
     strip = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(min(_FONT_SIZE, side))
@@ -97,7 +100,7 @@ def _names(
 def _fitted(
     text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    """`text` on one line, cut where it is wider than `width` pixels."""
+    """Returns `text` on one line, cut to `width` pixels."""
     line = " ".join(text.split())
     for length in range(len(line), 1, -1):
         cut = textwrap.shorten(line, length, placeholder="…")

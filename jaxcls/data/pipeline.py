@@ -1,7 +1,7 @@
-"""config -> Data: the batches of a run on its mesh.
+"""A run's data: config -> batches on the mesh.
 
-The config says in which order examples come, through which host ops, and whether decoded
-images are kept on the device.
+The config sets the order of the examples and the host ops. It also sets whether decoded
+images stay on the device.
 """
 
 import copy
@@ -22,18 +22,18 @@ from jaxcls.data.selection import Selection
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError
 
-# What a split is for: learning, choosing the best, and one score at the end.
+# The roles of splits: training, selection of the best step, and one final score.
 ROLES = ("train", "eval", "test")
-# Decoded images that data.resident="auto" keeps on the device, in bytes a split. A
-# constant, so that every host of a run decides the same.
+# With data.resident="auto", a split of up to this many bytes of decoded images stays on
+# the device. The limit is constant, so that every host of a run decides the same.
 RESIDENT_BYTES = 512 * 2**20
 
 
 class Data:
-    """The batches that a config asks for; everything is read on first use.
+    """The batches of a config; everything is read on first use.
 
-    selection: which examples they are of. devices: to choose from instead of those that
-    there are.
+    selection: the examples in use. devices: the devices to build the mesh from; None means
+    all.
     """
 
     def __init__(
@@ -49,25 +49,28 @@ class Data:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """The devices that batches go to."""
+        """The mesh that the batches are on."""
         return mesh.make(self.config.mesh.devices, self.config.mesh.fsdp, self._devices)
 
     def examples(self, role: str) -> int:
-        """How many examples of data.train, data.eval or data.test are used; 0 for ''."""
+        """Returns the number of examples in use; 0 if the config names no split.
+
+        role: "train", "eval" or "test".
+        """
         split = self.config.data[role]
         return self.selection.count(split, f"data.{role}") if split else 0
 
     def reseeded(self, config: ConfigDict) -> "Data":
-        """The data of a config that differs in seeds alone; what is read serves both."""
+        """Returns the data of a config with other seeds; both share the dataset."""
         other = copy.copy(self)
         other.config = config
         other.__dict__.pop("_order", None)
         return other
 
     def through(self, op: decode.Op, seed: int) -> "Data":
-        """The same data whose evaluations have one more op, which draws by `seed`.
+        """Returns a copy whose evaluations apply one more op, which draws by `seed`.
 
-        Its images are what the op gives; none are kept on the device.
+        The copy keeps no images on the device.
         """
         values = {"data.resident": "off", "seeds.augment": seed}
         other = self.reseeded(configs.from_flat({**configs.flat(self.config), **values}))
@@ -78,7 +81,7 @@ class Data:
 
     @functools.cached_property
     def _order(self) -> batches.Order:
-        """epoch -> the examples of data.train [n] in the order of that epoch."""
+        """Maps an epoch to the examples [n] of data.train in that epoch's order."""
         return self._order_by(configs.seed_of(self.config, "order"))
 
     def _order_by(self, seed: int) -> batches.Order:
@@ -92,14 +95,17 @@ class Data:
 
     @property
     def order_name(self) -> str:
-        """What the order of training is called in the run's folder."""
+        """The name of the training order in the run's folder."""
         return batches.BALANCED_ORDER if self.config.data.balance else batches.ORDER
 
-    # The host ops and what they give.
+    # The host ops and their output shapes.
 
     @functools.cached_property
     def train_stages(self) -> list[tuple[float, list[decode.Op]]]:
-        """(share of the run from which, host ops); one, unless sizes grow."""
+        """The stages of training: (start as a share of the run, host ops).
+
+        There is one stage unless sizes grow.
+        """
         ops = self._ops("train_ops")
         growing = [op for op in ops if isinstance(op, decode.Growing)]
         starts = sorted({0.0, *(start for op in growing for start, _ in op.parts)})
@@ -124,13 +130,13 @@ class Data:
 
     @functools.cached_property
     def eval_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model sees in evaluation."""
+        """The shape (H, W, C) of the model's input images in evaluation."""
         shape = self.selection.facts.image_shape
         return batches.output_shape(self.eval_ops, shape, "data.eval_ops")
 
     @functools.cached_property
     def train_shapes(self) -> list[tuple[int, int, int]]:
-        """(H, W, C) of the images of every stage of training."""
+        """The image shape (H, W, C) of each stage of training."""
         shapes = [
             batches.output_shape(ops, self.selection.facts.image_shape, "data.train_ops")
             for _, ops in self.train_stages
@@ -144,13 +150,16 @@ class Data:
 
     @property
     def train_shape(self) -> tuple[int, int, int]:
-        """The largest of them."""
+        """The largest of `train_shapes`."""
         return max(self.train_shapes, key=math.prod)
 
     # Batches.
 
     def train_batches(self, start: int, steps: int) -> Iterator[Batch]:
-        """The batches from step `start` of a run of `steps`, on the mesh, with epoch."""
+        """Yields the batches of steps start..steps-1 on the mesh, with epoch.
+
+        steps: the length of the run.
+        """
         split = self.config.data.train
         firsts = [round(share * steps) for share, _ in self.train_stages]
         for (_, ops), first, end in zip(
@@ -160,9 +169,9 @@ class Data:
             yield from self._batches("train_ops", ops, split, "data.train", plans)
 
     def train_columns(self, start: int, steps: int) -> Iterator[Batch]:
-        """The same batches without images and labels, on this host.
+        """Yields the batches of `train_batches` on this host, without images and labels.
 
-        `train_resident` has these, at the places that index names.
+        `train_resident` holds the images and labels at the rows in index.
         """
         return map(_columns, self._train_plans(start, steps))
 
@@ -179,10 +188,10 @@ class Data:
         )
 
     def sample(self, count: int) -> np.ndarray:
-        """`count` images, or all, of training as decoded: uint8 [n, H, W, C].
+        """Returns decoded training images, uint8 [n, H, W, C].
 
-        Those that come first by the seed of init, which they are for; the same on every
-        host.
+        n is `count`, or fewer if the split is smaller. They serve the initialisation, so
+        the seed of init chooses them. They are the same on every host.
         """
         key, split = "data.train", self.config.data.train
         n = min(count, self.selection.count(split, key))
@@ -200,7 +209,7 @@ class Data:
         return next(found).image
 
     def train_examples(self, step: int) -> np.ndarray:
-        """The records [B] int64 of data.train that the batch of `step` is made of."""
+        """Returns the records [B] int64 of data.train in the batch of `step`."""
         split, size = self.config.data.train, self.config.batch_size
         n = self.selection.count(split, "data.train")
         turns = np.arange(step * size, (step + 1) * size) // self.config.data.repeats
@@ -209,9 +218,9 @@ class Data:
         return self.selection.used(split, "data.train")[examples] if is_part else examples
 
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[Batch]:
-        """Every example of a split once, on the mesh, with mask; index is 0..n-1.
+        """Yields every example of a split once, on the mesh, with mask; index is 0..n-1.
 
-        `key`: the config key or flag that `split` came from.
+        key: the config key or flag that `split` comes from.
         """
         rows = mesh.host_rows(batch_size)
         plans = batches.eval_plans(self.selection.count(split, key), batch_size, rows)
@@ -225,7 +234,7 @@ class Data:
         key: str,
         plans: Iterator[batches.BatchPlan],
     ) -> Iterator[Batch]:
-        """The planned batches, decoded as they are asked for or once and for all."""
+        """Yields the planned batches, from images on the device or decoded on demand."""
         if self._is_resident(name, split, key):
             take, arrays = self.take, self._on_device(split, key)
             for plan in plans:
@@ -240,7 +249,7 @@ class Data:
     def _decoded(
         self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.BatchPlan]
     ) -> Iterator[Batch]:
-        """The planned batches on this host, with labels as the model counts classes."""
+        """Yields the planned batches on this host; labels are the model's class numbers."""
         data = self.config.data
         for batch in batches.decoded(
             self.selection.records(split, key),
@@ -257,15 +266,15 @@ class Data:
 
     @property
     def is_train_resident(self) -> bool:
-        """Whether the images of training are decoded once and kept."""
+        """Whether the training images are decoded once and kept on the device."""
         return self._is_resident("train_ops", self.config.data.train, "data.train")
 
     def train_resident(self) -> Batch:
-        """image [n, H, W, C] and label [n] of all of training, decoded."""
+        """Returns image [n, H, W, C] and label [n] of data.train, on every device."""
         return self._on_device(self.config.data.train, "data.train")
 
     def resident_bytes(self) -> int:
-        """Bytes of decoded images that training keeps on each device."""
+        """Returns the bytes of decoded images that a run keeps on each device."""
         total, data = 0, self.config.data
         for name, key, shape in (
             ("train_ops", "data.train", self.train_shape),
@@ -277,11 +286,14 @@ class Data:
         return total
 
     def _is_resident(self, name: str, split: str, key: str) -> bool:
-        """Whether a split's images, by data.`name`, are decoded once and kept."""
+        """Returns whether a split's images, decoded by data.`name`, stay on the device.
+
+        Raises `InputError` if data.resident is on and the ops are random.
+        """
         data, kind = self.config.data, self.config.data.resident
         repeated = ("train_ops", "data.train"), ("eval_ops", "data.eval")
         if kind == "off" or (name, key) not in repeated:
-            return False  # What is read once is not worth keeping.
+            return False  # A split that is read once is not worth keeping.
         ops = calls.parse(data[name], f"data.{name}")
         drawn = next((call.name for call in ops if call.name in decode.RANDOM), None)
         if drawn:
@@ -298,7 +310,7 @@ class Data:
         )
 
     def _on_device(self, split: str, key: str) -> Batch:
-        """image [n, H, W, C] and label [n] of a split, on every device."""
+        """Returns image [n, H, W, C] and label [n] of a split, on every device."""
         if (split, key) not in self._resident:
             self._resident[split, key] = self._decoded_whole(split, key)
         return self._resident[split, key]
@@ -312,7 +324,7 @@ class Data:
         return mesh.put_everywhere(self.mesh, Batch(image, label))
 
     def train_resident_like(self) -> Batch:
-        """`train_resident` as shapes."""
+        """Returns the shapes of `train_resident`, for compilation."""
         n = self.selection.count(self.config.data.train, "data.train")
         like = functools.partial(jax.ShapeDtypeStruct, sharding=mesh.replicated(self.mesh))
         images, labels = like((n, *self.train_shape), np.uint8), like((n,), np.int32)
@@ -320,7 +332,7 @@ class Data:
 
     @functools.cached_property
     def take(self) -> Callable[[Batch, jax.Array], Batch]:
-        """The jitted (arrays [n, ...], index [B]) -> arrays [B, ...]."""
+        """The jitted gather (arrays [n, ...], index [B]) -> arrays [B, ...]."""
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             lambda arrays, index: jax.tree.map(lambda each: each[index], arrays),
@@ -330,6 +342,6 @@ class Data:
 
 
 def _columns(plan: batches.BatchPlan) -> Batch:
-    """The batch of a plan without images and labels."""
+    """Returns the batch of a plan without images and labels."""
     index = plan.examples.astype(np.int32)
     return Batch(index=index, epoch=plan.epoch, mask=plan.mask)

@@ -1,4 +1,4 @@
-"""A folder or an archive of images -> a TFDS dataset in ArrayRecord."""
+"""Prepares a dataset: a folder or archive of images -> a TFDS dataset in ArrayRecord."""
 
 import csv
 import functools
@@ -29,7 +29,7 @@ REJECTED = "rejected.csv"
 
 
 class Options(NamedTuple):
-    """The flags of `prepare`; max_bad: how many files may be rejected."""
+    """The flags of `prepare`; max_bad: the largest accepted number of rejected files."""
 
     source: pathlib.Path
     name: str
@@ -40,7 +40,7 @@ class Options(NamedTuple):
 
 
 class Outcome:
-    """The rejected files, and the examples and shards written to each split."""
+    """Collects the rejected files, and the examples and shards of each split."""
 
     def __init__(self, rejected: Iterable[tuple[str, str]]) -> None:
         self.rejected = list(rejected)
@@ -51,15 +51,15 @@ class Outcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Examples written, by split."""
+        """The number of written examples per split."""
         return {split: len(kept.labels) for split, kept in self.kept.items()}
 
 
 def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
-    """Write the dataset that `options` describe below `root`; returns its folder.
+    """Writes the dataset of `options` below `root`; returns its folder.
 
-    Raises `InputError` for a bad source, or for more than max_bad rejected files; then
-    only the list of rejected files is left.
+    Raises `InputError` for a bad source, or for more than max_bad rejected files. In the
+    second case, only the list of rejected files is left.
     """
     target = root / options.name / VERSION
     with writer.whole(target) as folder, quiet():
@@ -89,9 +89,9 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
 def _records(
     split: str, listing: Listing, options: Options, outcome: Outcome
 ) -> Iterator[bytes]:
-    """The serialised records of a split, in the order of a hash of their names.
+    """Yields the serialised records of a split, in the order of a hash of their names.
 
-    So any slice of a split, such as train[:90%], is a fair sample of its classes.
+    Any slice of a split, such as train[:90%], is therefore a fair sample of its classes.
     """
     n = len(listing.names)
     hashes = np.fromiter((name_hash(name) for name in listing.names), np.uint64, n)
@@ -122,7 +122,7 @@ def _records(
 def _example(
     listing: Listing, shrink: Shrink | None, row: int
 ) -> tuple[bytes, bytes, bytes, tuple[int, int]] | str:
-    """(record, image digest, record digest, (height, width)), or why it is rejected."""
+    """Returns (record, image digest, record digest, (height, width)) or a rejection."""
     try:
         cleaned = clean(listing.read(row), shrink)
     except DecodeError as error:
@@ -136,7 +136,7 @@ def _example(
 
 
 def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:
-    """Write rejected.csv; raises `InputError` for more than max_bad rejected files."""
+    """Writes rejected.csv; raises `InputError` for over max_bad rows or an empty split."""
     path.unlink(missing_ok=True)
     if not outcome.rejected:
         return
@@ -164,7 +164,7 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
 def _describe(
     folder: pathlib.Path, options: Options, found: ImageSource, outcome: Outcome
 ) -> None:
-    """Write the files of TFDS, the labels, and the manifest."""
+    """Writes TFDS's metadata, the labels and the manifest."""
     one_size = outcome.sizes.pop() if len(outcome.sizes) == 1 else (None, None)
     writer.write_info(
         folder,
@@ -189,7 +189,7 @@ def _describe(
 
 
 def _check_names(class_names: Sequence[str]) -> None:
-    """Raise `InputError` for a class name that a text file cannot hold."""
+    """Raises `InputError` for a class name that a text file cannot hold."""
     for name in class_names:
         if not name.isprintable() or name != name.strip():
             raise InputError(
@@ -198,11 +198,11 @@ def _check_names(class_names: Sequence[str]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line; characters that the terminal's encoding lacks are escaped."""
+    """Prints a line; escapes characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def pairs(counts: dict[str, int]) -> str:
-    """``train=80 val=20``."""
+    """Formats counts as ``train=80 val=20``."""
     return " ".join(f"{split}={count}" for split, count in counts.items())

@@ -1,4 +1,4 @@
-"""Published counts of well-known datasets, and where to download the originals."""
+"""Published counts of well-known datasets, and where to download the original files."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,10 @@ from jaxcls.errors import InputError
 
 
 class Published(NamedTuple):
-    """Counts that a dataset's authors state, for --dry_run; checked against the data."""
+    """Counts that a dataset's authors state, for --dry_run.
+
+    They are checked against the data.
+    """
 
     image_shape: tuple[int | None, int | None, int]
     num_classes: int
@@ -25,7 +28,7 @@ PUBLISHED = {
 }
 
 
-# Where the original files of a dataset are; `prepare` reads them as they come.
+# How to get the original files of a dataset; `prepare` reads them unchanged.
 _GET = "into a FOLDER and run"
 ORIGINALS = {
     "imagenet2012": "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
@@ -41,9 +44,9 @@ ORIGINALS = {
 
 
 def check(name: str, splits: dict[str, int], key: str) -> None:
-    """Raise `InputError` where a dataset lacks examples that its authors count.
+    """Raises `InputError` if a split of a dataset differs from its published count.
 
-    `key`: the config key or flag of `name`.
+    key: the config key or flag of `name`.
     """
     known = PUBLISHED.get(name)
     for split, n in known.splits.items() if known else ():

@@ -1,6 +1,6 @@
-"""config -> which examples of which dataset are used, and what their classes are.
+"""Selects the examples and classes of a dataset that a config uses.
 
-A split holds what the dataset has; a config may use some of the classes and a fraction.
+A config may use some of the classes, and a fraction of the training examples.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxcls.errors import InputError, did_you_mean
 
 
 class Selection:
-    """The examples that a config uses; what is on disk is read when first asked for."""
+    """The examples that a config uses; the disk is read on first use."""
 
     def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
         self.config = config
@@ -23,11 +23,11 @@ class Selection:
         self._known_used: dict[tuple[str, str], np.ndarray] = {}
         self._known_labels: dict[tuple[str, str], np.ndarray] = {}
 
-    # What there is.
+    # The whole dataset and its classes.
 
     @functools.cached_property
     def dataset(self) -> sources.Dataset:
-        """The dataset on disk; raises `InputError` where it is not, or has changed."""
+        """The dataset on disk; raises `InputError` if it is absent or has changed."""
         found = sources.Dataset(self.config.data.name, self.config.data.dir)
         if self._facts:
             sources.check_same(self._facts, found.facts)
@@ -40,7 +40,7 @@ class Selection:
 
     @functools.cached_property
     def _classes(self) -> list[int]:
-        """The classes of the dataset that are used, in its own order."""
+        """The dataset's class numbers in use, ascending."""
         text, facts = self.config.data.classes, self.facts
         if not text.strip():
             return list(range(facts.num_classes))
@@ -48,37 +48,37 @@ class Selection:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the model tells apart."""
+        """The number of classes of the model."""
         return len(self._classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Their names; their numbers where the dataset has none."""
+        """The names of the classes in use; their numbers if the dataset has no names."""
         names = self.facts.class_names
         return tuple(names[k] if names else str(k) for k in self._classes)
 
-    # What of it is used.
+    # The examples in use.
 
     def count(self, split: str, key: str) -> int:
-        """How many examples of a split are used; `key` is its config key or flag."""
+        """Returns the number of examples in use; key: the config key or flag of `split`."""
         if not self.is_part(key):
             return splits.count(split, self.facts.splits, key)
         return len(self.used(split, key))
 
     def is_part(self, key: str) -> bool:
-        """Whether not every record of a split is used."""
+        """Returns whether only some records of a split are in use."""
         is_fraction = key == "data.train" and self.config.data.fraction < 1
         return is_fraction or self.num_classes < self.facts.num_classes
 
     def records(self, split: str, key: str) -> sources.Source:
-        """Random access to the examples of a split that are used."""
+        """Returns random access to the examples in use of a split."""
         source = self.dataset.source(split, key)
         if not self.is_part(key):
             return source
         return source.select(self.used(split, key))
 
     def used(self, split: str, key: str) -> np.ndarray:
-        """The records [n] int64 of a split that are used, in order."""
+        """Returns the records [n] int64 in use of a split, ascending."""
         if (split, key) not in self._known_used:
             self._known_used[split, key] = self._choose(split, key)
         return self._known_used[split, key]
@@ -96,7 +96,7 @@ class Selection:
         return used
 
     def _labels(self, split: str, key: str) -> np.ndarray:
-        """The labels [n] int32 of all records of a split; raises `InputError` for -1."""
+        """Returns the labels [n] int32 of a whole split; raises `InputError` for -1."""
         if (split, key) not in self._known_labels:
             labels = self.dataset.labels(split, key)
             whole = Batch(label=labels, index=np.arange(len(labels)))
@@ -105,18 +105,21 @@ class Selection:
         return self._known_labels[split, key]
 
     def class_counts(self) -> np.ndarray:
-        """How many examples [K] of each class training has."""
+        """Returns the number of training examples of each class, [K]."""
         labels = self.train_labels()
         return np.bincount(labels, minlength=self.facts.num_classes)[self._classes]
 
     def train_labels(self) -> np.ndarray:
-        """The labels [n] int32 of the examples that training uses, as on disk."""
+        """Returns the labels [n] int32 of the training examples in use, as on disk."""
         split, key = self.config.data.train, "data.train"
         labels = self._labels(split, key)
         return labels[self.used(split, key)] if self.is_part(key) else labels
 
     def relabel(self, batch: Batch, split: str) -> np.ndarray:
-        """The labels as the model counts classes; raises `InputError` for no class."""
+        """Returns a batch's labels in the model's class numbers.
+
+        Raises `InputError` for a label outside the dataset's classes.
+        """
         batches.check_labels(batch, self.facts.num_classes, split)
         if self.num_classes == self.facts.num_classes:
             return batch.label
@@ -126,9 +129,10 @@ class Selection:
 
 
 def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:
-    """``"cat, dog"`` or ``"0-9, 12"`` -> class numbers, ascending; raises `InputError`.
+    """Parses ``"cat, dog"`` or ``"0-9, 12"`` to class numbers, ascending.
 
-    Where every class is named by a number, numbers and ranges are names.
+    If every class name is a number, numbers and ranges are names. Raises `InputError` for
+    an unknown class.
     """
     chosen: set[int] = set()
     if names and all(name.isdecimal() for name in names):
@@ -158,9 +162,9 @@ def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The indices [m] of `fraction` of each class, at least one of each, ascending.
+    """Returns the ascending indices [m] of `fraction` of each class, at least one of each.
 
-    Nested: what 0.1 takes is among what 0.2 takes of the same labels and seed.
+    For the same labels and seed, a larger fraction includes every index of a smaller one.
     """
     by_chance = batches.order(seed, 0, len(labels))
     by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]

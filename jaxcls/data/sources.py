@@ -1,7 +1,7 @@
-"""Datasets on disk -> random access to encoded records.
+"""Opens datasets on disk for random access to encoded records.
 
-Reads any TFDS dataset in ArrayRecord, without TensorFlow and without the code that made
-it: the folder describes the content.
+Reads any TFDS dataset in ArrayRecord. It needs neither TensorFlow nor the dataset's code,
+because the folder describes the content.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from jaxcls.errors import InputError, did_you_mean, first_line
 
 Record = tuple[bytes, int]
 
-_MANY = 100_000  # Number of examples from which reading their labels is announced.
+_MANY = 100_000  # Reading the labels of this many examples prints a line.
 
 
 class Facts(NamedTuple):
-    """Sizes and classes of a dataset. image_shape: (H, W, C), None where images differ.
+    """The sizes and classes of a dataset.
 
-    fingerprint: digest of the content, from the manifest that `prepare` writes, or "".
+    image_shape: (H, W, C), with None where images differ. fingerprint: digest of the
+    content, from the manifest that `prepare` writes, or "".
     """
 
     name: str
@@ -42,7 +43,7 @@ class Facts(NamedTuple):
 
 
 def published_facts(name: str) -> Facts | None:
-    """The published facts of a dataset that need not be on this disk, or None."""
+    """Returns the published facts of a dataset, or None; reads no disk."""
     known = published.PUBLISHED.get(name.partition(":")[0])
     if known is None:
         return None
@@ -50,21 +51,21 @@ def published_facts(name: str) -> Facts | None:
 
 
 class Dataset:
-    """A prepared TFDS dataset: its `facts`, and `source` for a split.
+    """A prepared TFDS dataset: its `facts`, and a `source` for each split.
 
-    Raises `InputError` where it is absent (saying how to get it), incomplete, or not in
-    ArrayRecord. A bundled dataset is prepared on first use.
+    A bundled dataset is prepared on first use. Raises `InputError` if the dataset is absent
+    (and says how to get it), incomplete or not in ArrayRecord.
     """
 
     def __init__(self, name: str, data_dir: str) -> None:
         import tensorflow_datasets as tfds
 
-        tfds.disable_progress_bar()  # Lines on the console are ours alone.
+        tfds.disable_progress_bar()  # Only jaxcls prints lines on the console.
         self.folder = folder = _folder(name, data_dir)
         _allow_open_files()
         try:
             self._builder = tfds.builder_from_directory(folder)
-        except Exception as error:  # TFDS and protobuf raise many kinds for bad files.
+        except Exception as error:  # TFDS and protobuf raise many exception types.
             raise _damaged(folder / "dataset_info.json", error) from None
         info = self._builder.info
         if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -80,7 +81,10 @@ class Dataset:
         published.check(self.facts.name, self.facts.splits, "data.name")
 
     def source(self, split: str, key: str) -> "Source":
-        """The records of a TFDS split such as ``train[:90%]``; `key` is its config key."""
+        """Returns the records of a split such as ``train[:90%]``; `key` is its config key.
+
+        Raises `InputError` for an unknown split or a missing shard.
+        """
         import tensorflow_datasets as tfds
 
         image_key, label_key = self._keys
@@ -101,7 +105,7 @@ class Dataset:
         return Source(parts, image_key, label_key, split)
 
     def labels(self, split: str, key: str) -> np.ndarray:
-        """The labels [n] int32 of a split, from the file of `prepare` or the records."""
+        """Returns the labels [n] int32 of a split, from `prepare`'s file or the records."""
         found = []
         for name, start, stop in splits.resolve(split, self.facts.splits, key):
             file = self.folder / LABELS.format(name)
@@ -132,7 +136,7 @@ def _read_labels(source: "Source", split: str) -> np.ndarray:
 
 
 class Part(NamedTuple):
-    """Records start..stop-1 of `data`, which lie in shards of (file, count)."""
+    """Records start..stop-1 of `data`; shards: (file, number of records) of each shard."""
 
     data: Any
     start: int
@@ -141,7 +145,7 @@ class Part(NamedTuple):
 
 
 class Source:
-    """Random access to the records of a split; reading is safe from many threads."""
+    """Random access to the records of a split; many threads may read at once."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class Source:
         self._rows = np.arange(self._starts[-1])
 
     def select(self, rows: np.ndarray) -> "Source":
-        """The examples at `rows` [N] int64 alone, renumbered from 0."""
+        """Returns a source of only the examples at `rows` [N] int64, renumbered from 0."""
         selected = copy.copy(self)
         selected._rows = self._rows[rows]
         return selected
@@ -165,7 +169,7 @@ class Source:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """The name of an example in messages: its split, its record, its file."""
+        """Returns the split, record number and file of an example, for messages."""
         index = int(self._rows[index])
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[which]
@@ -179,15 +183,15 @@ class Source:
         return f"record {index} of split {self._split!r}{file}"
 
     def read(self, indices: np.ndarray) -> Iterator[Record]:
-        """indices [N] int64 in 0..len-1 -> N times (encoded image, label), lazily.
+        """Yields (encoded image, label) of each of `indices` [N] int64 in 0..len-1, lazily.
 
-        A record is used while it is in the cache; TFDS's `__getitems__` starts threads
-        for every shard it touches.
+        The caller uses a record while it is in the cache. TFDS's `__getitems__` starts
+        threads for every shard it touches.
         """
         return ((example.image, example.label) for example in self._examples(indices))
 
     def names(self, indices: np.ndarray) -> Iterator[bytes]:
-        """indices [N] int64 -> N times the name of the original file, or b""."""
+        """Yields the name of the original file, or b"", for each of `indices` [N] int64."""
         return (example.name for example in self._examples(indices))
 
     def _examples(self, indices: np.ndarray) -> Iterator[Example]:
@@ -200,10 +204,10 @@ class Source:
                 yield parse(data.data_source[row], *self._keys)
             except RuntimeError as error:  # ArrayRecord checks its chunks.
                 raise self._damaged(index, first_line(error)) from None
-            except ValueError:  # A form that only TFDS can decode.
+            except ValueError:  # Only TFDS can decode this form.
                 found = data[row]
                 image, label = (found[key] for key in self._keys)
-                if image is None or label is None:  # A shard that ends with a block.
+                if image is None or label is None:  # The shard is cut at a block's end.
                     raise self._damaged(index, "the record is empty") from None
                 yield Example(found.get("file_name", b""), image, int(label))
 
@@ -215,7 +219,10 @@ class Source:
 
 
 def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:
-    """The folder of datasets: `data_dir`, TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Returns the folder of datasets: `data_dir`, TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises `InputError` for a URL or an invalid path.
+    """
     if "://" in data_dir:
         raise InputError(
             f"{key}={data_dir} is a URL, and must be a folder: random access needs a"
@@ -229,7 +236,7 @@ def data_root(data_dir: str, key: str = "data.dir") -> pathlib.Path:
 
 
 def _folder(name: str, data_dir: str) -> pathlib.Path:
-    """The folder of the newest (or the named) version of a prepared dataset."""
+    """Returns the folder of a prepared dataset, of the newest or the named version."""
     root = data_root(data_dir)
     base, _, version = name.partition(":")
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)?", base) or ".." in base:
@@ -249,7 +256,7 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
 
 
 def _versions(folder: pathlib.Path) -> list[str]:
-    """The prepared versions below a dataset's folder."""
+    """Returns the prepared versions in a dataset's folder."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -261,7 +268,7 @@ def _versions(folder: pathlib.Path) -> list[str]:
 
 
 def _absent(name: str, base: str, root: pathlib.Path) -> str:
-    """The message for a missing dataset: how to get it."""
+    """Returns the message for a missing dataset, which says how to get it."""
     configs = []
     if (root / base).is_dir():
         configs = [f"{base}/{e.name}" for e in (root / base).iterdir() if _versions(e)]
@@ -288,7 +295,7 @@ def _absent(name: str, base: str, root: pathlib.Path) -> str:
 
 
 def _prepare(base: str, root: pathlib.Path) -> None:
-    """Write a bundled dataset; two processes may do this at the same time."""
+    """Writes a bundled dataset; two processes may do this at the same time."""
     print(f"preparing {base} in {root} ...", flush=True)
     try:
         builder = BUNDLED[base](data_dir=str(root), file_format="array_record")
@@ -304,9 +311,10 @@ def _prepare(base: str, root: pathlib.Path) -> None:
 
 
 def label_keys(info: Any, where: str) -> tuple[str, str]:
-    """The keys of the encoded image and of the class in a record.
+    """Returns a record's keys of the encoded image and of the class.
 
-    Raises `InputError`, which begins with `where`, for another kind of dataset.
+    Raises `InputError`, which begins with `where`, for a dataset without images and
+    classes.
     """
     import tensorflow_datasets as tfds
 
@@ -340,7 +348,7 @@ def _facts(name: str, info: Any, keys: tuple[str, str], fingerprint: str) -> Fac
 
 
 def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest that `prepare` wrote, or {} for a dataset of another origin."""
+    """Returns the manifest that `prepare` wrote, or {} for a dataset of another origin."""
     file = folder / MANIFEST
     try:
         return json.loads(file.read_text()) if file.is_file() else {}
@@ -349,7 +357,7 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def facts_of(implied: Mapping[str, Any]) -> Facts:
-    """The facts in the derived values of a run's config.json."""
+    """Returns the facts from the derived values of a run's config.json."""
     facts = dict(implied["facts"])
     facts["image_shape"] = tuple(facts["image_shape"])
     facts["class_names"] = tuple(facts["class_names"])
@@ -357,10 +365,10 @@ def facts_of(implied: Mapping[str, Any]) -> Facts:
 
 
 def check_same(before: Facts, now: Facts) -> None:
-    """Raise `InputError` where a dataset is not the one that a run began with."""
+    """Raises `InputError` if the data changed since the run began."""
     for field in ("num_classes", "class_names", "splits", "image_shape", "fingerprint"):
         old, new = getattr(before, field), getattr(now, field)
-        if old != new and old and new:  # An empty value was unknown.
+        if old != new and old and new:  # An empty value is unknown.
             raise InputError(
                 f"data.name={now.name!r}: the data changed since the run began: {field} was"
                 f" {str(old)[:80]} and is {str(new)[:80]}; restore the data"
@@ -375,7 +383,7 @@ def _damaged(file: pathlib.Path, error: Exception) -> InputError:
 
 
 def _allow_open_files() -> None:
-    """Raise the limit of open files: each shard stays open."""
+    """Increases the limit of open files, because each shard stays open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:

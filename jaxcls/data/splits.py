@@ -1,4 +1,4 @@
-"""``"train[90%:]+test[:10]"`` -> ranges of examples, by TFDS's own rules."""
+"""Resolves split texts, such as ``"train[90%:]+test[:10]"``, by TFDS's rules."""
 
 import re
 
@@ -6,10 +6,10 @@ from jaxcls.errors import InputError, did_you_mean
 
 
 def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int, int]]:
-    """``"train[:90%]"`` -> ``[("train", 0, 1293)]``, by TFDS's own rules.
+    """Resolves ``"train[:90%]"`` to ``[("train", 0, 1293)]``, by TFDS's rules.
 
-    Raises `InputError`, naming `key`, for an unknown split, a slice outside it, or an
-    empty one.
+    Raises `InputError`, naming `key`, for an unknown split, a slice outside it, or an empty
+    slice.
     """
     import tensorflow_datasets as tfds
 
@@ -39,5 +39,5 @@ def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int
 
 
 def count(split: str, splits: dict[str, int], key: str) -> int:
-    """How many examples a split holds; raises like `resolve`."""
+    """Returns the number of examples in a split; raises like `resolve`."""
     return sum(stop - start for _, start, stop in resolve(split, splits, key))

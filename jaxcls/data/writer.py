@@ -1,7 +1,7 @@
-"""Encoded images -> a TFDS dataset in ArrayRecord: the same bytes for the same input.
+"""Writes encoded images as a TFDS dataset in ArrayRecord; equal input gives equal bytes.
 
 A dataset appears under its name only when it is complete. A killed run leaves a hidden
-folder, which the next run removes.
+folder, and the next run removes it.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from jaxcls.data import example
 from jaxcls.errors import InputError
 from jaxcls.version import __version__
 
-# A shard ends with the record that exceeds this size: on a pod, shards are staged and
-# mounted, and a few hundred files hold ImageNet.
+# A shard ends with the record that exceeds this size. ImageNet then has a few hundred
+# files, which a pod can stage and mount.
 SHARD_BYTES = 1 << 28
-# A shard has at most this many records: to read one record, ArrayRecord takes 2 ns for
+# A shard has at most this many records. To read one record, ArrayRecord takes 2 ns for
 # each record of the shard, which is 2.8 ms in a shard of 1.2 million.
 SHARD_RECORDS = 8192
 
 
 class Shard(NamedTuple):
-    """A file of records: its name, their number, their size in bytes, its SHA-256."""
+    """A file of records: its name, number of records, size in bytes and SHA-256."""
 
     file: str
     examples: int
@@ -43,18 +43,19 @@ class Shard(NamedTuple):
 class Fingerprint:
     """A digest over (split, name, image bytes, label) in record order.
 
-    Identifies the content, not the files: TFDS writes one content as different bytes.
+    It identifies the content, not the files: TFDS may write the same content as different
+    bytes.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def split(self, name: str) -> None:
-        """Begin a split: the records that follow belong to it."""
+        """Begins a split; the next records belong to it."""
         self._digest.update(f"split {name}\n".encode())
 
     def add(self, digest: bytes) -> None:
-        """Add a record; digest: the second of its `Example.digests`."""
+        """Adds a record; digest: the second of its `Example.digests`."""
         self._digest.update(digest)
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class Fingerprint:
 def features(
     class_names: tuple[str, ...], image_shape: tuple[int | None, int | None, int]
 ) -> Any:
-    """The TFDS features of records that `example.serialize` makes."""
+    """Returns the TFDS features of the records that `example.serialize` makes."""
     return tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
@@ -77,7 +78,7 @@ def features(
 def write_split(
     folder: pathlib.Path, name: str, split: str, records: Iterable[bytes]
 ) -> list[Shard]:
-    """Write serialised records, in order, as the shards of a split."""
+    """Writes serialised records, in order, as the shards of a split; returns the shards."""
     written: list[tuple[pathlib.Path, int, int]] = []
     records = iter(records)
     record = next(records, None)
@@ -100,9 +101,9 @@ def write_split(
 
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """A writer of a shard; a disk that is full raises OSError."""
+    """Opens a shard for writing; a full disk raises OSError."""
     try:
-        # One record a chunk, as TFDS writes it: random access unpacks no neighbour.
+        # One record per chunk, as in TFDS, so random access unpacks no other record.
         writer = ArrayRecordWriter(str(path), "group_size:1")
         try:
             yield writer
@@ -122,7 +123,7 @@ def write_info(
     keys: tuple[str, str],
     splits: dict[str, list[Shard]],
 ) -> None:
-    """Write the metadata that TFDS reads; keys: those of the image and of the label."""
+    """Writes the metadata that TFDS reads; keys: the image key and the label key."""
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name,
         version=tfds.core.Version(version),
@@ -160,10 +161,10 @@ def write_manifest(
     rejected: int = 0,
     **more: Any,
 ) -> None:
-    """Write the manifest, and the labels [n] of each split in a file beside it.
+    """Writes the manifest, and the labels [n] of each split in a file beside it.
 
-    The manifest identifies the content, and has a SHA-256 for each shard; it holds no
-    date and no path. A label of -1 is none. `more`: further entries.
+    The manifest identifies the content, and has a SHA-256 for each shard. It holds no date
+    and no path. A label of -1 means no label. more: further entries.
     """
     examples = {}
     for split, values in labels.items():
@@ -186,10 +187,10 @@ def write_manifest(
 
 @contextlib.contextmanager
 def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder to write into; it becomes `target` when the block succeeds.
+    """Yields an empty folder that becomes `target` when the block succeeds.
 
-    Raises `InputError` where `target` exists, another process is writing it, or the
-    disk is full.
+    Raises `InputError` if `target` exists, another process is writing it, or the disk is
+    full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,28 +214,28 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             with atomic.becoming(target, folder, remedy):
                 yield folder
         finally:
-            with contextlib.suppress(OSError):  # It goes only where nothing is in it.
+            with contextlib.suppress(OSError):  # Only an empty folder can be removed.
                 target.parent.rmdir()
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, target: pathlib.Path) -> None:
-    """Allow one writer a dataset; the system releases the lock of a dead process."""
+    """Allows one writer per dataset; the system releases the lock of a dead process."""
     busy = InputError(f"{target} is being written by another process; wait")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise busy from None
-    except OSError:  # Some network file systems lock no folder: nothing else to try.
+    except OSError:  # Some network file systems cannot lock a folder.
         pass
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
             return
-    raise busy  # A process that failed removed the folder that was locked here.
+    raise busy  # A failed process removed the folder after it was opened here.
 
 
 def sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

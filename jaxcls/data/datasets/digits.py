@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-# The tail of the file order is a harder set of other writers, so both splits are cut
-# from a seeded permutation.
+# The last digits of the file are harder and from other writers, so a seeded permutation
+# makes both splits.
 SPLIT_SEED = 0
 TRAIN = 1437
 

@@ -1,4 +1,4 @@
-"""A folder or an archive -> a listing of encoded images; one module a kind of source."""
+"""Lists the encoded images of a folder or an archive; one module per kind of source."""
 
 import os
 import pathlib
@@ -10,18 +10,19 @@ from jaxcls.data.importers.listing import ImageSource
 from jaxcls.errors import InputError
 
 # Test for a kind of source -> its importer, in the order of the tests. These kinds have
-# splits; a source of no such kind is one of class folders.
+# splits. The importer `folders` takes every other source.
 IMPORTERS = {is_cifar: cifar, is_idx: idx, is_imagenet: imagenet}
 
 
 def open_source(
     path: pathlib.Path, scratch: pathlib.Path, val_fraction: float
 ) -> ImageSource:
-    """List the images of a folder or an archive; `scratch`: a folder to unpack into.
+    """Lists the images of a folder or an archive; `scratch`: a folder to unpack into.
 
-    Raises `InputError` for a source of no known kind, or a damaged one.
+    Raises `InputError` for an unknown or damaged source, or if `val_fraction` is given for
+    a source with splits.
     """
-    if not (os.path.isdir(path) or os.path.isfile(path)):  # A pipe would be waited for.
+    if not (os.path.isdir(path) or os.path.isfile(path)):  # Opening a pipe would block.
         raise InputError(f"--source={path} is not there; give a folder or an archive")
     if not os.access(path, os.R_OK):
         raise InputError(f"--source={path} cannot be read (Permission denied); allow it")

@@ -1,4 +1,4 @@
-"""CIFAR's python archives and MNIST's idx files -> listings, without TensorFlow."""
+"""Lists CIFAR's python archives and MNIST's idx files, without TensorFlow."""
 
 import gzip
 import itertools
@@ -64,12 +64,12 @@ IMAGES, LABELS = "images-idx3", "labels-idx1"
 
 
 def is_cifar(path: pathlib.Path) -> bool:
-    """Whether `path` is CIFAR-10 or CIFAR-100 for python, packed or not, or holds one."""
+    """Returns whether `path` is or holds CIFAR-10 or -100 for python, packed or not."""
     return bool(_locate(path))
 
 
 def cifar(path: pathlib.Path) -> ImageSource:
-    """The CIFAR at `path`; it is held in memory (180 MB), its images given as PNG.
+    """Lists the CIFAR at `path`; holds it in memory (180 MB), and gives images as PNG.
 
     Raises `InputError` for a path without a CIFAR, with two, or with a damaged one.
     """
@@ -99,16 +99,16 @@ def cifar(path: pathlib.Path) -> ImageSource:
 
 
 def is_idx(path: pathlib.Path) -> bool:
-    """Whether `path` is a folder with a file of images or labels named as MNIST's are."""
+    """Returns whether `path` is a folder with an image or label file named as in MNIST."""
     pairs = itertools.product(IDX_SPLITS.values(), (IMAGES, LABELS))
     return any(_idx_file(path, stem, kind) for stem, kind in pairs)
 
 
 def idx(path: pathlib.Path) -> ImageSource:
-    """The idx files in folder `path`, held in memory; images are given as grey PNG.
+    """Lists the idx files in folder `path`; holds them in memory, and gives grey PNG.
 
-    Classes are called by their number: the files name none. Raises `InputError` where
-    images or labels are missing, damaged, or not as many as each other.
+    The files name no classes, so the classes have their numbers as names. Raises
+    `InputError` if images or labels are missing, damaged or of different number.
     """
     splits = {}
     for split, stem in IDX_SPLITS.items():
@@ -140,7 +140,7 @@ def idx(path: pathlib.Path) -> ImageSource:
 
 
 def _locate(path: pathlib.Path) -> list[tuple[Layout, pathlib.Path]]:
-    """Each CIFAR that `path` is or directly holds, once: unpacked before packed."""
+    """Returns each CIFAR that `path` is or directly holds, once: unpacked before packed."""
     located = []
     for layout in CIFARS:
         places = path, path / layout.folder, path / layout.archive
@@ -158,15 +158,15 @@ def _is_layout(place: pathlib.Path, layout: Layout) -> bool:
         if not place.is_file():
             return False
         with tarfile.open(place) as archive:
-            # The first few tell, and all of some other archive may take an hour.
+            # The first members suffice. To list a large archive may take an hour.
             members = itertools.islice(archive, 4)
             return any(layout.folder in member.name.split("/") for member in members)
-    except Exception:  # tarfile and its codecs raise many kinds for bytes that are no tar.
+    except Exception:  # tarfile and its codecs raise many exception types.
         return False
 
 
 def _idx_file(folder: pathlib.Path, stem: str, kind: str) -> pathlib.Path | None:
-    """The file by one of the names that mirrors give it, or None."""
+    """Returns the file under one of the names that mirrors give it, or None."""
     dotted = kind.replace("-idx", ".idx")
     names = [f"{stem}-{k}-ubyte{end}" for end in ("", ".gz") for k in (kind, dotted)]
     places = (folder / name for name in names)
@@ -174,7 +174,7 @@ def _idx_file(folder: pathlib.Path, stem: str, kind: str) -> pathlib.Path | None
 
 
 def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
-    """The uint8 array in an idx file, gzipped or not; raises `InputError`."""
+    """Returns the uint8 array in an idx file, gzipped or not; raises `InputError`."""
     magic = bytes((0, 0, 8, dimensions))
     data = bytearray()
     try:
@@ -190,7 +190,7 @@ def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
                 raise _idx_fault(path, "is cut short in its header")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            # In blocks: a damaged header may state more than any memory holds.
+            # Read in blocks, because a damaged header may state more than memory holds.
             while len(data) <= size and (block := file.read(1 << 24)):
                 data += block
     except (OSError, EOFError, zlib.error) as error:
@@ -207,16 +207,16 @@ def _idx_fault(path: pathlib.Path, what: str) -> InputError:
 
 
 def _numbered(prefix: str, count: int) -> np.ndarray:
-    """[count] bytes such as prefix/00017, in the order of their numbers."""
+    """Returns [count] bytes such as prefix/00017, in the order of their numbers."""
     width = max(5, len(str(count - 1)))
     return np.array([f"{prefix}/{n:0{width}}".encode() for n in range(count)])
 
 
 def _reader(images: np.ndarray) -> Callable[[int], bytes]:
-    """index -> the PNG of that image of [N, H, W, 1 or 3], RGB."""
+    """Returns a function: index -> the PNG of that image in [N, H, W, 1 or 3], RGB."""
 
     def read(index: int) -> bytes:
-        # OpenCV wants BGR; one channel is its own reverse.
+        # OpenCV expects BGR; the reversal changes nothing in one channel.
         pixels = np.ascontiguousarray(images[index, :, :, ::-1])
         return cv2.imencode(".png", pixels)[1].tobytes()
 

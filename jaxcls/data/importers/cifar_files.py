@@ -1,4 +1,4 @@
-"""The pickled files of CIFAR, read so that nothing in them can run."""
+"""Reads the pickled files of CIFAR; nothing in them can run."""
 
 import io
 import math
@@ -14,13 +14,13 @@ from jaxcls.errors import InputError
 from jaxcls.pickles import Global, RefusedError, kind_of
 
 REMEDY = "download it again from https://www.cs.toronto.edu/~kriz/cifar.html"
-_MOST_BYTES = 1 << 28  # The largest file, of CIFAR-100's training split, has 155 million.
+_MOST_BYTES = 1 << 28  # CIFAR-100's training file is the largest, with 155 million.
 
 
 def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, dict]:
-    """The `wanted` files in folder `place`, or in `folder` of tar `place`, by name.
+    """Loads the `wanted` files by name, from folder `place` or `folder` of tar `place`.
 
-    Raises `InputError` like `load`, and where one is missing.
+    Raises `InputError` like `load`, and if a file is missing.
     """
     files = {}
     try:
@@ -46,10 +46,10 @@ def load_all(place: pathlib.Path, folder: str, wanted: set[str]) -> dict[str, di
 
 
 def load(file: IO[bytes], size: int, where: str) -> dict:
-    """The dict in a pickle of plain values and uint8 arrays; `where` is for errors.
+    """Loads a dict from a pickle of plain values and uint8 arrays.
 
-    size: bytes of the file. Raises `InputError` for anything else, without calling what
-    the pickle names.
+    size: bytes of the file. where: its name in errors. Raises `InputError` for any other
+    pickle, and calls no function that a pickle names.
     """
     try:
         if size > _MOST_BYTES:
@@ -66,7 +66,7 @@ def load(file: IO[bytes], size: int, where: str) -> dict:
 
 
 def class_names(meta: dict, key: str, where: str) -> tuple[str, ...]:
-    """The list of names under `key`; raises `InputError` where there is none."""
+    """Returns the list of names under `key`; raises `InputError` if there is none."""
     names = _entry(meta, key)
     try:
         decoded = [n.decode() if isinstance(n, bytes) else n for n in names]
@@ -78,7 +78,7 @@ def class_names(meta: dict, key: str, where: str) -> tuple[str, ...]:
 
 
 def labels(batch: dict, key: str, classes: int, where: str) -> np.ndarray:
-    """The labels under `key`, [N] int32 in 0..classes-1; raises `InputError`."""
+    """Returns the labels under `key`, [N] int32 in 0..classes-1; raises `InputError`."""
     values = _entry(batch, key)
     if not isinstance(values, list) or {type(value) for value in values} != {int}:
         raise InputError(f"{where} lists no {key}; {REMEDY}")
@@ -91,7 +91,7 @@ def labels(batch: dict, key: str, classes: int, where: str) -> np.ndarray:
 
 
 def images(batch: dict, count: int, where: str) -> np.ndarray:
-    """The `count` images of a batch, [count, 32, 32, 3] uint8 RGB; raises `InputError`."""
+    """Returns the images of a batch, [count, 32, 32, 3] uint8 RGB; raises `InputError`."""
     data = _entry(batch, "data")
     values = data.values if isinstance(data, _Array) else np.zeros(0, np.uint8)
     if values.shape != (count, 3072):
@@ -103,12 +103,12 @@ def images(batch: dict, count: int, where: str) -> np.ndarray:
 
 
 def _entry(content: dict, key: str) -> Any:
-    """An entry whose key Python 2 wrote (bytes) or Python 3 (str), or None."""
+    """Returns the entry under a key of Python 2 (bytes) or Python 3 (str), or None."""
     return content.get(key.encode(), content.get(key))
 
 
 class _Array:
-    """Stands for an array in a pickle, which has its values when its state is given."""
+    """Stands for an array in a pickle; `_build` sets the values from its state."""
 
     __slots__ = ("values",)
 
@@ -117,13 +117,13 @@ class _Array:
 
 
 class _Uint8:
-    """Stands for numpy's dtype of uint8, whose state says nothing more."""
+    """Stands for numpy's dtype of uint8; its state is ignored."""
 
     __slots__ = ()
 
 
 def _build(value: Any, state: Any) -> None:
-    """Give an array its (version, shape, dtype, is by column, bytes)."""
+    """Sets an array from its state: (version, shape, dtype, is by column, bytes)."""
     if type(value) is _Uint8:
         return
     if type(value) is not _Array or type(state) is not tuple or len(state) != 5:
@@ -154,7 +154,7 @@ def _dtype(code: Any, *arguments: Any) -> _Uint8:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How Python 3 writes bytes for Python 2."""
+    """Returns bytes; Python 3 pickles bytes for Python 2 as a call of this function."""
     if type(encoding) not in (bytes, str) or encoding not in (b"latin1", "latin1"):
         raise RefusedError("bytes in another encoding than latin1")
     if type(text) is not str:

@@ -1,4 +1,4 @@
-"""The development kit of ILSVRC2012: its classes, and the labels of its val images."""
+"""Reads the development kit of ILSVRC2012: its classes and the labels of its val images."""
 
 import importlib
 import io
@@ -17,14 +17,17 @@ REMEDY = "download it again from https://image-net.org"
 
 
 class Devkit(NamedTuple):
-    """class_names: wnids, sorted. labels: [n] int32, those of val images 1, 2, ..."""
+    """The content of a development kit.
+
+    class_names: wnids, sorted. labels: [n] int32 of val images 1, 2, ...
+    """
 
     class_names: list[str]
     labels: np.ndarray
 
 
 def read_devkit(path: pathlib.Path) -> Devkit:
-    """The kit in the tar.gz at `path`; `InputError` where it is missing or damaged."""
+    """Reads the kit in the tar.gz at `path`; raises `InputError` if missing or damaged."""
     if not path.is_file():
         raise InputError(
             f"{path} is missing, and labels the val images; download it from"
@@ -59,9 +62,9 @@ def _contents(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def _wnids(meta: bytes, where: str) -> dict[int, str]:
-    """ILSVRC2012_ID -> WNID of the synsets that hold images: those with none below."""
+    """Returns ILSVRC2012_ID -> WNID of the leaf synsets; only leaves hold images."""
     try:
-        # By name: scipy ships no types, and only this function of all needs it.
+        # import_module, because scipy ships no types; only this function needs it.
         loadmat = importlib.import_module("scipy.io").loadmat
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
         wnids = {
@@ -69,7 +72,7 @@ def _wnids(meta: bytes, where: str) -> dict[int, str]:
             for synset in synsets
             if int(synset["num_children"]) == 0
         }
-    except Exception as error:  # scipy raises many kinds for bad files.
+    except Exception as error:  # scipy raises many exception types for bad files.
         raise InputError(f"{where} is damaged ({error!r}); {REMEDY}") from None
     if not wnids or len(set(wnids.values())) < len(wnids):
         raise InputError(f"{where} names no class, or one twice; {REMEDY}")

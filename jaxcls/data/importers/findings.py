@@ -1,4 +1,4 @@
-"""Warnings about a dataset: missing classes, imbalance, duplicates, leaks."""
+"""Warns about a dataset: missing classes, imbalance, duplicates, leaks."""
 
 import itertools
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxcls.errors import shown
 
-# The ratio of the largest class to the smallest from which a warning is given.
+# From this ratio of the largest class to the smallest, a split counts as unbalanced.
 IMBALANCE = 10
 
 
@@ -20,7 +20,7 @@ class Kept(NamedTuple):
 
 
 def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]:
-    """One line each: empty or missing classes, imbalance, one class only, duplicates."""
+    """Returns one line per finding about classes, imbalance, duplicates and leaks."""
     lines = []
     if len(class_names) == 1:
         lines.append(f"only one class, {class_names[0]}: there is nothing to tell apart")
@@ -44,7 +44,7 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
 
 
 def _twice(split: str, kept: Kept) -> list[str]:
-    """Duplicates within a split, and those of them with several labels."""
+    """Returns lines about duplicates within a split, and about contradictory labels."""
     order = np.argsort(kept.hashes, kind="stable")
     hashes, labels = kept.hashes[order], kept.labels[order]
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
@@ -62,7 +62,7 @@ def _twice(split: str, kept: Kept) -> list[str]:
 
 
 def _shared(one: str, a: Kept, other: str, b: Kept) -> list[str]:
-    """Images that are in two splits: scores on one of them are too good."""
+    """Returns a line if two splits share images: scores on one are then too good."""
     _, in_a, in_b = np.intersect1d(a.hashes, b.hashes, return_indices=True)
     if not in_a.size:
         return []

@@ -1,4 +1,4 @@
-"""Images in class folders, or beside a labels.csv, in a folder or an archive."""
+"""Lists images in class folders, or beside a labels.csv, in a folder or an archive."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
 
 SPLITS = ("train", "val", "valid", "validation", "test")
-# Common names of split folders; a dataset whose classes all have these is a mistake.
+# Common names of split folders. If all classes have such names, they are splits.
 LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
 VAL = "val"
 
@@ -26,10 +26,10 @@ Rows = Iterator[tuple[int, str, str]]
 
 
 def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> ImageSource:
-    """``train/<class>/*`` with val or test, ``<class>/*``, or labels.csv beside images.
+    """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with labels.csv.
 
-    `val_fraction`: the share that becomes split "val", where the source has only
-    training images; a hash of each path decides, so that new files move no old one.
+    val_fraction: the share of the training images that becomes split "val", if the source
+    has only split "train". A hash of each path decides, so that new files move no old one.
     Raises `InputError` for a source that holds none of these.
     """
     tree = open_tree(path, scratch)
@@ -52,7 +52,7 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
         rows, empty = _by_table(tree, prefix, table, path, rejected, notes), set()
     split_of = np.full(len(tree.names), -1, np.int8)
     class_of = np.zeros(len(tree.names), np.int32)
-    numbers: dict[str, int] = {}  # Of the classes, in the order in which they appear.
+    numbers: dict[str, int] = {}  # Class -> number, in order of appearance.
     for row, split, class_name in rows:
         split_of[row] = SPLITS.index(split)
         class_of[row] = numbers.setdefault(class_name, len(numbers))
@@ -86,9 +86,10 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
 
 
 def _wrapper(tree: Tree) -> bytes:
-    """The one folder that holds everything and is neither a split nor a class, or b"".
+    """Returns the folder that wraps the whole source, or b"" if there is none.
 
-    For ``flowers/rose/1.jpg`` and ``flowers/lily/1.jpg`` it is ``b"flowers/"``.
+    The folder is neither a split nor a class. For ``flowers/rose/1.jpg`` and
+    ``flowers/lily/1.jpg`` it is ``b"flowers/"``.
     """
     prefix = b""
     while True:
@@ -107,7 +108,7 @@ def _wrapper(tree: Tree) -> bytes:
             return prefix
         folders = [folder + b"/" for folder in tree.folders]
         if any(not (f.startswith(whole) or whole.startswith(f)) for f in folders):
-            return prefix  # A class folder without a file is beside it.
+            return prefix  # An empty class folder is beside it.
         deeper = any(name.count(b"/") > depth + 1 for name in tree.names)
         if not deeper and _find(tree, whole + b"labels.csv") is None:
             return prefix
@@ -120,7 +121,7 @@ def _find(tree: Tree, name: bytes) -> int | None:
 
 
 def _has_splits(tree: Tree, prefix: bytes) -> bool:
-    """Whether folder train holds folders; with images only, it is a class, of trains."""
+    """Returns whether folder train holds folders; with only images, it is a class."""
     depth = prefix.count(b"/") + 2
     below = (name for name in tree.names if name.startswith(prefix + b"train/"))
     return any(name.count(b"/") >= depth for name in below)
@@ -129,7 +130,11 @@ def _has_splits(tree: Tree, prefix: bytes) -> bool:
 def _by_folder(
     tree: Tree, prefix: bytes, rejected: list[tuple[str, str]], notes: list[str]
 ) -> Rows:
-    """Split and class of each file from its path."""
+    """Yields row, split and class of each file from its path.
+
+    Adds images outside a class folder to `rejected`, and a line for other left-out files to
+    `notes`.
+    """
     has_splits = _has_splits(tree, prefix)
     left_out: dict[str, list[str]] = {"in no class folder": [], "not named as images": []}
     for row, name in enumerate(tree.names):
@@ -152,7 +157,7 @@ def _by_folder(
 
 
 def _classes_of_folders(tree: Tree, prefix: bytes) -> set[str]:
-    """Class folders, those without a file too."""
+    """Returns the names of class folders, also of empty ones."""
     below = [f[len(prefix) :].split(b"/") for f in tree.folders if f.startswith(prefix)]
     has_splits = _has_splits(tree, prefix)
     depth = 2 if has_splits else 1
@@ -171,12 +176,16 @@ def _by_table(
     rejected: list[tuple[str, str]],
     notes: list[str],
 ) -> Rows:
-    """Split and class of each file from labels.csv: columns path, label, maybe split."""
+    """Yields row, split and class of each file in labels.csv.
+
+    Its columns are path and label, and optionally split. Adds rows without a usable file to
+    `rejected`, and a line for unlisted files to `notes`.
+    """
     used = np.zeros(len(tree.names), bool)
     used[table] = True
     for line, name, label, split in _lines(tree, table, path):
         row = _find(tree, prefix + os.fsencode(plain(name)))
-        if row is None:  # Of Windows, perhaps.
+        if row is None:  # Windows may have written it.
             row = _find(tree, prefix + os.fsencode(plain(name.replace("\\", "/"))))
         if not name or not label:
             raise InputError(f"{path}: labels.csv line {line} lacks a path or a label")
@@ -202,7 +211,7 @@ def _by_table(
 def _lines(
     tree: Tree, table: int, path: pathlib.Path
 ) -> Iterator[tuple[int, str, str, str]]:
-    """(line number, path, label, split) of each line of labels.csv but the first."""
+    """Yields (line number, path, label, split) of each line of labels.csv but the first."""
     try:
         text = tree.read(table).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
@@ -223,19 +232,19 @@ def _lines(
 
 
 def _such_as(rejected: Sequence[tuple[str, str]]) -> str:
-    """The first rejected file, for a message; it may be the only file."""
+    """Formats the first rejected file for a message; it may be the only file."""
     return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
 
 def _in_order(names: set[str]) -> list[str]:
-    """Sorted, as numbers where all are numbers: 2 before 10."""
+    """Sorts names; if all are numbers, sorts them as numbers: 2 before 10."""
     if all(name.isdecimal() and len(name) < 20 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listing]:
-    """Part of "train" as "val", by a hash of each path."""
+    """Splits "val" off "train" by a hash of each path."""
     if set(listings) != {"train"}:
         raise InputError(
             f"--val_fraction={fraction}: the source has its own {', '.join(listings)};"
@@ -261,6 +270,6 @@ def _subset(listing: Listing, rows: np.ndarray) -> Listing:
 
 
 def name_hash(name: bytes, purpose: bytes = b"jaxcls order") -> int:
-    """64 bits that depend on the name (and the purpose) alone."""
+    """Returns 64 bits that depend only on the name and the purpose."""
     digest = hashlib.blake2b(name, digest_size=8, person=purpose).digest()
     return int.from_bytes(digest, "big")

@@ -1,4 +1,4 @@
-"""The tars of ILSVRC2012 as image-net.org gives them, indexed and never extracted."""
+"""Lists ILSVRC2012 from the tars of image-net.org; indexes them and never extracts them."""
 
 import array
 import pathlib
@@ -19,7 +19,7 @@ VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def is_imagenet(path: pathlib.Path) -> bool:
-    """Whether `path` is a folder with ILSVRC2012's train or val tar, or is the former."""
+    """Returns whether `path` is the train tar, or a folder with the train or val tar."""
     if path.is_dir():
         return any((path / name).is_file() for name in (TRAIN, VAL))
     try:
@@ -29,15 +29,15 @@ def is_imagenet(path: pathlib.Path) -> bool:
             # A tar may begin with the folder './'.
             names = [member.name for member in (tar.next(), tar.next()) if member]
             return any(CLASS_TAR.fullmatch(plain(name)) for name in names)
-    except Exception:  # tarfile raises many kinds for bytes that are no tar.
+    except Exception:  # tarfile raises many exception types for other files.
         return False
 
 
 def imagenet(path: pathlib.Path) -> ImageSource:
-    """Splits "train" and "validation" of ILSVRC2012; classes are the wnids, sorted.
+    """Lists splits "train" and "validation" of ILSVRC2012; classes are the wnids, sorted.
 
-    Indexing reads every header of the tars, minutes for the whole set. Raises
-    `InputError` for a tar that is cut short, or a val tar without its devkit.
+    It reads every header of the tars, which takes minutes for the whole set. Raises
+    `InputError` for a truncated tar, or a val tar without its devkit.
     """
     folder = path if path.is_dir() else path.parent
     train_tar, val_tar = folder / TRAIN if path.is_dir() else path, folder / VAL
@@ -67,7 +67,7 @@ def imagenet(path: pathlib.Path) -> ImageSource:
 def _train(
     path: pathlib.Path, rejected: list[tuple[str, str]]
 ) -> tuple[list[str], Listing]:
-    """The wnids in the tar of tars, sorted, and the images of all of them."""
+    """Returns the wnids in the tar of tars, sorted, and the listing of all its images."""
     names, places, wnids = list[bytes](), array.array("q"), set[str]()
     with _open(path) as file:
         for name, outer, content in files(file, f"{path}", rejected, remedy=REMEDY):
@@ -98,7 +98,7 @@ def _train(
 
 
 def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]]) -> Listing:
-    """The val images; the number in the name of one is its line in the ground truth."""
+    """Lists the val images; an image's number is its line in the ground truth."""
     names, places = list[bytes](), array.array("q")
     with _open(path) as file:
         for name, member, is_file in files(file, f"{path}", rejected, remedy=REMEDY):
@@ -124,7 +124,7 @@ def _listing(
     places: "array.array[int]",
     rejected: list[tuple[str, str]],
 ) -> Listing:
-    """The files of a tar without labels; places: the start and the size of each."""
+    """Lists the files of a tar without labels; places: the start and the size of each."""
     kept, order = sorted_once(names, rejected)
     return Listing(kept, np.zeros(0, np.int32), Reader(path, places, order))
 

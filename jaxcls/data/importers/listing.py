@@ -1,4 +1,4 @@
-"""The content of a source of images, before any image is read."""
+"""Listings: the content of a source of images, before any image is read."""
 
 import os
 from collections.abc import Callable
@@ -8,12 +8,14 @@ import numpy as np
 
 
 class Listing(NamedTuple):
-    """The files of one split, as arrays: a million of them is some 100 MB.
+    """The files of one split, as arrays; a million files take some 100 MB.
 
-    names: [n] bytes (dtype S), the path of each within the source, '/' between parts;
-    it decides order and val split, so it must not depend on where the source lies.
-    labels: [n] int32. read: index -> the encoded file; safe from many threads, raises
-    `decode.DecodeError` or OSError where one file cannot be read.
+    names: [n] bytes (dtype S), each file's path within the source, with '/' separators. The
+    names decide the order and the val split, so they must not depend on the location of the
+    source.
+    labels: [n] int32.
+    read: index -> the encoded file. It is safe from many threads, and raises
+    `decode.DecodeError` or OSError for an unreadable file.
     """
 
     names: np.ndarray
@@ -24,8 +26,8 @@ class Listing(NamedTuple):
 class ImageSource(NamedTuple):
     """The splits and classes of a folder or an archive.
 
-    kind: in words, for the manifest. channels: 1 (grey) or 3. rejected: (name, reason)
-    of each file that is not read at all. notes: remarks for the user, one line each.
+    kind: a description for the manifest. channels: 1 (grey) or 3. rejected: (name, reason)
+    of each file that is never read. notes: remarks for the user, one line each.
     """
 
     kind: str
@@ -39,9 +41,9 @@ class ImageSource(NamedTuple):
 def sorted_once(
     names: list[bytes], rejected: list[tuple[str, str]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The names [n] in order, each once, and the place of each in the list.
+    """Returns the unique names [n], sorted, and the index of each in the list.
 
-    Adds to `rejected` the names that come again: the first file of a name is taken.
+    The first file of a name is taken. Adds the others to `rejected`.
     """
     given = np.array(names, np.bytes_)
     kept, order = np.unique(given, return_index=True)

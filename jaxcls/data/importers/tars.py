@@ -1,4 +1,4 @@
-"""Files in an uncompressed tar, listed without keeping a list and read where they lie."""
+"""Lists the files in an uncompressed tar lazily, and reads them in place."""
 
 import array
 import io
@@ -14,23 +14,23 @@ import numpy as np
 from jaxcls.data.files import check_size
 from jaxcls.errors import InputError
 
-# Why a member of an archive is not read.
+# The reasons to reject a member of an archive.
 OUTSIDE = "its path leads out of the archive"
 LINK = "a link; archives are read without following any"
 
 
 class _Tar(tarfile.TarFile):
-    """A tar whose list of the headers seen can be cleared: it would hold a million."""
+    """A tar whose list of headers can be cleared, because it would hold a million."""
 
     members: list[tarfile.TarInfo]
 
 
 class Reader:
-    """index -> the bytes of one file in a tar, by pread: safe from many threads.
+    """Maps an index to the bytes of one file in a tar, by pread: safe from many threads.
 
-    places: start and size of each file, one after the other, in the order of the tar.
-    order: [n] the number in the tar of each index. Raises `DecodeError` for a file over
-    MAX_BYTES, and OSError where the tar became shorter.
+    places: start and size of each file, one after the other, in tar order. order: [n], each
+    index's number in the tar. Raises `DecodeError` for a file over MAX_BYTES, and OSError
+    if the tar became shorter.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ def files(
     nested: bool = False,
     remedy: str = "copy it again",
 ) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
-    """(name, member, its content) of each file and folder of a tar (`nested`: in another).
+    """Yields (name, member, content) of each file and folder of a tar.
 
-    Adds to `rejected` what is no plain file below the archive's root. Raises
-    `InputError` for a tar that is cut short or garbled: tarfile stops there in silence.
+    The content of a folder is None. nested: the tar lies in another tar. Adds links,
+    special files and paths outside the archive's root to `rejected`. Raises `InputError`
+    for a truncated or damaged tar, because tarfile stops there silently.
     """
     try:
         with _Tar.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
@@ -81,7 +82,7 @@ def files(
                         yield plain(member.name), member, content
             file.seek(tar.offset)
             block = file.read(tarfile.BLOCKSIZE)
-            # The length of a nested tar is known from outside: it may end without zeros.
+            # The outer tar states the length of a nested tar, so it may end without zeros.
             if block.strip(b"\0") or not (block or nested):
                 raise tarfile.ReadError(f"no file and no end at byte {tar.offset}")
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
@@ -89,18 +90,18 @@ def files(
 
 
 def is_below(name: str) -> bool:
-    """Whether the path of an archive's member stays below the archive's root."""
+    """Returns whether the path of an archive's member stays below the archive's root."""
     parts = name.replace("\\", "/").split("/")
     return bool(parts[0]) and ".." not in parts
 
 
 def plain(name: str) -> str:
-    """The path of a member without the './' and the '//' that some archives hold."""
+    """Returns the path of a member without './' and '//', which some archives hold."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _fault(member: tarfile.TarInfo) -> str:
-    """Why a member is not read, or ''."""
+    """Returns the reason why a member is not read, or ''."""
     if not is_below(member.name):
         return OUTSIDE
     if member.issym() or member.islnk():

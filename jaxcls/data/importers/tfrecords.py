@@ -1,4 +1,4 @@
-"""TFRecord files and the folders of TFDS that hold them, without TensorFlow."""
+"""Reads TFRecord files, and finds the TFDS folders that hold them, without TensorFlow."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import google_crc32c
 
 from jaxcls.errors import InputError
 
-# No example of a dataset of images is larger, and Python would try to hold it.
+# Python would try to allocate any stated length; no image record is longer than this.
 MAX_BYTES = 1 << 31
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
-    """The records of a TFRecord file in order, each checked against its checksums.
+    """Yields the records of a TFRecord file in order, each checked against its checksums.
 
     Raises `InputError` naming the file, the record (counted from 0) and the fault.
     """
@@ -48,15 +48,16 @@ def records(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum of the TFRecord format: crc32c, rotated by 15 bits, plus a constant."""
+    """Returns TFRecord's checksum: crc32c, rotated by 15 bits, plus a constant."""
     crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the TFDS dataset in TFRecord: `path`, its one version, or None.
+    """Returns the folder of a TFDS dataset in TFRecord: `path`, its one version, or None.
 
-    A dataset_info.json that states no fileFormat is of the time when there was but one.
+    A dataset_info.json without fileFormat is older than any other format, so it means
+    TFRecord.
     """
     if _is_tfrecord(path):
         return path

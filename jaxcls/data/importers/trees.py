@@ -1,6 +1,6 @@
-"""A folder, a .tar, .tgz or .zip in one form: sorted paths, and the bytes of each.
+"""Opens a folder, a .tar, .tgz or .zip in one form: sorted paths, and a reader of files.
 
-Members of an archive are read in place and never extracted, so no path of an archive can
+Members of an archive are read in place and never extracted, so no path in an archive can
 overwrite a file.
 """
 
@@ -28,10 +28,10 @@ from jaxcls.data.importers import tars
 from jaxcls.data.importers.listing import sorted_once
 from jaxcls.errors import InputError
 
-_FREE = 1 << 30  # What unpacking a compressed archive leaves free on the disk.
+_FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 
-# What the standard library raises for damaged archives: it has no one kind for it.
-# NotImplementedError is zipfile's, for a compression or version that it does not know.
+# The standard library has no one exception for damaged archives. zipfile raises
+# NotImplementedError for an unknown compression or version.
 _DAMAGES = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError),
     *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
@@ -42,11 +42,14 @@ Read = Callable[[int], bytes]
 
 
 class Tree(NamedTuple):
-    """names: [n] bytes (S), sorted, '/' between parts; folders: those of two levels.
+    """The files of a folder or an archive.
 
+    names: [n] bytes (dtype S), sorted, with '/' separators.
+    read: index -> the bytes of that file.
+    folders: the paths of folders, down to three levels.
     rejected: (name, reason) of links, of paths that lead out of the root, and of members
     that are no regular file.
-    hidden: how many hidden files and system files were left out.
+    hidden: the number of hidden and system files left out.
     """
 
     names: np.ndarray
@@ -57,9 +60,9 @@ class Tree(NamedTuple):
 
 
 def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
-    """The files of a folder or an archive; a compressed tar is unpacked into `scratch`.
+    """Lists the files of a folder or an archive; unpacks a compressed tar into `scratch`.
 
-    Raises `InputError` for anything else, or a damaged archive.
+    Raises `InputError` for any other file, or for a damaged archive.
     """
     if path.is_dir():
         return _folder(path)
@@ -84,7 +87,7 @@ class _Names:
         self.hidden = 0
 
     def add(self, name: bytes) -> bool:
-        """Whether the file is one to read; a hidden one is counted."""
+        """Adds a file and returns True; counts a hidden file and returns False."""
         if files.is_hidden(os.fsdecode(name)):
             self.hidden += 1
             return False
@@ -96,14 +99,17 @@ class _Names:
             self.folders.append(name)
 
     def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
-        """The tree; ``reader(names, order)`` reads file i, the order[i]-th added."""
+        """Returns the tree; ``reader(names, order)`` makes its `read`.
+
+        order: [n], the position of each file in the order of `add`.
+        """
         names, order = sorted_once(self.files, self.rejected)
         read = reader(names, order)
         return Tree(names, read, self.folders, self.rejected, self.hidden)
 
 
 def _folder(root: pathlib.Path) -> Tree:
-    """The files below a folder, by `files.walk`."""
+    """Lists the files below a folder, by `files.walk`."""
     found, base = _Names(), os.fspath(root)
     for path, kind, why in files.walk(base):
         name = os.fsencode(path)
@@ -125,7 +131,7 @@ def _folder(root: pathlib.Path) -> Tree:
 
 
 def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
-    """The members of an uncompressed tar; errors name `where`, the path that was given."""
+    """Lists the members of an uncompressed tar; errors name `where`, the user's path."""
     found, places = _Names(), array.array("q")
     with path.open("rb") as file:
         for name, member, content in tars.files(file, f"{where}", found.rejected):
@@ -138,10 +144,10 @@ def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
 
 
 def _zip(path: pathlib.Path) -> Tree:
-    """The members of a zip; reading one is safe from many threads.
+    """Lists the members of a zip; many threads may read them.
 
-    Its directory is held as Python's own objects, about 1 kB a member: give a tar or a
-    folder where there are millions.
+    Python holds the zip's directory as objects, about 1 kB a member. For millions of files,
+    give a tar or a folder.
     """
     archive, found = zipfile.ZipFile(path), _Names()
     members: list[zipfile.ZipInfo] = []
@@ -170,7 +176,7 @@ def _zip(path: pathlib.Path) -> Tree:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """The path of a member: in UTF-8 without saying so, or as old Windows tools wrote."""
+    """Returns the path of a member; repairs unmarked UTF-8, and backslashes of Windows."""
     name = member.filename
     if not member.flag_bits & 0x800:
         with contextlib.suppress(UnicodeError):
@@ -179,7 +185,7 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 
 
 def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
-    """`path` itself, or its uncompressed copy in `scratch`."""
+    """Returns `path`, or its uncompressed copy in `scratch`."""
     with path.open("rb") as file:
         head = file.read(6)
     kinds = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
@@ -205,7 +211,11 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 
 def _read(packed: IO[bytes]) -> bytes:
-    """The next bytes of a compressed file; an OSError is damage of it, not of the disk."""
+    """Reads the next bytes of a compressed file.
+
+    Raises EOFError in place of OSError, because here it is damage of the file, not of the
+    disk.
+    """
     try:
         return packed.read(1 << 24)
     except OSError as error:
