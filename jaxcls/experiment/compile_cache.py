@@ -1,8 +1,8 @@
 """A cache folder of compiled programs, shared by successive starts.
 
 A user who can write the folder can run code in every process that reads it. So it must be
-private, and a run's folder cannot name one. The cache does not change the programs: a run
-stays a function of its inputs.
+private, and no run's folder names one. The cache does not change the programs: a run stays
+a function of its inputs.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def use(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # With XLA's own caches, which hold parts of programs, other programs would result.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    compilation_cache.reset_cache()  # An earlier compilation has chosen another.
+    compilation_cache.reset_cache()  # An earlier compilation may have fixed another cache.
 
 
 _GOOD = "~/.cache/jaxcls"
