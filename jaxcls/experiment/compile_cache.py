@@ -22,8 +22,8 @@ KEY = "compile.cache"
 def use(folder: str) -> None:
     """Reads and writes all compiled programs in `folder` from now on.
 
-    folder: It is created if need be, for its owner alone. Raises `InputError` if it cannot
-        be created, or another user owns it or may write it.
+    It creates the folder if need be, for its owner alone. Raises `InputError` if it cannot
+    create the folder, or another user owns it or may write it.
     """
     if "://" in folder:
         raise InputError(f"{KEY}={folder} is a URL, and must be a folder; try {_GOOD}")

@@ -121,7 +121,7 @@ def load(recipe: Recipe) -> Initial:
 
 
 def _check_grid(recipe: Recipe, source: _Source) -> None:
-    """Raises `InputError` if a square grid of positions meets another form.
+    """Raises `InputError` if a grid of positions changes size and is not square in both.
 
     A strip may have as many patches as a square, so the count of patches is not enough.
     """

@@ -285,7 +285,7 @@ class Recipe:
 
     @functools.cached_property
     def higher_is_better(self) -> bool:
-        """The direction of best.metric."""
+        """Whether a higher best.metric is better."""
         return self.direction(self.config.best.metric, "best.metric")
 
     def direction(self, metric: str, key: str) -> bool:
@@ -389,7 +389,7 @@ class Recipe:
         return step.make_predict_step(self.model, self.normalize)
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Returns the variables for predictions: the average if best.metric is of it."""
+        """Returns the variables for predictions: the average if best.metric scores it."""
         if weights["ema"] and self.config.best.metric.startswith("ema_"):
             return weights["ema"]
         return {name: weights[name] for name in ("params", "batch_stats")}

@@ -50,7 +50,7 @@ class Forward(NamedTuple):
 
 # (params, batch_stats, dropout key, examples) -> (objective, Forward).
 Objective = Callable[[Tree, Tree, jax.Array, Examples], tuple[jax.Array, Forward]]
-# The same -> (Forward, gradient with respect to params).
+# The same arguments -> (Forward, gradient with respect to params).
 Gradient = Callable[[Tree, Tree, jax.Array, Examples], tuple[Forward, Tree]]
 
 
@@ -127,8 +127,8 @@ def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
     every microbatch; contiguous microbatches would need communication.
 
     The mean equals the gradient of the whole batch, to rounding, if a row's loss depends on
-    that row alone. Dropout masks differ from those of the whole batch. BatchNorm normalises
-    by the statistics of each microbatch.
+    that row alone. Dropout masks differ from the whole batch's. BatchNorm normalises by the
+    statistics of each microbatch.
     """
     if microbatches == 1:
         return gradient

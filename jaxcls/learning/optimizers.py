@@ -203,7 +203,7 @@ def adafactor(
     clip_rms: The largest root mean square of an update; 0 is no limit.
     relative: True multiplies an update by the root mean square of its parameter.
 
-    The defaults are those of ViT-G (Zhai et al., arXiv:2106.04560), except for a float32
+    The defaults follow ViT-G (Zhai et al., arXiv:2106.04560), except for a float32
     momentum. The original paper has momentum=0.0, b2_cap=1.0, min_dim=128, clip_rms=1.0,
     relative=True.
     """

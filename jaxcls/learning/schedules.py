@@ -4,9 +4,10 @@ A schedule covers a `Span`: from the end of warm-up to the start of cool-down. `
 `cool_down` add the rest. Rates are float32 and exact at both ends. The last update of a run
 is at step `steps - 1`, one before the end of its schedule.
 
-optax's schedules are not used. In runs of 1,000 to 2,300 steps its linear, polynomial,
-cosine, exponential and piecewise constant schedules differ in float32 at a fifth to all of
-the steps. They are not exact at their ends, and do not support a drop at a rounded step.
+This module does not use optax's schedules. In runs of 1,000 to 2,300 steps the linear,
+polynomial, cosine, exponential and piecewise constant ones differ in float32 at a fifth to
+all of the steps. They are not exact at their ends, and do not support a drop at a rounded
+step.
 """
 
 import math

@@ -163,7 +163,8 @@ def make_inputs(
     targets: [B, K] float32.
     steps: The steps of the whole run, for augmentations that grow over it.
 
-    Row r of the global batch has its own key, so neighbours and devices change nothing.
+    Each row of the global batch has a separate key, so neighbours and devices change
+    nothing.
     """
 
     def inputs(

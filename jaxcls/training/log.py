@@ -1,6 +1,6 @@
 """The log of a run: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
 
-All records are on disk before a checkpoint is written. A resume from step N first drops the
+The log syncs all records to disk before a save. A resume from step N first drops the
 records after N.
 """
 
@@ -134,7 +134,10 @@ class RunLog:
         columns: Mapping[str, np.ndarray],
         class_names: Sequence[str],
     ) -> None:
-        """Shows the scores of each class; columns: the result of `scoring.score_each`."""
+        """Shows the scores of each class in TensorBoard.
+
+        columns: The result of `scoring.score_each`.
+        """
         if not self._tensorboard:
             return
         for prefix in ("", "ema_"):

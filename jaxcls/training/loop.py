@@ -83,7 +83,7 @@ class Loop:
         return self.exp.config.nonfinite.policy == "rewind"
 
     def run(self, state: State, is_pending: bool) -> State:
-        """Returns `state` advanced to the last step, or to the stop by early stopping.
+        """Returns `state` advanced to the last step, or until early stopping halts it.
 
         is_pending: True if the duties at the step of `state` are still due.
 
@@ -168,8 +168,9 @@ class Loop:
     def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
         """Waits for the blocks under way, except for the last `but`.
 
-        state: The state after all of them. Returns False if an update in them has frozen
-            it.
+        state: The state after all of them.
+
+        Returns False if an update in them has frozen the state.
         """
         while len(behind) > but:
             last, count, scores, waited = behind.pop(0)
@@ -187,8 +188,9 @@ class Loop:
     def _note(self, step: int, values: dict[str, float], state: State) -> bool:
         """Writes the record of a finished step, if one is due.
 
-        state: The state after all steps begun so far. Returns False if the update was not
-            finite and the config does not skip it.
+        state: The state after all steps begun so far.
+
+        Returns False if the update was not finite and the config does not skip it.
         """
         self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")

@@ -24,7 +24,9 @@ def trace(folder: pathlib.Path) -> Iterator[None]:
 class Tracer:
     """Traces `count` steps of a start, after the FIRST, into `folder`. A context manager.
 
-    say: Receives a line with the trace's place. A count of 0 traces nothing.
+    A count of 0 traces nothing.
+
+    say: Receives one line that names the folder of the trace.
     """
 
     def __init__(

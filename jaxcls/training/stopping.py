@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """A request to stop a run; without a signal it is never made.
+    """A request to stop a run; `ask` makes it.
 
     Before `poll` the run has nothing to save and may compile for minutes. So the first
     signal ends the process at once, with status 75. After `poll` the first signal sets

@@ -53,8 +53,8 @@ class TensorBoard:
     ) -> None:
         """Writes the recall of each class, from labels and predictions [n].
 
-        A prediction of -1 is one of non-finite logits. Up to 100 classes get a confusion
-        matrix as an image and a table of recall; more get a histogram of recall.
+        A prediction of -1 means non-finite logits. Up to 100 classes get a confusion matrix
+        as an image and a table of recall; more get a histogram of recall.
         """
         count = len(class_names)
         support = np.bincount(labels, minlength=count)
