@@ -1,4 +1,4 @@
-"""A config becomes an experiment: `build` is the only way from one to the other.
+"""An experiment, made from a config by `build` alone.
 
 An `Experiment` holds the plan, the data, the recipe and the compiled programs of a run.
 """

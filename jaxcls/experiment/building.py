@@ -1,6 +1,6 @@
-"""config -> Experiment: the only road from a config to objects.
+"""config -> Experiment: the only way from a config to objects.
 
-Everything is made on first use, so `predict` works where the dataset is absent.
+An experiment makes each object on first use. So `predict` works without the dataset.
 """
 
 import copy
@@ -32,12 +32,13 @@ def build(
     facts: sources.Facts | None = None,
     devices: Sequence[Any] | None = None,
 ) -> "Experiment":
-    """The experiment that a config describes; raises `InputError` for a bad value.
+    """Returns the experiment of a config; raises `InputError` for a bad value.
 
-    It reads no file and no network; `checks.check` says what is wrong in the whole.
-    `facts`: what is known of the dataset, where it need not (or cannot) be opened.
-    `devices`: to choose from instead of those that there are; they may be described only,
-    to compile for.
+    It opens no dataset and no weights; `checks.check` checks the whole experiment.
+
+    facts: The facts of the dataset, if it need not (or cannot) be opened.
+    devices: The devices to choose from, instead of the machine's. Described devices serve
+        to compile for them.
     """
     check(config)
     if config.compile.cache:
@@ -46,7 +47,7 @@ def build(
 
 
 class Experiment:
-    """What a config describes: its data, plan, recipe and programs."""
+    """The data, plan, recipe and programs of a config, each made on first use."""
 
     def __init__(
         self,
@@ -58,42 +59,42 @@ class Experiment:
 
     @functools.cached_property
     def config(self) -> ConfigDict:
-        """The config, with what init.weights tells in place of each "weights"."""
+        """The config, with the texts of init.weights in place of each "weights"."""
         return initial.resolved(self._given)
 
     @functools.cached_property
     def data(self) -> Data:
-        """The batches, and which examples they are of."""
+        """The batches and their examples."""
         return Data(self.config, self._facts, self._devices)
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The model and what trains it, as pure functions."""
+        """The model and its training, as pure functions."""
         return Recipe(self.config, self.data)
 
     @functools.cached_property
     def programs(self) -> Programs:
-        """The same, compiled for the mesh."""
+        """The compiled functions of the recipe, for the mesh."""
         return Programs(self.recipe, lambda: self.teacher)
 
     @functools.cached_property
     def initial(self) -> Initial | None:
-        """What init.weights has for the state at step 0; None where it is ""."""
+        """The arrays of init.weights for the state at step 0; None if it is ""."""
         return initial.load(self.recipe) if self.config.init.weights else None
 
     @functools.cached_property
     def teacher(self) -> Teacher | None:
-        """The model whose logits are learned; None where distill.run is ""."""
+        """The model of distill.run, whose logits the run learns; None if it is ""."""
         return teacher.load(self.recipe) if self.config.distill.run else None
 
     @property
     def plan(self) -> Plan:
-        """The numbers that the run comes to."""
+        """The numbers of the run: steps, rate and periods."""
         return self.recipe.plan
 
     @property
     def selection(self) -> Selection:
-        """The dataset, its classes, and which examples are used."""
+        """The dataset, its classes and its selected examples."""
         return self.data.selection
 
     @property
@@ -102,12 +103,13 @@ class Experiment:
         return self.data.mesh
 
     def reseeded(self, seeds: Mapping[str, int]) -> "Experiment":
-        """This experiment under other seeds: {"seed": 3} or {"seeds.order": 3}.
+        """Returns this experiment with other seeds: {"seed": 3} or {"seeds.order": 3}.
 
-        No program knows a seed and no decoded image, so both experiments share the recipe
-        and the programs, which keep the config of the first.
+        Both experiments share the recipe, programs and decoded images, which do not depend
+        on a seed; the recipe and the programs keep the config of the first.
+        Raises `InputError` for a bad seed.
         """
-        _ = self.programs, self.initial, self.teacher  # Made before they are shared.
+        _ = self.programs, self.initial, self.teacher  # Made first, so that both share them.
         other = copy.copy(self)
         other.config = configs.from_flat({**configs.flat(self.config), **seeds})
         check(other.config)
@@ -115,7 +117,7 @@ class Experiment:
         return other
 
     def implied(self) -> dict[str, Any]:
-        """What config.json keeps of what follows from config and data."""
+        """Returns the facts for config.json that follow from config and data."""
         return {
             "facts": self.selection.facts._asdict(),
             "image_shape": self.data.eval_shape,
@@ -128,25 +130,26 @@ class Experiment:
         }
 
     def init(self) -> State:
-        """The state at step 0, on the mesh."""
+        """Returns the state at step 0, on the mesh."""
         given = dict(self.initial.arrays) if self.initial else {}
         if self.config.init.whiten and initial.to_whiten(self.recipe)[0] not in given:
             given |= initial.whitened(self.recipe, self.data)
         return self.programs.init(*recipe.keys(self.config), given)
 
     def model_inputs(self, step: int, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(images, targets) that the train step at `step` gives the model for a batch."""
+        """Returns (images, targets): the model's inputs in the train step at `step`."""
         key = recipe.keys(self.config)[1]["augment"]
         return self.programs.inputs(key, step, batch)
 
     def train_batches(self, start: int = 0) -> Iterator[Batch]:
-        """The batches of steps start..steps-1, on the mesh."""
+        """Returns the batches of steps start..steps-1, on the mesh."""
         return self.data.train_batches(start, self.plan.steps)
 
     def eval_batches(self, split: str, key: str, batch_size: int = 0) -> Iterator[Batch]:
-        """Every example of a split once, on the mesh, with mask.
+        """Returns batches with every example of a split once, on the mesh, with mask.
 
-        `key`: the config key or flag that `split` came from. `batch_size` 0: eval's.
+        key: The config key or flag that holds `split`, for messages.
+        batch_size: 0 is eval.batch_size, or batch_size if that is 0.
         """
         size = batch_size or self.config.eval.batch_size or self.config.batch_size
         return self.data.eval_batches(split, key, mesh.round_up(size, self.mesh))

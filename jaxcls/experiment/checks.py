@@ -1,4 +1,4 @@
-"""What is wrong in a config, with its data and devices, said before anything is written."""
+"""Checks of a config with its data and devices, before a run writes anything."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from jaxcls.models.layers import blocks_of
 
 
 def check(exp: Experiment) -> None:
-    """Raise `InputError` where an experiment cannot be what its config asks for.
+    """Raises `InputError` if an experiment cannot run as its config asks.
 
-    Traces the whole train step from shapes alone, which is kept to be compiled.
+    It traces the whole train step from shapes alone and keeps the trace for the compiler.
     """
     check_alone(exp.config)
     _batch_size(exp)
@@ -52,7 +52,7 @@ def _options_of(model: str) -> Iterator[None]:
 
 
 def _batch_size(exp: Experiment) -> None:
-    """Whether the batch spreads evenly over devices, hosts and microbatches."""
+    """Checks that the batch divides over devices, hosts and microbatches."""
     size, count = exp.config.batch_size, exp.config.optim.accumulate
     mesh.check_divides(exp.mesh, size, "batch_size")
     if size // count % exp.mesh.size:
@@ -64,7 +64,7 @@ def _batch_size(exp: Experiment) -> None:
 
 
 def _model(recipe: Recipe) -> None:
-    """Whether the model takes the images, recomputes blocks and norms microbatches."""
+    """Checks the model's image sizes, recompute, and BatchNorm in microbatches."""
     model, train = recipe.config.model, recipe.data.train_shape
     for shape in {recipe.data.eval_shape, *recipe.data.train_shapes}:
         images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
@@ -94,7 +94,7 @@ def _model(recipe: Recipe) -> None:
 
 
 def _optimizer(recipe: Recipe) -> None:
-    """Whether rate, average and freezing go together."""
+    """Checks the combination of rate, average and freezing."""
     config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
     key = "optim.schedule"
     name = calls.parse(optim.schedule, key)[0].name
@@ -132,7 +132,7 @@ def _optimizer(recipe: Recipe) -> None:
 
 
 def _loss(recipe: Recipe) -> None:
-    """Whether loss, smoothing, weights and mixing go together."""
+    """Checks the combination of loss, smoothing, class weights and mixing."""
     config, loss = recipe.config, recipe.config.loss
     mixes = calls.build(config.mix, augment.MIXES, "mix")
     if len(mixes) > 1:
@@ -145,7 +145,7 @@ def _loss(recipe: Recipe) -> None:
             "loss.class_weights='balanced' and data.balance=True would both correct for the"
             " classes' counts; use one of them"
         )
-    _ = recipe.loss  # Raises where it is not one.
+    _ = recipe.loss  # Raises for a bad name.
     (call,) = calls.parse(loss.name, "loss.name")
     threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
     off = loss.smoothing / recipe.data.selection.num_classes

@@ -1,7 +1,7 @@
-"""Compiled programs kept in a folder from one start to the next.
+"""A cache folder of compiled programs, shared by successive starts.
 
-Who can write such a folder can run code in every process that reads it, so it must be
-private, and no run's folder names one. The same programs run as without it: a run stays
+A user who can write the folder can run code in every process that reads it. So it must be
+private, and no run's folder names one. The cache does not change the programs: a run stays
 a function of its inputs.
 """
 
@@ -20,25 +20,25 @@ KEY = "compile.cache"
 
 
 def use(folder: str) -> None:
-    """From now on read every compiled program from `folder`, or compile and keep it there.
+    """Reads and writes all compiled programs in `folder` from now on.
 
-    folder: made if need be, for its owner alone. Raises `InputError` where it cannot be
-    made, or another user owns it or may write it.
+    It creates the folder if need be, for its owner alone. Raises `InputError` if it cannot
+    create the folder, or another user owns it or may write it.
     """
     if "://" in folder:
         raise InputError(f"{KEY}={folder} is a URL, and must be a folder; try {_GOOD}")
     path = pathlib.Path(folder).expanduser().absolute()
-    # JAX's key leaves out what XLA compiles for on a CPU: its threads and instructions.
+    # JAX's key leaves out the CPU's threads and instruction set, which XLA compiles for.
     digest = hashlib.sha256(json.dumps(provenance.cpu()).encode()).hexdigest()[:16]
     for each in (path, path / digest):
         _make_private(each, folder)
     jax.config.update("jax_compilation_cache_dir", str(path / digest))
-    # All programs, however small: those of a run are some hundred.
+    # All programs, however small: a run has about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # XLA's own caches hold parts of programs: others would be compiled than without them.
+    # With XLA's own caches, which hold parts of programs, other programs would result.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    compilation_cache.reset_cache()  # What was compiled before has chosen another.
+    compilation_cache.reset_cache()  # An earlier compilation may have fixed another cache.
 
 
 _GOOD = "~/.cache/jaxcls"

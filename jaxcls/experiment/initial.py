@@ -1,7 +1,7 @@
-"""init.weights -> what a run starts from: a file, a hub's weights, or another run.
+"""init.weights -> initial arrays: from a file, a hub's weights or another run.
 
-A run's weights are treated as a file of them would be: by the names that its model has
-elsewhere. The text "weights" in a config stands for what the weights were made for.
+The weights of a run are treated as a file, with the foreign names of its model. In a config
+the text "weights" stands for the preprocessing of the weights.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 
 _KEY = "init.weights"
-# Images that a whitening kernel is made of.
+# The number of images for a whitening kernel.
 _WHITENED = 5000
-# Keys that take what the weights tell where they are "weights", each with an example.
+# Keys whose value "weights" is replaced by the weights' text, each with an example.
 TOLD = {
     "normalize": "imagenet",
     "data.train_ops": "decode | random_resized_crop(224)",
@@ -40,10 +40,11 @@ TOLD = {
 
 
 class Initial(NamedTuple):
-    """What a run starts from.
+    """The initial arrays of a run.
 
-    arrays: by path, "params/conv1/kernel". notes: what was done, for the log.
-    fingerprint: of the weights as they were read.
+    arrays: By path, "params/conv1/kernel".
+    notes: Lines about the conversion, for the log.
+    fingerprint: The fingerprint of the weights as read.
     """
 
     arrays: dict[str, np.ndarray]
@@ -52,7 +53,10 @@ class Initial(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Tensors by foreign names, and what is known of them; a file's images are square."""
+    """Tensors by foreign names, with their facts.
+
+    image_shape: Images of the source; None for a file, whose images are square.
+    """
 
     tensors: dict[str, np.ndarray]
     class_names: tuple[str, ...]
@@ -61,9 +65,9 @@ class _Source(NamedTuple):
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """`config` with every "weights" among `TOLD` replaced by what init.weights tells.
+    """Returns `config` with the text of init.weights for every "weights" among `TOLD`.
 
-    Raises `InputError` where nothing tells it.
+    Raises `InputError` if init.weights is "" or does not tell the text.
     """
     values = configs.flat(config)
     asked = [key for key in TOLD if values[key] == "weights"]
@@ -83,9 +87,9 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
 
 def load(recipe: Recipe) -> Initial:
-    """What a recipe starts from, by its init.weights, which is not "".
+    """Returns the initial arrays of a recipe; its init.weights must not be "".
 
-    Raises `InputError` where the weights are not there, damaged, or another model's.
+    Raises `InputError` if the weights are missing, damaged or of another model.
     """
     init, place = recipe.config.init, recipe.config.init.weights
     source = _of_run(place) if is_run(place) else _of_file(place)
@@ -117,9 +121,9 @@ def load(recipe: Recipe) -> Initial:
 
 
 def _check_grid(recipe: Recipe, source: _Source) -> None:
-    """Raise `InputError` where positions of a square of patches would go to another form.
+    """Raises `InputError` if a grid of positions changes size and is not square in both.
 
-    A strip may have as many patches as a square: their count alone does not tell.
+    A strip may have as many patches as a square, so the count of patches is not enough.
     """
     height, width = recipe.data.train_shape[:2]
     there = source.image_shape or (1, 1, 1)
@@ -140,13 +144,13 @@ def _check_grid(recipe: Recipe, source: _Source) -> None:
 
 
 def is_run(place: str) -> bool:
-    """Whether a place is a run's folder."""
+    """Returns whether a place is a run's folder."""
     if weights.is_hub(place):
         return False
     try:
         file = pathlib.Path(place).expanduser() / "config.json"
         saved = json.loads(file.read_bytes())
-    except (OSError, RuntimeError, ValueError):  # Then it is a file, or nothing.
+    except (OSError, RuntimeError, ValueError):  # It is a file or missing.
         return False
     return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
 
@@ -157,7 +161,7 @@ def _of_file(place: str) -> _Source:
 
 
 class Run(NamedTuple):
-    """A run as its folder has it: variables as predictions of its best are made with."""
+    """A run read from its folder; the variables are for predictions."""
 
     recipe: Recipe
     variables: dict[str, Any]
@@ -165,13 +169,15 @@ class Run(NamedTuple):
 
 
 def read_run(place: str, key: str) -> Run:
-    """The best checkpoint of a run's folder, that the config's `key` names.
+    """Returns the run of a folder at its best checkpoint.
 
-    Raises `InputError` where there is none, or it is not whole.
+    key: The config key that names the folder, for messages.
+
+    Raises `InputError` if there is no best checkpoint, or it is damaged.
     """
     folder = Workdir(place)
     config = folder.config()
-    config.mesh.devices, config.mesh.fsdp = 0, 1  # Whatever the run used.
+    config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
     facts = sources.facts_of(folder.read()["implied"])
     recipe = Recipe(config, Data(config, facts))
     try:
@@ -198,7 +204,7 @@ def read_run(place: str, key: str) -> Run:
 
 
 def _of_run(place: str) -> _Source:
-    """A run's weights as a file of them would be."""
+    """Returns the weights of a run in the form of a file."""
     found = read_run(place, _KEY)
     recipe = found.recipe
     table = next(iter(recipe.module.namings().values()))
@@ -208,9 +214,9 @@ def _of_run(place: str) -> _Source:
 
 
 def to_whiten(recipe: Recipe) -> tuple[str, int]:
-    """(path of the kernel that init.whiten names, its side in pixels).
+    """Returns (path of the kernel that init.whiten names, its size in pixels).
 
-    Raises `InputError` where no layer has that name and the form of one that whitens.
+    Raises `InputError` if no layer has that name and the shape of a whitening layer.
     """
     layer = recipe.config.init.whiten
     path = f"params/{layer}/kernel"
@@ -226,10 +232,10 @@ def to_whiten(recipe: Recipe) -> tuple[str, int]:
 
 
 def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
-    """What init.whiten has for the state at step 0: one kernel, by its path.
+    """Returns the whitening kernel for the state at step 0, by its path.
 
-    Of 5,000 training images as the model sees them, but for augmentation (Jordan,
-    arXiv:2404.00498).
+    It comes from 5,000 training images as the model sees them, without augmentation
+    (Jordan, arXiv:2404.00498).
     """
     path, side = to_whiten(recipe)
 
@@ -238,14 +244,14 @@ def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
         kernel: list[Any] = whitening(images, kernel=side).tolist()
         return kernel
 
-    # On one process: another's linear algebra could have other last bits.
+    # On one process: the linear algebra of another could differ in the last bits.
     return {path: np.array(hosts.on_first(made), np.float32)}
 
 
 def _texts(
     place: str, told: weights.Preprocessing | None, asked: list[str]
 ) -> dict[str, str]:
-    """The texts of `TOLD` that do what weights were made for; raises `InputError`."""
+    """Returns the texts of `TOLD` for the preprocessing of weights; raises `InputError`."""
     if told is None:
         raise InputError(
             f"{_KEY}={place} does not tell what images it was made for; give"

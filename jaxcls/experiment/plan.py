@@ -1,6 +1,6 @@
-"""config -> Plan: the numbers that a run comes to.
+"""config -> Plan: the numbers of a run.
 
-Steps, rate and what is due when are computed here, once, from the config and the number of
+This module computes steps, rate and periods once, from the config and the number of
 training examples.
 """
 
@@ -15,13 +15,17 @@ from jaxcls.errors import InputError
 
 
 class Plan(NamedTuple):
-    """How long a run is, its peak rate, and the steps at which something changes.
+    """The length of a run, its peak rate, and the steps of its events.
 
-    examples: of one epoch. steps: updates of the whole run. every: steps, exactly, between
-    evaluations ("eval"), "checkpoint"s and "log" records. lr: the peak learning rate.
-    warmup, cooldown: steps of the linear start and end. head_first: steps in which the
-    head trains alone. stops: the step at which what each expression of optim.freeze_after
-    matches freezes.
+    examples: The training examples of one epoch.
+    steps: The updates of the whole run.
+    every: The exact steps between two evaluations ("eval"), checkpoints ("checkpoint") and
+        records ("log").
+    lr: The peak learning rate.
+    warmup, cooldown: The steps of the linear start and end.
+    head_first: The steps in which the head trains alone.
+    stops: The step at which matching parameters freeze, by expression of
+        optim.freeze_after.
     """
 
     examples: int
@@ -35,7 +39,10 @@ class Plan(NamedTuple):
 
 
 def make(config: ConfigDict, examples: int) -> Plan:
-    """The plan of a run on so many training examples; raises `InputError` for a bad one."""
+    """Returns the plan of a run on `examples` training examples.
+
+    Raises `InputError` for a bad duration.
+    """
     optim, key = config.optim, "optim.freeze_after"
     steps = _length(config, examples)
     warmup, cooldown, head_first = (
@@ -70,7 +77,7 @@ def make(config: ConfigDict, examples: int) -> Plan:
 def in_steps(
     config: ConfigDict, examples: int, text: str, key: str, total: int | None = None
 ) -> Fraction:
-    """A duration's text in steps; raises `InputError` naming `key`."""
+    """Returns the exact steps of a duration's text; raises `InputError` naming `key`."""
     size = config.batch_size
     return durations.to_steps(text, key, examples=examples, batch_size=size, total=total)
 
@@ -88,7 +95,7 @@ def _length(config: ConfigDict, examples: int) -> int:
 
 
 def _part_of_run(config: ConfigDict, examples: int, key: str, steps: int) -> int:
-    """The steps of a duration that must be shorter than the run."""
+    """Returns the steps of a duration; raises `InputError` unless the run is longer."""
     text = configs.flat(config)[key]
     found = durations.step_of(1, in_steps(config, examples, text, key, steps))
     if found >= steps:

@@ -1,4 +1,4 @@
-"""Recipe -> Programs: what is compiled, and how its arrays lie on the mesh."""
+"""Recipe -> Programs: the compiled functions, and the sharding of their arrays."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,9 @@ ImageStep = Callable[[dict[str, Any], jax.Array], jax.Array]
 class Programs:
     """The jitted functions of a recipe, each compiled when first called or asked for.
 
-    None knows a seed. load_teacher: gives the model whose logits are learned, if any.
+    No program depends on a seed.
+
+    load_teacher: Returns the teacher, or None.
     """
 
     def __init__(self, recipe: Recipe, load_teacher: Callable[[], Teacher | None]) -> None:
@@ -31,19 +33,19 @@ class Programs:
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
-        """The devices that they run on."""
+        """The devices of the programs."""
         return self.data.mesh
 
-    # The state and its form.
+    # The state and its shapes.
 
     @functools.cached_property
     def state_shapes(self) -> step.State:
-        """The state as shapes and dtypes, found without computing anything."""
+        """The state as shapes and dtypes, without any computation."""
         return jax.eval_shape(self.recipe.init, *recipe.keys(self.config), {})
 
     @functools.cached_property
     def state_like(self) -> step.State:
-        """The same with the sharding that a restored state gets."""
+        """The shapes of the state with the sharding of a restored state."""
         return jax.tree.map(
             lambda x, its: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=its),
             self.state_shapes,
@@ -52,19 +54,19 @@ class Programs:
 
     @functools.cached_property
     def state_of_a_device(self) -> step.State:
-        """The shapes of what one device holds of the state."""
+        """The shapes of one device's shard of the state."""
         return mesh.on_one_device(self.state_like)
 
     @functools.cached_property
     def _state_sharding(self) -> Any:
-        """Of each array of the state, or one for all of them."""
+        """The sharding of each array of the state, or one for all of them."""
         if mesh.fsdp_of(self.mesh) == 1:
             return mesh.replicated(self.mesh)
         return mesh.of_state(self.mesh, self.state_shapes)
 
     @functools.cached_property
     def variables_sharding(self) -> Any:
-        """Of each array of a model's {"params", "batch_stats"}, or one for all of them."""
+        """The sharding of each array of a model's variables, or one for all of them."""
         if mesh.fsdp_of(self.mesh) == 1:
             return mesh.replicated(self.mesh)
         return mesh.of_state(self.mesh, self.recipe.variables_like)
@@ -115,10 +117,10 @@ class Programs:
         )
 
     def jitted_train_step(self, state: step.State, batch: Batch) -> Any:
-        """train_step(state, batch) -> (state, metrics), compiled for the form of its batch.
+        """Runs train_step(state, batch) -> (state, metrics), compiled for these shapes.
 
-        It donates the state. For a batch with `asked`, metrics tell whether a process asked
-        to stop.
+        It donates the state. With `asked` in the batch, the metric "asked" tells whether a
+        process was asked to stop.
         """
         return self._jitted_train_step(state, batch, self.teacher_variables)
 
@@ -141,8 +143,9 @@ class Programs:
     def train_step(self) -> Callable[[step.State, Batch], Any]:
         """train_step(state, batch) -> (state, metrics), compiled ahead; donates the state.
 
-        Ahead for the largest images; where sizes grow, for another when it first comes.
-        Raises `InputError` where it cannot fit.
+        The program for the largest images is compiled at once. Where sizes grow, the
+        program of another size is compiled when its first batch comes. Raises `InputError`
+        if the step does not fit in memory.
         """
         self._check_fits(self.train_program(self.data.train_shape))
 
@@ -153,7 +156,7 @@ class Programs:
         return train_step
 
     def train_program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-        """The compiled train step for images [H, W, C]."""
+        """Returns the compiled train step for images [H, W, C]."""
         if shape not in self._train_programs:
             is_largest = shape == self.data.train_shape
             lowered = self.lowered_train_step if is_largest else self._lowered(shape)
@@ -162,11 +165,11 @@ class Programs:
 
     @functools.cached_property
     def train_loop(self) -> Callable[[step.State, Batch, int], Any]:
-        """(state, columns [MOST, B], count) -> (state, metrics {name: [MOST]}).
+        """train_loop(state, columns [MOST, B], count) -> (state, metrics {name: [MOST]}).
 
-        The train step of the first `count` of these batches of resident images, by one
-        program for every count; it donates the state. MOST is `looping`'s. Raises
-        `InputError` where it cannot fit.
+        It runs the train step on the first `count` batches of resident images. One program
+        serves every count; it donates the state. MOST is `multistep.MOST`. Raises
+        `InputError` if the loop does not fit in memory.
         """
         self._check_fits(self.train_loop_program, self.data.train_resident_like())
 
@@ -194,7 +197,7 @@ class Programs:
         ).compile()
 
     def batch_like(self, shape: tuple[int, ...]) -> Batch:
-        """A training batch as shapes, of images [H, W, C]."""
+        """Returns the shapes of a training batch with images [H, W, C]."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
         column = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
         pixels = jax.ShapeDtypeStruct((size, *shape), jnp.uint8, sharding=sharding)
@@ -205,9 +208,9 @@ class Programs:
         return like._replace(asked=flags)
 
     def _check_fits(self, program: jax.stages.Compiled, data: Any = ()) -> None:
-        """Raise `InputError` where a step cannot fit.
+        """Raises `InputError` if a step does not fit in memory.
 
-        data: of the images that are kept on the device, those that the program is given.
+        data: The resident images that the program takes as arguments.
         """
         limit, given = mesh.memory_limit(self.mesh), memory.tree_bytes(data)
         state = memory.tree_bytes((self.state_of_a_device, self.teacher_variables))
@@ -225,7 +228,8 @@ class Programs:
     def eval_step(self) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
         """The jitted eval_step(variables, batch) -> {name: [B]}, on every device.
 
-        batch: image and label. Each example's loss and metrics, and its predicted class.
+        batch: image and label. The result holds each example's loss, metrics and
+            prediction.
         """
         pure = step.make_eval_step(
             self.recipe.model,
@@ -277,7 +281,7 @@ class Programs:
         return self._of_variables(embed)
 
     def _of_variables(self, pure: Callable[[dict[str, Any], Any], Any]) -> Any:
-        """A function of (variables, a batch), jitted: rows in, all of it out."""
+        """Jits a function of (variables, batch): sharded rows in, whole results out."""
         return jax.jit(
             pure,
             in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),

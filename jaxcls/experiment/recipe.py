@@ -1,7 +1,7 @@
-"""config -> Recipe: the model and what trains it, as pure functions.
+"""config -> Recipe: the model and its training, as pure functions.
 
-Model, loss, optimizer, schedule, augmentation and mixing become the functions of step.py;
-nothing here is compiled.
+A recipe gives model, loss, optimizer, schedule, augmentation and mixing to the functions of
+step.py. Nothing here is compiled.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from jaxcls.learning.param_groups import ParamGroups
 from jaxcls.models import MODELS, Classifier
 from jaxcls.models.layers import batch_norm_groups, blocks_of, rematerialised
 
-# Streams of device randomness, each its own key, so that one can be varied alone.
+# Streams of device randomness: each has a key, so that a study can vary one alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
 
 
 def keys(config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The key of init, and those that the state carries."""
+    """Returns (key of init, {stream: key} of the state)."""
     made = {}
     for name, i in _STREAMS.items():
         seed = configs.seed_of(config, name)
@@ -51,9 +51,9 @@ def keys(config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
 
 
 class Recipe:
-    """The model of a config and the pure functions that train it, each made when asked for.
+    """The model of a config and the pure functions that train it, each made on first use.
 
-    What the config's values may not be together, checks.py says.
+    checks.py checks the combinations of values.
     """
 
     def __init__(self, config: ConfigDict, data: Data) -> None:
@@ -61,14 +61,14 @@ class Recipe:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """The numbers that the run comes to."""
+        """The numbers of the run: steps, rate and periods."""
         return plan.make(self.config, self.data.examples("train"))
 
     # The model.
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """Of the computation, with "auto" decided by the mesh."""
+        """The dtype of the computation; the mesh decides "auto"."""
         name = self.config.model.dtype
         if name == "auto":
             name = "bfloat16" if mesh.is_accelerator(self.data.mesh) else "float32"
@@ -86,7 +86,7 @@ class Recipe:
         )
 
     def numerics(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of products in what is traced within."""
+        """Returns a context that sets the precision of matrix products traced within it."""
         precision = self.config.model.matmul_precision
         if not precision:
             return contextlib.nullcontext()
@@ -118,12 +118,12 @@ class Recipe:
 
     @functools.cached_property
     def untimed_param_groups(self) -> ParamGroups:
-        """`param_groups` but for when each trains, which takes the length of an epoch."""
+        """`param_groups` without start and stop, which need the length of an epoch."""
         return self._param_groups(0, {})
 
     @functools.cached_property
     def param_groups(self) -> ParamGroups:
-        """How each parameter trains."""
+        """The param group of each parameter."""
         return self._param_groups(self.plan.head_first, self.plan.stops)
 
     @functools.cached_property
@@ -146,7 +146,7 @@ class Recipe:
             return module.init({"params": key}, images, False)
 
         def given(variables: dict[str, Any], but: set[str]) -> dict[str, Any]:
-            """Variables with params made whole where they are in parts, `but` some."""
+            """Gathers sharded params, except for the layers in `but`."""
             if not whole:
                 return variables
             params = variables["params"]
@@ -160,8 +160,9 @@ class Recipe:
                 if not train:
                     out = module.apply(given(variables, set()), images, False)
                     return out.logits, variables["batch_stats"]
-                # A block's params are made whole inside it, and so again for its gradient:
-                # all of them at once would be kept from the forward to the backward pass.
+                # Each block gathers its params, and again for its gradient: otherwise all
+                # gathered params would stay in memory from the forward to the backward
+                # pass.
                 with batch_norm_groups(max(1, groups)), rematerialised(blocks, whole):
                     out, updated = module.apply(
                         {**given(variables, blocks), **frozen},
@@ -178,7 +179,7 @@ class Recipe:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """Gradients, and `lr`, `step` and `share`, -> updates to add: see optimizers.py."""
+        """(gradients, `lr`, `step`, `share`) -> updates to add: see optimizers.py."""
         optim = self.config.optim
         decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
         table = optimizers.OPTIMIZERS
@@ -195,7 +196,7 @@ class Recipe:
         if optim.wrapper:
             table = wrappers.WRAPPERS
             made = calls.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
-        # Around the wrapper: what is frozen must not follow slow weights either.
+        # Around the wrapper: frozen params must not follow slow weights either.
         has_stops = bool(optim.freeze_after)
         return (
             param_groups.until_stop(made, lambda: self.param_groups) if has_stops else made
@@ -203,11 +204,11 @@ class Recipe:
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:
-        """params -> the share of the weight decay that each has."""
+        """params -> the share of the weight decay of each."""
         optim, key = self.config.optim, "optim.decay_scales"
         factors = calls.table(optim.decay_scales, key, example="{'^stem/': 0.1}")
         paths = list(self.untimed_param_groups)
-        # These raise where one matches nothing.
+        # These raise if an expression matches nothing.
         param_groups.matching(factors, paths, key)
         if optim.weight_decay or self.config.loss.l1 or self.config.loss.l2:
             param_groups.matching({optim.decay_on: 1.0}, paths, "optim.decay_on")
@@ -236,19 +237,19 @@ class Recipe:
 
     @functools.cached_property
     def loss(self) -> losses.Loss:
-        """The loss, one value an example, as evaluations have it: all classes alike."""
+        """The loss of evaluations, one value an example, without class weights."""
         return calls.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
 
     @property
     def link(self) -> str:
-        """What makes probabilities of logits: "softmax", or "sigmoid" of each class."""
-        _ = self.loss  # Raises where it is not one.
+        """The function from logits to probabilities: "softmax" or "sigmoid"."""
+        _ = self.loss  # Raises for a bad name.
         (call,) = calls.parse(self.config.loss.name, "loss.name")
         return "sigmoid" if call.name == "sigmoid" else "softmax"
 
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:
-        """The same with the weights of classes."""
+        """The loss of training, with class weights."""
         text = self.config.loss.class_weights
         if not text:
             return self.loss
@@ -265,17 +266,17 @@ class Recipe:
         is_on = loss.l1 or loss.l2
         return gradients.Penalty(loss.l1, loss.l2, mask) if is_on else None
 
-    # What the model sees, and how well it does.
+    # Inputs and metrics.
 
     @functools.cached_property
     def normalize(self) -> augment.Normalization:
-        """uint8 images -> what the model takes."""
+        """uint8 images -> normalised images for the model."""
         table = augment.NORMALIZATIONS
         return calls.build_one(self.config.normalize, table, "normalize")
 
     @functools.cached_property
     def metrics(self) -> list[metrics.Metric]:
-        """The metrics of training records and evaluations, besides the loss."""
+        """The metrics of training records and evaluations, without the loss."""
         text = self.config.eval.metrics
         made = calls.build(text, metrics.METRICS, "eval.metrics")
         if len({metric.name for metric in made}) < len(made):
@@ -284,13 +285,15 @@ class Recipe:
 
     @functools.cached_property
     def higher_is_better(self) -> bool:
-        """The direction of best.metric."""
+        """Whether a higher best.metric is better."""
         return self.direction(self.config.best.metric, "best.metric")
 
     def direction(self, metric: str, key: str) -> bool:
-        """Whether a metric that is evaluated is better high; `key`: what asks for it.
+        """Returns whether a higher value of an evaluated metric is better.
 
-        Raises `InputError` for one that is not evaluated.
+        key: The config key that names the metric, for messages.
+
+        Raises `InputError` if the metric is not evaluated.
         """
         directions = {
             name: higher
@@ -306,7 +309,7 @@ class Recipe:
 
     @functools.cached_property
     def init(self) -> step.Init:
-        """init(key, keys, given) -> the state at step 0; one function, so traced once."""
+        """init(key, keys, given) -> the state at step 0; cached, so jax traces it once."""
         return step.make_init(
             self.model,
             self.optimizer,
@@ -329,7 +332,7 @@ class Recipe:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether an average of the params is kept, by ema.decay or by the optimizer."""
+        """Whether the run averages the params, by ema.decay or by the optimizer."""
         return bool(self.config.ema.decay) or self.has_averaging_optimizer
 
     @functools.cached_property
@@ -349,7 +352,7 @@ class Recipe:
     def gradient(
         self, distillation: gradients.Distillation | None = None
     ) -> gradients.Gradient:
-        """(params, batch_stats, key, examples) -> what was found, and the gradient."""
+        """Returns (params, batch_stats, key, examples) -> (`Forward`, gradient)."""
         objective = gradients.make_objective(
             self.model.apply,
             self._train_loss,
@@ -366,7 +369,7 @@ class Recipe:
     def train_step(
         self, distillation: gradients.Distillation | None = None
     ) -> step.TrainStep:
-        """train_step(state, batch, teacher) -> (state, metrics)."""
+        """Returns train_step(state, batch, teacher) -> (state, metrics)."""
         ema, nonfinite = self.config.ema, self.config.nonfinite
         return step.make_train_step(
             self.optimizer,
@@ -382,11 +385,11 @@ class Recipe:
         )
 
     def logits_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
-        """logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
+        """Returns logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
         return step.make_logits_step(self.model, self.normalize)
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """What predictions are made with: the average where best.metric chose by it."""
+        """Returns the variables for predictions: the average if best.metric scores it."""
         if weights["ema"] and self.config.best.metric.startswith("ema_"):
             return weights["ema"]
         return {name: weights[name] for name in ("params", "batch_stats")}

@@ -16,10 +16,11 @@ COLUMNS = 8
 
 
 def draw(exp: experiment.Experiment, path: str) -> None:
-    """Write the first training batch (or 64 of it) as a picture.
+    """Writes the first training batch, at most 64 images, as a picture.
 
-    After every host op, augmentation and mixing; normalisation is undone for the eye.
-    Raises `InputError` where `path` cannot be written or is no kind of picture.
+    The images have passed all host ops, augmentation and mixing; their normalisation is
+    inverted for display. Raises `InputError` if `path` cannot be written or is not a
+    picture's name.
     """
     import matplotlib
 
@@ -54,9 +55,9 @@ def draw(exp: experiment.Experiment, path: str) -> None:
 
 
 def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, H, W, C] float in 0..1 and targets [n, K] of the first training batch.
+    """Returns images [n, H, W, C] in 0..1 and targets [n, K] of the first training batch.
 
-    At most 64 of them; every process of a run calls it.
+    Both are float32; n is at most 64. Every process of a run must call it.
     """
     batch = next(iter(exp.train_batches()))
     first = jax.jit(
@@ -64,11 +65,11 @@ def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
         out_shardings=mesh.replicated(exp.mesh),
     )
     images, targets = map(np.asarray, first(*exp.model_inputs(0, batch)))
-    # Normalisation is a scale and a shift a channel: black and white tell which.
+    # Normalisation is a scale and a shift of each channel: black and white give both.
     shape = (1, 1, 1, images.shape[3])
     black = np.asarray(exp.recipe.normalize(jnp.zeros(shape, jnp.uint8)))
     white = np.asarray(exp.recipe.normalize(jnp.full(shape, 255, jnp.uint8)))
-    if not (white > black).all():  # Of each image's own: its darkest and brightest.
+    if not (white > black).all():  # Use each image's darkest and brightest values.
         black, white = (
             extreme(images, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max)
         )
@@ -77,10 +78,10 @@ def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:
 
 
 def caption(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """``"cat"``, or ``"0.7 cat 0.3 dog"`` where images are mixed; target [K]."""
+    """Returns ``"cat"``, or ``"0.7 cat 0.3 dog"`` for a mixed image; target [K]."""
     top = np.argsort(-target, kind="stable")[:2].tolist()
     names = [class_names[k] for k in top]
-    floor = target.min()  # What label smoothing gave to every class.
+    floor = target.min()  # The share of label smoothing in every class.
     shares = [
         (target[k] - floor) / max(1e-9, target.sum() - floor * len(target)) for k in top
     ]

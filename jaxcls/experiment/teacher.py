@@ -1,6 +1,6 @@
-"""distill.run -> the model whose logits a run learns (Hinton et al., arXiv:1503.02531).
+"""distill.run -> the teacher, whose logits a run learns (arXiv:1503.02531).
 
-It sees the very images that the student does, augmented and mixed: Beyer et al.,
+The teacher sees the same images as the student, augmented and mixed, as in Beyer et al.,
 arXiv:2106.05237.
 """
 
@@ -22,7 +22,7 @@ _KEY = "distill.run"
 class Teacher(NamedTuple):
     """A trained model: its variables, and (variables, images) -> logits [B, K].
 
-    fingerprint: of the variables.
+    fingerprint: The fingerprint of the variables.
     """
 
     variables: dict[str, Any]
@@ -31,9 +31,10 @@ class Teacher(NamedTuple):
 
 
 def load(student: Recipe) -> Teacher:
-    """The teacher that a recipe names, at its best checkpoint.
+    """Returns the teacher of a recipe, at its best checkpoint.
 
-    Raises `InputError` where it is no run, or cannot see what the student does.
+    Raises `InputError` if distill.run is not a run's folder, or the teacher has other
+    classes or inputs than the student.
     """
     place = student.config.distill.run
     if not initial.is_run(place):
@@ -56,7 +57,7 @@ def load(student: Recipe) -> Teacher:
 
 
 def _check_inputs(student: Recipe, teacher: Recipe) -> None:
-    """Raise `InputError` where the two would see other numbers, or images of no use."""
+    """Raises `InputError` if the inputs of teacher and student differ in value or size."""
     mine, theirs = student.config.normalize, teacher.config.normalize
     channels = student.data.train_shape[2]
     pixels = np.arange(2 * 2 * channels, dtype=np.uint8).reshape(1, 2, 2, channels) * 17

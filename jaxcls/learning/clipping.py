@@ -1,6 +1,6 @@
-"""Gradients clipped before an optimizer sees them: optax's transformations in one order.
+"""Gradient clipping before an optimizer: optax's transformations in one fixed order.
 
-Only the units of `optax.adaptive_grad_clip` are chosen here, by the rank of each array.
+This module adds only the units of `optax.adaptive_grad_clip`, by the rank of each array.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,19 @@ def clip(
     adaptive: float = 0.0,
     adaptive_skip: str = "^head/",
 ) -> optax.GradientTransformation:
-    """`optimizer` over clipped gradients, in this order; 0: not clipped in this way.
+    """Returns `optimizer` with its gradients clipped first; 0 turns a clip off.
 
-    adaptive: largest norm of the gradient of a unit as a multiple of that of its weights,
-    or of 1e-3 (Brock et al., arXiv:2102.06171). A unit is what makes one output: a slice
-    of a kernel along its last axis, a whole vector. adaptive_skip: a regular expression on
-    paths, what is left out, by default the last layer as in the paper; "": nothing. value:
-    largest absolute value. norm: largest norm over all parameters together.
+    The clips run in this order: adaptive, value, norm.
+
+    adaptive: The largest ratio of a unit's gradient norm to its weight norm, which counts
+        as at least 1e-3 (Brock et al., arXiv:2102.06171). A unit is a slice of a kernel
+        along its last axis (one output), or a whole vector.
+    adaptive_skip: A regular expression on paths. The adaptive clip skips a parameter that
+        it matches: by default the last layer, as in the paper; "" matches nothing.
+    value: The largest absolute value of an element.
+    norm: The largest norm of the whole gradient, over all parameters.
+
+    Raises ValueError if `adaptive_skip` is not a regular expression.
     """
     chosen = []
     if adaptive:
@@ -42,7 +48,7 @@ def _clip_by_unit(most: float, skip: Callable[[str], bool]) -> optax.GradientTra
     def label(path: Any, grad: Any) -> str:
         return "skip" if skip(path_name(path)) else str(grad.ndim)
 
-    # With axes of its own for each rank: optax takes [1, N, D] for D matrices of [1, N].
+    # The axes are explicit for each rank: optax reads [1, N, D] as D matrices of [1, N].
     by_rank = {
         str(rank): optax.adaptive_grad_clip(most, axis=tuple(range(max(rank - 1, 1))))
         for rank in range(1, 6)

@@ -1,9 +1,10 @@
-"""The gradient of one step: of a batch at once or in microbatches, or sharpness-aware.
+"""The gradient of one step: whole batch, microbatches or sharpness-aware.
 
-Each maker returns a `Gradient`, so that they wrap one another:
-``sharpness_aware(accumulated(whole(objective), 4), 0.05)``. `optax.MultiSteps` and
-`optax.contrib.sam` do it over several updates; here one update is one batch, whatever it
-takes, so that `State.step` counts batches and schedules need not know.
+Each function returns a `Gradient`, so calls nest:
+``sharpness_aware(accumulated(whole(objective), 4), 0.05)``.
+
+`optax.MultiSteps` and `optax.contrib.sam` spread this work over several updates. Here one
+update is one batch, so `State.step` counts batches and schedules need no correction.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,9 @@ Apply = Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any
 
 
 class Examples(NamedTuple):
-    """What a batch gives the model: images [B, H, W, C], targets [B, K] float32.
+    """The inputs of the objective: images [B, H, W, C] and targets [B, K] float32.
 
-    taught: a teacher's logits [B, K] for the same images; None without one.
+    taught: The teacher's logits [B, K] for the same images; None without a teacher.
     """
 
     images: jax.Array
@@ -33,10 +34,12 @@ class Examples(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What the forward pass gave.
+    """The outputs of a forward pass.
 
-    loss: mean over the batch; penalty: what params add to the objective. logits [B, K];
-    batch_stats as after this batch.
+    loss: The mean over the batch.
+    penalty: The term that the params add to the objective.
+    logits: [B, K].
+    batch_stats: The running statistics after this batch.
     """
 
     loss: jax.Array
@@ -47,15 +50,16 @@ class Forward(NamedTuple):
 
 # (params, batch_stats, dropout key, examples) -> (objective, Forward).
 Objective = Callable[[Tree, Tree, jax.Array, Examples], tuple[jax.Array, Forward]]
-# The same -> (Forward, gradient with respect to params).
+# The same arguments -> (Forward, gradient with respect to params).
 Gradient = Callable[[Tree, Tree, jax.Array, Examples], tuple[Forward, Tree]]
 
 
 class Distillation(NamedTuple):
-    """How a teacher is followed.
+    """The settings of distillation.
 
-    teach: (the teacher's variables, images) -> its logits [B, K]. weight: of the teacher
-    in the loss, the labels have the rest. temperature: of both softmaxes.
+    teach: (the teacher's variables, images) -> its logits [B, K].
+    weight: The teacher's weight in the loss; the labels get 1 - weight.
+    temperature: The temperature of both softmaxes.
     """
 
     teach: Callable[[Tree, jax.Array], jax.Array]
@@ -64,7 +68,7 @@ class Distillation(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """What params add to the objective: l1 * sum |p| + l2 * sum p^2 where `mask` says."""
+    """The term l1 * sum |p| + l2 * sum p^2 of the params that `mask` selects."""
 
     l1: float
     l2: float
@@ -81,7 +85,8 @@ def make_objective(
 ) -> Objective:
     """Returns objective(params, batch_stats, key, examples) -> (value, `Forward`).
 
-    apply: the model's, see `jaxcls.learning.step.Model`. trains: how each parameter does.
+    apply: The model's, see `jaxcls.learning.step.Model`.
+    trains: The param groups; frozen parameters get no gradient.
     """
 
     def objective(
@@ -103,7 +108,7 @@ def make_objective(
 
 
 def whole(objective: Objective) -> Gradient:
-    """The gradient of an objective over the batch in one piece."""
+    """Returns the gradient of an objective over the whole batch at once."""
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
 
     def gradient(
@@ -116,12 +121,14 @@ def whole(objective: Objective) -> Gradient:
 
 
 def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
-    """The mean of `gradient` over `microbatches` of the batch, one after the other.
+    """Returns the mean of `gradient` over microbatches, which run one after the other.
 
-    Microbatch m is rows m, m + microbatches, ...: each device holds a part of each, where
-    contiguous ones would be sent about. It equals the gradient of the whole batch, to
-    rounding, wherever a row's loss depends on that row alone; dropout masks are others,
-    and BatchNorm must have groups that are the microbatches'.
+    Microbatch m is rows m, m + microbatches, and so on. Each device then holds rows of
+    every microbatch; contiguous microbatches would need communication.
+
+    The mean equals the gradient of the whole batch, to rounding, if a row's loss depends on
+    that row alone. Dropout masks differ from the whole batch's. BatchNorm normalises by the
+    statistics of each microbatch.
     """
     if microbatches == 1:
         return gradient
@@ -136,7 +143,7 @@ def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
         def one(m: jax.Array, piece: Examples) -> tuple[tuple[Forward, Tree], jax.Array]:
             own = jax.random.fold_in(key, m)
             found, grads = gradient(params, batch_stats, own, piece)
-            # Differences, so that what no piece changes keeps its bits.
+            # Differences, so that unchanged statistics keep their bits.
             moved = jax.tree.map(jnp.subtract, found.batch_stats, batch_stats)
             rest = found._replace(logits=jnp.zeros(()), batch_stats=moved)
             return (rest, grads), found.logits
@@ -164,10 +171,11 @@ def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
 
 
 def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
-    """The gradient at the worst point within `rho`, by the first one (SAM).
+    """Returns the gradient at the worst point within `rho` of the params (SAM).
 
-    Foret et al., arXiv:2010.01412, over the global batch: two gradients of the same
-    examples and dropout masks. Loss, logits and batch_stats are those of the first.
+    Foret et al., arXiv:2010.01412, over the global batch. Both gradients use the same
+    examples and dropout masks; the first one gives the direction. Loss, logits and
+    batch_stats come from the first. A rho of 0 returns `gradient` unchanged.
     """
     if not rho:
         return gradient

@@ -1,6 +1,6 @@
 """Losses: ``(logits [B, K] float32, targets [B, K] float32) -> [B]``, one an example.
 
-Targets are shares of the classes: one-hot, smoothed or mixed.
+Targets are distributions over the classes: one-hot, smoothed or mixed.
 """
 
 import re
@@ -19,17 +19,20 @@ Tree = Any
 
 
 def softmax() -> Loss:
-    """Cross-entropy of softmax(logits) against a distribution over the classes."""
+    """Returns the cross-entropy of softmax(logits) against the targets."""
     return optax.losses.softmax_cross_entropy
 
 
 def sigmoid(threshold: float = 0.0, reduce: str = "mean") -> Loss:
-    """Binary cross-entropy of each class on its own, as if an image could show several.
+    """Returns the binary cross-entropy of every class, as for multi-label images.
 
-    threshold: a target above it counts as 1 and any other as 0 ("ResNet strikes back",
-    arXiv:2110.00476, has 0.2); 0: targets as they are. reduce: "mean" over the classes, as
-    the rates of that paper and of DeiT-III (arXiv:2204.07118) are written for, so that K
-    does not scale the gradient; or "sum", which is K times as much, as big_vision has it.
+    threshold: A target above it counts as 1 and any other as 0; arXiv:2110.00476 ("ResNet
+        strikes back") uses 0.2. 0 keeps the targets.
+    reduce: "mean" over the classes, so that K does not scale the gradient: the rates of
+        that paper and of DeiT-III (arXiv:2204.07118) assume it. "sum" is K times as large,
+        as in big_vision.
+
+    Raises ValueError for a threshold or reduce out of range.
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold={threshold} must be from 0 to below 1, such as 0.2")
@@ -46,17 +49,18 @@ def sigmoid(threshold: float = 0.0, reduce: str = "mean") -> Loss:
 
 
 def focal(gamma: float = 2.0) -> Loss:
-    """``-sum_c target_c (1 - p_c)^gamma log p_c`` with ``p = softmax(logits)``.
+    """Returns ``-sum_c target_c (1 - p_c)^gamma log p_c`` with ``p = softmax(logits)``.
 
-    Lin et al., arXiv:1708.02002, section 3.2, over several classes and with soft targets:
-    what is sure already counts less; 0 is `softmax`. Their alpha is a weight of each class.
+    Lin et al., arXiv:1708.02002, section 3.2, over several classes and with soft targets.
+    Confident predictions count less; a gamma of 0 is `softmax`. For the paper's alpha use
+    class weights. Raises ValueError for a gamma below 0.
     """
     if gamma < 0:
         raise ValueError(f"gamma={gamma} must be at least 0, such as 2.0")
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
         log_p = jax.nn.log_softmax(logits)
-        # Not 0, where a power below 1 has no slope.
+        # Not 0: there a power below 1 has no finite gradient.
         rest = jnp.maximum(1.0 - jnp.exp(log_p), jnp.finfo(jnp.float32).tiny)
         return -(targets * rest**gamma * log_p).sum(-1)
 
@@ -64,9 +68,10 @@ def focal(gamma: float = 2.0) -> Loss:
 
 
 def poly(epsilon: float = 1.0) -> Loss:
-    """Poly-1: `softmax` and ``epsilon * sum_c target_c (1 - p_c)``.
+    """Returns Poly-1: `softmax` plus ``epsilon * sum_c target_c (1 - p_c)``.
 
-    Leng et al., arXiv:2204.12511; they find 2 the best for ImageNet.
+    Leng et al., arXiv:2204.12511, who find 2 best for ImageNet. Raises ValueError for an
+    epsilon below -1.
     """
     if epsilon < -1:
         raise ValueError(f"epsilon={epsilon} must be at least -1, such as 1.0")
@@ -78,9 +83,10 @@ def poly(epsilon: float = 1.0) -> Loss:
 
 
 def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """labels [B] int32 -> targets [B, K] float32: ``smoothing / K`` spread over all.
+    """Returns targets [B, K] float32 of labels [B] int32, smoothed over all classes.
 
-    Szegedy et al., arXiv:1512.00567, section 7.
+    Every class gets ``smoothing / K`` and the label also ``1 - smoothing`` (Szegedy et al.,
+    arXiv:1512.00567, section 7).
     """
     hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return optax.losses.smooth_labels(hot, smoothing)
@@ -89,10 +95,10 @@ def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
 def distill(
     student_logits: jax.Array, teacher_logits: jax.Array, temperature: float
 ) -> jax.Array:
-    """``T^2 KL(teacher || student)`` of softmax(logits / T), [B, K] twice -> [B].
+    """Returns ``T^2 KL(teacher || student)`` of softmax(logits / T), [B, K] twice -> [B].
 
-    Hinton et al., arXiv:1503.02531, section 2: times T^2 the gradients stay of one size
-    whatever the temperature (above 0).
+    Hinton et al., arXiv:1503.02531, section 2. The factor T^2 keeps the size of the
+    gradients independent of the temperature, which must be above 0.
     """
     student = jax.nn.log_softmax(student_logits / temperature)
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
@@ -101,11 +107,12 @@ def distill(
 
 
 def weighted(loss: Loss, weights: np.ndarray) -> Loss:
-    """`loss`, each example's times ``sum_c target_c weights_c``; weights [K].
+    """Returns `loss` with each example's value times ``sum_c target_c weights_c``.
 
-    Not divided by the weights that a batch happens to have: balanced weights average to 1
-    over the data, and a divisor of each batch would make an accumulated gradient another
-    than that of the whole batch.
+    weights: [K].
+
+    The sum is not divided by the weights of a batch. Balanced weights average to 1 over the
+    data. A divisor of each batch would change the gradient under accumulation.
     """
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -118,14 +125,15 @@ def weighted(loss: Loss, weights: np.ndarray) -> Loss:
 
 
 def penalty(params: Tree, mask: Tree, l1: float, l2: float) -> jax.Array:
-    """``l1 * sum |p| + l2 * sum p^2`` over the params whose mask is True, [] float32.
+    """Returns ``l1 * sum |p| + l2 * sum p^2`` over the masked params, [] float32.
 
-    mask: a tree of bools, alike. No half before the square: its gradient is ``2 l2 p``.
+    mask: A tree of bools like params; True selects a param. The square has no factor of one
+        half: its gradient is ``2 l2 p``.
     """
     chosen = jax.tree.map(lambda p, keep: p if keep else None, params, mask)
     total = jnp.zeros((), jnp.float32)
     for p in map(jnp.float32, jax.tree.leaves(chosen)):
-        # Not jnp.abs, whose slope at 0 is 1: a param of 0 stays where it is.
+        # Not jnp.abs: its gradient at 0 is 1, and a param of 0 must stay 0.
         magnitude = p * jax.lax.stop_gradient(jnp.sign(p))
         total += l1 * magnitude.sum() + l2 * jnp.square(p).sum()
     return total
@@ -139,11 +147,11 @@ _NAMED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,"']+?))\s*:\s*([^,:]*)(?:,
 def parse_weights(
     text: str, class_names: Sequence[str], counts: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """A weight for each class [K] float32, of "balanced", "1, 2, 0.5" or "cat: 2, dog: 1".
+    """Returns class weights [K] float32 from "balanced", "1, 2, 0.5" or "cat: 2, dog: 1".
 
-    balanced: ``n / (K * count)``, as scikit-learn's; it alone asks for `counts`, the
-    examples of each class [K]. Numbers are in the order of the classes; a class that is not
-    named has 1. Raises `InputError` for anything else.
+    "balanced" is ``n / (K * count)``, as in scikit-learn; only it calls `counts`, which
+    returns the examples of each class [K]. Numbers are in class order. A class without a
+    name in the text has weight 1. Raises `InputError` for any other text.
     """
     if text.strip() == "balanced":
         return _balanced(class_names, np.asarray(counts()))

@@ -1,7 +1,8 @@
 """Metrics: ``(logits [B, K] float32, labels [B] int32) -> [B] float32``, one an example.
 
-Name, function and direction of each are said here and nowhere else. What is not a mean
-over examples (AUC, calibration) is no metric: it belongs to the predictions of a split.
+This module alone defines the name, function and direction of each metric. A score that is
+not a mean over examples (AUC, calibration) is no metric here: it needs the predictions of a
+whole split.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
-# The name of the loss in records, and what comes before the names of the average's values.
+# The name of the loss in records, and the prefix of scores of the averaged params.
 LOSS, AVERAGED = "loss", "ema_"
 
 
 class Metric(NamedTuple):
-    """A named `function`; `higher`: whether more is better."""
+    """A named `function`; `higher` is True if more is better."""
 
     name: str
     function: Function
@@ -24,17 +25,19 @@ class Metric(NamedTuple):
 
 
 def predicted(logits: jax.Array) -> jax.Array:
-    """The class [B] int32 of the largest of logits [B, K]; the lowest wins a tie.
+    """Returns the class [B] int32 of the largest logit; the lowest class wins a tie.
 
-    -1 where the largest is not finite, so that it is no class and never a hit.
+    logits: [B, K].
+
+    The class is -1 where the largest logit is not finite, so it is never a hit.
     """
-    # The maximum is NaN where any logit is, and argmax would point at it.
+    # A NaN among the logits makes the maximum NaN, and argmax would return its index.
     largest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.isfinite(logits.max(axis=-1)), largest, -1)
 
 
 def top1() -> Metric:
-    """1 where the largest logit is the label's; the lowest class wins a tie."""
+    """Returns a metric: 1 if the prediction is the label; the lowest class wins a tie."""
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return (predicted(logits) == labels).astype(jnp.float32)
@@ -43,7 +46,10 @@ def top1() -> Metric:
 
 
 def topk(k: int = 5) -> Metric:
-    """1 where the label's logit is among the `k` largest; lower classes win ties."""
+    """Returns a metric: 1 if the label's logit is among the `k` largest.
+
+    Lower classes win ties. Raises ValueError for a `k` below 1.
+    """
     if k < 1:
         raise ValueError(f"k={k} must be at least 1")
 
@@ -51,7 +57,7 @@ def topk(k: int = 5) -> Metric:
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         classes = jnp.arange(logits.shape[-1])[None, :]
         ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-        # A logit that is no number ranks nothing, so it is never a hit.
+        # NaN compares as False, so it would rank first: it is never a hit.
         hit = (ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])
         return hit.astype(jnp.float32)
 
@@ -65,14 +71,14 @@ METRICS: dict[str, Callable[..., Metric]] = {
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
-    """Whether more is better, by name, of the loss, `metrics` and the average's values."""
+    """Returns {name: whether more is better} of the loss, `metrics` and averaged scores."""
     own = {LOSS: False, **{metric.name: metric.higher for metric in metrics}}
     return own | {f"{AVERAGED}{name}": higher for name, higher in own.items()}
 
 
 def is_higher_better(name: str) -> bool:
-    """Whether more is better of what a record calls `name`.
+    """Returns whether more is better for the score `name` of a record.
 
-    For a reader of records alone; True for a metric that the table does not name.
+    For readers that have only records. A metric that the table does not name gives True.
     """
     return directions(make() for make in METRICS.values()).get(name, True)

@@ -1,4 +1,4 @@
-"""Train steps as a loop over images that are on the device; pure, as `step` is."""
+"""Train steps as a loop over images on the device; pure, as `step` is."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxcls.data.batch import Batch
 from jaxcls.learning.step import State, TrainStep, Tree
 
-# Steps of a loop at most; beyond some tens nothing is gained.
+# The most steps of a loop; more than some tens gain nothing.
 MOST = 64
 Arrays = dict[str, jax.Array]
 TrainLoop = Callable[[State, Batch, jax.Array, Batch, Tree], tuple[State, Arrays]]
@@ -19,10 +19,13 @@ def make_train_loop(
 ) -> TrainLoop:
     """Returns train_loop(state, columns, count, data, teacher) -> (state, metrics [MOST]).
 
-    `train_step` for the first `count` of MOST batches. columns: their index and epoch,
-    [MOST, B]. take(data, index [B]) gives their image and label. metrics: of each step its
-    own; those after `count` say nothing.
-    `count` is no part of the program, so how steps are grouped changes no bits.
+    It runs `train_step` on the first `count` of MOST batches.
+
+    take: (data, index [B]) -> a batch with image and label.
+    columns: Index and epoch of each batch, [MOST, B].
+    metrics: The metrics of each step; entries from `count` on mean nothing.
+
+    `count` is an argument of the program, so the number of steps a call changes no bits.
     """
 
     def train_loop(

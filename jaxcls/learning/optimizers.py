@@ -1,13 +1,15 @@
-"""Optimizers: gradients in, updates to be added to the parameters out.
+"""Optimizers: they turn gradients into updates, which are added to the parameters.
 
-What clips gradients is around an entry of `OPTIMIZERS` (clipping.py), whose updates are
-a step at a rate of 1; what multiplies these by the rate is around that (`parts.at_rate`);
-around it, if anything, an entry of `wrappers.WRAPPERS`. The rate is ``lr``, an argument of
-`update` and a function of `State.step` alone: no second counter can drift from it, and
-what is logged is what was used. States are arrays only.
+Transformations nest from the inside out: an entry of `OPTIMIZERS`, whose updates assume a
+rate of 1; clipping (clipping.py); the rate (`param_groups.at_rate`); an optional entry of
+`wrappers.WRAPPERS`.
 
-An entry decides where its weight decay goes. Coupled: added to the gradient, L2 as
-PyTorch has it. Decoupled: added to the step, so times the rate (arXiv:1711.05101).
+The rate ``lr`` is an argument of `update` and a function of `State.step` alone. No second
+counter can drift from it, and the logged rate is the rate in use. Optimizer states hold
+arrays only.
+
+An entry places its weight decay. Coupled decay is added to the gradient: L2, as in PyTorch.
+Decoupled decay is added to the update, so the rate multiplies it (arXiv:1711.05101).
 """
 
 import re
@@ -19,12 +21,12 @@ import jax.numpy as jnp
 import optax
 
 Tree = Any
-# For each array of a tree of parameters, a factor.
+# A tree of parameters -> a factor for each of its arrays.
 Scales = Callable[[Tree], Tree]
 
 
 def path_name(path: Any) -> str:
-    """A jax key path as ``stage1/block2/conv1/kernel``."""
+    """Returns a jax key path as text, such as ``stage1/block2/conv1/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -32,7 +34,10 @@ def path_name(path: Any) -> str:
 
 
 def decay_weights(weight_decay: float, scales: Scales) -> optax.GradientTransformation:
-    """updates + weight_decay * scale * params; a scale of 0 leaves the very updates."""
+    """Returns a transformation that adds weight_decay * scale * params to the updates.
+
+    A scale of 0 leaves the updates bit for bit the same.
+    """
 
     def update(updates: Tree, params: Tree) -> Tree:
         return jax.tree.map(
@@ -49,9 +54,11 @@ def decay_weights(weight_decay: float, scales: Scales) -> optax.GradientTransfor
 
 
 def decay_scales(pattern: str, factors: Mapping[str, float]) -> Scales:
-    """1 where the path of a parameter, such as ``head/kernel``, has `pattern`; else 0.
+    """Returns a function of params that gives each parameter its share of the decay.
 
-    Times the factor of each regular expression of `factors` that the path has.
+    The share is 1 if `pattern` matches the path, such as ``head/kernel``; else 0. It is
+    multiplied by the factor of each expression of `factors` that matches the path. Raises
+    ValueError for a bad regular expression.
     """
     search = searcher("pattern", pattern)
     each = [(searcher("factors", text), factor) for text, factor in factors.items()]
@@ -75,7 +82,7 @@ def sgd(
     nesterov: bool = True,
     decoupled: bool = False,
 ) -> optax.GradientTransformation:
-    """SGD with momentum (Sutskever et al., 2013), as PyTorch's without dampening."""
+    """Returns SGD with momentum (Sutskever et al., 2013), as PyTorch without dampening."""
     _check_shares(momentum=momentum)
     trace = optax.trace(momentum, nesterov) if momentum else optax.identity()
     return _decayed(trace, decay, decoupled)
@@ -87,7 +94,7 @@ def adam(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv:1412.6980); decay is coupled, as PyTorch's is."""
+    """Returns Adam (Kingma and Ba, arXiv:1412.6980) with coupled decay, as in PyTorch."""
     return _decayed(_moments(b1, b2, eps), decay, decoupled=False)
 
 
@@ -97,7 +104,7 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101); decay is decoupled, times lr."""
+    """Returns AdamW (Loshchilov and Hutter, arXiv:1711.05101) with decoupled decay."""
     return _decayed(_moments(b1, b2, eps), decay, decoupled=True)
 
 
@@ -107,11 +114,11 @@ def nadamw(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """AdamW with Nesterov's momentum (Dozat, 2016); decay is decoupled.
+    """Returns AdamW with Nesterov momentum (Dozat, 2016) and decoupled decay.
 
-    The two parts of the momentum are each corrected for their bias, as the paper has it
-    for a constant b1; timm's corrects their sum as Adam does, so that its first steps are
-    longer. PyTorch's NAdam also changes b1 from step to step.
+    The two terms of the momentum each have their bias correction, as in the paper for a
+    constant b1. timm corrects their sum as Adam does, so its first steps are longer.
+    PyTorch's NAdam also changes b1 from step to step.
     """
     return _decayed(_moments(b1, b2, eps, nesterov=True), decay, decoupled=True)
 
@@ -123,12 +130,14 @@ def lamb(
     eps: float = 1e-6,
     adapt_on: str = "kernel$",
 ) -> optax.GradientTransformation:
-    """LAMB (You et al., arXiv:1904.00962): Adam's step and decay, as long as the weights.
+    """Returns LAMB (You et al., arXiv:1904.00962): Adam with a trust ratio for each array.
 
-    adapt_on: a regular expression on paths, of which parameters each step is scaled to the
-    norm of the parameter; the rest take Adam's. As published code has it, by default what
-    usually decays; "" is the paper's own algorithm. Published recipes with timm's LAMB
-    also clip the global gradient norm at 1.
+    adapt_on: A regular expression on paths. The update of a matching parameter, decay
+        included, is scaled to the norm of the parameter; any other keeps Adam's. The
+        default is the usual set of decayed parameters, as in published code; "" is the
+        algorithm of the paper.
+
+    Published recipes with timm's LAMB also clip the global gradient norm at 1.
     """
     search = searcher("adapt_on", adapt_on)
 
@@ -144,7 +153,7 @@ def lamb(
 def lion(
     decay: optax.GradientTransformation, b1: float = 0.9, b2: float = 0.99
 ) -> optax.GradientTransformation:
-    """Lion (Chen et al., arXiv:2302.06675); decay is decoupled."""
+    """Returns Lion (Chen et al., arXiv:2302.06675) with decoupled decay."""
     _check_shares(b1=b1, b2=b2)
     return _decayed(optax.scale_by_lion(b1, b2), decay, decoupled=True)
 
@@ -158,12 +167,12 @@ def rmsprop(
     tensorflow: bool = False,
     decoupled: bool = False,
 ) -> optax.GradientTransformation:
-    """RMSProp (Tieleman and Hinton, 2012), as PyTorch has it.
+    """Returns RMSProp (Tieleman and Hinton, 2012), as in PyTorch.
 
-    alpha: decay of the mean square. tensorflow: as TensorFlow 1 has it, which EfficientNet
-    and MobileNet were trained with (timm's rmsproptf): `eps` is inside the square root,
-    the mean square begins at 1, and the momentum is one of updates already times the
-    rate.
+    alpha: The decay of the mean square.
+    tensorflow: True follows TensorFlow 1, which trained EfficientNet and MobileNet (timm's
+        rmsproptf). Then `eps` is inside the square root, the mean square starts at 1, and
+        the momentum accumulates updates times the rate.
     """
     _check_shares(alpha=alpha, momentum=momentum)
     _check_above_0(eps=eps)
@@ -185,13 +194,18 @@ def adafactor(
     relative: bool = False,
     eps: float = 1e-30,
 ) -> optax.GradientTransformation:
-    """Adafactor (Shazeer and Stern, arXiv:1804.04235) as ViT-G has it; decay is decoupled.
+    """Returns Adafactor (Shazeer and Stern, arXiv:1804.04235) with decoupled decay.
 
-    The mean square forgets by 1 - t ** -decay_rate at step t, at most `b2_cap`, and is kept
-    as rows and columns where two axes have `min_dim`. clip_rms: largest root mean square
-    of a step, 0: any. relative: times that of the parameter. Defaults are those of Zhai
-    et al. (arXiv:2106.04560) but for a momentum of float32; the first paper's are
-    momentum=0.0, b2_cap=1.0, min_dim=128, clip_rms=1.0, relative=True.
+    The decay of the mean square at step t is 1 - t ** -decay_rate, at most `b2_cap`. The
+    mean square is factored into rows and columns if two axes have at least `min_dim`
+    entries.
+
+    clip_rms: The largest root mean square of an update; 0 is no limit.
+    relative: True multiplies an update by the root mean square of its parameter.
+
+    The defaults follow ViT-G (Zhai et al., arXiv:2106.04560), except for a float32
+    momentum. The original paper has momentum=0.0, b2_cap=1.0, min_dim=128, clip_rms=1.0,
+    relative=True.
     """
     _check_shares(momentum=momentum)
     _check_above_0(decay_rate=decay_rate, b2_cap=b2_cap, min_dim=min_dim, eps=eps)
@@ -220,14 +234,17 @@ def muon(
     b2: float = 0.95,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Muon (Jordan, 2024): momentum made nearly orthogonal; decay is decoupled.
+    """Returns Muon (Jordan, 2024): orthogonalised momentum, with decoupled decay.
 
-    Kernels of two axes and of convolutions, [h, w, in, out] taken as [h * w * in, out];
-    by AdamW (b1, b2, eps): all else, and what `adam_on`, a regular expression on paths,
-    matches; "" matches nothing.
-    iterations: of Newton and Schulz. rms: each step has the root mean square that is
-    usual of Adam, so that one rate suits both (Liu et al., arXiv:2502.16982); 0: Jordan's
-    own scale, sqrt(max(1, out / in)), whose rates are some ten times as high.
+    It trains kernels of two axes and of convolutions; [h, w, in, out] is reshaped to [h * w
+    * in, out]. AdamW (b1, b2, eps) trains all other parameters.
+
+    adam_on: A regular expression on paths; AdamW also trains a matching parameter. ""
+        matches nothing.
+    iterations: The number of Newton-Schulz iterations.
+    rms: The root mean square of each update. The default is usual for Adam, so one rate
+        suits both (Liu et al., arXiv:2502.16982). 0 is Jordan's scale, sqrt(max(1, out /
+        in)), with rates about ten times as high.
     """
     _check_shares(momentum=momentum)
     _check_above_0(iterations=iterations)
@@ -255,7 +272,7 @@ def muon(
     return _decayed(step, decay, decoupled=True)
 
 
-# Pieces.
+# Helpers.
 
 
 def _decayed(
@@ -263,7 +280,7 @@ def _decayed(
     decay: optax.GradientTransformation,
     decoupled: bool,
 ) -> optax.GradientTransformation:
-    """`step` with `decay` before or after it, downhill."""
+    """Chains `step`, `decay` (last if decoupled, else first) and a factor of -1."""
     both = (step, decay) if decoupled else (decay, step)
     return optax.chain(*both, optax.scale(-1.0))
 
@@ -279,7 +296,7 @@ def _moments(
 def _scale_by_stddev(
     alpha: float, eps: float, initial_scale: float, eps_in_sqrt: bool
 ) -> optax.GradientTransformation:
-    """optax's, but for a variance that rounding has made negative, where that is NaN."""
+    """As `optax.scale_by_stddev`, which is NaN if rounding makes a variance negative."""
 
     def init(params: Tree) -> optax.ScaleByRStdDevState:
         square = optax.tree.full_like(params, initial_scale)
@@ -304,9 +321,9 @@ def _scale_by_stddev(
 
 
 def _trace_at_rate(momentum: float) -> optax.GradientTransformationExtraArgs:
-    """A momentum of updates times ``lr``, divided by it again: `at_rate` is to follow.
+    """Accumulates a momentum of updates times ``lr`` and divides it by ``lr`` again.
 
-    Where lr is 0 the momentum decays and nothing moves.
+    `at_rate` must follow. If lr is 0, the momentum decays and no parameter moves.
     """
 
     def update(
@@ -339,7 +356,10 @@ def _matrix_scale(kernel: jax.Array, rms: float) -> float:
 
 
 def searcher(name: str, pattern: str) -> Callable[[str], Any]:
-    """The search of a regular expression; raises ValueError naming the option `name`."""
+    """Returns the search method of a regular expression.
+
+    Raises ValueError, naming the option `name`, if `pattern` is not a regular expression.
+    """
     try:
         return re.compile(pattern).search
     except re.error as error:
@@ -349,7 +369,10 @@ def searcher(name: str, pattern: str) -> Callable[[str], Any]:
 
 
 def matcher(name: str, pattern: str) -> Callable[[str], bool]:
-    """Whether a path has `pattern`, where "" is no pattern and matches nothing."""
+    """Returns a function that says whether a path matches `pattern`; "" matches nothing.
+
+    Raises ValueError, naming the option `name`, if `pattern` is not a regular expression.
+    """
     search = searcher(name, pattern)
     return lambda path: bool(pattern and search(path))
 

@@ -1,7 +1,7 @@
-"""Which parameters train, when and how fast: freezing, rates by layer, the head first.
+"""Param groups: which parameters train, when and at which rate.
 
-`ParamGroups` says it for every parameter by its path, such as "head/kernel". The functions
-are over trees.
+They cover freezing, rates by layer, and training the head first. A `ParamGroups` gives the
+`ParamGroup` of every parameter by its path, such as "head/kernel".
 """
 
 import math
@@ -20,10 +20,12 @@ Tree = Any
 
 
 class ParamGroup(NamedTuple):
-    """How one parameter trains.
+    """The rate and the steps of one parameter's training.
 
-    scale: its rate as a multiple of the schedule's; 0: it never changes. start: the step
-    from which it changes; stop: from which it does no more, None: it always does.
+    scale: The parameter's rate as a multiple of the schedule's; 0 freezes it for the whole
+        run.
+    start: The first step that changes it.
+    stop: The step from which it is frozen; None is never.
     """
 
     scale: float = 1.0
@@ -46,16 +48,21 @@ def divide(
     lr_scales: Mapping[str, float] | None = None,
     stops: Mapping[str, int] | None = None,
 ) -> ParamGroups:
-    """The part of every parameter of `params`, arrays or shapes.
+    """Returns the param group of every parameter of `params`, arrays or shapes.
 
-    groups: the outermost layers by depth, the head in the last. freeze: a regular
-    expression on paths; "": none. layer_decay: rate of a group as a multiple of the next
-    one's (Clark et al., arXiv:2003.10555). head_lr: rate of the head as a multiple of that
-    of its group. head_first: steps in which the head trains alone. lr_scales: rates by
-    regular expression on paths, multiplied where several match. stops: the step from
-    which what an expression matches is frozen.
-    Raises `InputError` where `freeze` leaves nothing to train or an expression matches
-    nothing.
+    groups: The outermost layers by depth; the last group is the head.
+    freeze: A regular expression on paths that freezes parameters; "" freezes none.
+    layer_decay: The rate of a layer group as a multiple of the next one's (Clark et al.,
+        arXiv:2003.10555).
+    head_lr: The rate of the head as a multiple of its layer group's.
+    head_first: The number of steps in which the head trains alone.
+    lr_scales: Factors of the rate by regular expression on paths; several matches multiply.
+    stops: The step from which matching parameters are frozen, by regular expression; the
+        earliest match counts.
+
+    Raises `InputError` if `freeze` matches no parameter or all of them, an expression
+    matches nothing, `layer_decay` makes a rate too small, or `head_first` meets a frozen
+    head.
     """
     depth = {layer: i for i, group in enumerate(groups) for layer in group}
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -94,9 +101,9 @@ def divide(
 def matching(
     table: Mapping[str, Any], paths: Sequence[str], key: str
 ) -> dict[str, list[Any]]:
-    """For each path what a table of regular expressions has for it, in its order.
+    """Returns for each path the values of all matching expressions, in the table's order.
 
-    Raises `InputError`, naming the config's `key`, for an expression that no path has.
+    Raises `InputError`, naming the config's `key`, if an expression matches no path.
     """
     found: dict[str, list[Any]] = {path: [] for path in paths}
     for pattern, value in table.items():
@@ -112,14 +119,15 @@ def matching(
 
 
 def frozen_statistics(batch_stats: Tree, parts: ParamGroups) -> Tree:
-    """The statistics of layers whose scale is frozen, True in place of each array.
+    """Returns the tree of frozen layers' statistics, with True in place of each array.
 
-    As a collection "frozen" it makes `layers.BatchNorm` keep them and normalise by them.
+    As a collection "frozen" it makes `layers.BatchNorm` keep these statistics and normalise
+    by them.
     """
     found: dict[str, Any] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats):
         *layer, leaf = path_name(path).split("/")
-        # Without a scale, what its bias does.
+        # A layer without a scale follows its bias.
         own = [parts.get("/".join([*layer, name])) for name in ("scale", "bias")]
         part = own[0] or own[1]
         if part is not None and part.scale == 0:
@@ -131,7 +139,7 @@ def frozen_statistics(batch_stats: Tree, parts: ParamGroups) -> Tree:
 
 
 def hold(params: Tree, parts: ParamGroups) -> Tree:
-    """`params`, with no gradient into those that never change."""
+    """Returns `params` with no gradient into the frozen ones."""
 
     def each(path: Any, param: jax.Array) -> jax.Array:
         return param if parts[path_name(path)].scale else jax.lax.stop_gradient(param)
@@ -142,7 +150,7 @@ def hold(params: Tree, parts: ParamGroups) -> Tree:
 def train_only(
     optimizer: optax.GradientTransformation, parts: ParamGroups
 ) -> optax.GradientTransformation:
-    """`optimizer` for the parameters that change, with no state for the others."""
+    """Returns `optimizer` for the trained parameters only; frozen ones have no state."""
     if all(part.scale for part in parts.values()):
         return optimizer
 
@@ -157,9 +165,12 @@ def train_only(
 def at_rate(
     optimizer: optax.GradientTransformation, parts: Callable[[], ParamGroups]
 ) -> optax.GradientTransformationExtraArgs:
-    """`optimizer`, its updates times the rate: it takes `lr` and `step`; 0 if none is due.
+    """Returns `optimizer` with its updates times the rate; `update` takes `lr` and `step`.
 
-    `parts` is asked for at an update only: when each begins takes the length of an epoch.
+    An update is 0 if its parameter is frozen or `step` is before its start.
+
+    parts: Called at an update only, since the start of a group needs the length of an
+        epoch.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -190,7 +201,7 @@ def at_rate(
 def until_stop(
     optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], ParamGroups]
 ) -> optax.GradientTransformationExtraArgs:
-    """`optimizer`, its updates 0 from the step at which a parameter stops."""
+    """Returns `optimizer` with updates of 0 from the stop of each parameter on."""
 
     def update(
         grads: Tree, state: Tree, params: Tree, *, step: jax.Array, **others: Any
@@ -208,5 +219,5 @@ def until_stop(
 
 
 def apply(params: Tree, updates: Tree) -> Tree:
-    """The params after updates; bit for bit the same, -0.0 too, where one is 0."""
+    """Returns params + updates; an update of 0 keeps the bits of a param, even -0.0."""
     return jax.tree.map(lambda p, u: jnp.where(u == 0, p, p + u), params, updates)

@@ -1,12 +1,13 @@
 """Learning rates as functions of the step.
 
-A schedule lies between the end of warm-up and the beginning of cool-down, its `Span`;
-`warm_up` and `cool_down` add these. All is float32 and exact at both ends. The last
-update of a run is at step `steps - 1`, one before the end of its schedule.
+A schedule covers a `Span`: from the end of warm-up to the start of cool-down. `warm_up` and
+`cool_down` add the rest. Rates are float32 and exact at both ends. The last update of a run
+is at step `steps - 1`, one before the end of its schedule.
 
-optax's schedules are not used: over runs of 1,000 to 2,300 steps its linear, polynomial,
-cosine, exponential and piecewise constant ones gave other float32 values at a fifth to all
-of the steps, are not exact at their ends, and know no drop at a rounded step.
+This module does not use optax's schedules. In runs of 1,000 to 2,300 steps the linear,
+polynomial, cosine, exponential and piecewise constant ones differ in float32 at a fifth to
+all of the steps. They are not exact at their ends, and do not support a drop at a rounded
+step.
 """
 
 import math
@@ -22,18 +23,19 @@ from jaxcls.config import durations
 
 Schedule = Callable[[jax.Array], jax.Array]
 
-# What begins below the peak: no warm-up comes before it.
+# These schedules start below the peak, so a warm-up before them is refused.
 RISING = ("one_cycle", "triangular")
-# More drops than this in one run are a mistake, and a table that no device should hold.
+# More drops in one run are a mistake, and their table would be too large for a device.
 MOST_DROPS = 100_000
 
 
 class Span(NamedTuple):
-    """The steps that a schedule is for, and how long a duration is.
+    """The steps of a schedule, and a function that reads a duration.
 
-    first: the step at which warm-up has ended. last: the one at which cool-down begins,
-    or the number of steps of the run. steps: the text of a duration, such as "30 epochs"
-    or "10 percent", in steps, exactly; it raises `InputError` for a bad one.
+    first: The step at which warm-up ends.
+    last: The step at which cool-down begins, or the number of steps of the run.
+    steps: The text of a duration, such as "30 epochs" or "10 percent", -> exact steps;
+        raises `InputError` for a bad text.
     """
 
     first: int
@@ -42,23 +44,29 @@ class Span(NamedTuple):
 
 
 def constant(peak: float, span: Span) -> Schedule:
-    """The peak throughout."""
+    """Returns the peak at every step."""
     return lambda step: jnp.full(jnp.shape(step), peak, jnp.float32)
 
 
 def cosine(peak: float, span: Span, end: float = 0.0) -> Schedule:
-    """Half a cosine from the peak to ``end * peak`` (Loshchilov, arXiv:1608.03983)."""
+    """Returns half a cosine from the peak to ``end * peak``.
+
+    Loshchilov and Hutter, arXiv:1608.03983, without restarts.
+    """
     _check_ends(end=end)
     return lambda step: _between(end * peak, peak, _half_cosine(_share(step, span)))
 
 
 def linear(peak: float, span: Span, end: float = 0.0) -> Schedule:
-    """A line from the peak to ``end * peak``."""
+    """Returns a line from the peak to ``end * peak``."""
     return polynomial(peak, span, power=1.0, end=end)
 
 
 def polynomial(peak: float, span: Span, power: float, end: float = 0.0) -> Schedule:
-    """From the peak to ``end * peak`` as what is left of the span to the `power`."""
+    """Returns a curve from the peak to ``end * peak``: the remaining share to the `power`.
+
+    Raises ValueError for a power of 0 or less.
+    """
     _check_ends(end=end)
     if power <= 0:
         raise ValueError(f"power={power} must be above 0, such as 2.0")
@@ -72,11 +80,11 @@ def polynomial(peak: float, span: Span, power: float, end: float = 0.0) -> Sched
 def step(
     peak: float, span: Span, every: str = "30 epochs", factor: float = 0.1
 ) -> Schedule:
-    """The peak, times `factor` once more after `every` so long.
+    """Returns the peak, multiplied by `factor` after every period of `every`.
 
-    Counted from the start of the run, warm-up included, as papers count epochs;
-    torchvision's own script counts from the end of warm-up. The k-th drop is at step
-    round(k * every). Raises ValueError for over 100,000 drops.
+    Periods start at step 0 and include warm-up, as papers count epochs; torchvision's
+    script counts from the end of warm-up. The k-th drop is at step round(k * every). Raises
+    ValueError for over 100,000 drops.
     """
     _check_factor(factor)
     period = _period(every, span)
@@ -96,9 +104,10 @@ def multistep(
     at: Sequence[str] = ("30 epochs", "60 epochs"),
     factor: float = 0.1,
 ) -> Schedule:
-    """The peak, times `factor` once more from each of `at` on.
+    """Returns the peak, multiplied by `factor` at each duration of `at`.
 
-    Counted from the start of the run, as `step` is. Raises ValueError where `at` falls.
+    Durations start at step 0, as in `step`. Raises ValueError if `at` is not in ascending
+    order.
     """
     _check_factor(factor)
     drops = [durations.step_of(1, span.steps(text)) for text in at]
@@ -114,10 +123,12 @@ def exponential(
     factor: float = 0.9,
     staircase: bool = False,
 ) -> Schedule:
-    """The peak times ``factor ** (step / every)``; staircase: whole powers, as `step`.
+    """Returns the peak times ``factor ** (step / every)``.
 
-    Counted from the start of the run, warm-up included, so that the rate falls at the end
-    of warm-up from the peak to what it would have been without.
+    Steps count from the start of the run and include warm-up. So the rate drops at the end
+    of warm-up, from the peak to the value of a run without warm-up.
+
+    staircase: True rounds the exponent to whole numbers, as in `step`.
     """
     _check_factor(factor)
     if staircase:
@@ -134,9 +145,9 @@ def exponential(
 def triangular(
     peak: float, span: Span, up: float = 0.3, start: float = 0.0, end: float = 0.0
 ) -> Schedule:
-    """A line from ``start * peak`` to the peak, and one from it to ``end * peak``.
+    """Returns a line from ``start * peak`` to the peak, then a line to ``end * peak``.
 
-    up: the share of the span at which the peak is, to the nearest step.
+    up: The share of the span before the peak, rounded to a step.
     """
     return _up_and_down(peak, span, up, start, end, lambda share: share)
 
@@ -144,19 +155,20 @@ def triangular(
 def one_cycle(
     peak: float, span: Span, up: float = 0.3, start: float = 0.04, end: float = 4e-6
 ) -> Schedule:
-    """Half a cosine from ``start * peak`` to the peak, and one to ``end * peak``.
+    """Returns half a cosine from ``start * peak`` to the peak, and one to ``end * peak``.
 
-    As Smith and Topin (arXiv:1708.07120) in torch's form, `OneCycleLR` with two phases;
-    that one has its peak and its end one step earlier. The momentum stays as it is.
+    Smith and Topin (arXiv:1708.07120) in the form of torch's `OneCycleLR` with two phases.
+    torch has the peak and the end one step earlier. The momentum stays constant.
     """
     return _up_and_down(peak, span, up, start, end, lambda x: 1.0 - _half_cosine(x))
 
 
 def rsqrt(peak: float, span: Span, timescale: str = "10000 steps") -> Schedule:
-    """The peak times sqrt(timescale / (step - first + timescale)).
+    """Returns the peak times sqrt(timescale / (step - first + timescale)).
 
-    As in Zhai et al. (arXiv:2106.04560) and big_vision: the inverse square root, moved so
-    that it is the peak where warm-up ends. To be followed by `cool_down`.
+    The inverse square root, shifted so that it is the peak where warm-up ends, as in Zhai
+    et al. (arXiv:2106.04560) and big_vision. It needs a `cool_down`. Raises ValueError for
+    a timescale of 0.
     """
     scale = span.steps(timescale)
     if scale <= 0:
@@ -173,7 +185,7 @@ def rsqrt(peak: float, span: Span, timescale: str = "10000 steps") -> Schedule:
 def warm_up(
     schedule: Schedule, peak: float, warmup_steps: int, start: float = 0.0
 ) -> Schedule:
-    """Linear from ``start * peak`` at step 0 to the peak at `warmup_steps`; `schedule` on.
+    """Returns `schedule` after a line from ``start * peak`` to the peak at `warmup_steps`.
 
     Raises ValueError unless 0 <= start <= 1.
     """
@@ -189,9 +201,9 @@ def warm_up(
 
 
 def cool_down(schedule: Schedule, last: int, steps: int) -> Schedule:
-    """`schedule` to step `last`, then linear from its value there to 0 at `steps`.
+    """Returns `schedule` to step `last`, then a line from its value there to 0 at `steps`.
 
-    Zhai et al. (arXiv:2106.04560). Where `last` is `steps`, the schedule itself.
+    Zhai et al. (arXiv:2106.04560). If `last` is `steps`, returns the schedule itself.
     """
     if last >= steps:
         return schedule
@@ -204,31 +216,31 @@ def cool_down(schedule: Schedule, last: int, steps: int) -> Schedule:
 
 
 def _share(step: jax.Array, span: Span) -> jax.Array:
-    """How much of the span has passed: exactly 0 and 1 at its ends and beyond."""
+    """The share of the span before the step: exactly 0 and 1 at its ends and beyond."""
     passed = jnp.clip(step, span.first, span.last) - span.first
     return _ratio(passed, max(span.last - span.first, 1))
 
 
 def _left(step: jax.Array, span: Span) -> jax.Array:
-    """How much of the span is left: exactly 1 and 0 at its ends and beyond."""
+    """The share of the span after the step: exactly 1 and 0 at its ends and beyond."""
     left = span.last - jnp.clip(step, span.first, span.last)
     return _ratio(left, span.last - span.first)
 
 
 def _ratio(passed: jax.Array, whole: int) -> jax.Array:
-    """passed / whole, float32, exactly 1 from `whole` on."""
-    # Compiled, a division by a constant is a product with its rounded inverse.
+    """Returns passed / whole as float32, exactly 1 from `whole` on."""
+    # XLA compiles a division by a constant as a product with its rounded inverse.
     ratio = passed / np.float32(max(whole, 1))
     return jnp.where(passed >= whole, 1.0, jnp.minimum(ratio, 1.0))
 
 
 def _between(low: float, high: float, share: jax.Array) -> jax.Array:
-    """From `low` at a share of 0 to `high` at 1: exactly these there."""
+    """Interpolates from `low` at a share of 0 to `high` at 1, exact at both ends."""
     return np.float32(low) * (1.0 - share) + np.float32(high) * share
 
 
 def _half_cosine(share: jax.Array) -> jax.Array:
-    """From 1 at a share of 0 to 0 at 1."""
+    """Falls from 1 at a share of 0 to 0 at 1."""
     return 0.5 * (1.0 + jnp.cos(jnp.pi * share))
 
 
@@ -240,7 +252,7 @@ def _up_and_down(
     end: float,
     shape: Callable[[jax.Array], jax.Array],
 ) -> Schedule:
-    """From ``start * peak`` up to the peak, then down; `shape` rises from 0 to 1."""
+    """Rises from ``start * peak`` to the peak, then falls; `shape` maps 0..1 to 0..1."""
     _check_ends(up=up, start=start, end=end)
     top = span.first + round(up * (span.last - span.first))
     rise, fall = span._replace(last=top), span._replace(first=top)
@@ -254,8 +266,8 @@ def _up_and_down(
 
 
 def _dropping(peak: float, span: Span, drops: Sequence[int], factor: float) -> Schedule:
-    """The peak times `factor` to the number of `drops` at or before the step."""
-    # Tables, so that every rate is the nearest float32 and every drop at its very step.
+    """Returns the peak times `factor` to the number of `drops` at or before the step."""
+    # Tables make every rate the nearest float32 and every drop exact to the step.
     rates = np.float32(peak * factor ** np.arange(len(drops) + 1, dtype=np.float64))
     edges = np.asarray([min(drop, 2**31 - 1) for drop in drops], np.int32)
 
@@ -284,7 +296,7 @@ def _check_ends(**shares: Any) -> None:
             raise ValueError(f"{name}={share} must be from 0 to 1, such as 0.1")
 
 
-# Each takes (peak, span) besides its own options.
+# Each entry takes (peak, span) and its options.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,

@@ -1,7 +1,7 @@
 """The state of a run and the pure functions that advance and score it.
 
-Closures hold what never changes, arguments what does; devices, files and configs are
-unknown here. ``building.py`` jits these with the shardings of a mesh.
+Closures hold constants, arguments hold the rest. Nothing here reads devices, files or
+configs. ``programs.py`` jits these functions with the shardings of a mesh.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,10 @@ class Best(NamedTuple):
 
 
 class Plateau(NamedTuple):
-    """What reduces the rate where evaluations gain nothing.
+    """The reduction of the rate if evaluations stop improving.
 
-    scale: what the schedule's rate is multiplied by. waited: evaluations since a gain or
-    a reduction.
+    scale: The factor of the schedule's rate.
+    waited: The evaluations since the last gain or reduction.
     """
 
     scale: jax.Array
@@ -42,18 +42,19 @@ class Plateau(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that a run is at one step; arrays only.
+    """The complete state of a run at one step; arrays only.
 
-    step: updates done, which is also the number of batches consumed.
-    ema: {"params", "batch_stats"}, or {} where nothing is averaged.
-    key: a typed key for each random stream of the step, "augment" and "dropout".
-    patience: evaluations since one was better by min_delta than `mark`, the value that
-    the last such one had.
-    halted: the run has ended (early stopping). bad_step: the step whose loss or gradient
-    was not finite, or -1; from then on the state stays as it was before that step.
-    skips: updates left out one after the other, since the last finite one.
-    rewound: [R, 2], first and last of the batches that each rewind left out; -1: none.
-    plateau: {} where the rate is a function of the step alone.
+    step: The number of updates done and of batches consumed.
+    ema: {"params", "batch_stats"}, or {} without an average.
+    key: A typed key for each random stream of the step, "augment" and "dropout".
+    mark: The value of the last evaluation that gained more than min_delta.
+    patience: The evaluations since `mark`.
+    halted: True once early stopping has ended the run.
+    bad_step: The step of a non-finite loss or gradient, or -1. From then on the state stays
+        as before that step.
+    skips: The consecutive skipped updates since the last finite one.
+    rewound: [R, 2], the first and last batch that each rewind left out; -1 is none.
+    plateau: {} if the rate depends on the step alone.
     """
 
     step: jax.Array
@@ -73,11 +74,11 @@ class State(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model as functions.
+    """A model as pure functions.
 
-    init: (key, images) -> variables; apply: (variables, images, train, key) ->
-    (logits [B, K] float32, batch_stats). `key` is for dropout and may be None if not
-    `train`.
+    init: (key, images) -> variables.
+    apply: (variables, images, train, key) -> (logits [B, K] float32, batch_stats). `key` is
+        for dropout; it may be None unless `train`.
     """
 
     init: Callable[[jax.Array, jax.Array], dict[str, Tree]]
@@ -102,9 +103,11 @@ def make_init(
 ) -> Init:
     """Returns init(init_key, step_keys, given) -> the state at step 0.
 
-    given: arrays to start with in place of random ones, by path, "params/head/kernel".
-    ema: whether an average of the params is kept. higher: whether a larger best metric is
-    better. rewinds: how many there is room for. plateau: whether the rate waits for gains.
+    given: Arrays that replace random ones, by path, "params/head/kernel".
+    ema: Whether the state holds an average of the params.
+    higher: Whether a larger best metric is better.
+    rewinds: The capacity of `State.rewound`.
+    plateau: Whether the state holds a `Plateau`.
     """
 
     def init(
@@ -125,7 +128,7 @@ def make_init(
             params=params,
             batch_stats=batch_stats,
             opt_state=optimizer.init(params),
-            # A copy: a donated state must not hold one buffer twice.
+            # A copy, since a donated state must not hold one buffer twice.
             ema=jax.tree.map(jnp.copy, average),
             key=step_keys,
             best=Best(worst, jnp.full((), -1, jnp.int32)),
@@ -156,9 +159,12 @@ def make_inputs(
 ) -> Inputs:
     """Returns inputs(augment_key, step, batch) -> (images, targets) for the model.
 
-    images float32 [B, H, W, C], augmented, normalised and mixed; targets [B, K] float32.
-    Row r of the global batch has its own key, so neighbours and devices change nothing.
-    steps: of the whole run, for what grows over it.
+    images: float32 [B, H, W, C], augmented, normalised and mixed.
+    targets: [B, K] float32.
+    steps: The steps of the whole run, for augmentations that grow over it.
+
+    Each row of the global batch has a separate key, so neighbours and devices change
+    nothing.
     """
 
     def inputs(
@@ -181,10 +187,12 @@ def make_inputs(
 
 
 class Average(NamedTuple):
-    """The moving average of params and batch_stats: each `every` updates, by `decay`.
+    """The settings of the moving average of params and batch_stats.
 
-    warmup: the decay is (1 + t) / (10 + t) at the t-th average, until that is above it,
-    so that a short run is not the average of its start.
+    decay: The share that the average keeps.
+    every: The number of updates between two changes of the average.
+    warmup: The decay of the t-th average is at most (1 + t) / (10 + t). So the average of a
+        short run is not dominated by its start.
     """
 
     decay: float
@@ -207,12 +215,16 @@ def make_train_step(
 ) -> TrainStep:
     """Returns train_step(state, batch, teacher) -> (state, metrics): one update.
 
-    batch: image uint8 [B, H, W, C]; label, index and epoch int32 [B]. teacher: variables
-    for distillation.teach, or {}. metrics: means over the batch of loss and each metric,
-    lr, grad_norm; whether all of it was finite. Pure, shape-stable, unaware of devices;
-    randomness is a function of (state.key, state.step, row).
-    steps: of the whole run. most_skips: updates in a row that may be left out because they
-    were not finite, before the state stays as it is.
+    batch: image uint8 [B, H, W, C]; label, index and epoch int32 [B].
+    teacher: The variables for distillation.teach, or {}.
+    metrics: The means over the batch of the loss and each metric, lr, grad_norm, and
+        "finite"; "penalty" if `has_penalty`.
+    steps: The steps of the whole run.
+    most_skips: The most consecutive non-finite updates to skip. The next one freezes the
+        state.
+
+    train_step is pure and shape-stable, and does not depend on devices. Its randomness is a
+    function of (state.key, state.step, row).
     """
 
     def train_step(
@@ -236,9 +248,9 @@ def make_train_step(
         )
         new = _updated(state, found, updates, opt_state, average)
         grad_norm = optax.tree.norm(grads)
-        # Norms, not element-wise tests of the whole state: those made XLA compile a
-        # ResNet-18 for 25 s instead of 4. Averages and optimizer state follow from these
-        # three, and all of it is tested element by element before a save.
+        # Norms, since element-wise tests of the whole state made XLA compile a ResNet-18
+        # for 25 s instead of 4. Averages and optimizer state follow from these three. A
+        # save tests the whole state element by element.
         norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
         finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
         scores = {m.name: m.function(found.logits, batch.label).mean() for m in metrics}
@@ -258,12 +270,11 @@ def make_eval_step(
     normalize: Normalization,
     metrics: Sequence[Metric],
 ) -> EvalStep:
-    """Returns eval_step(variables, batch) -> {name: [B]}: every example's own scores.
+    """Returns eval_step(variables, batch) -> {name: [B]}: the scores of every example.
 
-    Not sums: examples are summed once, on the host in float64, so the batch size and
-    the number of devices cannot change the mean. The loss is without smoothing.
-    "predicted" int32 is the class of the largest logit: the lowest wins a tie, and it is
-    -1 where a logit is no number.
+    The host sums the examples once, in float64, so the batch size and the number of devices
+    cannot change the mean. The loss has no smoothing. "predicted" int32 is the class of the
+    largest logit. The lowest class wins a tie; a largest logit that is not finite gives -1.
     """
 
     def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
@@ -296,12 +307,12 @@ def record_evaluation(
     plateau_patience: int = 0,
     plateau_factor: float = 1.0,
 ) -> State:
-    """The state after an evaluation of `value` at `state.step`.
+    """Returns the state after an evaluation of `value` at `state.step`.
 
-    Updates best (any gain), patience (a gain over `mark` of more than `min_delta`) and,
-    where `patience` evaluations passed without such a gain, halted; where
-    `plateau_patience` did, the rate is multiplied by `plateau_factor`. A value that is
-    not finite is never best.
+    Any gain updates `best`. A gain over `mark` of more than `min_delta` resets `patience`.
+    `patience` evaluations without such a gain set `halted`, unless it is 0.
+    `plateau_patience` evaluations without it multiply the rate by `plateau_factor`. A
+    non-finite value is never best.
     """
     sign = 1.0 if higher else -1.0
     new = jnp.where(jnp.isfinite(value), sign * jnp.float32(value), -jnp.inf)
@@ -335,10 +346,10 @@ def _updated(
     opt_state: Tree,
     average: Average | None,
 ) -> State:
-    """The state one update later."""
+    """Returns the state one update later."""
     params = param_groups.apply(state.params, updates)
     now = {"params": params, "batch_stats": found.batch_stats}
-    inner = averaged(opt_state, params)  # What the optimizer itself averages.
+    inner = averaged(opt_state, params)  # The average that the optimizer keeps.
     ema = state.ema
     if inner is not None:
         ema = {**now, "params": inner}
@@ -354,15 +365,15 @@ def _updated(
 
 
 def _average(ema: Tree, now: Tree, step: jax.Array, average: Average) -> Tree:
-    """The moving average after the update of `step`."""
+    """Returns the moving average after the update of `step`."""
     count = (step + 1) // average.every
-    rate = jnp.float32(1.0 - average.decay)  # In double first: 0.9999 is not float32's.
+    rate = jnp.float32(1.0 - average.decay)  # In float64: float32 rounds 0.9999.
     if average.warmup:
         rate = jnp.maximum(rate, 9.0 / (10.0 + count))
     is_due = (step + 1) % average.every == 0
 
     def each(a: jax.Array, x: jax.Array) -> jax.Array:
-        # Where nothing moved, the very bits: -0.0 and denormals of what is frozen.
+        # Unchanged values keep their bits: -0.0 and denormals of frozen params.
         keep = (a == x) | ~is_due
         return jnp.where(keep, a, a + rate * (x - a))
 
@@ -370,7 +381,10 @@ def _average(ema: Tree, now: Tree, step: jax.Array, average: Average) -> Tree:
 
 
 def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:
-    """`new` where `finite`; else `old`, one step on while skips are left. No host sync."""
+    """Returns `new` if finite; else `old`, one step on while skips are left.
+
+    It needs no host sync.
+    """
     going = old.bad_step < 0
     ok = going & finite
     skipped = going & ~finite & (old.skips < most_skips)

@@ -1,11 +1,12 @@
-"""What goes around a whole optimizer: other weights beside those that are trained.
+"""Wrappers of a whole optimizer, which keep a second set of weights.
 
-A wrapper takes an optimizer whose updates are final, already times the rate, and passes
-the arguments of `update` on to it. States are arrays only.
+A wrapper takes an optimizer with final updates, already times the rate, and passes the
+arguments of `update` on to it. States hold arrays only.
 
 `optax.lookahead` is not used: its params are pairs of fast and slow weights, and it has no
-power and no final step. Nor is `optax.contrib.schedule_free`: it counts steps once more
-for its rate, where ``lr`` is an argument here, and rounds params that do not move.
+power and no final step. `optax.contrib.schedule_free` is not used either: it has a second
+step counter for its rate, where ``lr`` is an argument here, and it rounds params that do
+not move.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Tree = Any
 
 
 class LookaheadState(NamedTuple):
-    """inner: the optimizer's; slow: weights like the params; steps: updates done."""
+    """inner: the optimizer's state; slow: weights like the params; steps: updates done."""
 
     inner: Tree
     slow: Tree
@@ -33,13 +34,18 @@ def lookahead(
     power: float = 0.0,
     final: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lookahead (Zhang et al., arXiv:1907.08610): slow weights, and fast ones that explore.
+    """Returns Lookahead (Zhang et al., arXiv:1907.08610): slow weights and fast ones.
 
     After each `every` updates the slow weights keep (1 - rate) * share ** power of
-    themselves, take the rest from the params, and the params are set to them. ``share``,
-    an argument of `update`: how much of the run is done with this update, from 0 to 1. A
-    power of 0 is the paper's; airbench94 has rate=0.2262190625 (1 - 0.95 ** 5), power=3.0.
-    final: at a share of 1 the params become the slow weights.
+    themselves and take the rest from the params. Then the params are set to the slow
+    weights. ``share``, an argument of `update`, is the share of the run done with this
+    update, from 0 to 1.
+
+    power: 0 is the paper's algorithm; airbench94 has rate=0.2262190625 (1 - 0.95 ** 5) and
+        power=3.0.
+    final: At a share of 1 the params become the slow weights.
+
+    Raises ValueError for an option out of range.
     """
     if every < 1:
         raise ValueError(f"every={every} must be at least 1, such as 5")
@@ -50,7 +56,7 @@ def lookahead(
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Tree) -> LookaheadState:
-        # Copies: a donated state must not hold one buffer twice.
+        # Copies, since a donated state must not hold one buffer twice.
         slow = jax.tree.map(jnp.copy, params)
         return LookaheadState(inner.init(params), slow, jnp.zeros((), jnp.int32))
 
@@ -61,7 +67,7 @@ def lookahead(
         steps = state.steps + 1
         sync = steps % every == 0
         moved = jnp.where(sync, 1.0 - (1.0 - rate) * share**power, 0.0)
-        # Where slow and fast are the same, exactly that is what they stay.
+        # This form keeps the bits if slow and fast weights are equal.
         slow = jax.tree.map(
             lambda s, p, u: s + moved * ((p + u) - s), state.slow, params, updates
         )
@@ -69,7 +75,7 @@ def lookahead(
         updates = jax.tree.map(
             lambda s, p, u: jnp.where(back, s - p, u), slow, params, updates
         )
-        # As the params are to be, bit for bit: p + (s - p) need not be s.
+        # Equal to the new params bit for bit: p + (s - p) need not be s.
         slow = jax.tree.map(
             lambda s, p, u: jnp.where(back, p + u, s), slow, params, updates
         )
@@ -79,7 +85,7 @@ def lookahead(
 
 
 class ScheduleFreeState(NamedTuple):
-    """inner: the optimizer's; z: like the params; the others are float32 numbers."""
+    """inner: the optimizer's state; z: like the params; the others are float32 scalars."""
 
     inner: Tree
     z: Tree
@@ -91,12 +97,17 @@ class ScheduleFreeState(NamedTuple):
 def schedule_free(
     optimizer: optax.GradientTransformation, b1: float = 0.9, weight_power: float = 2.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Schedule-free learning (Defazio et al., arXiv:2405.15682), for a constant rate.
+    """Returns schedule-free learning, for a constant rate.
 
-    The params are y, where gradients are taken; `optimizer`, which should have no momentum
-    of its own (sgd(momentum=0.0), adamw(b1=0.0)), moves z; `averaged` is x, to evaluate.
-    b1: how near y is to x. weight_power: each z counts in x by the highest ``lr`` so far,
-    an argument of `update`, to this power. Running statistics of BatchNorm are those of y.
+    Defazio et al., arXiv:2405.15682. The params are y, where gradients are taken.
+    `optimizer` moves z; it should have no momentum (sgd(momentum=0.0), adamw(b1=0.0)).
+    `averaged` gives x, for evaluation. BatchNorm's running statistics belong to y.
+
+    b1: The weight of x in y; z has the rest.
+    weight_power: Each z has the weight max_lr ** weight_power in x. max_lr is the highest
+        ``lr`` so far, an argument of `update`.
+
+    Raises ValueError for an option out of range.
     """
     if not 0 < b1 < 1:
         raise ValueError(f"b1={b1} must be above 0 and below 1, such as 0.9")
@@ -117,8 +128,8 @@ def schedule_free(
         weight = jnp.where(max_lr > 0, max_lr**weight_power, 0.0)
         weight_sum = state.weight_sum + weight
         share = weight / jnp.where(weight_sum > 0, weight_sum, 1.0)
-        # The paper's three lines solved for y, so that where z is y and does not move,
-        # neither does y, bit for bit: z += move; x += share * (z - x); y = x toward z.
+        # The paper's three lines solved for y: z += move; x += share * (z - x); y = x
+        # toward z. If z equals y and does not move, y keeps its bits.
         updates = jax.tree.map(
             lambda y, z, move: share * (z - y) + (1.0 - b1 * (1.0 - share)) * move,
             params,
@@ -132,10 +143,10 @@ def schedule_free(
 
 
 def averaged(opt_state: Tree, params: Tree) -> Tree | None:
-    """The params to evaluate where `opt_state` is that of a `schedule_free`; else None.
+    """Returns the params to evaluate if `opt_state` holds a `schedule_free`; else None.
 
-    Its state is looked for by type at any depth, so it may be inside a chain or a mask;
-    parameters that the mask leaves out are returned as they are.
+    The search is by type at any depth, so the state may be inside a chain or a mask.
+    Parameters that the mask leaves out are returned unchanged.
     """
     found = [
         node

@@ -1,1 +1,1 @@
-"""The loop that trains, and what it tells: log, meter, trackers, stopping, watchdog."""
+"""The training loop with its log, meter, trackers, stopping and watchdog."""

@@ -1,6 +1,6 @@
 """Advice for a run that waits for its data.
 
-Apart from meter.py, which readers of a run's records import without data or a model.
+It is separate from meter.py, so that readers of records import no data and no model.
 """
 
 import math
@@ -11,9 +11,9 @@ from jaxcls.experiment import Experiment
 
 
 def input_bound(exp: Experiment, share: float) -> str:
-    """One line of what to try where `share` of training waits for data.
+    """Returns one line of advice for a run that waits for data for `share` of training.
 
-    "" where the images are on the device already: then nothing reads or decodes.
+    The line is "" if the images are on the device: then nothing reads or decodes.
     """
     data, config = exp.data, exp.config.data
     if data.is_train_resident:
@@ -26,7 +26,7 @@ def input_bound(exp: Experiment, share: float) -> str:
             f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
         )
     cores = batches.cores()
-    # More threads than cores wait for disks, and do not decode sooner.
+    # More threads than cores help slow disks only, not decoding.
     more = 0 if 0 < config.threads < cores else 2 * max(cores, config.threads)
     why = f"one a core: {cores}" if more == 0 else "where the disk is slow"
     remedies.append(f"--config.data.threads={more} ({why})")

@@ -1,6 +1,6 @@
-"""What a run says: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
+"""The log of a run: console, metrics.jsonl, timing.jsonl, digests.jsonl, trackers.
 
-All records go to disk before a checkpoint does, and a resume from step N first drops the
+The log syncs all records to disk before a save. A resume from step N first drops the
 records after N.
 """
 
@@ -25,9 +25,9 @@ from jaxcls.training.trackers import TensorBoard, WandB
 class RunLog:
     """The records of a run, and its progress. A context manager.
 
-    is_pending: what is due at step `start` is to be done again, so that its records go.
-    is_first: whether this process writes and shows them; of several, one does.
-    hint: (share of waiting) -> what may help against it, or "".
+    is_pending: True if the duties at step `start` run again, so their records are dropped.
+    is_first: Whether this process writes and shows records; one of several does.
+    hint: (share of waiting) -> advice against it, or "".
     """
 
     def __init__(
@@ -82,22 +82,22 @@ class RunLog:
             file.close()
 
     def rewind(self, step: int) -> None:
-        """Drop what was said after `step`."""
+        """Drops all records after `step`."""
         self._close()
         self._open(step, False)
         if self._tensorboard:
             self._tensorboard.rewind(step)
 
     def tell(self, wandb: WandB) -> None:
-        """From now on `wandb` is told the values too, and what the run ends with."""
+        """Sends values and the final record to `wandb` from now on."""
         self._wandb = wandb
 
     def step(self, step: int) -> None:
-        """One more step was begun; shows it."""
+        """Shows that step `step` has begun."""
         self._console.step(step, self.meter)
 
     def train(self, step: int, values: dict[str, float]) -> None:
-        """The values of training step `step`, and how fast it goes."""
+        """Writes the values and the speed of training step `step`."""
         self._write("metrics", {"step": step, "kind": "train", **values})
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
@@ -113,9 +113,10 @@ class RunLog:
         values: dict[str, float],
         **more: Any,
     ) -> Record:
-        """The means over exactly `n` examples; `kind` is "eval" or "final".
+        """Writes the means over exactly `n` examples and returns the record.
 
-        split "" is the end of a run that has nothing to be scored on. Returns the record.
+        kind: "eval" or "final".
+        split: "" is the end of a run without a split to score.
         """
         scored = {"split": split, "n": n} if split else {}
         record = {"step": step, "kind": kind, **more, **scored, **values}
@@ -133,7 +134,10 @@ class RunLog:
         columns: Mapping[str, np.ndarray],
         class_names: Sequence[str],
     ) -> None:
-        """The classes of what was scored; columns: as `evaluate.score_each` gives them."""
+        """Shows the scores of each class in TensorBoard.
+
+        columns: The result of `scoring.score_each`.
+        """
         if not self._tensorboard:
             return
         for prefix in ("", "ema_"):
@@ -143,37 +147,37 @@ class RunLog:
                 self._tensorboard.classes(group, step, *found, class_names)
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """A picture, uint8 [H, W, 3], for who watches."""
+        """Shows a picture, uint8 [H, W, 3], in TensorBoard."""
         if self._tensorboard:
             self._tensorboard.picture(name, step, pixels)
 
     def done(self) -> None:
-        """Say what the time of this start went into, once all of it is done."""
+        """Writes the shares of this start's time; call it at the end."""
         whole = time.perf_counter() - self._began
         since = f" since step {self._start}" if self._start else ""
         self._advise(self.meter.waiting(at_end=True))
         self._console.line(f"time{since}: {self.meter.shares(whole)}")
 
     def _advise(self, share: float) -> None:
-        """Say once, where a run is input-bound, what may help."""
+        """Writes the advice for an input-bound run, once."""
         if share > INPUT_BOUND and (text := self._hint(share)):
             self._console.line(text)
             self._hint = lambda share: ""
 
     def event(self, step: int, kind: str, **values: Any) -> None:
-        """Something that happened at a step, besides what is due there."""
+        """Writes a record of an event at a step, outside its duties."""
         self._write("metrics", {"step": step, "kind": kind, **values})
 
     def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
-        """The digest of the state at a scheduled save."""
+        """Writes the digest of the state at a scheduled save."""
         self._write("digests", {"step": step, "digest": whole, "arrays": arrays})
 
     def line(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Writes a line to the console."""
         self._console.line(text)
 
     def sync(self) -> None:
-        """Everything said so far is on disk when this returns; raises `InputError`."""
+        """Returns once all records are on disk; raises `InputError` if a write fails."""
         for name, file in self._files.items():
             try:
                 file.flush()
@@ -205,7 +209,7 @@ class _Plain:
     def line(self, text: str) -> None:
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # Nobody reads any more; the run goes on.
+        except BrokenPipeError:  # The reader is gone; the run goes on.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
@@ -213,7 +217,7 @@ class _Plain:
 
 
 class _Silent(_Plain):
-    """Nothing: another process says it."""
+    """No output: another process writes it."""
 
     def line(self, text: str) -> None:
         pass

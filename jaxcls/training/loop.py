@@ -1,8 +1,8 @@
 """One pass from a state to the last step: next batch, step, log, evaluate, save.
 
-At a step with several duties the order is: evaluate, write the records, sync them to
-disk, save. A resume from checkpoint N drops the records after N, so a killed run ends
-with the very files of one that was not. A rewind is such a resume without a death.
+The duties of a step run in this order: evaluate, write the records, sync them to disk,
+save. A resume from checkpoint N drops the records after N. So the files of a killed run
+equal those of an uninterrupted run. A rewind is such a resume within one process.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from jaxcls.training.stepping import Scores, Stepper
 from jaxcls.training.stopping import Stop
 from jaxcls.training.watchdog import Watchdog
 
-# Called with the digests of the state at a scheduled save.
+# (step, digests of the state) at a save.
 OnDigest = Callable[[int, dict[str, str]], None]
 
 
 class Begun(NamedTuple):
-    """A block that may be under way: so many `steps`, up to step `last`.
+    """A block of `steps` steps up to step `last`, which may be under way.
 
-    waited: the seconds that the loop waited for their batches.
+    waited: The seconds that the loop waited for its batches.
     """
 
     last: int
@@ -50,10 +50,10 @@ class Begun(NamedTuple):
 
 @dataclasses.dataclass
 class Loop:
-    """What a pass from a state to the last step needs, besides the state.
+    """The objects of a pass from a state to the last step, besides the state.
 
-    until: a step to save and stop at, as if asked to; 0: none. on_digest: called with the
-    digests of the state at every save of the schedule.
+    until: A step to save and stop at, as if asked to; 0 is none.
+    on_digest: Called with the digests of the state at each save that writes a digest.
     """
 
     exp: Experiment
@@ -65,13 +65,13 @@ class Loop:
     saves: saving.Checkpoints
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
-    # Whether a process asked to stop, as the last settled step said.
+    # Whether a process asked to stop, from the metrics of the last settled step.
     asked: bool = False
     is_compiled: bool = False
     tracer: profiling.Tracer = dataclasses.field(init=False)
-    # How many batches the next block has, at most.
+    # The most batches of the next block.
     size: int = dataclasses.field(default=1, init=False)
-    # When the block before was done, or what was done between it and the next.
+    # The time at which the last block or duty ended.
     _since: float = 0.0
 
     def __post_init__(self) -> None:
@@ -83,9 +83,10 @@ class Loop:
         return self.exp.config.nonfinite.policy == "rewind"
 
     def run(self, state: State, is_pending: bool) -> State:
-        """`state` advanced to the last step, or to where early stopping halts it.
+        """Returns `state` advanced to the last step, or until early stopping halts it.
 
-        is_pending: what is due at the step of `state` is not done yet.
+        is_pending: True if the duties at the step of `state` are still due.
+
         Raises `DivergedError` and `StoppedError`, with the state saved.
         """
         with self.tracer:
@@ -100,7 +101,7 @@ class Loop:
                 state, is_pending = self._train(state), False
 
     def compile(self) -> None:
-        """Compile the step, unless that is done; raises `InputError` if it cannot fit."""
+        """Compiles the step once; raises `InputError` if it does not fit in memory."""
         if self.is_compiled:
             return
         began = time.perf_counter()
@@ -112,7 +113,7 @@ class Loop:
         self.is_compiled = True
 
     def _train(self, state: State) -> State:
-        """`state` advanced until the run ends or a non-finite update freezes it."""
+        """Advances `state` until the run ends or a non-finite update freezes it."""
         self.compile()
         self.stop.poll()
         step, known = int(state.step), None
@@ -121,7 +122,7 @@ class Loop:
         self._since = time.perf_counter()
         for block, waited in self._blocks(step):
             shape = np.shape(block[0].image)
-            if shape != known:  # Where sizes grow, it compiles again.
+            if shape != known:  # A new image size compiles again.
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
             self.tracer.before(len(block), functools.partial(jax.block_until_ready, state))
@@ -129,8 +130,8 @@ class Loop:
             step += len(block)
             behind.append(Begun(step, len(block), scores, waited))
             has_duties = self._has_duties(step)
-            # One block stays under way, so that the device is busy; of more the batches
-            # would only pile up in its memory.
+            # One block stays under way to keep the device busy. With more blocks, their
+            # batches would fill its memory.
             if not self._settle(behind, state, but=0 if has_duties else 1):
                 return state
             self.log.step(step)
@@ -148,9 +149,9 @@ class Loop:
         return state
 
     def _blocks(self, step: int) -> Iterator[tuple[list[Batch], float]]:
-        """(batches that begin at once, seconds waited for them) of the steps after `step`.
+        """Yields (batches that begin at once, seconds waited) for the steps after `step`.
 
-        A block ends where a record says how fast it went, and where a duty is due.
+        A block ends at a step with a record of its speed, and at a step with duties.
         """
         block: list[Batch] = []
         began = time.perf_counter()
@@ -165,9 +166,11 @@ class Loop:
                 block, began = [], time.perf_counter()
 
     def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
-        """Wait for the blocks that are behind, `but` for the last so many.
+        """Waits for the blocks under way, except for the last `but`.
 
-        state: after all of them. False where an update in them has frozen it.
+        state: The state after all of them.
+
+        Returns False if an update in them has frozen the state.
         """
         while len(behind) > but:
             last, count, scores, waited = behind.pop(0)
@@ -183,15 +186,16 @@ class Loop:
         return True
 
     def _note(self, step: int, values: dict[str, float], state: State) -> bool:
-        """Write the record of a step that is done, where it is due.
+        """Writes the record of a finished step, if one is due.
 
-        state: after it and those begun since. False where the update was not finite and
-        may not be left out.
+        state: The state after all steps begun so far.
+
+        Returns False if the update was not finite and the config does not skip it.
         """
         self.asked |= bool(values.pop("asked", False))
         self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")
         if not values.pop("finite"):
-            if 0 <= int(state.bad_step) < step:  # Later: this one was skipped.
+            if 0 <= int(state.bad_step) < step:  # A later bad_step means a skip here.
                 return False
             self._note_nonfinite(step, "skip")
             self.log.line(f"step {step}: the update was not finite, and is left out")
@@ -200,7 +204,7 @@ class Loop:
         return True
 
     def _duties(self, state: State, step: int) -> State:
-        """Evaluate, record, sync, save: what is due at `step`, in this order."""
+        """Runs the duties at `step` in this order: evaluate, record, sync, save."""
         config, last = self.exp.config, step == self.exp.plan.steps
         is_eval = durations.is_due(step, self.exp.plan.every["eval"]) or last
         if config.data.eval and is_eval:
@@ -218,7 +222,7 @@ class Loop:
             self.on_digest(step, digests)
             self.log.digest(step, state_digests.combine(digests), digests)
             self.log.sync()
-            # The best and the last cannot be made again by a later save.
+            # No later save can replace the best or the last one.
             is_kept = improved or last or bool(state.halted)
             save = self.saves.save_now if is_kept else self.saves.save
             save(state, digests, anchor=is_save and self._rewinds)
@@ -226,7 +230,7 @@ class Loop:
         return state
 
     def _evaluate(self, state: State, step: int) -> State:
-        """The state that knows of the evaluation at `step`."""
+        """Evaluates data.eval at `step` and returns the state with the result."""
         config = self.exp.config
         columns = scoring.score_each(
             self.exp,
@@ -241,7 +245,7 @@ class Loop:
         return self.exp.programs.record_evaluation(state, values[config.best.metric])
 
     def asks(self, phase: str) -> Callable[[], bool]:
-        """What an evaluation asks at each batch: whether to abandon it."""
+        """Returns a function that tells an evaluation, at each batch, whether to stop."""
         calls = itertools.count()
 
         def ask() -> bool:
@@ -251,7 +255,7 @@ class Loop:
         return ask
 
     def _leave(self, state: State, *, pending: bool) -> NoReturn:
-        """Save `state`, unless that was done, and raise `StoppedError`."""
+        """Saves `state`, unless it is saved, and raises `StoppedError`."""
         self._save_once(state, pending=pending)
         raise StoppedError(
             f"asked to; the state after step {int(state.step)} is saved, and the same"
@@ -259,10 +263,11 @@ class Loop:
         )
 
     def _rewind(self, bad: State) -> tuple[State, bool]:
-        """(state to go on from, whether what is due at its step is not done yet).
+        """Returns (state to go on from, whether the duties at its step are still due).
 
-        The last scheduled checkpoint, with the batches since consumed without an update.
-        Raises `DivergedError`, with `bad` saved, where the config does not allow it.
+        The state is the last scheduled checkpoint. It counts the batches since then as
+        consumed, without an update. Raises `DivergedError`, with `bad` saved, if the config
+        allows no further rewind.
         """
         step = int(bad.bad_step)
         rewound = int((bad.rewound[:, 0] >= 0).sum())
@@ -294,7 +299,7 @@ class Loop:
         return state, pending
 
     def _diverge(self, state: State) -> NoReturn:
-        """Save the last finite state, if that is not done, and raise `DivergedError`."""
+        """Saves the last finite state, unless it is saved, and raises `DivergedError`."""
         step = int(state.bad_step)
         self._save_once(state)
         self._note_nonfinite(step + 1, "diverged")
@@ -307,15 +312,15 @@ class Loop:
         )
 
     def _save_once(self, state: State, *, pending: bool = False) -> None:
-        """Save `state`, unless there is a checkpoint of its step."""
-        self.saves.wait()  # One under way may be of this very step.
+        """Saves `state`, unless its step has a checkpoint."""
+        self.saves.wait()  # A save under way may be of this step.
         step, folder = int(state.step), self.folder.checkpoints
         if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
             self.log.sync()
             self.saves.save_now(state, checkpoint.digests(state), pending=pending)
 
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
-        """A record of the update that was to give `step`, and of its examples."""
+        """Writes a record of the non-finite update before `step`, with its examples."""
         examples = self.exp.data.train_examples(step - 1).tolist()
         self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
 
@@ -331,13 +336,16 @@ class Loop:
         return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
 
     def _is_asked(self, step: int) -> bool:
-        """Whether to stop at `step`, before the last: the same on all processes."""
+        """Returns whether to stop at `step`, before the last; the same on all processes."""
         asked = self.stop.requested if hosts.count() == 1 else self.asked
         return step < self.exp.plan.steps and (asked or step == self.until)
 
 
 def duties_left(exp: Experiment, step: int) -> dict[str, int]:
-    """How many evaluations ("eval") and scheduled saves ("save") come after `step`."""
+    """Returns the number of evaluations ("eval") and scheduled saves ("save") to come.
+
+    It counts them after `step`.
+    """
     last = exp.plan.steps
 
     def left(every: Fraction) -> int:

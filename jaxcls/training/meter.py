@@ -1,4 +1,4 @@
-"""How fast a run goes, what its time goes into, and when it will end."""
+"""The speed of a run, the shares of its time, and its end time."""
 
 import itertools
 import math
@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Of the time after the first records, so much waiting makes a run input-bound.
+# The share of waiting, after the first record, that makes a run input-bound.
 INPUT_BOUND = 0.2
-# Records that are looked at together for that.
+# The number of records in that share.
 _LATELY = 3
 
 
 class Meter:
-    """How fast a run goes, and what share of its time it waits for data.
+    """The speed of a run, and the share of its time that it waits for data.
 
-    left: (step) -> how many evaluations ("eval") and saves ("save") come after it.
+    left: (step) -> the number of evaluations ("eval") and saves ("save") after it.
     """
 
     def __init__(
@@ -29,14 +29,15 @@ class Meter:
         self._steps, self._batch_size, self._left = steps, batch_size, left
         self._done, self._seconds, self._waited, self._first = 0, 0.0, 0.0, 0.0
         self._apart = {"compile": 0.0, "eval": 0.0, "save": 0.0}
-        # What each of the last few took: a first one, which compiles, is soon forgotten.
+        # The seconds of the last few of each: the first one compiles and must not count
+        # long.
         self._each = {what: deque[float](maxlen=10) for what in ("eval", "save")}
         self._step = start
         self._recorded: list[tuple[float, float]] = []
         self._marked = self._totals()
 
     def stepped(self, seconds: float, waited: float) -> None:
-        """A step took `seconds` in all, of which `waited` were for its batch."""
+        """Adds a step of `seconds` in all, of which it waited `waited` for its batch."""
         self._first = self._first if self._done else seconds
         self._step += 1
         self._done += 1
@@ -44,15 +45,15 @@ class Meter:
         self._waited += waited
 
     def apart(self, what: str, seconds: float) -> None:
-        """`seconds` went into "compile", "eval" or "save", which are not training."""
+        """Adds `seconds` of "compile", "eval" or "save", which are not training."""
         self._apart[what] += seconds
         if what in self._each:
             self._each[what].append(seconds)
 
     def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """What evaluations and saves took in earlier starts, from timing.jsonl."""
+        """Reads the times of evaluations and saves in earlier starts, from timing.jsonl."""
         for before, record in itertools.pairwise(records):
-            # A record is written before what is due at its step is done.
+            # A record is written before the duties at its step.
             first, last = (self._left(each["step"] - 1) for each in (before, record))
             for what, each in self._each.items():
                 count = first.get(what, 0) - last.get(what, 0)
@@ -61,7 +62,7 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Images a second of training."""
+        """The training images a second."""
         return self._done * self._batch_size / self._seconds if self._seconds else 0.0
 
     @property
@@ -71,10 +72,10 @@ class Meter:
 
     @property
     def eta(self) -> float:
-        """Seconds to the last step, with the evaluations and saves until then.
+        """The seconds to the last step, including evaluations and saves.
 
-        Steps at their mean pace, without the first of this start, which waits for the
-        data to begin; the others as long as one of the last took: less than half took less.
+        A step counts as the mean, without the first of this start, which waits for the data
+        to begin. An evaluation or a save counts as the median of the last ones.
         """
         if not self._done:
             return math.inf
@@ -89,7 +90,7 @@ class Meter:
         return pace * (self._steps - self._step) + sum(apart)
 
     def since_last(self) -> dict[str, Any]:
-        """What happened since the last call, for timing.jsonl; times in seconds."""
+        """Returns the speed and times since the last call, for timing.jsonl; in seconds."""
         now = self._totals()
         part = {name: now[name] - self._marked[name] for name in now}
         self._marked = now
@@ -104,10 +105,11 @@ class Meter:
         }
 
     def waiting(self, *, at_end: bool = False) -> float:
-        """The share of waiting over the last three records; 0 before there are so many.
+        """Returns the share of waiting over the last three records; 0 if there are fewer.
 
-        The first record of a start is left out: the data begin in it. at_end: over all
-        the others, however few there are.
+        The first record of a start does not count, since the data begin in it.
+
+        at_end: True takes all the other records, however few.
         """
         later = self._recorded[1:] if at_end else self._recorded[1:][-_LATELY:]
         seconds = sum(each for each, _ in later)
@@ -116,7 +118,10 @@ class Meter:
         return sum(waited for _, waited in later) / seconds
 
     def shares(self, whole: float) -> str:
-        """``45 s: training 71 %, data wait 16 %, ...``: what `whole` seconds went into."""
+        """Returns the shares of `whole` seconds, as text.
+
+        Such as ``45 s: training 71 %, data wait 16 %, ...``.
+        """
         parts = {
             "compiling": self._apart["compile"],
             "training": self._seconds - self._waited,
@@ -149,7 +154,7 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """``"1:02:03"``, or ``"2:03"`` where it is less than an hour."""
+    """Returns ``"1:02:03"``, or ``"2:03"`` for less than an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-# Steps of a start before those that are traced: the first are not like the others.
+# The number of steps before the trace: the first steps are not typical.
 FIRST = 3
 
 
 @contextlib.contextmanager
 def trace(folder: pathlib.Path) -> Iterator[None]:
-    """Write what runs in the block into `folder`, without the calls of Python."""
+    """Writes a trace of the block into `folder`, without Python calls."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with jax.profiler.trace(str(folder), profiler_options=options):
@@ -24,7 +24,9 @@ def trace(folder: pathlib.Path) -> Iterator[None]:
 class Tracer:
     """Traces `count` steps of a start, after the FIRST, into `folder`. A context manager.
 
-    `say` is told where the trace is. With a count of 0 nothing is traced.
+    A count of 0 traces nothing.
+
+    say: Receives one line that names the folder of the trace.
     """
 
     def __init__(
@@ -42,21 +44,21 @@ class Tracer:
 
     @property
     def room(self) -> int:
-        """How many steps may begin at once before `before` has to be called again."""
+        """The most steps that may begin at once before the next call of `before`."""
         marks = (FIRST, FIRST + self._count) if self._count else ()
         return next((m - self._steps for m in marks if m > self._steps), sys.maxsize)
 
     def before(self, steps: int, settle: Callable[[], Any]) -> None:
-        """`steps` steps, `room` at most, are about to begin at once.
+        """Announces that `steps` steps, `room` at most, begin at once.
 
-        settle: waits for those before.
+        settle: Waits for all earlier steps.
         """
         if not self._count or self._steps > FIRST + self._count:
             return
         if self._steps in (FIRST, FIRST + self._count):
             settle()
         if self._steps == FIRST:
-            self._tracing.callback(self._tell)  # Once the trace is written.
+            self._tracing.callback(self._tell)  # It runs once the trace is written.
             self._tracing.enter_context(trace(self._folder))
         if self._steps == FIRST + self._count:
             self._tracing.close()

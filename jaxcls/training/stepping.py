@@ -13,19 +13,19 @@ from jaxcls.experiment import Experiment
 from jaxcls.learning.multistep import MOST
 from jaxcls.learning.step import State
 
-# Metrics on the device: of one step [], or of the steps of a block [MOST].
+# Metrics on the device: [] for one step, [MOST] for a block.
 Scores = Mapping[str, jax.Array]
-# A block takes about so many seconds. Two are under way when a run is asked to stop: it
-# answers within a second where a step is as short.
+# The target seconds of a block. Two blocks are under way at a request to stop: the run
+# stops within a second if its steps are short.
 _SECONDS = 0.25
 
 
 class Stepper(NamedTuple):
-    """How a run advances its state by blocks, which are consecutive batches.
+    """The way a run advances its state: by blocks of consecutive batches.
 
-    most: batches of a block, at most.
-    topology: what manifest.json says of it besides the devices.
-    compile: makes the program, unless it is there; raises `InputError` if it cannot fit.
+    most: The most batches of a block.
+    topology: Its entries for manifest.json, besides the devices.
+    compile: Compiles the program once; raises `InputError` if it does not fit in memory.
     batches: (first step) -> the batches from that step to the last.
     advance: (state, block) -> (state after it, metrics of its steps). It begins the steps
         and does not wait for them; it donates the state.
@@ -39,9 +39,9 @@ class Stepper(NamedTuple):
 
 
 def choose(exp: Experiment) -> Stepper:
-    """The `Stepper` of an experiment; it follows from config, data and devices alone.
+    """Returns the `Stepper` of an experiment, from config, data and devices alone.
 
-    Raises `InputError` where the config asks for blocks that cannot be.
+    Raises `InputError` if compile.loop is "on" and blocks are not possible.
     """
     asked = exp.config.compile.loop
     if asked == "off" or (asked == "auto" and not mesh.is_accelerator(exp.mesh)):
@@ -53,7 +53,7 @@ def choose(exp: Experiment) -> Stepper:
 
 
 def one_by_one(exp: Experiment) -> Stepper:
-    """A `Stepper` whose blocks are single batches with their images, on any devices."""
+    """Returns a `Stepper` with one batch a block, with images, on any devices."""
 
     def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
         (batch,) = block
@@ -69,9 +69,9 @@ def one_by_one(exp: Experiment) -> Stepper:
 
 
 def in_blocks(exp: Experiment) -> Stepper:
-    """A `Stepper` of blocks of up to MOST batches, whose images are on the device.
+    """Returns a `Stepper` with blocks of up to MOST batches, for images on the device.
 
-    Its batches say which examples they are of. How many make a block changes no bits.
+    Its batches hold the indices of their examples. The size of a block changes no bits.
     """
 
     def batches(start: int) -> Iterator[Batch]:
@@ -96,7 +96,7 @@ def in_blocks(exp: Experiment) -> Stepper:
 
 
 def next_size(size: int, count: int, seconds: float) -> int:
-    """The most batches of the next block, after a block of `count` that took `seconds`.
+    """Returns the most batches of the next block, after `count` took `seconds`.
 
     size: the most that this block could have had. A record or a duty may have cut it short.
     """
@@ -104,7 +104,7 @@ def next_size(size: int, count: int, seconds: float) -> int:
 
 
 def _obstacle(exp: Experiment) -> str:
-    """Why steps cannot be in blocks, and what helps; "" where they can."""
+    """Returns the reason against blocks, with a remedy; "" if there is none."""
     if hosts.count() > 1:
         return "the steps of several processes begin one by one; start one process"
     if exp.data.is_train_resident:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C -> a run that saves what it has and leaves with status 75."""
+"""SIGTERM and Ctrl-C -> a run that saves its state and exits with status 75."""
 
 import contextlib
 import os
@@ -13,11 +13,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Whether a run was asked to stop; by itself it never is.
+    """A request to stop a run; `ask` makes it.
 
-    Until `poll` was called the run has nothing to save and may be in a compilation that
-    takes minutes, so the first signal ends the process at once, with 75. From then on
-    the first one asks, and the run looks at `requested`. A second one leaves with 130.
+    Before `poll` the run has nothing to save and may compile for minutes. So the first
+    signal ends the process at once, with status 75. After `poll` the first signal sets
+    `requested`, which the run checks. A second signal ends the process at once, with status
+    130.
     """
 
     def __init__(self) -> None:
@@ -27,18 +28,21 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether to save and leave, as soon as that is possible."""
+        """Whether to save and exit as soon as possible."""
         return self._asked.is_set()
 
     def poll(self) -> None:
-        """From now on the run looks at `requested` often enough."""
+        """Declares that the run checks `requested` often from now on."""
         self._polls = True
 
     @contextlib.contextmanager
     def during(self, before_leaving: Callable[[], None]) -> Iterator[None]:
-        """While a run lasts: what is called if the process has to leave at once.
+        """Registers a run for the block.
 
-        When no run is under way any more it is as before `poll`: another may begin.
+        before_leaving: Called if the process has to exit at once.
+
+        After the end of the last run, the process is as before `poll`: another run may
+        begin.
         """
         self._runs.append(before_leaving)
         try:
@@ -48,7 +52,7 @@ class Stop:
             self._polls = self._polls and bool(self._runs)
 
     def ask(self) -> None:
-        """What one signal does."""
+        """Handles one signal."""
         if self._asked.is_set():
             _leave("interrupted at once", INTERRUPTED)
         self._asked.set()
@@ -60,10 +64,10 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-    """A `Stop` that SIGTERM and Ctrl-C ask, in the main thread of a command.
+    """Yields a `Stop` that SIGTERM and Ctrl-C ask; for the main thread of a command.
 
-    A thread reads them from a pipe that the interpreter's own C code writes: a handler in
-    Python would wait for XLA to return from a compilation.
+    The interpreter's C code writes signals to a pipe, and a thread reads them. A Python
+    handler would wait until XLA returns from a compilation.
     """
     stop = Stop()
     out, into = os.pipe()
@@ -90,7 +94,7 @@ def on_signals() -> Iterator[Stop]:
 
 
 def _leave(text: str, status: int) -> None:
-    """End the process from any thread, whatever the others do."""
+    """Ends the process from any thread, whatever the other threads do."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()

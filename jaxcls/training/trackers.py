@@ -1,6 +1,6 @@
-"""Where else a run is watched: TensorBoard's event files, and Weights & Biases.
+"""Trackers of a run: TensorBoard's event files, and Weights & Biases.
 
-Nothing here has a part in what a run computes or in its records.
+Trackers do not affect the computation or the records of a run.
 """
 
 import os
@@ -15,14 +15,14 @@ from jaxcls.data import pictures
 from jaxcls.errors import InputError, first_line
 from jaxcls.evaluation import scores
 
-# Classes whose confusions are drawn, and whose recall is a table; of more, a histogram.
+# The most classes for a confusion matrix and a table of recall; more get a histogram.
 MOST_CLASSES = 100
-# Seconds that the start and the end of a run wait for Weights & Biases, by its own names.
+# The seconds that a run waits for Weights & Biases at start and end, by wandb's names.
 _PATIENCE = {"init_timeout": 60, "finish_timeout": 60}
 
 
 class TensorBoard:
-    """Event files in `folder`; what they hold of steps after `start` is hidden."""
+    """Event files in `folder`; TensorBoard hides their events after `start`."""
 
     def __init__(self, folder: pathlib.Path, start: int) -> None:
         self._folder = folder
@@ -35,12 +35,12 @@ class TensorBoard:
         self._writer = SummaryWriter(folder, purge_step=start + 1, write_to_disk=True)
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Each value as ``group/name``."""
+        """Writes each value as ``group/name``."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """An image, uint8 [H, W, 3]."""
+        """Writes an image, uint8 [H, W, 3]."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def classes(
@@ -51,10 +51,10 @@ class TensorBoard:
         predicted: np.ndarray,
         class_names: Sequence[str],
     ) -> None:
-        """How well each class is found, of examples [n]; -1 is predicted of no number.
+        """Writes the recall of each class, from labels and predictions [n].
 
-        To 100 classes the confusion matrix as an image and recall as a table, else the
-        histogram of recall.
+        A prediction of -1 means non-finite logits. Up to 100 classes get a confusion matrix
+        as an image and a table of recall; more get a histogram of recall.
         """
         count = len(class_names)
         support = np.bincount(labels, minlength=count)
@@ -74,24 +74,24 @@ class TensorBoard:
         self._writer.add_text(f"{group}/recall", table, step)
 
     def rewind(self, step: int) -> None:
-        """What was said of steps after `step` is hidden."""
+        """Hides all events after `step`."""
         self._writer.close()
         self._open(step)
 
     def flush(self) -> None:
-        """Everything is in the files when this returns."""
+        """Returns once all events are in the files."""
         self._writer.flush()
 
     def close(self) -> None:
-        """The end of it."""
+        """Closes the files."""
         self._writer.close()
 
 
 class WandB:
-    """A run on Weights & Biases: the one that `folder` knows of, or a new one.
+    """A run on Weights & Biases: the one recorded in `folder`, or a new one.
 
-    What goes wrong there never reaches the run that is told of: it is said, once, with
-    `say`, and no more is sent. Raises `InputError` only here, where it is not set up.
+    Raises `InputError` at construction if Weights & Biases is not set up. A later error
+    never reaches the training run. `say` receives it once, and nothing more is sent.
     """
 
     def __init__(
@@ -111,32 +111,32 @@ class WandB:
                 f"log.wandb={project!r}: {first_line(error)}; run wandb login, or set"
                 " WANDB_MODE=offline"
             ) from None
-        except Exception as error:  # No network, most often.
+        except Exception as error:  # Usually no network.
             self._lose(error)
-        # A resumed run has these already, from before.
+        # A resumed run already has the values of earlier steps.
         self._first = self._run.starting_step if self._run else 0
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Each value as ``group/name``."""
+        """Sends each value as ``group/name``."""
         named = {f"{group}/{name}": float(value) for name, value in values.items()}
         if self._run and step >= self._first:
             self._try(lambda: self._run.log(named, step=step))
 
     def summary(self, record: Mapping[str, Any]) -> None:
-        """The final record of the run, as ``final/name``."""
+        """Sends the final record of the run, as ``final/name``."""
         named = {f"final/{name}": value for name, value in record.items()}
         if self._run:
             self._try(lambda: self._run.summary.update(named))
 
     def close(self, exit_code: int) -> None:
-        """The end of this start; not 0: it was not the end of the run."""
+        """Ends this start; an exit code other than 0 means that the run has not ended."""
         if self._run:
             self._try(lambda: self._run.finish(exit_code=exit_code))
 
     def _try(self, tell: Callable[[], object]) -> None:
         try:
             tell()
-        except Exception as error:  # Of many kinds, and none of them is the run's.
+        except Exception as error:  # wandb raises many kinds; none may end the run.
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
@@ -148,11 +148,11 @@ class WandB:
 
 
 def imported(project: str) -> Any:
-    """The module wandb; raises `InputError` where it is not installed."""
+    """Returns the module wandb; raises `InputError` if it is not installed."""
     try:
         import wandb
 
-        _ = wandb.init  # A folder of that name, as runs leave one, is imported too.
+        _ = wandb.init  # A folder "wandb", which runs leave behind, imports too.
     except (ImportError, AttributeError):
         raise InputError(
             f"log.wandb={project!r} needs Weights & Biases, which is not installed; pip"
@@ -164,7 +164,7 @@ def imported(project: str) -> Any:
 def _begun(
     wandb: Any, project: str, folder: pathlib.Path, config: Mapping[str, Any]
 ) -> Any:
-    """The run, begun or gone on with."""
+    """Starts or resumes the run."""
     known = folder / "wandb-id"
     if not known.exists():
         known.write_text(secrets.token_hex(4))
@@ -177,10 +177,10 @@ def _begun(
         config=dict(config),
         allow_val_change=True,
         reinit="create_new",
-        settings=wandb.Settings(console="off", **_patience()),  # Our lines stay ours.
+        settings=wandb.Settings(console="off", **_patience()),  # No capture of our output.
     )
 
 
 def _patience() -> dict[str, int]:
-    """What is ours to say of `_PATIENCE`: WANDB_INIT_TIMEOUT and its like go before."""
+    """Returns the settings of `_PATIENCE` that no WANDB_... variable overrides."""
     return {k: v for k, v in _PATIENCE.items() if f"WANDB_{k.upper()}" not in os.environ}

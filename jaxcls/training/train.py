@@ -24,7 +24,7 @@ from jaxcls.training.log import RunLog
 from jaxcls.training.loop import Loop, OnDigest, duties_left
 from jaxcls.training.stopping import Stop
 
-# What each process of a run may have of its own.
+# Config keys that may differ between the processes of a run.
 _OF_EACH = (
     *("data.dir", "data.threads", "data.prefetch", "init.weights", "distill.run"),
     "compile.cache",
@@ -32,7 +32,7 @@ _OF_EACH = (
 
 
 class Result(NamedTuple):
-    """How a run ended: its final record, and whether it had already ended before."""
+    """The final record of a run; `already` is True if it had ended before."""
 
     record: dict[str, Any]
     workdir: str
@@ -52,13 +52,14 @@ def run(
     until: int = 0,
     on_digest: OnDigest = lambda step, digests: None,
 ) -> Result:
-    """Train `exp` in `workdir` to its end, from wherever the folder has got to.
+    """Trains `exp` in `workdir` to its end, from the newest state of the folder.
 
-    until: a step to save and stop at, as if asked to. on_digest: called with the digests
-    that go into digests.jsonl; what it raises ends the run.
-    Raises `InputError` for a folder that is not this run's or is in use,
-    `DivergedError` where a loss or gradient was not finite, and `StoppedError` when the
-    state is saved after `stop` was asked for. Every process of a run calls it.
+    until: A step to save and stop at, as if asked to; 0 is none.
+    on_digest: Called with the digests for digests.jsonl; its exceptions end the run.
+
+    Raises `InputError` if the folder is in use or belongs to another run, `DivergedError`
+    if a loss or gradient was not finite, and `StoppedError` once the state is saved after a
+    request of `stop`. Every process of a run must call it.
     """
     folder, stop = Workdir(workdir), stop or Stop()
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
@@ -81,7 +82,7 @@ def run(
 
 
 def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
-    """The final record of a folder that holds this run, ended; None if it is not."""
+    """Returns the final record of a folder in which this run has ended, else None."""
     folder.check_identity(exp.config)
     final = finished(folder)
     if final:
@@ -93,16 +94,16 @@ def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
 
 
 def _fingerprint(exp: Experiment, known: str | None) -> str:
-    """Of what init.weights names; `known` where a run knows it from its start."""
+    """Returns the fingerprint of init.weights; `known` if the run has recorded it."""
     if known is not None:
         return known
     return exp.initial.fingerprint if exp.initial else ""
 
 
 def _prepared(exp: Experiment, weights: str | None) -> dict[str, Any]:
-    """What the config implies; whatever is wrong is said before a file is written.
+    """Returns the implied facts; raises for all bad input before a file is written.
 
-    weights: their fingerprint, where a resume needs no more of them.
+    weights: The weights' fingerprint if a resume does not need their arrays.
     """
     checks.check(exp)
     if exp.config.log.wandb and hosts.is_first():
@@ -113,7 +114,7 @@ def _prepared(exp: Experiment, weights: str | None) -> dict[str, Any]:
 def _same_everywhere(
     exp: Experiment, workdir: str, implied: dict[str, Any]
 ) -> dict[str, Any]:
-    """What all processes of a run must have in common."""
+    """Returns the facts that all processes of a run must share."""
     values = configs.flat(exp.config).items()
     return {
         "--workdir": workdir,
@@ -131,7 +132,7 @@ def _begin(
     topology: Mapping[str, int],
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
-    """Lock the folder until `held` closes, and say in it that the run starts.
+    """Locks the folder until `held` closes, and records the start in it.
 
     Returns the final record if another process has ended the run in the meantime.
     """
@@ -152,11 +153,11 @@ def _begin(
 
 @contextlib.contextmanager
 def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
-    """Say in the folder how the start ended, whichever way; yields what says it."""
+    """Records the end of the start in the folder; yields the function that does so."""
 
     def end(reason: str) -> None:
         if hosts.is_first():
-            with contextlib.suppress(InputError):  # A full disk, which is said already.
+            with contextlib.suppress(InputError):  # A full disk, which is reported already.
                 folder.end(reason)
 
     reason = "failed"
@@ -178,7 +179,7 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
-    """The watchdog of a run of several processes; one alone waits for nobody."""
+    """Returns the watchdog of a run of several processes; one process waits for nobody."""
     limits = exp.config.watchdog
     first, later = (limits.first, limits.later) if hosts.count() > 1 else (0, 0)
     who = f"process {jax.process_index()} of {hosts.count()}"
@@ -186,7 +187,7 @@ def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:
-    """The final record of a run that has ended, or None; changes nothing."""
+    """Returns the final record of a run that has ended, or None; changes nothing."""
     records = run_records.read(folder.metrics)
     if records and records[-1]["kind"] == "final":
         return {k: v for k, v in records[-1].items() if k != "kind"}
@@ -196,7 +197,7 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
 def _run_locked(
     exp: Experiment, folder: Workdir, make_loop: Callable[..., Loop]
 ) -> dict[str, Any]:
-    """From the newest checkpoint (or step 0) to the final record.
+    """Runs from the newest checkpoint (or step 0) to the final record, and returns it.
 
     make_loop: (log=, saves=) -> the loop.
     """
@@ -218,7 +219,7 @@ def _run_locked(
         hosts.together(lambda: _tell_wandb(exp, folder, log))
         loop = make_loop(log=log, saves=saves)
         if exp.config.log.tensorboard and not restored:
-            loop.compile()  # A batch that does not fit is refused before it is made.
+            loop.compile()  # It refuses a batch that does not fit before making it.
             log.picture("train/first_batch", 0, _first_batch(exp))
         state = loop.run(state, is_pending)
         saves.wait()
@@ -227,7 +228,7 @@ def _run_locked(
 
 
 def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> RunLog:
-    """The records of a run that goes on from step `start`."""
+    """Returns the log of a run that goes on from step `start`."""
     is_first = hosts.is_first()
     shown = is_first and exp.config.log.tensorboard
     return RunLog(
@@ -250,7 +251,7 @@ def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> R
 
 
 def _tell_wandb(exp: Experiment, folder: Workdir, log: RunLog) -> None:
-    """Where log.wandb asks for it, the first process tells Weights & Biases too."""
+    """Connects the first process to Weights & Biases if log.wandb asks for it."""
     project = exp.config.log.wandb
     if project and hosts.is_first():
         config = exp.config.to_dict()
@@ -258,14 +259,17 @@ def _tell_wandb(exp: Experiment, folder: Workdir, log: RunLog) -> None:
 
 
 def _first_batch(exp: Experiment) -> np.ndarray:
-    """The first training batch as the model sees it, as a picture."""
+    """Returns the first training batch as the model sees it, as a picture."""
     images, targets = show.pixels(exp)
     names = exp.selection.class_names
     return pictures.grid(images, [show.caption(target, names) for target in targets])
 
 
 def _final_record(loop: Loop, state: State) -> dict[str, Any]:
-    """Score the best (or last) state on data.test, once, and write the final record."""
+    """Scores the best (or last) state on data.test, once, and writes the final record.
+
+    Without data.test it scores on data.eval.
+    """
     exp, folder = loop.exp, loop.folder
     loop.stop.poll()
     step, best = int(state.step), int(state.best.step)

@@ -1,4 +1,4 @@
-"""A run that gets nowhere ends, and says where it was."""
+"""A watchdog ends a run without progress, and reports its last phase."""
 
 import faulthandler
 import os
@@ -11,10 +11,12 @@ from jaxcls.errors import LOST
 
 
 class Watchdog:
-    """Ends the process, with status 70, when no `beat` comes in time. A context manager.
+    """Ends the process, with status 70, if no `beat` comes in time. A context manager.
 
-    first: seconds from a beat that compiles to the next; later: from any other; 0: for
-    ever. who: such as "process 1 of 4". before: called before the process ends.
+    first: The most seconds from a beat that compiles to the next; 0 is no limit.
+    later: The most seconds from any other beat to the next; 0 is no limit.
+    who: The process in messages, such as "process 1 of 4".
+    before: Called before the process ends.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class Watchdog:
         self._ended.set()
 
     def beat(self, phase: str, *, compiles: bool = False) -> None:
-        """The run has got to `phase`; compiles: what comes next may compile first."""
+        """Reports that the run has reached `phase`.
+
+        compiles: Whether a compilation may come before the next beat.
+        """
         self._last = time.monotonic(), phase, self._first if compiles else self._later
 
     def _watch(self) -> None:
