@@ -109,7 +109,8 @@ class Experiment:
         on a seed; the recipe and the programs keep the config of the first.
         Raises `InputError` for a bad seed.
         """
-        _ = self.programs, self.initial, self.teacher  # Made first, so that both share them.
+        # Made first, so that both share them.
+        _ = self.programs, self.initial, self.teacher
         other = copy.copy(self)
         other.config = configs.from_flat({**configs.flat(self.config), **seeds})
         check(other.config)

@@ -33,7 +33,7 @@ def use(folder: str) -> None:
     for each in (path, path / digest):
         _make_private(each, folder)
     jax.config.update("jax_compilation_cache_dir", str(path / digest))
-    # All programs, however small: a run has about a hundred.
+    # All programs, however small: a run has some hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # With XLA's own caches, which hold parts of programs, other programs would result.
