@@ -80,7 +80,7 @@ def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
     assert gather.most_confident_mistakes(found, 3)[0] == worst
     batch = next(exp.eval_batches("test", "data.test", 360))
     pixels = gather.read(exp, "test", "data.test", np.array([worst, 0]))
-    np.testing.assert_array_equal(pixels, np.asarray(batch["image"])[[worst, 0]])
+    np.testing.assert_array_equal(pixels, np.asarray(batch.image)[[worst, 0]])
     assert "Where it looks (Grad-CAM)" in text
     assert text.count("for ") > 12
     for kind in ("curve-loss", "curve-lr", "reliability1"):
