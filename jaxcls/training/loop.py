@@ -66,13 +66,13 @@ class Loop:
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
     # Whether a process asked to stop, from the metrics of the last settled step.
-    asked: bool = False
-    is_compiled: bool = False
+    asked: bool = dataclasses.field(default=False, init=False)
+    is_compiled: bool = dataclasses.field(default=False, init=False)
     tracer: profiling.Tracer = dataclasses.field(init=False)
     # The most batches of the next block.
     size: int = dataclasses.field(default=1, init=False)
     # The time at which the last block or duty ended.
-    _since: float = 0.0
+    _since: float = dataclasses.field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         count = self.exp.config.log.profile if hosts.is_first() else 0
