@@ -282,3 +282,10 @@ def test_the_loop_itself_is_its_step_as_often_as_is_said():
         assert int(state) == expected
         assert scores["state"][:count].tolist() == every
         assert scores["first"][:count].tolist() == index[:count, 0].tolist()
+
+
+def test_a_block_that_a_record_cut_short_does_not_make_the_next_ones_short():
+    # Four steps in 0.02 s: fifty of them take the quarter of a second.
+    assert stepping.next_size(32, 4, 0.02) == 50
+    assert stepping.next_size(2, 2, 0.01) == 4  # At most twice as many as before.
+    assert stepping.next_size(8, 8, 1e9) == 1
