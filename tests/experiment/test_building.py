@@ -6,7 +6,6 @@ from scipy.special import expit, softmax
 from jaxcls import experiment
 from jaxcls.data import sources
 from jaxcls.errors import InputError
-from jaxcls.experiment.checks import check
 
 
 def test_steps_round_the_whole_run_once(tiny):
@@ -43,12 +42,6 @@ def test_init_is_a_function_of_the_seed(tiny):
         return b"".join(np.asarray(x).tobytes() for x in leaves)
 
     assert digest(3) == digest(3) != digest(4)
-
-
-def test_two_mixes_are_refused(tiny):
-    exp = experiment.build(tiny(mix="mixup(0.2) | mixup(0.4)"))
-    with pytest.raises(InputError, match="names 2 mixes; give one"):
-        check(exp)
 
 
 def test_auto_is_float32_on_cpu_and_bfloat16_is_a_choice(tiny):

@@ -9,7 +9,6 @@ import pytest
 from scipy.special import log_softmax
 
 from jaxcls import experiment
-from jaxcls.errors import InputError
 from jaxcls.evaluation import scoring
 from jaxcls.experiment.checks import check
 from jaxcls.learning.gradients import Examples
@@ -58,18 +57,9 @@ def test_schedule_free_scores_and_predicts_with_its_average(tiny, tmp_path):
     assert exp.recipe.variables(weights) is weights["ema"]
 
 
-def test_both_averages_at_once_are_refused(tiny):
-    exp = experiment.build(tiny(**{"optim.wrapper": "schedule_free"}))
-    with pytest.raises(InputError, match=r"^ema.decay=0.9 and optim.wrapper=.*leave one"):
-        check(exp)
-
-
-def test_microbatches_need_norms_over_their_own_rows(tiny):
-    exp = experiment.build(tiny(**{"optim.accumulate": 4}))
-    with pytest.raises(InputError, match=r"accumulate=4 .*model.batch_norm_groups=4$"):
-        check(exp)
-    without = {"model.name": "cnn(widths=(4,))", "optim.accumulate": 4}
-    check(experiment.build(tiny(**without)))
+def test_microbatches_need_no_groups_without_norms(tiny):
+    changes = {"model.name": "cnn(widths=(4,))", "optim.accumulate": 4}
+    check(experiment.build(tiny(**changes)))
 
 
 def test_microbatches_need_no_groups_where_the_norms_are_frozen(tiny):
@@ -91,99 +81,6 @@ def test_what_is_frozen_follows_no_slow_weights_either(tiny):
         seen.append(np.asarray(state.params["head"]["kernel"]).tobytes())
     assert len(set(seen[:4])) == 4
     assert len(set(seen[3:])) == 1
-
-
-def test_microbatches_must_spread_over_the_devices(tiny):
-    changes = {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"}
-    with pytest.raises(
-        InputError, match="microbatches of 4 examples, which do not spread over 8"
-    ):
-        check(experiment.build(tiny(**changes)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"optim.accumulate": 3}, r"accumulate=3 does not divide batch_size=64; .*=2$"),
-        ({"model.batch_norm_groups": 48}, r"groups=48 does not divide .*=32$"),
-        ({"data.repeats": 0}, r"data.repeats=0 must be at least 1"),
-        ({"optim.plateau_factor": 0.0}, r"plateau_factor=0.0 must be above 0"),
-        ({"optim.plateau_factor": 1.5}, r"plateau_factor=1.5 must be at most 1"),
-        ({"distill.weight": 1.5}, r"distill.weight=1.5 must be at most 1"),
-        ({"distill.temperature": 0.0}, r"distill.temperature=0.0 must be above 0"),
-        ({"model.matmul_precision": "half"}, r"must be one of \('', 'bfloat16'"),
-        ({"optim.plateau_patience": 2, "data.eval": ""}, r"plateau_patience=2 needs eval"),
-        (
-            {"optim.plateau_patience": 2, "early_stop.patience": 2},
-            r"early_stop.patience=2 ends the run before .*patience=6$",
-        ),
-        ({"optim.cooldown": "soon"}, r"optim.cooldown='soon' is not a duration"),
-    ],
-)
-def test_a_config_that_cannot_be_is_refused_at_once(tiny, changes, said):
-    with pytest.raises(InputError, match=said):
-        experiment.build(tiny(**changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"optim.lr_scales": "{'bias$': 0}"},
-            r"^optim.lr_scales=.* \(0 is not a number above 0\); try {'bias\$': 2.0}$",
-        ),
-        ({"optim.lr_scales": "bias"}, r"must be a table of regular expressions"),
-        ({"optim.lr_scales": "{'(': 1}"}, r"must be a table of regular expressions"),
-        ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
-        ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
-        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is not a text"),
-        ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
-        ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
-        (
-            {"optim.warmup": "50 percent", "optim.cooldown": "75 percent"},
-            r"are 6 and 9 steps and the whole run has 12",
-        ),
-        ({"optim.cooldown": "100 percent"}, r"cooldown='100 percent' is 12 steps and"),
-        (
-            {"optim.schedule": "linear", "optim.cooldown": "3 steps"},
-            r"'linear' is at its end where optim.cooldown='3 steps' begins",
-        ),
-        (
-            {"optim.schedule": "one_cycle", "optim.warmup": "3 steps"},
-            r"'one_cycle' rises by itself, and optim.warmup='3 steps'",
-        ),
-        ({"optim.decay_on": "karnel$"}, r"optim.decay_on: 'karnel\$' matches no param"),
-        (
-            {"optim.wrapper": "schedule_free", "ema.decay": 0.0},
-            r"schedule_free' is for a constant rate, .* and best.metric='ema_top1'$",
-        ),
-        (
-            {**SCHEDULE_FREE, "optim.schedule": "cosine"},
-            r"with optim.schedule='cosine' .* give optim.schedule='constant' and best",
-        ),
-        (
-            {**SCHEDULE_FREE, "optim.freeze_after": "{'^head/': '3 steps'}"},
-            r"goes on averaging what optim.freeze_after freezes",
-        ),
-        (
-            {"loss.name": "sigmoid(threshold=0.02)", "loss.smoothing": 0.5},
-            r"loss.smoothing=0.5 makes targets of 0.05 and 0.55, .* at 0.02; try",
-        ),
-        ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
-        ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
-        (
-            {"loss.class_weights": "balanced", "data.balance": True},
-            r"'balanced' and data.balance=True would both",
-        ),
-        ({"init.whiten": "head"}, r"init.whiten='head' must name a square convolution"),
-        ({"distill.run": "/nowhere"}, r"distill.run=/nowhere is not a run's folder"),
-    ],
-)
-def test_what_a_recipe_lacks_is_said_before_anything_runs(tiny, changes, said):
-    exp = experiment.build(tiny(**changes))
-    with pytest.raises(InputError, match=said) as error:
-        check(exp)
-    assert "\n" not in str(error.value)
 
 
 def test_rates_and_decays_by_expression_reach_the_parameters(tiny):
@@ -458,18 +355,3 @@ def test_dropout_in_training_is_a_function_of_the_key(tiny):
     first, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-
-
-def test_two_losses_are_refused(tiny):
-    exp = experiment.build(tiny(**{"loss.name": "softmax | focal"}))
-    for found in (lambda: exp.recipe.link, lambda: exp.recipe.gradient()):
-        with pytest.raises(
-            InputError, match=r"^loss.name='softmax \| focal' names 2 things"
-        ):
-            found()
-
-
-def test_a_crop_that_may_show_nothing_of_the_image_is_refused(tiny):
-    exp = experiment.build(tiny(augment="random_crop(8)"))
-    with pytest.raises(InputError, match=r"padding=8 must be below the 8 pixels .* try 1"):
-        check(exp)
