@@ -55,7 +55,7 @@ def measure_loop(args: argparse.Namespace, folder: pathlib.Path) -> None:
     )
     saves = (args.steps - 1) // args.every
     seconds_a_step(without, folder / "warm")  # And with it what a save compiles.
-    _ = with_saves.programs.train_step
+    with_saves.programs.compile_train_step()
     shares, costs, pairs = [], [], []
     for segment in range(args.segments):
         base = seconds_a_step(without, folder / f"without{segment}")

@@ -87,9 +87,9 @@ class Ours:
         began = time.perf_counter()
         _ = exp.programs.lowered_train_step
         self.trace_seconds = time.perf_counter() - began
-        self.step = exp.programs.train_step
+        self.program = exp.programs.compiled_train_step
         self.compile_seconds = time.perf_counter() - began - self.trace_seconds
-        self.program = exp.programs.train_program(exp.data.train_shape)
+        self.step = exp.programs.train_step
         self.state = exp.init()
         self.batch = mesh.put(exp.mesh, batch)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -111,7 +111,7 @@ def flop(exp: experiment.Experiment) -> int:
     """Multiplications and additions of a step: three forward passes'."""
     shapes = exp.programs.state_shapes
     variables = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-    image = exp.programs.batch_like(exp.data.train_shape).image
+    image = exp.programs.batch_like.image
     return 3 * 2 * multiply_adds(exp.recipe.logits_step(), variables, image)
 
 

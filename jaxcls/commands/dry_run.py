@@ -84,7 +84,7 @@ def _compiled(exp: Experiment, room: int) -> str:
     """Returns the memory of the compiled step on one device, from XLA's analysis."""
     also = ", model.remat=blocks, optim.accumulate=2 or mesh.fsdp=2"
     with explained("batch_size", exp.config.batch_size, also):
-        analysis = exp.programs.train_program(exp.data.train_shape).memory_analysis()
+        analysis = exp.programs.compiled_train_step.memory_analysis()
     if analysis is None:
         return "the compiler does not say what the step needs"
     kind = exp.mesh.devices.flat[0].device_kind

@@ -14,11 +14,20 @@ from jaxcls.config import loading as configs
 from jaxcls.errors import InputError
 
 
+class Due(NamedTuple):
+    """The duties after a step: a training record, an evaluation of data.eval, a save."""
+
+    record: bool
+    evaluation: bool
+    save: bool
+
+
 class Plan(NamedTuple):
     """The length of a run, its peak rate, and the steps of its events.
 
     examples: The training examples of one epoch.
     steps: The updates of the whole run.
+    evaluates: Whether there is a data.eval to evaluate.
     every: The exact steps between two evaluations ("eval"), checkpoints ("checkpoint") and
         records ("log").
     lr: The peak learning rate.
@@ -30,12 +39,33 @@ class Plan(NamedTuple):
 
     examples: int
     steps: int
+    evaluates: bool
     every: dict[str, Fraction]
     lr: float
     warmup: int
     cooldown: int
     head_first: int
     stops: dict[str, int]
+
+    def due(self, step: int) -> Due:
+        """Returns the duties after `step` updates; all of them are due after the last."""
+        last = step == self.steps
+        record, evaluation, save = (
+            last or durations.is_due(step, self.every[name])
+            for name in ("log", "eval", "checkpoint")
+        )
+        return Due(record, evaluation and self.evaluates, save)
+
+    def left(self, step: int) -> dict[str, int]:
+        """Returns the number of evaluations ("eval") and saves ("save") after `step`."""
+
+        def left(every: Fraction) -> int:
+            ends = durations.periods(self.steps, every) - durations.periods(step, every)
+            is_apart = step < self.steps and not durations.is_due(self.steps, every)
+            return ends + is_apart
+
+        evaluations = left(self.every["eval"]) if self.evaluates else 0
+        return {"eval": evaluations, "save": left(self.every["checkpoint"])}
 
 
 def make(config: ConfigDict, examples: int) -> Plan:
@@ -62,6 +92,7 @@ def make(config: ConfigDict, examples: int) -> Plan:
     return Plan(
         examples=examples,
         steps=steps,
+        evaluates=bool(config.data.eval),
         every=every,
         lr=optim.lr * config.batch_size / optim.lr_per if optim.lr_per else optim.lr,
         warmup=warmup,

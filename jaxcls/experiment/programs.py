@@ -29,7 +29,6 @@ class Programs:
     def __init__(self, recipe: Recipe, load_teacher: Callable[[], Teacher | None]) -> None:
         self.config, self.data, self.recipe = recipe.config, recipe.data, recipe
         self._load_teacher = load_teacher
-        self._train_programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -94,8 +93,8 @@ class Programs:
         return jax.jit(self.recipe.inputs)
 
     @functools.cached_property
-    def _jitted_train_step(self) -> jax.stages.Wrapped:
-        """train_step(state, batch, teacher_variables) -> (state, metrics)."""
+    def _train_step(self) -> jax.stages.Wrapped:
+        """The jitted train_step(teacher_variables, state, batch) -> (state, metrics)."""
         distill, teacher, distillation = self.config.distill, self._load_teacher(), None
         if teacher:
             distillation = gradients.Distillation(
@@ -103,7 +102,7 @@ class Programs:
             )
         pure = self.recipe.train_step(distillation)
 
-        def train_step(state: step.State, batch: Batch, variables: Any) -> Any:
+        def train_step(variables: Any, state: step.State, batch: Batch) -> Any:
             state, scores = pure(state, batch, variables)
             has_flags = not isinstance(batch.asked, tuple)
             return state, scores | ({"asked": batch.asked.any()} if has_flags else {})
@@ -111,57 +110,38 @@ class Programs:
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
         return jax.jit(
             train_step,
-            donate_argnums=0,
-            in_shardings=(self._state_sharding, rows, everywhere),
+            donate_argnums=1,
+            in_shardings=(everywhere, self._state_sharding, rows),
             out_shardings=(self._state_sharding, everywhere),
         )
 
-    def jitted_train_step(self, state: step.State, batch: Batch) -> Any:
-        """Runs train_step(state, batch) -> (state, metrics), compiled for these shapes.
+    @functools.cached_property
+    def train_step(self) -> Callable[[step.State, Batch], Any]:
+        """train_step(state, batch) -> (state, metrics); it donates the state.
 
-        It donates the state. With `asked` in the batch, the metric "asked" tells whether a
-        process was asked to stop.
+        Each size of images is compiled when its first batch comes. With `asked` in the
+        batch, the metric "asked" tells whether a process was asked to stop.
         """
-        return self._jitted_train_step(state, batch, self.teacher_variables)
+        return functools.partial(self._train_step, self.teacher_variables)
 
     @functools.cached_property
     def lowered_train_step(self) -> jax.stages.Lowered:
         """The train step for the largest images, traced from shapes alone."""
-        return self._lowered(self.data.train_shape)
-
-    def _lowered(self, shape: tuple[int, ...]) -> jax.stages.Lowered:
         everywhere, teacher = mesh.replicated(self.mesh), self._load_teacher()
         variables = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             teacher.variables if teacher else {},
         )
-        return self._jitted_train_step.lower(
-            self.state_like, self.batch_like(shape), variables
-        )
+        return self._train_step.lower(variables, self.state_like, self.batch_like)
 
     @functools.cached_property
-    def train_step(self) -> Callable[[step.State, Batch], Any]:
-        """train_step(state, batch) -> (state, metrics), compiled ahead; donates the state.
+    def compiled_train_step(self) -> jax.stages.Compiled:
+        """The train step compiled for the largest images; `train_step` then calls it."""
+        return self.lowered_train_step.compile()
 
-        The program for the largest images is compiled at once. Where sizes grow, the
-        program of another size is compiled when its first batch comes. Raises `InputError`
-        if the step does not fit in memory.
-        """
-        self._check_fits(self.train_program(self.data.train_shape))
-
-        def train_step(state: step.State, batch: Batch) -> Any:
-            program = self.train_program(batch.image.shape[1:])
-            return program(state, batch, self.teacher_variables)
-
-        return train_step
-
-    def train_program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-        """Returns the compiled train step for images [H, W, C]."""
-        if shape not in self._train_programs:
-            is_largest = shape == self.data.train_shape
-            lowered = self.lowered_train_step if is_largest else self._lowered(shape)
-            self._train_programs[shape] = lowered.compile()
-        return self._train_programs[shape]
+    def compile_train_step(self) -> None:
+        """Compiles the train step; raises `InputError` if it does not fit in memory."""
+        self._check_fits(self.compiled_train_step)
 
     @functools.cached_property
     def train_loop(self) -> Callable[[step.State, Batch, int], Any]:
@@ -171,36 +151,37 @@ class Programs:
         serves every count; it donates the state. MOST is `multistep.MOST`. Raises
         `InputError` if the loop does not fit in memory.
         """
-        self._check_fits(self.train_loop_program, self.data.train_resident_like())
-
-        def train_loop(state: step.State, columns: Batch, count: int) -> Any:
-            given = jax.device_put(columns, mesh.by_step(self.mesh))
-            data, teacher = self.data.train_resident(), self.teacher_variables
-            return self.train_loop_program(state, given, np.int32(count), data, teacher)
-
-        return train_loop
-
-    @functools.cached_property
-    def train_loop_program(self) -> jax.stages.Compiled:
-        """The compiled program of `train_loop`."""
+        rows, data_like = mesh.by_step(self.mesh), self.data.train_resident_like()
         loop = jax.jit(
-            multistep.make_train_loop(self._jitted_train_step, self.data.take),
+            multistep.make_train_loop(
+                lambda state, batch, teacher: self._train_step(teacher, state, batch),
+                self.data.take,
+            ),
             donate_argnums=0,
             out_shardings=(self._state_sharding, mesh.replicated(self.mesh)),
         )
-        shape, rows = (multistep.MOST, self.config.batch_size), mesh.by_step(self.mesh)
-        column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-        columns = Batch(index=column, epoch=column)
-        data = self.data.train_resident_like()
-        return loop.lower(
-            self.state_like, columns, np.int32(0), data, self.teacher_variables
+        column = jax.ShapeDtypeStruct(
+            (multistep.MOST, self.config.batch_size), jnp.int32, sharding=rows
+        )
+        columns, teacher = Batch(index=column, epoch=column), self.teacher_variables
+        program = loop.lower(
+            self.state_like, columns, np.int32(0), data_like, teacher
         ).compile()
+        self._check_fits(program, data_like)
 
-    def batch_like(self, shape: tuple[int, ...]) -> Batch:
-        """Returns the shapes of a training batch with images [H, W, C]."""
+        def train_loop(state: step.State, columns: Batch, count: int) -> Any:
+            given, data = jax.device_put(columns, rows), self.data.train_resident()
+            return program(state, given, np.int32(count), data, teacher)
+
+        return train_loop
+
+    @property
+    def batch_like(self) -> Batch:
+        """The shapes of a training batch with the largest images."""
         size, sharding = self.config.batch_size, mesh.by_example(self.mesh)
         column = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
-        pixels = jax.ShapeDtypeStruct((size, *shape), jnp.uint8, sharding=sharding)
+        shape = (size, *self.data.train_shape)
+        pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
         like = Batch(pixels, column, column, column)
         if jax.process_count() == 1:
             return like

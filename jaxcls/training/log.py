@@ -6,7 +6,6 @@ records after N.
 
 import json
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxcls.errors import InputError
-from jaxcls.runs.records import Record, pairs, plain, read, trim
+from jaxcls.runs.records import Record, pairs, plain, trim
+from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
 from jaxcls.training.trackers import TensorBoard, WandB
 
@@ -32,34 +32,36 @@ class RunLog:
 
     def __init__(
         self,
+        folder: Workdir,
+        meter: Meter,
         *,
-        metrics: pathlib.Path,
-        timing: pathlib.Path,
-        digests: pathlib.Path,
         start: int,
         steps: int,
-        meter: Meter,
         tensorboard: TensorBoard | None = None,
         is_pending: bool = False,
         is_first: bool = True,
         hint: Callable[[float], str] = lambda share: "",
     ) -> None:
         self._is_first, self._start = is_first, start
-        self._paths = {"metrics": metrics, "timing": timing, "digests": digests}
+        self._paths = {
+            "metrics": folder.metrics,
+            "timing": folder.timing,
+            "digests": folder.digests,
+        }
         self._began = time.perf_counter()
         self._tensorboard = tensorboard
         self._wandb: WandB | None = None
         self._hint = hint
         self._open(start, is_pending)
         self.meter = meter
-        meter.remember(read(timing))
-        self._console = _console(steps, start, is_first)
+        self._console = _Console(steps, start) if is_first else None
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: object = None, *error: object) -> None:
-        self._console.close()
+        if self._console:
+            self._console.close()
         try:
             self._close()
         finally:
@@ -94,14 +96,15 @@ class RunLog:
 
     def step(self, step: int) -> None:
         """Shows that step `step` has begun."""
-        self._console.step(step, self.meter)
+        if self._console:
+            self._console.step(step, self.meter)
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
         self._write("metrics", {"step": step, "kind": "train", **values})
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
-        self._console.line(f"step {step}: {pairs(values)} | {self.meter}")
+        self.line(f"step {step}: {pairs(values)} | {self.meter}")
         self._advise(self.meter.waiting())
 
     def evaluation(
@@ -124,7 +127,7 @@ class RunLog:
         self._scalars(kind, step, values)
         if self._wandb and kind == "final":
             self._wandb.summary(plain({**more, **scored, **values}))
-        self._console.line(f"step {step}: {kind} {pairs({**scored, **values})}")
+        self.line(f"step {step}: {kind} {pairs({**scored, **values})}")
         return plain(record)
 
     def classes(
@@ -156,12 +159,12 @@ class RunLog:
         whole = time.perf_counter() - self._began
         since = f" since step {self._start}" if self._start else ""
         self._advise(self.meter.waiting(at_end=True))
-        self._console.line(f"time{since}: {self.meter.shares(whole)}")
+        self.line(f"time{since}: {self.meter.shares(whole)}")
 
     def _advise(self, share: float) -> None:
         """Writes the advice for an input-bound run, once."""
         if share > INPUT_BOUND and (text := self._hint(share)):
-            self._console.line(text)
+            self.line(text)
             self._hint = lambda share: ""
 
     def event(self, step: int, kind: str, **values: Any) -> None:
@@ -174,7 +177,8 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Writes a line to the console."""
-        self._console.line(text)
+        if self._console:
+            self._console.line(text)
 
     def sync(self) -> None:
         """Returns once all records are on disk; raises `InputError` if a write fails."""
@@ -200,34 +204,14 @@ class RunLog:
                 tracker.scalars(group, step, values)
 
 
-class _Plain:
-    """Lines as they come: for files, pipes and CI."""
-
-    def step(self, step: int, meter: Meter) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # The reader is gone; the run goes on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def close(self) -> None:
-        pass
-
-
-class _Silent(_Plain):
-    """No output: another process writes it."""
-
-    def line(self, text: str) -> None:
-        pass
-
-
-class _Bar:
-    """A progress bar under the lines, for a terminal."""
+class _Console:
+    """Lines of text, on a terminal above a progress bar."""
 
     def __init__(self, steps: int, start: int) -> None:
-        self._progress = Progress(
+        self._bar: Progress | None = None
+        if not sys.stdout.isatty():
+            return
+        self._bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -235,22 +219,22 @@ class _Bar:
             console=Console(highlight=False, markup=False),
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task(
-            "", total=steps, completed=start, pace="compiling"
-        )
-        self._progress.start()
+        self._task = self._bar.add_task("", total=steps, completed=start, pace="compiling")
+        self._bar.start()
 
     def step(self, step: int, meter: Meter) -> None:
-        self._progress.update(self._task, completed=step, pace=str(meter))
+        if self._bar:
+            self._bar.update(self._task, completed=step, pace=str(meter))
 
     def line(self, text: str) -> None:
-        self._progress.console.print(text)
+        if self._bar:
+            self._bar.console.print(text)
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # The reader is gone; the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
-        self._progress.stop()
-
-
-def _console(steps: int, start: int, is_first: bool) -> _Plain | _Bar:
-    if not is_first:
-        return _Silent()
-    return _Bar(steps, start) if sys.stdout.isatty() else _Plain()
+        if self._bar:
+            self._bar.stop()

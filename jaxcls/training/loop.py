@@ -6,11 +6,9 @@ equal those of an uninterrupted run. A rewind is such a resume within one proces
 """
 
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -22,11 +20,12 @@ from jaxcls.devices import hosts, mesh
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import Experiment
+from jaxcls.experiment.plan import Plan
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, saving
 from jaxcls.runs import digests as state_digests
 from jaxcls.runs.workdir import Workdir
-from jaxcls.training import profiling, stepping
+from jaxcls.training import stepping
 from jaxcls.training.log import RunLog
 from jaxcls.training.stepping import Scores, Stepper
 from jaxcls.training.stopping import Stop
@@ -65,18 +64,18 @@ class Loop:
     saves: saving.Checkpoints
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
+    plan: Plan = dataclasses.field(init=False)
+    is_alone: bool = dataclasses.field(init=False)
     # Whether a process asked to stop, from the metrics of the last settled step.
     asked: bool = dataclasses.field(default=False, init=False)
     is_compiled: bool = dataclasses.field(default=False, init=False)
-    tracer: profiling.Tracer = dataclasses.field(init=False)
     # The most batches of the next block.
     size: int = dataclasses.field(default=1, init=False)
     # The time at which the last block or duty ended.
     _since: float = dataclasses.field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        count = self.exp.config.log.profile if hosts.is_first() else 0
-        self.tracer = profiling.Tracer(self.folder.profile, count, self.log.line)
+        self.plan, self.is_alone = self.exp.plan, hosts.count() == 1
 
     @property
     def _rewinds(self) -> bool:
@@ -89,16 +88,15 @@ class Loop:
 
         Raises `DivergedError` and `StoppedError`, with the state saved.
         """
-        with self.tracer:
-            while True:
-                if int(state.bad_step) >= 0:
-                    state, is_pending = self._rewind(state)
-                if is_pending:
-                    self.stop.poll()
-                    state = self._duties(state, int(state.step))
-                if int(state.step) == self.exp.plan.steps or bool(state.halted):
-                    return state
-                state, is_pending = self._train(state), False
+        while True:
+            if int(state.bad_step) >= 0:
+                state, is_pending = self._rewind(state)
+            if is_pending:
+                self.stop.poll()
+                state = self._duties(state, int(state.step))
+            if int(state.step) == self.plan.steps or bool(state.halted):
+                return state
+            state, is_pending = self._train(state), False
 
     def compile(self) -> None:
         """Compiles the step once; raises `InputError` if it does not fit in memory."""
@@ -117,7 +115,7 @@ class Loop:
         self.compile()
         self.stop.poll()
         step, known = int(state.step), None
-        hosts.agree({"the next step": step, "the last step": self.exp.plan.steps})
+        hosts.agree({"the next step": step, "the last step": self.plan.steps})
         behind: list[Begun] = []
         self._since = time.perf_counter()
         for block, waited in self._blocks(step):
@@ -125,11 +123,11 @@ class Loop:
             if shape != known:  # A new image size compiles again.
                 known = shape
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
-            self.tracer.before(len(block), functools.partial(jax.block_until_ready, state))
             state, scores = self.stepper.advance(state, block)
             step += len(block)
             behind.append(Begun(step, len(block), scores, waited))
-            has_duties = self._has_duties(step)
+            due = self.plan.due(step)
+            has_duties = due.evaluation or due.save
             # One block stays under way to keep the device busy. With more blocks, their
             # batches would fill its memory.
             if not self._settle(behind, state, but=0 if has_duties else 1):
@@ -154,14 +152,14 @@ class Loop:
         A block ends at a step with a record of its speed, and at a step with duties.
         """
         block: list[Batch] = []
-        began = time.perf_counter()
+        devices, began = self.exp.mesh, time.perf_counter()
         for batch in self.stepper.batches(step):
-            asked = mesh.flags(self.exp.mesh, self.stop.requested)
+            asked = mesh.flags(devices, self.stop.requested)
             block.append(batch._replace(asked=asked))
             step += 1
-            is_due = self._has_record(step) or self._has_duties(step)
-            most = min(self.size, self.stepper.most, self.tracer.room)
-            if len(block) >= most or is_due or step == self.until or self.stop.requested:
+            most = min(self.size, self.stepper.most)
+            ends = any(self.plan.due(step)) or step == self.until or self.stop.requested
+            if len(block) >= most or ends:
                 yield block, time.perf_counter() - began
                 block, began = [], time.perf_counter()
 
@@ -193,21 +191,20 @@ class Loop:
         Returns False if the update was not finite and the config does not skip it.
         """
         self.asked |= bool(values.pop("asked", False))
-        self.dog.beat(f"training, after step {step} of {self.exp.plan.steps}")
+        self.dog.beat(f"training, after step {step} of {self.plan.steps}")
         if not values.pop("finite"):
             if 0 <= int(state.bad_step) < step:  # A later bad_step means a skip here.
                 return False
             self._note_nonfinite(step, "skip")
             self.log.line(f"step {step}: the update was not finite, and is left out")
-        if self._has_record(step):
+        if self.plan.due(step).record:
             self.log.train(step, {"loss": values.pop("loss"), **values})
         return True
 
     def _duties(self, state: State, step: int) -> State:
         """Runs the duties at `step` in this order: evaluate, record, sync, save."""
-        config, last = self.exp.config, step == self.exp.plan.steps
-        is_eval = durations.is_due(step, self.exp.plan.every["eval"]) or last
-        if config.data.eval and is_eval:
+        due, last = self.plan.due(step), step == self.plan.steps
+        if due.evaluation:
             began = time.perf_counter()
             try:
                 state = self._evaluate(state, step)
@@ -215,8 +212,7 @@ class Loop:
                 self._leave(state, pending=True)
             self.log.meter.apart("eval", time.perf_counter() - began)
         improved = int(state.best.step) == step
-        is_save = durations.is_due(step, self.exp.plan.every["checkpoint"])
-        if is_save or improved or last or bool(state.halted):
+        if due.save or improved or bool(state.halted):
             began = time.perf_counter()
             digests = checkpoint.digests(state)
             self.on_digest(step, digests)
@@ -225,7 +221,7 @@ class Loop:
             # No later save can replace the best or the last one.
             is_kept = improved or last or bool(state.halted)
             save = self.saves.save_now if is_kept else self.saves.save
-            save(state, digests, anchor=is_save and self._rewinds)
+            save(state, digests, anchor=due.save and self._rewinds)
             self.log.meter.apart("save", time.perf_counter() - began)
         return state
 
@@ -274,7 +270,7 @@ class Loop:
         policy = self.exp.config.nonfinite
         if not self._rewinds or rewound >= policy.rewinds:
             self._diverge(bad)
-        earliest = max(1, durations.step_of(1, self.exp.plan.every["checkpoint"]))
+        earliest = max(1, durations.step_of(1, self.plan.every["checkpoint"]))
         found = self.saves.rewind(self.exp.programs.state_like, to_start=earliest > step)
         if found is None and self.exp.initial:
             self.folder.check_same({"weights": self.exp.initial.fingerprint})
@@ -291,7 +287,8 @@ class Loop:
             f" without the batches since ({rewound + 1} of {policy.rewinds} rewinds)"
         )
         self.log.sync()
-        pending = self._has_duties(step + 1)
+        due = self.plan.due(step + 1)
+        pending = due.evaluation or due.save
         digests = checkpoint.digests(state)
         self.saves.save_now(state, digests, pending=pending, anchor=not pending)
         if pending:
@@ -305,7 +302,7 @@ class Loop:
         self._note_nonfinite(step + 1, "diverged")
         raise DivergedError(
             f"the loss or a gradient was not finite in the update after step {step}"
-            f" (lr peak {self.exp.plan.lr:g}); the state before it is"
+            f" (lr peak {self.plan.lr:g}); the state before it is"
             f" {self.folder.given}/checkpoints/{step}, and metrics.jsonl lists the batch;"
             " in a new --workdir try a lower --config.optim.lr, --config.optim.clip_norm=1"
             " or another --config.nonfinite.policy (stop, skip, rewind)"
@@ -324,33 +321,7 @@ class Loop:
         examples = self.exp.data.train_examples(step - 1).tolist()
         self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
 
-    def _has_record(self, step: int) -> bool:
-        return (
-            durations.is_due(step, self.exp.plan.every["log"])
-            or step == self.exp.plan.steps
-        )
-
-    def _has_duties(self, step: int) -> bool:
-        every, last = self.exp.plan.every, step == self.exp.plan.steps
-        evaluates = self.exp.config.data.eval and durations.is_due(step, every["eval"])
-        return bool(last or evaluates or durations.is_due(step, every["checkpoint"]))
-
     def _is_asked(self, step: int) -> bool:
         """Returns whether to stop at `step`, before the last; the same on all processes."""
-        asked = self.stop.requested if hosts.count() == 1 else self.asked
-        return step < self.exp.plan.steps and (asked or step == self.until)
-
-
-def duties_left(exp: Experiment, step: int) -> dict[str, int]:
-    """Returns the number of evaluations ("eval") and scheduled saves ("save") to come.
-
-    It counts them after `step`.
-    """
-    last = exp.plan.steps
-
-    def left(every: Fraction) -> int:
-        scheduled = durations.periods(last, every) - durations.periods(step, every)
-        return scheduled + (step < last and not durations.is_due(last, every))
-
-    evaluations = left(exp.plan.every["eval"]) if exp.config.data.eval else 0
-    return {"eval": evaluations, "save": left(exp.plan.every["checkpoint"])}
+        asked = self.stop.requested if self.is_alone else self.asked
+        return step < self.plan.steps and (asked or step == self.until)

@@ -1,10 +1,9 @@
 """The speed of a run, the shares of its time, and its end time."""
 
-import itertools
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # The share of waiting, after the first record, that makes a run input-bound.
@@ -49,16 +48,6 @@ class Meter:
         self._apart[what] += seconds
         if what in self._each:
             self._each[what].append(seconds)
-
-    def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Reads the times of evaluations and saves in earlier starts, from timing.jsonl."""
-        for before, record in itertools.pairwise(records):
-            # A record is written before the duties at its step.
-            first, last = (self._left(each["step"] - 1) for each in (before, record))
-            for what, each in self._each.items():
-                count = first.get(what, 0) - last.get(what, 0)
-                if count > 0 and record[f"{what}_s"] > 0:
-                    each.append(record[f"{what}_s"] / count)
 
     @property
     def rate(self) -> float:

@@ -1,12 +1,14 @@
-"""Traces of compiled programs, by jax.profiler."""
+"""Traces of some steps of a run, by JAX's profiler."""
 
 import contextlib
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+
+from jaxcls.data.batch import Batch
+from jaxcls.learning.step import State
+from jaxcls.training.stepping import Scores, Stepper
 
 # The number of steps before the trace: the first steps are not typical.
 FIRST = 3
@@ -21,51 +23,45 @@ def trace(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-class Tracer:
-    """Traces `count` steps of a start, after the FIRST, into `folder`. A context manager.
+@contextlib.contextmanager
+def traced(
+    stepper: Stepper, count: int, folder: pathlib.Path, say: Callable[[str], None]
+) -> Iterator[Stepper]:
+    """Yields a stepper that traces `count` steps, after the FIRST, into `folder`.
 
-    A count of 0 traces nothing.
+    The trace begins and ends between blocks, so with blocks of many steps it is longer. A
+    count of 0 traces nothing.
 
     say: Receives one line that names the folder of the trace.
     """
+    if not count:
+        yield stepper
+        return
+    begun = 0
+    tracing = contextlib.ExitStack()
+    # The steps begun at which the trace begins and ends.
+    marks = [FIRST, FIRST + count]
 
-    def __init__(
-        self, folder: pathlib.Path, count: int, say: Callable[[str], None]
-    ) -> None:
-        self._folder, self._count, self._say = folder, count, say
-        self._steps = 0
-        self._tracing = contextlib.ExitStack()
+    def begin() -> None:
+        first = begun
 
-    def __enter__(self) -> "Tracer":
-        return self
+        def tell() -> None:  # It runs once the trace is written.
+            say(
+                f"profile: a trace of {begun - first} steps is in {folder}; xprof,"
+                " TensorBoard and Perfetto show it"
+            )
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        self._tracing.close()
+        tracing.callback(tell)
+        tracing.enter_context(trace(folder))
 
-    @property
-    def room(self) -> int:
-        """The most steps that may begin at once before the next call of `before`."""
-        marks = (FIRST, FIRST + self._count) if self._count else ()
-        return next((m - self._steps for m in marks if m > self._steps), sys.maxsize)
+    def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
+        nonlocal begun
+        if marks and begun >= marks[0]:
+            jax.block_until_ready(state)
+            marks.pop(0)
+            begin() if marks else tracing.close()
+        begun += len(block)
+        return stepper.advance(state, block)
 
-    def before(self, steps: int, settle: Callable[[], Any]) -> None:
-        """Announces that `steps` steps, `room` at most, begin at once.
-
-        settle: Waits for all earlier steps.
-        """
-        if not self._count or self._steps > FIRST + self._count:
-            return
-        if self._steps in (FIRST, FIRST + self._count):
-            settle()
-        if self._steps == FIRST:
-            self._tracing.callback(self._tell)  # It runs once the trace is written.
-            self._tracing.enter_context(trace(self._folder))
-        if self._steps == FIRST + self._count:
-            self._tracing.close()
-        self._steps += steps
-
-    def _tell(self) -> None:
-        self._say(
-            f"profile: a trace of {self._steps - FIRST} steps is in {self._folder}; xprof,"
-            " TensorBoard and Perfetto show it"
-        )
+    with tracing:
+        yield stepper._replace(advance=advance)

@@ -56,13 +56,12 @@ def one_by_one(exp: Experiment) -> Stepper:
     """Returns a `Stepper` with one batch a block, with images, on any devices."""
 
     def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
-        (batch,) = block
-        return exp.programs.train_step(state, batch)
+        return exp.programs.train_step(state, *block)
 
     return Stepper(
         most=1,
         topology=_topology(exp),
-        compile=lambda: exp.programs.train_step,
+        compile=exp.programs.compile_train_step,
         batches=exp.train_batches,
         advance=advance,
     )

@@ -15,6 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop:
     """A request to stop a run; `ask` makes it.
 
+    requested: Whether to save and exit as soon as possible.
+
     Before `poll` the run has nothing to save and may compile for minutes. So the first
     signal ends the process at once, with status 75. After `poll` the first signal sets
     `requested`, which the run checks. A second signal ends the process at once, with status
@@ -22,14 +24,9 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self.requested = False
         self._polls = False
         self._runs: list[Callable[[], None]] = []
-
-    @property
-    def requested(self) -> bool:
-        """Whether to save and exit as soon as possible."""
-        return self._asked.is_set()
 
     def poll(self) -> None:
         """Declares that the run checks `requested` often from now on."""
@@ -53,9 +50,9 @@ class Stop:
 
     def ask(self) -> None:
         """Handles one signal."""
-        if self._asked.is_set():
+        if self.requested:
             _leave("interrupted at once", INTERRUPTED)
-        self._asked.set()
+        self.requested = True
         if not self._polls:
             for before_leaving in list(self._runs):
                 before_leaving()

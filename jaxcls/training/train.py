@@ -19,9 +19,10 @@ from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, provenance, saving
 from jaxcls.runs import records as run_records
 from jaxcls.runs.workdir import Workdir
-from jaxcls.training import hints, meter, stepping, trackers, watchdog
+from jaxcls.training import hints, meter, profiling, stepping, trackers, watchdog
 from jaxcls.training.log import RunLog
-from jaxcls.training.loop import Loop, OnDigest, duties_left
+from jaxcls.training.loop import Loop, OnDigest
+from jaxcls.training.stepping import Stepper
 from jaxcls.training.stopping import Stop
 
 # Config keys that may differ between the processes of a run.
@@ -75,9 +76,15 @@ def run(
             size, also = exp.config.batch_size, ", or data.resident=off"
             with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
                 make_loop = functools.partial(
-                    Loop, exp, stepper, folder, stop, dog, until=until, on_digest=on_digest
+                    Loop,
+                    exp,
+                    folder=folder,
+                    stop=stop,
+                    dog=dog,
+                    until=until,
+                    on_digest=on_digest,
                 )
-                record = _run_locked(exp, folder, make_loop)
+                record = _run_locked(exp, folder, stepper, make_loop)
     return Result(record, folder.given, already=False)
 
 
@@ -195,11 +202,11 @@ def finished(folder: Workdir) -> dict[str, Any] | None:
 
 
 def _run_locked(
-    exp: Experiment, folder: Workdir, make_loop: Callable[..., Loop]
+    exp: Experiment, folder: Workdir, stepper: Stepper, make_loop: Callable[..., Loop]
 ) -> dict[str, Any]:
     """Runs from the newest checkpoint (or step 0) to the final record, and returns it.
 
-    make_loop: (log=, saves=) -> the loop.
+    make_loop: (stepper=, log=, saves=) -> the loop.
     """
     checkpoint.bring_back(folder.checkpoints)
     restored = hosts.together(
@@ -212,12 +219,18 @@ def _run_locked(
         folder.note(resumed_from=start if restored else None)
     log = _opened(exp, folder, start, is_pending)
     saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
-    with log, saves:
+    traced = profiling.traced(
+        stepper,
+        exp.config.log.profile if hosts.is_first() else 0,
+        folder.profile,
+        log.line,
+    )
+    with log, saves, traced as stepper:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         hosts.together(lambda: _tell_wandb(exp, folder, log))
-        loop = make_loop(log=log, saves=saves)
+        loop = make_loop(stepper=stepper, log=log, saves=saves)
         if exp.config.log.tensorboard and not restored:
             loop.compile()  # It refuses a batch that does not fit before making it.
             log.picture("train/first_batch", 0, _first_batch(exp))
@@ -232,18 +245,11 @@ def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> R
     is_first = hosts.is_first()
     shown = is_first and exp.config.log.tensorboard
     return RunLog(
-        metrics=folder.metrics,
-        timing=folder.timing,
-        digests=folder.digests,
-        tensorboard=trackers.TensorBoard(folder.tensorboard, start) if shown else None,
+        folder,
+        meter.Meter(start, exp.plan.steps, exp.config.batch_size, exp.plan.left),
         start=start,
         steps=exp.plan.steps,
-        meter=meter.Meter(
-            start,
-            exp.plan.steps,
-            exp.config.batch_size,
-            functools.partial(duties_left, exp),
-        ),
+        tensorboard=trackers.TensorBoard(folder.tensorboard, start) if shown else None,
         is_pending=is_pending,
         is_first=is_first,
         hint=lambda share: hints.input_bound(exp, share),

@@ -84,3 +84,12 @@ def test_the_features_are_what_the_head_makes_the_predictions_of(tiny):
     each = experiment.build(tiny(**{"loss.name": "sigmoid"}))
     expected = np.asarray(each.programs.probabilities_step(variables, pixels))
     np.testing.assert_allclose(expit(logits), expected, rtol=1e-5)
+
+
+def test_the_step_that_is_compiled_ahead_is_the_step_that_runs(tiny, caplog):
+    exp = experiment.build(tiny())
+    state, batch = exp.init(), next(exp.train_batches())
+    with jax.log_compiles():
+        exp.programs.compile_train_step()
+        exp.programs.train_step(state, batch)
+    assert caplog.text.count("XLA compilation of jit(train_step)") == 1

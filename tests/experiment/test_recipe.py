@@ -77,7 +77,7 @@ def test_what_is_frozen_follows_no_slow_weights_either(tiny):
     exp = experiment.build(tiny(**changes))
     state, seen = exp.init(), []
     for batch in exp.train_batches():
-        state, _ = exp.programs.jitted_train_step(state, batch)
+        state, _ = exp.programs.train_step(state, batch)
         seen.append(np.asarray(state.params["head"]["kernel"]).tobytes())
     assert len(set(seen[:4])) == 4
     assert len(set(seen[3:])) == 1
@@ -175,7 +175,7 @@ def test_a_step_with_groups_is_the_same_on_one_and_on_eight_devices(tiny):
         exp = experiment.build(tiny(**changes))
         state, found = exp.init(), []
         for batch in exp.train_batches():
-            state, scores = exp.programs.jitted_train_step(state, batch)
+            state, scores = exp.programs.train_step(state, batch)
             found.append(float(scores["loss"]))
         return found
 
@@ -253,7 +253,7 @@ def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
     scored = exp.programs.eval_step(variables, batch)
     expected = -(hot * log_softmax(logits, -1)).sum(-1)
     np.testing.assert_allclose(scored["loss"], expected, rtol=1e-4)
-    _, record = exp.programs.jitted_train_step(state, batch)
+    _, record = exp.programs.train_step(state, batch)
     expected = ((targets @ weights) * each).mean()
     assert float(record["loss"]) == pytest.approx(expected, rel=1e-5)
 
@@ -326,7 +326,7 @@ def test_the_average_of_a_config_is_made_as_often_and_warms_up(tiny):
     state, batches = exp.init(), exp.train_batches()
     average = np.asarray(state.params["head"]["kernel"], np.float64)
     for i, batch in zip(range(1, 7), batches, strict=False):
-        state, _ = exp.programs.jitted_train_step(state, batch)
+        state, _ = exp.programs.train_step(state, batch)
         decay = min(0.2, (1 + i // 2) / (10 + i // 2))
         if i % 2 == 0:
             kernel = np.asarray(state.params["head"]["kernel"])

@@ -12,6 +12,7 @@ import pytest
 from jaxcls import commands, experiment
 from jaxcls.data.batch import Batch
 from jaxcls.errors import DivergedError, InputError
+from jaxcls.experiment.plan import Due
 from jaxcls.learning import multistep
 from jaxcls.runs import checkpoint
 from jaxcls.runs import records as run_records
@@ -246,10 +247,8 @@ def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, second
 
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(loop.jax, "device_get", wait)
-    every = dict.fromkeys(("log", "eval", "checkpoint"), 1000)
-    exp = types.SimpleNamespace(
-        config=tiny(), mesh=None, plan=types.SimpleNamespace(steps=300, every=every)
-    )
+    plan = types.SimpleNamespace(steps=300, due=lambda step: Due(*(step == 300,) * 3))
+    exp = types.SimpleNamespace(config=tiny(), mesh=None, plan=plan)
     stepper = stepping.in_blocks(exp)._replace(
         compile=lambda: None,
         batches=lambda start: (Batch() for _ in range(300)),

@@ -237,7 +237,7 @@ def trained(exp, steps):
     state, seen = exp.init(), []
     for batch in [None, *itertools.islice(exp.train_batches(), steps)]:
         if batch:
-            state, record = exp.programs.jitted_train_step(state, batch)
+            state, record = exp.programs.train_step(state, batch)
             assert bool(record["finite"])
         arrays = paths(state._replace(key={})).items()
         seen.append({path: np.array(array) for path, array in arrays})

@@ -26,7 +26,7 @@ def stepped(exp, steps=4):
     """The state after so many steps, and their losses."""
     state, losses = exp.init(), []
     for _, batch in zip(range(steps), exp.train_batches(), strict=False):
-        state, scores = exp.programs.jitted_train_step(state, batch)
+        state, scores = exp.programs.train_step(state, batch)
         losses.append(float(scores["loss"]))
     return state, losses
 

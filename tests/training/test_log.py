@@ -10,6 +10,7 @@ import pytest
 
 from jaxcls.errors import InputError
 from jaxcls.runs import records
+from jaxcls.runs.workdir import Workdir
 from jaxcls.training import meter, trackers
 from jaxcls.training.log import RunLog
 from tests.events import scalars
@@ -20,13 +21,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def opened(folder, start=0, tensorboard=False, **more):
     board = trackers.TensorBoard(folder / "tensorboard", start) if tensorboard else None
     return RunLog(
-        metrics=folder / "metrics.jsonl",
-        timing=folder / "timing.jsonl",
-        digests=folder / "digests.jsonl",
+        Workdir(folder),
+        meter.Meter(start, 100, 32),
         tensorboard=board,
         start=start,
         steps=100,
-        meter=meter.Meter(start, 100, 32),
         **more,
     )
 

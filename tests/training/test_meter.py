@@ -8,7 +8,6 @@ import pytest
 from jaxcls import experiment
 from jaxcls.config import durations
 from jaxcls.training import hints, meter
-from jaxcls.training.loop import duties_left
 
 
 def test_it_counts_images_waiting_and_time_to_the_end():
@@ -52,40 +51,6 @@ def test_right_after_a_resume_the_first_step_and_its_wait_are_not_the_pace():
     assert made.eta == 48 * 0.5 + 5 * 3.0
 
 
-def test_what_evaluations_and_saves_took_is_known_from_earlier_starts():
-    # By hand: 0.5 s a step, 4 s an evaluation, 1 s a save, a record every 20 steps; of
-    # steps 20, 40, 60 the evaluation comes after the record. Killed at 70, back to 50.
-    records = [
-        {"step": step, "eval_s": 8.0, "save_s": 2.0} for step in (20, 40, 60, 60, 80)
-    ]
-    records[0] |= {"eval_s": 4.0, "save_s": 1.0}
-    records[3] |= {"eval_s": 4.0, "save_s": 1.0}
-    made = meter.Meter(start=80, steps=100, batch_size=1, left=every_ten)
-    made.remember(records)
-    made.stepped(7.0, 6.0)
-    made.stepped(0.5, 0.0)
-    assert made.eta == 18 * 0.5 + 2 * 4.0 + 2 * 1.0
-
-
-def test_what_is_due_at_the_step_of_a_record_is_in_the_next_one():
-    records = [
-        {"step": 5, "eval_s": 0.0, "save_s": 0.0},
-        {"step": 10, "eval_s": 0.0, "save_s": 0.0},
-        {"step": 15, "eval_s": 3.0, "save_s": 0.5},
-    ]
-    made = meter.Meter(
-        start=20,
-        steps=30,
-        batch_size=1,
-        left=lambda step: {
-            name: sum(due > step for due in (10, 20, 30)) for name in ("eval", "save")
-        },
-    )
-    made.remember(records)
-    made.stepped(1.0, 0.0)
-    assert made.eta == 9 * 1.0 + 3.0 + 0.5
-
-
 @pytest.mark.parametrize("every", ["0.3", "1", "2.5", "20.2", "7/3", "50"])
 def test_the_duties_left_are_those_that_will_be_due(every, tiny):
     exp = experiment.build(tiny(length="50 steps"))
@@ -97,14 +62,14 @@ def test_the_duties_left_are_those_that_will_be_due(every, tiny):
             for s in range(step + 1, 51)
             if s == 50 or durations.is_due(s, Fraction(every))
         ]
-        assert duties_left(exp, step) == {"eval": len(due), "save": len(due)}
+        assert exp.plan.left(step) == {"eval": len(due), "save": len(due)}
         ended = [s for s in range(1, step + 1) if durations.is_due(s, Fraction(every))]
         assert durations.periods(step, Fraction(every)) == len(ended)
 
 
 def test_without_an_eval_split_no_evaluation_is_left(tiny):
     exp = experiment.build(tiny(**{"data.eval": ""}))
-    assert duties_left(exp, 0) == {"eval": 0, "save": 4}
+    assert exp.plan.left(0) == {"eval": 0, "save": 4}
 
 
 def test_it_tells_what_happened_since_it_was_last_asked():
