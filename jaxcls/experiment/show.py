@@ -6,52 +6,39 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from jaxcls import experiment
+from jaxcls.data import pictures
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError
 
 IMAGES = 64
-COLUMNS = 8
 
 
 def draw(exp: experiment.Experiment, path: str) -> None:
-    """Writes the first training batch, at most 64 images, as a picture.
-
-    The images have passed all host ops, augmentation and mixing; their normalisation is
-    inverted for display. Raises `InputError` if `path` cannot be written or is not a
-    picture's name.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    """Writes `grid` as a picture; raises `InputError` if `path` cannot be written."""
     if not pathlib.Path(path).suffix:
         raise InputError(f"--show={path} has no suffix; try --show={path}.png")
-    images, targets = pixels(exp)
-    rows = -(-len(images) // COLUMNS)
-    figure, axes = pyplot.subplots(
-        rows, COLUMNS, figsize=(1.6 * COLUMNS, 1.9 * rows), squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, target in zip(axes.flat, images, targets, strict=False):
-        shown = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[2] == 1 else {}
-        axis.imshow(image[..., 0] if image.shape[2] == 1 else image, **shown)
-        axis.set_title(
-            caption(target, exp.selection.class_names), fontsize=7, parse_math=False
-        )
-    figure.tight_layout(pad=0.4)
+    picture = Image.fromarray(grid(exp))
     try:
-        figure.savefig(path, dpi=110)
+        picture.save(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--show={path} cannot be written ({error}); try --show=batch.png"
         ) from None
-    finally:
-        pyplot.close(figure)
-    print(f"{len(images)} training images as the model sees them: {pathlib.Path(path)}")
+    print(f"training images as the model sees them: {pathlib.Path(path)}")
+
+
+def grid(exp: experiment.Experiment) -> np.ndarray:
+    """Draws the first training batch, at most 64 images, with captions: uint8 [H, W, 3].
+
+    The images have passed all host ops, augmentation and mixing; their normalisation is
+    inverted for display. Every process of a run must call it.
+    """
+    images, targets = pixels(exp)
+    names = exp.selection.class_names
+    return pictures.grid(images, [caption(target, names) for target in targets])
 
 
 def pixels(exp: experiment.Experiment) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxcls.config import loading as configs
-from jaxcls.data import pictures
 from jaxcls.devices import hosts, memory
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.evaluation import passes, scoring
@@ -233,7 +232,7 @@ def _run_locked(
         loop = make_loop(stepper=stepper, log=log, saves=saves)
         if exp.config.log.tensorboard and not restored:
             loop.compile()  # It refuses a batch that does not fit before making it.
-            log.picture("train/first_batch", 0, _first_batch(exp))
+            log.picture("train/first_batch", 0, show.grid(exp))
         state = loop.run(state, is_pending)
         saves.wait()
         checkpoint.bring_back(folder.checkpoints)
@@ -262,13 +261,6 @@ def _tell_wandb(exp: Experiment, folder: Workdir, log: RunLog) -> None:
     if project and hosts.is_first():
         config = exp.config.to_dict()
         log.tell(trackers.WandB(project, folder.path, config, log.line))
-
-
-def _first_batch(exp: Experiment) -> np.ndarray:
-    """Returns the first training batch as the model sees it, as a picture."""
-    images, targets = show.pixels(exp)
-    names = exp.selection.class_names
-    return pictures.grid(images, [show.caption(target, names) for target in targets])
 
 
 def _final_record(loop: Loop, state: State) -> dict[str, Any]:

@@ -60,16 +60,6 @@ def test_a_caption_names_the_class_or_the_two_that_are_mixed():
 
 
 @pytest.mark.slow
-def test_a_class_may_be_called_by_signs_that_mean_mathematics(tiny, tmp_path):
-    facts = experiment.build(tiny()).selection.facts
-    named = facts._replace(class_names=tuple(f"$^{k}$" for k in range(10)))
-    exp = experiment.build(tiny(), facts)
-    exp.selection.facts = named
-    show.draw(exp, str(tmp_path / "a.png"))
-    assert (tmp_path / "a.png").is_file()
-
-
-@pytest.mark.slow
 def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
     out = tmp_path / "batch.png"
     config = ["--config=configs/digits.py", f"--config.data.dir={data_dir}"]
