@@ -18,11 +18,8 @@ from jaxcls.errors import InputError
 from jaxcls.models.weights import torchfiles
 from jaxcls.pickles import Global, RefusedError
 from tests.data.importers.test_arrays import python2
+from tests.properties import examples
 from tests.torchbytes import Raw, legacy, saved, zipped
-
-examples = hypothesis.settings(
-    derandomize=True, database=None, deadline=None, max_examples=150
-)
 
 
 def state(value, given):
@@ -155,7 +152,7 @@ def test_a_hostile_pickle_is_one_line_soon_and_in_little_memory(
 
     def as_cifar():
         data = b"\x80\x04" + opcodes + b"."
-        cifar_files.load(io.BytesIO(data), len(data), "x")
+        cifar_files.load(data, "x")
 
     def as_torch():
         torchfiles.load(path)
@@ -190,7 +187,7 @@ def read_as_both(data, folder):
     path.write_bytes(data)
     for read in (
         lambda: torchfiles.load(path),
-        lambda: cifar_files.load(io.BytesIO(data), len(data), "x"),
+        lambda: cifar_files.load(data, "x"),
     ):
         with contextlib.suppress(InputError):
             read()

@@ -104,14 +104,9 @@ def _options(args: argparse.Namespace) -> Options:
             f"--name={name or ''} must be small letters, digits and underscores, such as"
             f" --name={near}"
         )
-    try:
-        val_fraction = float(args.val_fraction)
-    except ValueError:
-        val_fraction = -1.0
-    if not 0 <= val_fraction < 1:
-        raise InputError(
-            f"--val_fraction={args.val_fraction} must be from 0 to below 1; try 0.2"
-        )
+    val_fraction = cli.number(args.val_fraction, "--val_fraction")
+    if val_fraction >= 1:
+        raise InputError(f"--val_fraction={val_fraction} must be below 1; try 0.2")
     short = cli.whole_number(args.shrink, "--shrink")
     quality = cli.whole_number(args.quality, "--quality", least=1)
     if quality > 100:

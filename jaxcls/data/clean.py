@@ -10,6 +10,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import cv2
@@ -171,11 +172,9 @@ def _check_jpeg(data: bytes, mode: str) -> None:
             raise
 
 
-@contextlib.contextmanager
-def _one_at_a_time(width: int, height: int) -> Iterator[None]:
-    """Holds a lock for a large image, so all threads together clean one at a time."""
-    with _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext():
-        yield
+def _one_at_a_time(width: int, height: int) -> AbstractContextManager[object]:
+    """Returns a lock for a large image, so all threads together clean one at a time."""
+    return _LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

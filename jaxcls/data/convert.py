@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -23,20 +22,20 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
     for a split whose number of records differs from its metadata.
     """
     info = _info(source)
-    content = _Content(info, source)
+    keys = sources.label_keys(info, f"{source}")
     version = str(info.version)
     target = root / name / version
     if target.resolve() == source.resolve():
         raise InputError(f"{source} is itself what would be written; give a --data_dir")
+    contents = writer.Contents()
     with writer.whole(target) as folder:
-        shards = {}
         for split, part in info.splits.items():
             files = map(pathlib.Path, part.filepaths)
             records = itertools.chain.from_iterable(map(tfrecords.records, files))
-            shards[split] = writer.write_split(
-                folder, name, split, content.checked(split, records)
-            )
-            found = len(content.labels[split])
+            contents.begin(split)
+            checked = _checked(records, split, info, keys, contents)
+            contents.shards[split] = writer.write_split(folder, name, split, checked)
+            found = len(contents.labels[split])
             if found != part.num_examples:
                 raise InputError(
                     f"{source}: split {split} holds {found} records of"
@@ -48,10 +47,11 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
             version,
             about=info.description,
             features=info.features,
-            keys=content.keys,
-            splits=shards,
+            keys=keys,
+            splits=contents.shards,
         )
-        content.write(folder, "TFDS, converted from TFRecord", shards)
+        class_names = info.features[keys[1]].names
+        contents.write_manifest(folder, "TFDS, converted from TFRecord", class_names)
     return target
 
 
@@ -73,16 +73,20 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
             f"--tfds={name}: TFDS could not prepare it"
             f" ({type(error).__name__}: {first_line(error)})"
         ) from None
-    folder = pathlib.Path(builder.data_dir)
-    content = _Content(builder.info, folder)
-    shards: dict[str, list[writer.Shard]] = {}
-    for split, part in builder.info.splits.items():
-        shards[split] = []
+    folder, info = pathlib.Path(builder.data_dir), builder.info
+    keys = sources.label_keys(info, f"{folder}")
+    contents = writer.Contents()
+    for split, part in info.splits.items():
+        contents.begin(split)
+        contents.shards[split] = []
         for path, count in zip(part.filepaths, part.shard_lengths, strict=True):
             file = pathlib.Path(path)
-            size = sum(map(len, content.checked(split, _records(file))))
-            shards[split].append(writer.Shard(file.name, count, size, writer.sha256(file)))
-    content.write(folder, "TFDS", shards)
+            checked = _checked(_records(file), split, info, keys, contents)
+            shard = writer.Shard(
+                file.name, count, sum(map(len, checked)), writer.sha256(file)
+            )
+            contents.shards[split].append(shard)
+    contents.write_manifest(folder, "TFDS", info.features[keys[1]].names)
     return folder
 
 
@@ -101,46 +105,33 @@ def _info(source: pathlib.Path) -> Any:
     return info
 
 
-class _Content:
-    """Checks a stream of records, and collects their labels and digests."""
+def _checked(
+    records: Iterable[bytes],
+    split: str,
+    info: Any,
+    keys: tuple[str, str],
+    contents: writer.Contents,
+) -> Iterator[bytes]:
+    """Yields the records unchanged, and adds each to `contents`.
 
-    def __init__(self, info: Any, folder: pathlib.Path) -> None:
-        self.keys = sources.label_keys(info, f"{folder}")
-        self._classes = info.features[self.keys[1]]
-        self._fingerprint = writer.Fingerprint()
-        self.labels: dict[str, list[int]] = {}
-
-    def checked(self, split: str, records: Iterable[bytes]) -> Iterator[bytes]:
-        """Yields the records unchanged; raises `InputError` for an invalid one."""
-        if split not in self.labels:
-            self._fingerprint.split(split)
-        labels = self.labels.setdefault(split, [])
-        for record in records:
-            try:
-                example = parse(record, *self.keys)
-            except ValueError as error:
-                raise InputError(
-                    f"record {len(labels)} of split {split}: {error}; it must hold one"
-                    f" encoded {self.keys[0]} and one {self.keys[1]}"
-                ) from None
-            self._fingerprint.add(example.digests()[1])
-            labels.append(example.label)
-            yield record
-
-    def write(
-        self, folder: pathlib.Path, source: str, shards: dict[str, list[writer.Shard]]
-    ) -> None:
-        """Writes the labels and the manifest; raises `InputError` for an unknown label."""
-        labels = {split: np.array(found) for split, found in self.labels.items()}
-        for split, values in labels.items():
-            if values.max(initial=0) >= self._classes.num_classes:
-                raise InputError(
-                    f"split {split} has a label {values.max()}, and there are"
-                    f" {self._classes.num_classes} classes; prepare the dataset again"
-                )
-        writer.write_manifest(
-            folder, source, self._classes.names, labels, self._fingerprint, shards
-        )
+    Raises `InputError` for a record without one image and one label of a known class.
+    """
+    classes = info.features[keys[1]].num_classes
+    for record in records:
+        where = f"record {len(contents.labels[split])} of split {split}"
+        try:
+            example = parse(record, *keys)
+        except ValueError as error:
+            raise InputError(
+                f"{where}: {error}; it must hold one encoded {keys[0]} and one {keys[1]}"
+            ) from None
+        if example.label >= classes:
+            raise InputError(
+                f"{where} has label {example.label}, and there are {classes} classes;"
+                " prepare the dataset again"
+            )
+        contents.add(example.digests()[1], example.label)
+        yield record
 
 
 def _records(file: pathlib.Path) -> Iterator[bytes]:

@@ -1,12 +1,13 @@
 """Prepares a dataset: a folder or archive of images -> a TFDS dataset in ArrayRecord."""
 
 import csv
+import dataclasses
 import functools
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,20 +40,17 @@ class Options(NamedTuple):
     threads: int
 
 
+@dataclasses.dataclass
 class Outcome:
-    """Collects the rejected files, and the examples and shards of each split."""
+    """What became of the files: rejected ones, the examples per split, their contents.
 
-    def __init__(self, rejected: Iterable[tuple[str, str]]) -> None:
-        self.rejected = list(rejected)
-        self.kept: dict[str, Kept] = {}
-        self.shards: dict[str, list[writer.Shard]] = {}
-        self.sizes: set[tuple[int, int]] = set()
-        self.fingerprint = writer.Fingerprint()
+    sizes: (height, width) of the images, at most two of them.
+    """
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of written examples per split."""
-        return {split: len(kept.labels) for split, kept in self.kept.items()}
+    rejected: list[tuple[str, str]]
+    kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
+    sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    contents: writer.Contents = dataclasses.field(default_factory=writer.Contents)
 
 
 def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
@@ -75,9 +73,10 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         )
         outcome = Outcome(found.rejected)
         for split, listing in found.splits.items():
-            outcome.fingerprint.split(split)
-            written = _records(split, listing, options, outcome)
-            outcome.shards[split] = writer.write_split(folder, options.name, split, written)
+            outcome.contents.begin(split)
+            records = _records(split, listing, options, outcome)
+            shards = writer.write_split(folder, options.name, split, records)
+            outcome.contents.shards[split] = shards
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _describe(folder, options, found, outcome)
@@ -110,7 +109,7 @@ def _records(
             outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
             continue
         record, content, digest, size = made
-        outcome.fingerprint.add(digest)
+        outcome.contents.add(digest, int(listing.labels[order[at]]))
         if len(outcome.sizes) < 2:
             outcome.sizes.add(size)
         contents[at], is_kept[at] = int.from_bytes(content[:8], "little"), True
@@ -156,9 +155,9 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
             f" --max_bad={n}"
         )
     say(f"note: {found}; all of them are in {path}")
-    empty = [split for split, count in outcome.counts.items() if not count]
-    if empty:
-        raise InputError(f"{options.source}: no image of split {empty[0]} can be used")
+    for split, kept in outcome.kept.items():
+        if not kept.labels.size:
+            raise InputError(f"{options.source}: no image of split {split} can be used")
 
 
 def _describe(
@@ -173,15 +172,12 @@ def _describe(
         about=f"Prepared by jaxcls from {found.kind}.",
         features=writer.features(found.class_names, (*one_size, found.channels)),
         keys=("image", "label"),
-        splits=outcome.shards,
+        splits=outcome.contents.shards,
     )
-    writer.write_manifest(
+    outcome.contents.write_manifest(
         folder,
         found.kind,
         found.class_names,
-        {split: kept.labels for split, kept in outcome.kept.items()},
-        outcome.fingerprint,
-        outcome.shards,
         rejected=len(outcome.rejected),
         val_fraction=options.val_fraction,
         shrink=options.shrink._asdict() if options.shrink else None,

@@ -4,6 +4,7 @@ A dataset appears under its name only when it is complete. A killed run leaves a
 folder, and the next run removes it.
 """
 
+import array
 import contextlib
 import fcntl
 import hashlib
@@ -40,26 +41,64 @@ class Shard(NamedTuple):
     sha256: str
 
 
-class Fingerprint:
-    """A digest over (split, name, image bytes, label) in record order.
+class Contents:
+    """The labels, shards and fingerprint of a dataset, collected while it is written.
 
-    It identifies the content, not the files: TFDS may write the same content as different
+    The fingerprint is a digest over (split, name, image bytes, label) in record order. It
+    identifies the content, not the files: TFDS may write the same content as different
     bytes.
     """
 
     def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+        self._fingerprint = hashlib.sha256()
+        self.labels: dict[str, array.array[int]] = {}
+        self.shards: dict[str, list[Shard]] = {}
 
-    def split(self, name: str) -> None:
-        """Begins a split; the next records belong to it."""
-        self._digest.update(f"split {name}\n".encode())
+    def begin(self, split: str) -> None:
+        """Begins a split; the next examples belong to it."""
+        self._fingerprint.update(f"split {split}\n".encode())
+        self.labels[split] = array.array("q")
 
-    def add(self, digest: bytes) -> None:
-        """Adds a record; digest: the second of its `Example.digests`."""
-        self._digest.update(digest)
+    def add(self, digest: bytes, label: int) -> None:
+        """Adds an example to the last split; digest: the second of `Example.digests`."""
+        self._fingerprint.update(digest)
+        next(reversed(self.labels.values())).append(label)
 
-    def __str__(self) -> str:
-        return f"sha256:{self._digest.hexdigest()}"
+    def write_manifest(
+        self,
+        folder: pathlib.Path,
+        source: str,
+        class_names: Sequence[str],
+        *,
+        rejected: int = 0,
+        **more: Any,
+    ) -> None:
+        """Writes the manifest, and the labels [n] of each split in a file beside it.
+
+        The manifest identifies the content, and has a SHA-256 for each shard. It holds no
+        date and no path. A label of -1 means no label. more: further entries.
+        """
+        examples = {}
+        for split, labels in self.labels.items():
+            values = np.array(labels, np.int32)
+            file = folder / example.LABELS.format(split)
+            np.save(file, values, allow_pickle=False)
+            counts = np.bincount(values[values >= 0], minlength=len(class_names))
+            examples[split] = counts.tolist()
+        content = {
+            "source": source,
+            "jaxcls": __version__,
+            "classes": list(class_names),
+            "examples": examples,
+            "rejected": rejected,
+            **more,
+            "fingerprint": f"sha256:{self._fingerprint.hexdigest()}",
+            "shards": {
+                split: [shard._asdict() for shard in shards]
+                for split, shards in self.shards.items()
+            },
+        }
+        (folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def features(
@@ -148,41 +187,6 @@ def write_info(
     ]
     info.set_splits(tfds.core.splits.SplitDict(infos))
     info.write_to_directory(folder)
-
-
-def write_manifest(
-    folder: pathlib.Path,
-    source: str,
-    class_names: Sequence[str],
-    labels: dict[str, np.ndarray],
-    fingerprint: Fingerprint,
-    shards: dict[str, list[Shard]],
-    *,
-    rejected: int = 0,
-    **more: Any,
-) -> None:
-    """Writes the manifest, and the labels [n] of each split in a file beside it.
-
-    The manifest identifies the content, and has a SHA-256 for each shard. It holds no date
-    and no path. A label of -1 means no label. more: further entries.
-    """
-    examples = {}
-    for split, values in labels.items():
-        file = folder / example.LABELS.format(split)
-        np.save(file, values.astype(np.int32), allow_pickle=False)
-        counts = np.bincount(values[values >= 0], minlength=len(class_names))
-        examples[split] = counts.tolist()
-    content = {
-        "source": source,
-        "jaxcls": __version__,
-        "classes": list(class_names),
-        "examples": examples,
-        "rejected": rejected,
-        **more,
-        "fingerprint": str(fingerprint),
-        "shards": {split: [s._asdict() for s in files] for split, files in shards.items()},
-    }
-    (folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -182,7 +182,10 @@ REFUSED = {
         ("--source= --name=x", "--source= is empty; give a folder or an archive"),
         ("--source=~nobody_at_all/x --name=x", "--source=~nobody_at_all/x: "),
         ("--source={photos}/gone --name=x", "--source=.*/gone is not there; give"),
-        ("--source={photos}/1.jpg --name=x", "1.jpg is no source of images; give a folder"),
+        (
+            "--source={photos}/1.jpg --name=x",
+            "1.jpg is no folder and no archive; give a fol",
+        ),
     ],
     "prepare --data_dir={tmp}/data --source={photos}": [
         ("", "--name= must be small letters.*such as --name=some_photos"),
@@ -193,10 +196,10 @@ REFUSED = {
         ("--name=cifar10", "--name='cifar10': split train holds 2 exam"),
     ],
     "prepare --data_dir={tmp}/data --source={photos} --name=x": [
-        ("--val_fraction=2", "--val_fraction=2 .*; try 0.2"),
-        ("--val_fraction=nan", "=nan must be from 0 to below"),
-        ("--val_fraction=much", "=much must be from 0 to"),
-        ("--val_fraction=1", "=1 must be from 0 to below 1"),
+        ("--val_fraction=2", "--val_fraction=2.0 must be below 1; try 0.2"),
+        ("--val_fraction=nan", "=nan must be a number, at least 0"),
+        ("--val_fraction=much", "=much must be a number, at least 0"),
+        ("--val_fraction=1", "=1.0 must be below 1; try 0.2"),
         ("--val_fraction=1e-9", "split val empty; try 0.2"),
         ("--max_bad=-1", "--max_bad=-1 must be a whole numb"),
         ("--shrink=1.5", "--shrink=1.5 must be a whole numb"),

@@ -160,7 +160,10 @@ def record(images, label):
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([record([b"png"], 99)], "split test has a label 99, and there are 10 classes"),
+        (
+            [record([b"png"], 99)],
+            "record 0 of split test has label 99, and there are 10 cl",
+        ),
         (
             [record([b"png"], 1), record([], 1)],
             "record 1 of split test: 0 encoded image",

@@ -25,20 +25,20 @@ NAMES = ("cat, big", "naïve ☃")
 
 def dataset(folder, splits, *, shape=(20, 24, 3)):
     """Write {split: [(name, image, label)]} as `prepare` does."""
-    fingerprint, labels, shards = writer.Fingerprint(), {}, {}
+    contents = writer.Contents()
     for split, rows in splits.items():
-        fingerprint.split(split)
+        contents.begin(split)
         examples = [Example(*row) for row in rows]
         for example in examples:
-            fingerprint.add(example.digests()[1])
-        shards[split] = writer.write_split(folder, "some", split, map(serialize, examples))
-        labels[split] = np.array([row[2] for row in rows])
+            contents.add(example.digests()[1], example.label)
+        records = map(serialize, examples)
+        contents.shards[split] = writer.write_split(folder, "some", split, records)
     writer.write_info(
         folder, "some", "1.0.0", about="of tests", keys=("image", "label"),
-        features=writer.features(NAMES, shape), splits=shards,
+        features=writer.features(NAMES, shape), splits=contents.shards,
     )  # fmt: skip
-    writer.write_manifest(folder, "tests", NAMES, labels, fingerprint, shards)
-    return shards
+    contents.write_manifest(folder, "tests", NAMES)
+    return contents.shards
 
 
 ROWS = [(b"a/%d.png" % k, picture(k, "PNG"), k % 2) for k in range(7)]

@@ -33,5 +33,5 @@ def open_source(
                     f"--val_fraction={val_fraction}: {path} has splits of its own; leave"
                     " the flag out, and use data.eval='train[90%:]'"
                 )
-            return load(path)
+            return load(path, scratch)
     return folders(path, scratch, val_fraction)

@@ -15,16 +15,16 @@ import numpy as np
 
 from jaxcls.data.importers import cifar_files
 from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.trees import open_tree
 from jaxcls.errors import InputError
 
 
 class Layout(NamedTuple):
-    """The files of a CIFAR. marks: files that identify an unpacked folder."""
+    """The files of a CIFAR, and the keys in them."""
 
     title: str
     folder: str
     archive: str
-    marks: tuple[str, ...]
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
@@ -38,7 +38,6 @@ CIFARS = (
         title="CIFAR-10",
         folder="cifar-10-batches-py",
         archive="cifar-10-python.tar.gz",
-        marks=("data_batch_1",),
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test=("test_batch",),
         meta="batches.meta",
@@ -50,7 +49,6 @@ CIFARS = (
         title="CIFAR-100",
         folder="cifar-100-python",
         archive="cifar-100-python.tar.gz",
-        marks=("meta", "train", "test"),
         train=("train",),
         test=("test",),
         meta="meta",
@@ -68,25 +66,30 @@ def is_cifar(path: pathlib.Path) -> bool:
     return bool(_locate(path))
 
 
-def cifar(path: pathlib.Path) -> ImageSource:
+def cifar(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
     """Lists the CIFAR at `path`; holds it in memory (180 MB), and gives images as PNG.
 
-    Raises `InputError` for a path without a CIFAR, with two, or with a damaged one.
+    Raises `InputError` for a path with two CIFARs or with a damaged one.
     """
-    located = _locate(path)
-    if len(located) != 1:
-        held = " and ".join(str(place) for _, place in located) or "no CIFAR"
-        raise InputError(f"{path} holds {held}; give one, such as {CIFARS[0].archive}")
-    layout, place = located[0]
-    wanted = {layout.meta, *layout.train, *layout.test}
-    files = cifar_files.load_all(place, layout.folder, wanted)
-    where = f"{place}: {layout.meta}"
-    class_names = cifar_files.class_names(files[layout.meta], layout.names_key, where)
+    (layout, place), *others = _locate(path)
+    if others:
+        raise InputError(
+            f"{path} holds {place} and {others[0][1]}; give one, such as {place}"
+        )
+    tree = open_tree(place, scratch)
+
+    def load(name: str) -> tuple[dict, str]:
+        """Returns the dict in a file, and the file's name in errors."""
+        where = f"{place}: {name}"
+        data = tree.content(name, f"{place}", cifar_files.REMEDY)
+        return cifar_files.load(data, where), where
+
+    class_names = cifar_files.class_names(*load(layout.meta), layout.names_key)
     splits = {}
     for split, batches in {"train": layout.train, "test": layout.test}.items():
         names, labels, images = [], [], []
         for batch in batches:
-            content, where = files.pop(batch), f"{place}: {batch}"
+            content, where = load(batch)
             key, classes = layout.labels_key, len(class_names)
             labels.append(cifar_files.labels(content, key, classes, where))
             images.append(cifar_files.images(content, len(labels[-1]), where))
@@ -104,7 +107,7 @@ def is_idx(path: pathlib.Path) -> bool:
     return any(_idx_file(path, stem, kind) for stem, kind in pairs)
 
 
-def idx(path: pathlib.Path) -> ImageSource:
+def idx(path: pathlib.Path, _: pathlib.Path) -> ImageSource:
     """Lists the idx files in folder `path`; holds them in memory, and gives grey PNG.
 
     The files name no classes, so the classes have their numbers as names. Raises
@@ -131,8 +134,6 @@ def idx(path: pathlib.Path) -> ImageSource:
             labels.astype(np.int32),
             _reader(images[..., None]),
         )
-    if not splits:
-        raise InputError(f"{path} holds no idx file such as train-images-idx3-ubyte.gz")
     most = max(int(listing.labels.max()) for listing in splits.values())
     class_names = tuple(str(number) for number in range(max(10, most + 1)))
     notes = ["idx files name no class; the classes are called by their number"]
@@ -153,8 +154,9 @@ def _locate(path: pathlib.Path) -> list[tuple[Layout, pathlib.Path]]:
 def _is_layout(place: pathlib.Path, layout: Layout) -> bool:
     try:
         if place.is_dir():
-            marked = all((place / mark).is_file() for mark in layout.marks)
-            return marked or place.name == layout.folder
+            marks = layout.meta, layout.train[0]
+            is_marked = all((place / mark).is_file() for mark in marks)
+            return is_marked or place.name == layout.folder
         if not place.is_file():
             return False
         with tarfile.open(place) as archive:
@@ -175,35 +177,23 @@ def _idx_file(folder: pathlib.Path, stem: str, kind: str) -> pathlib.Path | None
 
 def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
     """Returns the uint8 array in an idx file, gzipped or not; raises `InputError`."""
-    magic = bytes((0, 0, 8, dimensions))
-    data = bytearray()
+    remedy = "download it again, in MNIST's idx form"
     try:
-        with path.open("rb") as plain:
-            packed = plain.peek(2)[:2] == b"\x1f\x8b"
-            file = gzip.GzipFile(fileobj=plain) if packed else plain
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != magic:
-                raise _idx_fault(
-                    path, f"begins with {header[:4]!r}, and must with {magic!r}"
-                )
-            if len(header) < 4 + 4 * dimensions:
-                raise _idx_fault(path, "is cut short in its header")
-            shape = struct.unpack(f">{dimensions}I", header[4:])
-            size = math.prod(shape)
-            # Read in blocks, because a damaged header may state more than memory holds.
-            while len(data) <= size and (block := file.read(1 << 24)):
-                data += block
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise _idx_fault(path, f"cannot be read ({error})") from None
-    if len(data) != size or not size:
-        more = "more than" if len(data) > size else "only"
-        found = f"holds {more} {min(len(data), size)} of the {size} values that it states"
-        raise _idx_fault(path, found if size else f"holds nothing: its shape is {shape}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _idx_fault(path: pathlib.Path, what: str) -> InputError:
-    return InputError(f"{path} {what}; download it again, in MNIST's idx form")
+        raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
+    start = 4 + 4 * dimensions
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:
+        raise InputError(
+            f"{path} has no header of uint8 values in {dimensions} dimensions; {remedy}"
+        )
+    shape = struct.unpack_from(f">{dimensions}I", data, 4)
+    size = len(data) - start
+    if size != math.prod(shape) or not size:
+        raise InputError(f"{path} holds {size} values for its shape {shape}; {remedy}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _numbered(prefix: str, count: int) -> np.ndarray:

@@ -3,12 +3,11 @@
 import importlib
 import io
 import pathlib
-import tarfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxcls.data.importers.trees import open_tree
 from jaxcls.errors import InputError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -26,39 +25,26 @@ class Devkit(NamedTuple):
     labels: np.ndarray
 
 
-def read_devkit(path: pathlib.Path) -> Devkit:
-    """Reads the kit in the tar.gz at `path`; raises `InputError` if missing or damaged."""
+def read_devkit(path: pathlib.Path, scratch: pathlib.Path) -> Devkit:
+    """Reads the kit in the tar.gz at `path`, which it unpacks into folder `scratch`.
+
+    Raises `InputError` if the kit is missing or damaged.
+    """
     if not path.is_file():
         raise InputError(
             f"{path} is missing, and labels the val images; download it from"
             " https://image-net.org into that folder"
         )
-    contents = _contents(path)
-    wnids = _wnids(contents[META], f"{path}: {META}")
+    tree = open_tree(path, scratch)
+    meta, truth = (tree.content(name, f"{path}", REMEDY) for name in (META, TRUTH))
+    wnids = _wnids(meta, f"{path}: {META}")
     class_names = sorted(wnids.values())
     labels = {str(number): class_names.index(wnid) for number, wnid in wnids.items()}
-    lines = contents[TRUTH].decode("ascii", "replace").split()
+    lines = truth.decode("ascii", "replace").split()
     for number, line in enumerate(lines, 1):
         if line not in labels:
             raise InputError(f"{path}: {TRUTH}:{number} is {line!r}, no class; {REMEDY}")
     return Devkit(class_names, np.array([labels[line] for line in lines], np.int32))
-
-
-def _contents(path: pathlib.Path) -> dict[str, bytes]:
-    contents = {}
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                for name in (META, TRUTH):
-                    if member.isreg() and f"/{member.name}".endswith(f"/{name}"):
-                        with tar.extractfile(member) or io.BytesIO() as file:
-                            contents[name] = file.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {REMEDY}") from None
-    for name in (META, TRUTH):
-        if name not in contents:
-            raise InputError(f"{path} lacks {name}; {REMEDY}")
-    return contents
 
 
 def _wnids(meta: bytes, where: str) -> dict[int, str]:

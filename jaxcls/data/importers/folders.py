@@ -19,7 +19,7 @@ from jaxcls.errors import InputError, shown
 SPLITS = ("train", "val", "valid", "validation", "test")
 # Common names of split folders. If all classes have such names, they are splits.
 LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
-VAL = "val"
+LABELS = b"labels.csv"
 
 # (row of the tree, split, class name)
 Rows = Iterator[tuple[int, str, str]]
@@ -38,18 +38,18 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
             f"{path} holds no file{_such_as(tree.rejected)}; give a folder of class folders"
             " of images"
         )
-    prefix = _wrapper(tree)
+    tree = _unwrapped(tree)
     rejected, notes = list(tree.rejected), []
     if tree.hidden:
         notes.append(f"{tree.hidden:,} hidden or system files are left out")
-    table = _find(tree, prefix + b"labels.csv")
+    table = tree.find(LABELS)
     if table is None:
-        kind = "class folders"
-        rows = _by_folder(tree, prefix, rejected, notes)
-        empty = _classes_of_folders(tree, prefix)
+        kind, lacks = "class folders", "in a class folder"
+        rows = _by_folder(tree, rejected, notes)
+        empty = _classes_of_folders(tree)
     else:
-        kind = "labels.csv"
-        rows, empty = _by_table(tree, prefix, table, path, rejected, notes), set()
+        kind, lacks = "labels.csv", "that its labels.csv names"
+        rows, empty = _by_table(tree, table, path, rejected, notes), set()
     split_of = np.full(len(tree.names), -1, np.int8)
     class_of = np.zeros(len(tree.names), np.int32)
     numbers: dict[str, int] = {}  # Class -> number, in order of appearance.
@@ -57,7 +57,6 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
         split_of[row] = SPLITS.index(split)
         class_of[row] = numbers.setdefault(class_name, len(numbers))
     if not numbers:
-        lacks = "in a class folder" if table is None else "that its labels.csv names"
         raise InputError(
             f"{path} holds no image {lacks}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
@@ -71,10 +70,7 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
         )
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of[name] for name in numbers], np.int32)[class_of]
-    names = tree.names
-    if prefix:
-        names = np.array([name[len(prefix) :] for name in names])
-    whole = Listing(names, labels, tree.read)
+    whole = Listing(tree.names, labels, tree.read)
     listings = {
         split: _subset(whole, np.flatnonzero(split_of == number))
         for number, split in enumerate(SPLITS)
@@ -85,92 +81,67 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
     return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes)
 
 
-def _wrapper(tree: Tree) -> bytes:
-    """Returns the folder that wraps the whole source, or b"" if there is none.
+def _unwrapped(tree: Tree) -> Tree:
+    """Returns the tree without the folders that wrap the whole source, such as flowers/.
 
-    The folder is neither a split nor a class. For ``flowers/rose/1.jpg`` and
-    ``flowers/lily/1.jpg`` it is ``b"flowers/"``.
+    Such a folder is neither a split nor a class. Files beside it that are no images, such
+    as a README, are left out.
     """
-    prefix = b""
-    while True:
-        depth = prefix.count(b"/")
-        # A README beside the wrapper changes nothing.
-        inside = [
-            name
-            for name in tree.names
-            if name.count(b"/") > depth or files.is_image(os.fsdecode(name))
-        ]
-        if not inside or _find(tree, prefix + b"labels.csv") is not None:
-            return prefix
-        whole = b"/".join(inside[0].split(b"/")[: depth + 1]) + b"/"
-        is_split = os.fsdecode(whole.split(b"/")[depth]) in SPLITS
-        if is_split or not all(name.startswith(whole) for name in inside):
-            return prefix
-        folders = [folder + b"/" for folder in tree.folders]
-        if any(not (f.startswith(whole) or whole.startswith(f)) for f in folders):
-            return prefix  # An empty class folder is beside it.
-        deeper = any(name.count(b"/") > depth + 1 for name in tree.names)
-        if not deeper and _find(tree, whole + b"labels.csv") is None:
-            return prefix
-        prefix = whole
+    while tree.find(LABELS) is None:
+        top = {folder.split(b"/")[0] for folder in tree.folders}
+        for name in tree.names:
+            if b"/" in name or files.is_image(os.fsdecode(name)):
+                top.add(name.split(b"/")[0])
+        if len(top) != 1 or not top.isdisjoint(map(os.fsencode, SPLITS)):
+            break
+        inner = tree.below(top.pop())
+        is_class = not any(b"/" in name for name in inner.names)
+        if is_class and inner.find(LABELS) is None:
+            break
+        tree = inner
+    return tree
 
 
-def _find(tree: Tree, name: bytes) -> int | None:
-    at = int(np.searchsorted(tree.names, name))
-    return at if at < len(tree.names) and tree.names[at] == name else None
-
-
-def _has_splits(tree: Tree, prefix: bytes) -> bool:
+def _has_splits(tree: Tree) -> bool:
     """Returns whether folder train holds folders; with only images, it is a class."""
-    depth = prefix.count(b"/") + 2
-    below = (name for name in tree.names if name.startswith(prefix + b"train/"))
-    return any(name.count(b"/") >= depth for name in below)
+    return any(n.startswith(b"train/") and n.count(b"/") >= 2 for n in tree.names)
 
 
-def _by_folder(
-    tree: Tree, prefix: bytes, rejected: list[tuple[str, str]], notes: list[str]
-) -> Rows:
+def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) -> Rows:
     """Yields row, split and class of each file from its path.
 
     Adds images outside a class folder to `rejected`, and a line for other left-out files to
     `notes`.
     """
-    has_splits = _has_splits(tree, prefix)
+    has_splits = _has_splits(tree)
     left_out: dict[str, list[str]] = {"in no class folder": [], "not named as images": []}
-    for row, name in enumerate(tree.names):
-        split, parts = "train", name[len(prefix) :].split(b"/")
+    for row, name in enumerate(map(os.fsdecode, tree.names)):
+        split, parts = "train", name.split("/")
         if has_splits:
-            split, parts = os.fsdecode(parts[0]), parts[1:]
+            split, *parts = parts
         in_class = len(parts) >= 2 and split in SPLITS
-        is_image = files.is_image(os.fsdecode(name))
-        if in_class and is_image:
-            yield row, split, os.fsdecode(parts[0])
-        elif is_image:
-            rejected.append((os.fsdecode(name), "in no class folder"))
+        if in_class and files.is_image(name):
+            yield row, split, parts[0]
+        elif files.is_image(name):
+            rejected.append((name, "in no class folder"))
         else:
             why = "not named as images" if in_class else "in no class folder"
-            left_out[why].append(shown(bytes(name)))
+            left_out[why].append(shown(name))
     for why, names in left_out.items():
         if names:
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             notes.append(f"left out, {why}: {', '.join(names[:3])}{more}")
 
 
-def _classes_of_folders(tree: Tree, prefix: bytes) -> set[str]:
+def _classes_of_folders(tree: Tree) -> set[str]:
     """Returns the names of class folders, also of empty ones."""
-    below = [f[len(prefix) :].split(b"/") for f in tree.folders if f.startswith(prefix)]
-    has_splits = _has_splits(tree, prefix)
-    depth = 2 if has_splits else 1
-    return {
-        os.fsdecode(parts[-1])
-        for parts in below
-        if len(parts) == depth and (not has_splits or os.fsdecode(parts[0]) in SPLITS)
-    }
+    depth = 2 if _has_splits(tree) else 1
+    paths = [os.fsdecode(folder).split("/") for folder in tree.folders]
+    return {p[-1] for p in paths if len(p) == depth and (depth == 1 or p[0] in SPLITS)}
 
 
 def _by_table(
     tree: Tree,
-    prefix: bytes,
     table: int,
     path: pathlib.Path,
     rejected: list[tuple[str, str]],
@@ -184,9 +155,9 @@ def _by_table(
     used = np.zeros(len(tree.names), bool)
     used[table] = True
     for line, name, label, split in _lines(tree, table, path):
-        row = _find(tree, prefix + os.fsencode(plain(name)))
+        row = tree.find(os.fsencode(plain(name)))
         if row is None:  # Windows may have written it.
-            row = _find(tree, prefix + os.fsencode(plain(name.replace("\\", "/"))))
+            row = tree.find(os.fsencode(plain(name.replace("\\", "/"))))
         if not name or not label:
             raise InputError(f"{path}: labels.csv line {line} lacks a path or a label")
         if split not in SPLITS:
@@ -253,14 +224,13 @@ def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listi
     train = listings["train"]
     limit = int(fraction * 2**64)
     is_val = np.array([name_hash(name, b"jaxcls val") < limit for name in train.names])
-    parts = {"train": np.flatnonzero(~is_val), VAL: np.flatnonzero(is_val)}
-    for split, rows in parts.items():
-        if not rows.size:
-            raise InputError(
-                f"--val_fraction={fraction} of {len(train.names)} files leaves split"
-                f" {split} empty; try 0.2"
-            )
-    return {split: _subset(train, rows) for split, rows in parts.items()}
+    if is_val.all() or not is_val.any():
+        raise InputError(
+            f"--val_fraction={fraction} of {len(is_val)} files leaves split"
+            f" {'train' if is_val.all() else 'val'} empty; try 0.2"
+        )
+    parts = {"train": ~is_val, "val": is_val}
+    return {split: _subset(train, np.flatnonzero(part)) for split, part in parts.items()}
 
 
 def _subset(listing: Listing, rows: np.ndarray) -> Listing:

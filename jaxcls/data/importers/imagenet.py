@@ -1,6 +1,7 @@
 """Lists ILSVRC2012 from the tars of image-net.org; indexes them and never extracts them."""
 
 import array
+import os
 import pathlib
 import re
 import tarfile
@@ -33,7 +34,7 @@ def is_imagenet(path: pathlib.Path) -> bool:
         return False
 
 
-def imagenet(path: pathlib.Path) -> ImageSource:
+def imagenet(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
     """Lists splits "train" and "validation" of ILSVRC2012; classes are the wnids, sorted.
 
     It reads every header of the tars, which takes minutes for the whole set. Raises
@@ -43,7 +44,7 @@ def imagenet(path: pathlib.Path) -> ImageSource:
     train_tar, val_tar = folder / TRAIN if path.is_dir() else path, folder / VAL
     rejected: list[tuple[str, str]] = []
     notes, splits = [], {}
-    devkit = read_devkit(folder / DEVKIT) if val_tar.is_file() else None
+    devkit = read_devkit(folder / DEVKIT, scratch) if val_tar.is_file() else None
     if train_tar.is_file():
         class_names, splits["train"] = _train(train_tar, rejected)
         if devkit and class_names != devkit.class_names:
@@ -59,8 +60,6 @@ def imagenet(path: pathlib.Path) -> ImageSource:
         splits["validation"] = _val(val_tar, devkit.labels, rejected)
     else:
         notes.append(f"there is no split validation: {VAL} is not in {folder}")
-    if not splits:
-        raise InputError(f"{path} holds neither {TRAIN} nor {VAL}; give their folder")
     return ImageSource("ILSVRC2012's tars", tuple(class_names), 3, splits, rejected, notes)
 
 
@@ -83,7 +82,7 @@ def _train(
                 content, where, refused, nested=True, remedy=REMEDY
             ):
                 if is_file:
-                    names.append(_encoded(f"{wnid}/{inner}"))
+                    names.append(os.fsencode(f"{wnid}/{inner}"))
                     places.extend((outer.offset_data + member.offset_data, member.size))
             rejected += [(f"{wnid}/{inner}", reason) for inner, reason in refused]
     if not wnids:
@@ -103,7 +102,7 @@ def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]])
     with _open(path) as file:
         for name, member, is_file in files(file, f"{path}", rejected, remedy=REMEDY):
             if is_file and VAL_IMAGE.fullmatch(name):
-                names.append(_encoded(name))
+                names.append(os.fsencode(name))
                 places.extend((member.offset_data, member.size))
             elif is_file:
                 rejected.append((name, "not named as ILSVRC2012_val_00000001.JPEG"))
@@ -127,10 +126,6 @@ def _listing(
     """Lists the files of a tar without labels; places: the start and the size of each."""
     kept, order = sorted_once(names, rejected)
     return Listing(kept, np.zeros(0, np.int32), Reader(path, places, order))
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
 
 
 def _open(path: pathlib.Path) -> IO[bytes]:

@@ -58,6 +58,38 @@ class Tree(NamedTuple):
     rejected: list[tuple[str, str]]
     hidden: int
 
+    def find(self, name: bytes) -> int | None:
+        """Returns the index of a file, or None if it is not there."""
+        at = int(np.searchsorted(self.names, name))
+        return at if at < len(self.names) and self.names[at] == name else None
+
+    def content(self, name: str, where: str, remedy: str) -> bytes:
+        """Returns the file `name` that is nearest to the root.
+
+        where: the tree's name in errors. Raises `InputError`, which ends with `remedy`, if
+        the file is missing or unreadable.
+        """
+        end = os.fsencode(f"/{name}")
+        rows = [row for row, path in enumerate(self.names) if (b"/" + path).endswith(end)]
+        if not rows:
+            raise InputError(f"{where} lacks {name}; {remedy}")
+        try:
+            return self.read(min(rows, key=lambda row: len(self.names[row])))
+        except (DecodeError, OSError) as error:
+            raise InputError(
+                f"{where}: {name} cannot be read ({error}); {remedy}"
+            ) from None
+
+    def below(self, folder: bytes) -> "Tree":
+        """Returns the tree in a folder; its paths begin below the folder."""
+        prefix = folder + b"/"
+        rows = [row for row, name in enumerate(self.names) if name.startswith(prefix)]
+        names = np.array([self.names[row][len(prefix) :] for row in rows], np.bytes_)
+        folders = [name[len(prefix) :] for name in self.folders if name.startswith(prefix)]
+        return self._replace(
+            names=names, read=lambda i: self.read(rows[i]), folders=folders
+        )
+
 
 def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
     """Lists the files of a folder or an archive; unpacks a compressed tar into `scratch`.
@@ -196,7 +228,7 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
         if head.startswith(b"PK\3\4"):
             raise zipfile.BadZipFile("a zip without its end")
         raise InputError(
-            f"{path} is no source of images; give a folder, a .tar, .tgz or .zip"
+            f"{path} is no folder and no archive; give a folder, a .tar, .tgz or .zip"
         )
     unpacked = scratch / "unpacked.tar"
     with unpacked.open("wb") as out, kind(path) as packed:

@@ -308,7 +308,7 @@ def test_a_tar_of_a_negative_size_ends(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("notes.txt", b"plain text\n" * 100, "is no source of images; give a folder"),
+        ("notes.txt", b"plain text\n" * 100, "is no folder and no archive; give a folder"),
         ("photo.jpg.gz", gzip.compress(b"no tar" * 200, mtime=0), r"some|damaged \("),
         ("none.gz", gzip.compress(b"", mtime=0), r"damaged \(empty file"),
         ("a.bz2", bz2.compress(b"x" * 999)[:40] + b"!" * 99, r"damaged \("),
