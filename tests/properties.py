@@ -2,7 +2,18 @@
 
 import hypothesis
 
+from jaxcls.errors import InputError
+
 examples = hypothesis.settings(
     derandomize=True, database=None, deadline=None, max_examples=150
 )
 few_examples = hypothesis.settings(examples, max_examples=30)  # Each writes files.
+
+
+def refusal(function, *arguments):
+    """The message with which a function refuses its arguments; "" if it takes them."""
+    try:
+        function(*arguments)
+    except InputError as error:
+        return str(error)
+    return ""

@@ -250,7 +250,7 @@ class Data:
         self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.BatchPlan]
     ) -> Iterator[Batch]:
         """Yields the planned batches on this host; labels are the model's class numbers."""
-        data = self.config.data
+        data, numbers = self.config.data, self.selection.class_numbers
         for batch in batches.decoded(
             self.selection.records(split, key),
             ops,
@@ -259,8 +259,8 @@ class Data:
             threads=data.threads,
             prefetch=data.prefetch,
         ):
-            label = self.selection.relabel(batch, f"{key}={split!r}")
-            yield batch._replace(label=label)
+            batches.check_labels(batch, len(numbers), f"{key}={split!r}")
+            yield batch._replace(label=numbers[batch.label])
 
     # Decoded images on the device.
 

@@ -115,17 +115,12 @@ class Selection:
         labels = self._labels(split, key)
         return labels[self.used(split, key)] if self.is_part(key) else labels
 
-    def relabel(self, batch: Batch, split: str) -> np.ndarray:
-        """Returns a batch's labels in the model's class numbers.
-
-        Raises `InputError` for a label outside the dataset's classes.
-        """
-        batches.check_labels(batch, self.facts.num_classes, split)
-        if self.num_classes == self.facts.num_classes:
-            return batch.label
+    @functools.cached_property
+    def class_numbers(self) -> np.ndarray:
+        """The model's number of each class of the dataset, [facts.num_classes] int32."""
         numbers = np.zeros(self.facts.num_classes, np.int32)
         numbers[self._classes] = np.arange(self.num_classes)
-        return numbers[batch.label]
+        return numbers
 
 
 def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[int]:

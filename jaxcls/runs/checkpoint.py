@@ -1,8 +1,14 @@
 """Reads and checks checkpoints: orbax items, and digests, as orbax checksums no array.
 
-The folder ``checkpoints/N`` holds the state after N updates in three items: "weights"
-(params, batch_stats, ema), "rest" (the other fields of the state) and "meta" (format,
-marks, digests). "weights" is an item by itself, so it loads without an optimizer.
+The folder ``checkpoints/N`` holds the state after N updates, in three items:
+
+- "weights": params, batch_stats and ema. They are apart, so they load without an optimizer.
+- "rest": the other fields of `State`: step, opt_state, key, best (value and step), mark,
+  patience, halted, bad_step, skips, rewound and plateau.
+- "meta", as JSON: "format" (the number of this layout); "step" and "best_step"; "pending"
+  (whether the duties at the step are still due, see `take_pending`); "anchor" (whether a
+  rewind may return to it); "digests" (one for each array of the state); and "seal" (a
+  digest of meta itself).
 
 Several processes may share a folder. Only the first process lists, moves and removes
 checkpoints. A checkpoint is whole if every process can read it.

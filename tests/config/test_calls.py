@@ -1,7 +1,10 @@
 """One line of text becomes calls; nothing in it is evaluated."""
 
+import keyword
 import re
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from jaxcls.data.decode import OPS
 from jaxcls.errors import InputError
 from jaxcls.learning.metrics import METRICS
 from jaxcls.models import MODELS
+from tests.properties import examples, refusal
 
 
 def crop(size, mode="zero"):
@@ -167,3 +171,42 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples():
         9,
         3,
     )
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(
+    lambda name: not keyword.iskeyword(name)
+)
+LITERALS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner),
+    max_leaves=5,
+)
+CALLS = st.builds(
+    calls.Call,
+    NAMES,
+    st.lists(LITERALS, max_size=3).map(tuple),
+    st.dictionaries(NAMES, LITERALS, max_size=2),
+)
+
+
+@examples
+@hypothesis.given(st.lists(CALLS, max_size=4))
+def test_calls_written_as_python_are_parsed_back(expected):
+    texts = (
+        f"{call.name}({', '.join(arguments)})"
+        for call in expected
+        for arguments in [
+            [*map(repr, call.args), *(f"{k}={v!r}" for k, v in call.kwargs.items())]
+        ]
+    )
+    assert calls.parse(" | ".join(texts), "augment") == expected
+
+
+@examples
+@hypothesis.given(st.text(max_size=30) | st.text("ab1 |(),='[]{}*.:\n", max_size=20))
+def test_any_text_is_calls_or_one_line(text):
+    assert "\n" not in refusal(calls.parse, text, "augment")

@@ -2,10 +2,13 @@
 
 from fractions import Fraction
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from jaxcls.config import durations
 from jaxcls.errors import InputError
+from tests.properties import examples, refusal
 
 
 @pytest.mark.parametrize(
@@ -83,14 +86,34 @@ def test_a_period_ends_at_the_nearest_step_and_a_half_goes_up(count, every, expe
     assert durations.step_of(count, Fraction(every)) == expected
 
 
-@pytest.mark.parametrize(
-    "every", ["1/7", "1/2", "1", "3/2", "5/2", "7/3", "4", "1437/64", "99/2"]
-)
+PERIODS = st.fractions(min_value=Fraction(1, 50), max_value=200, max_denominator=64)
+
+
+@examples
+@hypothesis.given(PERIODS)
 def test_is_due_at_exactly_the_steps_where_a_period_ends(every):
-    every = Fraction(every)
-    ends = {durations.step_of(k, every) for k in range(1, 3000)}
+    ends = {durations.step_of(k, every) for k in range(1, int(301 / every) + 2)}
     due = [step for step in range(-2, 300) if durations.is_due(step, every)]
     assert due == [step for step in range(1, 300) if step in ends]
+    counts = [durations.periods(step, every) for step in range(300)]
+    assert counts == [sum(step <= last for step in due) for last in range(300)]
+
+
+@examples
+@hypothesis.given(
+    st.decimals(min_value=0, max_value=10**6, places=3),
+    st.sampled_from(["step", "epoch", "example", "percent"]),
+    st.sampled_from(["", "s"]),
+)
+def test_a_number_with_a_unit_is_parsed_to_its_exact_fraction(number, unit, plural):
+    text = f"{number:f} {unit}{plural}"
+    assert durations.parse(text, "length") == (Fraction(number), unit)
+
+
+@examples
+@hypothesis.given(st.text(max_size=20))
+def test_any_text_is_a_duration_or_one_line(text):
+    assert "\n" not in refusal(durations.parse, text, "length")
 
 
 def test_a_period_of_0_is_never_due():

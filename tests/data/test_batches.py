@@ -3,12 +3,15 @@
 import functools
 import threading
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
 
 from jaxcls.data import batches, decode, sources
 from jaxcls.errors import InputError
+from tests.properties import examples
 
 MASK = 2**64 - 1
 
@@ -101,10 +104,15 @@ def test_order_is_these_very_records_for_ever():
     assert batches.order(0, 1, 10).tolist() == [5, 3, 7, 8, 2, 4, 1, 0, 6, 9]
 
 
-def test_order_is_another_permutation_for_each_epoch_and_seed():
-    found = [batches.order(s, e, 1000) for s, e in [(0, 0), (0, 1), (1, 0), (1, 1)]]
-    assert all(np.array_equal(np.sort(o), np.arange(1000)) for o in found)
-    assert len({o.tobytes() for o in found}) == 4
+@examples
+@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(0, 10**4), st.integers(2, 500))
+def test_order_is_a_permutation_and_another_one_in_each_epoch_and_seed(seed, epoch, n):
+    found = batches.order(seed, epoch, n)
+    np.testing.assert_array_equal(np.sort(found), np.arange(n))
+    np.testing.assert_array_equal(found, batches.order(seed, epoch, n))
+    if n > 50:  # Two of so many are equal once in 10**64 times.
+        for other in ((seed, epoch + 1), ((seed + 1) % 2**32, epoch)):
+            assert (found != batches.order(*other, n)).any()
 
 
 @pytest.mark.parametrize("counts", [[5, 5], [1, 30, 7, 0, 2], [100, 3], [4], [0, 0, 9, 1]])
