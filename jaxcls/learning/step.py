@@ -238,6 +238,7 @@ def make_train_step(
         lr = schedule(state.step)
         if isinstance(state.plateau, Plateau):
             lr = lr * state.plateau.scale
+        # Its `param_groups.at_rate` multiplies by the rate, scaled for each param group.
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
