@@ -1,9 +1,10 @@
 """``jaxcls evaluate --workdir=RUN``: score a trained run on every example of a split.
 
-It prints a first line for scripts (``evaluate: step=... at=... split=... n=... loss=...
-top1=... workdir=...``). Then `evaluation/table.py` prints each figure with its 95 %
-interval, a row for each other way to score (averages, views, ensembles), corruptions and
-attacks, the classes, the pairs most confused, and the calibration with its temperature.
+It prints a first line for scripts (``evaluate: step=... at=... split=... n=...``, the loss
+and the metrics of the run, ``workdir=...``). Then `evaluation/table.py` prints each figure
+with its 95 % interval, a row for each other way to score (averages, views, ensembles),
+corruptions and attacks, the classes, the pairs most confused, and the calibration with its
+temperature.
 """
 
 import argparse

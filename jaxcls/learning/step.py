@@ -1,7 +1,7 @@
 """The state of a run and the pure functions that advance and score it.
 
 Closures hold constants, arguments hold the rest. Nothing here reads devices, files or
-configs. ``programs.py`` jits these functions with the shardings of a mesh.
+configs. ``experiment/programs.py`` jits these functions with the shardings of a mesh.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -59,7 +59,7 @@ def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
 
 
 def summary(record: Record, workdir: str) -> str:
-    """Returns the last line that a run prints, from its final record."""
+    """Returns the last line of a run, and the first of evaluate, from a record."""
     shown = {k: v for k, v in record.items() if k != "kind"}
     return f"{pairs(shown)} workdir={workdir}"
 
