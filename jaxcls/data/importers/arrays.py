@@ -13,6 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from jaxcls.data.decode import DecodeError
+from jaxcls.data.files import MAX_BYTES, check_size
 from jaxcls.data.importers import cifar_files
 from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.data.importers.trees import open_tree
@@ -179,10 +181,13 @@ def _idx_array(path: pathlib.Path, dimensions: int) -> np.ndarray:
     """Returns the uint8 array in an idx file, gzipped or not; raises `InputError`."""
     remedy = "download it again, in MNIST's idx form"
     try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as plain:
+            packed = plain.peek(2).startswith(b"\x1f\x8b")
+            file = gzip.GzipFile(fileobj=plain) if packed else plain
+            # A small gzip may unpack to more than memory holds.
+            data = file.read(MAX_BYTES + 1)
+        check_size(len(data))
+    except (OSError, EOFError, zlib.error, DecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
     start = 4 + 4 * dimensions
     if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:

@@ -400,6 +400,16 @@ def test_a_fault_of_idx_is_named(tmp_path, replaced, said, pack):
     assert "\n" not in str(refused.value)
 
 
+def test_a_gzip_that_unpacks_beyond_the_limit_is_not_unpacked_to_its_end(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(arrays, "MAX_BYTES", 10_000)
+    monkeypatch.setattr("jaxcls.data.files.MAX_BYTES", 10_000)
+    path = mnist(tmp_path, pack=True, train_images=WHOLE + bytes(10**7))
+    with pytest.raises(InputError, match=r"\(10,001 bytes, over the limit of 10,000\)"):
+        open_source(path, tmp_path, 0)
+
+
 def test_a_garbled_gzip_is_named(tmp_path):
     whole = gzip.compress(WHOLE)
     mnist(tmp_path, train_images=whole[:300] + bytes(300) + whole[600:])
