@@ -7,7 +7,7 @@ from jaxcls.errors import InputError
 examples = hypothesis.settings(
     derandomize=True, database=None, deadline=None, max_examples=150
 )
-few_examples = hypothesis.settings(examples, max_examples=30)  # Each writes files.
+few_examples = hypothesis.settings(examples, max_examples=30)  # Each takes long.
 
 
 def refusal(function, *arguments):

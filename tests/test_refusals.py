@@ -15,12 +15,6 @@ SCHEDULE_FREE = {
 
 # Package whose rule it is -> (changes of the config `tiny`, what the line says).
 REFUSED = {
-    "config": [],
-    "devices": [],
-    "augment": [],
-    "models": [],
-    "data": [],
-    "learning": [],
     "experiment": [
         ({"optim.accumulate": 3}, r"accumulate=3 does not divide batch_size=64; .*=2$"),
         ({"model.batch_norm_groups": 48}, r"groups=48 does not divide .*=32$"),

@@ -59,13 +59,13 @@ class Plan(NamedTuple):
     def left(self, step: int) -> dict[str, int]:
         """Returns the number of evaluations ("eval") and saves ("save") after `step`."""
 
-        def left(every: Fraction) -> int:
+        def count(every: Fraction) -> int:
             ends = durations.periods(self.steps, every) - durations.periods(step, every)
             is_apart = step < self.steps and not durations.is_due(self.steps, every)
             return ends + is_apart
 
-        evaluations = left(self.every["eval"]) if self.evaluates else 0
-        return {"eval": evaluations, "save": left(self.every["checkpoint"])}
+        evaluations = count(self.every["eval"]) if self.evaluates else 0
+        return {"eval": evaluations, "save": count(self.every["checkpoint"])}
 
 
 def make(config: ConfigDict, examples: int) -> Plan:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxcls.config import durations
 from jaxcls.errors import InputError
-from tests.properties import examples, refusal
+from tests.properties import examples, few_examples, refusal
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_period_ends_at_the_nearest_step_and_a_half_goes_up(count, every, expe
 PERIODS = st.fractions(min_value=Fraction(1, 50), max_value=200, max_denominator=64)
 
 
-@examples
+@few_examples
 @hypothesis.given(PERIODS)
 def test_is_due_at_exactly_the_steps_where_a_period_ends(every):
     ends = {durations.step_of(k, every) for k in range(1, int(301 / every) + 2)}
