@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import types
 from unittest import mock
 
@@ -197,7 +198,8 @@ def test_a_loop_over_eight_devices_agrees_with_its_steps_one_by_one(looped, tmp_
 def test_a_looped_run_is_made_again_bit_for_bit_and_traced(looped, tmp_path, capsys):
     exp = experiment.build(looped(**{"log.profile": 4, "length": "10 steps"}))
     train.run(exp, str(tmp_path / "run"))
-    assert "profile: a trace of 4 steps is in" in capsys.readouterr().out
+    # Blocks are as long as the machine is fast, and the trace is of whole blocks.
+    assert re.search(r"profile: a trace of [4-7] steps is in", capsys.readouterr().out)
     again = [f"--workdir={tmp_path / 'run'}"]
     assert commands.main(["reproduce", *again, f"--scratch={tmp_path / 'again'}"]) == 0
     assert "reproduced bit for bit up to step 10" in capsys.readouterr().out
