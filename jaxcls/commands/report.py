@@ -3,9 +3,8 @@
 It needs their folders only; scores and images also need the dataset.
 """
 
-import argparse
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jaxcls import atomic
 from jaxcls.commands import cli
@@ -18,8 +17,6 @@ from jaxcls.runs.workdir import Workdir
 
 # The most files of --images: the report shows every file with a saliency map.
 MOST_IMAGES = 64
-# A larger report prints a warning.
-MOST_BYTES = 5_000_000
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -51,14 +48,17 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
-        _check_studies_alone(args, folders, overrides)
+        given = cli.given(parser, args) + (["--config"] if overrides else [])
+        _check_studies_alone(given, folders)
     asked = assess.Asked(
         corruptions=corruptions.named(args.corruptions, "--corruptions"),
         attacks=attacks.named(args.attacks, "--attacks"),
     )
-    output = _output(args.output, (paths or folders)[0])
+    output = Workdir((paths or folders)[0]).path / "report.html"
+    if args.output:
+        output = cli.new_file(args.output, "--output", "report.html")
     files.check(args.images)
-    images = [_image(each) for each in files.images(args.images)]
+    images = list(files.images(args.images))
     if len(images) > MOST_IMAGES:
         raise InputError(
             f"--images={args.images[0]} ... are {len(images)} images, and a report looks"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     names = dict(zip([*paths, *folders], names_of([*paths, *folders]), strict=True))
     studies = [gather.read_study(folder, names[folder]) for folder in folders]
     runs = [
-        gather.gather(
+        gather.read_run(
             path, names[path], args.checkpoint, args.split, images, overrides, asked
         )
         for path in paths
@@ -77,11 +77,8 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:
         for why in run.missing.values():
             print(f"{run.name}: {why}")
-    size = len(text.encode())
     counts = f"runs: {len(runs)}" + (f", studies: {len(studies)}" if studies else "")
-    print(f"report: {shown(str(output))} ({size / 1e6:.2f} MB, {counts})")
-    if size > MOST_BYTES:
-        print("it is large for a page; give fewer of --workdir and --study at a time")
+    print(f"report: {shown(str(output))} ({len(text.encode()) / 1e6:.2f} MB, {counts})")
     return DONE
 
 
@@ -93,37 +90,13 @@ def _each_once(folders: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def _check_studies_alone(
-    args: argparse.Namespace, folders: Sequence[str], overrides: Mapping[str, str]
-) -> None:
+def _check_studies_alone(given: Sequence[str], folders: Sequence[str]) -> None:
     """Raises `InputError` without a study, or for a flag that only runs have."""
     if not folders:
         raise InputError("there is nothing to report on; give --workdir=RUN or --study=DIR")
-    asked = {
-        "--checkpoint": args.checkpoint != "best",
-        "--split": args.split,
-        "--images": args.images,
-        "--corruptions": args.corruptions,
-        "--attacks": args.attacks,
-        "--config": overrides,
-    }
-    for flag, is_asked in asked.items():
-        if is_asked:
+    for flag in given:
+        if flag not in ("--study", "--output"):
             raise InputError(
                 f"{flag} is of runs, and there is none; give --workdir=RUN, such as one"
                 f" below {folders[0]}"
             )
-
-
-def _image(found: str | files.Bad) -> str:
-    """Returns the path of an image; raises `InputError` for a bad file."""
-    if isinstance(found, files.Bad):
-        raise InputError(f"--images={shown(found.path)}: {found.why}; give image files")
-    return found
-
-
-def _output(given: str, workdir: str) -> pathlib.Path:
-    """Returns the file to write; raises `InputError` if it cannot be written."""
-    if not given:
-        return Workdir(workdir).path / "report.html"
-    return cli.new_file(given, "--output", "report.html")

@@ -1,5 +1,6 @@
 """The content of a report as plain values: records of runs, scores and saliency maps."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,19 +40,20 @@ class Scored(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study's result, with the evaluations of its runs.
+    """A study's result, with the records of its runs.
 
     result: the content of study.json. config: the base config of all cells, {} if it is
-    unknown. evaluations: {(cell, seed): eval records} of the runs that have any.
+    unknown. records: {(cell, seed): the records of metrics.jsonl}.
     """
 
     name: str
     result: dict[str, Any]
     config: dict[str, Any]
-    evaluations: dict[tuple[str, int], list[Record]]
+    records: dict[tuple[str, int], list[Record]]
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass
+class Run:
     """The content of a run's files, with scores and images from its model and dataset.
 
     saved: the content of config.json. starts: the entries of manifest.json. scored: None
@@ -66,24 +68,25 @@ class Run(NamedTuple):
     digests: list[Record]
     starts: list[dict[str, Any]]
     class_names: tuple[str, ...]
-    scored: Scored | None
-    trained_on: list[Picture]
-    looks: list[Look]
-    looked_by: str
-    missing: dict[str, str]
-
-    @property
-    def final(self) -> Record | None:
-        """The final record; None if the run has not finished."""
-        last = self.metrics[-1] if self.metrics else {}
-        return last if last.get("kind") == "final" else None
+    scored: Scored | None = None
+    trained_on: list[Picture] = dataclasses.field(default_factory=list)
+    looks: list[Look] = dataclasses.field(default_factory=list)
+    looked_by: str = ""
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def state(self) -> str:
         """The progress of the run as text, such as "done, 100 steps"."""
-        if self.final:
-            return f"done, {self.final['step']} steps"
-        reason = self.starts[-1].get("reason") if self.starts else None
-        step = self.metrics[-1]["step"] if self.metrics else 0
-        how = {None: "not finished", "done": "not finished"}.get(reason, reason)
-        return f"{how}: step {step} of {self.saved['implied'].get('steps', '?')}"
+        last = self.metrics[-1] if self.metrics else {"step": 0, "kind": ""}
+        if last["kind"] == "final":
+            return f"done, {last['step']} steps"
+        reason = self.starts[-1].get("reason", "done") if self.starts else "done"
+        how = "not finished" if reason == "done" else reason
+        return f"{how}: step {last['step']} of {self.saved['implied'].get('steps', '?')}"
+
+    @property
+    def data_wait(self) -> float:
+        """The fraction of training time that waits for data."""
+        seconds = sum(record["train_s"] for record in self.timing)
+        waited = sum(record["train_s"] * record["data_wait"] for record in self.timing)
+        return float(waited / seconds) if seconds else 0.0

@@ -6,7 +6,7 @@ Without the dataset, the sections that need it are missing, and the report says 
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,15 +15,14 @@ from jaxcls import experiment
 from jaxcls.data import batches, files
 from jaxcls.data.clean import quiet
 from jaxcls.devices import memory
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 from jaxcls.evaluation import assess, calibration, examples, scores, scoring
 from jaxcls.evaluation.predictions import Predictions, probabilities
 from jaxcls.experiment import show
 from jaxcls.predict import inference
 from jaxcls.report import saliency
-from jaxcls.report.contents import Look, Picture, Run, Scored, Study
-from jaxcls.runs import checkpoint
-from jaxcls.runs import records as run_records
+from jaxcls.report.contents import Look, Picture, Record, Run, Scored, Study
+from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 
@@ -33,26 +32,12 @@ MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
 TOGETHER = 3 * LOOKS
 
 
-class Seen(NamedTuple):
-    """A model at a step, with its predictions and scores on a split.
-
-    key: the name of the split in messages.
-    """
-
-    exp: experiment.Experiment
-    variables: dict[str, Any]
-    split: str
-    key: str
-    predictions: Predictions
-    scored: Scored
-
-
-def gather(
+def read_run(
     path: str,
     name: str,
     which: str,
     split: str,
-    images: Sequence[str],
+    images: Sequence[str | files.Bad],
     overrides: Mapping[str, str],
     asked: assess.Asked,
 ) -> Run:
@@ -76,55 +61,77 @@ def gather(
         digests=_records(folder.digests, "step", "digest"),
         starts=folder.starts(),
         class_names=exp.selection.class_names,
-        scored=None,
-        trained_on=[],
-        looks=[],
-        looked_by="",
-        missing={},
     )
-    run = _with_training_images(run, exp)
+    try:
+        run.trained_on = _training_images(exp)
+    except InputError as error:
+        run.missing["training images"] = f"Not shown: {error}."
     if not checkpoint.steps(folder.checkpoints):
-        why = (
+        run.missing["scores"] = (
             "It has no checkpoint yet, so its model can be neither scored nor looked into."
         )
-        return _without(run, scores=why)
+        return run
     exp, step, at, weights = scoring.load(path, which, values)
     answered = _answers(exp, weights, images)
     given, why = _given(exp, split)
-    seen = None
+    found = None
     try:
-        seen = see(exp, weights, step, at, given, asked) if given else None
+        if given:
+            run.scored, found = _scored(exp, weights, step, at, given, asked)
     except InputError as error:  # A record cannot be read.
         why = str(error)
-    if seen:
-        run = run._replace(scored=seen.scored)
-    else:
-        run = _without(run, scores=f"Not scored here: {why}.")
-    return _with_looks(run, exp, weights, answered, seen)
-
-
-def _with_looks(
-    run: Run,
-    exp: experiment.Experiment,
-    weights: dict[str, Any],
-    answered: Sequence[inference.Prediction],
-    seen: Seen | None,
-) -> Run:
-    """Adds the saliency maps of image files, else of examples; or why they are missing."""
+    if why:
+        run.missing["scores"] = f"Not scored here: {why}."
     try:
         if answered:
-            how, looks = _of_files(exp, exp.recipe.variables(weights), answered)
-        else:
-            how, looks = _of_examples(seen) if seen else ("", [])
+            run.looked_by, run.looks = _of_files(exp, weights, answered)
+        elif given and found:
+            run.looked_by, run.looks = _of_examples(exp, weights, given, found)
     except InputError as error:
-        return _without(run, looks=f"Not looked into: {error}.")
-    return run._replace(looked_by=how, looks=looks)
+        run.missing["looks"] = f"Not looked into: {error}."
+    return run
+
+
+def _records(path: pathlib.Path, *keys: str) -> list[Record]:
+    """Returns the records of a file; raises `InputError` if a record lacks a key."""
+    found = records.read(path)
+    for number, record in enumerate(found, 1):
+        if not set(keys) <= set(record):
+            raise InputError(
+                f"{path}:{number} is not a record of a run, with {', '.join(keys)}; put"
+                " the line right, or move the file away"
+            )
+    return found
+
+
+def _training_images(exp: experiment.Experiment) -> list[Picture]:
+    """Returns the first images of the first training batch, as the model sees them."""
+    images, targets = (each[:TRAINED_ON] for each in show.pixels(exp))
+    names = exp.selection.class_names
+    return [
+        Picture(np.rint(image * 255).astype(np.uint8), show.caption(target, names))
+        for image, target in zip(images, targets, strict=True)
+    ]
+
+
+def _answers(
+    exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str | files.Bad]
+) -> list[inference.Prediction]:
+    """Returns the predictions of image files; raises `InputError` for a bad file."""
+    found = []
+    with quiet():
+        for each in inference.predict(exp, weights, paths, threads=exp.config.data.threads):
+            if isinstance(each, files.Bad):
+                path = shown(each.path)
+                raise InputError(f"--images={path}: {each.why}; give image files")
+            found.append(each)
+    return found
 
 
 def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | None, str]:
     """Returns (the examples to score, ""), or (None, why there are none).
 
-    split: as for `gather`. Raises `InputError` for a split that the dataset lacks.
+    split: as for `read_run`. Raises `InputError` for a split that the dataset lacks.
     """
     role = split or next((r for r in ("test", "eval") if exp.config.data[r]), "")
     if not role:
@@ -138,42 +145,24 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
     return given, ""
 
 
-def _records(path: pathlib.Path, *keys: str) -> list[run_records.Record]:
-    """Returns the records of a file; raises `InputError` if a record lacks a key."""
-    records = run_records.read(path)
-    for number, record in enumerate(records, 1):
-        if not (isinstance(record, dict) and set(keys) <= set(record)):
-            raise InputError(
-                f"{path}:{number} is not a record of a run, with {', '.join(keys)}; put"
-                " the line right, or move the file away"
-            )
-    return records
-
-
-def see(
+def _scored(
     exp: experiment.Experiment,
     weights: dict[str, Any],
     step: int,
     at: str,
     given: examples.Examples,
     asked: assess.Asked,
-) -> Seen:
+) -> tuple[Scored, Predictions]:
     """Scores a checkpoint on examples; raises `InputError` for an unreadable example."""
     size = exp.config.eval.batch_size or exp.config.batch_size
     with memory.explained("eval.batch_size", size):
         done = assess.evaluated(exp, weights, given, asked, size)
-    found, names = done.found, exp.selection.class_names
-    worst = most_confident_mistakes(found, MISTAKES, exp.recipe.link)
-    pixels = read(exp, given.split, given.key, worst)
-    mistakes = [
-        Picture(image, _said(found, k, exp.recipe.link, names))
-        for image, k in zip(pixels, worst.tolist(), strict=True)
-    ]
+    worst = most_confident_mistakes(done.found, MISTAKES, exp.recipe.link)
+    mistakes = _pictures(exp, given, done.found, worst)
     scored = Scored(
         step, at, given.split, done.weights, done.assessed, mistakes, done.robustness
     )
-    variables = exp.recipe.variables(weights)
-    return Seen(exp, variables, given.split, given.key, found, scored)
+    return scored, done.found
 
 
 def most_confident_mistakes(
@@ -189,141 +178,110 @@ def most_confident_mistakes(
     return wrong[np.argsort(-sure, kind="stable")[:count]]
 
 
-def read(
-    exp: experiment.Experiment, split: str, key: str, chosen: np.ndarray
-) -> np.ndarray:
-    """Returns the images of examples `chosen` [m] after eval_ops: uint8 [m, H, W, C]."""
-    found = np.zeros((len(chosen), *exp.data.eval_shape), np.uint8)
-    records, rng = exp.selection.records(split, key), batches.example_rng(0, 0)
-    for row, (data, _) in enumerate(records.read(chosen)):
-        found[row] = batches.transform(exp.data.eval_ops, data, rng)
-    return found
-
-
-def look(
+def _pictures(
     exp: experiment.Experiment,
-    variables: dict[str, Any],
-    images: np.ndarray,
-    classes: np.ndarray,
-) -> tuple[str, np.ndarray]:
-    """Returns (method, heat [B, h, w] float32), the saliency maps for classes [B].
+    given: examples.Examples,
+    found: Predictions,
+    chosen: np.ndarray,
+) -> list[Picture]:
+    """Returns examples `chosen` [m] after eval_ops.
 
-    images: uint8 [B, H, W, C]. A model with attention gets attention rollout, which does
-    not depend on the class; other models get Grad-CAM. Raises `InputError` for a model
-    with neither attention nor a feature map.
+    A caption has the prediction and, if it is wrong, the true class.
     """
+    rng, names = batches.example_rng(0, 0), exp.selection.class_names
+    records = given.data.selection.records(given.split, given.key)
+    pictures = []
+    for k, (data, _) in zip(chosen.tolist(), records.read(chosen), strict=True):
+        likely = probabilities(found.logits[k], exp.recipe.link)
+        best, own = int(found.logits[k].argmax()), int(found.labels[k])
+        caption = f"{names[best]}, {likely[best]:.3f}"
+        if best != own:
+            caption += f"\nis {names[own]}, {likely[own]:.3f}"
+        pixels = batches.transform(exp.data.eval_ops, data, rng)
+        pictures.append(Picture(pixels, caption))
+    return pictures
+
+
+def _of_examples(
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    given: examples.Examples,
+    found: Predictions,
+) -> tuple[str, list[Look]]:
+    """Returns (method, looks) of the most confident mistakes and the first hits.
+
+    With Grad-CAM, a mistake also has the map of its true class.
+    """
+    predicted = scores.predicted(found.logits)
+    wrong = most_confident_mistakes(found, LOOKS, exp.recipe.link)
+    right = np.flatnonzero(predicted == found.labels)[:LOOKS]
+    chosen = np.concatenate([wrong, right])
+    pictures = _pictures(exp, given, found, chosen)
+    # Mistakes come twice: with their predicted class, and with their true class.
+    classes = np.concatenate([predicted[chosen], found.labels[wrong]])
+    how, heats = _heats(exp, weights, [*pictures, *pictures[: len(wrong)]], classes)
+    looks = [Look(*each) for each in zip(pictures, heats, strict=False)]
+    if how == "Grad-CAM":
+        for look, own in zip(looks, heats[len(looks) :], strict=False):
+            look.heats.extend(own)
+    return how, looks
+
+
+def _of_files(
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    answered: Sequence[inference.Prediction],
+) -> tuple[str, list[Look]]:
+    """Returns (method, looks) of image files, for the predicted class of each."""
+    names, pictures, classes = exp.selection.class_names, [], []
+    for each in answered:
+        k = int(each.probabilities.argmax())
+        caption = f"{os.path.basename(each.path)}\n{names[k]}, {each.probabilities[k]:.3f}"
+        with quiet():
+            pictures.append(Picture(inference.read(exp, each.path), caption))
+        classes.append(k)
+    how, heats = _heats(exp, weights, pictures, np.array(classes))
+    return how, [Look(*each) for each in zip(pictures, heats, strict=True)]
+
+
+def _heats(
+    exp: experiment.Experiment,
+    weights: dict[str, Any],
+    pictures: Sequence[Picture],
+    classes: np.ndarray,
+) -> tuple[str, list[list[tuple[str, np.ndarray]]]]:
+    """Returns (method, heats of each picture): [(caption, heat [h, w])] for its class.
+
+    A model with attention gets attention rollout, which does not depend on the class;
+    other models get Grad-CAM. Raises `InputError` for a model with neither attention nor a
+    feature map.
+    """
+    variables, how = exp.recipe.variables(weights), ""
 
     def apply(normalized: jax.Array) -> jax.Array:
         with exp.recipe.numerics():
             return exp.recipe.module.apply(variables, normalized, False).logits
 
-    how: list[str] = []
-
     @jax.jit
     def heat(images: jax.Array, classes: jax.Array) -> jax.Array:
+        nonlocal how
         normalized = exp.recipe.normalize(images)
         attention = saliency.attention(apply, normalized)
-        how.append("attention rollout" if attention else "Grad-CAM")
+        how = "attention rollout" if attention else "Grad-CAM"
         if attention:
             return saliency.rollout(attention)
         return saliency.grad_cam(saliency.last_map(apply, normalized, classes))
 
-    starts = range(0, len(images), TOGETHER)
-    pieces = [slice(start, start + TOGETHER) for start in starts]
-    found = [heat(images[piece], classes[piece].astype(np.int32)) for piece in pieces]
-    return how[0], np.concatenate(found)
-
-
-def _of_examples(seen: Seen) -> tuple[str, list[Look]]:
-    """Returns (method, looks) of the most confident mistakes and the first hits.
-
-    With Grad-CAM, a mistake also has the map of its true class.
-    """
-    found, names = seen.predictions, seen.exp.selection.class_names
-    predicted = scores.predicted(found.logits)
-    wrong = most_confident_mistakes(found, LOOKS, seen.exp.recipe.link)
-    right = np.flatnonzero(predicted == found.labels)[:LOOKS]
-    chosen = np.concatenate([wrong, right])
-    if not len(chosen):
-        return "", []
-    images = read(seen.exp, seen.split, seen.key, chosen)
-    # Mistakes come twice: with their predicted class, and with their true class.
-    rows = np.concatenate([np.arange(len(chosen)), np.arange(len(wrong))])
-    classes = np.concatenate([predicted[chosen], found.labels[wrong]])
-    how, heats = look(seen.exp, seen.variables, images[rows], classes)
-    looks = []
-    for row, k in enumerate(chosen.tolist()):
-        picture = Picture(images[row], _said(found, k, seen.exp.recipe.link, names))
-        each = [(names[predicted[k]], heats[row])]
-        if row < len(wrong) and how == "Grad-CAM":
-            each.append((names[found.labels[k]], heats[len(chosen) + row]))
-        looks.append(Look(picture, _called(each, how)))
-    return how, looks
-
-
-def _answers(
-    exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str]
-) -> list[inference.Prediction]:
-    """Returns the predictions of image files; raises `InputError` for a bad file."""
-    found = []
-    with quiet():
-        for each in inference.predict(exp, weights, paths, threads=exp.config.data.threads):
-            if isinstance(each, files.Bad):
-                raise InputError(f"--images={each.path}: {each.why}; give image files")
-            found.append(each)
-    return found
-
-
-def _of_files(
-    exp: experiment.Experiment,
-    variables: dict[str, Any],
-    answered: Sequence[inference.Prediction],
-) -> tuple[str, list[Look]]:
-    """Returns (method, looks) of image files, for the predicted class of each."""
-    with quiet():
-        images = np.stack([inference.read(exp, each.path) for each in answered])
-    classes = np.array([each.probabilities.argmax() for each in answered])
-    how, heats = look(exp, variables, images, classes)
-    looks = []
-    for image, k, heat, each in zip(images, classes, heats, answered, strict=True):
-        name, likely = exp.selection.class_names[k], each.probabilities[k]
-        text = f"{os.path.basename(each.path)}\n{name}, {likely:.3f}"
-        looks.append(Look(Picture(image, text), _called([(name, heat)], how)))
-    return how, looks
-
-
-def _called(heats: list[tuple[str, np.ndarray]], how: str) -> list[tuple[str, np.ndarray]]:
-    """Returns heats with captions: "for CLASS" for Grad-CAM, else the method."""
-    if how != "Grad-CAM":
-        return [(how, heat) for _, heat in heats]
-    return [(f"for {name}", heat) for name, heat in heats]
-
-
-def _said(found: Predictions, k: int, link: str, names: Sequence[str]) -> str:
-    """Returns the caption of example `k`: its prediction and, if wrong, its true class."""
-    likely = probabilities(found.logits[k], link)
-    best, own = int(found.logits[k].argmax()), int(found.labels[k])
-    said = f"{names[best]}, {likely[best]:.3f}"
-    return said if best == own else f"{said}\nis {names[own]}, {likely[own]:.3f}"
-
-
-def _with_training_images(run: Run, exp: experiment.Experiment) -> Run:
-    """Adds the first images of the first training batch, or why they are missing."""
-    try:
-        images, targets = show.pixels(exp)
-    except InputError as error:
-        return _without(run, **{"training images": f"Not shown: {error}."})
-    pictures = [
-        Picture(
-            np.rint(image * 255).astype(np.uint8), show.caption(target, run.class_names)
-        )
-        for image, target in zip(images, targets, strict=True)
+    heats: list[np.ndarray] = []
+    for start in range(0, len(pictures), TOGETHER):
+        piece = slice(start, start + TOGETHER)
+        images = np.stack([picture.pixels for picture in pictures[piece]])
+        heats.extend(np.asarray(heat(images, classes[piece].astype(np.int32))))
+    names = exp.selection.class_names
+    return how, [
+        [(f"for {names[k]}" if how == "Grad-CAM" else how, heat)]
+        for k, heat in zip(classes, heats, strict=True)
     ]
-    return run._replace(trained_on=pictures[:TRAINED_ON])
-
-
-def _without(run: Run, **missing: str) -> Run:
-    return run._replace(missing={**run.missing, **missing})
 
 
 def read_study(path: str, name: str) -> Study:
@@ -331,14 +289,9 @@ def read_study(path: str, name: str) -> Study:
     folder = Workdir(path).path
     result = study_folder.read_result(folder, "--study")
     plan = study_folder.read_plan(folder)
-    config = plan["config"] if plan else {}
-    runs = [(cell["name"], run["seed"]) for cell in result["cells"] for run in cell["runs"]]
-    records = {
-        run: run_records.read(study_folder.run_folder(folder, *run).metrics) for run in runs
-    }
-    evaluations = {
-        run: found
-        for run, each in records.items()
-        if (found := [record for record in each if record["kind"] == "eval"])
-    }
-    return Study(name, result, config, evaluations)
+    found = {}
+    for cell in result["cells"]:
+        for run in cell["runs"]:
+            key = cell["name"], run["seed"]
+            found[key] = records.read(study_folder.run_folder(folder, *key).metrics)
+    return Study(name, result, plan["config"] if plan else {}, found)

@@ -16,7 +16,6 @@ from jaxcls.models import vit
 
 # Normalised images [B, H, W, C] -> logits [B, K]: a Flax model with its variables.
 Apply = Callable[[jax.Array], jax.Array]
-Heard = Callable[[nn.Module, Any], Any]
 
 
 class Features(NamedTuple):
@@ -75,26 +74,25 @@ def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
     """
     shapes: list[tuple[int, ...]] = []
 
-    def count(module: nn.Module, out: Any) -> Any:
-        shapes.append(jnp.shape(out))
+    def note(module: nn.Module, out: jax.Array) -> jax.Array:
+        shapes.append(out.shape)
         return out
 
-    _trace(apply, images, count)
+    jax.eval_shape(_tapped(apply, note), images)
     which, shape = _last(shapes)
 
     def logit(change: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (sum of the classes' logits, map), with `change` added to the map."""
         seen: list[jax.Array] = []
 
-        def perturb(module: nn.Module, out: Any) -> Any:
+        def perturb(module: nn.Module, out: jax.Array) -> jax.Array:
             seen.append(out)
             if len(seen) - 1 != which:
                 return out
             # `seen` has the map without `change`, which is zero.
             return out + change.reshape(out.shape).astype(out.dtype)
 
-        with nn.intercept_methods(_tap(perturb)):
-            logits = apply(images)
+        logits = _tapped(apply, perturb)(images)
         own = jnp.take_along_axis(logits, classes[:, None], axis=-1)
         return own.sum(), seen[which].reshape(shape)
 
@@ -107,34 +105,23 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
     weights: list[jax.Array] = []
     grids: list[tuple[int, int]] = []
 
-    def listen(module: nn.Module, out: Any) -> Any:
+    def listen(module: nn.Module, out: jax.Array) -> jax.Array:
         if isinstance(module.parent, vit.Attention) and module.name == "qkv":
             query, key, _ = vit.of_heads(out.astype(jnp.float32), module.parent.heads)
             scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
             weights.append(jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1))
-        elif jnp.ndim(out) == 4:
-            grids.append(out.shape[1:3])
+        elif out.ndim == 4:
+            grids.append((out.shape[1], out.shape[2]))
         return out
 
-    with nn.intercept_methods(_tap(listen)):
-        apply(images)
+    _tapped(apply, listen)(images)
     return Attention(jnp.stack(weights), grids[-1]) if weights else None
 
 
-def _trace(apply: Apply, images: jax.Array, heard: Heard) -> None:
-    """Traces `apply` for shapes only, and calls `heard` on the output of every module."""
+def _tapped(apply: Apply, heard: Callable[[nn.Module, jax.Array], jax.Array]) -> Apply:
+    """Returns `apply` with `heard(module, output)` in place of each module's output.
 
-    def run(images: jax.Array) -> jax.Array:
-        with nn.intercept_methods(_tap(heard)):
-            return apply(images)
-
-    jax.eval_shape(run, images)
-
-
-def _tap(heard: Heard) -> Callable[..., Any]:
-    """Returns an interceptor that replaces a module's output by `heard(module, output)`.
-
-    It applies to the `__call__` of every module that returns one array.
+    It hears the `__call__` of every module that returns one array.
     """
 
     def interceptor(
@@ -147,7 +134,11 @@ def _tap(heard: Heard) -> Callable[..., Any]:
         is_layer = context.method_name == "__call__" and isinstance(out, jax.Array)
         return heard(context.module, out) if is_layer else out
 
-    return interceptor
+    def run(images: jax.Array) -> jax.Array:
+        with nn.intercept_methods(interceptor):
+            return apply(images)
+
+    return run
 
 
 def _last(shapes: list[tuple[int, ...]]) -> tuple[int, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Tables of a report: runs, figures, classes, confusions, configs, provenance."""
+"""Rows of the tables of a report: figures, classes, confusions, configs, provenance."""
 
 import math
 import statistics
@@ -8,239 +8,137 @@ from typing import Any
 import numpy as np
 
 from jaxcls.evaluation import scores
-from jaxcls.evaluation.figures import Assessment
+from jaxcls.evaluation.figures import Assessment, Calibration, Robustness
 from jaxcls.evaluation.intervals import Interval
-from jaxcls.report.contents import Run, Scored
-from jaxcls.report.markup import Markup, details, join, note, scrolling, swatch, table, tag
-from jaxcls.training.meter import INPUT_BOUND, duration
+from jaxcls.report.contents import Run
+from jaxcls.training.meter import duration
 
 # The most classes of a full confusion matrix; and the classes shown of a larger matrix.
 WHOLE, PART = 25, 20
 PAIRS = 12
+Rows = list[list[Any]]
 
 
 def figure(found: Interval) -> str:
     """Returns a figure with its interval, such as "0.978 (0.957 to 0.989)"."""
-    value, span = _parts(found)
+    value, span = parts(found)
     return f"{value} ({span})" if span else value
 
 
-def _parts(found: Interval) -> tuple[str, str]:
+def parts(found: Interval) -> tuple[str, str]:
     """Returns (figure, interval) as text; the interval is "" if it is NaN."""
-    value, low, high = found
-    if math.isnan(value):
+    if math.isnan(found.value):
         return "unknown", ""
-    span = "" if math.isnan(low) else f"{_short(low)} to {_short(high)}"
-    return _short(value), span
+    value, low, high = (f"{x:.3f}" if abs(x) < 100 else f"{x:.4g}" for x in found)
+    return value, "" if math.isnan(found.low) else f"{low} to {high}"
 
 
-def overview(runs: Sequence[Run]) -> Markup:
-    """Returns a table of runs: a row has a run's state, main figures and speed."""
+def main_figures(runs: Sequence[Run]) -> list[str]:
+    """Returns the names of the figures that get a column in the overview of runs.
+
+    F1 combines precision and recall, which get none.
+    """
     names = dict.fromkeys(
-        k for run in runs if run.scored for k in run.scored.assessed.headline if _is_main(k)
+        name for run in runs if run.scored for name in run.scored.assessed.headline
     )
-    heads = ["run", "state", "scored", *names, "images/s", "training", "data wait"]
-    rows = []
-    for i, run in enumerate(runs):
-        found = run.scored.assessed.headline if run.scored else {}
-        known = [_parts(found[name]) if name in found else None for name in names]
-        cells = [join([one[0], tag("small", one[1])]) if one else "" for one in known]
-        link = tag("a", run.name, href=f"#run{i + 1}")
-        rows.append(
-            [join([swatch(i), link]), run.state, _scored(run.scored), *cells, *_pace(run)]
-        )
-    shown = table(heads, rows, "Below each figure its 95 % interval")
-    hints = [
-        note(f"{run.name} waits for its data {share:.0%} of the time that it trains.")
-        for run in runs
-        if (share := _wait(run)) > INPUT_BOUND
-    ]
-    return join([shown, *hints])
+    less = ("precision", "recall")
+    return [n for n in names if not n.startswith("weighted") and not n.endswith(less)]
 
 
-def _is_main(name: str) -> bool:
-    """Returns whether a figure gets a column in the overview of runs."""
-    return not name.startswith("weighted") and name.split()[-1] not in _PARTS
-
-
-# F1 combines them, so that the overview needs no columns for them.
-_PARTS = {"precision", "recall"}
-
-
-def _scored(found: Scored | None) -> str:
-    if found is None:
-        return "no"
-    return f"{found.assessed.n} of {found.split}, step {found.step} ({found.at})"
-
-
-def _pace(run: Run) -> list[str]:
+def pace(run: Run) -> list[str]:
     """Returns [median images/s, training time, share of data wait] as text."""
     if not run.timing:
         return ["", "", ""]
     rate = statistics.median(record["images_per_s"] for record in run.timing)
     seconds = sum(record["train_s"] for record in run.timing)
-    return [f"{rate:,.0f}", duration(seconds), f"{_wait(run):.0%}"]
+    return [f"{rate:,.0f}", duration(seconds), f"{run.data_wait:.0%}"]
 
 
-def _wait(run: Run) -> float:
-    """Returns the fraction of training time that waits for data."""
-    seconds = sum(record["train_s"] for record in run.timing)
-    waited = sum(record["train_s"] * record["data_wait"] for record in run.timing)
-    return float(waited / seconds) if seconds else 0.0
-
-
-def headline(found: Assessment) -> Markup:
-    """Returns a table of a run's figures with their intervals and meanings."""
-    rows = [[name, *_parts(value)] for name, value in found.headline.items()]
-    shown = table(["figure", "value", "interval"], rows, "Each with its 95 % interval")
-    words = {word for name in found.headline for word in name.split()}
-    meanings = [
-        tag("li", tag("strong", word), f": {meaning}")
-        for word, meaning in _MEANINGS.items()
-        if word in words
-    ]
-    return join(
-        [shown, details("What these are", tag("ul", *meanings)) if meanings else ""]
-    )
-
-
-_MEANINGS = {
-    "top1": "the share whose likeliest class is the right one",
-    "top5": "the share whose right class is among the five likeliest",
-    "loss": "what training makes small; lower is better",
-    "precision": "of what is called a class, the share that is of it",
-    "recall": "of a class, the share that is called so",
-    "F1": "precision and recall in one: 2 / (1 / precision + 1 / recall)",
-    "macro": "the mean over classes, each counting alike",
-    "weighted": "the mean over classes, each counting by its examples",
-    "ECE": "expected calibration error, how far the probabilities are from the share that"
-    " is right; 0 is best",
-    "AUC": "area under the ROC, how often an example of a class has more of its probability"
-    " than one of another; 0.5 is chance, 1 is best",
-}
-
-
-def by_class(found: Assessment, names: Sequence[str]) -> Markup:
-    """Returns a table of precision, recall, F1 and, if known, AUC of every class."""
-    heads = ["class", "examples", "precision", "recall", "F1"]
-    columns = list(found.by_class)
+def by_class(found: Assessment, names: Sequence[str]) -> Rows:
+    """Returns rows of (class, examples, precision, recall, F1 and, if known, AUC)."""
+    support, *columns = found.by_class
     if found.auc.size:
-        heads.append("AUC")
         columns.append(found.auc)
-    rows = [
-        [name, int(n), *(f"{value:.3f}" for value in values)]
-        for name, n, *values in zip(names, *columns, strict=True)
-    ]
-    return table(heads, rows, "Each class; a click on a head sorts by it", sorts=True)
-
-
-def confusions(matrix: np.ndarray, names: Sequence[str]) -> Markup:
-    """Returns the confusion matrix of all or the most confused classes, and worst pairs."""
-    pairs = scores.most_confused(matrix, PAIRS)
-    shown = np.arange(len(matrix))
-    text = "Rows: the truth. Columns: what it was taken for."
-    if len(matrix) > WHOLE:
-        shown = _most_confused(matrix)
-        text += f" Of {len(matrix)} classes the {len(shown)} that are confused most."
-    if not pairs:
-        text += " No example is taken for another class."
-    worst = table(
-        ["truth", "taken for", "examples"],
-        [[names[a], names[b], count] for a, b, count in pairs],
-        "The most confused pairs",
-    )
-    heat = _heat_map(matrix, shown, names) if len(shown) else ""
-    return join([note(text), heat, worst])
-
-
-def _most_confused(matrix: np.ndarray) -> np.ndarray:
-    """Returns the classes of the largest confusions, at most PART, in order."""
-    chosen: dict[int, None] = {}
-    for pair in scores.most_confused(matrix, PART * PART):
-        both = dict.fromkeys(pair[:2])
-        if len(chosen | both) > PART:
-            break
-        chosen |= both
-    return np.sort(np.array(list(chosen), np.int64))
-
-
-def _heat_map(matrix: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> Markup:
-    """Returns the confusions among the classes `shown`; the depth is the row's share."""
-    totals = np.maximum(matrix.sum(1), 1)
-    heads = [tag("th", tag("span", names[k]), scope="col") for k in shown]
-    rows = []
-    for k in shown:
-        cells = [
-            _cell(int(matrix[k, other]), matrix[k, other] / totals[k], k == other)
-            for other in shown
-        ]
-        rows.append(tag("tr", tag("th", names[k], scope="row"), *cells))
-    caption = "Examples of each class by what they are taken for"
-    made = tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", tag("tr", tag("td"), *heads)),
-        tag("tbody", *rows),
-        class_="heat",
-    )
-    return scrolling(made, caption)
-
-
-def _cell(count: int, share: float, is_right: bool) -> Markup:
-    if not count:
-        return tag("td")
-    kind = "right" if is_right else "wrong"
-    # A small share of errors would be invisible without the offset.
-    depth = share if is_right else min(1.0, 0.15 + share)
-    is_deep = depth > 0.55
-    classes = f"{kind} deep" if is_deep else kind
-    return tag("td", count, class_=classes, style=f"--depth: {100 * depth:.0f}%")
-
-
-def differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Markup:
-    """Returns a table of the config keys that differ between runs.
-
-    For one run, the table shows its differences from `defaults`.
-    """
-    configs = [run.saved["config"] for run in runs]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    names = [join([swatch(i), run.name]) for i, run in enumerate(runs)]
-    if len(runs) == 1:
-        configs.append(dict(defaults))
-        names.append(Markup("default"))
-    what = "What differs between the configs" if len(runs) > 1 else "What is set"
-    shown = table(["key", *names], _differing(configs, keys), what)
-    return shown or note("All configs are the same.")
-
-
-def settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Markup:
-    """Returns a table of the keys that differ from the defaults; "" without any."""
-    rows = _differing([config, defaults], list(config))
-    return table(["key", "value", "default"], rows, "What is set")
-
-
-def _differing(
-    configs: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> list[list[Markup]]:
     return [
-        [tag("code", key), *(_value(config, key) for config in configs)]
-        for key in keys
-        if any(config.get(key) != configs[0].get(key) for config in configs)
+        [name, int(n), *(f"{value:.3f}" for value in values)]
+        for name, n, *values in zip(names, support, *columns, strict=True)
     ]
 
 
-def _value(config: Mapping[str, Any], key: str) -> Markup:
-    if key not in config:
-        return Markup("(not there)")
-    return tag("code", "''" if config[key] == "" else config[key])
+def confusions(matrix: np.ndarray, names: Sequence[str]) -> Rows:
+    """Returns rows of (truth, taken for, examples), the largest confusions first."""
+    return [[names[a], names[b], n] for a, b, n in scores.most_confused(matrix, PAIRS)]
 
 
-def provenance(run: Run) -> Markup:
-    """Returns tables of a run's code, packages, machine, data, digests and starts."""
+def heat_map(
+    matrix: np.ndarray, names: Sequence[str]
+) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Returns (class, [(examples, depth of colour)]) of each class by what it is taken for.
+
+    Of many classes, those of the largest confusions. The depth is the share of the row's
+    examples; errors are deeper by 0.15, without which a small share would be invisible.
+    """
+    shown = list(range(len(matrix)))
+    if len(matrix) > WHOLE:
+        pairs = scores.most_confused(matrix, PART * PART)
+        chosen = dict.fromkeys(k for pair in pairs for k in pair[:2])
+        shown = sorted([*chosen][:PART])
+    counts = matrix[np.ix_(shown, shown)]
+    share = counts / np.maximum(matrix[shown].sum(1, keepdims=True), 1)
+    depth = np.where(np.eye(len(shown)), share, np.minimum(1, share + 0.15))
+    return [
+        (names[k], list(zip(counts[i].tolist(), depth[i].tolist(), strict=True)))
+        for i, k in enumerate(shown)
+    ]
+
+
+def temperature(found: Calibration) -> str:
+    """Returns what a temperature makes of the calibration, as a sentence."""
+    if math.isnan(found.temperature):
+        return f"No temperature: {found.fitted_on}."
+    return (
+        f"Logits divided by a temperature of {found.temperature:.3f} have an ECE of"
+        f" {figure(found.after)}. It was fitted on {found.fitted_on}."
+    )
+
+
+def corruptions(found: Robustness) -> Rows:
+    """Returns rows of (corruption, mean, top1 at each strength), and their mean last."""
+    values = [[row.top1.value for row in one.strengths] for one in found.corrupted]
+    each = [one.mean for one in found.corrupted]
+    if found.mean:
+        values.append(np.mean(values, axis=0).tolist())
+        each.append(found.mean)
+    return [
+        [mean.name, figure(mean.top1), *(f"{value:.3f}" for value in strengths)]
+        for mean, strengths in zip(each, values, strict=True)
+    ]
+
+
+def differing(
+    configs: Sequence[Mapping[str, Any]], default: Mapping[str, Any] | None = None
+) -> Rows:
+    """Returns rows of (key, value in each config) for the keys whose values differ.
+
+    default: one more config, whose further keys are left out.
+    """
+    keys = dict.fromkeys(key for config in configs for key in config)
+    every = [*configs, *([default] if default else [])]
+    return [
+        [key, *(_value(config.get(key, "(not there)")) for config in every)]
+        for key in keys
+        if any(config.get(key) != every[0].get(key) for config in every)
+    ]
+
+
+def _value(value: Any) -> Any:
+    return "''" if value == "" else value
+
+
+def provenance(run: Run) -> Rows:
+    """Returns rows of a run's code, packages, machine, data and last digest, if known."""
     implied, last = run.saved["implied"], run.starts[-1] if run.starts else {}
-    facts = implied.get("facts", {})
-    config = run.saved["config"]
-    cpu = last.get("cpu", {})
+    facts, cpu = implied.get("facts", {}), last.get("cpu", {})
     rows = {
         "command": last.get("command"),
         "commit": last.get("commit"),
@@ -253,35 +151,13 @@ def provenance(run: Run) -> Markup:
         "machine": f"{cpu.get('model', '')} {cpu.get('machine', '')}".strip(),
         "system": last.get("platform"),
         "XLA_FLAGS": last.get("xla_flags"),
-        "seed": config.get("seed"),
+        "seed": run.saved["config"].get("seed"),
         "order": implied.get("order"),
         "data": f"{facts.get('name')} {facts.get('version')}",
         "fingerprint of the data": facts.get("fingerprint"),
         "initial weights": implied.get("weights"),
         "teacher": implied.get("teacher"),
     }
-    if run.digests:
-        at = run.digests[-1]
-        rows[f"digest of the state at step {at['step']}"] = at["digest"]
-    known = [(key, value) for key, value in rows.items() if value not in (None, "")]
-    facts_table = table(["what", "value"], known, "Of the last start")
-    return join([facts_table, _starts(run)])
-
-
-def _starts(run: Run) -> Markup:
-    if not run.starts:
-        return note("There is no manifest.json.")
-    rows = [
-        [
-            start.get("started", ""),
-            start.get("resumed_from") or "the beginning",
-            start.get("ended", ""),
-            start.get("reason", "not ended"),
-        ]
-        for start in run.starts
-    ]
-    return table(["started", "from step", "ended", "how"], rows, "Every start")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    for record in run.digests[-1:]:
+        rows[f"digest of the state at step {record['step']}"] = record["digest"]
+    return [[key, value] for key, value in rows.items() if value not in (None, "")]

@@ -12,24 +12,21 @@ from jaxcls import commands, experiment
 from jaxcls.commands import report
 from jaxcls.errors import InputError
 from jaxcls.evaluation import predictions, scoring
-from jaxcls.report import gather
+from jaxcls.report import gather, images
 from jaxcls.runs import workdir
 from jaxcls.training import train
 from tests import browser
 from tests.conftest import ROOT
 from tests.scoring import predictions as predicted_of
-from tests.settings import digits
+from tests.settings import DIGITS, digits
 
 
 def built(data_dir, **overrides):
     """The experiment of a run of a few steps on digits."""
     values = {
-        "length": "6 steps",
-        "eval.every": "3 steps",
-        "checkpoint.every": "3 steps",
-        "log.every": "1 steps",
-        **overrides,
-    }
+        "length": "6 steps", "eval.every": "3 steps", "checkpoint.every": "3 steps",
+        "log.every": "1 steps", **overrides,
+    }  # fmt: skip
     return experiment.build(digits(data_dir, **values))
 
 
@@ -37,6 +34,13 @@ def trained(data_dir, folder, **overrides):
     """The folder of such a run."""
     train.run(built(data_dir, **overrides), str(folder))
     return folder
+
+
+def reported(tmp_path, *arguments):
+    """The HTML that the command makes."""
+    out = tmp_path / "r.html"
+    assert commands.main(["report", *map(str, arguments), f"--output={out}"]) == 0
+    return out.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +63,10 @@ def folder(data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
+def test_a_run_is_scored_and_looked_into(folder, capsys):
     assert commands.main(["report", f"--workdir={folder}"]) == 0
-    said = capsys.readouterr().out
     file = folder / "report.html"
-    assert said.startswith(f"report: {file} (")
+    assert capsys.readouterr().out.startswith(f"report: {file} (")
     text = file.read_text()
     exp, step, _, weights = scoring.load(str(folder), "best", {})
     found = predicted_of(exp, exp.recipe.variables(weights), "test", "data.test")
@@ -72,19 +75,16 @@ def test_a_run_is_scored_and_looked_into(folder, data_dir, capsys):
     assert f'<th scope="row">top1</th><td>{top1:.3f}</td>' in text
     # The surest mistake is the first picture, and its image is that of the example.
     likely = predictions.probabilities(found.logits).max(-1)
-    wrong = found.logits.argmax(-1) != found.labels
-    worst = np.where(wrong, likely, 0).argmax()
+    worst = np.where(found.logits.argmax(-1) != found.labels, likely, 0).argmax()
     own, taken = found.labels[worst], found.logits[worst].argmax()
-    captions = re.findall(r"<figcaption><span>(\d, 0\.\d+)</span><span>(is \d)", text)
-    assert captions[0] == (f"{taken}, {likely[worst]:.3f}", f"is {own}")
-    assert gather.most_confident_mistakes(found, 3)[0] == worst
+    source, *caption = re.search(
+        r'<img src="([^"]+)"[^>]*><figcaption>(\d, 0\.\d+)\n(is \d)', text
+    ).groups()
+    assert caption == [f"{taken}, {likely[worst]:.3f}", f"is {own}"]
     batch = next(exp.eval_batches("test", "data.test", 360))
-    pixels = gather.read(exp, "test", "data.test", np.array([worst, 0]))
-    np.testing.assert_array_equal(pixels, np.asarray(batch.image)[[worst, 0]])
+    assert source == images.source(np.asarray(batch.image)[worst])
     assert "Where it looks (Grad-CAM)" in text
-    assert text.count("for ") > 12
-    for kind in ("curve-loss", "curve-lr", "reliability1"):
-        assert f'id="{kind}-figure_1"' in text
+    assert text.count("<figcaption>for ") == 3 * gather.LOOKS
 
 
 @pytest.mark.slow
@@ -95,15 +95,12 @@ def test_without_the_data_the_rest_is_there(folder, tmp_path, capsys):
     saved["implied"]["facts"]["name"] = saved["config"]["data.name"] = "gone"
     (moved / "config.json").write_text(json.dumps(saved))
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "grey.png")
-    out = tmp_path / "r.html"
-    arguments = [f"--workdir={moved}", f"--output={out}", f"--images={tmp_path}/grey.png"]
-    assert commands.main(["report", *arguments]) == 0
-    text, said = out.read_text(), capsys.readouterr().out
-    for where in (text, said):
+    text = reported(tmp_path, f"--workdir={moved}", f"--images={tmp_path}/grey.png")
+    for where in (text, capsys.readouterr().out):
         assert "Not scored here: " in where
         assert "Not shown: " in where
-    assert 'id="curve-loss-figure_1"' in text
-    assert "<span>grey.png</span>" in text
+    assert "<figcaption>Loss</figcaption>" in text
+    assert "<figcaption>grey.png\n" in text
     assert "Where it looks (Grad-CAM)" in text
     assert "Confusions" not in text
 
@@ -113,11 +110,9 @@ def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_pat
     shutil.copytree(data_dir, tmp_path / "data")
     (shard,) = (tmp_path / "data").glob("digits/*/*-test.array_record*")
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
-    out = tmp_path / "r.html"
     given = [f"--workdir={folder}", f"--config.data.dir={tmp_path}/data"]
-    assert commands.main(["report", *given, f"--output={out}"]) == 0
-    text, said = out.read_text(), capsys.readouterr().out
-    for where in (text, said):
+    text = reported(tmp_path, *given)
+    for where in (text, capsys.readouterr().out):
         assert "Not scored here: record" in where
         assert "a shard is damaged" in where
     assert "Confusions" not in text
@@ -126,16 +121,20 @@ def test_a_damaged_shard_leaves_out_what_is_made_of_it(folder, data_dir, tmp_pat
     shutil.copy(next(data_dir.glob(f"digits/*/{shard.name}")), shard)
     (shard,) = (tmp_path / "data").glob("digits/*/*-train.array_record*")
     shard.write_bytes(shard.read_bytes()[:-1000])
-    assert commands.main(["report", *given, f"--output={out}"]) == 0
-    assert "No temperature: data.eval=train[90%:] cannot be read (record" in out.read_text()
+    why = "No temperature: data.eval=train[90%:] cannot be read (record"
+    assert why in reported(tmp_path, *given)
 
 
-def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
-    assert commands.main(["report", f"--workdir={young}"]) == 0
-    assert "young: It has no checkpoint yet" in capsys.readouterr().out
-    text = (young / "report.html").read_text()
+def test_a_run_without_a_checkpoint_has_its_curves_and_is_there_once(
+    young, tmp_path, capsys
+):
+    again = f"--workdir={young.parent}/./{young.name}/../young"
+    text = reported(tmp_path, f"--workdir={young}", again)
+    said = capsys.readouterr().out
+    assert "young: It has no checkpoint yet" in said
+    assert "runs: 1)" in said
     assert "It has no checkpoint yet" in text
-    assert 'id="curve-loss-figure_1"' in text
+    assert "<figcaption>Loss</figcaption>" in text
     assert "not finished: step 2 of 6" in text
     assert text.count("<img") == gather.TRAINED_ON
 
@@ -149,22 +148,14 @@ def test_a_run_without_a_checkpoint_has_its_curves(young, capsys):
     ],
 )
 def test_a_record_that_is_none_is_named(young, tmp_path, name, text):
-    ignored = shutil.ignore_patterns("report.html")
-    damaged = shutil.copytree(young, tmp_path / "damaged", ignore=ignored)
+    damaged = shutil.copytree(young, tmp_path / "damaged")
     (damaged / name).write_text(text)
     with pytest.raises(InputError, match=rf"{name}.* is no.* record"):
         commands.main(["report", f"--workdir={damaged}"])
     assert not (damaged / "report.html").exists()
 
 
-def test_a_run_named_in_two_ways_is_there_once_and_too_many_images_are_refused(
-    young, tmp_path, capsys
-):
-    other = young.parent / "." / young.name
-    assert (
-        commands.main(["report", f"--workdir={young}", f"--workdir={other}/../young"]) == 0
-    )
-    assert "runs: 1)" in capsys.readouterr().out
+def test_too_many_images_are_refused(young, tmp_path):
     for k in range(report.MOST_IMAGES + 1):
         (tmp_path / f"{k}.png").touch()
     with pytest.raises(InputError, match=r"are 65 images, and a report looks into at most"):
@@ -176,7 +167,6 @@ def test_a_run_named_in_two_ways_is_there_once_and_too_many_images_are_refused(
     ("argument", "message"),
     [
         ("--images={tmp}/bad.png", "bad.png: not a readable image"),
-        ("--checkpoint=5", "--checkpoint=5 is not in"),
         ("--split=no", "--split='no' is not a split"),
     ],
 )
@@ -197,8 +187,6 @@ def test_the_surest_mistakes_come_first():
     found = predictions.Predictions(logits, np.array([0, 0, 0, 1, 0, 0]))
     assert gather.most_confident_mistakes(found, 9).tolist() == [3, 1, 4, 0]
     assert gather.most_confident_mistakes(found, 2).tolist() == [3, 1]
-    right = predictions.Predictions(logits[5:], np.array([0]))
-    assert gather.most_confident_mistakes(right, 2).tolist() == []
     # Two classes that are equally likely share the probability of a softmax, but not that
     # of a sigmoid.
     logits = np.float32([[5, 5, -9], [2, -9, -9]])
@@ -209,16 +197,14 @@ def test_the_surest_mistakes_come_first():
 
 @pytest.mark.slow
 def test_attention_is_shown_of_a_vit(data_dir, tmp_path):
-    vit = "vit_ti_16(width=24, depth=2, heads=3)"
-    ops = {
-        "data.train_ops": "decode(1) | resize(32)",
-        "data.eval_ops": "decode(1) | resize(32)",
-    }
-    made = trained(data_dir, tmp_path / "vit", **{"model.name": vit, **ops})
-    assert commands.main(["report", f"--workdir={made}"]) == 0
-    text = (made / "report.html").read_text()
+    ops = "decode(1) | resize(32)"
+    values = {"model.name": "vit_ti_16(width=24, depth=2, heads=3)"}
+    values |= {"data.train_ops": ops, "data.eval_ops": ops}
+    made = trained(data_dir, tmp_path / "vit", **values)
+    text = reported(tmp_path, f"--workdir={made}")
     assert "Where it looks (attention rollout)" in text
     assert "whatever the class" in text
+    assert text.count("<figcaption>attention rollout<") == 2 * gather.LOOKS
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +214,6 @@ def both(folder, data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "both.html"
     runs = [f"--workdir={folder}", f"--workdir={other}"]
     assert commands.main(["report", *runs, f"--output={out}"]) == 0
-    assert out.stat().st_size < 5_000_000
     return out
 
 
@@ -244,15 +229,12 @@ def shown(tmp_path_factory):
 def test_a_browser_finds_nothing_to_complain_of(shown, both):
     shown.open(both, 1200)
     assert shown.evaluate("document.title") == "Report: first, second"
-    sizes = shown.evaluate(
-        "[...document.querySelectorAll('svg, table, img')].map(e =>"
-        " [e.tagName, e.getBoundingClientRect().width, e.closest('details') !== null])"
-    )
-    for kind, least in (("svg", 8), ("TABLE", 10), ("IMG", 60)):
-        widths = [
-            width for name, width, is_folded in sizes if name == kind and not is_folded
-        ]
-        assert len(widths) >= least, kind
+    for kind, count in (("svg", 8), ("table", 10), ("img", 60)):
+        widths = shown.evaluate(
+            f"[...document.querySelectorAll('{kind}')].filter(e => !e.closest('details'))"
+            ".map(e => e.getBoundingClientRect().width)"
+        )
+        assert len(widths) >= count, kind
         assert min(widths) > 20, kind
     assert shown.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     loaded = shown.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
@@ -280,12 +262,16 @@ def test_a_click_on_a_head_sorts(shown, both):
     assert shown.evaluate(state.format(1)) is None
     shown.evaluate(click.format(0))
     assert [shown.evaluate(column.format(k)) for k in range(5)] == before
-    assert shown.messages == []
 
 
-def check_fits(shown, file, width, dark=False):
-    """Open a report with all details unfolded: nothing is too wide, no text too small."""
-    shown.open(file, width, dark=dark)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["both", "of_study"])
+@pytest.mark.parametrize(("width", "dark"), [(320, True), (1200, False)])
+def test_a_page_fits_a_phone_and_light_and_dark_are_the_readers_choice(
+    shown, request, name, width, dark
+):
+    before = len(shown.messages)
+    shown.open(request.getfixturevalue(name), width, dark=dark)
     shown.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
     wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     scrolled, visible = shown.evaluate(wide)
@@ -295,23 +281,13 @@ def check_fits(shown, file, width, dark=False):
         "([m, t]) => Math.hypot(m.a, m.b) * parseFloat(getComputedStyle(t).fontSize))"
     )
     assert min(letters) >= (11 if width > 320 else 9)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [320, 1200])
-def test_no_width_makes_the_page_scroll_sideways(shown, both, width):
-    check_fits(shown, both, width)
-    fonts = shown.evaluate(
-        "[...new Set([...document.querySelectorAll('p, td, th, figcaption')]"
-        ".map(e => parseFloat(getComputedStyle(e).fontSize)))]"
-    )
-    assert min(fonts) >= 12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
-def test_light_and_dark_are_the_readers_choice(shown, both, dark):
-    shown.open(both, 800, dark=dark)
+    for kinds, style, least in (
+        ("p, td, th, figcaption", "fontSize", 12),
+        ("svg, table", "height", 60),
+    ):
+        found = f"[...document.querySelectorAll('{kinds}')].map(getComputedStyle)"
+        sizes = shown.evaluate(f"{found}.map(style => parseFloat(style.{style}))")
+        assert min(sizes) >= least, kinds
 
     def brightness(element, key):
         text = shown.evaluate(
@@ -320,11 +296,11 @@ def test_light_and_dark_are_the_readers_choice(shown, both, dark):
         return sum(map(int, re.findall(r"\d+", text)[:3])) / 3
 
     ink, paper = brightness("body", "color"), brightness("body", "backgroundColor")
-    labels = brightness(".chart svg text", "fill")
     low, high = (paper, ink) if dark else (ink, paper)
     assert low < 60
     assert high > 200
-    assert labels == ink
+    assert brightness(".chart svg text", "fill") == ink
+    assert len(shown.messages) == before
 
 
 @pytest.mark.slow
@@ -334,18 +310,12 @@ def test_the_same_runs_give_the_same_bytes(folder, both, command, tmp_path):
     done = command("report", *runs, f"--output={again}", devices=8)
     assert done.returncode == 0, done.stderr
     assert again.read_bytes() == both.read_bytes()
-    bad = command("report", f"--workdir={tmp_path}")
-    assert bad.returncode == 2
-    assert len(bad.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            '{"format": 99, "cells": [], "headline": ""}',
-            "study.json has format 99, and",
-        ),
+        ('{"format": 99, "cells": [], "headline": ""}', "study.json has format 99, and"),
         ('{"format": 1}', "its study.json is another program's"),
         ("[]", "its study.json is another program's"),
         ('{"format": 1, "ce', "study.json cannot be read: "),
@@ -353,9 +323,8 @@ def test_the_same_runs_give_the_same_bytes(folder, both, command, tmp_path):
     ],
 )
 def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
-    (tmp_path / "plan.json").write_text(
-        '{"format": 1, "config": {}, "cells": [1], "seeds": [0]}'
-    )
+    plan = {"format": 1, "config": {}, "cells": [1], "seeds": [0]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError) as refused:
@@ -367,71 +336,37 @@ def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
 
 @pytest.fixture(scope="module")
 def of_study(data_dir, tmp_path_factory):
-    """The folder of a study of two cells with a report; one of them diverges."""
+    """The report of a study of three cells, one of which diverges."""
     folder = tmp_path_factory.mktemp("studies") / "rates"
     settings = {
-        "length": "4 steps",
-        "model.name": "cnn(widths=(4, 8), dense=16)",
-        "data.dir": str(data_dir),
-        "data.train_ops": "decode(1)",
-        "data.eval_ops": "decode(1)",
-        "augment": "",
-        "optim.name": "sgd",
-        "eval.every": "2 steps",
-        "log.tensorboard": "false",
-        "mesh.devices": "1",
-    }
-    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+        **DIGITS, "length": "4 steps", "data.dir": data_dir, "augment": "",
+        "optim.name": "sgd", "eval.every": "2 steps",
+    }  # fmt: skip
+    config = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={folder}"]
+    config += [f"--config.{key}={value}" for key, value in settings.items()]
     grid = ["--grid", "optim.lr=0.1,0.01,1e30", "--seeds=2"]
-    assert commands.main(["study", config, f"--workdir={folder}", *grid, *overrides]) == 0
+    assert commands.main(["study", *config, *grid]) == 0
     assert commands.main(["report", f"--study={folder}"]) == 0
-    return folder
+    return folder / "report.html"
 
 
 @pytest.mark.slow
-def test_a_study_is_told_from_its_folder(of_study, capsys):
-    found = json.loads((of_study / "study.json").read_text())
-    text = (of_study / "report.html").read_text()
+def test_a_study_is_told_from_its_folder(of_study, tmp_path, capsys):
+    folder, text = of_study.parent, of_study.read_text()
+    found = json.loads((folder / "study.json").read_text())
     assert "<h1>Report: rates</h1>" in text
     assert "diverged: optim.lr=1e30, seed 0, 1; not in its figures" in text
     for name in ("optim.lr=0.1", "optim.lr=0.01"):
-        runs = (of_study / name).glob("seed-?/metrics.jsonl")
+        runs = (folder / name).glob("seed-?/metrics.jsonl")
         final = [json.loads(file.read_text().splitlines()[-1])["top1"] for file in runs]
         assert f"<td>{np.mean(final):.4f}</td>" in text
     assert found["comparisons"]["test_best"]["optim.lr=0.01"]["words"] in text
-    assert "<code>batch_size</code></th><td><code>64</code>" in text
+    assert '<th scope="row">batch_size</th><td>64</td>' in text
     # A run beside it has its own part, and both are called by their folders.
-    first = of_study / "optim.lr=0.1" / "seed-0"
-    out = of_study / "both.html"
-    both = [f"--study={of_study}", f"--workdir={first}", f"--output={out}"]
-    assert commands.main(["report", *both]) == 0
+    first = folder / "optim.lr=0.1" / "seed-0"
+    text = reported(tmp_path, f"--study={folder}", f"--workdir={first}")
     assert "runs: 1, studies: 1" in capsys.readouterr().out
-    text = out.read_text()
     assert "<h1>Report: rates, seed-0</h1>" in text
     assert text.index("Study: rates") < text.index('id="run1"')
-    with pytest.raises(InputError, match=rf"a run's folder.*the study's is {of_study}"):
+    with pytest.raises(InputError, match=rf"a run's folder.*the study's is {folder}"):
         commands.main(["report", f"--study={first}"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "dark"), [(320, True), (1200, False)])
-def test_a_browser_shows_a_study(shown, of_study, width, dark):
-    before = len(shown.messages)
-    check_fits(shown, of_study / "report.html", width, dark)
-    sizes = shown.evaluate(
-        "['svg', 'table'].map(name => [...document.querySelectorAll(name)].map(e =>"
-        " Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height)))"
-    )
-    assert [len(each) for each in sizes] == [2, 6]
-    assert min(map(min, sizes)) > 60
-    # A click sorts the cells by their mean.
-    shown.evaluate("document.querySelectorAll('table.sorts thead button')[2].click()")
-    means = shown.evaluate(
-        "[...document.querySelector('table.sorts').tBodies[0].rows]"
-        ".map(row => row.cells[2].textContent)"
-    )
-    known = [float(mean) for mean in means if mean != "-"]
-    assert known == sorted(known)
-    assert len(known) == 2
-    assert len(shown.messages) == before
