@@ -13,21 +13,16 @@ arrays that do are named, with what differs in the environment."""
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("reproduce", ABOUT)
-    parser.add_argument("--workdir", required=True, help="a run's folder, or its archive")
-    parser.add_argument(
-        "--steps", default="0", help="compare up to this step; 0: to the end"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--workdir", required=True, help="a run's folder, or its archive")
+    add("--steps", default="0", help="compare up to this step; 0: to the end")
+    add(
         "--tolerance",
         default="0.05",
         help="on another kind of machine: largest relative difference of a loss [0.05]",
     )
-    parser.add_argument(
-        "--scratch", default="", help="folder for the new run, which is kept"
-    )
-    parser.add_argument(
-        "--pack", default="", metavar="FILE.tar.gz", help="only write the archive"
-    )
+    add("--scratch", default="", help="folder for the new run, which is kept")
+    add("--pack", default="", metavar="FILE.tar.gz", help="only write the archive")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
@@ -42,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"packed: {args.pack}")
             return DONE
         recorded = archive.read(folder, args.workdir)
-        found = reproducing.reproduce(recorded, overrides, steps, tolerance, args.scratch)
-    print(found.words)
-    return DONE if found.is_same else DIFFERS
+        is_same, words = reproducing.reproduce(
+            recorded, overrides, steps, tolerance, args.scratch
+        )
+    print(words)
+    return DONE if is_same else DIFFERS

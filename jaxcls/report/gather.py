@@ -294,4 +294,4 @@ def read_study(path: str, name: str) -> Study:
         for run in cell["runs"]:
             key = cell["name"], run["seed"]
             found[key] = records.read(study_folder.run_folder(folder, *key).metrics)
-    return Study(name, result, plan["config"] if plan else {}, found)
+    return Study(name, result, plan.config if plan else {}, found)

@@ -1,5 +1,6 @@
 """The runs of a study: each cell is a recipe, and each cell runs with every seed."""
 
+import collections
 import itertools
 import math
 import re
@@ -12,7 +13,7 @@ from jaxcls.config.knobs import KNOBS, STREAMS
 from jaxcls.errors import InputError, did_you_mean
 
 EACH = "each"
-# The most seeds of a study, and cells of a search. A larger number is a typing error.
+# The most seeds of a study, and cells of a random search.
 _MOST_SEEDS, _MOST_CELLS = 10_000, 10_000
 # Draws for each cell of a search. After these, the space has too few different cells.
 _TRIES = 20
@@ -31,9 +32,8 @@ class Cell(NamedTuple):
 
     def seeds(self, seed: int) -> dict[str, int]:
         """Returns {config key: seed} for the run of `seed`."""
-        if not self.streams:
-            return {"seed": seed}
-        return {f"seeds.{stream}": seed for stream in self.streams}
+        keys = [f"seeds.{stream}" for stream in self.streams]
+        return dict.fromkeys(keys or ["seed"], seed)
 
 
 def make(
@@ -48,27 +48,21 @@ def make(
     makes one cell that varies all streams, and one cell for each stream.
     Raises `InputError` for a bad text or combination.
     """
-    if bool(spaces) != bool(count):
-        given, lacks = ("--random", "--cells=20") if spaces else ("--cells", "--random")
-        raise InputError(f"{given} says nothing without {lacks}; give both")
-    if grid and spaces:
+    if [bool(grid), bool(spaces), vary == EACH].count(True) > 1:
         raise InputError(
-            "--grid and --random are two searches; give one, or a list to --random:"
-            " --random 'optim.lr=0.1,0.2'"
+            f"--grid, --random and --vary={EACH} each make cells; give one of them, or a"
+            " list to --random: --random 'optim.lr=0.1,0.2'"
         )
-    found = _drawn(spaces, count, search_seed) if spaces else _combined(grid)
-    all_streams = [(), *((stream,) for stream in STREAMS)]
-    varied = all_streams if vary == EACH else [streams_of(vary)]
-    if len(varied) > 1 and (grid or spaces):
-        raise InputError(
-            f"--vary={EACH} makes cells of its own; give it without --grid and --random"
-        )
+    if vary == EACH:
+        alone = [Cell(f"vary={stream}", {}, (stream,)) for stream in STREAMS]
+        return [Cell("base", {}, ()), *alone]
     cells: list[Cell] = []
-    for overrides, streams in itertools.product(found, varied):
-        name = _name(overrides, streams if vary == EACH else ())
-        taken = [cell.name for cell in cells]
-        same = sum(name == other.partition("~")[0] for other in taken)
-        cells.append(Cell(f"{name}~{same + 1}" if same else name, overrides, streams))
+    taken: collections.Counter[str] = collections.Counter()
+    for overrides in _drawn(spaces, count, search_seed) if spaces else _combined(grid):
+        name = _name(overrides)
+        taken[name] += 1
+        unique = f"{name}~{taken[name]}" if taken[name] > 1 else name
+        cells.append(Cell(unique, overrides, streams_of(vary)))
     return cells
 
 
@@ -77,46 +71,42 @@ def seeds(text: str) -> list[int]:
 
     Raises `InputError` for any other text, a repeat, or a seed of 2**32 or more.
     """
-    found: list[int] = []
-    if re.fullmatch(r"\d+", text):
-        found = list(range(min(int(text), _MOST_SEEDS + 1)))
-    elif match := re.fullmatch(r"(\d+)-(\d+)", text):
-        first, last = int(match[1]), int(match[2])
-        found = list(range(first, min(last, first + _MOST_SEEDS) + 1))
-    elif re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
-        found = [int(part) for part in text.split(",") if part]
-    is_good = 0 < len(found) <= _MOST_SEEDS and len(set(found)) == len(found)
-    if not is_good or max(found) >= 2**32:
+    try:
+        if "," in text:
+            found: Sequence[int] = [int(part) for part in text.split(",") if part]
+        else:
+            first, dash, last = text.partition("-")
+            found = range(int(first), int(last) + 1) if dash else range(int(text))
+        is_good = 0 < len(found) <= _MOST_SEEDS and len(set(found)) == len(found)
+        is_good = is_good and min(found) >= 0 and max(found) < 2**32
+    except (ValueError, OverflowError):
+        is_good = False
+    if not is_good:
         raise InputError(
             f"--seeds={text} must be how many there are (10: seeds 0 to 9), from-to (5-9)"
             f" or a list without repeats (3,8); at most {_MOST_SEEDS:,}, below 2**32"
         )
-    return found
+    return [*found]
 
 
 def streams_of(vary: str) -> tuple[str, ...]:
     """Returns the streams of ``"init,order"`` in the order of STREAMS.
 
-    Returns () for "all" and "each". Raises `InputError` for an unknown name or a repeat.
+    Returns () for "all" and "each". Raises `InputError` for an unknown name.
     """
-    if vary in ("all", EACH):
-        return ()
-    names = tuple(name.strip() for name in vary.split(","))
-    unknown = [name for name in names if name not in STREAMS]
-    if unknown or len(set(names)) < len(names):
-        near = did_you_mean(unknown[0], STREAMS) if unknown else ""
-        raise InputError(
-            f"--vary={vary}{near} must be all, {EACH}, or streams of randomness without"
-            f" repeats: {','.join(STREAMS)}"
-        )
+    names = [] if vary in ("all", EACH) else [name.strip() for name in vary.split(",")]
+    for name in names:
+        if name not in STREAMS:
+            raise InputError(
+                f"--vary={vary}{did_you_mean(name, STREAMS)} must be all, {EACH}, or"
+                f" streams of randomness: {','.join(STREAMS)}"
+            )
     return tuple(name for name in STREAMS if name in names)
 
 
 def _combined(grid: Sequence[str]) -> list[dict[str, str]]:
     """Returns every combination of the values; the last key changes fastest."""
     axes = _axes(grid, "--grid", "optim.lr=0.01,0.1")
-    if math.prod(len(values) for values in axes.values()) > _MOST_CELLS:
-        raise InputError(f"--grid makes more than {_MOST_CELLS:,} cells; give fewer values")
     return [
         dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
     ]
@@ -153,29 +143,21 @@ def _draw(key: str, values: list[str], at: float) -> str:
     span = re.fullmatch(rf"(log)?\(?{number}\.\.{number}\)?", values[0])
     if len(values) > 1 or not span:
         return values[int(at * len(values))]
+    is_whole = type(KNOBS[key].default) is int
     try:
         low, high = float(span[2]), float(span[3])
     except ValueError:
         low, high = math.nan, math.nan
-    if not low < high or (span[1] and low <= 0):
+    is_wrong = is_whole and not (low.is_integer() and high.is_integer())
+    if is_wrong or not low < high or (span[1] and low <= 0):
         raise InputError(
             f"--random {key}={values[0]} must go from a number to a larger one (above 0 in"
-            " log); try 'optim.lr=log(1e-4..0.1)'"
+            f" log{', both whole' if is_whole else ''}); try 'optim.lr=log(1e-4..0.1)'"
         )
-    if type(KNOBS[key].default) is not int:
-        return f"{_at(low, high, at, bool(span[1])):.3g}"
-    if not (low.is_integer() and high.is_integer()):
-        raise InputError(
-            f"--random {key}={values[0]} must go from a whole number to another, as"
-            f" {key} is one; try '{key}={math.ceil(low)}..{math.ceil(high)}'"
-        )
-    # The ends widen by 0.5, so that the first and last integer get a full share.
-    return str(round(min(high, max(low, _at(low - 0.5, high + 0.5, at, bool(span[1]))))))
-
-
-def _at(low: float, high: float, at: float, in_log: bool) -> float:
-    """Returns the number at the fraction `at` from low to high, linear or in log."""
-    return low * (high / low) ** at if in_log else low + at * (high - low)
+    # The ends of integers widen by 0.5, so that the first and last get a full share.
+    first, last = (low - 0.5, high + 0.5) if is_whole else (low, high)
+    drawn = first * (last / first) ** at if span[1] else first + at * (last - first)
+    return str(round(min(high, max(low, drawn)))) if is_whole else f"{drawn:.3g}"
 
 
 def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]:
@@ -187,40 +169,39 @@ def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]
     for text in texts:
         key, equals, values = text.partition("=")
         key = key.strip().removeprefix("--").removeprefix("config.")
+        wrong = ""
         if not equals:
-            raise InputError(f"{flag} {text!r} has no '='; try {flag} {example}")
-        if key not in KNOBS:
-            near = did_you_mean(key, KNOBS)
-            raise InputError(f"{flag} {text!r}: unknown config key {key!r}{near}")
-        if key in axes:
-            raise InputError(f"{flag} gives {key} twice; give it once, with all values")
-        if key.partition(".")[0] in ("seed", "seeds"):
-            raise InputError(f"{flag} {text!r}: seeds are what --seeds and --vary vary")
+            wrong = f"it has no '='; try {flag} {example}"
+        elif key not in KNOBS:
+            wrong = f"unknown config key {key!r}{did_you_mean(key, KNOBS)}"
+        elif key in axes:
+            wrong = f"{key} is given twice; give it once, with all values"
+        elif key.partition(".")[0] in ("seed", "seeds"):
+            wrong = "seeds are what --seeds and --vary vary"
+        if wrong:
+            raise InputError(f"{flag} {text!r}: {wrong}")
         axes[key] = split(values)
-        if len(set(axes[key])) < len(axes[key]):
-            raise InputError(f"{flag} {text!r} names a value twice; give each once")
     return axes
 
 
 def split(text: str) -> list[str]:
     """Splits a list at its commas, except within brackets and quotes."""
-    values, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
+    values: list[str] = []
+    for part in text.split(","):
+        if values and _is_open(values[-1]):
+            values[-1] += f",{part}"
         else:
-            depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0 and not quote:
-            values.append("")
-        else:
-            values[-1] += character
+            values.append(part)
     return [value.strip() for value in values]
 
 
-def _name(overrides: Mapping[str, str], streams: tuple[str, ...]) -> str:
+def _is_open(text: str) -> bool:
+    """Returns whether a text ends within brackets or quotes."""
+    opened, closed = (sum(map(text.count, brackets)) for brackets in ("([{", ")]}"))
+    return opened > closed or text.count("'") % 2 == 1 or text.count('"') % 2 == 1
+
+
+def _name(overrides: Mapping[str, str]) -> str:
     """Returns the name of a cell, which is also a valid folder name."""
-    parts = [f"{key}={value}" for key, value in overrides.items()]
-    parts += [f"vary={','.join(streams)}"] if streams else []
-    return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts))[:100].strip("_") or "base"
+    text = ",".join(f"{key}={value}" for key, value in overrides.items())
+    return re.sub(r"[^\w=.,+-]+", "_", text)[:100].strip("_") or "base"

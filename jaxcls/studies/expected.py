@@ -5,65 +5,67 @@
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from ml_collections import ConfigDict
 
-from jaxcls import atomic
+from jaxcls import atomic, experiment
+from jaxcls.config import loading as configs
+from jaxcls.data import sources
 from jaxcls.errors import InputError
-from jaxcls.studies.outcomes import Outcome, values_of
-from jaxcls.studies.spread import spread
+from jaxcls.studies import folder
 
-FORMAT = 1
-# The fields of a `Spread` that a record keeps.
+# The fields of a spread that a record keeps.
 _KEPT = ("n", "mean", "deviation", "least", "most")
 
 
-def file_of(config: pathlib.Path, argument: str) -> pathlib.Path:
-    """Returns the path of the record for a config file and its argument ("": none)."""
-    stem = f"{config.stem}-{argument}" if argument else config.stem
-    return config.with_name(f"{stem}.expected.json")
+def file_of(config: str) -> pathlib.Path:
+    """Returns the path of the record for a config file, ``FILE.py`` or ``FILE.py:ARG``."""
+    name, _, argument = config.partition(":")
+    file = configs.find(name)
+    stem = f"{file.stem}-{argument}" if argument else file.stem
+    return file.with_name(f"{stem}.expected.json")
 
 
 def record(
     file: pathlib.Path,
-    runs: Sequence[Outcome],
-    *,
-    config: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    start: Mapping[str, Any],
-    metric: str,
-    place: str,
+    result: Mapping[str, Any],
+    config: ConfigDict,
+    study: pathlib.Path,
     margin: float,
 ) -> None:
-    """Writes the record of the runs of one recipe.
+    """Writes the record of a study's runs of its base config.
 
-    config: {key: value}. facts: of the dataset. start: an entry of manifest.json, for
-    versions and devices. metric, place: the figure that a later check compares. margin:
-    the largest allowed difference, in the metric's unit.
+    result: of study.json; its metric and headline are what a later check compares.
+    study: its folder, for data, versions and devices of the first run. margin: the largest
+    allowed difference, in the metric's unit.
     Raises `InputError` if a run is not done, or there are fewer than two runs.
     """
-    lost = [run.seed for run in runs if run.state != "done"]
-    if lost or len(runs) < 2:
+    (cell,) = [cell for cell in result["cells"] if cell["name"] == "base"]
+    seeds = [run["seed"] for run in cell["runs"]]
+    lost = [run["seed"] for run in cell["runs"] if run["state"] != "done"]
+    if lost or len(seeds) < 2:
         what = f"seed {lost[0]} has not ended well" if lost else "there is one seed"
         raise InputError(f"--record: {what}; make every run first, of two seeds at least")
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for where in runs[0].values:
-        figures[where] = {}
-        for name in runs[0].values[where]:
-            values = np.array([*values_of(runs, where, name).values()])
-            found = spread(values)._asdict()
-            figures[where][name] = {key: found[key] for key in _KEPT}
+    first = folder.run_folder(study, "base", seeds[0])
+    start = first.starts()[-1]
     whole = {
-        "format": FORMAT,
-        "metric": metric,
-        "place": place,
+        "format": folder.FORMAT,
+        "metric": result["metric"],
+        "place": result["headline"],
         "margin": margin,
-        "seeds": [run.seed for run in runs],
-        "figures": figures,
-        "data": facts,
-        "config": config,
+        "seeds": seeds,
+        "figures": {
+            place: {name: {key: each[key] for key in _KEPT} for name, each in of.items()}
+            for place, of in cell["figures"].items()
+        },
+        "data": first.read()["implied"]["facts"],
+        "config": {
+            key: value
+            for key, value in configs.flat(config).items()
+            if configs.is_identity(key, config) and key != "seed"
+        },
         **{key: start[key] for key in ("jaxcls", "code", "python", "versions", "devices")},
     }
     atomic.write_json(file, whole)
@@ -71,13 +73,22 @@ def record(
 
 def read(file: pathlib.Path) -> dict[str, Any]:
     """Returns the content of a record; raises `InputError` if it is missing or invalid."""
-    found = atomic.read_json(file)
+    found = folder.read(file, "config", "figures", "seeds")
     if found is None:
         raise InputError(
             f"{file} is not there: nothing is recorded of this recipe; --record makes it"
         )
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise InputError(
-            f"{file} is no record of format {FORMAT}; make it anew with --record"
-        )
     return found
+
+
+def check_same(recorded: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises `InputError` if the recipe or the dataset of a record is another one."""
+    before = configs.from_flat({**recorded["config"], "seed": config.seed})
+    changed = configs.differences(before, config)
+    if other := [key for key in changed if configs.is_identity(key, config)]:
+        raise InputError(
+            f"--verify: the recipe is not the recorded one ({', '.join(other)} differ);"
+            " leave --config.KEY out, or record it anew"
+        )
+    facts = sources.facts_of({"facts": recorded["data"]})
+    sources.check_same(facts, experiment.build(config).selection.facts)

@@ -3,8 +3,8 @@
 import contextlib
 import fcntl
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from jaxcls import atomic
 from jaxcls.errors import InputError
@@ -12,10 +12,17 @@ from jaxcls.runs.workdir import Workdir
 from jaxcls.studies.cells import Cell
 from jaxcls.version import __version__
 
-# The plan has the config, the cells, and all seeds of all calls. The result has figures.
 PLAN, RESULT = "plan.json", "study.json"
-# The format version of both files.
+# The format version of both files, and of expected.json.
 FORMAT = 1
+
+
+class Plan(NamedTuple):
+    """The base config of a study, and the cells and seeds of all its calls."""
+
+    config: dict[str, Any]
+    cells: list[Cell]
+    seeds: list[int]
 
 
 def run_folder(study: pathlib.Path, cell: str, seed: int) -> Workdir:
@@ -29,51 +36,51 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
     Makes the folder if it is missing. Raises `InputError` if it cannot be written.
     """
-    try:
+    with atomic.explained(folder, "give a folder you may write to: --workdir=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"--workdir={folder} cannot be written ({error.strerror}); give a folder you"
-            " may write to: --workdir=DIR"
-        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def read_plan(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns plan.json of a study's folder, or None if there is no such file.
+def read(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+    """Returns a JSON file of a study, or None if it is missing.
+
+    Raises `InputError` if the file lacks one of `keys`, or is of another format.
+    """
+    found = atomic.read_json(file)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not {"format", *keys} <= found.keys():
+        raise InputError(
+            f"{file} is not what jaxcls study writes; put it right, or move it away"
+        )
+    if found["format"] != FORMAT:
+        raise InputError(
+            f"{file} has format {found['format']}, and jaxcls {__version__} reads"
+            f" {FORMAT}; use the jaxcls that wrote it"
+        )
+    return found
+
+
+def read_plan(folder: pathlib.Path) -> Plan | None:
+    """Returns the plan of a study's folder, or None if there is no such file.
 
     Raises `InputError` if the file is no plan of this format.
     """
-    plan: dict[str, Any] | None = atomic.read_json(folder / PLAN)
-    kinds = {"config": dict, "cells": list, "seeds": list}
-    if plan is None:
+    found = read(folder / PLAN, *Plan._fields)
+    if found is None:
         return None
-    is_plan = isinstance(plan, dict) and all(
-        isinstance(plan.get(key), kind) for key, kind in kinds.items()
-    )
-    if not (is_plan and plan["cells"] and plan["seeds"]):
-        raise _no_plan(folder)
-    _check_format(folder / PLAN, plan)
-    return plan
+    cells = [Cell(**{**cell, "streams": tuple(cell["streams"])}) for cell in found["cells"]]
+    return Plan(found["config"], cells, found["seeds"])
 
 
-def cells_of(folder: pathlib.Path, plan: Mapping[str, Any]) -> list[Cell]:
-    """Returns the cells of the plan of `folder`; raises `InputError` for a bad cell."""
-    try:
-        made = [Cell(**cell) for cell in plan["cells"]]
-        return [cell._replace(streams=tuple(cell.streams)) for cell in made]
-    except TypeError:
-        raise _no_plan(folder) from None
-
-
-def _no_plan(folder: pathlib.Path) -> InputError:
-    return InputError(
-        f"{folder / PLAN} is no plan of a study; put it right, or begin the study in a new"
-        " folder"
-    )
+def write_plan(folder: pathlib.Path, plan: Plan) -> None:
+    """Writes the plan of a study."""
+    cells = [cell._asdict() for cell in plan.cells]
+    saved = {"format": FORMAT, **plan._asdict(), "cells": cells}
+    atomic.write_json(folder / PLAN, saved)
 
 
 def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
@@ -81,41 +88,10 @@ def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
 
     Raises `InputError`, which names `flag`, if the file is missing or invalid.
     """
-    file = folder / RESULT
-    found: dict[str, Any] | None = atomic.read_json(file)
+    found = read(folder / RESULT, "cells", "headline", "metric")
     if found is None:
-        raise InputError(f"{flag}={folder} {_why_no_study(folder)}")
-    kinds = {"format": int, "cells": list, "headline": str}
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key), kind) for key, kind in kinds.items()
-    ):
         raise InputError(
-            f"{flag}={folder} is not a study's folder: its {RESULT} is another program's"
+            f"{flag}={folder} is not a study's folder: it has no {RESULT}, which jaxcls"
+            " study writes into its --workdir where it ends or is stopped; give that"
         )
-    _check_format(file, found)
     return found
-
-
-def _check_format(file: pathlib.Path, found: Mapping[str, Any]) -> None:
-    if found.get("format") != FORMAT:
-        raise InputError(
-            f"{file} has format {found.get('format')}, and jaxcls {__version__} reads"
-            f" {FORMAT}; use the jaxcls that wrote it"
-        )
-
-
-def _why_no_study(folder: pathlib.Path) -> str:
-    """Returns why a folder has no study.json, and the remedy, for a message."""
-    if (folder / "config.json").is_file():
-        above = folder.parent.parent
-        whole = f"; the study's is {above}" if (above / RESULT).is_file() else ""
-        return f"is a run's folder: give it as --workdir={folder}{whole}"
-    if (folder / PLAN).is_file():
-        return (
-            f"has no {RESULT} yet; the command that began the study goes on with it, and"
-            " writes it where it ends or is stopped"
-        )
-    return (
-        f"is not a study's folder: it has no {RESULT}; give what --workdir of jaxcls study"
-        " was"
-    )

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import itertools
 import json
+import operator
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -17,14 +18,17 @@ from jaxcls.devices import hosts
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import checks
-from jaxcls.runs import checkpoint
+from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 from jaxcls.studies import outcomes, summary
 from jaxcls.studies.cells import Cell
+from jaxcls.studies.folder import Plan, run_folder
 from jaxcls.training import train
 from jaxcls.training.meter import duration
 from jaxcls.training.stopping import Stop
+
+_STOPPED = "asked to; the same command goes on with the study"
 
 
 class Study(NamedTuple):
@@ -34,10 +38,6 @@ class Study(NamedTuple):
     cells: list[Cell]
     seeds: list[int]
     folder: pathlib.Path
-
-    def workdir(self, cell: Cell, seed: int) -> Workdir:
-        """Returns the folder of one run."""
-        return study_folder.run_folder(self.folder, cell.name, seed)
 
     def config(self, cell: Cell) -> ConfigDict:
         """Returns the checked config of a cell, without its seed; raises `InputError`."""
@@ -56,37 +56,26 @@ def run(study: Study, shard: tuple[int, int], stop: Stop, metric: str) -> None:
     stop is requested.
     """
     first, of = shard
-    every = [*itertools.product(study.cells, study.seeds)][first::of]
-    todo = hosts.on_first(lambda: _left(study, every))
-    by_name = {cell.name: cell for cell in study.cells}
-    names = list(dict.fromkeys(name for name, _ in todo))
-    built = {name: _built(study, by_name[name], metric) for name in names}
+    names = {cell.name: cell for cell in study.cells}
+    runs = [*itertools.product(names, study.seeds)][first::of]
+    todo = hosts.on_first(
+        lambda: [run for run in runs if outcomes.is_left(run_folder(study.folder, *run))]
+    )
+    built = {name: _built(study, names[name], metric) for name in dict(todo)}
     hosts.on_first(functools.partial(_adopt, study))
     began, number = time.monotonic(), 0
-    for name in names:
-        cell = by_name[name]
+    for name, of_cell in itertools.groupby(todo, operator.itemgetter(0)):
         # No reference stays, so that images and programs are freed after the last seed.
         exp = built.pop(name)
-        for seed in (seed for of_cell, seed in todo if of_cell == name):
+        for _, seed in of_cell:
             # The previous experiment is reseeded, so that its programs are compiled once.
-            exp = exp.reseeded(cell.seeds(seed))
-            said = _make(exp, study.workdir(cell, seed), stop)
+            exp = exp.reseeded(names[name].seeds(seed))
+            said = _make(exp, run_folder(study.folder, name, seed), stop, metric)
             number += 1
-            seconds = (time.monotonic() - began) / number * (len(todo) - number)
+            left = (time.monotonic() - began) / number * (len(todo) - number)
             if hosts.is_first():
-                left = duration(seconds)
-                print(
-                    f"run {number} of {len(todo)}: {name} seed {seed}: {said}, ETA {left}"
-                )
-
-
-def _left(study: Study, every: Sequence[tuple[Cell, int]]) -> list[tuple[str, int]]:
-    """Returns (cell, seed) of the unfinished runs."""
-    return [
-        (cell.name, seed)
-        for cell, seed in every
-        if outcomes.is_left(study.workdir(cell, seed))
-    ]
+                which = f"run {number} of {len(todo)}: {name} seed {seed}"
+                print(f"{which}: {said}, ETA {duration(left)}")
 
 
 def check(study: Study) -> None:
@@ -128,54 +117,39 @@ def _adopt(study: Study) -> None:
     Raises `InputError` if the folder has another study, or other files.
     """
     with study_folder.held(study.folder):
-        before = study_folder.read_plan(study.folder)
-        plan: dict[str, Any] = {
-            "format": study_folder.FORMAT,
-            "config": configs.kept(configs.flat(study.base)),
-            "cells": [atomic.finite(cell._asdict()) for cell in study.cells],
-            "seeds": study.seeds,
-        }
-        if before is not None:
-            _check_same(study, before)
-            # Cells and seeds of earlier calls stay part of the result.
-            new = [cell for cell in plan["cells"] if cell not in before["cells"]]
-            seeds = sorted({*before["seeds"], *study.seeds})
-            plan = {**before, "cells": [*before["cells"], *new], "seeds": seeds}
-        else:
-            _check_empty(study.folder)
-        if plan != before:
-            atomic.write_json(study.folder / study_folder.PLAN, plan)
+        plan = study_folder.read_plan(study.folder)
+        if plan is None:
+            foreign = sorted(e.name for e in study.folder.iterdir() if e.name != "lock")
+            if foreign:
+                raise InputError(
+                    f"--workdir={study.folder} holds {foreign[0]!r} and no study; name a"
+                    " new folder"
+                )
+            config = configs.kept(configs.flat(study.base))
+            study_folder.write_plan(study.folder, Plan(config, study.cells, study.seeds))
+            return
+        changed = configs.differences(configs.from_flat(plan.config), study.base)
+        other = [key for key in changed if configs.is_identity(key, study.base)]
+        known = {cell.name: cell for cell in plan.cells}
+        new = [cell for cell in study.cells if cell not in plan.cells]
+        other += [f"cell {cell.name}" for cell in new if cell.name in known]
+        if other:
+            free = Workdir(study.folder).free_name()
+            raise InputError(
+                f"--workdir={study.folder} holds another study (other:"
+                f" {', '.join(other)}); start this one with --workdir={free}"
+            )
+        # Cells and seeds of earlier calls stay part of the result.
+        seeds = sorted({*plan.seeds, *study.seeds})
+        if new or seeds != plan.seeds:
+            cells = [*plan.cells, *new]
+            study_folder.write_plan(study.folder, Plan(plan.config, cells, seeds))
 
 
-def _check_same(study: Study, before: Mapping[str, Any]) -> None:
-    """Raises `InputError` if a plan has another config, or redefines a cell's name."""
-    changed = configs.differences(configs.from_flat(before["config"]), study.base)
-    other = [key for key in changed if configs.is_identity(key, study.base)]
-    known = {cell.name: cell for cell in study_folder.cells_of(study.folder, before)}
-    other += [
-        f"cell {cell.name}" for cell in study.cells if known.get(cell.name, cell) != cell
-    ]
-    if other:
-        free = Workdir(study.folder).free_name()
-        raise InputError(
-            f"--workdir={study.folder} holds another study (other: {', '.join(other)});"
-            f" start this one with --workdir={free}"
-        )
-
-
-def _check_empty(folder: pathlib.Path) -> None:
-    """Raises `InputError` if a new study's folder has any file but the lock."""
-    foreign = sorted(e.name for e in folder.iterdir() if e.name != "lock")
-    if foreign:
-        raise InputError(
-            f"--workdir={folder} holds {foreign[0]!r} and no study; name a new folder"
-        )
-
-
-def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
+def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop, metric: str) -> str:
     """Trains or continues one run and scores its last step; returns its end as text."""
     if stop.requested:
-        raise StoppedError("asked to; the same command goes on with the study")
+        raise StoppedError(_STOPPED)
     try:
         with _quietly(folder):
             result = train.run(exp, str(folder.path), stop)
@@ -184,8 +158,7 @@ def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> str:
         return "under way in another process"
     except DivergedError:
         return "diverged; metrics.jsonl in its folder says at which step"
-    metric = next((name for name in ("top1", "loss") if name in result.record), "")
-    return f"{metric}={result.record[metric]:.4g}" if metric else "done"
+    return records.pairs({metric: result.record.get(metric)})
 
 
 @contextlib.contextmanager
@@ -194,14 +167,10 @@ def _quietly(folder: Workdir) -> Iterator[None]:
     if not hosts.is_first():
         yield
         return
-    try:
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.path.with_name(f"{folder.path.name}.log").open("a")
-    except OSError as error:
-        raise InputError(
-            f"--workdir: {folder.path} cannot be written ({error.strerror}); give a folder"
-            " you may write to: --workdir=DIR"
-        ) from None
+    log = folder.path.with_name(f"{folder.path.name}.log")
+    with atomic.explained(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("a")
     with file, contextlib.redirect_stdout(file):
         yield
 
@@ -218,7 +187,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
             exp, weights, split, "data.test", abandon=lambda: stop.requested
         )
     except passes.Abandoned:
-        raise StoppedError("asked to; the same command goes on with the study") from None
+        raise StoppedError(_STOPPED) from None
     n, values = scoring.means(columns)
     record = {"step": step, "split": split, "n": n, **values}
     hosts.on_first(lambda: atomic.write_json(folder.path / outcomes.LAST_STEP, record))
@@ -231,16 +200,16 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
     Raises `InputError`.
     """
     with study_folder.held(study.folder):
-        plan = study_folder.read_plan(study.folder)
-        cells, seeds = study.cells, study.seeds
-        if plan:
-            cells, seeds = study_folder.cells_of(study.folder, plan), plan["seeds"]
+        plan = study_folder.read_plan(study.folder) or study
         found = {
-            cell.name: [outcomes.read(study.workdir(cell, seed), seed) for seed in seeds]
-            for cell in cells
+            cell.name: [
+                outcomes.read(run_folder(study.folder, cell.name, seed), seed)
+                for seed in plan.seeds
+            ]
+            for cell in plan.cells
         }
         result = summary.summarise(
-            cells,
+            plan.cells,
             found,
             metric=metric,
             baseline=baseline,

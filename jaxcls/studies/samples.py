@@ -11,6 +11,8 @@ from jaxcls.studies import folder as study_folder
 from jaxcls.studies import outcomes
 from jaxcls.studies.outcomes import Outcome
 
+_SEED = re.compile(r"seed-(\d+)")
+
 
 class Sample(NamedTuple):
     """Runs of one recipe: a name, outcomes by seed, and the folder of one of the runs."""
@@ -26,39 +28,35 @@ def read(text: str) -> Sample:
     A folder belongs to a run, to a cell of a study (with seed-0, seed-1, ... inside), or
     to a study with one cell. Raises `InputError`.
     """
-    folders: dict[int, Workdir] = {}
     # The name of a cell may have commas.
     whole = pathlib.Path(text).expanduser().is_dir()
-    for part in [text] if whole else text.split(","):
-        for seed, folder in _runs(part.strip(), text):
-            if seed in folders:
-                raise InputError(
-                    f"--compare {text}: two of its runs are of seed {seed}; give each once"
-                )
-            folders[seed] = folder
+    parts = [text] if whole else text.split(",")
+    found = [run for part in parts for run in _runs(part.strip(), text)]
+    folders = dict(found)
     runs = [outcomes.read(folder, seed) for seed, folder in sorted(folders.items())]
-    if not any(run.state == "done" for run in runs):
-        raise InputError(
-            f"--compare {text}: no run of it has ended; the command that made it goes on"
-        )
+    wrong = ""
+    if len(folders) < len(found):
+        wrong = "two of its runs are of one seed; give each once"
+    elif not any(run.state == "done" for run in runs):
+        wrong = "no run of it has ended; the command that made it goes on"
+    if wrong:
+        raise InputError(f"--compare {text}: {wrong}")
     return Sample(text.rstrip("/"), runs, folders[min(folders)])
 
 
 def check_same_examples(one: Sample, other: Sample) -> None:
     """Raises `InputError` unless both samples are scored on the same dataset and splits."""
-    facts, splits = [], []
-    for sample in (one, other):
-        saved = sample.folder.read()
-        facts.append(saved["implied"]["facts"])
-        splits.append([saved["config"].get(key, "") for key in ("data.test", "data.eval")])
-    for what, pair in {
-        "data": [each["fingerprint"] or each["name"] for each in facts],
-        "data.test and data.eval": splits,
-    }.items():
-        if pair[0] != pair[1]:
+    scored = []
+    for folder in (one.folder, other.folder):
+        saved = folder.read()
+        facts, config = saved["implied"]["facts"], saved["config"]
+        scored.append({"data": facts["fingerprint"] or facts["name"]})
+        scored[-1] |= {key: config.get(key, "") for key in ("data.test", "data.eval")}
+    for what, before in scored[0].items():
+        if before != scored[1][what]:
             raise InputError(
                 f"--compare: {one.name} and {other.name} are scored on other examples"
-                f" ({what}: {pair[0]} and {pair[1]}); compare runs of the same"
+                f" ({what}: {before} and {scored[1][what]}); compare runs of the same"
             )
 
 
@@ -80,20 +78,19 @@ def _runs(part: str, text: str) -> list[tuple[int, Workdir]]:
     if (path / "config.json").is_file():
         folder = Workdir(path)
         # The folder name has the seed of a study's run; --vary=order keeps config.seed.
-        of_study = re.fullmatch(r"seed-(\d+)", folder.path.name)
+        of_study = _SEED.fullmatch(folder.path.name)
         return [(int(of_study[1]) if of_study else folder.config().seed, folder)]
     if plan := study_folder.read_plan(path):
-        cells = study_folder.cells_of(path, plan)
-        if len(cells) > 1:
+        if len(plan.cells) > 1:
             raise InputError(
-                f"--compare {text}: the study has {len(cells)} cells; name one:"
-                f" {path / cells[0].name}"
+                f"--compare {text}: the study has {len(plan.cells)} cells; name one:"
+                f" {path / plan.cells[0].name}"
             )
-        path /= cells[0].name
+        path /= plan.cells[0].name
     found = [
-        (int(run.name.removeprefix("seed-")), Workdir(run))
+        (int(match[1]), Workdir(run))
         for run in path.glob("seed-*")
-        if run.is_dir() and run.name.removeprefix("seed-").isdecimal()
+        if (match := _SEED.fullmatch(run.name))
     ]
     if not found:
         raise InputError(

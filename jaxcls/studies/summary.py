@@ -4,6 +4,7 @@ A place is a split and a step (see `outcomes.PLACES`): "test_best" is data.test 
 step by data.eval, and "test_last" is data.test at the last step.
 """
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 
 from jaxcls import atomic
 from jaxcls.errors import InputError, did_you_mean
+from jaxcls.evaluation import intervals
 from jaxcls.learning.metrics import is_higher_better
 from jaxcls.studies import comparison, folder, spread
 from jaxcls.studies.cells import Cell
-from jaxcls.studies.comparison import Comparison
 from jaxcls.studies.outcomes import PLACES, Outcome, values_of
 
 # Differences for which the next study is planned, in points (for a loss, in hundredths).
@@ -36,29 +37,27 @@ def summarise(
     cell that all others are compared with. best_metric: selects the best step and the best
     cell on data.eval. Raises `InputError` for a metric that no run has.
     """
-    _check_metric(metric, found)
-    places = [
-        p for p in PLACES if any(p in run.values for runs in found.values() for run in runs)
-    ]
     runs = [run for each in found.values() for run in each]
-    states = {
-        state: sum(run.state == state for run in runs) for state in ("done", "diverged")
-    }
+    known = {name for run in runs for values in run.values.values() for name in values}
+    if known and metric not in known:
+        near = did_you_mean(metric, known) or f"; there are: {', '.join(sorted(known))}"
+        raise InputError(f"--metric={metric} is in no run's records{near}")
+    places = [place for place in PLACES if any(place in run.values for run in runs)]
+    states = collections.Counter(run.state for run in runs)
     compared = {place: _compared(found, place, metric, baseline) for place in places}
     best = headline(places)
     whole = {
         "format": folder.FORMAT,
         "metric": metric,
-        "unit": unit(metric),
+        "unit": comparison.unit(metric),
         "baseline": baseline,
         "headline": best,
         "budget": {
             "cells": len(cells),
             "runs": len(runs),
-            "steps": sum(r.steps for r in runs),
+            "steps": sum(run.steps for run in runs),
         },
-        **states,
-        "missing": len(runs) - sum(states.values()),
+        **{state: states[state] for state in ("done", "diverged", "missing")},
         "cells": [_cell(cell, found[cell.name], places) for cell in cells],
         "comparisons": compared,
         "selected": _selected(cells, found, best_metric),
@@ -79,33 +78,15 @@ def headline(places: Sequence[str]) -> str:
     return next((place for place in order if place in places), "")
 
 
-def unit(metric: str) -> str:
-    """Returns the unit of a metric's differences: "points" (hundredths), or "" (as is)."""
-    return "points" if is_higher_better(metric) else ""
-
-
 def _row(runs: Sequence[Outcome], place: str, metric: str) -> np.ndarray:
     return np.array([*values_of(runs, place, metric).values()])
-
-
-def _check_metric(metric: str, found: Mapping[str, Sequence[Outcome]]) -> None:
-    known = {
-        name
-        for runs in found.values()
-        for run in runs
-        for values in run.values.values()
-        for name in values
-    }
-    if known and metric not in known:
-        near = did_you_mean(metric, known) or f"; there are: {', '.join(sorted(known))}"
-        raise InputError(f"--metric={metric} is in no run's records{near}")
 
 
 def _cell(cell: Cell, runs: Sequence[Outcome], places: Sequence[str]) -> dict[str, Any]:
     figures: dict[str, dict[str, Any]] = {}
     for place in places:
         names = dict.fromkeys(name for run in runs for name in run.values.get(place, {}))
-        figures[place] = {name: _figure(runs, place, name) for name in names}
+        figures[place] = {name: spread.spread(_row(runs, place, name)) for name in names}
     return {
         "name": cell.name,
         "overrides": cell.overrides,
@@ -115,23 +96,12 @@ def _cell(cell: Cell, runs: Sequence[Outcome], places: Sequence[str]) -> dict[st
     }
 
 
-def _figure(runs: Sequence[Outcome], place: str, metric: str) -> dict[str, Any]:
-    found = spread.spread(_row(runs, place, metric))
-    intervals = {name: getattr(found, name)._asdict() for name in ("t", "median", "iqm")}
-    return found._asdict() | intervals
-
-
 def _compared(
     found: Mapping[str, Sequence[Outcome]], place: str, metric: str, baseline: str
 ) -> dict[str, Any]:
     """Returns {cell: its comparison with the baseline}, in the metric's unit."""
-    scaled = {
-        name: {s: scale(metric) * v for s, v in values_of(runs, place, metric).items()}
-        for name, runs in found.items()
-    }
-    made: dict[str, Comparison] = comparison.compare(
-        scaled.pop(baseline), scaled, unit=unit(metric), higher=is_higher_better(metric)
-    )
+    values = {name: values_of(runs, place, metric) for name, runs in found.items()}
+    made = comparison.compare(values.pop(baseline), values, metric)
     return {
         name: {**one._asdict(), "difference": one.difference._asdict(), "words": one.words}
         for name, one in made.items()
@@ -190,22 +160,16 @@ def _needed(
     deviation is the largest one among the comparisons. Without a comparison, it is the
     deviation of the difference of two independent runs. Returns None without a deviation.
     """
-    found = [one["deviation"] for one in compared.values()]
-    deviations = [deviation for deviation in found if math.isfinite(deviation)]
-    of = "paired differences"
+    scale, of = comparison.scale(metric), "paired differences"
+    deviations = [
+        one["deviation"] for one in compared.values() if math.isfinite(one["deviation"])
+    ]
     if not deviations:
-        if len(values) < 2:
-            return None
         of = "two independent runs"
-        deviations = [scale(metric) * math.sqrt(2) * spread.spread(values).deviation]
+        deviations = [scale * math.sqrt(2) * intervals.deviation(values)]
     deviation = max(deviations)
-    if not deviation:
-        return None  # Equal runs allow no plan.
-    apart = [d * scale(metric) / 100 for d in DIFFERENCES]
-    seeds = {f"{d:g}": spread.runs_needed(deviation, d) for d in apart}
+    if not deviation > 0:  # One run, or equal runs, allow no plan.
+        return None
+    apart = [difference * scale / 100 for difference in DIFFERENCES]
+    seeds = {f"{each:g}": spread.runs_needed(deviation, each) for each in apart}
     return {"of": of, "deviation": deviation, "seeds": seeds}
-
-
-def scale(metric: str) -> float:
-    """Returns the factor from a metric to its unit: 100 for points, else 1."""
-    return 100.0 if unit(metric) else 1.0

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from jaxcls import console
 from jaxcls.console import as_text
 
@@ -34,19 +32,14 @@ _LISTED = 20
 def plan(cells: Sequence[str], seeds: Sequence[int], shard: tuple[int, int]) -> str:
     """Returns the plan of a study: its size, cells, seeds and shard, one line for each."""
     first, of = shard
-    names = [
-        *cells[:_LISTED],
-        *([f"... and {len(cells) - _LISTED} more"] if len(cells) > _LISTED else []),
-    ]
+    runs = len(range(first, len(cells) * len(seeds), of))
     lines = [
         f"study:  {size(len(cells), len(seeds))}",
-        *(f"cell:   {name}" for name in names),
+        *(f"cell:   {name}" for name in cells),
         f"seeds:  {listed(seeds)}",
+        f"shard:  {first} of {of}, {_counted(runs, 'run')}",
     ]
-    if of > 1:
-        runs = len(range(first, len(cells) * len(seeds), of))
-        lines.append(f"shard:  {first} of {of}, {_counted(runs, 'run')}")
-    return "\n".join(lines)
+    return "\n".join(lines if of > 1 else lines[:-1])
 
 
 def size(cells: int, seeds: int) -> str:
@@ -61,14 +54,18 @@ def _counted(n: int, word: str) -> str:
 
 def listed(each: Sequence[object]) -> str:
     """Returns the first items with commas; "..." stands for more."""
-    return ", ".join([*map(str, each[:_LISTED]), *(["..."] if len(each) > _LISTED else [])])
+    more = ["..."] if len(each) > _LISTED else []
+    return ", ".join([*map(str, each[:_LISTED]), *more])
 
 
 def show(found: dict[str, Any]) -> None:
     """Prints a study's result: cells, comparisons, streams, and the seeds to plan."""
     out = console.console()
     for place, title in titles(found).items():
-        out.print(_cells(found, place, title))
+        made = console.table(title, *COLUMNS)
+        for cell in found["cells"]:
+            made.add_row(*row(cell, place, found["metric"]))
+        out.print(made)
     for line in lines(found):
         out.print(line, soft_wrap=True)
 
@@ -90,18 +87,16 @@ def lines(found: dict[str, Any]) -> list[str]:
     said = lost(found)
     for cell in found["cells"]:
         figure = cell["figures"].get(place, {}).get(metric)
-        if figure and figure["median"]["low"] is not None:
+        if figure and figure["n"] > 1:
             each = (f"{word} {bootstrapped(figure, word)}" for word in ("median", "IQM"))
-            n = figure["n"]
-            said.append(
-                f"{cell['name']}, by bootstrap: {', '.join(each)}; 95% is meant, and n={n}"
-            )
+            ends = f"95% is meant, and n={figure['n']}"
+            said.append(f"{cell['name']}, by bootstrap: {', '.join(each)}; {ends}")
     said += [*compared(found), *chosen(found)]
     for streams, share in found["streams"].get(place, {}).items():
         if share["value"] is not None:
+            within = f"{share['low']:.0%} to {share['high']:.0%}"
             said.append(
-                f"of the variance, {streams} alone makes {share['value']:.0%}"
-                f" ({share['low']:.0%} to {share['high']:.0%})"
+                f"of the variance, {streams} alone makes {share['value']:.0%} ({within})"
             )
     if found["runs_needed"]:
         each = (f"{difference}: {seeds}" for difference, seeds in needed(found).items())
@@ -140,12 +135,11 @@ def compared(found: dict[str, Any]) -> list[str]:
 
 def chosen(found: dict[str, Any]) -> list[str]:
     """Returns a line that names the best cell by data.eval; [] without a selection."""
-    if not (best := found["selected"]):
+    best = found["selected"]
+    if not best:
         return []
     mean = f"{best['mean']:.4g}"
-    return [
-        f"chosen by {best['metric']} on data.eval alone: {best['cell']} (mean {mean})",
-    ]
+    return [f"chosen by {best['metric']} on data.eval alone: {best['cell']} (mean {mean})"]
 
 
 def needed(found: dict[str, Any]) -> dict[str, str]:
@@ -169,17 +163,9 @@ def _unit(found: dict[str, Any]) -> str:
 
 def closing(found: dict[str, Any]) -> str:
     """Returns the last line of a study: counts of its cells and runs."""
-    is_done = found["missing"] == 0
     counts = " ".join(f"{name}={found[name]}" for name in STATES)
-    word = "done" if is_done else "not all runs are there yet"
+    word = "not all runs are there yet" if found["missing"] else "done"
     return f"{word}: cells={len(found['cells'])} {counts}"
-
-
-def _cells(found: dict[str, Any], place: str, title: str) -> Table:
-    made = console.table(title, *COLUMNS)
-    for cell in found["cells"]:
-        made.add_row(*row(cell, place, found["metric"]))
-    return made
 
 
 def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:

@@ -315,11 +315,14 @@ def test_the_same_runs_give_the_same_bytes(folder, both, command, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": 99, "cells": [], "headline": ""}', "study.json has format 99, and"),
-        ('{"format": 1}', "its study.json is another program's"),
-        ("[]", "its study.json is another program's"),
+        (
+            '{"format": 99, "cells": [], "headline": "", "metric": ""}',
+            "study.json has format 99, and",
+        ),
+        ('{"format": 1}', "study.json is not what jaxcls study writes"),
+        ("[]", "study.json is not what jaxcls study writes"),
         ('{"format": 1, "ce', "study.json cannot be read: "),
-        (None, "has no study.json yet; the command that began the study goes on with it"),
+        (None, "has no study.json, which jaxcls study writes into its --workdir"),
     ],
 )
 def test_a_study_that_cannot_be_read_is_named(tmp_path, content, message):
@@ -368,5 +371,5 @@ def test_a_study_is_told_from_its_folder(of_study, tmp_path, capsys):
     assert "runs: 1, studies: 1" in capsys.readouterr().out
     assert "<h1>Report: rates, seed-0</h1>" in text
     assert text.index("Study: rates") < text.index('id="run1"')
-    with pytest.raises(InputError, match=rf"a run's folder.*the study's is {folder}"):
+    with pytest.raises(InputError, match="seed-0 is not a study's folder: it has no"):
         commands.main(["report", f"--study={first}"])

@@ -36,63 +36,53 @@ def test_what_differs_between_two_starts_is_named():
         "versions": {"jax": "0.12.0", "numpy": "2.4.6"},
         "cpu": {"instructions": ["avx"], "nproc": "", "cores": 2},
         "devices": ["cpu", "cpu"],
+        "fsdp": 2,
+        "loop": 1,
     }
     assert reproducing._changes(START, other) == {
         "code": "code 0123 -> 4567",
         "jax": "jax 0.10.2 -> 0.12.0",
         "cpu": "cpu instructions (one lacks fma)",
         "devices": "devices 1 cpu -> 2 cpu",
+        "mesh.fsdp": "mesh.fsdp 1 -> 2",
+        "steps": "steps one by one -> in a loop",
     }
 
 
-def recorded(starts, steps):
-    return run_archive.Recorded({}, {}, starts, {step: {} for step in steps}, [])
-
-
 def test_bits_are_compared_up_to_where_the_run_moved(capsys):
-    again = START | {"resumed_from": 7}
-    moved = START | {"devices": ["cpu"] * 8, "resumed_from": 10}
-    assert reproducing._last_step(recorded([START, again], (5, 9, 12)), 0, print) == 12
-    assert reproducing._last_step(recorded([START, again], (5, 9, 12)), 10, print) == 9
-    assert (
-        reproducing._last_step(recorded([START, again, moved], (5, 9, 12)), 0, print) == 9
-    )
+    def last(steps, *starts):
+        digests = {step: {} for step in (5, 9, 12)}
+        starts = [START, *(START | start for start in starts)]
+        recorded = run_archive.Recorded({}, {}, starts, digests, [])
+        return reproducing._last_step(recorded, steps)
+
+    again, moved = {"resumed_from": 7}, {"devices": ["cpu"] * 8, "resumed_from": 10}
+    assert last(0, again) == 12
+    assert last(10, again) == 9
+    assert last(0, again, moved) == 9
     assert "moved to another kind of machine after step 10" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"recorded up to step 4: the first is of step 5"):
-        reproducing._last_step(recorded([START], (5, 9)), 4, print)
+        last(4)
     with pytest.raises(InputError, match="no digest is recorded up to step 0"):
-        reproducing._last_step(
-            recorded([START, moved | {"resumed_from": 0}], (5, 9)), 0, print
-        )
+        last(0, moved | {"resumed_from": 0})
     asked = {**START["cpu"], "nproc": "2"}  # As many as there are cores.
     assert run_archive.topology(START) == run_archive.topology(START | {"cpu": asked})
-
-
-def test_one_of_several_seeds_in_one_program_is_refused():
-    alone = recorded([START], (5,))
-    reproducing._check_is_alone(alone)
-    row = recorded([START | {"together": 3, "row": 1}], (5,))
-    with pytest.raises(InputError, match=r"together=3 seeds"):
-        reproducing._check_is_alone(row)
 
 
 @pytest.mark.parametrize(
     ("losses", "is_near"),
     [
-        ({10: 1.0, 20: 0.5}, True),
         ({10: 1.01, 20: 0.51, 30: 9.0}, True),
         ({10: 1.0, 20: 0.6}, False),
         ({10: 1.0}, False),
-        ({}, False),
+        ({10: 1.0, 20: None}, False),
     ],
 )
 def test_near_is_every_recorded_loss_within_the_tolerance(losses, is_near):
     before = [{"step": s, "kind": "train", "loss": x} for s, x in ((10, 1.0), (20, 0.5))]
-    now = [{"step": s, "kind": "train", "loss": x} for s, x in losses.items()]
-    # A record of another kind at the same step moves no pair.
-    now.insert(0, {"step": 10, "kind": "skip", "index": [1]})
-    recorded = run_archive.Recorded({}, {}, [START], {}, before)
-    assert reproducing._compare_nearly(recorded, now, 20, 0.05, {}).is_same == is_near
+    now = {(step, "train"): {"loss": loss} for step, loss in losses.items()}
+    assert reproducing._compare_nearly(before, now, 0.05)[0] == is_near
+    assert not reproducing._compare_nearly([], now, 0.05)[0]
 
 
 def environment(data_dir):
@@ -124,18 +114,12 @@ def ran(tmp_path_factory, data_dir):
 
 @pytest.fixture
 def again(ran, data_dir, tmp_path):
-    """``again(*flags)`` -> (status, last lines), of a copy of the run at `again.folder`."""
+    """``again(*flags)`` -> (status, output), of a copy of the run at `again.folder`."""
 
     def run(*flags, workdir=None, cwd=ROOT):
+        workdir = f"--workdir={workdir or run.folder}"
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "jaxcls",
-                "reproduce",
-                f"--workdir={workdir or run.folder}",
-                *flags,
-            ],
+            [sys.executable, "-m", "jaxcls", "reproduce", workdir, *flags],
             capture_output=True,
             text=True,
             cwd=cwd,
@@ -147,17 +131,6 @@ def again(ran, data_dir, tmp_path):
     run.folder = tmp_path / "run"
     shutil.copytree(ran, run.folder)
     return run
-
-
-def change(path, change_it):
-    """Rewrite a JSON or .jsonl file with what `change_it` makes of its list."""
-    lines = path.suffix == ".jsonl"
-    text = path.read_text()
-    value = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-    change_it(value)
-    path.write_text(
-        "".join(json.dumps(v) + "\n" for v in value) if lines else json.dumps(value)
-    )
 
 
 @pytest.mark.slow
@@ -172,19 +145,13 @@ def test_a_run_is_reproduced_bit_for_bit_and_its_folder_left_alone(again, tmp_pa
     assert {p: p.stat().st_mtime_ns for p in again.folder.rglob("*")} == before
     # It ran as the recorded one did: the devices and XLA's pool of threads.
     (start,) = json.loads((tmp_path / "new/manifest.json").read_text())["starts"]
-    assert (start["cpu"]["nproc"], start["local_devices"], start["devices"]) == (
-        "3",
-        2,
-        ["cpu"],
-    )
-
-
-@pytest.mark.slow
-def test_it_may_stop_at_a_step(again):
-    status, said = again("--steps=9")
-    assert status == 0
-    assert "reproduced bit for bit up to step 8: " in said
-    assert "step 10:" not in said
+    found = start["cpu"]["nproc"], start["local_devices"], start["devices"]
+    assert found == ("3", 2, ["cpu"])
+    # A folder that holds anything is no scratch folder.
+    status, said = again(f"--scratch={again.folder}")
+    assert status == 2
+    assert "is not empty; name a new folder" in said
+    assert {p: p.stat().st_mtime_ns for p in again.folder.rglob("*")} == before
 
 
 @pytest.mark.slow
@@ -201,78 +168,98 @@ def test_an_archive_of_the_proof_reproduces_elsewhere(again, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.rmtree(again.folder)
-    status, said = again(workdir=tmp_path / "one.tar.gz", cwd=elsewhere)
+    packed = tmp_path / "one.tar.gz"
+    status, said = again("--steps=9", workdir=packed, cwd=elsewhere)
     assert status == 0
-    assert "reproduced bit for bit up to step 12" in said
+    assert "reproduced bit for bit up to step 8: " in said  # The last one up to step 9.
+    assert "step 10:" not in said
+
+
+def other_digest(records):
+    (record,) = [r for r in records if r["step"] == 10]
+    record["arrays"]["params/head/kernel"] = "0" * 16
+
+
+def better_metric(records):
+    records[-1]["top1"] = 0.99
+
+
+def other_seed(saved):
+    saved["config"]["seed"] = 1
+
+
+def slower(saved):
+    saved["config"] |= {"checkpoint.every": "6 steps", "log.every": "3 steps"}
+
+
+def other_cpu(manifest):
+    manifest["starts"][0]["cpu"]["instructions"].append("avx1024")
+
+
+OTHER_KIND = "another kind of machine: losses are compared within"
 
 
 @pytest.mark.slow
-def test_a_digest_that_differs_is_found_with_its_step_and_array(again):
-    def tamper(records):
-        (record,) = [r for r in records if r["step"] == 10]
-        record["arrays"]["params/head/kernel"] = "0" * 16
-
-    change(again.folder / "digests.jsonl", tamper)
-    status, said = again()
-    assert status == 4
-    found = "differs at step 10 (equal up to step 8), in 1 of "
-    assert found in said
-    assert "arrays: params/head/kernel\n" in said
-    assert "different in the environment: nothing that is recorded" in said
-    assert "step 12:" not in said  # It stops there.
-
-
-@pytest.mark.slow
-def test_another_run_under_this_name_is_found_at_its_first_digest(again):
-    def tamper(saved):
-        saved["config"]["seed"] = 1
-
-    change(again.folder / "config.json", tamper)
-    status, said = again()
-    assert status == 4
-    assert "differs at step 4 (equal up to step 0)" in said
-
-
-@pytest.mark.slow
-def test_a_metric_that_was_made_better_is_found(again):
-    def tamper(records):
-        records[-1]["top1"] = 0.99
-
-    change(again.folder / "metrics.jsonl", tamper)
-    status, said = again()
-    assert status == 4
-    assert "differs in metrics.jsonl at step 12, and in no digest" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("seed", "status"), [(0, 0), (1, 4)])
-def test_on_another_kind_of_cpu_losses_are_compared_within_a_tolerance(again, seed, status):
-    def other_cpu(manifest):
-        manifest["starts"][0]["cpu"]["instructions"].append("avx1024")
-
-    def other_seed(saved):
-        saved["config"]["seed"] = seed
-
-    change(again.folder / "manifest.json", other_cpu)
-    change(again.folder / "config.json", other_seed)
-    flags = ("--tolerance=0.02",) if seed else ()
-    found, said = again(*flags)
-    assert found == status
-    assert "another kind of machine: losses are compared within" in said
-    assert "one lacks avx1024" in said
-    assert ("reproduced within 0 up to step 12 (10 losses" in said) == (status == 0)
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        (
+            {"digests.jsonl": other_digest},
+            4,
+            [
+                "differs at step 10 (equal up to step 8), in 1 of ",
+                "arrays: params/head/kernel\n",
+                "different in the environment: nothing that is recorded",
+            ],
+        ),
+        ({"config.json": other_seed}, 4, ["differs at step 4 (equal up to step 0)"]),
+        (
+            {"metrics.jsonl": better_metric},
+            4,
+            ["differs in metrics.jsonl at step 12, and in no digest"],
+        ),
+        # A run that saved at another pace on its way.
+        ({"config.json": slower}, 0, ["reproduced bit for bit up to step 12"]),
+        (
+            {"manifest.json": other_cpu},
+            0,
+            [OTHER_KIND, "one lacks avx1024", "reproduced within 0, ", " of 10 losses"],
+        ),
+        (
+            {"manifest.json": other_cpu, "config.json": other_seed},
+            4,
+            [OTHER_KIND, "one lacks avx1024", "differs: within"],
+        ),
+    ],
+)
+def test_what_was_changed_in_the_proof_is_found(again, changes, status, words):
+    for name, change in changes.items():
+        file = again.folder / name
+        if file.suffix == ".jsonl":
+            records = [json.loads(line) for line in file.read_text().splitlines()]
+            change(records)
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        else:
+            value = json.loads(file.read_text())
+            change(value)
+            file.write_text(json.dumps(value))
+    found, said = again("--tolerance=0.02")
+    assert found == status, said
+    for each in words:
+        assert each in said
+    if "digests.jsonl" in changes:
+        assert "step 12:" not in said  # It stops there.
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_is_reproduced_in_one_go(
     again, data_dir, tmp_path
 ):
-    flags = [
-        "--config=configs/digits.py", f"--workdir={tmp_path / 'killed'}",
-        "--config.model.name=cnn(widths=(4, 8))", "--config.length=4 epochs",
-        "--config.mesh.devices=1",
+    command = [
+        sys.executable, "-m", "jaxcls.main", "--config=configs/digits.py",
+        f"--workdir={tmp_path / 'killed'}", "--config.model.name=cnn(widths=(4, 8))",
+        "--config.length=4 epochs", "--config.mesh.devices=1",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "jaxcls.main", *flags]
     options = {"cwd": ROOT, "env": environment(data_dir), "text": True}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         while not process.stdout.readline().startswith("step 40:"):
@@ -284,21 +271,40 @@ def test_a_run_that_was_killed_and_resumed_is_reproduced_in_one_go(
     assert "reproduced bit for bit up to step 81" in said
 
 
-ODD = [
-    ("manifest.json", "no JSON"),
-    ("manifest.json", "[]"),
-    ("manifest.json", '{"starts": []}'),
-    ("manifest.json", '{"starts": [{"resumed_from": null, "devices": ["cpu"]}]}'),
-    ("digests.jsonl", '{"step": 4}\n'),
-    ("digests.jsonl", "[4]\n"),
-]
+def fewer_examples(text):
+    saved = json.loads(text)
+    saved["implied"]["facts"]["splits"]["train"] = 1000
+    return json.dumps(saved)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "text"), ODD)
-def test_a_proof_of_another_form_is_one_line(again, name, text):
-    (again.folder / name).write_text(text)
-    with pytest.raises(InputError, match=r"is not what a run writes|:1 is not a record"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", "no JSON", "is not what a run writes"),
+        ("manifest.json", '{"starts": []}', "is not what a run writes"),
+        (
+            "manifest.json",
+            '{"starts": [{"resumed_from": null, "devices": ["cpu"]}]}',
+            "is not what a run writes",
+        ),
+        ("manifest.json", None, "and a run's proof needs it"),
+        ("digests.jsonl", '{"step": 4}\n', "is not what a run writes"),
+        ("digests.jsonl", "[4]\n", ":1 is not a record"),
+        ("digests.jsonl", None, "has recorded no digest yet"),
+        ("config.json", fewer_examples, "the data are not those of the run"),
+    ],
+)
+def test_a_proof_that_cannot_be_used_is_one_line(
+    again, monkeypatch, name, content, message
+):
+    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
+    file = again.folder / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content if isinstance(content, str) else content(file.read_text()))
+    with pytest.raises(InputError, match=message):
         commands.main(["reproduce", f"--workdir={again.folder}"])
 
 
@@ -318,50 +324,5 @@ def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
     for path in (*tmp_path.glob("damaged*"), tmp_path / "odd.tar.gz"):
-        name = path.name
-        with pytest.raises(InputError, match=f"{name} is no archive of a run"):
-            commands.main(["reproduce", f"--workdir={tmp_path / name}"])
-
-
-@pytest.mark.slow
-def test_a_scratch_folder_that_holds_anything_is_refused(again):
-    before = (again.folder / "config.json").read_bytes()
-    with pytest.raises(InputError, match="is not empty; name a new folder"):
-        commands.main(
-            ["reproduce", f"--workdir={again.folder}", f"--scratch={again.folder}"]
-        )
-    assert (again.folder / "config.json").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_a_run_that_saved_at_another_pace_on_its_way_is_reproduced(again):
-    def slower(saved):
-        saved["config"]["checkpoint.every"] = "6 steps"
-        saved["config"]["log.every"] = "3 steps"
-
-    change(again.folder / "config.json", slower)
-    status, said = again()
-    assert status == 0, said
-    assert "reproduced bit for bit up to step 12" in said
-
-
-@pytest.mark.slow
-def test_a_folder_without_its_proof_is_one_line(again, monkeypatch):
-    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
-    (again.folder / "digests.jsonl").unlink()
-    with pytest.raises(InputError, match="has recorded no digest yet"):
-        commands.main(["reproduce", f"--workdir={again.folder}"])
-    (again.folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match="and a run's proof needs it"):
-        commands.main(["reproduce", f"--workdir={again.folder}"])
-
-
-@pytest.mark.slow
-def test_other_data_are_refused(again, monkeypatch):
-    def fewer(saved):
-        saved["implied"]["facts"]["splits"]["train"] = 1000
-
-    change(again.folder / "config.json", fewer)
-    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
-    with pytest.raises(InputError, match="the data are not those of the run"):
-        commands.main(["reproduce", f"--workdir={again.folder}"])
+        with pytest.raises(InputError, match=f"{path.name} is no archive of a run"):
+            commands.main(["reproduce", f"--workdir={path}"])

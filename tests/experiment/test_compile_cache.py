@@ -94,7 +94,7 @@ def test_the_plan_of_a_study_names_no_cache(tmp_path):
     base = loading.from_flat({"compile.cache": str(tmp_path / "cache")})
     folder = tmp_path / "study"
     running._adopt(running.Study(base, [cells.Cell("base", {}, ())], [0], folder))
-    assert study_folder.read_plan(folder)["config"]["compile.cache"] == ""
+    assert study_folder.read_plan(folder).config["compile.cache"] == ""
 
 
 @pytest.mark.slow

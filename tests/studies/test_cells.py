@@ -13,11 +13,8 @@ def made(grid=(), spaces=(), count=0, search_seed=0, vary="all"):
     return cells.make(grid, spaces, count, search_seed, vary)
 
 
-def test_without_a_search_there_is_one_cell():
-    assert made() == [Cell("base", {}, ())]
-
-
 def test_every_combination_is_a_cell_and_the_last_key_changes_first():
+    assert made() == [Cell("base", {}, ())]
     found = made(["optim.lr=0.1,0.2", "--config.batch_size=8,16"])
     assert [tuple(cell.overrides.values()) for cell in found] == [
         ("0.1", "8"), ("0.1", "16"), ("0.2", "8"), ("0.2", "16"),
@@ -29,7 +26,6 @@ def test_every_combination_is_a_cell_and_the_last_key_changes_first():
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("1,2", ["1", "2"]),
         ("cnn(widths=(4, 8)),resnet18", ["cnn(widths=(4, 8))", "resnet18"]),
         ("flip | cutout(4), ", ["flip | cutout(4)", ""]),
         ("alexnet(weight_init='a,b'),x", ["alexnet(weight_init='a,b')", "x"]),
@@ -41,13 +37,15 @@ def test_values_are_split_outside_of_brackets_and_quotes(text, values):
     assert cells.split(text) == values
 
 
-def test_names_are_folders_and_no_two_are_the_same():
+def test_names_are_folders_in_every_script_and_no_two_are_the_same():
     long = [f"cnn(widths=({'4, ' * 60}{end}))" for end in (8, 16)]
     found = made([f"model.name={','.join([*long, 'cnn(dense=1)', 'cnn[dense=1]'])}"])
     names = [cell.name for cell in found]
     assert len(set(names)) == 4
     assert all(not set(name) & set("/ []()'\"") for name in names)
     assert max(map(len, names)) < 110
+    names = [cell.name for cell in made(grid=["data.dir=ä,日本/x,a b"])]
+    assert names == ["data.dir=ä", "data.dir=日本_x", "data.dir=a_b"]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +54,6 @@ def test_names_are_folders_and_no_two_are_the_same():
         ("3", [0, 1, 2]),
         ("5-9", [5, 6, 7, 8, 9]),
         ("3,8", [3, 8]),
-        ("7,", [7]),
-        ("0-0", [0]),
         (f"{2**32 - 1},", [2**32 - 1]),
     ],
 )
@@ -67,29 +63,25 @@ def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
 
 @pytest.mark.parametrize(
     "text",
-    ["0", "", "-1", "9-5", "3,3", "a", "1.5", "10001", "0-99999999999", f"{2**32},", "1-"],
+    ["0", "", "-1", "9-5", "3,3", "a", "10001", f"0-{10**30}", f"{2**32},", "1-", "3,-8"],
 )
 def test_other_seeds_are_refused(text):
     with pytest.raises(InputError, match=r"--seeds=.* must be how many there are"):
         cells.seeds(text)
 
 
-def test_a_seed_varies_all_or_the_streams_that_are_named():
-    (every,), (some,) = made(), made(vary="order, init")
+def test_a_seed_varies_all_or_the_streams_that_are_named_or_each_by_itself():
+    (every,), (some,), each = made(), made(vary="order, init"), made(vary="each")
     assert every.seeds(4) == {"seed": 4}
     assert some.seeds(4) == {"seeds.init": 4, "seeds.order": 4}
-
-
-def test_each_is_all_and_every_stream_by_itself():
-    found = made(vary="each")
-    assert [cell.streams for cell in found] == [
+    assert [cell.streams for cell in each] == [
         (), ("init",), ("order",), ("augment",), ("dropout",),
     ]  # fmt: skip
-    assert [cell.name for cell in found][:2] == ["base", "vary=init"]
+    assert [cell.name for cell in each][:2] == ["base", "vary=init"]
 
 
 def test_draws_are_within_their_space_and_more_of_them_begin_alike():
-    spaces = ["optim.lr=log(1e-4..0.1)", "loss.smoothing=0..0.5", "batch_size=8..64"]
+    spaces = ["optim.lr=log(1e-4..0.1)", "loss.smoothing=0..0.5", "batch_size=log(8..512)"]
     many, few = made(spaces=spaces, count=400), made(spaces=spaces, count=5)
     assert few == many[:5]
     assert made(spaces=spaces, count=5, search_seed=1) != few
@@ -99,24 +91,15 @@ def test_draws_are_within_their_space_and_more_of_them_begin_alike():
     )
     assert 1e-4 <= min(lr) < 2e-4
     assert 0.05 < max(lr) <= 0.1
+    assert min(size) == 8
+    assert max(size) <= 512
     # Half of a log space lies below its geometric mean, half of a linear one below half.
-    assert abs(sum(x < math.sqrt(1e-5) for x in lr) - 200) < 40
-    assert abs(sum(x < 0.25 for x in smoothing) - 200) < 40
-    assert {8.0, 64.0} <= set(size)
-    assert max(size) == 64
-
-
-def test_whole_numbers_are_drawn_evenly_or_in_log():
+    for values, half in ((lr, math.sqrt(1e-5)), (smoothing, 0.25), (size, 64)):
+        assert abs(sum(value < half for value in values) - 200) < 40
     even = made(spaces=["batch_size=1..4", "optim.lr=0..1"], count=4000)
-    counts = [
-        sum(cell.overrides["batch_size"] == str(k) for cell in even) for k in range(6)
-    ]
-    assert counts[0] == counts[5] == 0
-    assert all(abs(count - 1000) < 110 for count in counts[1:5])  # Four deviations.
-    logged = made(spaces=["batch_size=log(8..512)", "optim.lr=0..1"], count=1000)
-    sizes = [int(cell.overrides["batch_size"]) for cell in logged]
-    assert (min(sizes), max(sizes) <= 512) == (8, True)
-    assert abs(sum(size < 64 for size in sizes) - 500) < 70
+    drawn = [cell.overrides["batch_size"] for cell in even]
+    assert set(drawn) == {"1", "2", "3", "4"}
+    assert all(abs(drawn.count(size) - 1000) < 110 for size in "1234")  # Four deviations.
 
 
 def test_draws_from_lists_are_of_the_lists_and_no_two_are_the_same():
@@ -125,42 +108,28 @@ def test_draws_from_lists_are_of_the_lists_and_no_two_are_the_same():
     assert len({tuple(cell.overrides.values()) for cell in found}) == 6
     assert {cell.overrides["augment"] for cell in found} == {"flip", "randaugment(2, 10)"}
     assert made(spaces=lists, count=2) == found[:2]
-    with pytest.raises(
-        InputError, match=r"--cells=7 are more than --random can .* made 6;"
-    ):
+    with pytest.raises(InputError, match=r"--cells=7 are more than .* made 6;"):
         made(spaces=lists, count=7)
-
-
-def test_names_keep_the_letters_of_every_script():
-    names = [cell.name for cell in made(grid=["data.dir=ä,日本/x,a b"])]
-    assert names == ["data.dir=ä", "data.dir=日本_x", "data.dir=a_b"]
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"grid": ["optim.lr"]}, r"--grid 'optim\.lr' has no '='"),
+        ({"grid": ["optim.lr"]}, r"--grid 'optim\.lr': it has no '='; try"),
         ({"grid": ["optim.rl=1"]}, r"unknown config key 'optim\.rl' \(did you mean"),
-        ({"grid": ["optim.lr=1", "optim.lr=2"]}, r"--grid gives optim\.lr twice"),
-        ({"grid": ["optim.lr=1,1"]}, "names a value twice"),
+        ({"grid": ["optim.lr=1", "optim.lr=2"]}, r"optim\.lr is given twice"),
         ({"grid": ["seed=1,2"]}, "seeds are what --seeds and --vary vary"),
         ({"grid": ["seeds.init=1"]}, "seeds are what --seeds and --vary vary"),
-        ({"grid": ["optim.lr=1"], "vary": "each"}, "without --grid and --random"),
+        ({"grid": ["optim.lr=1"], "vary": "each"}, "each make cells; give one of them"),
         ({"vary": "ordr"}, r"--vary=ordr \(did you mean 'order'\?\)"),
-        ({"vary": "init,init"}, "without repeats"),
-        ({"spaces": ["optim.lr=0..1"]}, "--random says nothing without --cells=20"),
-        ({"count": 3}, "--cells says nothing without --random"),
         ({"spaces": ["optim.lr=1..0"], "count": 3}, "to a larger one"),
         ({"spaces": ["optim.lr=log(0..1)"], "count": 3}, "above 0 in log"),
-        ({"spaces": ["batch_size=8.5..64"], "count": 3}, r"a whole number .*=9\.\.64"),
+        ({"spaces": ["batch_size=8.5..64"], "count": 3}, "both whole"),
         ({"spaces": ["optim.lr=--..1"], "count": 3}, "to a larger one"),
-        ({"spaces": ["optim.lr=0..1"], "grid": ["seed=8"], "count": 3}, "two searches"),
+        ({"spaces": ["optim.lr=0..1"], "grid": ["x=8"], "count": 3}, "give one of them"),
         ({"spaces": ["optim.lr=0..1"], "count": 10**6}, "must be at most 10,000"),
-        ({"grid": [f"seed{i}=1" for i in range(2)]}, "unknown config key"),
-        ({"grid": [f"{k}={','.join(map(str, range(99)))}" for k in
-                   ("batch_size", "optim.lr", "data.threads")]}, "more than 10,000 cells"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused(asked, message):
     with pytest.raises(InputError, match=message):
         made(**asked)

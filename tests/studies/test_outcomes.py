@@ -10,16 +10,8 @@ from jaxcls.studies import outcomes
 from tests import run_folders
 
 
-def evaluation(step, top1, **more):
-    return {
-        "step": step,
-        "kind": "eval",
-        "split": "b",
-        "n": 9,
-        "loss": 0.5,
-        "top1": top1,
-        **more,
-    }
+def evaluation(step, top1):
+    return {"step": step, "kind": "eval", "split": "b", "n": 9, "loss": 0.5, "top1": top1}
 
 
 @pytest.fixture
@@ -92,36 +84,25 @@ def test_a_run_that_did_not_end_is_missing_unless_it_diverged(folder, reason, st
     workdir = folder([evaluation(4, 0.9)], reason=reason)
     assert outcomes.read(workdir, 1) == outcomes.Outcome(1, state, 0, {}, {})
     assert outcomes.is_left(workdir) == (state == "missing")
-
-
-def test_a_run_that_never_began_is_missing(tmp_path):
-    workdir = Workdir(tmp_path / "none")
-    assert outcomes.read(workdir, 1).state == "missing"
-    assert outcomes.is_left(workdir)
+    never = Workdir(workdir.path / "none")
+    assert outcomes.read(never, 1).state == "missing"
+    assert outcomes.is_left(never)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "holds the records of a run and no config.json"),
-        ("metrics.jsonl", "final", "has lost the evaluation of step 4, the best"),
-        ("metrics.jsonl", "5\n", "metrics.jsonl:1 is not a record"),
-        (outcomes.LAST_STEP, "[3]", "is no record of a last step; remove it"),
-        (outcomes.LAST_STEP, '{"st', "cannot be read"),
-        ("manifest.json", "[]", "is no record of starts"),
+        ("config.json", None, "is not a run's folder: it has no config.json"),
+        ("metrics.jsonl", json.dumps(FINAL) + "\n", "has lost the evaluation of step 4"),
     ],
 )
 def test_a_damaged_file_is_named_on_one_line(folder, name, content, message):
-    final = {**FINAL, "loss": 1.0, "top1": 0.8}
-    records = [evaluation(4, 0.9), evaluation(8, 0.7), final]
-    workdir = folder(records[:2] if name == "manifest.json" else records)
+    workdir = folder([evaluation(4, 0.9), evaluation(8, 0.7), FINAL])
     file = workdir.path / name
     if content is None:
         file.unlink()
-    elif content == "final":
-        file.write_text(json.dumps(final) + "\n")
     else:
-        file.write_text(content + (file.read_text() if name == "metrics.jsonl" else ""))
+        file.write_text(content)
     with pytest.raises(InputError, match=message) as refused:
         outcomes.read(workdir, 0)
     assert str(workdir.path) in str(refused.value)

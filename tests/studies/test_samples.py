@@ -26,30 +26,27 @@ def made(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["one", "one/base", "two/b", "one/"])
-def test_a_study_of_one_cell_and_a_cell_are_sides(made, name):
-    found = samples.read(f"{made}/{name}")
-    assert [run.seed for run in found.runs] == [0, 1]
-    assert [run.values["test_best"]["top1"] for run in found.runs] == [0.5, 0.6]
-    assert found.name == f"{made}/{name}".rstrip("/")
-
-
-def test_a_cell_of_two_keys_has_a_comma_in_its_name(made):
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("{}/one", [0, 1]),
+        ("{}/two/b", [0, 1]),
+        ("{}/one/", [0, 1]),
+        # A cell of two keys has a comma in its name.
+        ("{}/two/optim.lr=1,batch_size=8", [3]),
+        # Where order alone varies, config.seed is that of all runs of a study.
+        ("{0}/one/base/seed-0,{0}/one/base/seed-1", [0, 1]),
+        ("{0}/alone,{0}/one/base/seed-0", [0, 7]),
+    ],
+)
+def test_a_study_of_one_cell_and_a_cell_and_runs_are_sides(made, text, seeds):
     cell = made / "two" / "optim.lr=1,batch_size=8"
     run_folders.write(cell / "seed-3", run_folders.scored(0.7))
-    found = samples.read(str(cell))
-    assert ([run.seed for run in found.runs], found.name) == ([3], str(cell))
-
-
-def test_runs_of_a_study_have_the_seeds_of_their_names(made):
-    # Where order alone varies, config.seed is that of all of them.
-    pair = ",".join(str(made / "one" / "base" / f"seed-{seed}") for seed in (0, 1))
-    assert [run.seed for run in samples.read(pair).runs] == [0, 1]
-
-
-def test_runs_by_themselves_have_the_seeds_of_their_configs(made):
-    found = samples.read(f"{made}/alone,{made}/one/base/seed-0")
-    assert [run.seed for run in found.runs] == [0, 7]
+    found = samples.read(text.format(made))
+    assert [run.seed for run in found.runs] == seeds
+    assert found.name == text.format(made).rstrip("/")
+    if seeds == [0, 1]:
+        assert [run.values["test_best"]["top1"] for run in found.runs] == [0.5, 0.6]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +54,7 @@ def test_runs_by_themselves_have_the_seeds_of_their_configs(made):
     [
         ("{}/two", "the study has 2 cells; name one: {}/two/a"),
         ("{}/none", "{}/none is no folder of a run"),
-        ("{0}/alone,{0}/alone", "two of its runs are of seed 7; give each once"),
+        ("{0}/alone,{0}/alone", "two of its runs are of one seed; give each once"),
         ("{}/new", "no run of it has ended"),
         ("", "is no folder of a run"),
     ],
@@ -72,8 +69,7 @@ def test_what_is_no_side_is_said(made, text, message):
 @pytest.mark.parametrize(
     ("changed", "is_same"),
     [
-        ({}, True),
-        ({"optim__lr": 0.5}, True),
+        ({"optim__lr": 0.5, "data__threads": 3}, True),
         ({"data__test": "other"}, False),
         ({"data__eval": "other"}, False),
         ({"facts": {"fingerprint": "f2"}}, False),
@@ -81,20 +77,13 @@ def test_what_is_no_side_is_said(made, text, message):
     ],
 )
 def test_only_what_was_scored_on_the_same_examples_is_compared(made, changed, is_same):
-    run_folders.write(made / "changed", run_folders.scored(0.5), **changed)
+    run_folders.write(made / "changed", run_folders.scored(0.5), seed=3, **changed)
     pair = samples.read(f"{made}/alone"), samples.read(f"{made}/changed")
-    if is_same:
-        samples.check_same_examples(*pair)
-    else:
+    if not is_same:
         with pytest.raises(InputError, match="are scored on other examples"):
             samples.check_same_examples(*pair)
-
-
-def test_differences_are_of_the_recipe_alone(made):
-    run_folders.write(
-        made / "changed", run_folders.scored(0.5), seed=3, optim__lr=0.5, data__threads=3
-    )
-    pair = samples.read(f"{made}/alone"), samples.read(f"{made}/changed")
-    (said,) = samples.differences(*pair)
+        return
+    samples.check_same_examples(*pair)
+    (said,) = samples.differences(*pair)  # Of the recipe alone.
     assert said.startswith("optim.lr: ")
     assert said.endswith(", 0.5")
