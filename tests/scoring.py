@@ -1,9 +1,6 @@
 """What tests ask of a model and a split."""
 
-import numpy as np
-
-from jaxcls.evaluation import passes, scoring
-from jaxcls.evaluation.predictions import Predictions
+from jaxcls.evaluation import examples, passes, scoring
 
 
 def score(exp, weights, split, key, batch_size=0):
@@ -11,11 +8,7 @@ def score(exp, weights, split, key, batch_size=0):
     return scoring.means(scoring.score_each(exp, weights, split, key, batch_size))
 
 
-def predictions(exp, variables, split, key, batch_size=0):
+def predictions(exp, variables, split, batch_size=8):
     """The logits and labels of all examples, in their order; variables: of one model."""
-    classes = np.arange(exp.selection.num_classes)
-    scorer = {"": passes.of_model(exp, variables, classes)}
-    batches = exp.eval_batches(split, key, batch_size)
-    n = exp.selection.count(split, key)
-    kept, labels = passes.over(n, batches, classes, scorer, exp.mesh)
-    return Predictions(kept[""]["logits"], labels)
+    given = examples.of_run(exp, split)
+    return passes.predictions(passes.Subject(exp, variables, given, batch_size))

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -104,6 +105,20 @@ def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -
         help="a file; a folder: all images below it, by name; or -: a list of files and"
         " folders on standard input, one a line",
     )
+
+
+def answered(counts: Counter[str], more: str = "") -> int:
+    """Says how many images were answered and bad; returns the exit status, 2 if any is bad.
+
+    counts: of `files.good`. more: further bad files, in words.
+    """
+    if not counts:
+        print("no image was given", file=sys.stderr)
+    if not counts["bad"] and not more:
+        return DONE
+    said = f"{counts['answered']} answered, {counts['bad']} bad{more}"
+    print(said, file=sys.stderr)
+    return BAD_INPUT
 
 
 def add_robustness(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from jaxcls.commands import cli
 from jaxcls.devices import memory
 from jaxcls.errors import DONE, InputError
 from jaxcls.evaluation import assess, attacks, corruptions, examples, scoring, table, views
+from jaxcls.evaluation.passes import Subject
 from jaxcls.evaluation.predictions import write_csv
 from jaxcls.runs import records
 from jaxcls.runs.workdir import Workdir
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
-    file_of = _files(args, top)
+    predictions, whole = _files(args, top)
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -43,17 +44,17 @@ def main(argv: Sequence[str]) -> int:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
     else:
         given = examples.of_run(exp, args.split)
+    size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
+    size = min(size, given.n)
     asked = assess.Asked(
         tta=args.tta,
         views=seen_as,
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
-        members=_members(args, exp, given, overrides),
+        members=_members(args, exp, given, size, overrides),
         real=examples.real_labels(args.real, given) if args.real else None,
         corruptions=corrupted,
         attacks=attacked,
     )
-    size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
-    size = min(size, given.n)
     with memory.explained("--batch_size", size):
         done = assess.evaluated(exp, weights, given, asked, size)
     names = [exp.selection.class_names[k] for k in given.columns]
@@ -65,43 +66,39 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
     )
-    table.show(
-        done.assessed,
-        done.rows,
-        done.robustness,
-        names,
-        about=f"{given.split}, {done.weights}",
-        every_class=args.classes == "all",
-    )
-    if "--predictions" in file_of:
+    about = f"{given.split}, {done.weights}"
+    table.show(done, names, about=about, every_class=args.classes == "all")
+    if predictions:
         where = given.data.selection.records(given.split, given.key).where
-        write_csv(file_of["--predictions"], done.found, exp.recipe.link, names, where, top)
-    if "--json" in file_of:
-        record |= {"weights": done.weights}
-        found = done.assessed, done.rows, done.robustness
-        whole = table.as_json(*found, names, record)
-        atomic.write(file_of["--json"], json.dumps(whole, allow_nan=False) + "\n")
+        write_csv(predictions, done.found, exp.recipe.link, names, where, top)
+    if whole:
+        found = table.as_json(done, names, record | {"weights": done.weights})
+        atomic.write(whole, json.dumps(found, allow_nan=False) + "\n")
     return DONE
 
 
-def _files(args: argparse.Namespace, top: int) -> dict[str, pathlib.Path]:
-    """Returns {flag: file to write}; raises `InputError` for a bad or a common file."""
-    flags = (
-        ("--predictions", args.predictions, "all.csv"),
-        ("--json", args.json, "all.json"),
+def _files(
+    args: argparse.Namespace, top: int
+) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """Returns the files of --predictions and --json; raises `InputError` for a bad one."""
+    predictions, whole = (
+        cli.new_file(text, flag, good) if text else None
+        for text, flag, good in (
+            (args.predictions, "--predictions", "all.csv"),
+            (args.json, "--json", "all.json"),
+        )
     )
-    found = {flag: cli.new_file(text, flag, good) for flag, text, good in flags if text}
-    if len(set(found.values())) < len(found):
+    if whole and whole == predictions:
         raise InputError(
             f"--json={args.json} is --predictions, too; try --json=all.json"
             " --predictions=all.csv"
         )
-    if top and not args.predictions:
+    if top and not predictions:
         raise InputError(
             f"--top={top} is of --predictions; give --predictions=all.csv, too, or leave it"
             " out"
         )
-    return found
+    return predictions, whole
 
 
 def _parser() -> cli.Parser:
@@ -140,37 +137,27 @@ def _members(
     args: argparse.Namespace,
     exp: experiment.Experiment,
     given: examples.Examples,
+    size: int,
     overrides: Mapping[str, str],
-) -> list[tuple[assess.Member, examples.Examples]]:
+) -> list[Subject]:
     """Returns the runs of --ensemble, each with the same examples through its eval_ops.
 
     Raises `InputError` for a bad run or a repeated folder.
     """
-    folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
-    twice = next(
-        (
-            p
-            for p, f in zip(args.ensemble, folders[1:], strict=True)
-            if folders.count(f) > 1
-        ),
-        "",
-    )
-    if twice:
-        raise InputError(
-            f"--ensemble={twice} is in it already; give the folder of another run, and not"
-            " that of --workdir"
-        )
     which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
-    return [
-        (member, examples.same_for(exp, given, member.exp, member.path))
-        for member in (_member(path, which, overrides) for path in args.ensemble)
-    ]
-
-
-def _member(path: str, which: str, overrides: Mapping[str, str]) -> assess.Member:
-    """Returns a run of an ensemble; raises `InputError` if it cannot be loaded."""
-    try:
-        exp, _, _, weights = scoring.load(path, which, overrides)
-    except InputError as error:
-        raise InputError(f"--ensemble={path}: {error}") from None
-    return assess.Member(path, exp, exp.recipe.variables(weights))
+    folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
+    for path, folder in zip(args.ensemble, folders[1:], strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(
+                f"--ensemble={path} is in it already; give the folder of another run, and"
+                " not that of --workdir"
+            )
+    found = []
+    for path in args.ensemble:
+        try:
+            other, _, _, weights = scoring.load(path, which, overrides)
+        except InputError as error:
+            raise InputError(f"--ensemble={path}: {error}") from None
+        same = examples.same_for(exp, given, other, path)
+        found.append(Subject(other, other.recipe.variables(weights), same, size))
+    return found

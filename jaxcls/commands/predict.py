@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,7 +14,7 @@ from jaxcls.commands import cli
 from jaxcls.data import clean, files
 from jaxcls.data.files import Bad
 from jaxcls.devices import memory
-from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
+from jaxcls.errors import InputError, shown
 from jaxcls.evaluation import scoring
 from jaxcls.predict import features, inference
 from jaxcls.predict.inference import BATCH_SIZE, Prediction
@@ -54,30 +53,18 @@ def main(argv: Sequence[str]) -> int:
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     paths = files.asked(args.images, args.null)
     exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
+    names, threads = exp.selection.class_names, threads or exp.config.data.threads
     found = inference.predict(
-        exp,
-        weights,
-        paths,
-        batch_size=batch_size,
-        threads=threads or exp.config.data.threads,
-        embed=embed is not None,
+        exp, weights, paths, batch_size=batch_size, threads=threads, embed=bool(embed)
     )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(clean.quiet())
-        stack.enter_context(console.explained())
-        stack.enter_context(memory.explained("--batch_size", batch_size))
-        if embed:
-            add = stack.enter_context(
-                features.writing(embed, inference.width(exp, weights))
-            )
-            found = _kept(found, add)
-        counts = write(args.format, found, exp.selection.class_names, top)
-    if not counts:
-        print("no image was given", file=sys.stderr)
-    if not counts["bad"]:
-        return DONE
-    print(f"{counts['answered']} answered, {counts['bad']} bad", file=sys.stderr)
-    return BAD_INPUT
+    with (
+        clean.quiet(),
+        console.explained(),
+        memory.explained("--batch_size", batch_size),
+        features.writing(embed) if embed else contextlib.nullcontext() as add,
+    ):
+        counts = write(args.format, found, names, top, add)
+    return cli.answered(counts)
 
 
 def _parser() -> cli.Parser:
@@ -91,36 +78,30 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _kept(
-    found: Iterator[Prediction | Bad], add: features.Add
-) -> Iterator[Prediction | Bad]:
-    """Yields `found` unchanged, and passes the features of each prediction to `add`."""
-    for each in found:
-        if isinstance(each, Prediction):
-            add(each.path, each.embed)
-        yield each
-
-
 def write(
-    form: str, found: Iterable[Prediction | Bad], class_names: Sequence[str], top: int
+    form: str,
+    found: Iterable[Prediction | Bad],
+    class_names: Sequence[str],
+    top: int,
+    add: features.Add | None = None,
 ) -> Counter[str]:
     """Prints predictions in the format `form`, and bad files on standard error.
 
-    top: the number of classes for each image. Returns the counts of "answered" and "bad".
+    top: the number of classes for each image. add: receives the path and features of each.
+    Returns the counts of "answered" and "bad".
     """
     counts: Counter[str] = Counter()
     top = min(top, len(class_names))
-    FORMATS[form](_rows(found, class_names, top, counts), top)
+
+    def rows() -> Iterator[Row]:
+        for each in files.good(found, counts):
+            if add:
+                add(each.path, each.embed)
+            best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
+            yield each.path, [(class_names[k], float(each.probabilities[k])) for k in best]
+
+    FORMATS[form](rows(), top)
     return counts
-
-
-def _rows(
-    found: Iterable[Prediction | Bad], names: Sequence[str], top: int, counts: Counter[str]
-) -> Iterator[Row]:
-    """Yields a row for each prediction; prints bad files on standard error; counts both."""
-    for each in files.good(found, counts):
-        best = np.argsort(-each.probabilities, kind="stable")[:top].tolist()
-        yield each.path, [(names[k], float(each.probabilities[k])) for k in best]
 
 
 def _as_table(rows: Iterable[Row], top: int) -> None:
@@ -136,16 +117,14 @@ def _as_table(rows: Iterable[Row], top: int) -> None:
 
 
 def _as_csv(rows: Iterable[Row], top: int) -> None:
-    header = [
-        name for k in range(1, top + 1) for name in (f"class_{k}", f"probability_{k}")
-    ]
-    console.as_csv(
-        ["image", *header],
-        (
-            [path, *(x for name, p in classes for x in (name, f"{p:.6f}"))]
-            for path, classes in rows
-        ),
+    header = ["image"]
+    for k in range(1, top + 1):
+        header += [f"class_{k}", f"probability_{k}"]
+    lines = (
+        [path, *(cell for name, p in classes for cell in (name, f"{p:.6f}"))]
+        for path, classes in rows
     )
+    console.as_csv(header, lines)
 
 
 def _as_json(rows: Iterable[Row], top: int) -> None:

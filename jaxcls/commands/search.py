@@ -1,28 +1,25 @@
 """``jaxcls search --workdir=RUN --gallery=DIR QUERY...``: find the nearest images."""
 
-import argparse
-import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
 
-from jaxcls import console
+from jaxcls import atomic, console
 from jaxcls.commands import cli
 from jaxcls.data import clean, files
 from jaxcls.data.files import Bad
 from jaxcls.devices import memory
-from jaxcls.errors import BAD_INPUT, DONE, InputError, shown
+from jaxcls.errors import InputError, shown
 from jaxcls.evaluation import scoring
 from jaxcls.predict import contact_sheet, gallery, inference, retrieval
-from jaxcls.predict.retrieval import SHEET_ROWS, Neighbours
+from jaxcls.predict.retrieval import Neighbours
 from jaxcls.runs.workdir import Workdir
 
 ABOUT = f"""\
@@ -39,8 +36,8 @@ status is 2. Of a folder the files that end in
 are taken, hidden ones left out.
 """
 SHEET = (
-    f"a picture of the first {SHEET_ROWS} queries and what is near to each; search.png in"
-    " the run's folder by default, none if empty"
+    f"a picture of the first {contact_sheet.ROWS} queries and what is near to each;"
+    " search.png in the run's folder by default, none if empty"
 )
 CACHE = "where the gallery's features are kept; in search/ of the run's folder by default"
 
@@ -57,22 +54,19 @@ def main(argv: Sequence[str]) -> int:
     sheet = _sheet(args.sheet, args.workdir)
     listing = gallery.listed(args.gallery, sheet)
     queries = files.asked(args.images, args.null)
+    cache = _cache(args.cache, args.workdir, args.gallery)
     # csv and json are read by programs, so that messages go to standard error.
     say = print if args.format == "table" else functools.partial(print, file=sys.stderr)
     counts: Counter[str] = Counter()
     drawn: list[Neighbours] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(clean.quiet())
-        stack.enter_context(console.explained())
-        stack.enter_context(memory.explained("--batch_size", batch_size))
-        cache = _cache(args, stack, say)
+    with clean.quiet(), console.explained(), memory.explained("--batch_size", batch_size):
         exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
         threads = threads or exp.config.data.threads
         compute = functools.partial(
             retrieval.vectors, exp, weights, batch_size=batch_size, threads=threads
         )
-        key, width = retrieval.key_of(exp, weights), inference.width(exp, weights)
-        among = gallery.refreshed(listing, cache, key, width, compute, say)
+        key = retrieval.key_of(exp, weights)
+        among = gallery.refreshed(listing, cache, key, compute, say)
         for bad in among.bad:
             files.say(bad)
         listed = ", ".join(f"{among.counts[kind]} {kind}" for kind in gallery.KINDS)
@@ -80,16 +74,10 @@ def main(argv: Sequence[str]) -> int:
         found = retrieval.search(among, queries, compute, top, leave_out=args.exclude_self)
         FORMATS[args.format](_answered(found, counts, drawn))
         if sheet and drawn:
-            retrieval.draw(sheet, drawn, args.gallery, threads)
+            contact_sheet.draw(sheet, drawn, args.gallery, threads)
             say(f"sheet: {shown(str(sheet))}")
-    if not counts:
-        print("no image was given", file=sys.stderr)
-    if not counts["bad"] + len(among.bad):
-        return DONE
-    said = f"{counts['answered']} answered, {counts['bad']} bad"
     more = f", {len(among.bad)} bad in the gallery" if among.bad else ""
-    print(said + more, file=sys.stderr)
-    return BAD_INPUT
+    return cli.answered(counts, more)
 
 
 def _parser() -> cli.Parser:
@@ -111,41 +99,33 @@ def _sheet(given: str | None, workdir: str) -> pathlib.Path | None:
     """Returns the contact sheet's file, or None; raises `InputError` for a bad file."""
     if given == "":
         return None
-    if given and not given.endswith(".png"):
-        raise InputError(f"--sheet={given} must end in .png, as search.png does")
     text = given or os.path.join(workdir, "search.png")
+    if not text.endswith(".png"):
+        raise InputError(f"--sheet={given} must end in .png, as search.png does")
     file = cli.new_file(text, "--sheet", "search.png")
     contact_sheet.check(file)
     return file
 
 
-def _cache(
-    args: argparse.Namespace, stack: contextlib.ExitStack, say: Callable[[str], None]
-) -> pathlib.Path:
-    """Returns the file of the gallery's features.
+def _cache(given: str, workdir: str, folder: str) -> pathlib.Path:
+    """Returns the file of a gallery's features; raises `InputError` for a bad --cache.
 
-    If the run's folder cannot be written, the file is temporary, in `stack`. Raises
-    `InputError` for a bad --cache.
+    folder: the gallery. In a folder, the file's name is of the gallery's path.
     """
-    path = os.path.realpath(args.gallery)
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    name = f"{os.path.basename(path)[:40]}-{digest}.npz"
-    if args.cache:
-        if os.path.isdir(os.path.expanduser(args.cache)):
-            return cli.new_file(os.path.join(args.cache, name), "--cache", "gallery.npz")
-        if not args.cache.endswith(".npz"):
-            raise InputError(
-                f"--cache={args.cache} must be a folder, or end in .npz; try"
-                " --cache=gallery.npz"
-            )
-        return cli.new_file(args.cache, "--cache", "gallery.npz")
-    folder = pathlib.Path(args.workdir).expanduser() / "search"
-    with contextlib.suppress(OSError):
-        folder.mkdir(exist_ok=True)
-    if os.access(folder, os.W_OK) and folder.is_dir():
-        return folder / name
-    say(f"{shown(str(folder))} may not be written; --cache=gallery.npz keeps the features")
-    return pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+    if not given:
+        made = pathlib.Path(workdir).expanduser() / "search"
+        with atomic.explained(made, "try --cache=gallery.npz"):
+            made.mkdir(exist_ok=True)
+        given = str(made)
+    if os.path.isdir(os.path.expanduser(given)):
+        path = os.path.realpath(folder)
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        given = os.path.join(given, f"{os.path.basename(path)[:40]}-{digest}.npz")
+    if not given.endswith(".npz"):
+        raise InputError(
+            f"--cache={given} must be a folder, or end in .npz; try --cache=gallery.npz"
+        )
+    return cli.new_file(given, "--cache", "gallery.npz")
 
 
 def _answered(
@@ -153,10 +133,10 @@ def _answered(
 ) -> Iterator[Neighbours]:
     """Yields the neighbours; prints bad files on standard error; counts both.
 
-    drawn: receives the first SHEET_ROWS neighbours.
+    drawn: receives the neighbours of the first queries.
     """
     for each in files.good(found, counts):
-        if len(drawn) < SHEET_ROWS:
+        if len(drawn) < contact_sheet.ROWS:
             drawn.append(each)
         yield each
 
@@ -173,15 +153,12 @@ def _as_table(found: Iterable[Neighbours]) -> None:
 
 
 def _as_csv(found: Iterable[Neighbours]) -> None:
-    header = "query", "rank", "image", "similarity"
-    console.as_csv(
-        header,
-        (
-            (query, str(rank), path, f"{similarity:.6f}")
-            for query, near in found
-            for rank, (path, similarity) in enumerate(near, 1)
-        ),
+    rows = (
+        (query, str(rank), path, f"{similarity:.6f}")
+        for query, near in found
+        for rank, (path, similarity) in enumerate(near, 1)
     )
+    console.as_csv(("query", "rank", "image", "similarity"), rows)
 
 
 def _as_json(found: Iterable[Neighbours]) -> None:

@@ -20,7 +20,7 @@ from jaxcls.evaluation import (
 from jaxcls.evaluation.attacks import Attack
 from jaxcls.evaluation.examples import Examples
 from jaxcls.evaluation.figures import Robustness, ScoreRow
-from jaxcls.evaluation.passes import Columns, Keep
+from jaxcls.evaluation.passes import Columns, Keep, Subject
 from jaxcls.evaluation.predictions import Predictions, mean_logits, probabilities
 from jaxcls.evaluation.views import View
 from jaxcls.experiment import Experiment
@@ -28,26 +28,19 @@ from jaxcls.learning import losses, metrics
 from jaxcls.learning.metrics import AVERAGED, LOSS
 
 
-class Member(NamedTuple):
-    """A run of an ensemble. path: its folder, as given. variables: for its predictions."""
-
-    path: str
-    exp: Experiment
-    variables: dict[str, Any]
-
-
 class Asked(NamedTuple):
     """The options of an assessment beyond the headline; an option is off if it is empty.
 
     tta, views: test-time augmentation as text and as functions. seen: the same examples
-    through other eval_ops. real: for each example, its correct classes (ReaL). corruptions:
-    names. Corruptions and attacks use the images and weights of the headline.
+    through other eval_ops. members: of an ensemble, with the same examples. real: for each
+    example, its correct classes (ReaL). corruptions: names. Corruptions and attacks use the
+    images and weights of the headline.
     """
 
     tta: str = ""
     views: Sequence[View] = ()
     seen: Examples | None = None
-    members: Sequence[tuple[Member, Examples]] = ()
+    members: Sequence[Subject] = ()
     real: Sequence[Sequence[int]] | None = None
     corruptions: Sequence[str] = ()
     attacks: Sequence[Attack] = ()
@@ -80,14 +73,13 @@ def evaluated(
         sets["ema"] = weights["ema"]
     own = "ema" if exp.recipe.variables(weights) is weights["ema"] else "params"
     others, score = [name for name in sets if name != own], _scorer(exp)
-    scorers = {own: passes.of_model(exp, sets[own], given.columns)}
+    subject = Subject(exp, sets[own], given, size)
+    scorers = {own: passes.of_model(subject)}
     for name in others:
-        scorers[name] = passes.of_model(exp, sets[name], given.columns, score)
+        scorers[name] = passes.of_model(subject._replace(variables=sets[name]), score)
     if asked.views:
-        scorers["tta"] = passes.through_views(
-            exp, sets[own], given.columns, asked.views, score
-        )
-    kept, labels = passes.over_examples(exp, given, scorers, size)
+        scorers["tta"] = passes.through_views(subject, asked.views, score)
+    kept, labels = passes.over_examples(subject, scorers)
     found = Predictions(kept[own]["logits"], labels)
     kept[own] = _in_pieces(score, found)
     values = {
@@ -95,29 +87,26 @@ def evaluated(
         for name in sets
         for metric in (LOSS, *(m.name for m in exp.recipe.metrics))
     }
-    fit = _temperature(exp, sets[own], given, found, size)
-    assessed = figures.assess(found, exp.recipe.link, kept[own], *fit)
-    rows = [figures.row(f"{name}, not {own}", kept[name]) for name in others]
-    if asked.views:
-        name = f"--tta={asked.tta!r} ({len(asked.views)} views)"
-        rows.append(figures.row(name, kept["tta"]))
-    if asked.seen:
-        scorer = {"": passes.of_model(exp, sets[own], given.columns, score)}
-        again, _ = passes.over_examples(exp, asked.seen, scorer, size)
-        text = asked.seen.data.config.data.eval_ops
-        rows.append(figures.row(f"--eval_ops={text!r}", again[""]))
-    if asked.members:
-        name = f"--ensemble of {len(asked.members) + 1} runs"
-        together = _ensemble(exp, found, asked.members, size)
-        rows.append(figures.row(name, _in_pieces(score, together)))
-    if asked.real is not None:
-        rows.append(_real(found.logits, asked.real))
-    robust = robustness.assess(
-        exp, sets[own], given, asked.corruptions, asked.attacks, score, size
+    assessed = figures.assess(
+        found, exp.recipe.link, kept[own], *_temperature(subject, found)
     )
+    rows = {f"{name}, not {own}": kept[name] for name in others}
+    if asked.views:
+        rows[f"--tta={asked.tta!r} ({len(asked.views)} views)"] = kept["tta"]
+    if asked.seen:
+        again = subject._replace(given=asked.seen)
+        text = asked.seen.data.config.data.eval_ops
+        rows[f"--eval_ops={text!r}"] = passes.scored(again, passes.of_model(again, score))
+    if asked.members:
+        together = _ensemble(exp.recipe.link, found, asked.members)
+        rows[f"--ensemble of {len(asked.members) + 1} runs"] = _in_pieces(score, together)
+    made = [figures.row(name, columns) for name, columns in rows.items()]
+    if asked.real is not None:
+        made.append(_real(found.logits, asked.real))
+    robust = robustness.assess(subject, asked.corruptions, asked.attacks, score)
     if robust.mean:
         values["corrupted_top1"] = robust.mean.top1.value
-    return Evaluation(own, values, found, assessed, rows, robust)
+    return Evaluation(own, values, found, assessed, made, robust)
 
 
 def _scorer(exp: Experiment) -> Keep:
@@ -147,30 +136,19 @@ def _in_pieces(score: Keep, found: Predictions) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _temperature(
-    exp: Experiment,
-    variables: dict[str, Any],
-    given: Examples,
-    found: Predictions,
-    size: int,
-) -> tuple[float, str]:
+def _temperature(subject: Subject, found: Predictions) -> tuple[float, str]:
     """Returns (temperature, its examples), or (NaN, the reason that there is none)."""
-    split = exp.config.data.eval
+    exp, given, split = subject.exp, subject.given, subject.exp.config.data.eval
     if not split:
         return math.nan, "the run has no data.eval to fit one on"
-    if given.is_own and given.split == split:
-        return _fitted(exp, found, f"these very examples, of data.eval={split}")
-    own = examples.of_run(exp, "eval")
-    scorer = {"": passes.of_model(exp, variables, own.columns)}
-    try:
-        kept, labels = passes.over_examples(exp, own, scorer, size)
-    except InputError as error:
-        return math.nan, f"data.eval={split} cannot be read ({error})"
-    on_them = Predictions(kept[""]["logits"], labels)
-    return _fitted(exp, on_them, f"the {own.n} examples of data.eval={split}")
-
-
-def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]:
+    text = f"these very examples, of data.eval={split}"
+    if not given.is_own or given.split != split:
+        own = examples.of_run(exp, "eval")
+        try:
+            found = passes.predictions(subject._replace(given=own))
+        except InputError as error:
+            return math.nan, f"data.eval={split} cannot be read ({error})"
+        text = f"the {own.n} examples of data.eval={split}"
     temperature = calibration.fit_temperature(*found, exp.recipe.link)
     if temperature <= calibration.COLDEST:
         text += ", all of which it has right: the surest is the likeliest there, and no"
@@ -178,38 +156,21 @@ def _fitted(exp: Experiment, found: Predictions, text: str) -> tuple[float, str]
     return temperature, text
 
 
-def _ensemble(
-    exp: Experiment,
-    found: Predictions,
-    members: Sequence[tuple[Member, Examples]],
-    size: int,
-) -> Predictions:
-    """Returns the logits of the mean probabilities of this run and the members."""
-    every, links = [found.logits], [exp.recipe.link]
-    for member, given in members:
-        scorer = {"": passes.of_model(member.exp, member.variables, given.columns)}
-        kept, labels = passes.over_examples(member.exp, given, scorer, size)
-        if not np.array_equal(labels, found.labels):
-            raise InputError(
-                f"--ensemble={member.path} has other labels than --workdir for the same"
-                " split; give runs of the same data"
-            )
-        every.append(kept[""]["logits"])
-        links.append(member.exp.recipe.link)
+def _ensemble(link: str, found: Predictions, members: Sequence[Subject]) -> Predictions:
+    """Returns the logits of the mean probabilities of a run and the members."""
+    every = [(found.logits, link)]
+    for member in members:
+        every.append((passes.predictions(member).logits, member.exp.recipe.link))
     joined = np.empty_like(found.logits)
     for piece in scores.in_pieces(len(joined)):
-        likely = [
-            probabilities(logits[piece], link)
-            for logits, link in zip(every, links, strict=True)
-        ]
-        joined[piece] = mean_logits(likely, exp.recipe.link)
+        likely = [probabilities(logits[piece], each) for logits, each in every]
+        joined[piece] = mean_logits(likely, link)
     return Predictions(joined, found.labels)
 
 
 def _real(logits: np.ndarray, real: Sequence[Sequence[int]]) -> ScoreRow:
     """Returns the top-1 row, over examples that have a correct class (ReaL)."""
-    predicted = scores.predicted(logits)
-    hits = [k in right for k, right in zip(predicted.tolist(), real, strict=True) if right]
-    return ScoreRow(
-        "ReaL", len(hits), intervals.proportion(sum(hits), len(hits)), figures.UNKNOWN
-    )
+    predicted = scores.predicted(logits).tolist()
+    hits = [k in right for k, right in zip(predicted, real, strict=True) if right]
+    top1 = intervals.proportion(sum(hits), len(hits))
+    return ScoreRow("ReaL", len(hits), top1, figures.UNKNOWN)

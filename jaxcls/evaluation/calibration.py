@@ -46,15 +46,14 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> R
     confidence: [n]; hits: bool [n]. Examples whose confidence is NaN are left out.
     """
     known = ~np.isnan(confidence)
-    sure, right = confidence[known].astype(np.float64), hits[known]
+    sure, right = confidence[known], hits[known]
     where = bin_of(sure, bins)
     count = np.bincount(where, minlength=bins)
-    sums = [np.bincount(where, column, bins) for column in (sure, right)]
-    means = [
-        np.divide(column, count, out=np.full(bins, np.nan), where=count > 0)
-        for column in sums
-    ]
-    return Reliability(means[0], means[1], count.astype(np.int64))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin.
+        confidence, accuracy = (
+            np.bincount(where, each, bins) / count for each in (sure, right)
+        )
+    return Reliability(confidence, accuracy, count)
 
 
 def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -101,14 +100,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
         for piece in in_pieces(len(known)):
             rows = known[piece]
             part = logits[rows].astype(np.float64)
-            # Differences from the label's logit leave this derivative unchanged, and add
-            # exactly.
-            own = np.take_along_axis(part, labels[rows, None], axis=1)
             shares = probabilities(part, link, np.exp(log_temperature))
-            if link == "softmax":
-                total += float((shares * (part - own)).sum())
-            else:
-                total += float((shares * part).sum() - own.sum())
+            # Row by row: of examples that are right at this temperature, it is exactly 0.
+            own = part[np.arange(len(rows)), labels[rows]]
+            total += float(((shares * part).sum(1) - own).sum())
         return total / len(known)
 
     low, high = np.log(COLDEST), np.log(HOTTEST)

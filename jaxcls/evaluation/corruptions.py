@@ -15,12 +15,14 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
+from jaxcls.data.decode import Random
 from jaxcls.errors import InputError, lookup
 
 STRENGTHS = 5
@@ -30,13 +32,7 @@ SEED = 0
 # geometric mean of 32 and 224.
 LARGE = 85
 # (levels float32 [H, W, C] of 0..1, amount, rng) -> levels, clipped later.
-Levels = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
-
-
-class Random(Protocol):
-    """A source of the random numbers of an example, in [0, 1)."""
-
-    def random(self) -> float: ...
+Levels = Callable[[np.ndarray, Any, Generator], np.ndarray]
 
 
 class Corruption(NamedTuple):
@@ -47,9 +43,7 @@ class Corruption(NamedTuple):
     small: Sequence[Any]
     large: Sequence[Any]
 
-    def __call__(
-        self, image: np.ndarray, strength: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    def __call__(self, image: np.ndarray, strength: int, rng: Generator) -> np.ndarray:
         """Returns the corrupted image, uint8 [H, W, C], at a strength of 1..5."""
         amounts = self.large if min(image.shape[:2]) >= LARGE else self.small
         levels = image.astype(np.float32) / 255
@@ -57,41 +51,37 @@ class Corruption(NamedTuple):
         return np.rint(found.clip(0, 1) * 255).astype(np.uint8).reshape(image.shape)
 
 
-def gaussian_noise(
-    levels: np.ndarray, deviation: float, rng: np.random.Generator
-) -> np.ndarray:
+def gaussian_noise(levels: np.ndarray, deviation: float, rng: Generator) -> np.ndarray:
     """Adds normal noise."""
     return levels + deviation * rng.standard_normal(levels.shape, np.float32)
 
 
-def shot_noise(levels: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+def shot_noise(levels: np.ndarray, photons: float, rng: Generator) -> np.ndarray:
     """Applies Poisson noise of `photons` photons at the level 1."""
     return (rng.poisson(levels * photons) / photons).astype(np.float32)
 
 
-def impulse_noise(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def impulse_noise(levels: np.ndarray, share: float, rng: Generator) -> np.ndarray:
     """Sets a share of the levels to 0 or 1, each equally often."""
     drawn = rng.random(levels.shape, np.float32)
     salted = np.where(drawn < share / 2, np.float32(0), levels)
     return np.where(drawn >= 1 - share / 2, np.float32(1), salted)
 
 
-def speckle_noise(
-    levels: np.ndarray, deviation: float, rng: np.random.Generator
-) -> np.ndarray:
+def speckle_noise(levels: np.ndarray, deviation: float, rng: Generator) -> np.ndarray:
     """Adds normal noise in proportion to the level."""
     noise = rng.standard_normal(levels.shape, np.float32)
     return levels + levels * (deviation * noise)
 
 
-def gaussian_blur(levels: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def gaussian_blur(levels: np.ndarray, sigma: float, rng: Generator) -> np.ndarray:
     """Blurs by a Gaussian of `sigma` pixels, truncated at four sigma."""
     side = 2 * int(4 * sigma + 0.5) + 1
     return cv2.GaussianBlur(levels, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
 def defocus_blur(
-    levels: np.ndarray, disk: tuple[float, float], rng: np.random.Generator
+    levels: np.ndarray, disk: tuple[float, float], rng: Generator
 ) -> np.ndarray:
     """Averages over a disk of (radius, sigma of its soft edge)."""
     radius, sigma = disk
@@ -105,9 +95,7 @@ def defocus_blur(
     return _filtered(levels, kernel)
 
 
-def motion_blur(
-    levels: np.ndarray, trail: tuple[int, float], rng: np.random.Generator
-) -> np.ndarray:
+def motion_blur(levels: np.ndarray, trail: tuple[int, float], rng: Generator) -> np.ndarray:
     """Blurs along a one-sided trail, at most 45 degrees from horizontal.
 
     ImageMagick does the same. trail: (half of its length, sigma of its weights, which
@@ -124,9 +112,7 @@ def motion_blur(
     return _filtered(levels, kernel)
 
 
-def zoom_blur(
-    levels: np.ndarray, zooms: tuple[float, float], rng: np.random.Generator
-) -> np.ndarray:
+def zoom_blur(levels: np.ndarray, zooms: tuple[float, float], rng: Generator) -> np.ndarray:
     """Averages over zooms from 1 on. zooms: (the last zoom, the increment).
 
     The image itself counts twice.
@@ -149,7 +135,7 @@ def zoom_blur(
     return total / count
 
 
-def brightness(levels: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+def brightness(levels: np.ndarray, amount: float, rng: Generator) -> np.ndarray:
     """Raises HSV's value, the largest level of a pixel; keeps hue and saturation."""
     value = levels.max(-1, keepdims=True)
     raised = np.minimum(value + np.float32(amount), 1)
@@ -157,13 +143,13 @@ def brightness(levels: np.ndarray, amount: float, rng: np.random.Generator) -> n
     return np.where(value > 0, levels * scale, raised)
 
 
-def contrast(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def contrast(levels: np.ndarray, share: float, rng: Generator) -> np.ndarray:
     """Keeps a share of each channel's difference from its mean."""
     means = levels.mean((0, 1), keepdims=True)
     return (levels - means) * np.float32(share) + means
 
 
-def pixelate(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def pixelate(levels: np.ndarray, share: float, rng: Generator) -> np.ndarray:
     """Keeps a share of the rows and columns: resizes down and up by Pillow's box filter."""
     height, width = levels.shape[:2]
     size = max(1, int(width * share)), max(1, int(height * share))
@@ -171,9 +157,7 @@ def pixelate(levels: np.ndarray, share: float, rng: np.random.Generator) -> np.n
     return _levels(picture.resize((width, height), Image.Resampling.BOX))
 
 
-def jpeg_compression(
-    levels: np.ndarray, quality: int, rng: np.random.Generator
-) -> np.ndarray:
+def jpeg_compression(levels: np.ndarray, quality: int, rng: Generator) -> np.ndarray:
     """Encodes and decodes as a JPEG of `quality`, by Pillow."""
     file = io.BytesIO()
     _picture(levels).save(file, "JPEG", quality=quality)
@@ -181,73 +165,40 @@ def jpeg_compression(
         return _levels(picture)
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": Corruption(
-        "noise",
-        gaussian_noise,
-        small=(0.04, 0.06, 0.08, 0.09, 0.10),
-        large=(0.08, 0.12, 0.18, 0.26, 0.38),
-    ),
-    "shot_noise": Corruption(
-        "noise", shot_noise, small=(500, 250, 100, 75, 50), large=(60, 25, 12, 5, 3)
-    ),
-    "impulse_noise": Corruption(
-        "noise",
-        impulse_noise,
-        small=(0.01, 0.02, 0.03, 0.05, 0.07),
-        large=(0.03, 0.06, 0.09, 0.17, 0.27),
-    ),
-    "speckle_noise": Corruption(
-        "noise",
-        speckle_noise,
-        small=(0.06, 0.1, 0.12, 0.16, 0.2),
-        large=(0.15, 0.2, 0.35, 0.45, 0.6),
-    ),
-    "gaussian_blur": Corruption(
-        "blur", gaussian_blur, small=(0.4, 0.6, 0.7, 0.8, 1.0), large=(1, 2, 3, 4, 6)
-    ),
-    "defocus_blur": Corruption(
-        "blur",
-        defocus_blur,
-        small=((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        large=((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-    ),
-    "motion_blur": Corruption(
-        "blur",
-        motion_blur,
-        small=((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        large=((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-    ),
-    "zoom_blur": Corruption(
-        "blur",
-        zoom_blur,
-        small=((1.06, 0.01), (1.1, 0.01), (1.15, 0.01), (1.2, 0.01), (1.25, 0.01)),
-        large=((1.1, 0.01), (1.15, 0.01), (1.2, 0.02), (1.24, 0.02), (1.3, 0.03)),
-    ),
-    "brightness": Corruption(
-        "light and detail",
-        brightness,
-        small=(0.05, 0.1, 0.15, 0.2, 0.3),
-        large=(0.1, 0.2, 0.3, 0.4, 0.5),
-    ),
-    "contrast": Corruption(
-        "light and detail",
-        contrast,
-        small=(0.75, 0.5, 0.4, 0.3, 0.15),
-        large=(0.4, 0.3, 0.2, 0.1, 0.05),
-    ),
-    "pixelate": Corruption(
-        "light and detail",
-        pixelate,
-        small=(0.95, 0.9, 0.85, 0.75, 0.65),
-        large=(0.6, 0.5, 0.4, 0.3, 0.25),
-    ),
-    "jpeg_compression": Corruption(
-        "light and detail",
-        jpeg_compression,
-        small=(80, 65, 58, 50, 40),
-        large=(25, 18, 15, 10, 7),
-    ),
+# By family: each corruption's amounts at strengths 1..5, for small and for large images.
+AMOUNTS: dict[str, dict[Levels, tuple[Sequence[Any], Sequence[Any]]]] = {
+    "noise": {
+        gaussian_noise: ((0.04, 0.06, 0.08, 0.09, 0.1), (0.08, 0.12, 0.18, 0.26, 0.38)),
+        shot_noise: ((500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+        impulse_noise: ((0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
+        speckle_noise: ((0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.35, 0.45, 0.6)),
+    },
+    "blur": {
+        gaussian_blur: ((0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6)),
+        defocus_blur: (
+            ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+            ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        ),
+        motion_blur: (
+            ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+            ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        ),
+        zoom_blur: (
+            ((1.06, 0.01), (1.1, 0.01), (1.15, 0.01), (1.2, 0.01), (1.25, 0.01)),
+            ((1.1, 0.01), (1.15, 0.01), (1.2, 0.02), (1.24, 0.02), (1.3, 0.03)),
+        ),
+    },
+    "light and detail": {
+        brightness: ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
+        contrast: ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
+        pixelate: ((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
+        jpeg_compression: ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
+    },
+}
+CORRUPTIONS = {
+    function.__name__: Corruption(kind, function, small, large)
+    for kind, amounts in AMOUNTS.items()
+    for function, (small, large) in amounts.items()
 }
 
 
@@ -257,17 +208,13 @@ def named(text: str, key: str) -> list[str]:
     An empty text names none. Raises `InputError`, which names `key`, for an unknown or
     repeated name.
     """
-    if not text:
-        return []
     if text.strip() == "all":
         return list(CORRUPTIONS)
-    names = [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         lookup({**CORRUPTIONS, "all": None}, name, key)
-        if name == "all":
-            raise InputError(f"{key}={text!r}: all are all there are; give {key}=all")
-        if names.count(name) > 1:
-            raise InputError(f"{key}={text!r} names {name} twice; name it once")
+        if name == "all" or names.count(name) > 1:
+            raise InputError(f"{key}={text!r} must name each once; try {key}=all")
     return names
 
 
@@ -277,22 +224,17 @@ def at_every_strength(name: str) -> Callable[[np.ndarray, Random], np.ndarray]:
     The op draws one number from the example's rng. So other examples and other corruptions
     do not change it.
     """
-    corruption, stream = CORRUPTIONS[name], zlib.crc32(name.encode())
+    corruption, stream = CORRUPTIONS[name], zlib.crc32(name.encode()) * 8
 
     def op(image: np.ndarray, rng: Random) -> np.ndarray:
         drawn = int(rng.random() * 2**53)
-        return np.stack(
-            [
-                corruption(image, k, np.random.Generator(_bits(drawn, stream, k)))
-                for k in range(1, STRENGTHS + 1)
-            ]
-        )
+        found = []
+        for strength in range(1, STRENGTHS + 1):
+            own = Generator(np.random.Philox(key=[drawn, stream + strength]))
+            found.append(corruption(image, strength, own))
+        return np.stack(found)
 
     return op
-
-
-def _bits(drawn: int, stream: int, strength: int) -> np.random.BitGenerator:
-    return np.random.Philox(key=[drawn, stream * 8 + strength])
 
 
 def _filtered(levels: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ classes that the dataset holds, as in the scores of ImageNet-A and -R (Hendrycks
 arXiv:1907.07174 and arXiv:2006.16241).
 """
 
-import json
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import flax.errors
 import jax
 import numpy as np
 
+from jaxcls import atomic
 from jaxcls.config import loading as configs
 from jaxcls.data import sources, splits
 from jaxcls.data.pipeline import Data
@@ -44,19 +44,15 @@ class Examples(NamedTuple):
 
 def of_run(exp: Experiment, split: str) -> Examples:
     """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data."""
-    role = split if split in ("test", "eval", "train") else ""
-    name = exp.config.data[role] if role else split
+    is_role = split in ("test", "eval", "train")
+    name = exp.config.data[split] if is_role else split
     if not name:
         other = "eval" if exp.config.data.eval else "train"
-        if not role:
-            raise InputError(
-                "--split= is empty; leave it out for test, or try --split=eval"
-            )
-        raise InputError(f"--split={role}: the run has no data.{role}; try --split={other}")
+        why = f": the run has no data.{split}" if split else " is empty"
+        raise InputError(f"--split={split}{why}; try --split={other}")
     every = np.arange(exp.selection.num_classes)
-    return Examples(
-        exp.data, name, f"data.{role}" if role else "--split", every, every, True
-    )
+    key = f"data.{split}" if is_role else "--split"
+    return Examples(exp.data, name, key, every, every, True)
 
 
 def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Examples:
@@ -76,23 +72,21 @@ def of_dataset(exp: Experiment, name: str, data_dir: str, split: str) -> Example
             " only; prepare it with names"
         )
     # Some datasets name all ImageNet classes but hold images of 200 of them.
-    bases = dict.fromkeys(
-        part for part, *_ in splits.resolve(split, data.selection.facts.splits, "--split")
-    )
-    found = [data.selection.dataset.labels(base, "--split") for base in bases]
-    there = np.unique(np.concatenate(found))
+    bases = splits.resolve(split, data.selection.facts.splits, "--split")
+    labels = [data.selection.dataset.labels(base, "--split") for base, *_ in bases]
+    there = np.unique(np.concatenate(labels))
+    there = there[there >= 0]
     known = {each: k for k, each in enumerate(exp.selection.class_names)}
-    unknown = [names[k] for k in there if k >= 0 and names[k] not in known]
+    unknown = [names[k] for k in there if names[k] not in known]
     if unknown:
         raise InputError(
             f"--dataset={name}: {len(unknown)} of its classes are not the model's, such as"
             f" {unknown[0]!r}{did_you_mean(unknown[0], known)}; give a dataset whose"
             " classes the run was trained on"
         )
-    chosen = {int(k): known[names[k]] for k in there if k >= 0}
-    columns = np.unique(list(chosen.values()))
-    places = np.full(len(names), -1)
-    places[list(chosen)] = np.searchsorted(columns, list(chosen.values()))
+    chosen = [known[names[k]] for k in there]
+    columns, places = np.unique(chosen), np.full(len(names), -1)
+    places[there] = np.searchsorted(columns, chosen)
     return Examples(data, split, "--split", columns, places, False)
 
 
@@ -168,7 +162,6 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
 
 
 # Labels of ImageNet ReaL are in the order of these file names.
-_REAL = "give the real.json of github.com/google-research/reassessed-imagenet"
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -179,36 +172,34 @@ def real_labels(path: str, given: Examples) -> list[list[int]]:
     order of the ILSVRC validation files. Raises `InputError` if it has another form, or the
     examples have other file names.
     """
-    try:
-        listed = json.loads(pathlib.Path(path).read_text())
-        is_right = isinstance(listed, list) and all(
-            isinstance(each, list) and all(type(k) is int for k in each) for each in listed
-        )
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no JSON"
-        raise InputError(f"--real={path} cannot be read ({why}); {_REAL}") from None
-    facts = given.data.selection.facts
-    classes = facts.num_classes
+    classes = given.data.selection.facts.num_classes
     if len(given.columns) < classes:
         raise InputError(
             f"--real={path} is for a model of all {classes} classes of"
-            f" {facts.name}, and here are {len(given.columns)}; leave out --real"
+            f" {given.data.config.data.name}, and here are {len(given.columns)}; leave out"
+            " --real"
         )
-    if not is_right or any(not 0 <= k < classes for each in listed for k in each):
+    listed = atomic.read_json(pathlib.Path(path))
+    if not isinstance(listed, list) or not all(
+        isinstance(each, list) and all(type(k) is int and 0 <= k < classes for k in each)
+        for each in listed
+    ):
         raise InputError(
-            f"--real={path} must be a list of lists of class numbers, 0 to {classes - 1},"
-            f" one for each ILSVRC validation file; {_REAL}"
+            f"--real={path} must be a JSON file, a list of lists of class numbers, 0 to"
+            f" {classes - 1}, one for each ILSVRC validation file; give the real.json of"
+            " github.com/google-research/reassessed-imagenet"
         )
     records = given.data.selection.records(given.split, given.key)
     found = []
-    for index, name in enumerate(records.names(np.arange(len(records)))):
-        match = _FILE.search(name.decode("utf-8", "replace"))
+    for index, raw in enumerate(records.names(np.arange(len(records)))):
+        name = raw.decode("utf-8", "replace")
+        match = _FILE.search(name)
         if not match or not 1 <= int(match[1]) <= len(listed):
-            what = repr(name.decode("utf-8", "replace")) if name else "no file name"
             raise InputError(
-                f"--real={path}: {records.where(index)} has {what}, and must have that of"
-                f" one of {len(listed)} files such as ILSVRC2012_val_00000001.JPEG; score"
-                " imagenet2012's split validation, or leave out --real"
+                f"--real={path}: {records.where(index)} has the file name {name!r}, and"
+                f" must have that of one of {len(listed)} files such as"
+                " ILSVRC2012_val_00000001.JPEG; score imagenet2012's split validation, or"
+                " leave out --real"
             )
         found.append(given.places[listed[int(match[1]) - 1]].tolist())
     return found

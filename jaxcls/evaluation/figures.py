@@ -1,7 +1,7 @@
 """Computes every figure of a model, with confidence intervals, from its predictions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -116,71 +116,48 @@ def assess(
     logits, labels = found
     n, num_classes = logits.shape
     predicted = scores.predicted(logits)
-    matrix = scores.confusion(predicted, labels, num_classes)
-    support = np.bincount(labels, minlength=num_classes)
-    names = sorted(columns, key=lambda name: (name == LOSS, name))  # Loss is last.
-    headline = {name: figure(columns[name]) for name in names}
     sure = calibration.confidence(logits, link)
     tempered = calibration.confidence(logits, link, temperature)
-    means, (before, after) = _sampled(predicted, labels, num_classes, (sure, tempered))
-    headline |= {**means, "ECE": before}
+    errors = [calibration.error(each, predicted == labels) for each in (sure, tempered)]
+    by_class, means = scores.by_class(predicted, labels, num_classes)
+
+    def sampled(weights: np.ndarray) -> np.ndarray:
+        _, means = scores.by_class(predicted, labels, num_classes, weights)
+        return np.array([*means.values(), *(error(weights) for error in errors)])
+
+    *of_means, before, after = intervals.bootstrap(sampled, n, limits=(0.0, 1.0))
+    names = sorted(columns, key=lambda name: (name == LOSS, name))  # Loss is last.
+    headline = {name: figure(columns[name]) for name in names}
+    headline |= {**dict(zip(means, of_means, strict=True)), "ECE": before}
     auc = np.zeros(0)
     if num_classes <= AUC_CLASSES:
         auc, headline["macro AUC"] = _auc(probabilities(logits, link), labels)
+    reliability = calibration.reliability(sure, predicted == labels)
     return Assessment(
         n=n,
         non_finite=int((predicted < 0).sum()),
         headline=headline,
-        matrix=matrix,
-        by_class=scores.by_class(matrix, support),
+        matrix=scores.confusion(predicted, labels, num_classes),
+        by_class=by_class,
         auc=auc,
-        calibration=Calibration(
-            calibration.reliability(sure, predicted == labels),
-            before,
-            temperature,
-            fitted_on,
-            after,
-        ),
+        calibration=Calibration(reliability, before, temperature, fitted_on, after),
     )
-
-
-def _sampled(
-    predicted: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    confidences: Sequence[np.ndarray],
-) -> tuple[dict[str, Interval], list[Interval]]:
-    """Returns the bootstrap intervals of class means and of calibration errors.
-
-    confidences: each [n], of the predicted class.
-    """
-    errors = [calibration.error(each, predicted == labels) for each in confidences]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        by_name = scores.means(predicted, labels, num_classes, weights)
-        figures = [x for each in by_name.values() for x in each]
-        return np.array([*figures, *(error(weights) for error in errors)])
-
-    values = intervals.bootstrap(statistic, len(labels), limits=(0.0, 1.0))
-    names = [
-        f"{kind} {figure}"
-        for kind in ("macro", "weighted")
-        for figure in ("precision", "recall", "F1")
-    ]
-    means = dict(zip(names, values, strict=False))
-    return means, values[len(names) :]
 
 
 def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:
     """Returns the AUC of each class [K], and the mean over the classes that have one."""
-    areas, mean_of = scores.class_auc(likely, labels), scores.macro_auc(likely, labels)
+    areas_of = scores.class_auc(likely, labels)
+    areas = areas_of(np.ones(len(labels)))
     if np.isnan(areas).all():
         return areas, UNKNOWN
-    is_much = likely.size > AUC_WORK
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        areas = areas_of(weights)
+        known = areas[~np.isnan(areas)]
+        return np.array([known.mean() if known.size else math.nan])
+
+    replicates = intervals.REPLICATES // (5 if likely.size > AUC_WORK else 1)
     (found,) = intervals.bootstrap(
-        lambda weights: np.array([mean_of(weights)]),
-        len(labels),
-        replicates=intervals.REPLICATES // (5 if is_much else 1),
-        limits=(0.0, 1.0),
+        mean, len(labels), replicates=replicates, limits=(0.0, 1.0)
     )
     return areas, found

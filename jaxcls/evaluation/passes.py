@@ -13,7 +13,7 @@ from jaxcls.devices import hosts, mesh
 from jaxcls.evaluation import attacks
 from jaxcls.evaluation.attacks import Attack
 from jaxcls.evaluation.examples import Examples
-from jaxcls.evaluation.predictions import mean_logits, probabilities
+from jaxcls.evaluation.predictions import Predictions, mean_logits, probabilities
 from jaxcls.evaluation.views import View
 from jaxcls.experiment import Experiment
 from jaxcls.learning import losses
@@ -25,6 +25,15 @@ Keep = Callable[[np.ndarray, np.ndarray], Columns]
 
 class Abandoned(Exception):
     """A pass was stopped before its end."""
+
+
+class Subject(NamedTuple):
+    """A model and the examples that it is scored on; size: the examples of a batch."""
+
+    exp: Experiment
+    variables: dict[str, Any]
+    given: Examples
+    size: int
 
 
 class Scorer(NamedTuple):
@@ -52,85 +61,52 @@ def all_logits(logits: np.ndarray, labels: np.ndarray) -> Columns:
     return {"logits": logits}
 
 
-def of_model(
-    exp: Experiment,
-    variables: dict[str, Any],
-    columns: np.ndarray,
-    keep: Keep = all_logits,
-) -> Scorer:
-    """Returns a scorer that applies `keep` to the logits of the classes `columns` [k]."""
-    return Scorer(
-        lambda batch: exp.programs.logits_step(variables, batch.image),
-        lambda logits, labels: keep(logits[:, columns], labels),
+def of_model(subject: Subject, keep: Keep = all_logits) -> Scorer:
+    """Returns a scorer that applies `keep` to the logits of the examples."""
+    return _of_images(
+        subject, lambda batch: [batch.image], lambda parts, labels: keep(parts[0], labels)
     )
 
 
-def through_views(
-    exp: Experiment,
-    variables: dict[str, Any],
-    columns: np.ndarray,
-    views: Sequence[View],
-    keep: Keep = all_logits,
-) -> Scorer:
+def through_views(subject: Subject, views: Sequence[View], keep: Keep) -> Scorer:
     """Returns a scorer that applies `keep` to the logits of the mean over views.
 
-    The mean is of the probabilities among the classes `columns` [k].
+    The mean is of the probabilities among the classes of the examples.
     """
-    rows = mesh.by_example(exp.mesh)
+    rows, link = mesh.by_example(subject.exp.mesh), subject.exp.recipe.link
     jitted = [jax.jit(view, in_shardings=rows, out_shardings=rows) for view in views]
 
     def keep_mean(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
-        likely = [probabilities(part[:, columns], exp.recipe.link) for part in parts]
-        return keep(mean_logits(likely, exp.recipe.link), labels)
+        likely = [probabilities(part, link) for part in parts]
+        return keep(mean_logits(likely, link), labels)
 
-    def ask(batch: Batch) -> list[jax.Array]:
-        images = batch.image
-        return _in_turn(
-            exp.programs.logits_step(variables, view(images)) for view in jitted
-        )
-
-    return Scorer(ask, keep_mean)
+    return _of_images(
+        subject, lambda batch: (view(batch.image) for view in jitted), keep_mean
+    )
 
 
-def at_strengths(
-    exp: Experiment,
-    variables: dict[str, Any],
-    columns: np.ndarray,
-    count: int,
-    keep: Keep,
-) -> Scorer:
+def at_strengths(subject: Subject, count: int, keep: Keep) -> Scorer:
     """Returns a scorer that applies `keep` to each image of an example: arrays [n, count].
 
-    A batch has images [B, count, H, W, C]. columns, keep: as in `of_model`, for one image.
+    A batch has images [B, count, H, W, C].
     """
-    rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
+    rows, everywhere = mesh.by_example(subject.exp.mesh), mesh.replicated(subject.exp.mesh)
     of_one = jax.jit(
         lambda images, k: images[:, k], in_shardings=(rows, everywhere), out_shardings=rows
     )
 
-    def ask(batch: Batch) -> list[jax.Array]:
-        images = batch.image
-        return _in_turn(
-            exp.programs.logits_step(variables, of_one(images, np.int32(k)))
-            for k in range(count)
-        )
+    def images_of(batch: Batch) -> Iterator[jax.Array]:
+        return (of_one(batch.image, np.int32(k)) for k in range(count))
 
-    return _of_several(ask, columns, keep)
+    return _of_images(subject, images_of, _each(keep))
 
 
-def under_attacks(
-    exp: Experiment,
-    variables: dict[str, Any],
-    columns: np.ndarray,
-    places: np.ndarray,
-    chosen: Sequence[Attack],
-    keep: Keep,
-) -> Scorer:
+def under_attacks(subject: Subject, chosen: Sequence[Attack], keep: Keep) -> Scorer:
     """Returns a scorer that applies `keep` to each attacked image: arrays [n, attacks].
 
-    An attack raises the evaluation's loss among the classes `columns`. places: for each
-    class of the data, its place among them. keep: as in `of_model`.
+    An attack raises the evaluation's loss among the classes of the examples.
     """
+    exp, (columns, places) = subject.exp, (subject.given.columns, subject.given.places)
 
     def judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         asked, own = logits[:, columns], jnp.asarray(places)[labels]
@@ -144,52 +120,69 @@ def under_attacks(
         out_shardings=rows,
     )
     moves = attacks.Moves(
-        functools.partial(advance, variables),
+        functools.partial(advance, subject.variables),
         jax.jit(attacks.scatter, in_shardings=(rows, everywhere), out_shardings=rows),
     )
     begin = jax.jit(attacks.begin, in_shardings=rows, out_shardings=rows)
 
-    def ask(batch: Batch) -> list[jax.Array]:
+    def images_of(batch: Batch) -> Iterator[jax.Array]:
         path = begin(Batch(batch.image, batch.label, batch.index))
-        return _in_turn(
-            exp.programs.logits_step(variables, each.make(moves, path)) for each in chosen
-        )
+        return (each.make(moves, path) for each in chosen)
 
-    return _of_several(ask, columns, keep)
+    return _of_images(subject, images_of, _each(keep))
 
 
-def _of_several(
-    ask: Callable[[Batch], Sequence[jax.Array]], columns: np.ndarray, keep: Keep
+def _of_images(
+    subject: Subject,
+    images_of: Callable[[Batch], Iterable[jax.Array]],
+    keep: Callable[[Sequence[np.ndarray], np.ndarray], Columns],
 ) -> Scorer:
-    """Returns a scorer that applies `keep` to several logits of an example: [B, S]."""
+    """Returns a scorer of several images an example.
+
+    images_of: a batch -> images [B, H, W, C], one after the other. keep: their logits among
+    the classes of the examples, and labels -> columns.
+    """
+
+    def ask(batch: Batch) -> list[jax.Array]:
+        parts: list[jax.Array] = []
+        for images in images_of(batch):
+            parts.append(subject.exp.programs.logits_step(subject.variables, images))
+            # With more than two programs at once, XLA's CPU devices deadlock.
+            jax.block_until_ready(parts[-2:-1])
+        return parts
+
+    columns = subject.given.columns
+    return Scorer(ask, lambda parts, labels: keep([x[:, columns] for x in parts], labels))
+
+
+def _each(keep: Keep) -> Callable[[Sequence[np.ndarray], np.ndarray], Columns]:
+    """Returns a function: logits of S images an example, labels -> arrays [B, S, ...]."""
 
     def keep_each(parts: Sequence[np.ndarray], labels: np.ndarray) -> Columns:
-        logits = np.stack(parts, axis=1)[..., columns]
-        size, count, _ = logits.shape
-        kept = keep(logits.reshape(size * count, -1), np.repeat(labels, count))
-        return {
-            name: values.reshape(size, count, *values.shape[1:])
-            for name, values in kept.items()
-        }
+        kept = [keep(part, labels) for part in parts]
+        return {name: np.stack([each[name] for each in kept], 1) for name in kept[0]}
 
-    return Scorer(ask, keep_each)
+    return keep_each
 
 
-def _in_turn(asked: Iterable[jax.Array]) -> list[jax.Array]:
-    """Returns the outputs of several programs, at most two of which run at once."""
-    parts: list[jax.Array] = []
-    for part in asked:
-        parts.append(part)
-        # With more, XLA's CPU devices deadlock.
-        jax.block_until_ready(parts[-2:-1])
-    return parts
+def predictions(subject: Subject) -> Predictions:
+    """Returns the logits and labels of all examples."""
+    kept, labels = over_examples(subject, {"": of_model(subject)})
+    return Predictions(kept[""]["logits"], labels)
+
+
+def scored(subject: Subject, scorer: Scorer) -> Columns:
+    """Returns the columns of a scorer for all examples."""
+    return over_examples(subject, {"": scorer})[0][""]
 
 
 def over_examples(
-    exp: Experiment, given: Examples, scorers: Mapping[str, Scorer], size: int
+    subject: Subject, scorers: Mapping[str, Scorer]
 ) -> tuple[dict[str, Columns], np.ndarray]:
-    """Calls `over` on the examples `given`, with `size` examples a batch."""
-    batches = given.data.eval_batches(given.split, given.key, mesh.round_up(size, exp.mesh))
+    """Calls `over` on the examples of `subject`."""
+    exp, given = subject.exp, subject.given
+    size = mesh.round_up(subject.size, exp.mesh)
+    batches = given.data.eval_batches(given.split, given.key, size)
     return over(given.n, batches, given.places, scorers, exp.mesh)
 
 

@@ -1,7 +1,6 @@
 """The predictions of a model for every example of a split, on the host."""
 
 import csv
-import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -65,8 +64,8 @@ def write_csv(
     names, top = list(class_names), min(top, len(class_names))
     columns = [f"p({name})" for name in names]
     if top:
-        pairs = [(f"class_{k}", f"probability_{k}") for k in range(1, top + 1)]
-        columns = list(itertools.chain.from_iterable(pairs))
+        kinds = "class", "probability"
+        columns = [f"{kind}_{k + 1}" for k in range(top) for kind in kinds]
     with atomic.writing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["index", "where", "label", "predicted", *columns])

@@ -1,82 +1,51 @@
 """Scores a model on corrupted and attacked images."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxcls.evaluation import corruptions, figures, passes
 from jaxcls.evaluation.attacks import Attack
-from jaxcls.evaluation.examples import Examples
-from jaxcls.evaluation.figures import Attacked, Corrupted, Robustness
-from jaxcls.evaluation.passes import Columns, Keep
-from jaxcls.experiment import Experiment
+from jaxcls.evaluation.figures import Attacked, Corrupted, Robustness, ScoreRow
+from jaxcls.evaluation.passes import Columns, Keep, Subject
 
 
 def assess(
-    exp: Experiment,
-    variables: dict[str, Any],
-    given: Examples,
-    names: Sequence[str],
-    chosen: Sequence[Attack],
-    keep: Keep,
-    size: int,
+    subject: Subject, names: Sequence[str], chosen: Sequence[Attack], keep: Keep
 ) -> Robustness:
     """Returns the figures of the examples under the corruptions `names` and the attacks.
 
-    Makes one pass over the examples for each corruption, and one for all attacks, with
-    `size` examples a batch. keep: (logits, labels) -> "top1" and "loss" [B].
+    Makes one pass over the examples for each corruption, and one for all attacks. keep:
+    (logits, labels) -> "top1" and "loss" [B].
     """
-    corrupted: list[Corrupted] = []
-    total: Columns = {}
+    corrupted, means, mean = [], list[Columns](), None
     for name in names:
-        columns = _through(exp, variables, given, name, keep, size)
-        means = {what: columns[what].mean(1) for what in ("top1", "loss")}
-        rows = [
-            figures.row(f"{name}, {k}", _column(columns, k - 1))
-            for k in range(1, corruptions.STRENGTHS + 1)
-        ]
+        op = corruptions.at_every_strength(name)
+        data = subject.given.data.through(op, corruptions.SEED)
+        seen = subject._replace(given=subject.given._replace(data=data))
+        scorer = passes.at_strengths(seen, corruptions.STRENGTHS, keep)
+        columns = passes.scored(seen, scorer)
+        means.append({what: columns[what].mean(1) for what in ("top1", "loss")})
+        rows = _rows([f"{name}, {k + 1}" for k in range(corruptions.STRENGTHS)], columns)
         kind = corruptions.CORRUPTIONS[name].kind
-        corrupted.append(Corrupted(name, kind, rows, figures.row(name, means)))
-        total = {what: total.get(what, 0) + mean for what, mean in means.items()}
-    mean = None
-    if names:
-        of_all = {what: values / len(names) for what, values in total.items()}
-        mean = figures.row(f"mean of {len(names)}", of_all)
-    attacked = _attacked(exp, variables, given, chosen, keep, size) if chosen else []
+        corrupted.append(Corrupted(name, kind, rows, figures.row(name, means[-1])))
+    if means:
+        of_all = {what: np.mean([each[what] for each in means], 0) for what in means[0]}
+        mean = figures.row(f"mean of {len(means)}", of_all)
+    if not chosen:
+        return Robustness(corrupted, mean, [])
+    columns = passes.scored(subject, passes.under_attacks(subject, chosen, keep))
+    rows = _rows([each.name for each in chosen], columns)
+    attacked = [
+        Attacked(each.kind, each.epsilon, row)
+        for each, row in zip(chosen, rows, strict=True)
+    ]
     return Robustness(corrupted, mean, attacked)
 
 
-def _through(
-    exp: Experiment,
-    variables: dict[str, Any],
-    given: Examples,
-    name: str,
-    keep: Keep,
-    size: int,
-) -> Columns:
-    """Returns the kept columns of a corruption, [n, strengths]."""
-    op = corruptions.at_every_strength(name)
-    seen = given._replace(data=given.data.through(op, corruptions.SEED))
-    scorer = passes.at_strengths(exp, variables, given.columns, corruptions.STRENGTHS, keep)
-    return passes.over_examples(exp, seen, {name: scorer}, size)[0][name]
-
-
-def _attacked(
-    exp: Experiment,
-    variables: dict[str, Any],
-    given: Examples,
-    chosen: Sequence[Attack],
-    keep: Keep,
-    size: int,
-) -> list[Attacked]:
-    scorer = passes.under_attacks(exp, variables, given.columns, given.places, chosen, keep)
-    columns = passes.over_examples(exp, given, {"": scorer}, size)[0][""]
+def _rows(names: Sequence[str], columns: Columns) -> list[ScoreRow]:
+    """Returns the row of each column [n] of columns [n, names]."""
     return [
-        Attacked(each.kind, each.epsilon, figures.row(each.name, _column(columns, k)))
-        for k, each in enumerate(chosen)
+        figures.row(name, {what: values[:, k] for what, values in columns.items()})
+        for k, name in enumerate(names)
     ]
-
-
-def _column(columns: Columns, k: int) -> dict[str, np.ndarray]:
-    return {what: values[:, k] for what, values in columns.items()}

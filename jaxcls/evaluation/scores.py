@@ -1,9 +1,8 @@
-"""Scores of a split's predictions: hits, confusions, precision, recall, F1, AUC.
+"""Scores of a split's predictions: confusions, precision, recall, F1, AUC.
 
-Non-finite logits predict no class, and their examples count as wrong. The functions import
-scikit-learn themselves: it takes a second, and in training only TensorBoard needs it.
-`means` and `macro_auc` do not use scikit-learn: a bootstrap calls them a thousand times,
-and they sort or count only once.
+Non-finite logits predict no class, and their examples count as wrong. Where a figure takes
+the count of each example, it needs no scikit-learn: a bootstrap calls it a thousand times,
+and it sorts only once.
 """
 
 import math
@@ -47,47 +46,9 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
     predicted, labels: [n]. A prediction of -1 counts in no cell.
     """
-    import sklearn.metrics
-
-    known = predicted >= 0
-    if not known.any():
-        return np.zeros((num_classes, num_classes), np.int64)
-    matrix = sklearn.metrics.confusion_matrix(
-        labels[known], predicted[known], labels=np.arange(num_classes)
-    )
-    return matrix.astype(np.int64)
-
-
-class ByClass(NamedTuple):
-    """Arrays [K]: precision, recall and f1, and support int64, the examples of a class."""
-
-    support: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-
-
-def by_class(matrix: np.ndarray, support: np.ndarray | None = None) -> ByClass:
-    """Returns the figures of each class from the confusion matrix [K, K]; 0 if undefined.
-
-    support: the examples [K] of each class, if the matrix lacks some.
-    """
-    import sklearn.metrics
-
-    classes = np.arange(len(matrix))
-    truth, taken_for = np.nonzero(matrix)
-    weights = matrix[truth, taken_for]
-    # Missed examples take an extra class, which is none of these.
-    missed = matrix.sum(1) * 0 if support is None else support - matrix.sum(1)
-    found = sklearn.metrics.precision_recall_fscore_support(
-        np.concatenate([truth, classes]),
-        np.concatenate([taken_for, np.full(len(classes), len(classes))]),
-        labels=classes,
-        sample_weight=np.concatenate([weights, missed]),
-        zero_division=0,
-    )
-    precision, recall, f1, total = found
-    return ByClass(np.rint(total).astype(np.int64), precision, recall, f1)
+    matrix, known = np.zeros((num_classes, num_classes), np.int64), predicted >= 0
+    np.add.at(matrix, (labels[known], predicted[known]), 1)
+    return matrix
 
 
 def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
@@ -96,112 +57,83 @@ def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     Equal counts are in the order of their classes. There are fewer rows if fewer classes
     are confused.
     """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    truth, taken_for = np.nonzero(wrong)
-    cells = wrong[truth, taken_for]
+    truth, taken_for = np.nonzero(matrix - np.diag(np.diag(matrix)))
+    cells = matrix[truth, taken_for]
     first = np.argsort(-cells, kind="stable")[:count]
     return [(int(truth[i]), int(taken_for[i]), int(cells[i])) for i in first]
 
 
-class Means(NamedTuple):
-    """Precision, recall and F1, each a mean over classes."""
+class ByClass(NamedTuple):
+    """Arrays [K]: the number of examples, and precision, recall and F1, 0 if undefined."""
 
-    precision: float
-    recall: float
-    f1: float
+    support: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
 
 
-def means(
+def by_class(
     predicted: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
     weights: np.ndarray | None = None,
-) -> dict[str, Means]:
-    """Returns "macro" and "weighted" means over classes.
+) -> tuple[ByClass, dict[str, float]]:
+    """Returns the figures of each class, and their means over classes by name.
 
-    "macro" averages over classes that occur or are predicted. "weighted" weights each class
-    by its support. predicted [n]: -1 predicts no class. labels: [n]. weights [n]: the count
-    of each example.
+    "macro" means are over classes that occur or are predicted. "weighted" ones weight each
+    class by its support. predicted [n]: -1 predicts no class. labels: [n]. weights [n]: the
+    count of each example.
     """
-    count = np.ones(len(labels)) if weights is None else weights
 
-    def each(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        return np.bincount(classes[chosen], count[chosen], num_classes)
+    def counted(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        count = None if weights is None else weights[chosen]
+        return np.bincount(classes[chosen], count, num_classes)
 
-    known = predicted >= 0
-    hits = each(labels, predicted == labels)
-    taken, support = each(predicted, known), each(labels, labels >= 0)
-    precision, recall = _ratio(hits, taken), _ratio(hits, support)
-    table = precision, recall, _ratio(2 * hits, taken + support)
-    there = (taken + support) > 0
-    total = support.sum()
-    return {
-        "macro": Means(*(float(column[there].mean()) for column in table)),
-        "weighted": Means(*(float((column * support).sum() / total) for column in table)),
+    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return np.divide(above, below, out=np.zeros(num_classes), where=below > 0)
+
+    hits, support = counted(labels, predicted == labels), counted(labels, labels >= 0)
+    taken = counted(predicted, predicted >= 0)
+    precision, recall = ratio(hits, taken), ratio(hits, support)
+    each = ByClass(support, precision, recall, ratio(2 * hits, taken + support))
+    names, there = ("precision", "recall", "F1"), (taken + support) > 0
+    columns = dict(zip(names, each[1:], strict=True))
+    means = {f"macro {name}": values[there].mean() for name, values in columns.items()}
+    means |= {
+        f"weighted {name}": (values * support).sum() / support.sum()
+        for name, values in columns.items()
     }
+    return each, means
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Returns above / below, and 0 where below is 0."""
-    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
-
-
-def class_auc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the one-vs-rest AUC of each class [K]; ties count half.
-
-    probabilities: [n, K]; labels: [n]. A class without examples, or with all of them, has
-    NaN. Examples with a NaN probability are left out.
-    """
-    import sklearn.metrics
-
-    known = ~np.isnan(probabilities).any(-1)
-    kept, truth = probabilities[known], labels[known]
-    areas = np.full(probabilities.shape[1], np.nan)
-    for k in np.unique(truth):
-        own = truth == k
-        if not own.all():
-            areas[k] = sklearn.metrics.roc_auc_score(own, kept[:, k])
-    return areas
-
-
-def macro_auc(
+def class_auc(
     probabilities: np.ndarray, labels: np.ndarray
-) -> Callable[[np.ndarray], float]:
-    """Returns a function: counts of the examples [n] -> mean of `class_auc` over classes.
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function: counts of the examples [n] -> one-vs-rest AUC of each class [K].
 
-    It sorts once, because a bootstrap calls the function a thousand times.
+    probabilities: [n, K]; labels: [n]. Ties count half. A class without examples, or with
+    all of them, has NaN. Examples with a NaN probability are left out.
     """
     rows = np.flatnonzero(~np.isnan(probabilities).any(-1))
-    classes = [
-        _Sorted(rows, probabilities[rows, k], labels[rows] == k)
-        for k in np.unique(labels[rows])
+    each = [
+        _auc(probabilities[rows, k], labels[rows] == k)
+        for k in range(probabilities.shape[1])
     ]
-
-    def mean(weights: np.ndarray) -> float:
-        areas = np.array([each.area(weights) for each in classes])
-        known = areas[~np.isnan(areas)]
-        return float(known.mean()) if known.size else math.nan
-
-    return mean
+    return lambda weights: np.array([area(weights[rows]) for area in each])
 
 
-class _Sorted:
-    """The examples `rows`, sorted by the score [m] of one class; own: its examples."""
+def _auc(score: np.ndarray, is_own: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Returns a function: counts [n] -> AUC of `score` [n] for the examples `is_own`."""
+    own, others = np.flatnonzero(is_own), np.flatnonzero(~is_own)
+    others = others[np.argsort(score[others])]
+    # For each example of the class: the others that score lower, and lower or equal.
+    below = np.searchsorted(score[others], score[own], side="left")
+    upto = np.searchsorted(score[others], score[own], side="right")
 
-    def __init__(self, rows: np.ndarray, score: np.ndarray, own: np.ndarray) -> None:
-        order = np.argsort(score, kind="stable")
-        ranked = score[order]
-        self._own, self._others = rows[order[own[order]]], rows[order[~own[order]]]
-        others = ranked[~own[order]]
-        # For each example of the class: the other examples that score lower, and lower or
-        # equal.
-        self._below = np.searchsorted(others, ranked[own[order]], side="left")
-        self._upto = np.searchsorted(others, ranked[own[order]], side="right")
-
-    def area(self, weights: np.ndarray) -> float:
-        own, others = weights[self._own], weights[self._others]
-        sums = np.concatenate([[0.0], np.cumsum(others)])
-        pairs = own.sum() * sums[-1]
-        won = (own * (sums[self._below] + sums[self._upto])).sum() / 2
+    def area(weights: np.ndarray) -> float:
+        sums = np.concatenate([[0.0], np.cumsum(weights[others])])
+        pairs = weights[own].sum() * sums[-1]
+        won = (weights[own] * (sums[below] + sums[upto])).sum() / 2
         return float(won / pairs) if pairs else math.nan
+
+    return area

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from rich.table import Table
 from jaxcls import atomic, console
 from jaxcls.console import as_text, table
 from jaxcls.evaluation import calibration, scores
-from jaxcls.evaluation.figures import Assessment, Corrupted, Robustness, ScoreRow
+from jaxcls.evaluation.assess import Evaluation
+from jaxcls.evaluation.figures import Assessment, Corrupted, ScoreRow
 from jaxcls.evaluation.intervals import Interval
 
 # The most classes and pairs to print, unless the user asks for all.
@@ -19,38 +20,36 @@ CLASSES, PAIRS = 20, 10
 
 
 def show(
-    found: Assessment,
-    rows: Sequence[ScoreRow],
-    robust: Robustness,
-    class_names: Sequence[str],
-    *,
-    about: str,
-    every_class: bool,
+    done: Evaluation, class_names: Sequence[str], *, about: str, every_class: bool
 ) -> None:
-    """Prints the assessment: headline, rows, robustness, classes, confusions, calibration.
+    """Prints the figures: headline, rows, robustness, classes, confusions, calibration.
 
     about: the model of the headline, in words.
     """
-    out = console.console()
+    out, found, robust = console.console(), done.assessed, done.robustness
     if found.non_finite:
         out.print(
             f"{found.non_finite} of {found.n} examples have non-finite logits: they count"
             " as wrong, and are left out of AUC and calibration"
         )
     out.print(_headline(found, about))
-    if rows:
-        out.print(_rows("otherwise, not in the figures above", rows))
+    if done.rows:
+        out.print(_rows("otherwise, not in the figures above", done.rows))
     if robust.mean:
         out.print(_corrupted(robust.corrupted, robust.mean))
     if robust.attacked:
         title = "under attacks, within epsilon levels of 255"
         out.print(_rows(title, [each.row for each in robust.attacked]))
     out.print(_classes(found, class_names, every_class))
-    pairs = scores.most_confused(found.matrix, PAIRS)
-    if pairs:
+    if pairs := scores.most_confused(found.matrix, PAIRS):
         out.print(_confused(pairs, found, class_names))
-    for line in _calibration(found):
-        out.print(line, soft_wrap=True)
+    own = found.calibration
+    out.print(f"calibration: ECE {_both(own.before)} of {calibration.BINS} bins")
+    said = f"no temperature: {own.fitted_on}"
+    if not math.isnan(own.temperature):
+        said = f"temperature {own.temperature:.4g}: ECE {_both(own.after)}; fitted on "
+        said += own.fitted_on
+    out.print(said, soft_wrap=True)
 
 
 def _headline(found: Assessment, about: str) -> Table:
@@ -109,16 +108,6 @@ def _confused(
     return made
 
 
-def _calibration(found: Assessment) -> Iterator[str]:
-    own = found.calibration
-    yield f"calibration: ECE {_both(own.before)} of {calibration.BINS} bins"
-    if math.isnan(own.temperature):
-        yield f"no temperature: {own.fitted_on}"
-        return
-    after = f"ECE {_both(own.after)}"
-    yield f"temperature {own.temperature:.4g}: {after}; fitted on {own.fitted_on}"
-
-
 def _both(interval: Interval) -> str:
     value, ends = _cells(interval)
     return f"{value} ({ends})"
@@ -130,36 +119,22 @@ def _cells(interval: Interval) -> tuple[str, str]:
 
 
 def as_json(
-    found: Assessment,
-    rows: Sequence[ScoreRow],
-    robust: Robustness,
-    class_names: Sequence[str],
-    record: Mapping[str, Any],
+    done: Evaluation, class_names: Sequence[str], record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the assessment as JSON values; a non-finite number becomes None.
+    """Returns the figures as JSON values; a non-finite number becomes None.
 
     record: further values, such as step and split. confusion: [true, predicted, count] of
     each nonzero cell; classes are numbers.
     """
-    each, own = found.by_class, found.calibration
+    found, robust, own = done.assessed, done.robustness, done.assessed.calibration
+    columns = found.by_class._asdict() | ({"auc": found.auc} if found.auc.size else {})
     truth, taken_for = np.nonzero(found.matrix)
-    classes = [
-        {
-            "name": name,
-            "support": int(each.support[k]),
-            "precision": float(each.precision[k]),
-            "recall": float(each.recall[k]),
-            "f1": float(each.f1[k]),
-            **({"auc": float(found.auc[k])} if found.auc.size else {}),
-        }
-        for k, name in enumerate(class_names)
-    ]
     cells = np.stack([truth, taken_for, found.matrix[truth, taken_for]], axis=-1)
     whole = {
         **record,
         "without_numbers": found.non_finite,
         "headline": {name: one._asdict() for name, one in found.headline.items()},
-        "rows": [_as_json(row) for row in rows],
+        "rows": [_as_json(row) for row in done.rows],
         "corruptions": [
             {**_as_json(each.mean), "kind": each.kind}
             | {"strengths": [_as_json(row) for row in each.strengths]}
@@ -170,23 +145,21 @@ def as_json(
             {**_as_json(each.row), "kind": each.kind, "epsilon": each.epsilon}
             for each in robust.attacked
         ],
-        "classes": classes,
+        "classes": [
+            {"name": name, **{what: values[k].item() for what, values in columns.items()}}
+            for k, name in enumerate(class_names)
+        ],
         "confusion": cells.tolist(),
         "calibration": {
             "ece": own.before._asdict(),
             "temperature": own.temperature,
             "fitted_on": own.fitted_on,
             "ece_with_temperature": own.after._asdict(),
-            "confidence": own.reliability.confidence.tolist(),
-            "accuracy": own.reliability.accuracy.tolist(),
-            "count": own.reliability.count.tolist(),
+            **{what: values.tolist() for what, values in vars(own.reliability).items()},
         },
     }
     return atomic.finite(whole)
 
 
 def _as_json(row: ScoreRow) -> dict[str, Any]:
-    return {"name": row.name, "n": row.n} | {
-        "top1": row.top1._asdict(),
-        "loss": row.loss._asdict(),
-    }
+    return row._asdict() | {"top1": row.top1._asdict(), "loss": row.loss._asdict()}

@@ -1,17 +1,20 @@
 """Draws a contact sheet: one PNG of thumbnails in rows, each above its caption."""
 
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from jaxcls import atomic
-from jaxcls.data import clean, files, pictures
+from jaxcls.data import batches, clean, files, pictures
 from jaxcls.data.decode import Decode
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
+from jaxcls.predict.retrieval import Neighbours
 
-SIDE = 96
+# The limits of a sheet, queries and neighbours of each, and the side of a thumbnail.
+ROWS, COLUMNS, SIDE = 20, 10, 96
 _MADE_BY = "Software", "jaxcls"
 
 
@@ -34,7 +37,7 @@ def check(file: pathlib.Path) -> None:
 def thumbnail(path: str) -> np.ndarray:
     """Returns the image of a file, uint8 [SIDE, SIDE, 3], centred on white.
 
-    The image of an unreadable file is all white.
+    The image of an unreadable file, as of "", is all white.
     """
     square = Image.new("RGB", (SIDE, SIDE), "white")
     try:
@@ -49,23 +52,24 @@ def thumbnail(path: str) -> np.ndarray:
     return np.asarray(square)
 
 
-def write(
-    file: pathlib.Path,
-    rows: Sequence[Sequence[tuple[str, str]]],
-    thumbnails: Mapping[str, np.ndarray],
+def draw(
+    file: pathlib.Path, found: Sequence[Neighbours], folder: str, threads: int = 0
 ) -> None:
-    """Writes `file`, a PNG of rows of (path, caption of two lines); replaces an old file.
+    """Draws a row for each query, with its neighbours and similarities; replaces `file`.
 
-    thumbnails: {path: uint8 [SIDE, SIDE, 3]}. Raises `InputError` if it cannot be written.
+    folder: of the gallery. Raises `InputError` if the file cannot be written.
     """
-    columns = max(map(len, rows))
-    images = np.ones((len(rows), columns, SIDE, SIDE, 3), np.float32)
-    captions = [""] * (len(rows) * columns)
-    for number, row in enumerate(rows):
-        for column, (path, caption) in enumerate(row):
-            images[number, column] = thumbnails[path] / np.float32(255)
-            captions[number * columns + column] = caption
-    picture = pictures.grid(images.reshape(-1, *images.shape[2:]), captions, columns)
+    width = 1 + min(COLUMNS, max(len(near) for _, near in found))
+    cells: list[tuple[str, str]] = []
+    for query, near in found:
+        row = [(query, f"query\n{shown(os.path.basename(query))}")]
+        for path, similarity in near[:COLUMNS]:
+            row.append((path, f"{similarity:.4f}\n{shown(os.path.relpath(path, folder))}"))
+        cells += row + [("", "")] * (width - len(row))
+    paths = list(dict.fromkeys(path for path, _ in cells))
+    small = dict(zip(paths, batches.in_order(thumbnail, paths, threads), strict=True))
+    images = np.stack([small[path] for path, _ in cells]) / np.float32(255)
+    picture = pictures.grid(images, [caption for _, caption in cells], width)
     about = PngImagePlugin.PngInfo()
     about.add_text(*_MADE_BY)
     with atomic.writing(file, "wb") as out:

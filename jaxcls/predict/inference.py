@@ -4,7 +4,6 @@ Needs the run's folder, but not its dataset. Threads read and decode the files a
 two ahead of the device. Predictions are yielded as soon as they are computed.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -69,67 +68,43 @@ def predict(
     in the threads: see `clean.quiet`.
     """
     variables, step = exp.recipe.variables(weights), _step(exp, embed)
-    one = functools.partial(_read_or_bad, exp)
-    found = batches.in_order(one, paths, threads, ahead=batch_size)
 
-    def asked() -> Iterator[tuple[list[str | Bad], Outs]]:
+    def read_one(path: str | Bad) -> tuple[str, np.ndarray] | Bad:
+        if isinstance(path, Bad):
+            return path
+        try:
+            return path, read(exp, path)
+        except ValueError as error:
+            return Bad(path, str(error))
+
+    found = batches.in_order(read_one, paths, threads, ahead=batch_size)
+
+    def asked() -> Iterator[tuple[list[tuple[str, np.ndarray] | Bad], Outs]]:
         size = 0
         while chunk := list(itertools.islice(found, batch_size)):
             size = size or mesh.round_up(len(chunk), exp.mesh)  # Few files: a small batch.
             images = np.zeros((size, *exp.data.eval_shape), np.uint8)
-            items: list[str | Bad] = []
             for row, each in enumerate(chunk):
-                if isinstance(each, Bad):
-                    items.append(each)
-                else:
-                    path, images[row] = each
-                    items.append(path)
-            yield items, step(variables, mesh.put(exp.mesh, {"image": images})["image"])
+                if not isinstance(each, Bad):
+                    images[row] = each[1]
+            yield chunk, step(variables, mesh.put(exp.mesh, {"image": images})["image"])
 
-    for items, outs in mesh.one_behind(asked()):
-        yield from _answers(items, outs)
-
-
-def _read_or_bad(
-    exp: experiment.Experiment, path: str | Bad
-) -> tuple[str, np.ndarray] | Bad:
-    if isinstance(path, Bad):
-        return path
-    try:
-        return path, read(exp, path)
-    except ValueError as error:
-        return Bad(path, str(error))
+    for chunk, outs in mesh.one_behind(asked()):
+        answers = zip(chunk, *map(np.asarray, outs), strict=False)
+        for each, probabilities, features in answers:
+            if isinstance(each, Bad):
+                yield each
+            else:
+                yield Prediction(each[0], probabilities, features)
 
 
 def _step(exp: experiment.Experiment, embed: bool) -> Step:
     """Returns a step with both outputs; XLA computes their shared layers once."""
-    if not embed:
-        return lambda variables, images: (
-            exp.programs.probabilities_step(variables, images),
-            np.empty((len(images), 0), np.float32),
-        )
-    return jax.jit(
-        lambda variables, images: (
-            exp.programs.probabilities_step(variables, images),
-            exp.programs.embed_step(variables, images),
-        )
-    )
 
-
-def _answers(items: list[str | Bad], outs: Outs) -> Iterator[Prediction | Bad]:
-    probabilities, embed = map(np.asarray, outs)
-    for row, item in enumerate(items):
-        if isinstance(item, Bad):
-            yield item
-        else:
-            yield Prediction(item, probabilities[row], embed[row])
-
-
-def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
-    """Returns the number of features of an image."""
-    like = jax.ShapeDtypeStruct((exp.mesh.size, *exp.data.eval_shape), np.uint8)
-    return int(
-        jax.eval_shape(exp.programs.embed_step, exp.recipe.variables(weights), like).shape[
-            1
+    def step(variables: dict[str, Any], images: jax.Array) -> Outs:
+        likely = exp.programs.probabilities_step(variables, images)
+        return likely, exp.programs.embed_step(variables, images) if embed else likely[
+            :, :0
         ]
-    )
+
+    return jax.jit(step)

@@ -7,10 +7,7 @@ head, is high.
 import hashlib
 import itertools
 import json
-import os
-import pathlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,18 +15,14 @@ import numpy as np
 
 from jaxcls import experiment
 from jaxcls.config import loading
-from jaxcls.data import batches
 from jaxcls.data.files import Bad
-from jaxcls.errors import shown
-from jaxcls.predict import contact_sheet, gallery, inference, neighbours
+from jaxcls.predict import gallery, inference, neighbours
 from jaxcls.runs import digests, provenance
 
 # Incremented when the same weights and files give other features.
 FEATURES = 1
 # Queries that share one pass over the gallery.
 _AT_ONCE = 64
-# Limits of a contact sheet: queries, and neighbours of each.
-SHEET_ROWS, SHEET_COLUMNS = 20, 10
 
 
 class Neighbours(NamedTuple):
@@ -56,7 +49,7 @@ def key_of(exp: experiment.Experiment, weights: dict[str, Any]) -> str:
 def vectors(
     exp: experiment.Experiment,
     weights: dict[str, Any],
-    paths: Iterator[str],
+    paths: Iterator[str | Bad],
     batch_size: int,
     threads: int,
 ) -> Iterator[np.ndarray | Bad]:
@@ -86,53 +79,21 @@ def search(
     A query in the gallery takes its features from the gallery. It is its first neighbour,
     or none with `leave_out`. queries: taken as needed.
     """
-    asked: deque[tuple[str, np.ndarray]] = deque()
-    width = among.features.shape[1]
-
-    def items() -> Iterator[tuple[str | Bad, int]]:
-        for each in queries:
-            path = each.path if isinstance(each, Bad) else each
-            own = among.rows_of(path)
-            asked.append((path, own))
-            yield each, int(own[0]) if len(own) else -1
-
-    found = gallery.in_place(items(), among.features, compute)
+    known, index = among.features, neighbours.Index(among.features)
+    asked, unknown = itertools.tee(
+        (each, [] if isinstance(each, Bad) else among.rows_of(each)) for each in queries
+    )
+    computed = compute(each for each, own in unknown if not own)
+    found = ((each, own, known[own[0]] if own else next(computed)) for each, own in asked)
     while chunk := list(itertools.islice(found, _AT_ONCE)):
-        of = [asked.popleft() for _ in chunk]
-        good = [
-            (own, each)
-            for (_, own), each in zip(of, chunk, strict=True)
-            if not isinstance(each, Bad)
-        ]
-        near = iter(
-            neighbours.nearest(
-                among.features,
-                np.array([each for _, each in good], np.float32).reshape(-1, width),
-                top,
-                [own for own, _ in good],
-                leave_out=leave_out,
-            )
-        )
-        for (path, _), each in zip(of, chunk, strict=True):
-            if isinstance(each, Bad):
-                yield each
+        good = [each for each in chunk if not isinstance(each[2], Bad)]
+        of = np.array([each[2] for each in good]).reshape(len(good), known.shape[1])
+        near = iter(index.nearest(of, [own for _, own, _ in good], top, leave_out))
+        for query, _, features in chunk:
+            if isinstance(features, Bad):
+                yield features
                 continue
+            assert isinstance(query, str)  # The features of `Bad` are `Bad`.
             rows, similarity = next(near)
             paths = [among.paths[row] for row in rows.tolist()]
-            yield Neighbours(path, list(zip(paths, similarity.tolist(), strict=True)))
-
-
-def draw(
-    sheet: pathlib.Path, found: Sequence[Neighbours], folder: str, threads: int = 0
-) -> None:
-    """Draws a contact sheet: a row for each query, with its neighbours and similarities."""
-    rows = []
-    for query, near in found:
-        cells = [(query, f"query\n{shown(os.path.basename(query))}")]
-        for path, similarity in near[:SHEET_COLUMNS]:
-            name = shown(os.path.relpath(path, folder))
-            cells.append((path, f"{similarity:.4f}\n{name}"))
-        rows.append(cells)
-    paths = list(dict.fromkeys(path for row in rows for path, _ in row))
-    small = batches.in_order(contact_sheet.thumbnail, paths, threads)
-    contact_sheet.write(sheet, rows, dict(zip(paths, small, strict=True)))
+            yield Neighbours(query, list(zip(paths, similarity.tolist(), strict=True)))

@@ -32,7 +32,7 @@ REFUSED = {
         ("--predictions=/tmp", "--predictions=/tmp is a folder"),
         ("--data_dir=/x", "--data_dir=/x is where --dataset is; for the run's own"),
         ("--ensemble=/nowhere", "--ensemble=/nowhere: .*is not a run's folder"),
-        ("--real=/nowhere", r"--real=/nowhere cannot be read \(No such .*\); give the re"),
+        ("--real=/nowhere", "--real=/nowhere must be a JSON file, .*; give the real.json"),
         ('"--eval_ops=decode(1) | resize(16)"', "trained on 8x8x1 cannot take the 16x16"),
         ('"--eval_ops=resize(8)"', "--eval_ops: data.eval_ops must begin"),
         ("--dataset=nothing", "--dataset=nothing.* is not prepared in"),
@@ -43,7 +43,7 @@ REFUSED = {
         ('"--attacks=fgsm(1) | fgsm(1.0)"', r"has fgsm\(1\) twice; name it once"),
     ],
     "evaluate --workdir={run}": [
-        ("--split=", "--split= is empty; leave it out for test, or try --split=eval"),
+        ("--split=", "--split= is empty; try --split=train"),
         ("--checkpoint=7", "--checkpoint=7 is not in .*there are .*last, "),
         ("--split=tset", r"--split='tset' is not a split \(did you mean 'test'\?\)"),
         ("--batch_size=-1", "--batch_size=-1 must be a whole number, at least 0"),

@@ -69,7 +69,7 @@ def test_a_run_is_scored_and_looked_into(folder, capsys):
     assert capsys.readouterr().out.startswith(f"report: {file} (")
     text = file.read_text()
     exp, step, _, weights = scoring.load(str(folder), "best", {})
-    found = predicted_of(exp, exp.recipe.variables(weights), "test", "data.test")
+    found = predicted_of(exp, exp.recipe.variables(weights), "test")
     top1 = (found.logits.argmax(-1) == found.labels).mean()
     assert f"All 360 examples of test, by the checkpoint of step {step} (best)." in text
     assert f'<th scope="row">top1</th><td>{top1:.3f}</td>' in text

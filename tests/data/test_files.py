@@ -101,7 +101,7 @@ def test_prepare_predict_and_search_find_the_same_files_in_one_order(tmp_path):
     asked = list(files.images([str(root)]))
     searched = gallery.listed(str(root))
     assert [x for x in asked if not isinstance(x, Bad)] == [f"{root}/{x}" for x in good]
-    assert searched.names == good
+    assert list(searched.status) == good
     said = [Bad(f"{root}/{name}", why) for name, why in bad.items()]
     assert [x for x in asked if isinstance(x, Bad)] == searched.bad == said
 

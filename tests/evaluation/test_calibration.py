@@ -26,20 +26,19 @@ def test_reliability_and_its_error_are_those_of_a_loop_over_bins(bins):
     logits, labels = drawn(500)
     likely = softmax(3 * logits.astype(float), axis=1)
     confidence, hits = calibration.confidence(3 * logits), likely.argmax(1) == labels
-    found = calibration.reliability(confidence, hits, bins)
-    error = 0.0
+    np.testing.assert_allclose(confidence, likely.max(1), rtol=1e-6)
+    found, error = calibration.reliability(confidence, hits, bins), 0.0
     for b in range(bins):
-        rows = [i for i in range(500) if b / bins < likely[i].max() <= (b + 1) / bins]
-        assert found.count[b] == len(rows)
-        if not rows:
+        inside = (b / bins < confidence) & (confidence <= (b + 1) / bins)
+        assert found.count[b] == inside.sum()
+        if not inside.any():
             assert math.isnan(found.confidence[b])
             assert math.isnan(found.accuracy[b])
             continue
-        sure = np.mean([likely[i].max() for i in rows])
-        right = np.mean([likely[i].argmax() == labels[i] for i in rows])
+        sure, right = confidence[inside].mean(), hits[inside].mean()
         assert found.confidence[b] == pytest.approx(sure)
         assert found.accuracy[b] == pytest.approx(right)
-        error += len(rows) / 500 * abs(sure - right)
+        error += inside.mean() * abs(sure - right)
     ece = calibration.error(confidence, hits, bins)
     assert ece(np.ones(500)) == pytest.approx(error)
     # Where examples count other than once it is that of the examples repeated.
@@ -63,33 +62,31 @@ def test_what_has_no_numbers_is_in_no_bin_and_nothing_has_no_error():
     assert math.isnan(error(np.array([0.0, 1, 0])))
 
 
-@pytest.mark.parametrize("factor", [0.4, 1.0, 5.0])
-def test_the_temperature_is_where_scikit_learns_log_loss_is_least(factor):
+def sigmoid_loss(labels, logits):
+    own, likely = np.eye(5)[labels], expit(logits)
+    return -(own * np.log(likely) + (1 - own) * np.log1p(-likely)).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    ("link", "factor", "loss"),
+    [
+        *(("softmax", x, lambda y, z: log_loss(y, softmax(z, 1))) for x in (0.4, 1.0, 5.0)),
+        ("sigmoid", 1.0, sigmoid_loss),
+    ],
+)
+def test_the_temperature_is_where_the_log_loss_is_least(link, factor, loss):
     logits, labels = drawn()
     logits *= factor
-    found = calibration.fit_temperature(logits, labels)
-
-    def loss(temperature):
-        return log_loss(labels, softmax(logits.astype(float) / temperature, axis=1))
-
-    best = scipy.optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded",
-                                          options={"xatol": 1e-6})  # fmt: skip
+    found = calibration.fit_temperature(logits, labels, link)
+    best = scipy.optimize.minimize_scalar(
+        lambda temperature: loss(labels, logits.astype(float) / temperature),
+        bounds=(0.05, 50),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
     assert found == pytest.approx(best.x, rel=1e-3)
-    assert found == pytest.approx(factor, rel=0.1)  # What made them too sure.
-
-
-def test_the_temperature_of_a_sigmoid_is_that_of_every_class_on_its_own():
-    logits, labels = drawn()
-    own = np.eye(5)[labels]
-
-    def loss(temperature):
-        likely = expit(logits.astype(float) / temperature)
-        return -(own * np.log(likely) + (1 - own) * np.log1p(-likely)).sum(1).mean()
-
-    best = scipy.optimize.minimize_scalar(loss, bounds=(0.05, 50), method="bounded",
-                                          options={"xatol": 1e-6})  # fmt: skip
-    found = calibration.fit_temperature(logits, labels, "sigmoid")
-    assert found == pytest.approx(best.x, rel=1e-3)
+    if link == "softmax":
+        assert found == pytest.approx(factor, rel=0.1)  # What made them too sure.
 
 
 def test_where_no_temperature_is_the_best_it_is_at_an_end():

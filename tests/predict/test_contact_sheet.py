@@ -22,37 +22,27 @@ def test_a_picture_keeps_its_shape_on_white(tmp_path):
     np.testing.assert_array_equal(high, expected.transpose(1, 0, 2))
 
 
-def test_a_file_that_is_gone_is_white(tmp_path):
-    assert (contact_sheet.thumbnail(str(tmp_path / "gone.png")) == 255).all()
-
-
-def test_a_row_may_be_shorter_and_a_sheet_is_replaced(tmp_path):
-    colours = {
-        name: np.full((SIDE, SIDE, 3), value)
-        for name, value in zip("ab", (9, 200), strict=True)
-    }
+def test_a_row_may_be_shorter_a_file_gone_and_a_sheet_is_replaced(tmp_path):
+    for name, value in (("a", 9), ("b", 200)):
+        Image.new("L", (5, 5), value).save(tmp_path / f"{name}.png")
+    a, b, gone = (str(tmp_path / f"{name}.png") for name in ("a", "b", "gone"))
     file = tmp_path / "x.png"
-    for rows in ([[("a", "")], [("b", ""), ("a", "")]], [[("b", "1\n2")]]):
+    for found, expected in (
+        ([(a, []), (b, [(a, 1.0), (gone, 0.5)])], [[9, 255, 255], [200, 9, 255]]),
+        ([(b, [])], [[200]]),
+    ):
         contact_sheet.check(file)
-        contact_sheet.write(file, rows, colours)
+        contact_sheet.draw(file, found, str(tmp_path))
         with Image.open(file) as image:
             pixels = np.asarray(image)
-        height, width = len(pixels) // len(rows), SIDE + 4
-        for number, row in enumerate(rows):
-            for column in range(max(map(len, rows))):
-                top, left = number * height, column * width
-                value = colours[row[column][0]][0, 0, 0] if column < len(row) else 255
-                assert (pixels[top : top + SIDE, left : left + SIDE] == value).all()
+        height, width = len(pixels) // len(expected), SIDE + 4
+        for place, value in np.ndenumerate(expected):
+            top, left = place[0] * height, place[1] * width
+            assert (pixels[top : top + SIDE, left : left + SIDE] == value).all()
 
 
-@pytest.mark.parametrize("data", [b"", b"mine", "png"])
-def test_what_is_no_sheet_is_not_replaced(tmp_path, data):
+def test_what_is_no_picture_is_not_replaced(tmp_path):
     file = tmp_path / "x.png"
-    if data == "png":
-        Image.new("L", (3, 3)).save(file)
-    else:
-        file.write_bytes(data)
-    with pytest.raises(
-        InputError, match=r"x.png is a file already, and no sheet; try --she"
-    ):
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"x.png is a file already, and no sheet; try --s"):
         contact_sheet.check(file)

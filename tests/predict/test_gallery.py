@@ -2,8 +2,9 @@
 
 import os
 import pathlib
+import re
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,21 +13,6 @@ from jaxcls.data.files import Bad
 from jaxcls.errors import InputError
 from jaxcls.predict import gallery
 from tests.images import write
-
-WIDTH = 3
-
-
-class Counted:
-    """Computes features of the content, keeps the names, and finds those of "bad" bad."""
-
-    def __init__(self):
-        self.names = []
-
-    def __call__(self, paths):
-        for path in list(paths):
-            self.names.append(os.path.basename(path))
-            data = pathlib.Path(path).read_bytes()
-            yield Bad(path, "no image") if data == b"bad" else vector(data)
 
 
 def vector(data):
@@ -41,16 +27,25 @@ def folder(tmp_path):
 
 @pytest.fixture
 def refresh(folder, tmp_path):
-    """``refresh()`` -> (the gallery, what was computed, what was said)."""
+    """``refresh()`` -> (the gallery, what was computed, what was said).
 
-    def run(key="k", cache=tmp_path / "cache.npz", width=WIDTH):
-        compute, said = Counted(), []
-        found = gallery.refreshed(
-            gallery.listed(str(folder)), cache, key, width, compute, said.append
-        )
+    The features are of the content; that of "bad" has none.
+    """
+
+    def run(key="k", cache=tmp_path / "cache.npz"):
+        computed, said = [], []
+
+        def compute(paths):
+            for path in list(paths):
+                computed.append(os.path.basename(path))
+                data = pathlib.Path(path).read_bytes()
+                yield Bad(path, "no image") if data == b"bad" else vector(data)
+
+        listing = gallery.listed(str(folder))
+        found = gallery.refreshed(listing, cache, key, compute, said.append)
         for path, row in zip(found.paths, found.features, strict=True):
             np.testing.assert_array_equal(row, vector(pathlib.Path(path).read_bytes()))
-        return found, sorted(compute.names), said
+        return found, sorted(computed), said
 
     return run
 
@@ -64,36 +59,23 @@ def names(found, folder):
 
 
 def test_only_what_is_new_or_changed_is_computed(refresh, folder, tmp_path):
-    found, computed, said = refresh()
-    assert names(found, folder) == ["a.jpg", "b/c.png", "b/z.png"]
-    assert (counts(found), computed) == ([3, 0, 0, 0], ["a.jpg", "c.png", "z.png"])
-    before = (tmp_path / "cache.npz").stat()
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([0, 0, 0, 3], [])
-    assert (tmp_path / "cache.npz").stat() == before  # Nothing was written.
-
-    write(folder, {"b/d.png": b"new"})
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([1, 0, 0, 3], ["d.png"])
-    assert names(found, folder) == ["a.jpg", "b/c.png", "b/d.png", "b/z.png"]
-
-    write(folder, {"b/c.png": b"other"})  # As many bytes as before.
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([0, 1, 0, 3], ["c.png"])
-
-    os.utime(folder / "a.jpg", ns=(1, 1))
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([0, 1, 0, 3], ["a.jpg"])
-
-    (folder / "a.jpg").rename(folder / "e.jpg")
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([1, 0, 1, 3], ["e.jpg"])
-
-    (folder / "b/z.png").unlink()
-    found, computed, _ = refresh()
-    assert (counts(found), computed) == ([0, 0, 1, 3], [])
+    for change, new, changed, gone, kept, tried in (
+        (lambda: None, 3, 0, 0, 0, ["a.jpg", "c.png", "z.png"]),
+        (lambda: None, 0, 0, 0, 3, []),
+        (lambda: write(folder, {"b/d.png": b"new"}), 1, 0, 0, 3, ["d.png"]),
+        # As many bytes as before.
+        (lambda: write(folder, {"b/c.png": b"other"}), 0, 1, 0, 3, ["c.png"]),
+        (lambda: os.utime(folder / "a.jpg", ns=(1, 1)), 0, 1, 0, 3, ["a.jpg"]),
+        (lambda: (folder / "a.jpg").rename(folder / "e.jpg"), 1, 0, 1, 3, ["e.jpg"]),
+        (lambda: (folder / "b/z.png").unlink(), 0, 0, 1, 3, []),
+    ):
+        change()
+        found, computed, said = refresh()
+        assert (counts(found), computed, said) == ([new, changed, gone, kept], tried, [])
     assert names(found, folder) == ["b/c.png", "b/d.png", "e.jpg"]
-    assert said == []
+    before = (tmp_path / "cache.npz").stat()
+    refresh()
+    assert (tmp_path / "cache.npz").stat() == before  # Nothing was written.
     assert sorted(os.listdir(tmp_path)) == ["cache.npz", "mine"]
 
 
@@ -105,13 +87,6 @@ def test_other_content_with_the_old_size_and_time_is_seen(refresh, folder):
     assert refresh()[1] == ["a.jpg"]
 
 
-def test_a_folder_that_moved_keeps_its_features(refresh, folder, tmp_path):
-    refresh()
-    folder.rename(tmp_path / "moved")
-    (tmp_path / "moved").rename(folder)
-    assert refresh()[1] == []
-
-
 def test_a_bad_file_is_left_out_and_tried_each_time(refresh, folder):
     write(folder, {"b/bad.png": b"bad"})
     (folder / "gone.png").symlink_to("nowhere")
@@ -120,10 +95,7 @@ def test_a_bad_file_is_left_out_and_tried_each_time(refresh, folder):
         assert tried == computed
         assert counts(found) == [len(tried) - 1, 0, 0, 4 - len(tried)]
         assert names(found, folder) == ["a.jpg", "b/c.png", "b/z.png"]
-        assert [os.path.basename(each.path) for each in found.bad] == [
-            "gone.png",
-            "bad.png",
-        ]
+        assert [each.path[-8:] for each in found.bad] == ["gone.png", "/bad.png"]
 
 
 def test_where_none_can_be_read_nothing_is_written(refresh, folder, tmp_path):
@@ -144,21 +116,14 @@ def test_another_model_computes_all_anew(refresh):
 
 
 @pytest.mark.parametrize("where", [0, 60, 200, -200, -30, -1])
-def test_a_damaged_file_is_said_and_made_again(refresh, tmp_path, where):
+def test_a_file_that_is_cut_is_said_and_made_again(refresh, tmp_path, where):
     refresh()
     cache = tmp_path / "cache.npz"
-    whole = bytearray(cache.read_bytes())
-    cut, flipped = bytes(whole[:where]), whole.copy()
-    flipped[where] ^= 0xFF
-    for data in (cut, bytes(flipped)):
-        cache.write_bytes(data)
-        _, computed, said = refresh()
-        # What a flip may hit that is of no matter, the archive's own times, is kept.
-        assert (len(computed), len(said)) in {(3, 1), (0, 0)}
-        if data == cut:
-            assert "is damaged" in said[0]
-            assert said[0].endswith("; all are read anew")
-        assert refresh()[1:] == ([], [])
+    cache.write_bytes(cache.read_bytes()[:where])
+    _, computed, (said,) = refresh()
+    assert len(computed) == 3
+    assert re.search("is damaged .*; all are read anew$", said)
+    assert refresh()[1:] == ([], [])
 
 
 def test_every_flipped_byte_of_the_features_is_seen(refresh, tmp_path):
@@ -166,14 +131,14 @@ def test_every_flipped_byte_of_the_features_is_seen(refresh, tmp_path):
     cache = tmp_path / "cache.npz"
     whole = cache.read_bytes()
     start = whole.index(vector(b"a..").tobytes())
-    for i in range(start, start + 4 * WIDTH):
+    for i in range(start, start + 12):
         cache.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
         assert "is damaged" in refresh()[2][0]
 
 
 def test_the_file_of_something_else_is_not_replaced(refresh, tmp_path):
     mine = tmp_path / "features.npz"
-    np.savez(mine, path=["a"], embed=np.ones((1, WIDTH), np.float32))
+    np.savez(mine, path=["a"], embed=np.ones((1, 3), np.float32))
     before = mine.read_bytes()
     with pytest.raises(InputError, match=r"holds something else .*; try --cache="):
         refresh(cache=mine)
@@ -188,33 +153,17 @@ def test_a_file_that_cannot_be_written_is_one_line(refresh, tmp_path):
 
 def test_two_at_once_leave_a_whole_file(refresh, folder, tmp_path):
     write(folder, {f"{i}.png": bytes([i + 1] * (i + 1)) for i in range(40)})
-    errors = []
 
-    def run():
-        try:
-            for _ in range(5):
-                refresh()
-                os.utime(folder / "a.jpg")
-        except BaseException as error:
-            errors.append(error)
+    def run(_):
+        for _ in range(5):
+            refresh()
+            os.utime(folder / "a.jpg")
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == [None] * 3
     found, computed, said = refresh()
     assert (len(found.paths), computed, said) == (43, ["a.jpg"], []) or computed == []
     assert sorted(os.listdir(tmp_path)) == ["cache.npz", "mine"]
-
-
-def test_a_gallery_still_reads_its_features_when_the_file_is_replaced(refresh, folder):
-    found, _, _ = refresh()
-    old = np.array(found.features)
-    write(folder, {"a.jpg": b"other content"})
-    refresh()
-    np.testing.assert_array_equal(found.features, old)
 
 
 def test_a_file_is_known_by_any_of_its_paths(refresh, folder, tmp_path):
@@ -223,17 +172,16 @@ def test_a_file_is_known_by_any_of_its_paths(refresh, folder, tmp_path):
     shutil.copy(folder / "a.jpg", tmp_path / "copy.jpg")
     found, _, _ = refresh()
     assert names(found, folder)[:2] == ["a.jpg", "b/a2.jpg"]
-    assert found.rows_of(f"{folder}/a.jpg").tolist() == [0, 1]
-    assert found.rows_of(f"{folder}/b/a2.jpg").tolist() == [1, 0]
-    assert found.rows_of(f"{tmp_path}/link/b/z.png").tolist() == [3]
-    assert found.rows_of(f"{tmp_path}/copy.jpg").tolist() == []
-    assert found.rows_of(f"{tmp_path}/gone.jpg").tolist() == []
+    assert found.rows_of(f"{folder}/b/a2.jpg") == [0, 1]
+    assert found.rows_of(f"{tmp_path}/link/b/z.png") == [3]
+    assert found.rows_of(f"{tmp_path}/copy.jpg") == []
+    assert found.rows_of(f"{tmp_path}/gone.jpg") == []
 
 
 def test_what_is_made_of_a_folder_is_none_of_its_images(folder):
     write(folder, {"b/search.png": b"a sheet", "search.png": b"an image"})
-    found = gallery.listed(f"{folder}/", folder / "b/search.png").names
-    assert found == ["a.jpg", "b/c.png", "b/z.png", "search.png"]
+    found = gallery.listed(f"{folder}/", folder / "b/search.png").status
+    assert list(found) == ["a.jpg", "b/c.png", "b/z.png", "search.png"]
 
 
 @pytest.mark.parametrize("missing", ["empty", "nowhere", "file"])
@@ -243,17 +191,3 @@ def test_what_is_no_folder_of_images_is_one_line(tmp_path, missing):
     what = "holds no image; .*.jpg" if missing == "empty" else "is not a folder; give a fol"
     with pytest.raises(InputError, match=f"^--gallery={tmp_path}/{missing} {what}"):
         gallery.listed(str(tmp_path / missing))
-
-
-def test_features_are_in_the_order_of_their_paths_known_or_not():
-    known = np.arange(4, dtype=np.float32)[:, None]
-    items = [("a", 2), ("b", -1), (Bad("c", "x"), -1), ("d", -1), ("e", 0), ("f", 1)]
-
-    def compute(paths):
-        for path in list(paths):
-            yield Bad(path, "y") if path == "d" else np.array([ord(path)], np.float32)
-
-    found = list(gallery.in_place(items, known, compute))
-    assert [x if isinstance(x, Bad) else x.tolist() for x in found] == [
-        [2], [98], Bad("c", "x"), Bad("d", "y"), [0], [1]
-    ]  # fmt: skip

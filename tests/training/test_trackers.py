@@ -123,7 +123,7 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
     assert step == json.loads(lines[-1])["best_step"]
     for name, variables in (("", weights), ("/ema", weights["ema"])):
         of_model = {k: variables[k] for k in ("params", "batch_stats")}
-        logits, labels = predictions(exp, of_model, "test", "data.test")
+        logits, labels = predictions(exp, of_model, "test")
         matrix = np.zeros((10, 10), int)
         np.add.at(matrix, (labels, logits.argmax(-1)), 1)
         drawn = pictures.confusion(matrix, exp.selection.class_names)
