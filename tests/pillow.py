@@ -56,7 +56,10 @@ def _picture(name, picture, amount, fill):
     return {
         "identity": lambda: picture,
         "rotate": lambda: picture.rotate(amount, fillcolor=color),
-        "posterize": lambda: ImageOps.posterize(picture, int(amount)),
+        # Pillow refuses 0 bits.
+        "posterize": lambda: ImageOps.posterize(picture, max(int(amount), 1)).point(
+            lambda level: level if amount >= 1 else 0
+        ),
         "solarize": lambda: ImageOps.solarize(picture, amount),
         "solarize_add": lambda: picture.point(
             [min(255, i + int(amount)) if i < 128 else i for i in range(256)] * bands

@@ -8,11 +8,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxcls.config.calls import check_range
 from jaxcls.errors import InputError
 
 # ITU-R BT.601 with 16 fractional bits, as in Pillow.
 _RED, _GREEN, _BLUE = 19595, 38470, 7471
+
+# The colour of pixels that lie outside the image or are painted over: one level of 0..255
+# for all channels, or one level a channel.
+Fill = int | tuple[int, ...]
 
 
 def grey(images: jax.Array) -> jax.Array:
@@ -31,6 +37,28 @@ def grey(images: jax.Array) -> jax.Array:
         )
     weighted = levels[..., 0] * _RED + levels[..., 1] * _GREEN + levels[..., 2] * _BLUE
     return (weighted + 0x8000) >> 16
+
+
+def check_fill(fill: Fill) -> None:
+    """Raises `ValueError` if there is no level, or a level is outside 0..255."""
+    check_range("[0, 255]", "128 or (124, 116, 104)", fill=fill)
+
+
+def fill_color(fill: Fill, channels: int) -> jax.Array:
+    """Returns the fill colour for images of `channels` channels, uint8 [C].
+
+    One level fills every channel. Three levels become their grey for one-channel images.
+    Raises `InputError` for any other number of levels.
+    """
+    color = np.atleast_1d(np.asarray(fill, np.uint8))
+    if color.size == 3 and channels == 1:
+        return grey(jnp.asarray(color).reshape(1, 1, 1, 3)).reshape(1).astype(jnp.uint8)
+    if color.size not in (1, channels):
+        raise InputError(
+            f"fill={fill} has {color.size} levels and the images have {channels}"
+            f" channels; try {color[0]}, one level for all"
+        )
+    return jnp.broadcast_to(jnp.asarray(color), (channels,))
 
 
 def blend(start: jax.Array, end: jax.Array, factor: jax.Array) -> jax.Array:

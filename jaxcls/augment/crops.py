@@ -1,14 +1,12 @@
 """Flips, crops and filled boxes."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.checks import check_share
-from jaxcls.augment.fills import Fill, check_fill, fill_color
+from jaxcls.augment.colors import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Augmentation, Rows
-from jaxcls.errors import InputError
+from jaxcls.config.calls import check_range, check_rising
+from jaxcls.errors import InputError, lookup
 
 # The number of box candidates. The first that fits into the image is used.
 _TRIES = 10
@@ -31,7 +29,7 @@ def flip_vertical(probability: float = 0.5) -> Augmentation:
 
 
 def _flip(axis: int, probability: float) -> Augmentation:
-    check_share("probability", probability)
+    check_range("[0, 1]", 0.5, probability=probability)
     chance = float(probability)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
@@ -62,14 +60,12 @@ def random_crop(padding: int, mode: str = "zero") -> Augmentation:
     """Pads every border by `padding` pixels and crops to the old size at a random place.
 
     `mode` is "zero" (He et al., arXiv:1512.03385, section 4.2) or "reflect" (Jordan,
-    arXiv:2404.00498). Raises `ValueError` for another mode or a negative padding, and
-    `InputError` unless the padding is below the image's height and width.
+    arXiv:2404.00498). Raises `ValueError` for a negative padding, and `InputError` for
+    another mode or unless the padding is below the image's height and width.
     """
-    if padding < 0 or mode not in ("zero", "reflect"):
-        raise ValueError(
-            f"padding={padding} must be at least 0, such as 4, and mode={mode!r} 'zero' or"
-            " 'reflect'"
-        )
+    check_range("[0, inf)", 4, padding=padding)
+    pads = {"zero": "constant", "reflect": "reflect"}
+    pad_mode = lookup(pads, mode, "mode of random_crop")
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
     def place(key: jax.Array) -> jax.Array:
@@ -87,7 +83,7 @@ def random_crop(padding: int, mode: str = "zero") -> Augmentation:
                 f"random_crop: padding={padding} must be below the {side} pixels of an"
                 f" image's side; try {side // 8}"
             )
-        padded = jnp.pad(images, sides, mode="constant" if mode == "zero" else mode)
+        padded = jnp.pad(images, sides, mode=pad_mode)
         return jax.vmap(cut)(padded, jax.vmap(place)(rows.key))
 
     return apply
@@ -101,16 +97,15 @@ def cutout(size: int, probability: float = 1.0, fill: Fill = 128) -> Augmentatio
     CIFAR-10 and (124, 116, 104) for ImageNet; both are exact to half a grey level. Raises
     `ValueError` for an option out of range.
     """
-    if size < 1:
-        raise ValueError(f"size={size} must be at least 1 pixel, such as 16")
-    check_share("probability", probability)
-    paint = _paint(fill)
+    check_range("[1, inf)", 16, size=size)
+    check_range("[0, 1]", 0.5, probability=probability)
+    check_fill(fill)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         drawn, shape = jax.random.uniform(key, (3,)), image.shape[:2]
         start = (drawn[1:] * jnp.array(shape)).astype(int) - size // 2
         inside = box(start, start + size, shape) & (drawn[0] < probability)
-        return jnp.where(inside[:, :, None], paint(key, image), image)
+        return jnp.where(inside[:, :, None], fill_color(fill, image.shape[-1]), image)
 
     return lambda rows, images: jax.vmap(one)(rows.key, images)
 
@@ -133,14 +128,18 @@ def random_erasing(
       normalisation, which uint8 cannot hold. Where others fill with 0 after normalisation,
       give the mean colour, such as (124, 116, 104) for ImageNet.
     """
-    check_share("probability", probability)
-    if not 0 <= area[0] <= area[1] <= 1:
-        raise ValueError(f"area={area} must be two rising shares, such as (0.02, 0.33)")
-    if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"ratio={ratio} must be above 0 and rising, such as (0.3, 3.3)")
-    if isinstance(fill, str) and fill != "noise":
+    check_range("[0, 1]", 0.5, probability=probability)
+    check_rising("[0, 1]", (0.02, 0.33), area=area)
+    check_rising("(0, inf)", (0.3, 3.3), ratio=ratio)
+    if not isinstance(fill, str):
+        check_fill(fill)
+    elif fill != "noise":
         raise ValueError(f"fill={fill!r} must be a colour or 'noise', such as 128")
-    paint = _noise if isinstance(fill, str) else _paint(fill)
+
+    def paint(key: jax.Array, image: jax.Array) -> jax.Array:
+        if isinstance(fill, str):
+            return _noise(key, image)
+        return fill_color(fill, image.shape[-1])
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         box_key, fill_key = jax.random.split(key)
@@ -170,15 +169,6 @@ def _first_that_fits(
     size = sides[jnp.argmax(fits)]
     start = (place * (limits - size + 1)).astype(int)
     return box(start, start + size, shape) & fits.any()
-
-
-Paint = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def _paint(fill: Fill) -> Paint:
-    """Returns (key, image [H, W, C]) -> the colour, which broadcasts to the image."""
-    check_fill(fill)
-    return lambda key, image: fill_color(fill, image.shape[-1]).astype(image.dtype)
 
 
 def _noise(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ first pixel is (0.5, 0.5).
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,17 @@ def shear(
 def translate(right: jax.Array, down: jax.Array) -> jax.Array:
     """Returns matrices that move images by `right` and `down` pixels, whole or not."""
     return _matrix(1.0, 0.0, -right, 0.0, 1.0, -down)
+
+
+# (amount [B], (height, width)) -> matrices. An amount is a tangent, pixels to the right or
+# down, or degrees counterclockwise.
+MOVES: dict[str, Callable[[jax.Array, tuple[int, int]], jax.Array]] = {
+    "shear_x": lambda amount, size: shear(amount, jnp.zeros_like(amount)),
+    "shear_y": lambda amount, size: shear(jnp.zeros_like(amount), amount),
+    "translate_x": lambda amount, size: translate(amount, jnp.zeros_like(amount)),
+    "translate_y": lambda amount, size: translate(jnp.zeros_like(amount), amount),
+    "rotate": rotate,
+}
 
 
 def _matrix(*entries: jax.Array | float) -> jax.Array:

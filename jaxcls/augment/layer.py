@@ -6,40 +6,19 @@ parameters that change nothing. Only tables of 256 entries are computed for all
 operations; a vmapped `switch` would compute every operation for every row.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcls.augment import colors, geometry, levels
 
-# The meaning of each operation's amount; "" if it has no amount.
-OPERATIONS = {
-    "identity": "",
-    "shear_x": "tangent",
-    "shear_y": "tangent",
-    "translate_x": "pixels to the right",
-    "translate_y": "pixels down",
-    "rotate": "degrees counterclockwise",
-    "cutout": "half the side of the square, pixels",
-    "brightness": "factor",
-    "contrast": "factor",
-    "posterize": "bits that stay",
-    "solarize": "first level to be inverted",
-    "solarize_add": "levels added to those below 128",
-    "autocontrast": "",
-    "equalize": "",
-    "invert": "",
-    "color": "factor",
-    "sharpness": "factor",
-}
+# The amount of "cutout" is half the side of the square in pixels, that of "color" and
+# "sharpness" a factor.
+OPERATIONS = ("identity", "cutout", "color", "sharpness", *geometry.MOVES, *levels.TABLES)
 NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
-_MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-_LEVELS = (
-    *("brightness", "contrast", "posterize", "solarize", "solarize_add"),
-    *("autocontrast", "equalize", "invert"),
-)
 
 
 class Drawn(NamedTuple):
@@ -68,28 +47,28 @@ def apply(
     left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast: see
     `levels.contrast`.
     """
+    rows, height, width, channels = images.shape
+    makes: dict[str, Callable[..., jax.Array]] = dict(levels.TABLES)
+    makes["contrast"] = functools.partial(levels.contrast, legacy=legacy_contrast)
+    tables = jnp.broadcast_to(levels.identity(rows), (rows, channels, 256))
     # A row has one operation, so any order is correct. With the statistics for the tables
     # first and the gather last, nothing is computed twice.
-    tables = _tables(images, drawn, among, legacy_contrast)
+    tables = _of_operation(tables, makes, drawn, among, images, drawn.amount)
     if "sharpness" in among:
         images = colors.sharpness(images, _factor(drawn, "sharpness"))
     if "color" in among:
         images = colors.saturation(images, _factor(drawn, "color"))
-    if tables is not None:
+    if makes.keys() & set(among):
         images = levels.look_up(images, tables)
-    if any(name in among for name in _MOVES):
-        size = (images.shape[1], images.shape[2])
-        images = geometry.affine(images, _matrices(drawn, among, size), fill)
+    if geometry.MOVES.keys() & set(among):
+        same, size = geometry.identity(rows), (height, width)
+        moves = _of_operation(same, geometry.MOVES, drawn, among, drawn.amount, size)
+        images = geometry.affine(images, moves, fill)
     return _cutout(images, drawn, fill) if "cutout" in among else images
 
 
 def apply_each(
-    images: jax.Array,
-    layers: Sequence[Drawn],
-    among: Sequence[str],
-    *,
-    fill: jax.Array,
-    legacy_contrast: bool = False,
+    images: jax.Array, layers: Sequence[Drawn], among: Sequence[str], **options: Any
 ) -> jax.Array:
     """Applies the layers in order, as a scan of `apply`.
 
@@ -98,8 +77,7 @@ def apply_each(
     """
 
     def step(images: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
-        done = apply(images, drawn, among, fill=fill, legacy_contrast=legacy_contrast)
-        return done, None
+        return apply(images, drawn, among, **options), None
 
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
     return jax.lax.scan(step, images, stacked)[0]
@@ -110,45 +88,19 @@ def _factor(drawn: Drawn, name: str) -> jax.Array:
     return jnp.where(drawn.operation == NUMBERS[name], drawn.amount, 1.0)
 
 
-def _matrices(drawn: Drawn, among: Sequence[str], size: tuple[int, int]) -> jax.Array:
-    amount, nothing = drawn.amount, jnp.zeros_like(drawn.amount)
-    made = {
-        "shear_x": lambda: geometry.shear(amount, nothing),
-        "shear_y": lambda: geometry.shear(nothing, amount),
-        "translate_x": lambda: geometry.translate(amount, nothing),
-        "translate_y": lambda: geometry.translate(nothing, amount),
-        "rotate": lambda: geometry.rotate(amount, size),
-    }
-    matrices = geometry.identity(len(amount))
-    for name in (name for name in _MOVES if name in among):
+def _of_operation(
+    unchanged: jax.Array,
+    makes: Mapping[str, Callable[..., jax.Array]],
+    drawn: Drawn,
+    among: Sequence[str],
+    *given: Any,
+) -> jax.Array:
+    """Returns `unchanged`, [B, ...], with what `makes` gives for a row's operation."""
+    found = unchanged
+    for name in (name for name in makes if name in among):
         own = (drawn.operation == NUMBERS[name])[:, None, None]
-        matrices = jnp.where(own, made[name](), matrices)
-    return matrices
-
-
-def _tables(
-    images: jax.Array, drawn: Drawn, among: Sequence[str], legacy_contrast: bool
-) -> jax.Array | None:
-    """Returns the rows' tables [B, C, 256], or None if no operation of `among` has one."""
-    if not any(name in among for name in _LEVELS):
-        return None
-    rows, _, _, channels = images.shape
-    amount = drawn.amount
-    made = {
-        "brightness": lambda: levels.brightness(amount),
-        "contrast": lambda: levels.contrast(images, amount, legacy=legacy_contrast),
-        "posterize": lambda: levels.posterize(amount),
-        "solarize": lambda: levels.solarize(amount),
-        "solarize_add": lambda: levels.solarize_add(amount),
-        "autocontrast": lambda: levels.autocontrast(images),
-        "equalize": lambda: levels.equalize(images),
-        "invert": lambda: levels.invert(rows),
-    }
-    tables = jnp.broadcast_to(levels.identity(rows), (rows, channels, 256))
-    for name in (name for name in _LEVELS if name in among):
-        own = (drawn.operation == NUMBERS[name])[:, None, None]
-        tables = jnp.where(own, made[name](), tables)
-    return tables
+        found = jnp.where(own, makes[name](*given), found)
+    return found
 
 
 def _cutout(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:

@@ -4,6 +4,8 @@ A table is int32 [B, C, 256], or [B, 1, 256] if the channels share it. `look_up`
 it. The arithmetic uses integers, so no compiler's rounding changes a level.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -72,11 +74,6 @@ def solarize_add(added: jax.Array) -> jax.Array:
     return jnp.where(_levels() < 128, more, _levels())
 
 
-def invert(rows: int) -> jax.Array:
-    """Returns tables [B, 1, 256] that invert levels."""
-    return 255 - identity(rows)
-
-
 def autocontrast(images: jax.Array) -> jax.Array:
     """Stretches each channel's levels to 0..255, as `ImageOps.autocontrast`.
 
@@ -130,6 +127,19 @@ def histogram(images: jax.Array) -> jax.Array:
     none = jnp.zeros((rows, channels, 16, 16), jnp.int32)
     total, _ = jax.lax.scan(count, none, jnp.arange(chunks))
     return total.reshape(rows, channels, 256)
+
+
+# (images, amount [B]) -> tables; an operation without an amount ignores it.
+TABLES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "brightness": lambda images, factor: brightness(factor),
+    "contrast": contrast,
+    "posterize": lambda images, bits: posterize(bits),
+    "solarize": lambda images, threshold: solarize(threshold),
+    "solarize_add": lambda images, added: solarize_add(added),
+    "autocontrast": lambda images, amount: autocontrast(images),
+    "equalize": lambda images, amount: equalize(images),
+    "invert": lambda images, amount: 255 - identity(len(images)),
+}
 
 
 def _levels() -> jax.Array:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxcls.augment.checks import check_alpha, check_share
 from jaxcls.augment.crops import box
 from jaxcls.augment.rows import Amount, at
+from jaxcls.config.calls import check_range
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -28,7 +29,7 @@ def mixup(alpha: Amount = 0.2, probability: float = 1.0, until: float = 1.0) -> 
     - probability: the probability that a batch is mixed.
     - until: the fraction of the run after which no batch is mixed.
     """
-    check_alpha("alpha", alpha)
+    _check_alphas(alpha=alpha)
     return _mix(alpha, 0.0, 0.0, probability, until)
 
 
@@ -40,7 +41,7 @@ def cutmix(alpha: Amount = 1.0, probability: float = 1.0, until: float = 1.0) ->
     clipped, and the targets use its clipped area. alpha, probability, until: see `mixup`.
     Raises `ValueError` for an option out of range.
     """
-    check_alpha("alpha", alpha)
+    _check_alphas(alpha=alpha)
     return _mix(0.0, alpha, 1.0, probability, until)
 
 
@@ -56,17 +57,15 @@ def mixup_or_cutmix(
     mixup, cutmix: the alpha of each. cutmix_share: the fraction of mixed batches that use
     cutmix. probability, until: see `mixup`. Raises `ValueError` for an option out of range.
     """
-    check_alpha("mixup", mixup)
-    check_alpha("cutmix", cutmix)
-    check_share("cutmix_share", cutmix_share)
+    _check_alphas(mixup=mixup, cutmix=cutmix)
+    check_range("[0, 1]", 0.5, cutmix_share=cutmix_share)
     return _mix(mixup, cutmix, cutmix_share, probability, until)
 
 
 def _mix(
     mixup: Amount, cutmix: Amount, cutmix_share: float, probability: float, until: float
 ) -> Mix:
-    check_share("probability", probability)
-    check_share("until", until)
+    check_range("[0, 1]", 0.5, probability=probability, until=until)
 
     def apply(
         key: jax.Array, share: jax.Array, images: jax.Array, targets: jax.Array
@@ -88,6 +87,13 @@ def _mix(
         return pasted, _blend(targets, jnp.where(is_boxed, covered, other))
 
     return apply
+
+
+def _check_alphas(**alphas: Amount) -> None:
+    check_range("[0, inf)", "0.2 or (0.0, 0.2)", **alphas)
+    for name, alpha in alphas.items():
+        if not np.any(alpha):
+            raise ValueError(f"{name}={alpha} mixes nothing; give 0.2 or (0.0, 0.2)")
 
 
 def _beta(key: jax.Array, alpha: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,31 +35,6 @@ def mean_std(mean: Sequence[float], std: Sequence[float]) -> Normalization:
     return apply
 
 
-def unit() -> Normalization:
-    """Scales levels 0..255 to 0..1."""
-    return mean_std((0.0,), (1.0,))
-
-
-def symmetric() -> Normalization:
-    """Scales levels 0..255 to -1..1."""
-    return mean_std((0.5,), (0.5,))
-
-
-def imagenet() -> Normalization:
-    """Normalises by ImageNet-1k's mean and deviation a channel, as torchvision does."""
-    return mean_std((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def cifar10() -> Normalization:
-    """Normalises by the mean and deviation a channel of CIFAR-10's training pixels."""
-    return mean_std((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-
-
-def cifar100() -> Normalization:
-    """Normalises by the mean and deviation a channel of CIFAR-100's training pixels."""
-    return mean_std((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-
-
 def per_image() -> Normalization:
     """Returns ``(x - mean) / max(std, 1 / sqrt(N))`` over the N levels of each image.
 
@@ -78,11 +54,12 @@ def per_image() -> Normalization:
 
 
 NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "imagenet": imagenet,
+    # The mean and deviation a channel of the training pixels.
+    "cifar10": partial(mean_std, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": partial(mean_std, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": partial(mean_std, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mean_std": mean_std,
     "per_image": per_image,
-    "symmetric": symmetric,
-    "unit": unit,
+    "symmetric": partial(mean_std, (0.5,), (0.5,)),  # Levels of -1..1.
+    "unit": partial(mean_std, (0.0,), (1.0,)),  # Levels of 0..1.
 }

@@ -3,20 +3,16 @@
 Each policy has a pure `draw_...`, which returns the drawn operations and applies none.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment import colors, layer, levels
-from jaxcls.augment.checks import (
-    check_amount,
-    check_levels,
-    check_share,
-    check_sigma,
-)
-from jaxcls.augment.fills import Fill, check_fill, fill_color
+from jaxcls.augment import colors, layer
+from jaxcls.augment.colors import Fill, check_fill, fill_color
 from jaxcls.augment.layer import NUMBERS, Drawn
 from jaxcls.augment.rows import Amount, Augmentation, Rows, at, fold
 from jaxcls.augment.spaces import (
@@ -26,6 +22,8 @@ from jaxcls.augment.spaces import (
     TRIVIALAUGMENT,
     Space,
 )
+from jaxcls.config.calls import check_range, check_rising
+from jaxcls.errors import lookup
 
 
 def randaugment(
@@ -49,7 +47,6 @@ def randaugment(
       published numbers need ``legacy_contrast=True``: contrast about the pixel count / 256.
     - "timm": 15 operations with inc1, magnitudes 0 to 10. rand-m7-mstd0.5-inc1 is
       ``randaugment(2, 7, "timm", noise=0.5, probability=0.5)``.
-    - "timm_inc0": the same without inc1.
 
     The other options:
 
@@ -62,35 +59,19 @@ def randaugment(
     Every space samples the nearest pixel; timm itself is bilinear or bicubic. Raises
     `ValueError` for an option out of range.
     """
-    if layers < 1:
-        raise ValueError(f"layers={layers} must be at least 1, such as 2")
-    if space not in RANDAUGMENT:
-        raise ValueError(f"space={space!r} must be one of {', '.join(RANDAUGMENT)}")
-    chosen = RANDAUGMENT[space]
-    check_amount("magnitude", magnitude, chosen.cap, "9")
-    if noise < 0:
-        raise ValueError(f"noise={noise} must be at least 0, such as 0.5")
-    check_share("probability", probability)
-    background = chosen.fill if fill is None else fill
-    check_fill(background)
+    check_range("[1, inf)", 2, layers=layers)
+    chosen = lookup(RANDAUGMENT, space, "space of randaugment")
+    check_range(f"[0, {chosen.cap}]", 9, magnitude=magnitude)
+    check_range("[0, inf)", 0.5, noise=noise)
+    check_range("[0, 1]", 0.5, probability=probability)
 
-    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+    def draw(rows: Rows, size: tuple[int, ...]) -> list[Drawn]:
         mean = at(magnitude, rows.share)
-        color = fill_color(background, images.shape[-1])
-        size = images.shape[1:3]
-        drawn = [
-            draw_randaugment(fold(rows, i).key, chosen, mean, size, noise, probability)
-            for i in range(layers)
-        ]
-        return layer.apply_each(
-            images,
-            drawn,
-            tuple(chosen.ranges),
-            fill=color,
-            legacy_contrast=legacy_contrast,
-        )
+        keys = [fold(rows, i).key for i in range(layers)]
+        return [draw_randaugment(k, chosen, mean, size, noise, probability) for k in keys]
 
-    return apply
+    background = chosen.fill if fill is None else fill
+    return _policy(chosen, draw, background, legacy_contrast=legacy_contrast)
 
 
 def draw_randaugment(
@@ -110,9 +91,8 @@ def draw_randaugment(
     if noise:
         level = level + noise * luck.normal
     share = jnp.clip(level, 0.0, space.cap) / space.unit
-    number = _pick(luck.which, len(space.ranges))
-    drawn = _amounts(space, number, share, luck, size)
-    return _leave(drawn, luck.applied < probability)
+    which = _pick(luck.which, len(space.ranges))
+    return _drawn(space, which, share, luck, size, probability)
 
 
 def trivialaugment(fill: Fill = TRIVIALAUGMENT.fill) -> Augmentation:
@@ -138,9 +118,9 @@ def draw_trivialaugment(keys: jax.Array, size: tuple[int, ...]) -> Drawn:
     keys: [B].
     """
     luck = _luck(keys)
-    number = _pick(luck.which, len(TRIVIALAUGMENT.ranges))
+    which = _pick(luck.which, len(TRIVIALAUGMENT.ranges))
     share = _pick(luck.level, 31) / TRIVIALAUGMENT.unit
-    return _amounts(TRIVIALAUGMENT, number, share, luck, size)
+    return _drawn(TRIVIALAUGMENT, which, share, luck, size)
 
 
 def autoaugment(policy: str = "imagenet", fill: Fill = AUTOAUGMENT.fill) -> Augmentation:
@@ -152,37 +132,26 @@ def autoaugment(policy: str = "imagenet", fill: Fill = AUTOAUGMENT.fill) -> Augm
     channel, for pixels outside the image. Raises `ValueError` for another policy or a level
     out of range.
     """
-    if policy not in SUBPOLICIES:
-        raise ValueError(f"policy={policy!r} must be one of {', '.join(SUBPOLICIES)}")
-    check_fill(fill)
-
-    def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        color = fill_color(fill, images.shape[-1])
-        drawn = draw_autoaugment(rows.key, policy, images.shape[1:3])
-        return layer.apply_each(images, drawn, tuple(AUTOAUGMENT.ranges), fill=color)
-
-    return apply
+    pairs = lookup(SUBPOLICIES, policy, "policy of autoaugment")
+    return _policy(AUTOAUGMENT, functools.partial(draw_autoaugment, pairs), fill)
 
 
-def draw_autoaugment(
-    keys: jax.Array, policy: str, size: tuple[int, ...]
-) -> tuple[Drawn, Drawn]:
+def draw_autoaugment(pairs: str, rows: Rows, size: tuple[int, ...]) -> list[Drawn]:
     """Draws the two operations of AutoAugment for images of `size` (height, width).
 
-    keys: [B].
+    pairs: a value of `SUBPOLICIES`.
     """
-    table = jnp.asarray(_subpolicies(policy))
-    both = table[_pick(_luck(keys).which, len(table))]
+    table = jnp.asarray(_table(pairs))
+    both = table[_pick(_luck(rows.key).which, len(table))]
 
     def draw(i: int) -> Drawn:
-        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
-        luck = _luck(folded)
-        number, probability, magnitude = both[:, i, 0], both[:, i, 1], both[:, i, 2]
+        luck = _luck(fold(rows, i).key)
+        which, probability, magnitude = both[:, i].T
         share = magnitude / AUTOAUGMENT.unit
-        drawn = _amounts(AUTOAUGMENT, number.astype(jnp.int32), share, luck, size)
-        return _leave(drawn, luck.applied < probability)
+        which = which.astype(jnp.int32)
+        return _drawn(AUTOAUGMENT, which, share, luck, size, probability)
 
-    return draw(0), draw(1)
+    return [draw(0), draw(1)]
 
 
 def three_augment(
@@ -195,31 +164,23 @@ def three_augment(
     solarize inverts. sigma: the range of the blur's deviation, pixels. Raises `ValueError`
     for an option out of range.
     """
-    check_levels("threshold", threshold, 256)
-    check_sigma(sigma)
+    check_range("[0, 256]", 128, threshold=threshold)
+    check_rising("[0, 16]", (0.1, 2.0), sigma=sigma)
+    # An operation of the layer with its amount, for each number that is drawn.
+    numbers = [NUMBERS[name] for name in ("color", "solarize", "identity")]
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        which, deviation = draw_three_augment(rows.key, sigma)
-        tables = jnp.where(
-            (which == 1)[:, None, None],
-            levels.solarize(jnp.full(which.shape, threshold, jnp.float32)),
-            levels.identity(len(which)),
-        )
-        images = levels.look_up(images, tables)
-        images = colors.saturation(images, jnp.where(which == 0, 0.0, 1.0))
-        return colors.blur(
-            images, jnp.where(which == 2, deviation, 0.0), colors.reach(sigma[1])
-        )
+        luck = _luck(rows.key)
+        which = _pick(luck.which, 3)
+        number, amount = jnp.array(numbers)[which], jnp.array([0.0, threshold, 0.0])[which]
+        color = jnp.zeros(images.shape[-1:], jnp.uint8)
+        drawn, among = Drawn(number, amount, luck.place), ("color", "solarize")
+        images = layer.apply(images, drawn, among, fill=color)
+        deviation = sigma[0] + luck.level * (sigma[1] - sigma[0])
+        deviation = jnp.where(which == 2, deviation, 0.0)
+        return colors.blur(images, deviation, colors.reach(sigma[1]))
 
     return apply
-
-
-def draw_three_augment(
-    keys: jax.Array, sigma: tuple[float, float]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns ([B] 0 for grey, 1 for solarize, 2 for blur; [B] the blur's deviation)."""
-    luck = _luck(keys)
-    return _pick(luck.which, 3), sigma[0] + luck.level * (sigma[1] - sigma[0])
 
 
 class _Luck(NamedTuple):
@@ -248,30 +209,40 @@ def _pick(uniform: jax.Array, count: int) -> jax.Array:
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
-def _amounts(
+def _drawn(
     space: Space,
     which: jax.Array,
     share: jax.Array,
     luck: _Luck,
     size: tuple[int, ...],
+    probability: jax.Array | float = 1.0,
 ) -> Drawn:
-    """Returns the operations of the space at the indices `which`, with their amounts."""
-    height, width = size
+    """Returns the space's operations at the indices `which`, or "identity" by chance."""
     numbers = jnp.array([NUMBERS[name] for name in space.ranges], jnp.int32)
-    amounts = [
-        amount_of(share, luck.sign, (height, width)) for amount_of in space.ranges.values()
-    ]
+    amounts = [of(share, luck.sign, size) for of in space.ranges.values()]
     amount = jnp.select([which == i for i in range(len(amounts))], amounts)
-    return Drawn(numbers[which], amount, luck.place)
+    number = jnp.where(luck.applied < probability, numbers[which], NUMBERS["identity"])
+    return Drawn(number, amount, luck.place)
 
 
-def _leave(drawn: Drawn, applied: jax.Array) -> Drawn:
-    """Replaces the operation of rows that are not applied by "identity"."""
-    number = jnp.where(applied, drawn.operation, NUMBERS["identity"])
-    return drawn._replace(operation=number)
+def _policy(
+    space: Space,
+    draw: Callable[[Rows, tuple[int, ...]], list[Drawn]],
+    fill: Fill,
+    **options: Any,
+) -> Augmentation:
+    """Applies the layers of `draw`, a function of the rows and of (height, width)."""
+    check_fill(fill)
+
+    def apply(rows: Rows, images: jax.Array) -> jax.Array:
+        layers, among = draw(rows, images.shape[1:3]), tuple(space.ranges)
+        color = fill_color(fill, images.shape[-1])
+        return layer.apply_each(images, layers, among, fill=color, **options)
+
+    return apply
 
 
-def _subpolicies(policy: str) -> np.ndarray:
+def _table(pairs: str) -> np.ndarray:
     """Returns float32 [25, 2, 3]: index in AUTOAUGMENT.ranges, probability, magnitude."""
     places = {name: i for i, name in enumerate(AUTOAUGMENT.ranges)}
 
@@ -279,5 +250,5 @@ def _subpolicies(policy: str) -> np.ndarray:
         name, probability, magnitude = text.split()
         return places[name], float(probability), float(magnitude)
 
-    pairs = SUBPOLICIES[policy].replace("|", "\n").strip().split("\n")
-    return np.array([[step(one) for one in pair.split(",")] for pair in pairs], np.float32)
+    lines = pairs.replace("|", "\n").strip().split("\n")
+    return np.array([[step(one) for one in line.split(",")] for line in lines], np.float32)

@@ -7,20 +7,16 @@ range.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.augment import colors, geometry, layer, levels
-from jaxcls.augment.checks import (
-    check_amount,
-    check_levels,
-    check_share,
-    check_sigma,
-    ends,
-)
-from jaxcls.augment.fills import Fill, check_fill, fill_color
+from jaxcls.augment.colors import Fill, check_fill, fill_color
 from jaxcls.augment.rows import Amount, Augmentation, Rows, at
+from jaxcls.config.calls import check_range, check_rising
 
 
 def color_jitter(
@@ -37,31 +33,30 @@ def color_jitter(
     torchvision draws the order, which would cost four times as much here, because every row
     goes through every step.
     """
-    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    for name, amount in factors.items():
-        check_amount(name, amount, 60, "0.4")
-    check_amount("hue", hue, 0.5, "0.1")
-    check_share("probability", probability)
+    check_range(
+        "[0, 60]", 0.4, brightness=brightness, contrast=contrast, saturation=saturation
+    )
+    check_range("[0, 0.5]", 0.1, hue=hue)
+    check_range("[0, 1]", 0.5, probability=probability)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
         uniform = _uniform(rows, 5)
         chosen = uniform[:, 0] < probability
 
-        def factor(name: str, i: int) -> jax.Array:
-            most = at(factors[name], rows.share)
+        def factor(amount: Amount, i: int) -> jax.Array:
+            most = at(amount, rows.share)
             low = jnp.maximum(1 - most, 0.0)
             drawn = low + uniform[:, i] * (1 + most - low)
             return jnp.where(chosen, drawn, 1.0)
 
-        if any(ends(brightness)):
-            tables = levels.brightness(factor("brightness", 1))
+        if np.any(brightness):
+            images = levels.look_up(images, levels.brightness(factor(brightness, 1)))
+        if np.any(contrast):
+            tables = levels.contrast(images, factor(contrast, 2))
             images = levels.look_up(images, tables)
-        if any(ends(contrast)):
-            tables = levels.contrast(images, factor("contrast", 2))
-            images = levels.look_up(images, tables)
-        if any(ends(saturation)):
-            images = colors.saturation(images, factor("saturation", 3))
-        if any(ends(hue)):
+        if np.any(saturation):
+            images = colors.saturation(images, factor(saturation, 3))
+        if np.any(hue):
             turns = (2 * uniform[:, 4] - 1) * at(hue, rows.share)
             images = colors.hue(images, jnp.where(chosen, turns, 0.0))
         return images
@@ -76,8 +71,8 @@ def greyscale(probability: float = 0.2) -> Augmentation:
 
 def blur(probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Augmentation:
     """Blurs by a Gaussian; its deviation is drawn from `sigma`, at most 16 pixels."""
-    check_share("probability", probability)
-    check_sigma(sigma)
+    check_range("[0, 1]", 0.5, probability=probability)
+    check_rising("[0, 16]", (0.1, 2.0), sigma=sigma)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
         uniform = _uniform(rows, 2)
@@ -90,14 +85,13 @@ def blur(probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> A
 
 def solarize(probability: float = 0.2, threshold: int = 128) -> Augmentation:
     """Inverts levels from `threshold` on."""
-    check_levels("threshold", threshold, 256)
+    check_range("[0, 256]", 128, threshold=threshold)
     return _with_probability("solarize", float(threshold), probability)
 
 
 def posterize(probability: float = 0.5, bits: int = 4) -> Augmentation:
     """Keeps the highest `bits` of each level, 1 to 8."""
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits={bits} must be from 1 to 8, such as 4")
+    check_range("[1, 8]", 4, bits=bits)
     return _with_probability("posterize", float(bits), probability)
 
 
@@ -118,7 +112,7 @@ def invert(probability: float = 0.1) -> Augmentation:
 
 def sharpness(probability: float = 0.5, factor: float = 2.0) -> Augmentation:
     """Sharpens with a factor above 1, and smooths with a factor below 1."""
-    check_amount("factor", factor, 60, "2.0")
+    check_range("[0, 60]", 2.0, factor=factor)
     return _with_probability("sharpness", float(factor), probability)
 
 
@@ -126,53 +120,59 @@ def rotate(
     degrees: Amount = 15.0, probability: float = 1.0, fill: Fill = 0
 ) -> Augmentation:
     """Rotates about the centre by an angle drawn from -degrees to degrees."""
-    check_amount("degrees", degrees, 180, "15")
-    check_share("probability", probability)
-    check_fill(fill)
+    check_range("[0, 180]", 15, degrees=degrees)
 
-    def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        drawn = _sides(rows, 1, probability) * at(degrees, rows.share)
-        matrices = geometry.rotate(drawn[:, 0], (images.shape[1], images.shape[2]))
-        return _moved(images, matrices, fill)
+    def matrices(size: tuple[int, int], angle: jax.Array) -> jax.Array:
+        return geometry.rotate(angle, size)
 
-    return apply
+    return _moved(matrices, 1, degrees, probability, fill)
 
 
 def shear(degrees: Amount = 10.0, probability: float = 1.0, fill: Fill = 0) -> Augmentation:
     """Shears about the centre, across and down, by angles from -degrees to degrees."""
-    check_amount("degrees", degrees, 60, "10")
-    check_share("probability", probability)
-    check_fill(fill)
+    check_range("[0, 60]", 10, degrees=degrees)
 
-    def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        angles = _sides(rows, 2, probability) * at(degrees, rows.share)
-        tangents = jnp.tan(angles * (math.pi / 180))
-        middle = images.shape[1] / 2, images.shape[2] / 2
-        matrices = geometry.shear(tangents[:, 0], tangents[:, 1], middle)
-        return _moved(images, matrices, fill)
+    def matrices(size: tuple[int, int], *angles: jax.Array) -> jax.Array:
+        across, down = jnp.tan(jnp.stack(angles) * (math.pi / 180))
+        return geometry.shear(across, down, (size[0] / 2, size[1] / 2))
 
-    return apply
+    return _moved(matrices, 2, degrees, probability, fill)
 
 
 def translate(
     share: Amount = 0.1, probability: float = 1.0, fill: Fill = 0
 ) -> Augmentation:
     """Moves by whole pixels, drawn from -share to share of the height, and of the width."""
-    check_amount("share", share, 1, "0.1")
-    check_share("probability", probability)
+    check_range("[0, 1]", 0.1, share=share)
+
+    def matrices(size: tuple[int, int], down: jax.Array, right: jax.Array) -> jax.Array:
+        return geometry.translate(jnp.round(right * size[1]), jnp.round(down * size[0]))
+
+    return _moved(matrices, 2, share, probability, fill)
+
+
+def _moved(
+    matrices: Callable[..., jax.Array],
+    draws: int,
+    most: Amount,
+    probability: float,
+    fill: Fill,
+) -> Augmentation:
+    """Moves images by matrices of their size and of `draws` draws from -most to most."""
+    check_range("[0, 1]", 0.5, probability=probability)
     check_fill(fill)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
-        height, width = images.shape[1:3]
-        drawn = _sides(rows, 2, probability) * at(share, rows.share)
-        down, right = jnp.round(drawn[:, 0] * height), jnp.round(drawn[:, 1] * width)
-        return _moved(images, geometry.translate(right, down), fill)
+        uniform = _uniform(rows, draws + 1)
+        drawn = jnp.where(uniform[:, :1] < probability, 2 * uniform[:, 1:] - 1, 0.0)
+        moves = matrices(images.shape[1:3], *(drawn * at(most, rows.share)).T)
+        return geometry.affine(images, moves, fill_color(fill, images.shape[-1]))
 
     return apply
 
 
 def _with_probability(name: str, amount: float, probability: float) -> Augmentation:
-    check_share("probability", probability)
+    check_range("[0, 1]", 0.5, probability=probability)
 
     def apply(rows: Rows, images: jax.Array) -> jax.Array:
         chosen = _uniform(rows, 1)[:, 0] < probability
@@ -184,17 +184,6 @@ def _with_probability(name: str, amount: float, probability: float) -> Augmentat
         return layer.apply(images, drawn, (name,), fill=jnp.zeros((images.shape[-1],)))
 
     return apply
-
-
-def _moved(images: jax.Array, matrices: jax.Array, fill: Fill) -> jax.Array:
-    color = fill_color(fill, images.shape[-1])
-    return geometry.affine(images, matrices, color)
-
-
-def _sides(rows: Rows, count: int, probability: float) -> jax.Array:
-    """Draws [B, count] from -1 to 1; the rows that stay unchanged get 0."""
-    uniform = _uniform(rows, count + 1)
-    return jnp.where(uniform[:, :1] < probability, 2 * uniform[:, 1:] - 1, 0.0)
 
 
 def _uniform(rows: Rows, count: int) -> jax.Array:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.fills import Fill
+from jaxcls.augment.colors import Fill
 
 # (magnitude as a share of the largest [B], sign -1 or 1 [B], (height, width)) -> amount.
-Range = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+Range = Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array]
 
 
 class Space(NamedTuple):
@@ -65,7 +65,7 @@ def bits(lost: int) -> Range:
     return lambda share, sign, size: 8 - jnp.round(share * lost)
 
 
-def none(share: jax.Array, sign: jax.Array, size: tuple[int, int]) -> jax.Array:
+def none(share: jax.Array, sign: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Returns 0: the operation has no amount."""
     return jnp.zeros_like(share)
 
@@ -75,123 +75,75 @@ def _floor(amount: jax.Array) -> jax.Array:
     return jnp.floor(amount + 1e-4)
 
 
-_FIXED: dict[str, Range] = {"autocontrast": none, "equalize": none}
+_SHEARS = ("shear_x", "shear_y")
+_SHIFTS = ("translate_x", "translate_y")
 _FACTORS = ("brightness", "color", "contrast", "sharpness")
+_FIXED: dict[str, Range] = {"autocontrast": none, "equalize": none}
 
-
-def _paper(
-    *, shear: float, degrees: float, factor: float, lost: int, shifts: dict[str, Range]
-) -> dict[str, Range]:
-    """Returns the operations of AutoAugment's paper that its successors kept."""
-    return {
-        "shear_x": signed(shear),
-        "shear_y": signed(shear),
-        **shifts,
-        "rotate": signed(degrees),
-        **{name: about_one(factor) for name in _FACTORS},
-        "posterize": bits(lost),
-        "solarize": line(255, 0),
-        **_FIXED,
-    }
-
-
-_SHARE = 150 / 331
-_PAPER = _paper(
-    shear=0.3,
-    degrees=30,
-    factor=0.9,
-    lost=4,
-    shifts={
-        "translate_x": whole_pixels(of_side(1, _SHARE)),
-        "translate_y": whole_pixels(of_side(0, _SHARE)),
-    },
-)
-
+# The operations of AutoAugment's paper that its successors kept.
+_PAPER: dict[str, Range] = {
+    **dict.fromkeys(_SHEARS, signed(0.3)),
+    "translate_x": whole_pixels(of_side(1, 150 / 331)),
+    "translate_y": whole_pixels(of_side(0, 150 / 331)),
+    "rotate": signed(30),
+    **dict.fromkeys(_FACTORS, about_one(0.9)),
+    "posterize": bits(4),
+    "solarize": line(255, 0),
+    **_FIXED,
+}
+# What timm and Google's libraries added to it and changed.
+_MORE: dict[str, Range] = {
+    **_FIXED,
+    "invert": none,
+    "rotate": signed(30),
+    **dict.fromkeys(_SHEARS, signed(0.3)),
+    "solarize_add": whole(0, 110),
+}
 
 # AutoAugment's magnitudes are 0 to 9.
 AUTOAUGMENT = Space({**_PAPER, "invert": none}, unit=9, cap=9, fill=0)
 
 # Magnitudes 0 to 30, each equally likely.
-TRIVIALAUGMENT = Space(
-    {
-        "identity": none,
-        **_paper(
-            shear=0.99,
-            degrees=135,
-            factor=0.99,
-            lost=6,
-            shifts=dict.fromkeys(("translate_x", "translate_y"), whole_pixels(signed(32))),
-        ),
-    },
-    unit=30,
-    cap=30,
-    fill=0,
-)
-
-_MORE: dict[str, Range] = {
-    **_FIXED,
-    "invert": none,
-    "rotate": signed(30),
-    "shear_x": signed(0.3),
-    "shear_y": signed(0.3),
-    "solarize_add": whole(0, 110),
+_WIDE: dict[str, Range] = {
+    **dict.fromkeys(_SHEARS, signed(0.99)),
+    **dict.fromkeys(_SHIFTS, whole_pixels(signed(32))),
+    "rotate": signed(135),
+    **dict.fromkeys(_FACTORS, about_one(0.99)),
+    "posterize": bits(6),
 }
+TRIVIALAUGMENT = Space({"identity": none, **_PAPER, **_WIDE}, unit=30, cap=30, fill=0)
+
+# The 16 operations of TensorFlow's models for TPU, which big_vision, scenic and others
+# copied. Factors go from 0.1 to 1.9. Posterize and solarize weaken as the magnitude rises,
+# and at 10 solarize changes nothing.
+_GOOGLE: dict[str, Range] = {
+    **_MORE,
+    "posterize": whole(0, 4),
+    "solarize": whole(0, 256),
+    **dict.fromkeys(_FACTORS, line(0.1, 1.9)),
+    **dict.fromkeys(_SHIFTS, signed(100)),
+    "cutout": whole(0, 40),
+}
+# timm's 15 operations with "inc1": every strength grows with the magnitude.
 _TIMM: dict[str, Range] = {
     **_MORE,
     "translate_x": of_side(1, 0.45),
     "translate_y": of_side(0, 0.45),
+    "posterize": whole(4, 0),
+    "solarize": whole(256, 0),
+    **dict.fromkeys(_FACTORS, about_one(0.9, least=0.1)),
 }
-_MEAN = (124, 116, 104)
-
 RANDAUGMENT: dict[str, Space] = {
     # The paper's 14 operations with 31 magnitudes, as in torchvision.
     "torchvision": Space({"identity": none, **_PAPER}, unit=30, cap=30, fill=0),
-    # The 16 operations of TensorFlow's models for TPU, which big_vision, scenic and
-    # others copied. Factors go from 0.1 to 1.9. Posterize and solarize weaken as the
-    # magnitude rises, and at 10 solarize changes nothing.
-    "google": Space(
-        {
-            **_MORE,
-            "posterize": whole(0, 4),
-            "solarize": whole(0, 256),
-            **{name: line(0.1, 1.9) for name in _FACTORS},
-            "translate_x": signed(100),
-            "translate_y": signed(100),
-            "cutout": whole(0, 40),
-        },
-        unit=10,
-        cap=30,
-        fill=128,
-    ),
-    # timm's 15 operations with "inc1": every strength grows with the magnitude.
-    "timm": Space(
-        {
-            **_TIMM,
-            "posterize": whole(4, 0),
-            "solarize": whole(256, 0),
-            **{name: about_one(0.9, least=0.1) for name in _FACTORS},
-        },
-        unit=10,
-        cap=10,
-        fill=_MEAN,
-    ),
-    # timm's 15 operations without "inc1".
-    "timm_inc0": Space(
-        {
-            **_TIMM,
-            "posterize": whole(0, 4),
-            "solarize": whole(0, 256),
-            **{name: line(0.1, 1.9) for name in _FACTORS},
-        },
-        unit=10,
-        cap=10,
-        fill=_MEAN,
-    ),
+    "google": Space(_GOOGLE, unit=10, cap=30, fill=128),
+    "timm": Space(_TIMM, unit=10, cap=10, fill=(124, 116, 104)),
 }
 
 # Pairs of (operation, probability, magnitude), from the papers' tables of sub-policies
 # (arXiv:1805.09501, appendix); operations without an amount have magnitude 0 here.
-IMAGENET = """
+SUBPOLICIES = {
+    "imagenet": """
 posterize 0.4 8, rotate 0.6 9        | solarize 0.6 5, autocontrast 0.6 0
 equalize 0.8 0, equalize 0.6 0       | posterize 0.6 7, posterize 0.6 6
 equalize 0.4 0, solarize 0.2 4       | equalize 0.4 0, rotate 0.8 8
@@ -205,8 +157,8 @@ shear_x 0.6 5, equalize 1.0 0        | color 0.4 0, equalize 0.6 0
 equalize 0.4 0, solarize 0.2 4       | solarize 0.6 5, autocontrast 0.6 0
 invert 0.6 0, equalize 1.0 0         | color 0.6 4, contrast 1.0 8
 equalize 0.8 0, equalize 0.6 0
-"""
-CIFAR10 = """
+""",
+    "cifar10": """
 invert 0.1 0, contrast 0.2 6         | rotate 0.7 2, translate_x 0.3 9
 sharpness 0.8 1, sharpness 0.9 3     | shear_y 0.5 8, translate_y 0.7 9
 autocontrast 0.5 0, equalize 0.9 0   | shear_y 0.2 7, posterize 0.3 7
@@ -220,5 +172,5 @@ autocontrast 0.8 0, solarize 0.2 8   | brightness 0.1 3, color 0.7 0
 solarize 0.4 5, autocontrast 0.9 0   | translate_y 0.9 9, translate_y 0.7 9
 autocontrast 0.9 0, solarize 0.8 3   | equalize 0.8 0, invert 0.1 0
 translate_y 0.7 9, autocontrast 0.9 0
-"""
-SUBPOLICIES: dict[str, str] = {"imagenet": IMAGENET, "cifar10": CIFAR10}
+""",
+}

@@ -8,6 +8,7 @@ import ast
 import inspect
 import itertools
 import math
+import operator
 import re
 import types
 import typing
@@ -66,6 +67,31 @@ def build_one(
             f" one of: {', '.join(sorted(table))}"
         )
     return _bind(calls[0], table, key, **given)
+
+
+def check_range(interval: str, example: Any, **options: Any) -> None:
+    """Raises `ValueError` unless each option lies in `interval`, such as "[0, 1)".
+
+    Args:
+        interval: A square bracket includes its end, a round one does not.
+        example: A value that works, for the message.
+        options: Numbers, or sequences of numbers that all lie in the interval.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    is_above = operator.ge if interval[0] == "[" else operator.gt
+    is_below = operator.le if interval[-1] == "]" else operator.lt
+    for name, value in options.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        if not numbers or not all(is_above(x, low) and is_below(x, high) for x in numbers):
+            raise ValueError(f"{name}={value} must be in {interval}, such as {example}")
+
+
+def check_rising(interval: str, example: Any, **options: Sequence[float]) -> None:
+    """Raises `ValueError` unless each option lies in `interval` and its numbers rise."""
+    check_range(interval, example, **options)
+    for name, numbers in options.items():
+        if list(numbers) != sorted(numbers):
+            raise ValueError(f"{name}={numbers} must rise, such as {example}")
 
 
 def _call(node: ast.expr, text: str, key: str, example: str) -> Call:

@@ -187,7 +187,7 @@ def read_run(place: str, key: str) -> Run:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(recipe.init, *keys(config)),
+        jax.eval_shape(recipe.init, *keys(config), {}),
     )
     try:
         saved = checkpoint.read_weights(folder.checkpoints, step, like)

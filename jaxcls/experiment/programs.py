@@ -153,9 +153,12 @@ class Programs:
         """
         rows, data_like = mesh.by_step(self.mesh), self.data.train_resident_like()
         loop = jax.jit(
-            multistep.make_train_loop(
-                lambda state, batch, teacher: self._train_step(teacher, state, batch),
-                self.data.take,
+            functools.partial(
+                multistep.train_loop,
+                train_step=lambda state, batch, teacher: self._train_step(
+                    teacher, state, batch
+                ),
+                take=self.data.take,
             ),
             donate_argnums=0,
             out_shardings=(self._state_sharding, mesh.replicated(self.mesh)),
@@ -212,9 +215,10 @@ class Programs:
         batch: image and label. The result holds each example's loss, metrics and
             prediction.
         """
-        pure = step.make_eval_step(
-            self.recipe.model,
-            self.recipe.loss,
+        pure = functools.partial(
+            step.eval_step,
+            model=self.recipe.model,
+            loss=self.recipe.loss,
             num_classes=self.data.selection.num_classes,
             normalize=self.recipe.normalize,
             metrics=self.recipe.metrics,

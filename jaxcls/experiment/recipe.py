@@ -23,7 +23,6 @@ from jaxcls.errors import InputError
 from jaxcls.experiment import plan
 from jaxcls.experiment.plan import Plan
 from jaxcls.learning import (
-    clipping,
     gradients,
     losses,
     metrics,
@@ -184,7 +183,7 @@ class Recipe:
         decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
         table = optimizers.OPTIMIZERS
         made = calls.build_one(optim.name, table, "optim.name", decay=decay)
-        made = clipping.clip(
+        made = optimizers.clip(
             made,
             norm=optim.clip_norm,
             value=optim.clip_value,
@@ -257,14 +256,14 @@ class Recipe:
         return losses.weighted(self.loss, losses.parse_weights(text, names, counts))
 
     @functools.cached_property
-    def _penalty(self) -> gradients.Penalty | None:
+    def _penalty(self) -> Callable[[Any], jax.Array] | None:
         loss = self.config.loss
 
-        def mask(params: Any) -> Any:
-            return jax.tree.map(bool, self._decay_scales(params))
+        def penalty(params: Any) -> jax.Array:
+            mask = jax.tree.map(bool, self._decay_scales(params))
+            return losses.penalty(params, mask, loss.l1, loss.l2)
 
-        is_on = loss.l1 or loss.l2
-        return gradients.Penalty(loss.l1, loss.l2, mask) if is_on else None
+        return penalty if loss.l1 or loss.l2 else None
 
     # Inputs and metrics.
 
@@ -310,9 +309,10 @@ class Recipe:
     @functools.cached_property
     def init(self) -> step.Init:
         """init(key, keys, given) -> the state at step 0; cached, so jax traces it once."""
-        return step.make_init(
-            self.model,
-            self.optimizer,
+        return functools.partial(
+            step.init,
+            model=self.model,
+            optimizer=self.optimizer,
             image_shape=self.data.train_shape,
             ema=self.is_averaged,
             higher=self.higher_is_better,
@@ -340,7 +340,8 @@ class Recipe:
         """inputs(key, step, batch) -> (images, targets) for the model."""
         mixes = calls.build(self.config.mix, augment.MIXES, "mix")
         table = augment.AUGMENTATIONS
-        return step.make_inputs(
+        return functools.partial(
+            step.inputs,
             num_classes=self.data.selection.num_classes,
             smoothing=self.config.loss.smoothing,
             augment=augment.chain(calls.build(self.config.augment, table, "augment")),
@@ -353,9 +354,10 @@ class Recipe:
         self, distillation: gradients.Distillation | None = None
     ) -> gradients.Gradient:
         """Returns (params, batch_stats, key, examples) -> (`Forward`, gradient)."""
-        objective = gradients.make_objective(
-            self.model.apply,
-            self._train_loss,
+        objective = functools.partial(
+            gradients.objective,
+            apply=self.model.apply,
+            loss=self._train_loss,
             trains=self.param_groups,
             distillation=distillation,
             penalty=self._penalty,
@@ -371,11 +373,12 @@ class Recipe:
     ) -> step.TrainStep:
         """Returns train_step(state, batch, teacher) -> (state, metrics)."""
         ema, nonfinite = self.config.ema, self.config.nonfinite
-        return step.make_train_step(
-            self.optimizer,
-            self.schedule,
-            self.gradient(distillation),
-            self.inputs,
+        return functools.partial(
+            step.train_step,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            gradient=self.gradient(distillation),
+            inputs=self.inputs,
             metrics=self.metrics,
             steps=self.plan.steps,
             average=step.Average(ema.decay, ema.every, ema.warmup) if ema.decay else None,
@@ -386,7 +389,9 @@ class Recipe:
 
     def logits_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
         """Returns logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
-        return step.make_logits_step(self.model, self.normalize)
+        return functools.partial(
+            step.logits_step, model=self.model, normalize=self.normalize
+        )
 
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Returns the variables for predictions: the average if best.metric scores it."""

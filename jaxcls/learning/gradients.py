@@ -67,54 +67,43 @@ class Distillation(NamedTuple):
     temperature: float
 
 
-class Penalty(NamedTuple):
-    """The term l1 * sum |p| + l2 * sum p^2 of the params that `mask` selects."""
-
-    l1: float
-    l2: float
-    mask: Callable[[Tree], Tree]
-
-
-def make_objective(
+def objective(
+    params: Tree,
+    batch_stats: Tree,
+    key: jax.Array,
+    examples: Examples,
+    *,
     apply: Apply,
     loss: Loss,
-    *,
     trains: ParamGroups,
     distillation: Distillation | None = None,
-    penalty: Penalty | None = None,
-) -> Objective:
-    """Returns objective(params, batch_stats, key, examples) -> (value, `Forward`).
+    penalty: Callable[[Tree], jax.Array] | None = None,
+) -> tuple[jax.Array, Forward]:
+    """Returns the value that a step minimises, and the outputs of its forward pass.
 
     apply: The model's, see `jaxcls.learning.step.Model`.
     trains: The param groups; frozen parameters get no gradient.
+    penalty: A term of the params, [] float32.
     """
-
-    def objective(
-        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[jax.Array, Forward]:
-        params = hold(params, trains)
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, batch_stats = apply(variables, examples.images, True, key)
-        each = loss(logits, examples.targets)
-        if distillation and examples.taught is not None:
-            taught = losses.distill(logits, examples.taught, distillation.temperature)
-            each = (1.0 - distillation.weight) * each + distillation.weight * taught
-        value, extra = each.mean(), jnp.zeros((), jnp.float32)
-        if penalty:
-            extra = losses.penalty(params, penalty.mask(params), penalty.l1, penalty.l2)
-        return value + extra, Forward(value, extra, logits, batch_stats)
-
-    return objective
+    params = hold(params, trains)
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, batch_stats = apply(variables, examples.images, True, key)
+    each = loss(logits, examples.targets)
+    if distillation and examples.taught is not None:
+        taught = losses.distill(logits, examples.taught, distillation.temperature)
+        each = (1.0 - distillation.weight) * each + distillation.weight * taught
+    value, extra = each.mean(), jnp.zeros((), jnp.float32)
+    if penalty:
+        extra = penalty(params)
+    return value + extra, Forward(value, extra, logits, batch_stats)
 
 
 def whole(objective: Objective) -> Gradient:
     """Returns the gradient of an objective over the whole batch at once."""
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
 
-    def gradient(
-        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[Forward, Tree]:
-        (_, found), grads = value_and_grad(params, batch_stats, key, examples)
+    def gradient(*arguments: Any) -> tuple[Forward, Tree]:
+        (_, found), grads = value_and_grad(*arguments)
         return found, grads
 
     return gradient
@@ -180,12 +169,10 @@ def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
     if not rho:
         return gradient
 
-    def twice(
-        params: Tree, batch_stats: Tree, key: jax.Array, examples: Examples
-    ) -> tuple[Forward, Tree]:
-        found, first = gradient(params, batch_stats, key, examples)
+    def twice(params: Tree, *others: Any) -> tuple[Forward, Tree]:
+        found, first = gradient(params, *others)
         reach = rho / (optax.tree.norm(first) + 1e-12)
         worst = jax.tree.map(lambda p, g: p + reach * g, params, first)
-        return found, gradient(worst, batch_stats, key, examples)[1]
+        return found, gradient(worst, *others)[1]
 
     return twice

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcls.errors import InputError, did_you_mean
+from jaxcls.config.calls import check_range
+from jaxcls.errors import InputError, did_you_mean, lookup
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 Tree = Any
@@ -32,18 +33,16 @@ def sigmoid(threshold: float = 0.0, reduce: str = "mean") -> Loss:
         that paper and of DeiT-III (arXiv:2204.07118) assume it. "sum" is K times as large,
         as in big_vision.
 
-    Raises ValueError for a threshold or reduce out of range.
+    Raises ValueError for a threshold out of range, InputError for another reduce.
     """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold} must be from 0 to below 1, such as 0.2")
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce={reduce!r} must be 'mean' or 'sum', such as 'mean'")
+    check_range("[0, 1)", 0.2, threshold=threshold)
+    reduced = lookup({"mean": jnp.mean, "sum": jnp.sum}, reduce, "reduce of sigmoid")
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
         if threshold:
             targets = (targets > threshold).astype(jnp.float32)
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
-        return losses.mean(-1) if reduce == "mean" else losses.sum(-1)
+        return reduced(losses, -1)
 
     return apply
 
@@ -55,8 +54,7 @@ def focal(gamma: float = 2.0) -> Loss:
     Confident predictions count less; a gamma of 0 is `softmax`. For the paper's alpha use
     class weights. Raises ValueError for a gamma below 0.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma={gamma} must be at least 0, such as 2.0")
+    check_range("[0, inf)", 2.0, gamma=gamma)
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
         log_p = jax.nn.log_softmax(logits)
@@ -73,8 +71,7 @@ def poly(epsilon: float = 1.0) -> Loss:
     Leng et al., arXiv:2204.12511, who find 2 best for ImageNet. Raises ValueError for an
     epsilon below -1.
     """
-    if epsilon < -1:
-        raise ValueError(f"epsilon={epsilon} must be at least -1, such as 1.0")
+    check_range("[-1, inf)", 1.0, epsilon=epsilon)
 
     def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
         return optax.losses.poly_loss_cross_entropy(logits, targets, epsilon=epsilon)
@@ -139,7 +136,6 @@ def penalty(params: Tree, mask: Tree, l1: float, l2: float) -> jax.Array:
     return total
 
 
-_KEY = "loss.class_weights"
 # One "name: weight"; a name with a comma is written between quotes.
 _NAMED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,"']+?))\s*:\s*([^,:]*)(?:,|$)""")
 
@@ -153,68 +149,51 @@ def parse_weights(
     returns the examples of each class [K]. Numbers are in class order. A class without a
     name in the text has weight 1. Raises `InputError` for any other text.
     """
-    if text.strip() == "balanced":
-        return _balanced(class_names, np.asarray(counts()))
-    named = ":" in text
-    weights = _named(text, class_names) if named else _listed(text, class_names)
-    if not any(weights):
-        raise _refused(text, "weighs every class 0", class_names)
-    return np.asarray(weights, np.float32)
+    classes = len(class_names)
 
-
-def _balanced(class_names: Sequence[str], counts: np.ndarray) -> np.ndarray:
-    if not counts.all():
-        lacking = class_names[int(np.argmin(counts))]
-        raise InputError(
-            f"{_KEY}='balanced' needs an example of every class and {lacking!r} has none;"
-            f" give the weights, such as {f'{class_names[0]}: 2'!r}"
+    def refused(said: str) -> InputError:
+        return InputError(
+            f"loss.class_weights={text!r} {said}; give 'balanced', {classes} numbers, or"
+            f" names, such as {f'{class_names[0]}: 2'!r}"
         )
-    return np.asarray(counts.sum() / (len(counts) * counts), np.float32)
 
-
-def _listed(text: str, class_names: Sequence[str]) -> list[float]:
-    weights = [_weight(word, text, class_names) for word in text.split(",")]
-    if len(weights) != len(class_names):
-        said = f"has {len(weights)} numbers for {len(class_names)} classes"
-        raise _refused(text, said, class_names)
+    if text.strip() == "balanced":
+        examples = np.asarray(counts())
+        if not examples.all():
+            lacking = class_names[int(np.argmin(examples))]
+            raise InputError(
+                f"loss.class_weights='balanced' needs an example of every class, and"
+                f" {lacking!r} has none; give the weights, such as '{class_names[0]}: 2'"
+            )
+        return np.asarray(examples.sum() / (classes * examples), np.float32)
+    words = dict(enumerate(text.split(",")))
+    if ":" in text:
+        words = {}
+        for *quoted, word in _NAMED.findall(text):
+            name = "".join(quoted)
+            if name not in class_names:
+                near = did_you_mean(name, class_names)
+                raise refused(f"names the unknown class {name!r}{near}")
+            if class_names.index(name) in words:
+                raise refused(f"names {name!r} twice")
+            words[class_names.index(name)] = word
+        if left := _NAMED.sub("", text).strip(" ,"):
+            raise refused(f"is not of 'name: weight' at {left!r}")
+    elif len(words) != classes:
+        raise refused(f"has {len(words)} numbers for {classes} classes")
+    weights = np.ones(classes, np.float32)
+    for i, word in words.items():
+        try:
+            weight = float(word)
+        except ValueError:
+            weight = np.nan
+        if not 0 <= weight <= float(np.finfo(np.float32).max):
+            said = f"has {word.strip()!r} for a weight, which must be finite and at least 0"
+            raise refused(said)
+        weights[i] = weight
+    if not weights.any():
+        raise refused("weighs every class 0")
     return weights
-
-
-def _named(text: str, class_names: Sequence[str]) -> list[float]:
-    weights: dict[str, float] = {}
-    at = 0
-    while at < len(text.rstrip(", ")):
-        item = _NAMED.match(text, at)
-        if not item:
-            said = f"is not of 'name: weight' from {text[at:].strip()!r} on"
-            raise _refused(text, said, class_names)
-        name = next(group for group in item.groups()[:3] if group is not None)
-        if name not in class_names:
-            said = f"names the unknown class {name!r}{did_you_mean(name, class_names)}"
-            raise _refused(text, said, class_names)
-        if name in weights:
-            raise _refused(text, f"names {name!r} twice", class_names)
-        weights[name] = _weight(item[4], text, class_names)
-        at = item.end()
-    return [weights.get(name, 1.0) for name in class_names]
-
-
-def _weight(word: str, text: str, class_names: Sequence[str]) -> float:
-    try:
-        weight = float(word)
-    except ValueError:
-        raise _refused(text, f"has {word.strip()!r} for a weight", class_names) from None
-    if not 0 <= weight <= float(np.finfo(np.float32).max):
-        said = f"has {word.strip()} for a weight, which must be finite and at least 0"
-        raise _refused(text, said, class_names)
-    return weight
-
-
-def _refused(text: str, said: str, class_names: Sequence[str]) -> InputError:
-    return InputError(
-        f"{_KEY}={text!r} {said}; give 'balanced', {len(class_names)} numbers, or names,"
-        f" such as {f'{class_names[0]}: 2'!r}"
-    )
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {

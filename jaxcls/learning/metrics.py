@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcls.config.calls import check_range
+
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 # The name of the loss in records, and the prefix of scores of the averaged params.
 LOSS, AVERAGED = "loss", "ema_"
@@ -50,8 +52,7 @@ def topk(k: int = 5) -> Metric:
 
     Lower classes win ties. Raises ValueError for a `k` below 1.
     """
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
+    check_range("[1, inf)", 5, k=k)
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -64,10 +65,7 @@ def topk(k: int = 5) -> Metric:
     return Metric(f"top{k}", function)
 
 
-METRICS: dict[str, Callable[..., Metric]] = {
-    "top1": top1,
-    "topk": topk,
-}
+METRICS: dict[str, Callable[..., Metric]] = {"top1": top1, "topk": topk}
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:

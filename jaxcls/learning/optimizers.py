@@ -1,7 +1,7 @@
 """Optimizers: they turn gradients into updates, which are added to the parameters.
 
 Transformations nest from the inside out: an entry of `OPTIMIZERS`, whose updates assume a
-rate of 1; clipping (clipping.py); the rate (`param_groups.at_rate`); an optional entry of
+rate of 1; `clip`; the rate (`param_groups.at_rate`); an optional entry of
 `wrappers.WRAPPERS`.
 
 The rate ``lr`` is an argument of `update` and a function of `State.step` alone. No second
@@ -12,15 +12,19 @@ An entry places its weight decay. Coupled decay is added to the gradient: L2, as
 Decoupled decay is added to the update, so the rate multiplies it (arXiv:1711.05101).
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcls.config.calls import check_range
+
 Tree = Any
+Optimizer: TypeAlias = optax.GradientTransformation
 # A tree of parameters -> a factor for each of its arrays.
 Scales = Callable[[Tree], Tree]
 
@@ -30,10 +34,17 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
+    """Maps (path as text, leaf) to a leaf, over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), tree
+    )
+
+
 # Weight decay.
 
 
-def decay_weights(weight_decay: float, scales: Scales) -> optax.GradientTransformation:
+def decay_weights(weight_decay: float, scales: Scales) -> Optimizer:
     """Returns a transformation that adds weight_decay * scale * params to the updates.
 
     A scale of 0 leaves the updates bit for bit the same.
@@ -57,79 +68,55 @@ def decay_scales(pattern: str, factors: Mapping[str, float]) -> Scales:
     """Returns a function of params that gives each parameter its share of the decay.
 
     The share is 1 if `pattern` matches the path, such as ``head/kernel``; else 0. It is
-    multiplied by the factor of each expression of `factors` that matches the path. Raises
-    ValueError for a bad regular expression.
+    multiplied by the factor of each expression of `factors` that matches the path.
     """
-    search = searcher("pattern", pattern)
-    each = [(searcher("factors", text), factor) for text, factor in factors.items()]
 
-    def scale(path: Any, param: Any) -> float:
-        name = path_name(path)
-        found = 1.0 if search(name) else 0.0
-        for has, factor in each:
-            found *= factor if has(name) else 1.0
+    def scale(name: str, param: Any) -> float:
+        found = 1.0 if re.search(pattern, name) else 0.0
+        for text, factor in factors.items():
+            found *= factor if re.search(text, name) else 1.0
         return found
 
-    return lambda params: jax.tree_util.tree_map_with_path(scale, params)
+    return functools.partial(map_named, scale)
 
 
 # Optimizers.
 
 
 def sgd(
-    decay: optax.GradientTransformation,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    decoupled: bool = False,
-) -> optax.GradientTransformation:
+    decay: Optimizer, momentum: float = 0.9, nesterov: bool = True, decoupled: bool = False
+) -> Optimizer:
     """Returns SGD with momentum (Sutskever et al., 2013), as PyTorch without dampening."""
-    _check_shares(momentum=momentum)
+    check_range("[0, 1)", 0.9, momentum=momentum)
     trace = optax.trace(momentum, nesterov) if momentum else optax.identity()
     return _decayed(trace, decay, decoupled)
 
 
-def adam(
-    decay: optax.GradientTransformation,
+def _adam(
+    decoupled: bool,
+    nesterov: bool,
+    decay: Optimizer,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba, arXiv:1412.6980) with coupled decay, as in PyTorch."""
-    return _decayed(_moments(b1, b2, eps), decay, decoupled=False)
+) -> Optimizer:
+    """Returns Adam (Kingma and Ba, arXiv:1412.6980), or AdamW if the decay is decoupled.
 
-
-def adamw(
-    decay: optax.GradientTransformation,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Returns AdamW (Loshchilov and Hutter, arXiv:1711.05101) with decoupled decay."""
-    return _decayed(_moments(b1, b2, eps), decay, decoupled=True)
-
-
-def nadamw(
-    decay: optax.GradientTransformation,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Returns AdamW with Nesterov momentum (Dozat, 2016) and decoupled decay.
-
-    The two terms of the momentum each have their bias correction, as in the paper for a
-    constant b1. timm corrects their sum as Adam does, so its first steps are longer.
-    PyTorch's NAdam also changes b1 from step to step.
+    nesterov: True is NAdamW (Dozat, 2016). The two terms of the momentum each have their
+        bias correction, as in the paper for a constant b1. timm corrects their sum as Adam
+        does, so its first steps are longer. PyTorch's NAdam also changes b1 from step to
+        step.
     """
-    return _decayed(_moments(b1, b2, eps, nesterov=True), decay, decoupled=True)
+    return _decayed(_moments(b1, b2, eps, nesterov), decay, decoupled)
 
 
 def lamb(
-    decay: optax.GradientTransformation,
+    decay: Optimizer,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-6,
     adapt_on: str = "kernel$",
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns LAMB (You et al., arXiv:1904.00962): Adam with a trust ratio for each array.
 
     adapt_on: A regular expression on paths. The update of a matching parameter, decay
@@ -139,34 +126,29 @@ def lamb(
 
     Published recipes with timm's LAMB also clip the global gradient norm at 1.
     """
-    search = searcher("adapt_on", adapt_on)
+    search = _searcher("adapt_on", adapt_on)
 
     def adapted(tree: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(search(path_name(path))), tree
-        )
+        return map_named(lambda path, _: bool(search(path)), tree)
 
     adapt = optax.masked(optax.scale_by_trust_ratio(), adapted)
     return optax.chain(_moments(b1, b2, eps), decay, adapt, optax.scale(-1.0))
 
 
-def lion(
-    decay: optax.GradientTransformation, b1: float = 0.9, b2: float = 0.99
-) -> optax.GradientTransformation:
+def lion(decay: Optimizer, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
     """Returns Lion (Chen et al., arXiv:2302.06675) with decoupled decay."""
-    _check_shares(b1=b1, b2=b2)
+    check_range("[0, 1)", 0.9, b1=b1, b2=b2)
     return _decayed(optax.scale_by_lion(b1, b2), decay, decoupled=True)
 
 
 def rmsprop(
-    decay: optax.GradientTransformation,
+    decay: Optimizer,
     alpha: float = 0.99,
     eps: float = 1e-8,
     momentum: float = 0.0,
-    centered: bool = False,
     tensorflow: bool = False,
     decoupled: bool = False,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns RMSProp (Tieleman and Hinton, 2012), as in PyTorch.
 
     alpha: The decay of the mean square.
@@ -174,57 +156,44 @@ def rmsprop(
         rmsproptf). Then `eps` is inside the square root, the mean square starts at 1, and
         the momentum accumulates updates times the rate.
     """
-    _check_shares(alpha=alpha, momentum=momentum)
-    _check_above_0(eps=eps)
-    scaled = _scale_by_stddev if centered else optax.scale_by_rms
+    check_range("[0, 1)", 0.9, alpha=alpha, momentum=momentum)
+    check_range("(0, inf)", 1e-8, eps=eps)
     start = 1.0 if tensorflow else 0.0
-    parts = [scaled(alpha, eps, initial_scale=start, eps_in_sqrt=tensorflow)]
+    parts = [optax.scale_by_rms(alpha, eps, start, eps_in_sqrt=tensorflow)]
     if momentum:
         parts.append(_trace_at_rate(momentum) if tensorflow else optax.trace(momentum))
     return _decayed(optax.chain(*parts), decay, decoupled)
 
 
 def adafactor(
-    decay: optax.GradientTransformation,
+    decay: Optimizer,
     momentum: float = 0.9,
     decay_rate: float = 0.8,
     b2_cap: float = 0.999,
     min_dim: int = 32,
-    clip_rms: float = 0.0,
-    relative: bool = False,
-    eps: float = 1e-30,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns Adafactor (Shazeer and Stern, arXiv:1804.04235) with decoupled decay.
 
+    It is the form of ViT-G (Zhai et al., arXiv:2106.04560), except for a float32 momentum.
     The decay of the mean square at step t is 1 - t ** -decay_rate, at most `b2_cap`. The
     mean square is factored into rows and columns if two axes have at least `min_dim`
     entries.
-
-    clip_rms: The largest root mean square of an update; 0 is no limit.
-    relative: True multiplies an update by the root mean square of its parameter.
-
-    The defaults follow ViT-G (Zhai et al., arXiv:2106.04560), except for a float32
-    momentum. The original paper has momentum=0.0, b2_cap=1.0, min_dim=128, clip_rms=1.0,
-    relative=True.
     """
-    _check_shares(momentum=momentum)
-    _check_above_0(decay_rate=decay_rate, b2_cap=b2_cap, min_dim=min_dim, eps=eps)
+    check_range("[0, 1)", 0.9, momentum=momentum)
+    check_range("(0, inf)", 0.8, decay_rate=decay_rate, b2_cap=b2_cap)
+    check_range("[1, inf)", 32, min_dim=min_dim)
 
     def forget(step: jax.Array, exponent: float) -> jax.Array:
         return jnp.minimum(1.0 - (step + 1.0) ** -exponent, b2_cap)
 
-    parts = [optax.scale_by_factored_rms(True, decay_rate, 0, min_dim, eps, forget)]
-    if clip_rms:
-        parts.append(optax.clip_by_block_rms(clip_rms))
-    if relative:
-        parts.append(optax.scale_by_param_block_rms())
+    parts = [optax.scale_by_factored_rms(True, decay_rate, 0, min_dim, 1e-30, forget)]
     if momentum:
         parts.append(optax.ema(momentum, debias=False, accumulator_dtype=jnp.float32))
     return _decayed(optax.chain(*parts), decay, decoupled=True)
 
 
 def muon(
-    decay: optax.GradientTransformation,
+    decay: Optimizer,
     momentum: float = 0.95,
     nesterov: bool = True,
     iterations: int = 5,
@@ -233,7 +202,7 @@ def muon(
     b1: float = 0.9,
     b2: float = 0.95,
     eps: float = 1e-8,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns Muon (Jordan, 2024): orthogonalised momentum, with decoupled decay.
 
     It trains kernels of two axes and of convolutions; [h, w, in, out] is reshaped to [h * w
@@ -246,15 +215,14 @@ def muon(
         suits both (Liu et al., arXiv:2502.16982). 0 is Jordan's scale, sqrt(max(1, out /
         in)), with rates about ten times as high.
     """
-    _check_shares(momentum=momentum)
-    _check_above_0(iterations=iterations)
-    if rms < 0:
-        raise ValueError(f"rms={rms} must be at least 0, such as 0.2")
-    by_adam = matcher("adam_on", adam_on)
+    check_range("[0, 1)", 0.9, momentum=momentum)
+    check_range("[1, inf)", 5, iterations=iterations)
+    check_range("[0, inf)", 0.2, rms=rms)
+    search = _searcher("adam_on", adam_on)
 
-    def label(path: Any, param: Any) -> str:
-        is_matrix = param.ndim in (2, 4)
-        return "muon" if is_matrix and not by_adam(path_name(path)) else "adam"
+    def label(path: str, param: Any) -> str:
+        by_adam = param.ndim not in (2, 4) or (adam_on and search(path))
+        return "adam" if by_adam else "muon"
 
     orthogonal = optax.contrib.scale_by_muon(
         ns_steps=iterations,
@@ -267,57 +235,65 @@ def muon(
     )
     step = optax.partition(
         {"muon": optax.chain(orthogonal, sized), "adam": _moments(b1, b2, eps)},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
+        functools.partial(map_named, label),
     )
     return _decayed(step, decay, decoupled=True)
+
+
+# Clipping: before an optimizer.
+
+
+def clip(
+    optimizer: Optimizer, *, norm: float = 0.0, value: float = 0.0, adaptive: float = 0.0
+) -> Optimizer:
+    """Returns `optimizer` with its gradients clipped first; 0 turns a clip off.
+
+    The clips run in this order: adaptive, value, norm.
+
+    adaptive: The largest ratio of a unit's gradient norm to its weight norm, which counts
+        as at least 1e-3 (Brock et al., arXiv:2102.06171). A unit is a slice of a kernel
+        along its last axis (one output), or a whole vector. The head is left out, as in
+        the paper.
+    value: The largest absolute value of an element.
+    norm: The largest norm of the whole gradient, over all parameters.
+    """
+    chosen = []
+    if adaptive:
+        chosen.append(_clip_by_unit(adaptive))
+    if value:
+        chosen.append(optax.clip(value))
+    if norm:
+        chosen.append(optax.clip_by_global_norm(norm))
+    return optax.chain(*chosen, optimizer) if chosen else optimizer
+
+
+def _clip_by_unit(most: float) -> Optimizer:
+    def label(path: str, grad: Any) -> str:
+        return "skip" if path.startswith("head/") else str(grad.ndim)
+
+    # The axes are explicit for each rank: optax reads [1, N, D] as D matrices of [1, N].
+    by_rank = {
+        str(rank): optax.adaptive_grad_clip(most, axis=tuple(range(max(rank - 1, 1))))
+        for rank in range(1, 6)
+    }
+    scalar, skip = optax.adaptive_grad_clip(most), optax.identity()
+    by_label = {**by_rank, "0": scalar, "skip": skip}
+    return optax.partition(by_label, functools.partial(map_named, label))
 
 
 # Helpers.
 
 
-def _decayed(
-    step: optax.GradientTransformation,
-    decay: optax.GradientTransformation,
-    decoupled: bool,
-) -> optax.GradientTransformation:
+def _decayed(step: Optimizer, decay: Optimizer, decoupled: bool) -> Optimizer:
     """Chains `step`, `decay` (last if decoupled, else first) and a factor of -1."""
     both = (step, decay) if decoupled else (decay, step)
     return optax.chain(*both, optax.scale(-1.0))
 
 
-def _moments(
-    b1: float, b2: float, eps: float, nesterov: bool = False
-) -> optax.GradientTransformation:
-    _check_shares(b1=b1, b2=b2)
-    _check_above_0(eps=eps)
+def _moments(b1: float, b2: float, eps: float, nesterov: bool = False) -> Optimizer:
+    check_range("[0, 1)", 0.9, b1=b1, b2=b2)
+    check_range("(0, inf)", 1e-8, eps=eps)
     return optax.scale_by_adam(b1, b2, eps, nesterov=nesterov)
-
-
-def _scale_by_stddev(
-    alpha: float, eps: float, initial_scale: float, eps_in_sqrt: bool
-) -> optax.GradientTransformation:
-    """As `optax.scale_by_stddev`, which is NaN if rounding makes a variance negative."""
-
-    def init(params: Tree) -> optax.ScaleByRStdDevState:
-        square = optax.tree.full_like(params, initial_scale)
-        return optax.ScaleByRStdDevState(optax.tree.zeros_like(params), square)
-
-    def update(
-        grads: Tree, state: optax.ScaleByRStdDevState, params: Tree = None
-    ) -> tuple[Tree, optax.ScaleByRStdDevState]:
-        mean = optax.tree.update_moment(grads, state.mu, alpha, 1)
-        square = optax.tree.update_moment(grads, state.nu, alpha, 2)
-
-        def each(grad: jax.Array, mean: jax.Array, square: jax.Array) -> jax.Array:
-            variance = jnp.maximum(square - mean**2, 0.0)
-            if eps_in_sqrt:
-                return grad / jnp.sqrt(variance + eps)
-            return grad / (jnp.sqrt(variance) + eps)
-
-        updates = jax.tree.map(each, grads, mean, square)
-        return updates, optax.ScaleByRStdDevState(mean, square)
-
-    return optax.GradientTransformation(init, update)
 
 
 def _trace_at_rate(momentum: float) -> optax.GradientTransformationExtraArgs:
@@ -327,12 +303,7 @@ def _trace_at_rate(momentum: float) -> optax.GradientTransformationExtraArgs:
     """
 
     def update(
-        updates: Tree,
-        state: optax.TraceState,
-        params: Tree = None,
-        *,
-        lr: jax.Array,
-        **extra: Any,
+        updates: Tree, state: optax.TraceState, params: Tree, *, lr: jax.Array, **more: Any
     ) -> tuple[Tree, optax.TraceState]:
         trace = jax.tree.map(lambda t, u: momentum * t + lr * u, state.trace, updates)
         back = jnp.where(lr > 0, 1.0 / jnp.where(lr > 0, lr, 1.0), 0.0)
@@ -355,7 +326,7 @@ def _matrix_scale(kernel: jax.Array, rms: float) -> float:
     return max(1.0, outputs / inputs) ** 0.5
 
 
-def searcher(name: str, pattern: str) -> Callable[[str], Any]:
+def _searcher(name: str, pattern: str) -> Callable[[str], Any]:
     """Returns the search method of a regular expression.
 
     Raises ValueError, naming the option `name`, if `pattern` is not a regular expression.
@@ -368,35 +339,14 @@ def searcher(name: str, pattern: str) -> Callable[[str], Any]:
         ) from None
 
 
-def matcher(name: str, pattern: str) -> Callable[[str], bool]:
-    """Returns a function that says whether a path matches `pattern`; "" matches nothing.
-
-    Raises ValueError, naming the option `name`, if `pattern` is not a regular expression.
-    """
-    search = searcher(name, pattern)
-    return lambda path: bool(pattern and search(path))
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"{name}={share} must be at least 0 and below 1, such as 0.9")
-
-
-def _check_above_0(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be above 0")
-
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adafactor": adafactor,
-    "adam": adam,
-    "adamw": adamw,
+    "adam": functools.partial(_adam, False, False),
+    "adamw": functools.partial(_adam, True, False),
     "lamb": lamb,
     "lion": lion,
     "muon": muon,
-    "nadamw": nadamw,
+    "nadamw": functools.partial(_adam, True, True),
     "rmsprop": rmsprop,
     "sgd": sgd,
 }

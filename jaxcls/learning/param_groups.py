@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from jaxcls.errors import InputError
-from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.optimizers import map_named, path_name
 
 Tree = Any
 
@@ -60,35 +61,27 @@ def divide(
     stops: The step from which matching parameters are frozen, by regular expression; the
         earliest match counts.
 
-    Raises `InputError` if `freeze` matches no parameter or all of them, an expression
-    matches nothing, `layer_decay` makes a rate too small, or `head_first` meets a frozen
-    head.
+    Raises `InputError` if an expression matches no parameter, `freeze` matches all of them,
+    or `head_first` meets a frozen head.
     """
     depth = {layer: i for i, group in enumerate(groups) for layer in group}
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    is_frozen = re.compile(freeze).search if freeze else (lambda path: None)
+    is_frozen = matching({freeze: True} if freeze else {}, paths, "optim.freeze")
     factors = matching(lr_scales or {}, paths, "optim.lr_scales")
     ends = matching(stops or {}, paths, "optim.freeze_after")
     parts = {}
     for path in paths:
         layer = path.partition("/")[0]
         scale = layer_decay ** (len(groups) - 1 - depth[layer])
-        if scale < 1e-30:  # Float32 could not tell it from frozen.
-            raise InputError(
-                f"optim.layer_decay={layer_decay} leaves {path} no rate to speak of, below"
-                f" {len(groups)} layers; try 0.75"
-            )
         is_head = layer == "head"
         scale *= math.prod(factors[path]) * (head_lr if is_head else 1.0)
         start = 0 if is_head else head_first
         stop = min(ends[path], default=None)
-        parts[path] = ParamGroup(0.0) if is_frozen(path) else ParamGroup(scale, start, stop)
-    frozen = sum(part.scale == 0 for part in parts.values())
-    if freeze and frozen in (0, len(paths)):
-        what = "no parameter" if frozen == 0 else "every parameter, and none would train"
+        parts[path] = ParamGroup(0.0) if is_frozen[path] else ParamGroup(scale, start, stop)
+    if all(is_frozen.values()):
         raise InputError(
-            f"optim.freeze={freeze!r} matches {what}; there are {paths[0]}, ...,"
-            f" {paths[-1]}, and '^(?!head/)' is all but the head"
+            f"optim.freeze={freeze!r} matches every parameter, and none would train;"
+            " '^(?!head/)' is all but the head"
         )
     if head_first and not any(p.scale for x, p in parts.items() if x.startswith("head/")):
         raise InputError(
@@ -111,7 +104,7 @@ def matching(
         if not hits:
             raise InputError(
                 f"{key}: {pattern!r} matches no parameter; there are {paths[0]}, ...,"
-                f" {paths[-1]}, and 'bias$' is all biases"
+                f" {paths[-1]}; '^(?!head/)' is all but the head"
             )
         for path in hits:
             found[path].append(value)
@@ -124,40 +117,32 @@ def frozen_statistics(batch_stats: Tree, parts: ParamGroups) -> Tree:
     As a collection "frozen" it makes `layers.BatchNorm` keep these statistics and normalise
     by them.
     """
-    found: dict[str, Any] = {}
+    kept = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats):
-        *layer, leaf = path_name(path).split("/")
+        layer = path_name(path).rpartition("/")[0]
         # A layer without a scale follows its bias.
-        own = [parts.get("/".join([*layer, name])) for name in ("scale", "bias")]
-        part = own[0] or own[1]
-        if part is not None and part.scale == 0:
-            node = found
-            for name in layer:
-                node = node.setdefault(name, {})
-            node[leaf] = True
-    return found
+        part = parts.get(f"{layer}/scale") or parts.get(f"{layer}/bias")
+        if part and part.scale == 0:
+            kept[path_name(path)] = True
+    return traverse_util.unflatten_dict(kept, sep="/")
 
 
 def hold(params: Tree, parts: ParamGroups) -> Tree:
     """Returns `params` with no gradient into the frozen ones."""
 
-    def each(path: Any, param: jax.Array) -> jax.Array:
-        return param if parts[path_name(path)].scale else jax.lax.stop_gradient(param)
+    def each(path: str, param: jax.Array) -> jax.Array:
+        return param if parts[path].scale else jax.lax.stop_gradient(param)
 
-    return jax.tree_util.tree_map_with_path(each, params)
+    return map_named(each, params)
 
 
 def train_only(
     optimizer: optax.GradientTransformation, parts: ParamGroups
 ) -> optax.GradientTransformation:
     """Returns `optimizer` for the trained parameters only; frozen ones have no state."""
-    if all(part.scale for part in parts.values()):
-        return optimizer
 
     def mask(params: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: parts[path_name(path)].scale > 0, params
-        )
+        return map_named(lambda path, _: parts[path].scale > 0, params)
 
     return optax.masked(optimizer, mask)
 
@@ -172,50 +157,47 @@ def at_rate(
     parts: Called at an update only, since the start of a group needs the length of an
         epoch.
     """
-    inner = optax.with_extra_args_support(optimizer)
 
-    def update(
-        grads: Tree,
-        state: Tree,
-        params: Tree | None = None,
-        *,
-        lr: jax.Array,
-        step: jax.Array,
-        **others: Any,
-    ) -> tuple[Tree, Tree]:
-        known = parts()
-        updates, state = inner.update(grads, state, params, lr=lr, step=step, **others)
+    def rated(
+        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        if not part.scale:
+            return jnp.zeros_like(change)
+        new = (lr if part.scale == 1.0 else lr * part.scale) * change
+        return jnp.where(step >= part.start, new, 0.0) if part.start else new
 
-        def each(path: Any, change: jax.Array) -> jax.Array:
-            part = known[path_name(path)]
-            if not part.scale:
-                return jnp.zeros_like(change)
-            new = (lr if part.scale == 1.0 else lr * part.scale) * change
-            return jnp.where(step >= part.start, new, 0.0) if part.start else new
-
-        return jax.tree_util.tree_map_with_path(each, updates), state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return _each_update(optimizer, parts, rated)
 
 
 def until_stop(
-    optimizer: optax.GradientTransformationExtraArgs, parts: Callable[[], ParamGroups]
+    optimizer: optax.GradientTransformation, parts: Callable[[], ParamGroups]
 ) -> optax.GradientTransformationExtraArgs:
     """Returns `optimizer` with updates of 0 from the stop of each parameter on."""
 
+    def stopped(
+        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        return change if part.stop is None else jnp.where(step < part.stop, change, 0.0)
+
+    return _each_update(optimizer, parts, stopped)
+
+
+def _each_update(
+    optimizer: optax.GradientTransformation,
+    parts: Callable[[], ParamGroups],
+    function: Callable[[ParamGroup, jax.Array, jax.Array, jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `optimizer` with `function` (group, update, lr, step) of each update."""
+    inner = optax.with_extra_args_support(optimizer)
+
     def update(
-        grads: Tree, state: Tree, params: Tree, *, step: jax.Array, **others: Any
+        grads: Tree, state: Tree, params: Tree, lr: jax.Array, step: jax.Array, **more: Any
     ) -> tuple[Tree, Tree]:
         known = parts()
-        updates, state = optimizer.update(grads, state, params, step=step, **others)
+        updates, state = inner.update(grads, state, params, lr=lr, step=step, **more)
+        return map_named(lambda path, u: function(known[path], u, lr, step), updates), state
 
-        def each(path: Any, change: jax.Array) -> jax.Array:
-            stop = known[path_name(path)].stop
-            return change if stop is None else jnp.where(step < stop, change, 0.0)
-
-        return jax.tree_util.tree_map_with_path(each, updates), state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def apply(params: Tree, updates: Tree) -> Tree:

@@ -13,20 +13,19 @@ step.
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config import durations
+from jaxcls.config.calls import check_range
 
 Schedule = Callable[[jax.Array], jax.Array]
 
 # These schedules start below the peak, so a warm-up before them is refused.
 RISING = ("one_cycle", "triangular")
-# More drops in one run are a mistake, and their table would be too large for a device.
-MOST_DROPS = 100_000
 
 
 class Span(NamedTuple):
@@ -53,7 +52,7 @@ def cosine(peak: float, span: Span, end: float = 0.0) -> Schedule:
 
     Loshchilov and Hutter, arXiv:1608.03983, without restarts.
     """
-    _check_ends(end=end)
+    check_range("[0, 1]", 0.1, end=end)
     return lambda step: _between(end * peak, peak, _half_cosine(_share(step, span)))
 
 
@@ -67,9 +66,8 @@ def polynomial(peak: float, span: Span, power: float, end: float = 0.0) -> Sched
 
     Raises ValueError for a power of 0 or less.
     """
-    _check_ends(end=end)
-    if power <= 0:
-        raise ValueError(f"power={power} must be above 0, such as 2.0")
+    check_range("[0, 1]", 0.1, end=end)
+    check_range("(0, inf)", 2.0, power=power)
 
     def rate(step: jax.Array) -> jax.Array:
         return _between(end * peak, peak, _left(step, span) ** power)
@@ -84,16 +82,11 @@ def step(
 
     Periods start at step 0 and include warm-up, as papers count epochs; torchvision's
     script counts from the end of warm-up. The k-th drop is at step round(k * every). Raises
-    ValueError for over 100,000 drops.
+    ValueError for a period below one step.
     """
-    _check_factor(factor)
-    period = _period(every, span)
+    check_range("(0, 1]", 0.1, factor=factor)
+    period = _period("every", every, span)
     count = math.floor(span.last / period + Fraction(1, 2))
-    if count > MOST_DROPS:
-        raise ValueError(
-            f"every={every!r} is {count} drops in a run, over {MOST_DROPS}, such as"
-            " '30 epochs'"
-        )
     drops = [durations.step_of(k, period) for k in range(1, count + 1)]
     return _dropping(peak, span, drops, factor)
 
@@ -109,7 +102,7 @@ def multistep(
     Durations start at step 0, as in `step`. Raises ValueError if `at` is not in ascending
     order.
     """
-    _check_factor(factor)
+    check_range("(0, 1]", 0.1, factor=factor)
     drops = [durations.step_of(1, span.steps(text)) for text in at]
     if drops != sorted(drops):
         raise ValueError(f"at={tuple(at)} must rise, as in ('30 epochs', '60 epochs')")
@@ -117,23 +110,15 @@ def multistep(
 
 
 def exponential(
-    peak: float,
-    span: Span,
-    every: str = "1 epoch",
-    factor: float = 0.9,
-    staircase: bool = False,
+    peak: float, span: Span, every: str = "1 epoch", factor: float = 0.9
 ) -> Schedule:
     """Returns the peak times ``factor ** (step / every)``.
 
     Steps count from the start of the run and include warm-up. So the rate drops at the end
     of warm-up, from the peak to the value of a run without warm-up.
-
-    staircase: True rounds the exponent to whole numbers, as in `step`.
     """
-    _check_factor(factor)
-    if staircase:
-        return step(peak, span, every, factor)
-    period = float(_period(every, span))
+    check_range("(0, 1]", 0.1, factor=factor)
+    period = float(_period("every", every, span))
 
     def rate(step: jax.Array) -> jax.Array:
         powers = jnp.clip(step, span.first, span.last) / np.float32(period)
@@ -168,12 +153,9 @@ def rsqrt(peak: float, span: Span, timescale: str = "10000 steps") -> Schedule:
 
     The inverse square root, shifted so that it is the peak where warm-up ends, as in Zhai
     et al. (arXiv:2106.04560) and big_vision. It needs a `cool_down`. Raises ValueError for
-    a timescale of 0.
+    a timescale below one step.
     """
-    scale = span.steps(timescale)
-    if scale <= 0:
-        raise ValueError(f"timescale={timescale!r} must be above 0, such as '10000 steps'")
-    scale32 = np.float32(float(scale))
+    scale32 = np.float32(float(_period("timescale", timescale, span)))
 
     def rate(step: jax.Array) -> jax.Array:
         passed = jnp.clip(step, span.first, span.last) - span.first
@@ -189,7 +171,7 @@ def warm_up(
 
     Raises ValueError unless 0 <= start <= 1.
     """
-    _check_ends(start=start)
+    check_range("[0, 1]", 0.1, start=start)
     if not warmup_steps:
         return schedule
 
@@ -203,10 +185,8 @@ def warm_up(
 def cool_down(schedule: Schedule, last: int, steps: int) -> Schedule:
     """Returns `schedule` to step `last`, then a line from its value there to 0 at `steps`.
 
-    Zhai et al. (arXiv:2106.04560). If `last` is `steps`, returns the schedule itself.
+    Zhai et al. (arXiv:2106.04560).
     """
-    if last >= steps:
-        return schedule
     down = Span(last, steps, Fraction)
 
     def rate(step: jax.Array) -> jax.Array:
@@ -253,7 +233,7 @@ def _up_and_down(
     shape: Callable[[jax.Array], jax.Array],
 ) -> Schedule:
     """Rises from ``start * peak`` to the peak, then falls; `shape` maps 0..1 to 0..1."""
-    _check_ends(up=up, start=start, end=end)
+    check_range("[0, 1]", 0.1, up=up, start=start, end=end)
     top = span.first + round(up * (span.last - span.first))
     rise, fall = span._replace(last=top), span._replace(first=top)
 
@@ -278,22 +258,12 @@ def _dropping(peak: float, span: Span, drops: Sequence[int], factor: float) -> S
     return rate
 
 
-def _period(every: str, span: Span) -> Fraction:
-    period = Fraction(span.steps(every))
-    if period <= 0:
-        raise ValueError(f"every={every!r} must be above 0, such as '30 epochs'")
-    return period
-
-
-def _check_factor(factor: float) -> None:
-    if not 0 < factor <= 1:
-        raise ValueError(f"factor={factor} must be above 0 and at most 1, such as 0.1")
-
-
-def _check_ends(**shares: Any) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name}={share} must be from 0 to 1, such as 0.1")
+def _period(name: str, text: str, span: Span) -> Fraction:
+    """Returns the steps of a duration; raises ValueError if it is below one step."""
+    steps = Fraction(span.steps(text))
+    if steps < 1:
+        raise ValueError(f"{name}={text!r} must be at least 1 step, such as '30 epochs'")
+    return steps
 
 
 # Each entry takes (peak, span) and its options.

@@ -1,6 +1,6 @@
 """The state of a run and the pure functions that advance and score it.
 
-Closures hold constants, arguments hold the rest. Nothing here reads devices, files or
+Keywords hold what is constant in a run. Nothing here reads devices, files or
 configs. ``experiment/programs.py`` jits these functions with the shardings of a mesh.
 """
 
@@ -16,7 +16,7 @@ from jaxcls.data.batch import Batch
 from jaxcls.learning import gradients, param_groups
 from jaxcls.learning.losses import Loss, smooth
 from jaxcls.learning.metrics import Metric, predicted
-from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.optimizers import map_named
 from jaxcls.learning.schedules import Schedule
 from jaxcls.learning.wrappers import averaged
 
@@ -85,23 +85,25 @@ class Model(NamedTuple):
     apply: Callable[[dict[str, Tree], jax.Array, bool, jax.Array | None], tuple[Any, Tree]]
 
 
-Init = Callable[..., State]
+Init = Callable[[jax.Array, dict[str, jax.Array], Mapping[str, Any]], State]
 Inputs = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[[State, Batch, Tree], tuple[State, dict[str, jax.Array]]]
-EvalStep = Callable[[dict[str, Tree], Batch], dict[str, jax.Array]]
 
 
-def make_init(
+def init(
+    init_key: jax.Array,
+    step_keys: dict[str, jax.Array],
+    given: Mapping[str, Any],
+    *,
     model: Model,
     optimizer: optax.GradientTransformation,
-    *,
     image_shape: tuple[int, int, int],
     ema: bool,
     higher: bool,
     rewinds: int = 1,
     plateau: bool = False,
-) -> Init:
-    """Returns init(init_key, step_keys, given) -> the state at step 0.
+) -> State:
+    """Returns the state at step 0.
 
     given: Arrays that replace random ones, by path, "params/head/kernel".
     ema: Whether the state holds an average of the params.
@@ -109,46 +111,36 @@ def make_init(
     rewinds: The capacity of `State.rewound`.
     plateau: Whether the state holds a `Plateau`.
     """
-
-    def init(
-        init_key: jax.Array,
-        step_keys: dict[str, jax.Array],
-        given: Mapping[str, Any] | None = None,
-    ) -> State:
-        start = given or {}
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, array: start.get(path_name(path), array),
-            model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32)),
-        )
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        worst = jnp.full((), -jnp.inf if higher else jnp.inf, jnp.float32)
-        average = {"params": params, "batch_stats": batch_stats} if ema else {}
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            # A copy, since a donated state must not hold one buffer twice.
-            ema=jax.tree.map(jnp.copy, average),
-            key=step_keys,
-            best=Best(worst, jnp.full((), -1, jnp.int32)),
-            mark=jnp.copy(worst),
-            patience=jnp.zeros((), jnp.int32),
-            halted=jnp.zeros((), bool),
-            bad_step=jnp.full((), -1, jnp.int32),
-            skips=jnp.zeros((), jnp.int32),
-            rewound=jnp.full((max(rewinds, 1), 2), -1, jnp.int32),
-            plateau=(
-                Plateau(jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32))
-                if plateau
-                else {}
-            ),
-        )
-
-    return init
+    variables = map_named(
+        given.get, model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32))
+    )
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    worst = jnp.full((), -jnp.inf if higher else jnp.inf, jnp.float32)
+    average = {"params": params, "batch_stats": batch_stats} if ema else {}
+    start = Plateau(jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32))
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # A copy, since a donated state must not hold one buffer twice.
+        ema=jax.tree.map(jnp.copy, average),
+        key=step_keys,
+        best=Best(worst, jnp.full((), -1, jnp.int32)),
+        mark=jnp.copy(worst),
+        patience=jnp.zeros((), jnp.int32),
+        halted=jnp.zeros((), bool),
+        bad_step=jnp.full((), -1, jnp.int32),
+        skips=jnp.zeros((), jnp.int32),
+        rewound=jnp.full((max(rewinds, 1), 2), -1, jnp.int32),
+        plateau=start if plateau else {},
+    )
 
 
-def make_inputs(
+def inputs(
+    key: jax.Array,
+    step: jax.Array,
+    batch: Batch,
     *,
     num_classes: int,
     smoothing: float,
@@ -156,8 +148,8 @@ def make_inputs(
     normalize: Normalization,
     mix: Mix | None,
     steps: int,
-) -> Inputs:
-    """Returns inputs(augment_key, step, batch) -> (images, targets) for the model.
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the model's images and targets of a batch.
 
     images: float32 [B, H, W, C], augmented, normalised and mixed.
     targets: [B, K] float32.
@@ -166,24 +158,13 @@ def make_inputs(
     Each row of the global batch has a separate key, so neighbours and devices change
     nothing.
     """
-
-    def inputs(
-        key: jax.Array, step: jax.Array, batch: Batch
-    ) -> tuple[jax.Array, jax.Array]:
-        row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
-        share = step / jnp.float32(steps)
-        rows = Rows(
-            key=row_keys(row_key, batch.image.shape[0]),
-            run=key,
-            example=batch.index,
-            epoch=batch.epoch,
-            share=share,
-        )
-        images = normalize(augment(rows, batch.image))
-        targets = smooth(batch.label, num_classes, smoothing)
-        return mix(mix_key, share, images, targets) if mix else (images, targets)
-
-    return inputs
+    row_key, mix_key = jax.random.split(jax.random.fold_in(key, step))
+    share = step / jnp.float32(steps)
+    keys = row_keys(row_key, batch.image.shape[0])
+    rows = Rows(keys, run=key, example=batch.index, epoch=batch.epoch, share=share)
+    images = normalize(augment(rows, batch.image))
+    targets = smooth(batch.label, num_classes, smoothing)
+    return mix(mix_key, share, images, targets) if mix else (images, targets)
 
 
 class Average(NamedTuple):
@@ -200,102 +181,92 @@ class Average(NamedTuple):
     warmup: bool = False
 
 
-def make_train_step(
+def train_step(
+    state: State,
+    batch: Batch,
+    teacher: Tree,
+    *,
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: Schedule,
     gradient: gradients.Gradient,
     inputs: Inputs,
-    *,
     metrics: Sequence[Metric],
     steps: int,
     average: Average | None = None,
     most_skips: int = 0,
     distillation: gradients.Distillation | None = None,
     has_penalty: bool = False,
-) -> TrainStep:
-    """Returns train_step(state, batch, teacher) -> (state, metrics): one update.
+) -> tuple[State, dict[str, jax.Array]]:
+    """Returns the state one update later, and its scores.
 
     batch: image uint8 [B, H, W, C]; label, index and epoch int32 [B].
     teacher: The variables for distillation.teach, or {}.
-    metrics: The means over the batch of the loss and each metric, lr, grad_norm, and
-        "finite"; "penalty" if `has_penalty`.
+    metrics: The scores are the means over the batch of the loss and each metric, lr,
+        grad_norm, and "finite"; "penalty" if `has_penalty`.
     steps: The steps of the whole run.
     most_skips: The most consecutive non-finite updates to skip. The next one freezes the
         state.
 
-    train_step is pure and shape-stable, and does not depend on devices. Its randomness is a
+    It is pure and shape-stable, and does not depend on devices. Its randomness is a
     function of (state.key, state.step, row).
     """
-
-    def train_step(
-        state: State, batch: Batch, teacher: Tree
-    ) -> tuple[State, dict[str, jax.Array]]:
-        images, targets = inputs(state.key["augment"], state.step, batch)
-        taught = distillation.teach(teacher, images) if distillation else None
-        examples = gradients.Examples(images, targets, taught)
-        dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
-        found, grads = gradient(state.params, state.batch_stats, dropout_key, examples)
-        lr = schedule(state.step)
-        if isinstance(state.plateau, Plateau):
-            lr = lr * state.plateau.scale
-        # Its `param_groups.at_rate` multiplies by the rate, scaled for each param group.
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            lr=lr,
-            step=state.step,
-            share=(state.step + 1) / jnp.float32(steps),
-        )
-        new = _updated(state, found, updates, opt_state, average)
-        grad_norm = optax.tree.norm(grads)
-        # Norms, since element-wise tests of the whole state made XLA compile a ResNet-18
-        # for 25 s instead of 4. Averages and optimizer state follow from these three. A
-        # save tests the whole state element by element.
-        norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
-        finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
-        scores = {m.name: m.function(found.logits, batch.label).mean() for m in metrics}
-        scores = {"loss": found.loss, **scores, "lr": lr, "grad_norm": grad_norm}
-        if has_penalty:
-            scores["penalty"] = found.penalty
-        return _keep_finite(finite, state, new, most_skips), {**scores, "finite": finite}
-
-    return train_step
+    images, targets = inputs(state.key["augment"], state.step, batch)
+    taught = distillation.teach(teacher, images) if distillation else None
+    examples = gradients.Examples(images, targets, taught)
+    dropout_key = jax.random.fold_in(state.key["dropout"], state.step)
+    found, grads = gradient(state.params, state.batch_stats, dropout_key, examples)
+    lr = schedule(state.step)
+    if isinstance(state.plateau, Plateau):
+        lr = lr * state.plateau.scale
+    # Its `param_groups.at_rate` multiplies by the rate, scaled for each param group.
+    share = (state.step + 1) / jnp.float32(steps)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, lr=lr, step=state.step, share=share
+    )
+    params = param_groups.apply(state.params, updates)
+    now = {"params": params, "batch_stats": found.batch_stats}
+    ema = _averaged(state, now, opt_state, average)
+    new = state._replace(step=state.step + 1, opt_state=opt_state, ema=ema, **now)
+    grad_norm = optax.tree.norm(grads)
+    # Norms, since element-wise tests of the whole state made XLA compile a ResNet-18 for
+    # 25 s instead of 4. Averages and optimizer state follow from these three. A save tests
+    # the whole state element by element.
+    norms = grad_norm, optax.tree.norm(new.params), optax.tree.norm(new.batch_stats)
+    finite = jnp.isfinite(jnp.stack([found.loss, *norms])).all()
+    scores = {m.name: m.function(found.logits, batch.label).mean() for m in metrics}
+    scores = {"loss": found.loss, **scores, "lr": lr, "grad_norm": grad_norm}
+    if has_penalty:
+        scores["penalty"] = found.penalty
+    return _keep_finite(finite, state, new, most_skips), {**scores, "finite": finite}
 
 
-def make_eval_step(
+def eval_step(
+    variables: dict[str, Tree],
+    batch: Batch,
+    *,
     model: Model,
     loss: Loss,
-    *,
     num_classes: int,
     normalize: Normalization,
     metrics: Sequence[Metric],
-) -> EvalStep:
-    """Returns eval_step(variables, batch) -> {name: [B]}: the scores of every example.
+) -> dict[str, jax.Array]:
+    """Returns {name: [B]}: the scores of every example.
 
     The host sums the examples once, in float64, so the batch size and the number of devices
     cannot change the mean. The loss has no smoothing. "predicted" int32 is the class of the
     largest logit. The lowest class wins a tie; a largest logit that is not finite gives -1.
     """
-
-    def eval_step(variables: dict[str, Tree], batch: Batch) -> dict[str, jax.Array]:
-        logits, _ = model.apply(variables, normalize(batch.image), False, None)
-        targets = smooth(batch.label, num_classes, 0.0)
-        scores = {m.name: m.function(logits, batch.label) for m in metrics}
-        return {"loss": loss(logits, targets), **scores, "predicted": predicted(logits)}
-
-    return eval_step
+    logits = logits_step(variables, batch.image, model=model, normalize=normalize)
+    targets = smooth(batch.label, num_classes, 0.0)
+    scores = {m.name: m.function(logits, batch.label) for m in metrics}
+    return {"loss": loss(logits, targets), **scores, "predicted": predicted(logits)}
 
 
-def make_logits_step(
-    model: Model, normalize: Normalization
-) -> Callable[[dict[str, Tree], jax.Array], jax.Array]:
-    """Returns logits_step(variables, images uint8 [B, H, W, C]) -> logits [B, K]."""
-
-    def logits_step(variables: dict[str, Tree], images: jax.Array) -> jax.Array:
-        return model.apply(variables, normalize(images), False, None)[0]
-
-    return logits_step
+def logits_step(
+    variables: dict[str, Tree], images: jax.Array, *, model: Model, normalize: Normalization
+) -> jax.Array:
+    """Returns the logits [B, K] of images uint8 [B, H, W, C]."""
+    return model.apply(variables, normalize(images), False, None)[0]
 
 
 def record_evaluation(
@@ -340,45 +311,25 @@ def record_evaluation(
     )
 
 
-def _updated(
-    state: State,
-    found: gradients.Forward,
-    updates: Tree,
-    opt_state: Tree,
-    average: Average | None,
-) -> State:
-    """Returns the state one update later."""
-    params = param_groups.apply(state.params, updates)
-    now = {"params": params, "batch_stats": found.batch_stats}
-    inner = averaged(opt_state, params)  # The average that the optimizer keeps.
-    ema = state.ema
+def _averaged(state: State, now: Tree, opt_state: Tree, average: Average | None) -> Tree:
+    """Returns the average after the update of `state.step`, which led to `now`."""
+    inner = averaged(opt_state, now["params"])  # The average that the optimizer keeps.
     if inner is not None:
-        ema = {**now, "params": inner}
-    elif average:
-        ema = _average(state.ema, now, state.step, average)
-    return state._replace(
-        step=state.step + 1,
-        params=params,
-        batch_stats=found.batch_stats,
-        opt_state=opt_state,
-        ema=ema,
-    )
-
-
-def _average(ema: Tree, now: Tree, step: jax.Array, average: Average) -> Tree:
-    """Returns the moving average after the update of `step`."""
-    count = (step + 1) // average.every
+        return {**now, "params": inner}
+    if not average:
+        return state.ema
+    count = (state.step + 1) // average.every
     rate = jnp.float32(1.0 - average.decay)  # In float64: float32 rounds 0.9999.
     if average.warmup:
         rate = jnp.maximum(rate, 9.0 / (10.0 + count))
-    is_due = (step + 1) % average.every == 0
+    is_due = (state.step + 1) % average.every == 0
 
     def each(a: jax.Array, x: jax.Array) -> jax.Array:
         # Unchanged values keep their bits: -0.0 and denormals of frozen params.
         keep = (a == x) | ~is_due
         return jnp.where(keep, a, a + rate * (x - a))
 
-    return jax.tree.map(each, ema, now)
+    return jax.tree.map(each, state.ema, now)
 
 
 def _keep_finite(finite: jax.Array, old: State, new: State, most_skips: int) -> State:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcls.config.calls import check_range
+
 Tree = Any
 
 
@@ -47,12 +49,9 @@ def lookahead(
 
     Raises ValueError for an option out of range.
     """
-    if every < 1:
-        raise ValueError(f"every={every} must be at least 1, such as 5")
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate={rate} must be above 0 and at most 1, such as 0.5")
-    if power < 0:
-        raise ValueError(f"power={power} must be at least 0, such as 3.0")
+    check_range("[1, inf)", 5, every=every)
+    check_range("(0, 1]", 0.5, rate=rate)
+    check_range("[0, inf)", 3.0, power=power)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Tree) -> LookaheadState:
@@ -109,10 +108,8 @@ def schedule_free(
 
     Raises ValueError for an option out of range.
     """
-    if not 0 < b1 < 1:
-        raise ValueError(f"b1={b1} must be above 0 and below 1, such as 0.9")
-    if weight_power < 0:
-        raise ValueError(f"weight_power={weight_power} must be at least 0, such as 2.0")
+    check_range("(0, 1)", 0.9, b1=b1)
+    check_range("[0, inf)", 2.0, weight_power=weight_power)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Tree) -> ScheduleFreeState:
@@ -148,27 +145,19 @@ def averaged(opt_state: Tree, params: Tree) -> Tree | None:
     The search is by type at any depth, so the state may be inside a chain or a mask.
     Parameters that the mask leaves out are returned unchanged.
     """
-    found = [
-        node
-        for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free)
-        if _is_schedule_free(node)
-    ]
-    if not found:
-        return None
-    (state,) = found
+
+    def is_free(node: Any) -> bool:
+        return isinstance(node, ScheduleFreeState)
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
 
     def each(z: Any, y: Any) -> Any:
-        return y if _is_masked(z) else z + (y - z) / state.b1
+        return y if is_masked(z) else z + (y - z) / state.b1
 
-    return jax.tree.map(each, state.z, params, is_leaf=_is_masked)
-
-
-def _is_schedule_free(node: Any) -> bool:
-    return isinstance(node, ScheduleFreeState)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+    for state in filter(is_free, jax.tree.leaves(opt_state, is_leaf=is_free)):
+        return jax.tree.map(each, state.z, params, is_leaf=is_masked)
+    return None
 
 
 WRAPPERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {

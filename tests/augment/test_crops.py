@@ -7,9 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
-from jaxcls.augment import AUGMENTATIONS, at
-from jaxcls.config import calls
-from jaxcls.errors import InputError
+from jaxcls.augment.rows import at
 from tests.rows import KEY, augmented, jitted, rows
 
 RNG = np.random.default_rng(0)
@@ -85,10 +83,6 @@ def test_random_crop_gives_each_possible_crop_and_no_other(mode):
     assert {crop.tobytes() for crop in got} == crops
 
 
-def test_random_crop_without_padding_is_the_image():
-    np.testing.assert_array_equal(augmented("random_crop(0)", IMAGES), IMAGES)
-
-
 def test_no_augmentation_is_the_image():
     np.testing.assert_array_equal(augmented("", IMAGES), IMAGES)
 
@@ -107,21 +101,15 @@ def test_cutout_gives_each_square_centred_in_the_image_and_no_other(size):
     assert {cut.tobytes() for cut in got} == possible
 
 
-def test_the_centres_of_cutout_are_uniform():
-    images = np.full((400, 5, 6, 1), 9, np.uint8)
-    got = augmented("cutout(1, fill=0)", images)
-    counts = (got[..., 0] == 0).sum(0)
-    assert counts.sum() == 400
-    assert stats.chisquare(counts.ravel()).pvalue > 0.001
-
-
 def test_cutout_paints_with_its_probability():
     images = np.full((400, 5, 6, 1), 9, np.uint8)
     painted = (augmented("cutout(3, 0.3, fill=0)", images) == 0).any((1, 2, 3))
     assert stats.binomtest(int(painted.sum()), 400, 0.3).pvalue > 0.001
-    # Which are painted says nothing of where.
+    # Which are painted says nothing of where, and every centre is equally likely.
     starts = boxes(augmented("cutout(1, 0.3, fill=0)", images)[painted, ..., 0] == 0)
-    assert len(np.unique(starts[:, :2], axis=0)) > 20
+    counts = np.zeros((5, 6))
+    np.add.at(counts, tuple(starts[:, :2].T), 1)
+    assert stats.chisquare(counts.ravel()).pvalue > 0.001
 
 
 @pytest.mark.parametrize(
@@ -150,11 +138,6 @@ def erased(text, count=1500, shape=(40, 60), **told):
     painted = augmented(text, images, **told)[..., 0] == 1
     which = painted.any((1, 2))
     return boxes(painted[which]), which
-
-
-def test_random_erasing_paints_with_its_probability():
-    _, which = erased("random_erasing(0.25, fill=1)", 400)
-    assert stats.binomtest(int(which.sum()), 400, 0.25).pvalue > 0.001
 
 
 @pytest.mark.slow
@@ -243,12 +226,6 @@ ALL = (
 )
 
 
-@pytest.mark.slow
-def test_another_key_augments_otherwise_and_the_same_key_the_same():
-    np.testing.assert_array_equal(augmented(ALL, IMAGES), augmented(ALL, IMAGES))
-    assert (augmented(ALL, IMAGES) != augmented(ALL, IMAGES, key=jax.random.key(8))).any()
-
-
 def test_a_row_is_augmented_the_same_beside_other_rows_and_in_a_shorter_batch():
     whole = augmented(ALL, IMAGES)
     np.testing.assert_array_equal(augmented(ALL, IMAGES[:9]), whole[:9])
@@ -285,40 +262,3 @@ def test_an_amount_goes_linearly_from_its_first_to_its_second(amount, share, exp
     assert got.dtype == jnp.float32
     assert got.shape == ()
     assert float(got) == expected
-
-
-@pytest.mark.parametrize("text", ["cutout(2, fill=(1, 2))", "random_erasing(fill=(1, 2))"])
-def test_a_colour_of_other_channels_than_the_images_have_is_refused(text):
-    with pytest.raises(InputError) as caught:
-        augmented(text, IMAGES)
-    assert str(caught.value) == (
-        "fill=(1, 2) has 2 levels and the images have 3 channels; try 1, one level for all"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("flip(1.5)", "probability=1.5 must be from 0 to 1, such as 0.5"),
-        ("flip_vertical(-1)", "probability=-1 must be from 0 to 1, such as 0.5"),
-        ("random_crop(-1)", "padding=-1 must be at least 0, such as 4"),
-        ("random_crop(1, 'wrap')", "mode='wrap' 'zero' or 'reflect'"),
-        ("cutout(0)", "size=0 must be at least 1 pixel, such as 16"),
-        ("cutout(4, 2)", "probability=2 must be from 0 to 1, such as 0.5"),
-        ("cutout(4, fill=256)", "fill=256 must be of 0..255, such as 128 or (124, 116,"),
-        ("cutout(4, fill=())", "fill=() must be of 0..255, such as 128 or (124, 116, 104)"),
-        ("cutout(4, fill=(1, -1, 1))", "fill=(1, -1, 1) must be of 0..255, such as 128"),
-        ("cutout(4, fill='noise')", "fill='noise' is not int | tuple[int, ...]"),
-        ("random_erasing(-0.1)", "probability=-0.1 must be from 0 to 1, such as 0.5"),
-        ("random_erasing(area=(0.3, 0.1))", "area=(0.3, 0.1) must be two rising shares"),
-        ("random_erasing(area=(0.3, 1.1))", "shares, such as (0.02, 0.33)"),
-        ("random_erasing(ratio=(0.0, 1.0))", "ratio=(0.0, 1.0) must be above 0 and rising"),
-        ("random_erasing(ratio=(2.0, 1.0))", "and rising, such as (0.3, 3.3)"),
-        ("random_erasing(fill='mean')", "fill='mean' must be a colour or 'noise', such"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_with_the_rule(text, said):
-    with pytest.raises(InputError) as caught:
-        calls.build(text, AUGMENTATIONS, "augment")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)

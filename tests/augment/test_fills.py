@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcls import augment
-from jaxcls.augment.fills import fill_color
+from jaxcls.augment.colors import fill_color
 from jaxcls.errors import InputError
 from tests.rows import augmented
 
@@ -56,5 +56,5 @@ def test_a_level_a_level_in_brackets_and_three_of_it_are_the_same(name, channels
 @pytest.mark.parametrize("fill", ["256", "()", "(0, -1, 0)"])
 def test_what_is_no_level_is_refused_everywhere(name, fill):
     text = CALLS[name].format(f"fill={fill}")
-    with pytest.raises(InputError, match=r"fill=.* must be of 0\.\.255, such as 128 or"):
+    with pytest.raises(InputError, match=r"fill=.* must be in \[0, 255\], such as 128 or"):
         augmented(text, jnp.zeros((1, 4, 4, 3), jnp.uint8))

@@ -76,16 +76,3 @@ def test_per_image_divides_a_nearly_even_image_by_no_less_than_its_size_allows()
     got = per_image(image)
     expected = (image - image.mean()) * np.sqrt(1200)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("mean_std((0, 0), (1,))", "std=(1,) must be as long, std above 0"),
-        ("mean_std((0,), (0,))", "std=(0,) must be as long, std above 0"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_with_the_rule(text, said):
-    with pytest.raises(InputError) as caught:
-        calls.build(text, NORMALIZATIONS, "normalize")
-    assert said in str(caught.value)

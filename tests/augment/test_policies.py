@@ -12,9 +12,7 @@ from scipy import stats
 from jaxcls.augment import AUGMENTATIONS, Rows, policies, row_keys
 from jaxcls.augment.layer import NUMBERS, OPERATIONS
 from jaxcls.augment.rows import fold
-from jaxcls.augment.spaces import AUTOAUGMENT, RANDAUGMENT, TRIVIALAUGMENT
-from jaxcls.config import calls
-from jaxcls.errors import InputError
+from jaxcls.augment.spaces import RANDAUGMENT, SUBPOLICIES
 from tests.pillow import photographs, pillow
 from tests.rows import KEY, augmented, jitted, rows
 
@@ -48,11 +46,6 @@ def drawn_trivialaugment(keys):
     return jax.jit(draw)(keys)
 
 
-def drawn_autoaugment(policy, size):
-    draw = functools.partial(policies.draw_autoaugment, policy=policy, size=size)
-    return jax.jit(draw)(row_keys(KEY, MANY))
-
-
 def some_slow(cases, *marked):
     """The cases, those with one of these words in them marked as slow."""
     slow = [any(word in case for word in marked) for case in cases]
@@ -60,65 +53,28 @@ def some_slow(cases, *marked):
     return [pytest.param(c, marks=m) for c, m in zip(cases, marks, strict=True)]
 
 
-# At magnitude 10 of torchvision's 30, 10 of the 10 of Google's, 7 of timm's 10.
-EXPECTED = {
-    ("torchvision", 10): {
-        **{name: {-0.1, 0.1} for name in ("shear_x", "shear_y")},
-        "translate_x": {-10, 10},  # 10 / 30 * 150 / 331 * 72 = 10.9
-        "translate_y": {-8, 8},  # 10 / 30 * 150 / 331 * 53 = 8.01
-        "rotate": {-10, 10},
-        **{name: {0.7, 1.3} for name in FACTORS},
-        "posterize": {7},  # 8 - round(4 / 3)
-        "solarize": {170},
-        **{name: {0} for name in ("identity", "autocontrast", "equalize")},
-    },
-    ("google", 10): {
-        **{name: {-0.3, 0.3} for name in ("shear_x", "shear_y")},
-        **{name: {-100, 100} for name in ("translate_x", "translate_y")},
-        "rotate": {-30, 30},
-        **{name: {1.9} for name in FACTORS},
-        "posterize": {4},
-        "solarize": {256},
-        "solarize_add": {110},
-        "cutout": {40},
-        **{name: {0} for name in ("invert", "autocontrast", "equalize")},
-    },
-    ("timm", 7): {
-        **{name: {-0.21, 0.21} for name in ("shear_x", "shear_y")},
-        "translate_x": {-22.68, 22.68},  # 0.7 * 0.45 * 72
-        "translate_y": {-16.695, 16.695},
-        "rotate": {-21, 21},
-        **{name: {0.37, 1.63} for name in FACTORS},
-        "posterize": {2},  # 4 - int(2.8)
-        "solarize": {77},  # 256 - int(179.2)
-        "solarize_add": {77},
-        **{name: {0} for name in ("invert", "autocontrast", "equalize")},
-    },
-    ("timm_inc0", 7): {
-        **{name: {-0.21, 0.21} for name in ("shear_x", "shear_y")},
-        "translate_x": {-22.68, 22.68},
-        "translate_y": {-16.695, 16.695},
-        "rotate": {-21, 21},
-        **{name: {1.36} for name in FACTORS},
-        "posterize": {2},
-        "solarize": {179},
-        "solarize_add": {77},
-        **{name: {0} for name in ("invert", "autocontrast", "equalize")},
-    },
+# At magnitude 10; test_parity.py compares the other spaces with torchvision's and timm's.
+GOOGLE = {
+    **{name: {-0.3, 0.3} for name in ("shear_x", "shear_y")},
+    **{name: {-100, 100} for name in ("translate_x", "translate_y")},
+    "rotate": {-30, 30},
+    **{name: {1.9} for name in FACTORS},
+    "posterize": {4},
+    "solarize": {256},
+    "solarize_add": {110},
+    "cutout": {40},
+    **{name: {0} for name in ("invert", "autocontrast", "equalize")},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", EXPECTED, ids=str)
-def test_randaugment_draws_each_operation_of_its_space_equally_often(case):
-    drawn = amounts_of(drawn_randaugment(*case))
-    assert set(drawn) == set(EXPECTED[case])
+def test_randaugment_draws_each_operation_of_its_space_equally_often():
+    drawn = amounts_of(drawn_randaugment("google", 10))
+    assert set(drawn) == set(GOOGLE)
     assert_equally_often([len(amounts) for amounts in drawn.values()])
     for name, amounts in drawn.items():
         values, counts = np.unique(amounts, return_counts=True)
-        np.testing.assert_allclose(
-            values, sorted(EXPECTED[case][name]), rtol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(values, sorted(GOOGLE[name]), rtol=1e-5, err_msg=name)
         assert len(values) == 1 or stats.chisquare(counts).pvalue > 1e-4, name
 
 
@@ -150,34 +106,18 @@ def test_cutouts_lie_anywhere():
 @pytest.mark.slow
 def test_trivialaugment_draws_each_operation_and_each_magnitude_equally_often():
     drawn = amounts_of(drawn_trivialaugment(row_keys(KEY, MANY)))
-    most = {
-        **dict.fromkeys(("shear_x", "shear_y"), 0.99),
-        **dict.fromkeys(("translate_x", "translate_y"), 32),
-        "rotate": 135,
-    }
-    assert set(drawn) == {
-        *most,
-        *FACTORS,
-        *("posterize", "solarize", "autocontrast", "equalize", "identity"),
-    }
     assert_equally_often([len(amounts) for amounts in drawn.values()])
     steps = np.round(np.abs(drawn["rotate"]) / 4.5).astype(int)
     np.testing.assert_allclose(np.abs(drawn["rotate"]), steps * 4.5, rtol=1e-5)
     assert_equally_often(np.bincount(steps, minlength=31))
-    for name, largest in most.items():
-        assert np.isclose(drawn[name].min(), -largest), name
-        assert np.isclose(drawn[name].max(), largest), name
-    for name in FACTORS:
-        np.testing.assert_allclose(
-            [drawn[name].min(), drawn[name].max()], [0.01, 1.99], rtol=1e-4
-        )
+    assert_equally_often(np.unique(drawn["rotate"] > 0, return_counts=True)[1])
     assert set(drawn["posterize"]) == {2, 3, 4, 5, 6, 7, 8}
-    np.testing.assert_allclose(np.unique(drawn["solarize"]), np.linspace(0, 255, 31), 1e-5)
 
 
 @pytest.mark.slow
 def test_autoaugment_draws_pairs_as_often_as_the_paper_says():
-    first, second = drawn_autoaugment("imagenet", SIZE)
+    draw = functools.partial(policies.draw_autoaugment, SUBPOLICIES["imagenet"], size=SIZE)
+    first, second = jax.jit(draw)(rows(MANY))
     share = {name: len(amounts) / MANY for name, amounts in amounts_of(first).items()}
     # Summed by hand over the 25 first operations and their probabilities.
     expected = {
@@ -204,25 +144,17 @@ def test_autoaugment_draws_pairs_as_often_as_the_paper_says():
 
 
 @pytest.mark.slow
-def test_autoaugment_for_cifar10_has_its_own_pairs():
-    first, second = drawn_autoaugment("cifar10", (32, 32))
-    pairs = {
-        (NAMES[a], NAMES[b])
-        for a, b in zip(
-            np.asarray(first.operation), np.asarray(second.operation), strict=True
-        )
-    }
-    assert ("shear_y", "posterize") in pairs
-    assert ("translate_y", "translate_y") in pairs
-    # 9 / 9 of 150 / 331 of 32 pixels, whole.
-    assert set(np.abs(amounts_of(second)["translate_x"])) == {14.0, 12.0}
-
-
-@pytest.mark.slow
-def test_three_augment_draws_each_of_three_equally_often():
-    which, deviation = policies.draw_three_augment(row_keys(KEY, MANY), (0.1, 2.0))
-    assert_equally_often(np.bincount(which, minlength=3))
-    assert stats.kstest(deviation, stats.uniform(0.1, 1.9).cdf).pvalue > 0.001
+def test_three_augment_gives_each_of_three_equally_often():
+    image = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    got = augmented("three_augment", np.repeat(image[None], 600, axis=0)).astype(int)
+    done = [pillow("color", image, 0), pillow("solarize", image, 128)]
+    is_each = [(np.abs(got - each).max((1, 2, 3)) <= 1) for each in done]
+    blurred = ~(is_each[0] | is_each[1])
+    assert_equally_often([is_each[0].sum(), is_each[1].sum(), blurred.sum()])
+    contrast = got[blurred].std((1, 2, 3))
+    # From that of the image, with a deviation of 0.1 pixels, to that with 2 pixels.
+    assert 0.95 * image.std() < contrast.max() <= image.std()
+    assert contrast.min() < 0.3 * image.std()
 
 
 def by_hand(name, image, amount, place, legacy):
@@ -235,8 +167,6 @@ def by_hand(name, image, amount, place, legacy):
     if name == "contrast" and legacy:
         mean = image.shape[0] * image.shape[1] // 256
         return np.floor(np.clip(mean + amount * (image.astype(float) - mean), 0, 255))
-    if name == "posterize" and amount == 0:  # Which Pillow refuses: no bit stays.
-        return np.zeros_like(image)
     return pillow(name, image, amount)
 
 
@@ -407,34 +337,3 @@ def test_rotate_turns_to_either_side_by_up_to_its_degrees():
     angle = np.degrees(np.arctan2(-(weight * y).sum((1, 2)), (weight * x).sum((1, 2))))
     assert np.abs(angle).max() < 20.5
     assert stats.kstest(angle, stats.uniform(-20, 40).cdf).pvalue > 0.001
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("randaugment(0)", "layers=0 must be at least 1, such as 2"),
-        ("randaugment(2, 31)", "magnitude=31 must be from 0 to 30, such as 9"),
-        ("randaugment(2, (0, 11), 'timm')", "magnitude=(0, 11) must be from 0 to 10"),
-        ("randaugment(2, 9, 'keras')", "space='keras' must be one of torchvision, google"),
-        ("randaugment(noise=-1)", "noise=-1 must be at least 0, such as 0.5"),
-        ("randaugment(probability=2)", "probability=2 must be from 0 to 1, such as 0.5"),
-        ("randaugment(fill=(256,))", "fill=(256,) must be of 0..255, such as 128 or"),
-        ("autoaugment('svhn')", "policy='svhn' must be one of imagenet, cifar10"),
-        ("three_augment(300)", "threshold=300 must be from 0 to 256, such as 128"),
-        ("blur(0.5, (2, 1))", "sigma=(2, 1) must rise from at least 0 to at most 16"),
-        ("posterize(0.5, 0)", "bits=0 must be from 1 to 8, such as 4"),
-        ("color_jitter(hue=0.6)", "hue=0.6 must be from 0 to 0.5, such as 0.1"),
-        ("color_jitter(-0.1)", "brightness=-0.1 must be from 0 to 60, such as 0.4"),
-        ("rotate((0, 200))", "degrees=(0, 200) must be from 0 to 180, such as 15"),
-        ("translate(1.5)", "share=1.5 must be from 0 to 1, such as 0.1"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_with_the_rule(text, said):
-    with pytest.raises(InputError) as caught:
-        calls.build(text, AUGMENTATIONS, "augment")
-    assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("space", [*RANDAUGMENT.values(), AUTOAUGMENT, TRIVIALAUGMENT])
-def test_every_operation_of_a_space_is_one_of_the_layer_s(space):
-    assert set(space.ranges) <= set(OPERATIONS)

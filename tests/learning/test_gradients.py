@@ -1,5 +1,7 @@
 """Gradients in pieces, at the worst point near, towards a teacher: against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.special import log_softmax, softmax
 
 from jaxcls.learning import gradients, losses
-from jaxcls.learning.gradients import Distillation, Examples, Penalty
+from jaxcls.learning.gradients import Distillation, Examples
 from jaxcls.learning.param_groups import WHOLE
 from jaxcls.models import MODELS
 from jaxcls.models.layers import batch_norm_groups
+from tests.stepping import AllWhole
 
 RNG = np.random.default_rng(3)
 B, D, K = 12, 5, 3
@@ -30,11 +33,9 @@ def linear(variables, images, train, key):
     return logits, variables["batch_stats"]
 
 
-def gradient_of(loss=None, **options):
-    objective = gradients.make_objective(
-        linear, loss or losses.softmax(), trains=TRAINS, **options
-    )
-    return gradients.whole(objective)
+def gradient_of(**options):
+    parts = {"apply": linear, "loss": losses.softmax(), "trains": TRAINS} | options
+    return gradients.whole(functools.partial(gradients.objective, **parts))
 
 
 def at(gradient, params=PARAMS, batch_stats=None, taught=None):
@@ -110,17 +111,11 @@ def conv_net(batch_norm, size=32, classes=4):
     return made["params"], stats, Examples(images, targets, None), apply
 
 
-def trains_all(params):
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): WHOLE for p, _ in leaves}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_four_pieces_of_32_equal_128_with_the_groups_of_the_pieces(batch_norm):
     params, stats, examples, apply = conv_net(batch_norm, size=128)
-    objective = gradients.make_objective(apply, losses.softmax(), trains=trains_all(params))
-    whole = gradients.whole(objective)
+    whole = gradient_of(apply=apply, trains=AllWhole())
 
     def in_groups(*arguments):
         with batch_norm_groups(4 if batch_norm else 1):
@@ -135,8 +130,8 @@ def test_four_pieces_of_32_equal_128_with_the_groups_of_the_pieces(batch_norm):
 @pytest.mark.slow
 def test_pieces_are_the_same_on_one_and_on_eight_devices():
     params, stats, examples, apply = conv_net(True, size=64)
-    objective = gradients.make_objective(apply, losses.softmax(), trains=trains_all(params))
-    pieces = jax.jit(gradients.accumulated(gradients.whole(objective), 4))
+    whole = gradient_of(apply=apply, trains=AllWhole())
+    pieces = jax.jit(gradients.accumulated(whole, 4))
     one = pieces(params, stats, KEY, examples)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -165,14 +160,9 @@ def test_sam_of_pieces_perturbs_by_the_whole_batch():
     )
 
 
-def test_sam_without_rho_is_the_gradient_itself():
-    gradient = gradient_of()
-    assert gradients.sharpness_aware(gradient, 0.0) is gradient
-
-
 def test_penalties_add_their_gradients_where_the_mask_says():
     mask = {"head": {"kernel": True, "bias": False}}
-    penalty = Penalty(l1=0.3, l2=0.05, mask=lambda params: mask)
+    penalty = functools.partial(losses.penalty, mask=mask, l1=0.3, l2=0.05)
     found, grads = at(gradient_of(penalty=penalty))
     loss, kernel, bias = by_hand(**HEAD)
     w = HEAD["kernel"]
@@ -214,8 +204,7 @@ def test_sam_has_the_dropout_and_the_statistics_of_one_step():
     logits, kernel, bias = found_at(**HEAD)
     reach = rho / np.sqrt((kernel**2).sum() + (bias**2).sum())
     _, *worst = found_at(HEAD["kernel"] + reach * kernel, HEAD["bias"] + reach * bias)
-    objective = gradients.make_objective(scaled, losses.softmax(), trains=TRAINS)
-    sam = gradients.sharpness_aware(gradients.whole(objective), rho)
+    sam = gradients.sharpness_aware(gradient_of(apply=scaled), rho)
     found, grads = at(sam, batch_stats={"scale": scale})
     assert_close(grads, dict(zip(("kernel", "bias"), worst, strict=True)), rtol=1e-4)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
@@ -225,8 +214,7 @@ def test_sam_has_the_dropout_and_the_statistics_of_one_step():
 
 def test_pieces_move_the_statistics_by_their_mean():
     noise = [jax.random.normal(jax.random.fold_in(KEY, m), (B // 3, K)) for m in range(3)]
-    objective = gradients.make_objective(scaled, losses.softmax(), trains=TRAINS)
-    pieces = gradients.accumulated(gradients.whole(objective), 3)
+    pieces = gradients.accumulated(gradient_of(apply=scaled), 3)
     found, _ = at(pieces, batch_stats={"scale": 1.5})
     # Piece m is rows m, m + 3, ...; each starts from the statistics before the step.
     logits = np.zeros((B, K))

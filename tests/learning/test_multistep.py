@@ -271,7 +271,9 @@ def test_the_loop_itself_is_its_step_as_often_as_is_said():
     def take(data, index):
         return data._replace(image=data.image[index])
 
-    made = jax.jit(multistep.make_train_loop(train_step, take))
+    made = jax.jit(
+        functools.partial(multistep.train_loop, train_step=train_step, take=take)
+    )
     index = np.random.default_rng(0).integers(0, 5, (multistep.MOST, 3))
     data = Batch(image=np.arange(5) ** 2)
     for count in (0, 1, 4):

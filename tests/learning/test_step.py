@@ -1,5 +1,7 @@
 """The step against NumPy, on a linear model; what freezes it; what counts as best."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.special import log_softmax, softmax
 
 from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS, chain, row_keys
-from jaxcls.learning import gradients, losses, metrics, step
+from jaxcls.learning import losses, metrics, step
 from jaxcls.learning.schedules import SCHEDULES, Span
 from jaxcls.learning.wrappers import WRAPPERS
-from tests.stepping import AllWhole, optimizer_of, with_columns
+from tests import stepping
+from tests.stepping import SIDE, B, K, optimizer_of
 
-B, SIDE, K = 8, 2, 3
 RNG = np.random.default_rng(0)
-BATCHES = [
-    with_columns(
-        RNG.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8),
-        RNG.integers(0, K, B).astype(np.int32),
-    )
-    for _ in range(4)
-]
+BATCHES = stepping.batches(RNG, 4)
 SPAN = Span(first=0, last=10, steps=float)
 START = RNG.standard_normal((SIDE * SIDE, K)).astype(np.float32)
 
@@ -34,52 +30,13 @@ def linear(variables, images, train, key):
     return x @ variables["params"]["kernel"], seen
 
 
-def start_linear(key, images):
-    seen = jnp.zeros((B, *images.shape[1:]))
-    return {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {"seen": seen}}
+SEEN = np.zeros((B, SIDE, SIDE, 1), np.float32)
+VARIABLES = {"params": {"kernel": START}, "batch_stats": {"seen": SEEN}}
 
 
-def made(*, ema=0.0, apply=linear, optimizer=None, higher=True, plateau=False, **changes):
-    """(state at step 0, jitted train_step(state, batch)) of the linear model.
-
-    ema: a decay, or a whole `step.Average`.
-    """
-    model = step.Model(start_linear, apply)
-    optimizer = optimizer or optimizer_of("sgd", momentum=0.0)
-    average = step.Average(ema) if isinstance(ema, float) and ema else ema or None
-    inputs = {
-        "num_classes": K,
-        "smoothing": 0.0,
-        "augment": chain([]),
-        "normalize": NORMALIZATIONS["unit"](),
-        "mix": None,
-        "steps": 10,
-    }
-    inputs |= {name: changes.pop(name) for name in inputs if name in changes}
-    objective = gradients.make_objective(
-        model.apply, losses.softmax(), trains=AllWhole(), penalty=changes.get("penalty")
-    )
-    parts = {
-        "schedule": SCHEDULES["constant"](0.5, SPAN),
-        "gradient": gradients.whole(objective),
-        "inputs": step.make_inputs(**inputs),
-        "metrics": [metrics.top1()],
-        "steps": 10,
-        "average": average,
-        "has_penalty": bool(changes.pop("penalty", None)),
-    } | changes
-    init = step.make_init(
-        model,
-        optimizer,
-        image_shape=(SIDE, SIDE, 1),
-        ema=bool(ema),
-        higher=higher,
-        plateau=plateau,
-    )
-    keys = {"augment": jax.random.key(1), "dropout": jax.random.key(2)}
-    state = init(jax.random.key(0), keys)
-    train_step = step.make_train_step(optimizer, **parts)
-    return state, jax.jit(lambda state, batch: train_step(state, batch, {}))
+def made(*, apply=linear, **changes):
+    """(state at step 0, jitted train_step(state, batch)) of the linear model."""
+    return stepping.made(VARIABLES, apply, **changes)
 
 
 def bits(tree):
@@ -100,6 +57,7 @@ def test_updates_and_their_records_are_those_worked_by_hand():
         schedule=SCHEDULES["cosine"](peak, SPAN),
     )
     w, trace, average = START.astype(np.float64), 0.0, START.astype(np.float64)
+    seen = 0.0
     for i, batch in enumerate(BATCHES):
         x = batch.image.reshape(B, -1) / 255
         targets = np.eye(K)[batch.label] * (1 - smoothing) + smoothing / K
@@ -127,19 +85,8 @@ def test_updates_and_their_records_are_those_worked_by_hand():
         np.testing.assert_allclose(
             state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
         )
-
-
-def test_the_average_follows_the_running_statistics_too():
-    state, train_step = made(ema=0.75)
-    state, _ = train_step(state, BATCHES[0])
-    expected = 0.25 * BATCHES[0].image / 255
-    np.testing.assert_allclose(state.ema["batch_stats"]["seen"], expected, rtol=1e-5)
-
-
-def test_without_ema_there_is_no_average():
-    state, train_step = made()
-    assert state.ema == {}
-    assert train_step(state, BATCHES[0])[0].ema == {}
+        seen = ema * seen + (1 - ema) * batch.image / 255
+        np.testing.assert_allclose(state.ema["batch_stats"]["seen"], seen, rtol=1e-5)
 
 
 def test_the_first_state_shares_no_buffer_so_it_can_be_donated():
@@ -214,29 +161,25 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("part", RANDOM)
-def test_randomness_is_a_function_of_the_key_and_the_step(part):
+@pytest.mark.parametrize(
+    ("part", "stream", "other"),
+    [
+        ("augment", "augment", "dropout"),
+        ("mix", "augment", "dropout"),
+        ("apply", "dropout", "augment"),
+    ],
+)
+def test_randomness_is_a_function_of_its_own_key_and_the_step(part, stream, other):
     state, train_step = made(**{part: RANDOM[part]})
-    other_key = {name: jax.random.fold_in(key, 9) for name, key in state.key.items()}
 
-    def seen(start):
+    def seen(**changes):
+        start = state._replace(**changes)
         return np.asarray(train_step(start, BATCHES[0])[0].batch_stats["seen"])
 
-    np.testing.assert_array_equal(seen(state), seen(state))
-    assert (seen(state) != seen(state._replace(step=state.step + 1))).any()
-    assert (seen(state) != seen(state._replace(key=other_key))).any()
-
-
-def test_dropout_and_augmentation_have_streams_of_their_own():
-    def seen(part, stream):
-        state, train_step = made(**{part: RANDOM[part]})
-        keys = {**state.key, stream: jax.random.key(99)}
-        start = [state, state._replace(key=keys)]
-        a, b = (train_step(s, BATCHES[0])[0].batch_stats["seen"] for s in start)
-        return bool((a == b).all())
-
-    assert [seen("augment", "dropout"), seen("augment", "augment")] == [True, False]
-    assert [seen("apply", "augment"), seen("apply", "dropout")] == [True, False]
+    new = jax.random.key(99)
+    np.testing.assert_array_equal(seen(), seen(key={**state.key, other: new}))
+    assert (seen() != seen(key={**state.key, stream: new})).any()
+    assert (seen() != seen(step=state.step + 1)).any()
 
 
 def test_a_row_is_augmented_alike_whatever_the_other_rows_are():
@@ -261,17 +204,11 @@ def test_inputs_are_told_their_rows_and_how_much_of_the_run_is_done():
         seen["mix"] = key, share
         return images, targets
 
-    inputs = step.make_inputs(
-        num_classes=K,
-        smoothing=0.0,
-        augment=augment,
-        normalize=NORMALIZATIONS["unit"](),
-        mix=mix,
-        steps=8,
-    )
+    parts = {"augment": augment, "normalize": NORMALIZATIONS["unit"](), "mix": mix}
     index, epoch = np.arange(B, dtype=np.int32) + 50, np.int32([3, 4] * 4)
     told = BATCHES[0]._replace(index=index, epoch=epoch)
-    inputs(jax.random.key(1), jnp.int32(3), told)
+    key, now, labels = jax.random.key(1), jnp.int32(3), {"num_classes": K, "smoothing": 0.0}
+    step.inputs(key, now, told, **parts, **labels, steps=8)
     rows, (key, share) = seen["rows"], seen["mix"]
     np.testing.assert_array_equal(rows.example, told.index)
     np.testing.assert_array_equal(rows.epoch, told.epoch)
@@ -336,19 +273,20 @@ def test_a_step_over_8_devices_is_that_over_1_but_for_rounding():
 
 
 def test_evaluation_gives_each_examples_scores_without_smoothing():
-    model = step.Model(start_linear, linear)
-    eval_step = step.make_eval_step(
-        model,
-        losses.softmax(),
+    model, unit = step.Model(None, linear), NORMALIZATIONS["unit"]()
+    evaluate = functools.partial(
+        step.eval_step,
+        model=model,
+        loss=losses.softmax(),
         num_classes=K,
-        normalize=NORMALIZATIONS["unit"](),
+        normalize=unit,
         metrics=[metrics.top1(), metrics.topk(2)],
     )
     variables = {"params": {"kernel": jnp.asarray(START)}, "batch_stats": {}}
     batch = jax.tree.map(jnp.asarray, BATCHES[0])
     logits = BATCHES[0].image.reshape(B, -1) / 255 @ START
     label = BATCHES[0].label
-    got = eval_step(variables, batch)
+    got = evaluate(variables, batch)
     assert set(got) == {"loss", "top1", "top2", "predicted"}
     assert got["predicted"].dtype == jnp.int32
     np.testing.assert_array_equal(got["predicted"], logits.argmax(-1))
@@ -357,43 +295,33 @@ def test_evaluation_gives_each_examples_scores_without_smoothing():
     np.testing.assert_array_equal(got["top1"], logits.argmax(-1) == label)
     np.testing.assert_array_equal(got["top2"], logits.argmin(-1) != label)
 
-    logits_step = step.make_logits_step(model, NORMALIZATIONS["unit"]())
-    np.testing.assert_allclose(logits_step(variables, batch.image), logits, rtol=1e-5)
+    found = step.logits_step(variables, batch.image, model=model, normalize=unit)
+    np.testing.assert_allclose(found, logits, rtol=1e-5)
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_the_average_is_made_every_so_many_updates(every):
-    state, train_step = made(ema=step.Average(0.75, every=every))
-    average = START.astype(np.float64)
-    for i, batch in enumerate(BATCHES, start=1):
-        state, _ = train_step(state, batch)
-        if i % every == 0:
-            average = 0.75 * average + 0.25 * np.asarray(state.params["kernel"])
-        np.testing.assert_allclose(
-            state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
-        )
-
-
-@pytest.mark.parametrize(("decay", "every"), [(0.2, 1), (0.2, 2)])
-def test_an_average_that_warms_up_forgets_the_start(decay, every):
-    state, train_step = made(ema=step.Average(decay, every=every, warmup=True))
+@pytest.mark.parametrize(
+    ("decay", "every", "warmup"), [(0.75, 3, False), (0.2, 1, True), (0.2, 2, True)]
+)
+def test_the_average_is_made_every_so_many_updates_and_may_warm_up(decay, every, warmup):
+    state, train_step = made(ema=step.Average(decay, every, warmup))
     average = START.astype(np.float64)
     for i, batch in enumerate(BATCHES, start=1):
         state, _ = train_step(state, batch)
         if i % every == 0:
             t = i // every
-            now = min(decay, (1 + t) / (10 + t))
+            now = min(decay, (1 + t) / (10 + t)) if warmup else decay
             average = now * average + (1 - now) * np.asarray(state.params["kernel"])
         np.testing.assert_allclose(
             state.ema["params"]["kernel"], average, rtol=1e-5, atol=1e-6
         )
-    assert (1 + 1) / (10 + 1) < decay < (1 + 2) / (10 + 2)
+
+
+def half_of_squares(params):
+    return 0.5 * jnp.square(params["kernel"]).sum()
 
 
 def test_a_penalty_is_recorded_beside_the_loss():
-    mask = {"kernel": True}
-    penalty = gradients.Penalty(0.0, 0.5, lambda params: mask)
-    (state, plain), (_, train_step) = made(), made(penalty=penalty)
+    (state, plain), (_, train_step) = made(), made(penalty=half_of_squares)
     _, without = plain(state, BATCHES[0])
     new, record = train_step(state, BATCHES[0])
     assert float(record["loss"]) == float(without["loss"])
@@ -435,8 +363,12 @@ def test_a_plateau_scales_the_very_update():
 
 
 def history(values, *, higher=True, min_delta=0.0, patience=0):
-    """(best value, best step, patience, halted) after evaluations at steps 10, 20..."""
+    """(best values, best steps, patience, halted) after evaluations at steps 10, 20..."""
     state, _ = made(higher=higher)
+    assert (float(state.best.value), int(state.best.step)) == (
+        -np.inf if higher else np.inf,
+        -1,
+    )
     record = jax.jit(
         lambda state, value: step.record_evaluation(
             state, value, higher=higher, min_delta=min_delta, patience=patience
@@ -445,52 +377,45 @@ def history(values, *, higher=True, min_delta=0.0, patience=0):
     told = []
     for i, value in enumerate(values, start=1):
         state = record(state._replace(step=jnp.int32(10 * i)), value)
-        told.append(
-            (
-                float(state.best.value),
-                int(state.best.step),
-                int(state.patience),
-                bool(state.halted),
-            )
-        )
-    return told
-
-
-def test_before_any_evaluation_nothing_is_best():
-    for higher, worst in (True, -np.inf), (False, np.inf):
-        state, _ = made(higher=higher)
-        assert (float(state.best.value), int(state.best.step)) == (worst, -1)
-        assert (int(state.bad_step), bool(state.halted)) == (-1, False)
+        told.append([*state.best, state.patience, state.halted])
+    return [[x.item() for x in column] for column in zip(*told, strict=True)]
 
 
 @pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
-def test_the_best_is_the_first_of_the_best_values(higher, sign):
-    values = [0.5 * sign, 0.25 * sign, 0.75 * sign, 0.75 * sign, 0.5 * sign]
-    told = history(values, higher=higher)
-    best = [(0.5, 10), (0.5, 10), (0.75, 30), (0.75, 30), (0.75, 30)]
-    assert [t[:2] for t in told] == [(v * sign, s) for v, s in best]
-    assert [t[2] for t in told] == [0, 1, 0, 1, 2]
-    assert not any(t[3] for t in told)
+@pytest.mark.parametrize(
+    ("values", "options", "best", "steps", "waited"),
+    [
+        # The first of equal values is best.
+        (
+            [0.5, 0.25, 0.75, 0.75, 0.5],
+            {},
+            [0.5, 0.5, 0.75, 0.75, 0.75],
+            [10, 10, 30, 30, 30],
+            [0, 1, 0, 1, 2],
+        ),
+        # Small gains are best, and add up until they pass min_delta.
+        (
+            [0.5, 0.5625, 0.625, 0.6875, 0.75],
+            {"min_delta": 0.125, "patience": 9},
+            [0.5, 0.5625, 0.625, 0.6875, 0.75],
+            [10, 20, 30, 40, 50],
+            [0, 1, 2, 0, 1],
+        ),
+    ],
+)
+def test_the_best_value_and_the_gains(higher, sign, values, options, best, steps, waited):
+    told = history([sign * v for v in values], higher=higher, **options)
+    assert told == [[sign * v for v in best], steps, waited, [False] * 5]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("higher", [True, False])
 def test_a_value_that_is_not_finite_is_never_best_and_counts_as_waiting(bad, higher):
-    told = history([bad, 0.5, bad], higher=higher)
-    assert told[0][1:] == (-1, 1, False)
-    assert told[1:] == [(0.5, 20, 0, False), (0.5, 20, 1, False)]
+    best, steps, waited, _ = history([bad, 0.5, bad], higher=higher)
+    assert (best[1:], steps, waited) == ([0.5, 0.5], [-1, 20, 20], [1, 0, 1])
 
 
 def test_patience_halts_after_so_many_evaluations_without_gain_and_stays_halted():
-    told = history([0.5, 0.4, 0.6, 0.6, 0.5, 0.9], patience=2)
-    assert [t[2] for t in told] == [0, 1, 0, 1, 2, 0]
-    assert [t[3] for t in told] == [False, False, False, False, True, True]
-
-
-@pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
-def test_small_gains_are_best_and_add_up_until_they_pass_min_delta(higher, sign):
-    values = [sign * v for v in (0.5, 0.5625, 0.625, 0.6875, 0.75)]
-    told = history(values, higher=higher, min_delta=0.125, patience=9)
-    assert [t[0] for t in told] == values
-    assert [t[1] for t in told] == [10, 20, 30, 40, 50]
-    assert [t[2] for t in told] == [0, 1, 2, 0, 1]
+    _, _, waited, halted = history([0.5, 0.4, 0.6, 0.6, 0.5, 0.9], patience=2)
+    assert waited == [0, 1, 0, 1, 2, 0]
+    assert halted == [False, False, False, False, True, True]

@@ -6,8 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcls.config import calls
-from jaxcls.errors import InputError
 from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.learning.wrappers import WRAPPERS, averaged
 from tests.stepping import at_rate
@@ -67,15 +65,8 @@ def slow_and_fast(rates, every, keep, final):
     [
         ({}, 5, lambda share: 0.5, True),
         ({"every": 4, "rate": 0.8, "final": False}, 4, lambda share: 0.2, False),
-        ({"every": 5, "final": False}, 5, lambda share: 0.5, False),
         ({"every": 3, "rate": 1.0}, 3, lambda share: 0.0, True),
-        # airbench94's.
-        (
-            {"rate": 0.2262190625, "power": 3.0},
-            5,
-            lambda share: 0.95**5 * share**3,
-            True,
-        ),
+        ({"rate": 0.25, "power": 3.0}, 5, lambda share: 0.75 * share**3, True),
     ],
 )
 def test_lookahead_is_slow_and_fast_weights_by_hand(options, every, keep, final):
@@ -101,53 +92,26 @@ def test_what_never_moves_stays_bit_for_bit_in_a_wrapper():
             np.testing.assert_array_equal(params["w"], np.float32(START))
 
 
-def three_sequences(rates, b1, power, decay=0.0):
-    """x, y and z of arXiv:2405.15682 after each update."""
-    x = y = z = START
-    total = highest = 0.0
-    found = []
-    for rate, grad in zip(rates, GRADS, strict=True):
-        z = z - rate * (grad + decay * y)
-        highest = max(highest, rate)
-        weight = highest**power if highest else 0.0
-        total += weight
-        share = weight / total if total else 0.0
-        x = (1 - share) * x + share * z
-        y = b1 * x + (1 - b1) * z
-        found.append((x, y, z))
-    return found
-
-
 RISING = [0.0, 0.1, 0.2, 0.3, *[0.4] * 8]
 
 
 @pytest.mark.parametrize("rates", [[0.3] * 12, RISING, RISING[::-1]])
-@pytest.mark.parametrize(("b1", "power"), [(0.9, 2.0), (0.5, 0.0), (0.98, 1.0)])
-def test_schedule_free_is_its_papers_three_sequences(rates, b1, power):
-    optimizer = WRAPPERS["schedule_free"](plain(0.1), b1=b1, weight_power=power)
-    by_hand = three_sequences(rates, b1, power, 0.1)
-    for (params, state), (x, y, z) in zip(trained(optimizer, rates), by_hand, strict=True):
-        close = {"rtol": 2e-6, "atol": 2e-6}
-        np.testing.assert_allclose(params["w"], y, **close)
-        np.testing.assert_allclose(state.z["w"], z, **close)
-        np.testing.assert_allclose(averaged(state, params)["w"], x, **close)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("rates", [[0.1] * 12, RISING])
-def test_schedule_free_is_optaxs(name, rates):
-    options = {"momentum": 0.0} if name == "sgd" else {"b1": 0.0}
-    base = optax.chain(OPTIMIZERS[name](optax.identity(), **options), at_rate())
-    ours = trained(WRAPPERS["schedule_free"](base), rates)
+@pytest.mark.parametrize(("b1", "power"), [(0.9, 2.0), (0.5, 1.0)])
+def test_schedule_free_is_optaxs(rates, b1, power):
+    ours = trained(WRAPPERS["schedule_free"](plain(0.1), b1, power), rates)
     # Its own count of steps begins at 1.
     table = jnp.float32([0.0, *rates])
-    theirs = optax.contrib.schedule_free(base, lambda count: table[count])
+    theirs = optax.contrib.schedule_free(
+        plain(0.1), lambda count: table[count], b1, weight_lr_power=power
+    )
+    close = {"rtol": 1e-5, "atol": 3e-6}
     for (params, state), (expected, other) in zip(
         ours, trained(theirs, rates), strict=True
     ):
-        np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params["w"], expected["w"], **close)
+        np.testing.assert_allclose(state.z["w"], other.z["w"], **close)
         x = optax.contrib.schedule_free_eval_params(other, expected)
-        np.testing.assert_allclose(averaged(state, params)["w"], x["w"], atol=3e-6)
+        np.testing.assert_allclose(averaged(state, params)["w"], x["w"], **close)
 
 
 def test_the_average_is_found_inside_chains_and_masks_and_what_is_masked_stays():
@@ -165,17 +129,11 @@ def test_the_average_is_found_inside_chains_and_masks_and_what_is_masked_stays()
         updates, state = update(grads, state, now, lr=jnp.float32(1.0))
         now = jax.tree.map(lambda p, u, m: p + u if m else p, now, updates, mask)
     got = jax.jit(averaged)(state, now)
+    assert averaged(WRAPPERS["lookahead"](plain()).init(params), params) is None
     # z: 1, 0.5, 0, of which x is the mean of the last two.
     np.testing.assert_allclose(got["head"]["kernel"], [0.25, 0.25], rtol=1e-6)
     assert got["frozen"]["kernel"].tolist() == [1, 1, 1]
     assert got["head"]["bias"].tolist() == [1]
-
-
-@pytest.mark.parametrize("wrapper", [None, "lookahead"])
-def test_without_schedule_free_there_is_no_average(wrapper):
-    optimizer = WRAPPERS[wrapper](plain()) if wrapper else plain()
-    params = as_params(START)
-    assert averaged(optimizer.init(params), params) is None
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -183,10 +141,6 @@ def test_states_are_arrays_of_their_own_that_survive_jit_and_donation(name):
     optimizer = WRAPPERS[name](plain())
     params = as_params(START)
     state = optimizer.init(params)
-    leaves = jax.tree.leaves(state)
-    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-    assert {leaf.dtype.name for leaf in leaves} <= {"float32", "int32"}
-    like = jax.eval_shape(optimizer.init, params)
 
     def step(params, state, lr, share):
         updates, state = optimizer.update(params, state, params, lr=lr, share=share)
@@ -196,9 +150,7 @@ def test_states_are_arrays_of_their_own_that_survive_jit_and_donation(name):
     step = jax.jit(step, donate_argnums=(0, 1))
     for _ in range(2):
         params, state = step(params, state, jnp.float32(0.1), jnp.float32(0.5))
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), like, state)
-    assert jax.tree.structure(same) == jax.tree.structure(state)
-    assert all(jax.tree.leaves(same))
+    assert jax.eval_shape(lambda: state) == jax.eval_shape(optimizer.init, params)
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -214,20 +166,3 @@ def test_every_argument_of_the_update_is_passed_down(name):
     one = jnp.float32(1.0)
     optimizer.update(params, optimizer.init(params), params, lr=one, step=3, share=one)
     assert seen == {"lr": one, "step": 3, "share": one}
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("lookahead(every=0)", "every=0 must be at least 1, such as 5"),
-        ("lookahead(rate=0.0)", "rate=0.0 must be above 0 and at most 1, such as 0.5"),
-        ("lookahead(power=-1.0)", "power=-1.0 must be at least 0, such as 3.0"),
-        ("schedule_free(b1=1.0)", "b1=1.0 must be above 0 and below 1, such as 0.9"),
-        ("schedule_free(weight_power=-1)", "weight_power=-1 must be at least 0"),
-    ],
-)
-def test_an_option_that_cannot_be_is_refused_in_one_line(text, problem):
-    with pytest.raises(InputError) as error:
-        calls.build_one(text, WRAPPERS, "optim.wrapper", optimizer=plain())
-    assert problem in str(error.value)
-    assert "\n" not in str(error.value)
