@@ -27,7 +27,7 @@ from benchmarks import loop, measuring
 from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data import sources
-from jaxcls.devices import mesh
+from jaxcls.devices import memory, mesh
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, saving
 
@@ -65,7 +65,7 @@ def measure_loop(args: argparse.Namespace, folder: pathlib.Path) -> None:
         pairs.append((base, ours))
         print(f"without saves {1e3 * base:.1f}, with {1e3 * ours:.1f} ms a step")
     base, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    size = saving.memory_of(checkpoint.to_tree(with_saves.programs.state_shapes))
+    size = memory.tree_bytes(checkpoint.to_tree(with_saves.programs.state_shapes))
     print(
         f"{args.model} batch {args.batch}, state {size / 2**20:.1f} MiB, a save every"
         f" {args.every} steps: {1e3 * base:.1f} and {1e3 * ours:.1f} ms a step; lost to"
@@ -104,7 +104,7 @@ def measure_stall(args: argparse.Namespace, folder: pathlib.Path) -> None:
     facts = sources.published_facts("imagenet2012")
     exp = experiment.build(loading.from_flat(values), facts)
     state = random_state(exp)
-    size = saving.memory_of(checkpoint.to_tree(state))
+    size = memory.tree_bytes(checkpoint.to_tree(state))
     rows: list[tuple[float, float, float]] = []
     with saving.Checkpoints(folder / "state", keep=1) as saves:
         for step in range(args.saves + 1):  # The first compiles.

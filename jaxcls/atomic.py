@@ -75,11 +75,9 @@ def becoming(
             with contextlib.suppress(OSError):  # Some file systems cannot sync folders.
                 _sync(path.parent)
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):  # It may be a file.
+                temporary.unlink()
 
 
 @contextlib.contextmanager

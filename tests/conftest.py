@@ -22,6 +22,7 @@ from jaxcls.data import sources
 from jaxcls.models import weights
 from jaxcls.training import train
 from tests import settings
+from tests.dying import dying
 from tests.modules import zeros_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -76,6 +77,20 @@ def tiny(data_dir):
 
 
 @pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """``whole(config)`` -> (folder, result) of its run, which nothing stopped."""
+    made = {}
+
+    def get(config):
+        if config.to_json() not in made:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            made[config.to_json()] = folder, train.run(dying(config), str(folder))
+        return made[config.to_json()]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def brief_run(tmp_path_factory, data_dir):
     """The folder of a run of two steps on digits, to predict with."""
     folder = str(tmp_path_factory.mktemp("brief") / "run")
@@ -90,25 +105,48 @@ def brief_run(tmp_path_factory, data_dir):
     return folder
 
 
+def popen(data_dir, *command, devices=1, cwd=None, **environment):
+    """A process that finds jaxcls and the data, on so many CPU devices."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd or ROOT,
+        env={
+            **os.environ,
+            "TFDS_DATA_DIR": str(data_dir),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        },
+    )
+
+
 @pytest.fixture
-def command(data_dir, tmp_path):
+def started(data_dir):
+    """``started("-m", "jaxcls.main", "--config=...")`` -> a running Python; see `popen`."""
+    processes = []
+
+    def start(*arguments, program=sys.executable, **more):
+        processes.append(popen(data_dir, program, *arguments, **more))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def command(started):
     """``command("train", "--config=...")`` -> the finished process, one CPU device."""
 
-    def run(verb, *arguments, devices=1, cwd=None, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "jaxcls", verb, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=cwd or ROOT,
-            timeout=300,
-            env={
-                **os.environ,
-                "TFDS_DATA_DIR": str(data_dir),
-                "JAX_NUM_CPU_DEVICES": str(devices),
-                "PYTHONPATH": str(ROOT),
-                **environment,
-            },
-        )
+    def run(verb, *arguments, **more):
+        process = started("-m", "jaxcls", verb, *arguments, **more)
+        texts = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, *texts)
 
     return run
 

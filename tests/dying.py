@@ -28,6 +28,16 @@ class Dying(experiment.Experiment):
             yield batch
 
 
+MADE: dict[str, Dying] = {}  # What is compiled once serves every test.
+
+
+def dying(config, at=10**9):
+    """The experiment of a config, which dies before the batch of step `at`."""
+    exp = MADE.setdefault(config.to_json(), Dying(config, None))
+    exp.at = at
+    return exp
+
+
 class Poisoned(Dying):
     """The updates of the steps `nan` are not finite."""
 

@@ -25,6 +25,7 @@ TINY = {
     "model.name": "cnn(widths=(2, 4), dense=4, batch_norm=True)",
     "ema.decay": 0.9,
 }
+TIMED = "lock", "manifest.json", "timing.jsonl"
 # What the configs that take an argument are given.
 ARGUMENTS = {
     "cifar_wrn": ("cifar10", "cifar100"),
@@ -59,11 +60,7 @@ def write_run(version: str) -> None:
         raw = io.BytesIO()
         with tarfile.open(fileobj=raw, mode="w") as archive:
             for path in sorted(folder.rglob("*")):
-                if path.is_file() and path.name not in (
-                    "lock",
-                    "manifest.json",
-                    "timing.jsonl",
-                ):
+                if path.is_file() and path.name not in TIMED:
                     text = _without_paths(path, scratch)
                     member = tarfile.TarInfo(f"run/{path.relative_to(folder).as_posix()}")
                     member.size = len(text)

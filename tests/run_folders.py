@@ -26,6 +26,11 @@ def write(path, records=(), *, seed=0, reason="done", facts=None, **values):
     return Workdir(path)
 
 
+def record_bytes(folder):
+    """What a repeat of a run must write to the byte."""
+    return [(folder / name).read_bytes() for name in ("metrics.jsonl", "digests.jsonl")]
+
+
 def scored(top1, step=4):
     """The records of a run whose only evaluation is at its end."""
     values = {"loss": 1 - top1, "top1": top1}

@@ -22,16 +22,8 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path, mode, new):
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left on device"), InputError),
-    ],
-)
-def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(
-    tmp_path, error, raised
-):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left")])
+def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(tmp_path, error):
     file = tmp_path / "file"
     file.write_text("old")
 
@@ -40,11 +32,10 @@ def test_where_the_block_fails_the_old_file_stays_and_nothing_is_left(
             out.write("new")
             raise error
 
-    with pytest.raises(raised) as found:
+    says = rf"^{file} cannot be written \(No space left\); make room, or"
+    says = "^$" if isinstance(error, KeyboardInterrupt) else says
+    with pytest.raises((KeyboardInterrupt, InputError), match=says):
         stopped()
-    if raised is InputError:
-        said = f"{file} cannot be written (No space left on device); make room, or"
-        assert str(found.value).startswith(said)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -86,19 +77,15 @@ def test_what_json_cannot_say_is_null_and_the_rest_comes_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_what_is_not_there_says_nothing(tmp_path):
-    (tmp_path / "file").write_text("{}")
-    assert atomic.read_json(tmp_path / "none.json") is None
-    assert atomic.read_json(tmp_path / "file" / "none.json") is None
-
-
 @pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00", b"[" * 100_000])
-def test_what_cannot_be_read_is_named_on_one_line(tmp_path, content):
+def test_what_cannot_be_read_is_named_on_one_line_and_what_is_not_there_is_none(
+    tmp_path, content
+):
     file = tmp_path / "a.json"
+    assert atomic.read_json(file) is None
     file.write_bytes(content)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=rf"^{file} cannot be read: .*$"):
         atomic.read_json(file)
-    assert str(refused.value).startswith(f"{file} cannot be read: ")
-    assert "\n" not in str(refused.value)
+    assert atomic.read_json(file / "none.json") is None
     with pytest.raises(InputError, match=r"cannot be read: .*directory"):
         atomic.read_json(tmp_path)

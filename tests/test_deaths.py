@@ -18,8 +18,8 @@ from jaxcls.runs import checkpoint, saving
 from jaxcls.training import train
 from jaxcls.training.stopping import Stop
 from tests.dying import Crash, Poisoned
+from tests.run_folders import record_bytes
 
-RECORDS = ("metrics.jsonl", "digests.jsonl")
 # All kinds: 12 steps, evaluations after 4, 8, 12, saves after 3, 6, 9, 12.
 BASE = {
     "batch_size": 32,
@@ -94,7 +94,7 @@ KINDS = {
 NAN = {"skips": (4, 7), "rewinds": (4, 7)}
 # (last step, best step): the first evaluation is a gain over none, and four are not.
 ENDS = {"a plateau, then the end": (10, 2)}
-SLOW = ("8 devices", "balanced sizes that grow, streamed", "taught")
+FAST = ("plain", "rewinds", "in a loop")  # Each kind is compiled anew.
 
 # Each start ends as is said, and after the last one the run goes on to its end.
 TABLE = [(kind, "crash at batch 7") for kind in KINDS] + [
@@ -187,15 +187,16 @@ def die(exp, folder, how, where, number, monkeypatch):
 
         return rewind
 
+    made = {
+        (pipeline.Data, "train_batches"): train_batches,
+        (pipeline.Data, "train_columns"): train_batches,
+        (pipeline.Data, "eval_batches"): eval_batches,
+        (saving.Checkpoints, "save"): save,
+        (saving.Checkpoints, "rewind"): rewind,
+    }
     with monkeypatch.context() as patched:
-        for owner, name, made in (
-            (pipeline.Data, "train_batches", train_batches),
-            (pipeline.Data, "train_columns", train_batches),
-            (pipeline.Data, "eval_batches", eval_batches),
-            (saving.Checkpoints, "save", save),
-            (saving.Checkpoints, "rewind", rewind),
-        ):
-            patched.setattr(owner, name, made(getattr(owner, name)))
+        for (owner, name), wrapped in made.items():
+            patched.setattr(owner, name, wrapped(getattr(owner, name)))
         with pytest.raises(Crash if how == "crash" else StoppedError) as error:
             train.run(exp, str(folder), stop)
     if how == "stop":
@@ -210,7 +211,7 @@ def die(exp, folder, how, where, number, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "deaths"),
     [
-        pytest.param(*row, marks=[pytest.mark.slow] if row[0] in SLOW else [])
+        pytest.param(*row, marks=[] if row[0] in FAST else [pytest.mark.slow])
         for row in TABLE
     ],
 )
@@ -223,7 +224,7 @@ def test_law_2_a_run_that_dies_ends_as_the_one_that_did_not(
     reasons = []
     for death in deaths.split(", "):
         if death == "torn":
-            for name in RECORDS:
+            for name in ("metrics.jsonl", "digests.jsonl"):
                 with (tmp_path / name).open("a") as file:
                     file.write('{"step": 9, "torn')
         elif death == "taken":  # As if it had died while the pending step is aside.
@@ -233,8 +234,8 @@ def test_law_2_a_run_that_dies_ends_as_the_one_that_did_not(
             die(exp, tmp_path, how, where, int(number), monkeypatch)
             reasons.append({"stop": "stopped", "crash": "failed"}[how])
     assert train.run(exp, str(tmp_path)).record == record
-    for name in RECORDS:
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes() != b""
+    assert record_bytes(tmp_path) == record_bytes(whole)
+    assert all(record_bytes(whole))
     starts = json.loads((tmp_path / "manifest.json").read_text())["starts"]
     assert [start["reason"] for start in starts] == [*reasons, "done"]
     assert not list((tmp_path / "checkpoints").glob("*.pending"))

@@ -38,36 +38,16 @@ exit 0
 
 
 @pytest.fixture
-def launched(tmp_path, data_dir):
+def launched(started, tmp_path):
     """``launched("local.sh", *arguments, **environment)`` -> the process, started."""
-    started = []
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    told = {"TOLD": str(tmp_path / "told"), "STATES": str(tmp_path / "states")}
 
     def launch(script, *arguments, **environment):
-        process = subprocess.Popen(
-            [str(LAUNCH / script), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PATH": f"{tmp_path}:{os.environ['PATH']}",
-                "PYTHON": sys.executable,
-                "PYTHONPATH": str(ROOT),
-                "TFDS_DATA_DIR": str(data_dir),
-                "JAX_NUM_CPU_DEVICES": "1",
-                "TOLD": str(tmp_path / "told"),
-                "STATES": str(tmp_path / "states"),
-                **environment,
-            },
-        )
-        started.append(process)
-        return process
+        given = {"PATH": path, "PYTHON": sys.executable, **told, **environment}
+        return started(*arguments, program=str(LAUNCH / script), **given)
 
-    yield launch
-    for process in started:
-        process.kill()
-        process.communicate()
+    return launch
 
 
 def program(path, text):
@@ -89,16 +69,10 @@ def test_a_script_is_one(script):
 def test_a_pod_is_asked_for_waited_for_used_and_given_back(launched, tmp_path):
     program(tmp_path / "gcloud", GCLOUD)
     (tmp_path / "states").write_text("WAITING_FOR_RESOURCES\nACTIVE\n")
-    given = {
-        "NAME": "pod",
-        "ZONE": "z",
-        "TYPE": "v5litepod-16",
-        "RUNTIME": "r",
-        "PAUSE": "0",
-    }
+    given = {"NAME": "pod", "ZONE": "z", "TYPE": "v5litepod-16", "RUNTIME": "r"}
     arguments = "--config=configs/resnet50.py", "--config.optim.name=adamw(b2=0.95)"
     for verb in (["create"], ["train", *arguments], ["delete"]):
-        process = launched("tpu.sh", *verb, **given)
+        process = launched("tpu.sh", *verb, **given, PAUSE="0")
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
     asked = [shlex.split(line) for line in (tmp_path / "told").read_text().splitlines()]

@@ -29,6 +29,9 @@ REFUSED = {
             {"optim.plateau_patience": 2, "early_stop.patience": 2},
             r"early_stop.patience=2 ends the run before .*patience=6$",
         ),
+        ({"nonfinite.policy": "ignore"}, r"must be one of \('stop', 'skip', 'rewind'\)"),
+        ({"nonfinite.rewinds": 1001}, r"must be below 1001"),
+        ({"nonfinite.skips": -1}, r"must not be negative"),
         ({"optim.cooldown": "soon"}, r"optim.cooldown='soon' is not a duration"),
         (
             {"optim.lr_scales": "{'bias$': 0}"},

@@ -4,7 +4,6 @@ A duration is an exact fraction of steps. So "k epochs" is step round(k * n / B)
 machine, and no error accumulates over epochs.
 """
 
-import math
 import re
 from fractions import Fraction
 
@@ -61,13 +60,3 @@ def is_due(step: int, every: Fraction) -> bool:
     # finds the count.
     count = round(step / every)
     return count > 0 and step_of(count, every) == step
-
-
-def periods(step: int, every: Fraction) -> int:
-    """Returns the number of periods of `every` steps due at steps 1..step; see `is_due`."""
-    if every <= 0 or step <= 0:
-        return 0
-    if every <= 1:
-        return step
-    # Period k ends at floor(k * every + 1/2); count those up to `step`.
-    return math.ceil((step + Fraction(1, 2)) / every) - 1

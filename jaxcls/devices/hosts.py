@@ -21,9 +21,8 @@ T = TypeVar("T")
 
 # Words of the runtimes' errors about a lost process.
 _LOST = re.compile(r"gloo|nccl|coordination|unavailable|deadline_exceeded")
-# Seconds until a silent process counts as lost, and until a leaving process stops waiting
-# for the others.
-_HEARTBEAT, _SHUTDOWN = 100, 60
+# Seconds until a leaving process stops waiting for the others.
+_SHUTDOWN = 60
 
 
 class AgreedError(InputError):
@@ -35,8 +34,8 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
     """Starts the runtime of several processes; inside the block they form one run.
 
     coordinator: "" for one process; "auto" on a TPU pod, under SLURM, Kubernetes or Open
-    MPI; "mpi4py"; or host:port of process 0, with the count `processes` and the number
-    `process` of this process, from 0.
+    MPI; or host:port of process 0, with the count `processes` and the number `process` of
+    this process, from 0.
 
     Raises `InputError` for arguments that do not fit together. If this process fails and
     the others cannot know, it exits at once. If another process is lost, it exits with
@@ -55,11 +54,17 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
             raise
         if isinstance(error, InputError):
             _end(f"error: process {jax.process_index()}: {error}", 2)
+        ours = f"process {jax.process_index()} of {jax.process_count()}"
         of_runtime = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
         if of_runtime and _LOST.search(str(error).lower()):
-            _end(f"lost: {_lost(error)}", LOST)
+            _end(
+                f"lost: {ours} no longer reaches the others ({first_line(error)}): one of"
+                " them has ended, and its output says why; start all of them again, and the"
+                " run goes on from its last checkpoint",
+                LOST,
+            )
         traceback.print_exc()
-        _end(f"process {jax.process_index()} of {jax.process_count()} failed", 1)
+        _end(f"{ours} failed", 1)
 
 
 def is_agreed(error: BaseException | None) -> bool:
@@ -141,55 +146,35 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def _start(coordinator: str, processes: str, process: str) -> None:
-    limits: Any = {
-        "heartbeat_timeout_seconds": _HEARTBEAT,
-        "shutdown_timeout_seconds": _SHUTDOWN,
-    }
-    if coordinator in ("auto", "mpi4py"):
-        if processes or process:
-            raise InputError(
-                f"--coordinator={coordinator} finds --processes and --process itself; leave"
-                " them out"
-            )
-        method = None if coordinator == "auto" else coordinator
-        try:
-            jax.distributed.initialize(cluster_detection_method=method, **limits)
-        except (ValueError, ImportError) as error:
-            raise InputError(
-                f"--coordinator={coordinator}: no TPU pod, SLURM, Kubernetes or Open MPI"
-                f" job was found ({error}); give --coordinator=HOST:PORT --processes=N"
-                " --process=I"
-            ) from None
-        return
-    found = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
-    if not found or not 0 < int(found[1]) < 65536:
-        raise InputError(
-            f"--coordinator={coordinator} must be auto, mpi4py or HOST:PORT of process 0,"
-            " such as 10.0.0.1:4321"
-        )
-    if not (processes.isdecimal() and process.isdecimal()) or int(process) >= int(
-        processes
-    ):
-        raise InputError(
-            f"--coordinator={coordinator} needs --processes=N and --process=I below N, and"
-            f" has {processes or 'none'} and {process or 'none'}"
-        )
+    flag, is_auto = f"--coordinator={coordinator}", coordinator == "auto"
+    number, count = (int(text) if text.isdecimal() else -1 for text in (process, processes))
+    port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
+    wrong = ""
+    if is_auto and (processes or process):
+        wrong = " finds --processes and --process itself; leave them out"
+    elif not is_auto and not (port and 0 < int(port[1]) < 2**16):
+        wrong = " must be auto or HOST:PORT of process 0, such as 10.0.0.1:4321"
+    elif not is_auto and not 0 <= number < count:
+        has = f"{processes or 'none'} and {process or 'none'}"
+        wrong = f" needs --processes=N and --process=I below N, and has {has}"
+    if wrong:
+        raise InputError(flag + wrong)
+    given: dict[str, Any] = {}
+    if not is_auto:
+        given = {"coordinator_address": coordinator}
+        given |= {"num_processes": count, "process_id": number}
     try:
-        jax.distributed.initialize(coordinator, int(processes), int(process), **limits)
+        jax.distributed.initialize(**given, shutdown_timeout_seconds=_SHUTDOWN)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"{flag}: no TPU pod, SLURM, Kubernetes or Open MPI job was found ({error});"
+            " give --coordinator=HOST:PORT --processes=N --process=I"
+        ) from None
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
-            f"--coordinator={coordinator}: process {process} of {processes} cannot join"
-            f" ({first_line(error)}); is the port of process 0 free, within reach of all,"
-            " and have all been started?"
+            f"{flag}: process {process} of {processes} cannot join ({first_line(error)});"
+            " is the port of process 0 free, within reach of all, and are all started?"
         ) from None
-
-
-def _lost(error: Exception) -> str:
-    return (
-        f"process {jax.process_index()} of {jax.process_count()} no longer reaches the"
-        f" others ({first_line(error)}): one of them has ended, and its output says why;"
-        " start all of them again, and the run goes on from its last checkpoint"
-    )
 
 
 def _end(text: str, status: int) -> None:

@@ -5,8 +5,7 @@ dry run, which compiles nothing.
 """
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,36 +41,38 @@ def _product_bytes(jaxpr: Any, batch_size: int) -> tuple[int, int]:
     """
     found: dict[int, int] = {}  # One array may feed several products.
     called, largest = 0, 0
-
-    def touch(arrays: Iterable[Any]) -> None:
-        for array in arrays:
-            if array.aval.shape[:1] == (batch_size,):
-                found[id(array)] = tree_bytes(array.aval)
-
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "cond":  # One branch runs; all have the same inputs and outputs.
-            branches = [each.jaxpr for each in equation.params["branches"]]
-            is_product = any(_product_bytes(each, batch_size)[0] for each in branches)
-            if is_product:
-                touch((*equation.invars, *equation.outvars))
-            continue
+        name, params = equation.primitive.name, equation.params
         # The name of `jax.checkpoint` differs between versions. With a policy, it keeps the
         # arrays that the policy names.
-        is_anew = "prevent_cse" in equation.params and not equation.params["policy"]
-        for inner in jax.tree.leaves(
-            equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")
-        ):
-            if not (hasattr(inner, "jaxpr") or hasattr(inner, "eqns")):
-                continue
-            kept, anew = _product_bytes(getattr(inner, "jaxpr", inner), batch_size)
-            called += 0 if is_anew else kept
-            largest = max(largest, anew, kept if is_anew else 0)
-        if is_anew:
-            touch(equation.invars)
-        if name in ("conv_general_dilated", "dot_general"):
-            touch((*equation.invars, *equation.outvars))
+        is_anew = "prevent_cse" in params and not params["policy"]
+        inner = [
+            _product_bytes(getattr(each, "jaxpr", each), batch_size)
+            for each in jax.tree.leaves(params, is_leaf=_is_jaxpr)
+            if _is_jaxpr(each)
+        ]
+        touched = []
+        if name == "cond":  # One branch runs; all have the same inputs and outputs.
+            if any(kept for kept, _ in inner):
+                touched = [*equation.invars, *equation.outvars]
+        elif name in ("conv_general_dilated", "dot_general"):
+            touched = [*equation.invars, *equation.outvars]
+        elif is_anew:
+            touched = equation.invars
+            largest = max(largest, *(max(each) for each in inner))
+        else:
+            called += sum(kept for kept, _ in inner)
+            largest = max([largest, *(anew for _, anew in inner)])
+        found |= {
+            id(array): tree_bytes(array.aval)
+            for array in touched
+            if array.aval.shape[:1] == (batch_size,)
+        }
     return called + sum(found.values()), largest
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "jaxpr") or hasattr(value, "eqns")
 
 
 def step_bytes(analysis: Any) -> int:
@@ -120,15 +121,10 @@ def explained(key: str, batch_size: int, also: str = "") -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
+        text = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in text:
             raise
-        asked = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", text)
-        more = f" ({asked[1]} more were needed)" if asked else ""
-        # The form of the TPU compiler's message.
-        if of := re.search(r"([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G", text):
-            more = f" ({of[1]} GiB are needed of {of[2]})"
         raise InputError(
-            f"{key}={batch_size} does not fit: the device is out of memory{more}; try"
-            f" {key}={max(1, batch_size // 2)}{also}"
+            f"{key}={batch_size} does not fit: the device is out of memory ({text[:200]});"
+            f" try {key}={max(1, batch_size // 2)}{also}"
         ) from None

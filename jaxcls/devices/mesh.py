@@ -8,6 +8,8 @@ each large array of the state along "fsdp".
 import importlib.util
 import math
 import os
+import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -46,12 +48,10 @@ def make(
         return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
     n = len(chosen)
     if n % fsdp:
-        fitting = [str(k) for k in range(1, n + 1) if n % k == 0]
+        fitting = ", ".join(str(k) for k in range(1, n + 1) if n % k == 0)
         raise InputError(
-            f"mesh.fsdp={fsdp} does not divide the {n} devices of the run; give"
-            f" {', '.join(fitting[:-1])} or {fitting[-1]}"
-            if n > 1
-            else f"mesh.fsdp={fsdp} needs as many devices, and the run has 1; give 1"
+            f"mesh.fsdp={fsdp} does not divide the devices of the run, {n}; give one of"
+            f" {fitting}"
         )
     grid = np.array(chosen).reshape(-1, fsdp)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
@@ -107,23 +107,18 @@ def of_state(mesh: Mesh, shapes: Any) -> Any:
     arrays, arrays without such an axis, and "batch_stats".
     """
 
+    n = fsdp_of(mesh)
+
     def one(path: tuple[Any, ...], like: Any) -> NamedSharding:
         names = {getattr(key, "name", getattr(key, "key", "")) for key in path}
-        axis = None if "batch_stats" in names else _axis_to_split(like.shape, n)
-        if axis is None:
+        is_whole = n == 1 or "batch_stats" in names or math.prod(like.shape) < LEAST
+        fitting = [axis for axis, size in enumerate(like.shape) if size % n == 0]
+        if is_whole or not fitting:
             return replicated(mesh)
+        axis = max(fitting, key=lambda axis: (like.shape[axis], axis))
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
-    n = fsdp_of(mesh)
     return jax.tree_util.tree_map_with_path(one, shapes)
-
-
-def _axis_to_split(shape: tuple[int, ...], n: int) -> int | None:
-    """Returns the longest axis that `n` divides, the last of equals; None: replicate."""
-    fitting = [axis for axis, size in enumerate(shape) if size % n == 0]
-    if n == 1 or math.prod(shape) < LEAST or not fitting:
-        return None
-    return max(fitting, key=lambda axis: (shape[axis], axis))
 
 
 def gathered(mesh: Mesh, params: Any) -> Any:
@@ -135,9 +130,6 @@ def gathered(mesh: Mesh, params: Any) -> Any:
     everywhere = replicated(mesh)
 
     def one(array: jax.Array, its: NamedSharding) -> jax.Array:
-        if its.is_fully_replicated:
-            return array
-
         @jax.custom_vjp
         def whole(array: jax.Array) -> jax.Array:
             return jax.lax.with_sharding_constraint(array, everywhere)
@@ -146,7 +138,7 @@ def gathered(mesh: Mesh, params: Any) -> Any:
             lambda array: (whole(array), None),
             lambda _, grad: (jax.lax.with_sharding_constraint(grad, its),),
         )
-        return whole(array)
+        return array if its.is_fully_replicated else whole(array)
 
     return jax.tree.map(one, params, of_state(mesh, params))
 
@@ -160,22 +152,12 @@ def on_one_device(like: Any) -> Any:
 
 def put(mesh: Mesh, arrays: Any) -> Any:
     """Puts a tree of this host's rows [b, ...] on the mesh, as global arrays [B, ...]."""
-    sharding = by_example(mesh)
-    hosts = jax.process_count()
-
-    def one(local: np.ndarray) -> jax.Array:
-        shape = (local.shape[0] * hosts, *local.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local, shape)
-
-    return jax.tree.map(one, arrays)
+    return jax.make_array_from_process_local_data(by_example(mesh), arrays)
 
 
 def put_everywhere(mesh: Mesh, arrays: Any) -> Any:
     """Puts a tree of arrays, equal on every host, on every device of the mesh."""
-    sharding = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
-    )
+    return jax.make_array_from_process_local_data(replicated(mesh), arrays)
 
 
 def one_behind(asked: Iterable[Item]) -> Iterator[Item]:
@@ -239,9 +221,8 @@ def memory_limit(mesh: Mesh) -> int | None:
         stats = device.memory_stats() or {}
         return stats.get("bytes_limit")
     try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
+        text = pathlib.Path("/proc/meminfo").read_text()
     except OSError:
         return None
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    return available // len(mesh.local_devices)
+    available = re.findall(r"MemAvailable: +(\d+) kB", text)
+    return int(available[0]) * 1024 // len(mesh.local_devices)

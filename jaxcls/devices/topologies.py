@@ -35,9 +35,13 @@ CHIPS = {
 }
 # Without these, libtpu asks a TPU machine's metadata server and complains. It would also
 # lock out other processes, although no TPU is opened here.
-_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-_ALONE |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0"}
-_ALONE |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def is_slice(text: str) -> bool:
@@ -45,17 +49,11 @@ def is_slice(text: str) -> bool:
     return ":" in text or text in CHIPS
 
 
-class Slice(NamedTuple):
-    """Described devices to compile for. room: the bytes that a program may use on each."""
+def described(text: str, flag: str) -> tuple[list[Any], int]:
+    """Returns (devices to compile for, bytes that a program may use on each).
 
-    devices: list[Any]
-    room: int
-
-
-def described(text: str, flag: str) -> Slice:
-    """Returns the slice that a text such as "v5e:4x4" describes: a chip and its axes.
-
-    Needs libtpu, but no TPU. Raises `InputError`, which names `flag`.
+    text: a slice such as "v5e:4x4", a chip and its axes. Needs libtpu, but no TPU. Raises
+    `InputError`, which names `flag`.
     """
     name, _, shape = text.partition(":")
     chip = lookup(CHIPS, name, f"TPU in {flag}={text}")
@@ -86,4 +84,4 @@ def described(text: str, flag: str) -> Slice:
             f"{flag}={text} is no slice that libtpu describes ({first_line(error)}); try"
             f" {flag}={name}:{chip.slice}"
         ) from None
-    return Slice(found.devices, int(chip.room * 2**30))
+    return found.devices, int(chip.room * 2**30)

@@ -56,17 +56,6 @@ class Plan(NamedTuple):
         )
         return Due(record, evaluation and self.evaluates, save)
 
-    def left(self, step: int) -> dict[str, int]:
-        """Returns the number of evaluations ("eval") and saves ("save") after `step`."""
-
-        def count(every: Fraction) -> int:
-            ends = durations.periods(self.steps, every) - durations.periods(step, every)
-            is_apart = step < self.steps and not durations.is_due(self.steps, every)
-            return ends + is_apart
-
-        evaluations = count(self.every["eval"]) if self.evaluates else 0
-        return {"eval": evaluations, "save": count(self.every["checkpoint"])}
-
 
 def make(config: ConfigDict, examples: int) -> Plan:
     """Returns the plan of a run on `examples` training examples.

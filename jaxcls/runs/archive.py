@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from jaxcls import atomic
 from jaxcls.errors import InputError
 from jaxcls.runs import records
 from jaxcls.runs.workdir import Workdir
@@ -48,19 +49,17 @@ def pack(folder: str, file: str) -> None:
         place = saved["config"].get(key, "")
         if not place.startswith("hf:"):
             saved["config"][key] = pathlib.PurePath(place).name
-    texts = {"config.json": json.dumps(saved, indent=1) + "\n"}
-    for name in PACKED[1:]:
-        texts[name] = _text(workdir.path / name)
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
-        for name, text in texts.items():
+        for name in PACKED:
+            text = _text(workdir.path / name)
+            if name == "config.json":
+                text = json.dumps(saved, indent=1) + "\n"
             member = tarfile.TarInfo(f"{workdir.path.name}/{name}")
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
-    try:
-        pathlib.Path(file).expanduser().write_bytes(gzip.compress(raw.getvalue(), mtime=0))
-    except OSError as error:
-        raise InputError(f"--pack={file} cannot be written ({error.strerror})") from None
+    with atomic.writing(pathlib.Path(file).expanduser(), "wb") as out:
+        out.write(gzip.compress(raw.getvalue(), mtime=0))
 
 
 @contextlib.contextmanager
@@ -76,17 +75,14 @@ def opened(given: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with gzip.open(path) as stream, tarfile.open(fileobj=stream) as archive:
+            raw = gzip.decompress(path.read_bytes())
+            with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
                 for member in archive:
-                    name = pathlib.PurePosixPath(member.name).name
-                    file = archive.extractfile(member) if member.isfile() else None
-                    if file and name in PACKED:
-                        (pathlib.Path(scratch) / name).write_bytes(file.read())
-                while stream.read(2**20):  # gzip compares the checksum at the end.
-                    pass
-            missing = set(PACKED) - set(os.listdir(scratch))
-            if missing:
-                raise OSError(f"it lacks {sorted(missing)[0]}")
+                    member.name = pathlib.PurePosixPath(member.name).name
+                    if member.isfile() and member.name in PACKED:
+                        archive.extract(member, scratch, filter="data")
+            if missing := set(PACKED) - set(os.listdir(scratch)):
+                raise OSError(f"it lacks {min(missing)}")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise InputError(
                 f"--workdir={given} is no archive of a run ({error}); give a run's folder,"

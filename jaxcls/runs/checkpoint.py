@@ -14,8 +14,8 @@ Several processes may share a folder. Only the first process lists, moves and re
 checkpoints. A checkpoint is whole if every process can read it.
 """
 
-import functools
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -32,6 +32,7 @@ from jaxcls.errors import InputError, first_line
 from jaxcls.learning.optimizers import path_name
 from jaxcls.learning.step import Best, Plateau, State
 from jaxcls.runs import digests as state_digests
+from jaxcls.runs.digests import Digests
 
 T = TypeVar("T")
 
@@ -57,35 +58,27 @@ def take_pending(folder: pathlib.Path, step: int) -> bool:
 
     A pending checkpoint was saved before the evaluation, or other work due at its step, was
     done. It moves to ``N.pending``, so the state can be saved again after that work.
-    `bring_back` undoes the move, also after a crash.
+    `bring_back` undoes the move, also after a crash. For the first process alone.
     """
-
-    def take() -> bool:
-        if not says(folder, step, "pending"):
-            return False
+    is_pending = bool(meta_of(folder, step).get("pending"))
+    if is_pending:
         (folder / str(step)).rename(folder / f"{step}.pending")
-        return True
-
-    return hosts.on_first(take)
+    return is_pending
 
 
 def bring_back(folder: pathlib.Path) -> None:
     """Undoes `take_pending`, unless the same or a later step is saved.
 
-    Also deletes the remains of an interrupted `remove_after`.
+    Also deletes the remains of an interrupted `remove_after`. For the first process alone.
     """
-
-    def bring() -> None:
-        for left in folder.glob("*.removed"):
-            shutil.rmtree(left)
-        for aside in folder.glob("*.pending"):
-            whole = aside.with_suffix("")
-            if any(step >= int(whole.name) for step in steps(folder)):
-                shutil.rmtree(aside)
-            else:
-                aside.rename(whole)
-
-    hosts.on_first(bring)
+    for left in folder.glob("*.removed"):
+        shutil.rmtree(left)
+    for aside in folder.glob("*.pending"):
+        whole = aside.with_suffix("")
+        if any(step >= int(whole.name) for step in steps(folder)):
+            shutil.rmtree(aside)
+        else:
+            aside.rename(whole)
 
 
 def remove_after(folder: pathlib.Path, first: int) -> None:
@@ -105,23 +98,30 @@ def restore_newest(folder: pathlib.Path, like: State) -> State | None:
     `InputError` if there are checkpoints and none is whole.
     """
     found = hosts.on_first(lambda: steps(folder))
-    reasons = []
-    for step in reversed(found):
-        try:
-            state = restore(folder, step, like)
-        except CorruptError as error:
-            reasons.append(f"{step}: {error}")
-            logging.warning("checkpoint %d is not whole (%s); trying older", step, error)
-            continue
-        later = found[found.index(step) + 1 :]
-        hosts.on_first(functools.partial(_move_aside, folder, later))
-        return state
-    if reasons:
+    state, reasons = restore_last_of(folder, found, like)
+    if state is not None:
+        damaged = found[len(found) - len(reasons) :]
+        hosts.on_first(lambda: _move_aside(folder, damaged))
+    elif reasons:
         raise InputError(
             f"no checkpoint in {folder} is whole ({'; '.join(reasons)}); move the folder"
             " away to start from step 0"
         )
-    return None
+    return state
+
+
+def restore_last_of(
+    folder: pathlib.Path, steps: list[int], like: State
+) -> tuple[State | None, list[str]]:
+    """Returns (the last whole checkpoint of `steps` or None, faults of the later ones)."""
+    reasons: list[str] = []
+    for step in reversed(steps):
+        try:
+            return restore(folder, step, like), reasons
+        except CorruptError as error:
+            reasons.append(f"{step}: {error}")
+            logging.warning("checkpoint %d is not whole (%s); trying older", step, error)
+    return None, reasons
 
 
 def restore(folder: pathlib.Path, step: int, like: State) -> State:
@@ -131,18 +131,12 @@ def restore(folder: pathlib.Path, step: int, like: State) -> State:
     it is whole, but another version wrote it.
     """
     tree = to_tree(like)
-    saved = _agreed(lambda: meta_of(folder, step))["digests"]
-    added = {k: v for k, v in _ADDED.items() if k not in saved}
-    rest = [k for k in tree if k not in WEIGHTS and k not in added]
-    items = {"weights": {k: tree[k] for k in WEIGHTS}, "rest": {k: tree[k] for k in rest}}
-    read = _agreed(lambda: _read(folder, step, **items))
-    whole = {**read["weights"], **read["rest"]}
-    _agreed(lambda: _verify(state_digests.of_tree(whole), saved))
-    defaults = {
-        k: jax.device_put(jnp.full(tree[k].shape, value, tree[k].dtype), tree[k].sharding)
-        for k, value in added.items()
-    }
-    state = _from_tree(whole | defaults)
+    read, saved = _agreed(lambda: _read(folder, step, tree))
+    _agreed(lambda: _verify(read, saved))
+    for name in (name for name in tree if name not in read):
+        default = jnp.full(tree[name].shape, _ADDED[name], tree[name].dtype)
+        read[name] = jax.device_put(default, tree[name].sharding)
+    state = _from_tree(read)
     if int(state.step) != step:
         raise CorruptError(f"it holds step {int(state.step)}")
     return state
@@ -158,10 +152,9 @@ def restore_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, A
 
 def read_weights(folder: pathlib.Path, step: int, like: State) -> dict[str, Any]:
     """Does the work of `restore_weights` on this process alone, without agreement."""
-    weights = {k: to_tree(like)[k] for k in WEIGHTS}
-    read = _read(folder, step, weights=weights)
-    _verify(state_digests.of_tree(read["weights"]), read["meta"]["digests"])
-    return read["weights"]
+    weights, saved = _read(folder, step, {k: to_tree(like)[k] for k in WEIGHTS})
+    _verify(weights, saved)
+    return weights
 
 
 def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
@@ -174,40 +167,34 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
     found = steps(folder)
     if not found:
         raise InputError(f"{folder} holds no checkpoint; train first")
-    listed = ", ".join(map(str, found))
+    named = {"last": found[-1]} | {str(step): step for step in found}
+    wanted = what = which
     if which == "best":
         try:
             best = meta_of(folder, found[-1])["best_step"]
         except CorruptError as error:
             raise InputError(
                 f"checkpoint {found[-1]} in {folder}, which names the best, is not whole"
-                f" ({error}); give --checkpoint=STEP, one of {listed}"
+                f" ({error}); give --checkpoint=STEP, one of {', '.join(map(str, found))}"
             ) from None
-        if best not in (-1, *found):
-            raise InputError(
-                f"{folder} lacks checkpoint {best}, the best; give --checkpoint=last, or"
-                f" one of {listed}"
-            )
-        return (best, "best") if best >= 0 else (found[-1], "last")
-    if which == "last":
-        return found[-1], "last"
-    if which.isdigit() and int(which) in found:
-        return int(which), which
-    raise InputError(
-        f"--checkpoint={which} is not in {folder}; there are best, last, {listed}"
-    )
+        wanted = str(best) if best >= 0 else "last"
+        what = f"best, step {best},"
+    if wanted not in named:
+        raise InputError(
+            f"--checkpoint={what} is not in {folder}; there are best, {', '.join(named)}"
+        )
+    return named[wanted], "last" if wanted == "last" else which
 
 
-def digests(state: State) -> dict[str, str]:
+def digests(state: State) -> Digests:
     """Returns {path of each array: 16 hex digits of its bits}, for any sharding."""
     return state_digests.of_tree(to_tree(state))
 
 
 def to_tree(state: State) -> dict[str, Any]:
     """Returns the state as plain dicts, as on disk; keys become raw integers."""
-    tree = state._asdict()
-    tree["best"] = state.best._asdict()
-    tree["key"] = {name: _raw_key(key) for name, key in state.key.items()}
+    keys = {name: _raw_key(key) for name, key in state.key.items()}
+    tree = {**state._asdict(), "best": state.best._asdict(), "key": keys}
     plateau = tree.pop("plateau")  # Absent if empty, as in older states.
     return tree | ({"plateau": plateau._asdict()} if plateau else {})
 
@@ -229,24 +216,39 @@ def _from_tree(tree: dict[str, Any]) -> State:
     return State(**{**tree, "key": keys, "best": best, "plateau": plateau})
 
 
-def _read(folder: pathlib.Path, step: int, **items: dict[str, Any]) -> dict[str, Any]:
-    """Returns the requested items, in the form of the given trees, and "meta"."""
+def _read(
+    folder: pathlib.Path, step: int, tree: dict[str, Any]
+) -> tuple[dict[str, Any], Digests]:
+    """Returns (the saved values, in the form of `tree`; the digests in "meta").
+
+    The fields of `_ADDED` that the checkpoint lacks are left out.
+    """
     meta = meta_of(folder, step)
-    _check_version(folder / str(step), meta, items)
-    wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+    digests = meta["digests"]
+    tree = {k: v for k, v in tree.items() if k not in _ADDED or k in digests}
+    _check_version(folder / str(step), meta, tree)
+    wanted = {
+        name: ocp.args.StandardRestore(item)
+        for name, item in items_of(tree).items()
+        if item
+    }
     try:
         alone = _alone()
         options = ocp.CompositeOptions(multiprocessing_options=alone)
         handler = ocp.CompositeCheckpointHandler(composite_options=options)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             read = checkpointer.restore(folder / str(step), ocp.args.Composite(**wanted))
-    except MemoryError:
-        raise
     except Exception as error:  # Orbax and tensorstore raise many kinds for bad files.
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise  # The checkpoint is not at fault.
         raise CorruptError(f"{type(error).__name__}: {first_line(error)}") from error
-    return {**read, "meta": meta}
+    return {k: v for item in wanted for k, v in read[item].items()}, digests
+
+
+def items_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the items {"weights": ..., "rest": ...} of a tree."""
+    weights = {k: tree[k] for k in WEIGHTS}
+    return {"weights": weights, "rest": {k: tree[k] for k in tree if k not in weights}}
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -275,30 +277,20 @@ def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
 
 
-def says(folder: pathlib.Path, step: int, what: str) -> bool:
-    """Returns whether a checkpoint has the mark "pending" or "anchor"; damaged: False."""
-    try:
-        return bool(meta_of(folder, step).get(what, False))
-    except CorruptError:
-        return False
-
-
 def seal_of(meta: dict[str, Any]) -> str:
     """Returns 16 hex digits of SHA-256 over `meta`, without a seal."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_version(path: pathlib.Path, meta: dict[str, Any], items: dict[str, Any]) -> None:
+def _check_version(path: pathlib.Path, meta: dict[str, Any], tree: dict[str, Any]) -> None:
     """Raises `InputError` for a whole checkpoint of another format or array layout."""
     if meta["format"] != FORMAT:
         raise InputError(
             f"{path} has format {meta['format']}, and this jaxcls reads {FORMAT}; use the"
             " jaxcls that manifest.json names"
         )
-    paths = [
-        p for tree in items.values() for p, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    missing = [name for name in map(path_name, paths) if name not in meta["digests"]]
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    missing = [name for name in names if name not in meta["digests"]]
     if missing:
         raise InputError(
             f"{path} lacks {missing[0]} (and {len(missing) - 1} more): another jaxcls, flax"
@@ -311,15 +303,15 @@ def _agreed(f: Callable[[], T]) -> T:
     return hosts.together(f, CorruptError, CorruptError)
 
 
-def _verify(now: dict[str, str], saved: dict[str, str]) -> None:
-    for path, digest in now.items():
+def _verify(tree: dict[str, Any], saved: Digests) -> None:
+    for path, digest in state_digests.of_tree(tree).items():
         if saved.get(path) != digest:
             raise CorruptError(f"the digest of {path} differs")
 
 
 def _move_aside(folder: pathlib.Path, bad: list[int]) -> None:
-    for path in (folder / str(step) for step in bad):
-        target, i = path.with_name(f"{path.name}.corrupt"), 1
+    for step in bad:
+        target, numbers = folder / f"{step}.corrupt", itertools.count(1)
         while target.exists():
-            target, i = path.with_name(f"{path.name}.corrupt-{i}"), i + 1
-        path.rename(target)
+            target = folder / f"{step}.corrupt-{next(numbers)}"
+        (folder / str(step)).rename(target)

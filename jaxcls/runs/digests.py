@@ -9,16 +9,18 @@ import numpy as np
 
 from jaxcls.learning.optimizers import path_name
 
+# {path of an array: 16 hex digits of its bits}.
+Digests = dict[str, str]
 Pair = tuple[jax.Array, jax.Array]
 
 
-def combine(digests: dict[str, str]) -> str:
+def combine(digests: Digests) -> str:
     """Returns 16 hex digits for the digests of all arrays together."""
     text = "".join(f"{path}={value}\n" for path, value in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of_tree(tree: Any) -> dict[str, str]:
+def of_tree(tree: Any) -> Digests:
     """Returns {path of each array: 16 hex digits of its bits}, for any sharding."""
     # One program for each shape: many arrays share a shape, and XLA would compile each
     # array of a whole-tree program separately. One array after the other: on several CPU

@@ -1,14 +1,13 @@
 """The provenance of a run: code, packages, machine and command."""
 
 import contextlib
-import email
-import email.message
 import functools
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -70,19 +69,8 @@ def _command() -> list[str]:
 @functools.cache
 def _packages() -> list[str]:
     """Returns every installed package as ``name==version``, sorted."""
-    found = map(_headers, importlib.metadata.distributions())
+    found = (package.metadata for package in importlib.metadata.distributions())
     return sorted({f"{each['Name']}=={each['Version']}" for each in found}, key=str.lower)
-
-
-def _headers(package: importlib.metadata.Distribution) -> email.message.Message:
-    """Returns the metadata of a package, without its README.
-
-    Parsing the README too takes ten times as long.
-    """
-    # The oldest form is one file, whose name is "".
-    files = map(package.read_text, ("METADATA", "PKG-INFO", ""))
-    text = next(filter(None, files), "")
-    return email.message_from_string(text.partition("\n\n")[0])
 
 
 def cpu() -> dict[str, Any]:
@@ -90,8 +78,7 @@ def cpu() -> dict[str, Any]:
     text = ""
     with contextlib.suppress(OSError):  # Only Linux has this file.
         text = pathlib.Path("/proc/cpuinfo").read_text()
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
-    lines = {key.strip(): value.strip() for key, value in pairs}
+    lines = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
     flags = (lines.get("flags") or lines.get("Features") or "").split()
     vector = ("sse", "avx", "fma", "amx", "asimd", "neon", "sve", "bf16")
     return {
@@ -116,23 +103,16 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Returns the commit of the running checkout; None for a wheel.
 
-    It ends in "-dirty" if the checkout has changes.
+    It ends in "-dirty" if tracked files have changes.
     """
     here = _PACKAGE.parent
     if not (here / ".git").exists():
         return None
-    git = ["git", "-C", str(here)]
+    describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        output = subprocess.check_output(
+            describe, cwd=here, text=True, timeout=10, stderr=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+    return output.strip()

@@ -22,8 +22,7 @@ def read(path: pathlib.Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    *lines, torn = path.read_bytes().split(b"\n")
-    del torn  # After the last newline comes nothing, or a torn record.
+    lines = path.read_bytes().split(b"\n")[:-1]  # What follows the last one is torn.
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -48,14 +47,10 @@ def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
     """
     if not path.exists():
         return
-    kept = []
-    for record in read(path):
-        if record["step"] > last:
-            break
-        if is_pending and record["step"] == last and record.get("kind") == "eval":
-            continue
-        kept.append(json.dumps(record) + "\n")
-    atomic.write(path, "".join(kept))
+    kept = [record for record in read(path) if record["step"] <= last]
+    if is_pending:
+        kept = [r for r in kept if (r["step"], r.get("kind")) != (last, "eval")]
+    atomic.write(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def summary(record: Record, workdir: str) -> str:

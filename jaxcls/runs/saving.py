@@ -1,5 +1,6 @@
 """Saves states asynchronously and atomically; a failed save loses no older checkpoint."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
@@ -16,6 +17,7 @@ from jaxcls.devices import hosts
 from jaxcls.errors import first_line
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint
+from jaxcls.runs.digests import Digests
 
 # Seconds before each retry of `save_now`.
 PAUSES = (1.0, 5.0, 20.0)
@@ -54,12 +56,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(
-        self,
-        state: State,
-        digests: dict[str, str],
-        *,
-        pending: bool = False,
-        anchor: bool = False,
+        self, state: State, digests: Digests, *, pending: bool = False, anchor: bool = False
     ) -> None:
         """Starts to write `state` at the step of the state.
 
@@ -68,15 +65,30 @@ class Checkpoints:
         the last anchor is kept. Raises RuntimeError for a non-finite state.
         """
         self.wait()
+        step, best = int(state.step), int(state.best.step)
         if not all_finite(state):
-            step = int(state.step)
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
-        try:
-            self._begin(state, digests, pending=pending, anchor=anchor)
+        self._policy.also = {best}
+        if not anchor:  # After a rewind, the best at the anchor is the best again.
+            self._policy.also.update(*hosts.on_first(self._anchors)[-1:])
+        meta = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "best_step": best,
+            "pending": pending,
+            "anchor": anchor,
+            "digests": digests,
+        }
+        meta["seal"] = checkpoint.seal_of(meta)
+        items = checkpoint.items_of(checkpoint.to_tree(state))
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        args["meta"] = ocp.args.JsonSave(meta)
+        try:  # The training loop decides; without `force` orbax would skip some saves.
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
-    def save_now(self, state: State, digests: dict[str, str], **what: bool) -> None:
+    def save_now(self, state: State, digests: Digests, **what: bool) -> None:
         """Saves `state` and waits until it is on disk; retries a failed save after pauses.
 
         For a state that cannot be computed again. what: `pending` and `anchor` of `save`.
@@ -111,13 +123,8 @@ class Checkpoints:
         `hosts.AgreedError`.
         """
         self.wait()
-        found: State | None = None
-        for step in reversed(hosts.on_first(self._anchors)):
-            try:
-                found = checkpoint.restore(self._folder, step, like)
-                break
-            except checkpoint.CorruptError as error:
-                logging.warning("checkpoint %d is not whole (%s)", step, error)
+        anchors = [step for step, _ in hosts.on_first(self._anchors)]
+        found, _ = checkpoint.restore_last_of(self._folder, anchors, like)
         if found is None and not to_start:
             raise hosts.AgreedError(
                 f"{self._folder}: no checkpoint that a rewind may go back to is whole;"
@@ -131,55 +138,18 @@ class Checkpoints:
     def take_pending(self, step: int) -> None:
         """Moves a pending checkpoint aside, so that `step` can be saved again."""
         self.wait()
-        checkpoint.take_pending(self._folder, step)
+        hosts.on_first(lambda: checkpoint.take_pending(self._folder, step))
         self._manager.reload()
 
-    def _anchors(self) -> list[int]:
-        """Returns the steps of all anchors, ascending; their arrays may be damaged."""
-        found = checkpoint.steps(self._folder)
-        return [step for step in found if checkpoint.says(self._folder, step, "anchor")]
-
-    def _room_and_anchor(self) -> tuple[int, list[int]]:
-        """Returns (free bytes, [last anchor, best step then]), as process 0 sees them."""
-        free = shutil.disk_usage(self._folder).free
-        kept = self._anchors()[-1:]
-        for anchor in list(kept):
-            try:
-                kept.append(checkpoint.meta_of(self._folder, anchor)["best_step"])
-            except checkpoint.CorruptError as error:
-                logging.warning("checkpoint %d is not whole (%s)", anchor, error)
-        return free, kept
-
-    def _begin(
-        self, state: State, digests: dict[str, str], *, pending: bool, anchor: bool
-    ) -> None:
-        step, tree = int(state.step), checkpoint.to_tree(state)
-        needed = memory_of(tree)
-        free, anchors = hosts.on_first(self._room_and_anchor)
-        if free < needed:
-            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
-        best = int(state.best.step)
-        self._policy.also = {best}
-        if not anchor:  # After a rewind, the best at the anchor is the best again.
-            self._policy.also |= set(anchors)
-        meta: dict[str, Any] = {"format": checkpoint.FORMAT, "step": step}
-        meta |= {
-            "best_step": best,
-            "pending": pending,
-            "anchor": anchor,
-            "digests": digests,
-        }
-        weights = {k: tree[k] for k in checkpoint.WEIGHTS}
-        rest = {k: tree[k] for k in tree if k not in weights}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights),
-                rest=ocp.args.StandardSave(rest),
-                meta=ocp.args.JsonSave({**meta, "seal": checkpoint.seal_of(meta)}),
-            ),
-            force=True,  # The training loop decides; orbax's policy would skip some saves.
-        )
+    def _anchors(self) -> list[tuple[int, int]]:
+        """Returns (step, best step then) of all anchors; their arrays may be damaged."""
+        found = []
+        for step in checkpoint.steps(self._folder):
+            with contextlib.suppress(checkpoint.CorruptError):
+                meta = checkpoint.meta_of(self._folder, step)
+                if meta.get("anchor"):
+                    found.append((step, meta["best_step"]))
+        return found
 
     def _say_failed(self, error: Exception) -> None:
         """Logs the failure and resets orbax, which else loses the next save too."""
@@ -205,11 +175,6 @@ def _zero(x: jax.Array) -> jax.Array:
     """Returns 0, or NaN if an element of x is non-finite: 0 times infinity is NaN."""
     # A sum, with one program for each shape: XLA's `all` takes 4 times as long on a CPU.
     return (x * jnp.zeros((), x.dtype)).sum().astype(jnp.float32)
-
-
-def memory_of(tree: Any) -> int:
-    """Returns the bytes of all arrays of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class _KeepLastAnd:

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import difflib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -61,14 +62,12 @@ class Workdir:
         """Returns config.json; raises `InputError` if the folder is no readable run."""
         file = self.path / "config.json"
         saved = atomic.read_json(file)
-        if saved is None:
-            what = "is not a run's folder: it has no config.json"
-            raise InputError(f"--workdir={self.given} {what}; {self._run_nearby()}")
-        if not isinstance(saved, dict) or not {"config", "implied"} <= set(saved):
-            raise InputError(
-                f"--workdir={self.given} is not a run's folder: its config.json is"
-                " another program's; name a new folder"
-            )
+        is_ours = isinstance(saved, dict) and {"config", "implied"} <= set(saved)
+        if not is_ours:
+            why = "its config.json is another program's; name a new folder"
+            if saved is None:
+                why = f"it has no config.json; {self._run_nearby()}"
+            raise InputError(f"--workdir={self.given} is not a run's folder: {why}")
         if saved.get("format") != FORMAT:
             raise InputError(
                 f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
@@ -98,23 +97,24 @@ class Workdir:
             return
         if not self.path.is_dir():
             raise InputError(f"--workdir={self.given} is a file; name a folder")
-        if not (self.path / "config.json").exists():
-            foreign = sorted(e.name for e in self.path.iterdir() if e.name != "lock")
-            if foreign:
-                raise InputError(
-                    f"--workdir={self.given} holds {foreign[0]!r} and no run; name a new or"
-                    f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
-                )
+        others = sorted({entry.name for entry in self.path.iterdir()} - {"lock"})
+        if not others:
             return
-        self.read()  # Raises for another program's folder.
+        if "config.json" not in others:
+            raise InputError(
+                f"--workdir={self.given} holds {others[0]!r} and no run; name a new or"
+                f" empty folder, such as --workdir={self.given.rstrip('/')}/run"
+            )
+        saved = self.read()["config"]  # Raises for another program's folder.
         if not self._holds_results():
             return  # Nothing can be lost.
-        changed = configs.differences(self.config(), config)
-        identity = {k: v for k, v in changed.items() if configs.is_identity(k, config)}
-        if identity:
-            listed = ", ".join(
-                f"{k} {old!r} -> {new!r}" for k, (old, new) in identity.items()
-            )
+        changed = configs.differences(configs.from_flat(saved), config)
+        listed = ", ".join(
+            f"{key} {old!r} -> {new!r}"
+            for key, (old, new) in changed.items()
+            if configs.is_identity(key, config)
+        )
+        if listed:
             raise InputError(
                 f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
                 f" it is; start this one with --workdir={self.free_name()}"
@@ -127,10 +127,8 @@ class Workdir:
 
     def free_name(self) -> str:
         """Returns a free name beside this folder: the folder's name with a number."""
-        i = 2
-        while self.path.with_name(f"{self.path.name}-{i}").exists():
-            i += 1
-        return f"{self.given.rstrip('/')}-{i}"
+        names = (f"{self.given.rstrip('/')}-{i}" for i in itertools.count(2))
+        return next(n for n in names if not pathlib.Path(n).expanduser().exists())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,9 +139,7 @@ class Workdir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = os.fdopen(
-                os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644), "r+"
-            )
+            file = (self.path / "lock").open("a+")
         except OSError as error:
             raise InputError(
                 f"--workdir={self.given} cannot be written ({error.strerror}); give a"
@@ -153,17 +149,17 @@ class Workdir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                holder = file.read().strip() or "another process"
+                holder = (self.path / "lock").read_text().strip() or "another process"
                 raise InUseError(
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
                     f" another folder: --workdir={self.free_name()}"
                 ) from None
             with contextlib.suppress(OSError):  # The lock works without the holder's name.
                 file.truncate(0)
-                file.write(
-                    f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
+                host = socket.gethostname()
+                print(
+                    f"host {host}, pid {os.getpid()}, since {_now()}", file=file, flush=True
                 )
-                file.flush()
             yield
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
@@ -187,9 +183,9 @@ class Workdir:
         before = _leaves({"weights": "", "teacher": "", **self.read()["implied"]})
         now = _leaves(implied)
         # Data that jaxcls did not prepare have no known fingerprint.
-        unknown = {None, '""'} & {before.get("facts.fingerprint")}
-        same = {"facts.fingerprint"} if unknown else set()
-        for key in (k for k in now if before.get(k) != now[k] and k not in same):
+        if before.get("facts.fingerprint") in (None, '""'):
+            now.pop("facts.fingerprint", None)
+        for key in (key for key in now if before.get(key) != now[key]):
             what = _NAMED.get(key, "the data")
             raise InputError(
                 f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
@@ -206,10 +202,10 @@ class Workdir:
         """
         if not config.init.weights:
             return ""
-        if not any(self.checkpoints.glob("[0-9]*")):
+        has_states = any(self.checkpoints.glob("[0-9]*"))
+        if not has_states or self.config().init.weights != config.init.weights:
             return None
-        is_same = self.config().init.weights == config.init.weights
-        return self.read()["implied"].get("weights", "") if is_same else None
+        return self.read()["implied"].get("weights", "")
 
     def begin(self, devices: list[str], **facts: Any) -> None:
         """Adds this start to manifest.json; gives the reason "killed" to unfinished starts.
@@ -219,15 +215,13 @@ class Workdir:
         starts = self.starts()
         for start in starts:
             start.setdefault("reason", "killed")
-        starts.append(
-            {
-                "started": _now(),
-                **provenance.of_this_start(),
-                "devices": devices,
-                **facts,
-            }
-        )
-        self._write_starts(starts)
+        ours = {
+            "started": _now(),
+            **provenance.of_this_start(),
+            "devices": devices,
+            **facts,
+        }
+        self._write_starts([*starts, ours])
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the entry of this start, such as the step that it resumed from."""
@@ -259,15 +253,12 @@ class Workdir:
         atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _leaves(tree: dict[str, Any]) -> dict[str, str]:
     """Returns {dotted key: JSON text} for each value of nested dicts."""
-    leaves: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = json.dumps(value)
-    return leaves
+    from flax import traverse_util
+
+    flat = traverse_util.flatten_dict(tree, sep=".")
+    return {key: json.dumps(value) for key, value in flat.items()}
 
 
 def _now() -> str:

@@ -21,21 +21,14 @@ def input_bound(exp: Experiment, share: float) -> str:
     remedies = []
     ops = calls.parse(config.train_ops, "data.train_ops")
     if not any(call.name in decode.RANDOM for call in ops):
-        size = data.examples("train") * math.prod(data.train_shape)
-        remedies.append(
-            f"--config.data.resident=on ({math.ceil(size / 2**20):,} MiB on each device)"
-        )
+        remedies.append("--config.data.resident=on")
     cores = batches.cores()
     # More threads than cores help slow disks only, not decoding.
-    more = 0 if 0 < config.threads < cores else 2 * max(cores, config.threads)
-    why = f"one a core: {cores}" if more == 0 else "where the disk is slow"
-    remedies.append(f"--config.data.threads={more} ({why})")
+    threads = cores if 0 < config.threads < cores else 2 * max(cores, config.threads)
+    remedies.append(f"--config.data.threads={threads}")
     short = min(data.train_shape[:2])
-    if any(
-        side is None or side > 1.5 * short for side in data.selection.facts.image_shape[:2]
-    ):
-        smaller = math.ceil(short * 8 / 7)
-        remedies.append(f"smaller files (jaxcls prepare --shrink={smaller})")
-    *others, last = remedies
-    either = f"{', '.join(others)} or {last}" if others else last
-    return f"input-bound: {share:.0%} of training waits for data; try {either}"
+    sides = data.selection.facts.image_shape[:2]
+    if any(side is None or side > 1.5 * short for side in sides):
+        remedies.append(f"jaxcls prepare --shrink={math.ceil(short * 8 / 7)}")
+    listed = " or ".join(remedies)
+    return f"input-bound: {share:.0%} of training waits for data; try {listed}"

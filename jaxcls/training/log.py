@@ -8,14 +8,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TextIO
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from jaxcls.errors import InputError
+from jaxcls import atomic
+from jaxcls.devices import hosts
 from jaxcls.runs.records import Record, pairs, plain, trim
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
@@ -23,10 +20,10 @@ from jaxcls.training.trackers import TensorBoard, WandB
 
 
 class RunLog:
-    """The records of a run, and its progress. A context manager.
+    """The records of a run; the first of its processes writes them. A context manager.
 
+    tensorboard, wandb: Get the values of each record; may be set at any time.
     is_pending: True if the duties at step `start` run again, so their records are dropped.
-    is_first: Whether this process writes and shows records; one of several does.
     hint: (share of waiting) -> advice against it, or "".
     """
 
@@ -34,49 +31,37 @@ class RunLog:
         self,
         folder: Workdir,
         meter: Meter,
-        *,
         start: int,
-        steps: int,
-        tensorboard: TensorBoard | None = None,
         is_pending: bool = False,
-        is_first: bool = True,
         hint: Callable[[float], str] = lambda share: "",
     ) -> None:
-        self._is_first, self._start = is_first, start
-        self._paths = {
-            "metrics": folder.metrics,
-            "timing": folder.timing,
-            "digests": folder.digests,
-        }
-        self._began = time.perf_counter()
-        self._tensorboard = tensorboard
-        self._wandb: WandB | None = None
-        self._hint = hint
-        self._open(start, is_pending)
         self.meter = meter
-        self._console = _Console(steps, start) if is_first else None
+        self.tensorboard: TensorBoard | None = None
+        self.wandb: WandB | None = None
+        self._is_first, self._start, self._hint = hosts.is_first(), start, hint
+        self._began = time.perf_counter()
+        names = ("metrics", "timing", "digests")
+        self._paths = {name: folder.path / f"{name}.jsonl" for name in names}
+        self._open(start, is_pending)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: object = None, *error: object) -> None:
-        if self._console:
-            self._console.close()
         try:
             self._close()
         finally:
-            if self._tensorboard:
-                self._tensorboard.close()
-            if self._wandb:
-                self._wandb.close(exit_code=0 if kind is None else 1)
+            if self.tensorboard:
+                self.tensorboard.close()
+            if self.wandb:
+                self.wandb.close(exit_code=0 if kind is None else 1)
 
     def _open(self, start: int, is_pending: bool) -> None:
         self._files: dict[str, TextIO] = {}
-        if not self._is_first:
-            return
-        trim(self._paths["metrics"], start, is_pending)
-        trim(self._paths["digests"], start - is_pending)
-        self._files = {name: path.open("a") for name, path in self._paths.items()}
+        if self._is_first:
+            trim(self._paths["metrics"], start, is_pending)
+            trim(self._paths["digests"], start - is_pending)
+            self._files = {name: path.open("a") for name, path in self._paths.items()}
 
     def _close(self) -> None:
         self.sync()
@@ -87,72 +72,33 @@ class RunLog:
         """Drops all records after `step`."""
         self._close()
         self._open(step, False)
-        if self._tensorboard:
-            self._tensorboard.rewind(step)
-
-    def tell(self, wandb: WandB) -> None:
-        """Sends values and the final record to `wandb` from now on."""
-        self._wandb = wandb
-
-    def step(self, step: int) -> None:
-        """Shows that step `step` has begun."""
-        if self._console:
-            self._console.step(step, self.meter)
+        if self.tensorboard:
+            self.tensorboard.rewind(step)
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
-        self._write("metrics", {"step": step, "kind": "train", **values})
+        self.event(step, "train", **values)
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
         self.line(f"step {step}: {pairs(values)} | {self.meter}")
         self._advise(self.meter.waiting())
 
     def evaluation(
-        self,
-        step: int,
-        kind: str,
-        split: str,
-        n: int,
-        values: dict[str, float],
-        **more: Any,
+        self, step: int, kind: str, values: dict[str, float], **facts: Any
     ) -> Record:
-        """Writes the means over exactly `n` examples and returns the record.
+        """Writes the means over a split, and returns the record.
 
         kind: "eval" or "final".
-        split: "" is the end of a run without a split to score.
+        facts: "split" and "n", its exact number of examples; "at" and "best_step".
         """
-        scored = {"split": split, "n": n} if split else {}
-        record = {"step": step, "kind": kind, **more, **scored, **values}
+        record = plain({"step": step, "kind": kind, **facts, **values})
         self._write("metrics", record)
         self._scalars(kind, step, values)
-        if self._wandb and kind == "final":
-            self._wandb.summary(plain({**more, **scored, **values}))
+        if self.wandb and kind == "final":
+            self.wandb.summary(record)
+        scored = {k: v for k, v in facts.items() if k in ("split", "n")}
         self.line(f"step {step}: {kind} {pairs({**scored, **values})}")
-        return plain(record)
-
-    def classes(
-        self,
-        step: int,
-        kind: str,
-        columns: Mapping[str, np.ndarray],
-        class_names: Sequence[str],
-    ) -> None:
-        """Shows the scores of each class in TensorBoard.
-
-        columns: The result of `scoring.score_each`.
-        """
-        if not self._tensorboard:
-            return
-        for prefix in ("", "ema_"):
-            if (name := f"{prefix}predicted") in columns:
-                group = f"{kind}/{prefix.rstrip('_')}".rstrip("/")
-                found = columns["label"], columns[name]
-                self._tensorboard.classes(group, step, *found, class_names)
-
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """Shows a picture, uint8 [H, W, 3], in TensorBoard."""
-        if self._tensorboard:
-            self._tensorboard.picture(name, step, pixels)
+        return record
 
     def done(self) -> None:
         """Writes the shares of this start's time; call it at the end."""
@@ -168,7 +114,7 @@ class RunLog:
             self._hint = lambda share: ""
 
     def event(self, step: int, kind: str, **values: Any) -> None:
-        """Writes a record of an event at a step, outside its duties."""
+        """Writes a record of an event at a step to metrics.jsonl."""
         self._write("metrics", {"step": step, "kind": kind, **values})
 
     def digest(self, step: int, whole: str, arrays: dict[str, str]) -> None:
@@ -176,65 +122,28 @@ class RunLog:
         self._write("digests", {"step": step, "digest": whole, "arrays": arrays})
 
     def line(self, text: str) -> None:
-        """Writes a line to the console."""
-        if self._console:
-            self._console.line(text)
+        """Writes a line to the console of the first process."""
+        if self._is_first:
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:  # The reader is gone; the run goes on.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def sync(self) -> None:
         """Returns once all records are on disk; raises `InputError` if a write fails."""
+        remedy = "make room, or allow it to be written, and start again"
         for name, file in self._files.items():
-            try:
+            with atomic.explained(self._paths[name], remedy):
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError as error:
-                raise InputError(
-                    f"{self._paths[name]} cannot be written ({error.strerror}); make room,"
-                    " or allow it to be written, and start again"
-                ) from None
-        if self._tensorboard:
-            self._tensorboard.flush()
+        if self.tensorboard:
+            self.tensorboard.flush()
 
     def _write(self, name: str, record: Record) -> None:
         if name in self._files:
             self._files[name].write(json.dumps(plain(record), allow_nan=False) + "\n")
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        for tracker in (self._tensorboard, self._wandb):
+        for tracker in (self.tensorboard, self.wandb):
             if tracker:
                 tracker.scalars(group, step, values)
-
-
-class _Console:
-    """Lines of text, on a terminal above a progress bar."""
-
-    def __init__(self, steps: int, start: int) -> None:
-        self._bar: Progress | None = None
-        if not sys.stdout.isatty():
-            return
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=Console(highlight=False, markup=False),
-            refresh_per_second=4,
-        )
-        self._task = self._bar.add_task("", total=steps, completed=start, pace="compiling")
-        self._bar.start()
-
-    def step(self, step: int, meter: Meter) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=step, pace=str(meter))
-
-    def line(self, text: str) -> None:
-        if self._bar:
-            self._bar.console.print(text)
-            return
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # The reader is gone; the run goes on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.stop()

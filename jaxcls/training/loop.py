@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -20,10 +20,11 @@ from jaxcls.devices import hosts, mesh
 from jaxcls.errors import DivergedError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import Experiment
-from jaxcls.experiment.plan import Plan
+from jaxcls.experiment.plan import Due
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, saving
 from jaxcls.runs import digests as state_digests
+from jaxcls.runs.records import Record
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import stepping
 from jaxcls.training.log import RunLog
@@ -32,18 +33,19 @@ from jaxcls.training.stopping import Stop
 from jaxcls.training.watchdog import Watchdog
 
 # (step, digests of the state) at a save.
-OnDigest = Callable[[int, dict[str, str]], None]
+OnDigest = Callable[[int, state_digests.Digests], None]
 
 
-class Begun(NamedTuple):
-    """A block of `steps` steps up to step `last`, which may be under way.
+class Block(NamedTuple):
+    """`size` steps up to step `last` that begin at once.
 
-    waited: The seconds that the loop waited for its batches.
+    due: The duties after the last step; the others have none.
+    waited: The seconds that the loop waited for the batches.
     """
 
     last: int
-    steps: int
-    scores: Scores
+    size: int
+    due: Due
     waited: float
 
 
@@ -64,22 +66,17 @@ class Loop:
     saves: saving.Checkpoints
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
-    plan: Plan = dataclasses.field(init=False)
-    is_alone: bool = dataclasses.field(init=False)
-    # Whether a process asked to stop, from the metrics of the last settled step.
-    asked: bool = dataclasses.field(default=False, init=False)
-    is_compiled: bool = dataclasses.field(default=False, init=False)
-    # The most batches of the next block.
-    size: int = dataclasses.field(default=1, init=False)
-    # The time at which the last block or duty ended.
-    _since: float = dataclasses.field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.plan, self.is_alone = self.exp.plan, hosts.count() == 1
-
-    @property
-    def _rewinds(self) -> bool:
-        return self.exp.config.nonfinite.policy == "rewind"
+        self.plan, self.is_compiled = self.exp.plan, False
+        self._is_alone = hosts.count() == 1
+        self._rewinds = self.exp.config.nonfinite.policy == "rewind"
+        # Whether a process asked to stop, from the metrics of the last settled step.
+        self._asked = False
+        # The most batches of the next block.
+        self._size = 1
+        # The time at which the last block or duty ended.
+        self._since = 0.0
 
     def run(self, state: State, is_pending: bool) -> State:
         """Returns `state` advanced to the last step, or until early stopping halts it.
@@ -93,7 +90,7 @@ class Loop:
                 state, is_pending = self._rewind(state)
             if is_pending:
                 self.stop.poll()
-                state = self._duties(state, int(state.step))
+                state = self._duties(state, self.plan.due(int(state.step)))
             if int(state.step) == self.plan.steps or bool(state.halted):
                 return state
             state, is_pending = self._train(state), False
@@ -114,141 +111,129 @@ class Loop:
         """Advances `state` until the run ends or a non-finite update freezes it."""
         self.compile()
         self.stop.poll()
-        step, known = int(state.step), None
-        hosts.agree({"the next step": step, "the last step": self.plan.steps})
-        behind: list[Begun] = []
+        step, shape = int(state.step), None
+        behind: list[tuple[Block, Scores]] = []
         self._since = time.perf_counter()
-        for block, waited in self._blocks(step):
-            shape = np.shape(block[0].image)
-            if shape != known:  # A new image size compiles again.
-                known = shape
+        for block, batches in self._blocks(step):
+            if shape != np.shape(batches[0].image):  # A new image size compiles again.
+                shape = np.shape(batches[0].image)
                 self.dog.beat(f"step {step + 1}, the first of its size", compiles=True)
-            state, scores = self.stepper.advance(state, block)
-            step += len(block)
-            behind.append(Begun(step, len(block), scores, waited))
-            due = self.plan.due(step)
+            state, scores = self.stepper.advance(state, batches)
+            step, due = block.last, block.due
+            behind.append((block, scores))
             has_duties = due.evaluation or due.save
             # One block stays under way to keep the device busy. With more blocks, their
             # batches would fill its memory.
             if not self._settle(behind, state, but=0 if has_duties else 1):
                 return state
-            self.log.step(step)
             if has_duties:
-                state = self._duties(state, step)
+                state = self._duties(state, due)
                 self._since = time.perf_counter()
                 if bool(state.halted):
                     best = int(state.best.step)
                     self.log.line(f"early stopping at step {step}: best at {best}")
                     return state
-            if self._is_asked(step):
+            # The same on all processes.
+            asked = self.stop.requested if self._is_alone else self._asked
+            if step < self.plan.steps and (asked or step == self.until):
                 if not self._settle(behind, state):
                     return state
                 self._leave(state, pending=False)
         return state
 
-    def _blocks(self, step: int) -> Iterator[tuple[list[Batch], float]]:
-        """Yields (batches that begin at once, seconds waited) for the steps after `step`.
+    def _blocks(self, start: int) -> Iterator[tuple[Block, list[Batch]]]:
+        """Yields (block, its batches) for the steps after `start`.
 
         A block ends at a step with a record of its speed, and at a step with duties.
         """
-        block: list[Batch] = []
+        batches: list[Batch] = []
         devices, began = self.exp.mesh, time.perf_counter()
-        for batch in self.stepper.batches(step):
+        for step, batch in enumerate(self.stepper.batches(start), start + 1):
             asked = mesh.flags(devices, self.stop.requested)
-            block.append(batch._replace(asked=asked))
-            step += 1
-            most = min(self.size, self.stepper.most)
-            ends = any(self.plan.due(step)) or step == self.until or self.stop.requested
-            if len(block) >= most or ends:
-                yield block, time.perf_counter() - began
-                block, began = [], time.perf_counter()
+            batches.append(batch._replace(asked=asked))
+            due, count = self.plan.due(step), len(batches)
+            is_full = count >= min(self._size, self.stepper.most)
+            if is_full or any(due) or step == self.until or self.stop.requested:
+                yield Block(step, count, due, time.perf_counter() - began), batches
+                batches, began = [], time.perf_counter()
 
-    def _settle(self, behind: list[Begun], state: State, but: int = 0) -> bool:
-        """Waits for the blocks under way, except for the last `but`.
+    def _settle(
+        self, behind: list[tuple[Block, Scores]], state: State, but: int = 0
+    ) -> bool:
+        """Waits for the blocks under way, except for the last `but`, and writes records.
 
         state: The state after all of them.
 
-        Returns False if an update in them has frozen the state.
+        Returns False if an update was not finite and has frozen the state.
         """
         while len(behind) > but:
-            last, count, scores, waited = behind.pop(0)
+            (last, size, due, waited), scores = behind.pop(0)
             found = {name: np.atleast_1d(x) for name, x in jax.device_get(scores).items()}
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
-            self.size = stepping.next_size(self.size, count, seconds)
-            for i in range(count):
-                self.log.meter.stepped(seconds / count, waited / count)
+            self._size = stepping.next_size(self._size, size, seconds)
+            for i, step in enumerate(range(last - size + 1, last + 1)):
+                self.log.meter.stepped(seconds / size, waited / size)
+                self.dog.beat(f"training, after step {step} of {self.plan.steps}")
                 values = {name: float(each[i]) for name, each in found.items()}
-                if not self._note(last - count + 1 + i, values, state):
-                    return False
+                self._asked |= bool(values.pop("asked", False))
+                if not values.pop("finite"):
+                    if 0 <= int(state.bad_step) < step:  # A later one means a skip here.
+                        return False
+                    self._note_nonfinite(step, "skip")
+                    self.log.line(
+                        f"step {step}: the update was not finite, and is left out"
+                    )
+                if due.record and step == last:
+                    self.log.train(step, {"loss": values.pop("loss"), **values})
         return True
 
-    def _note(self, step: int, values: dict[str, float], state: State) -> bool:
-        """Writes the record of a finished step, if one is due.
-
-        state: The state after all steps begun so far.
-
-        Returns False if the update was not finite and the config does not skip it.
-        """
-        self.asked |= bool(values.pop("asked", False))
-        self.dog.beat(f"training, after step {step} of {self.plan.steps}")
-        if not values.pop("finite"):
-            if 0 <= int(state.bad_step) < step:  # A later bad_step means a skip here.
-                return False
-            self._note_nonfinite(step, "skip")
-            self.log.line(f"step {step}: the update was not finite, and is left out")
-        if self.plan.due(step).record:
-            self.log.train(step, {"loss": values.pop("loss"), **values})
-        return True
-
-    def _duties(self, state: State, step: int) -> State:
-        """Runs the duties at `step` in this order: evaluate, record, sync, save."""
-        due, last = self.plan.due(step), step == self.plan.steps
+    def _duties(self, state: State, due: Due) -> State:
+        """Runs the duties that are due in this order: evaluate, record, sync, save."""
+        step, metric = int(state.step), self.exp.config.best.metric
         if due.evaluation:
-            began = time.perf_counter()
             try:
-                state = self._evaluate(state, step)
+                _, values = self.score(state._asdict(), step, "eval", "eval")
             except passes.Abandoned:
                 self._leave(state, pending=True)
-            self.log.meter.apart("eval", time.perf_counter() - began)
-        improved = int(state.best.step) == step
-        if due.save or improved or bool(state.halted):
+            state = self.exp.programs.record_evaluation(state, values[metric])
+        # No later save can replace the best or the last one.
+        improved, halted = int(state.best.step) == step, bool(state.halted)
+        is_kept = improved or halted or step == self.plan.steps
+        if due.save or is_kept:
             began = time.perf_counter()
             digests = checkpoint.digests(state)
             self.on_digest(step, digests)
             self.log.digest(step, state_digests.combine(digests), digests)
             self.log.sync()
-            # No later save can replace the best or the last one.
-            is_kept = improved or last or bool(state.halted)
             save = self.saves.save_now if is_kept else self.saves.save
             save(state, digests, anchor=due.save and self._rewinds)
             self.log.meter.apart("save", time.perf_counter() - began)
         return state
 
-    def _evaluate(self, state: State, step: int) -> State:
-        """Evaluates data.eval at `step` and returns the state with the result."""
-        config = self.exp.config
-        columns = scoring.score_each(
-            self.exp,
-            state._asdict(),
-            config.data.eval,
-            "data.eval",
-            abandon=self.asks(f"evaluating data.eval at step {step}"),
-        )
-        n, values = scoring.means(columns)
-        self.log.evaluation(step, "eval", config.data.eval, n, values)
-        self.log.classes(step, "eval", columns, self.exp.selection.class_names)
-        return self.exp.programs.record_evaluation(state, values[config.best.metric])
+    def score(
+        self, weights: dict[str, Any], step: int, kind: str, role: str, **facts: Any
+    ) -> tuple[Record, dict[str, float]]:
+        """Scores the split of a role, "eval" or "test", and writes the record of `kind`.
 
-    def asks(self, phase: str) -> Callable[[], bool]:
-        """Returns a function that tells an evaluation, at each batch, whether to stop."""
-        calls = itertools.count()
+        Returns (record, means). Raises `passes.Abandoned` on a request to stop.
+        """
+        began, batches = time.perf_counter(), itertools.count()
+        split, key = self.exp.config.data[role], f"data.{role}"
 
-        def ask() -> bool:
-            self.dog.beat(phase, compiles=next(calls) < 2)
+        def is_asked() -> bool:
+            phase = f"scoring {key} at step {step}"
+            self.dog.beat(phase, compiles=next(batches) < 2)
             return self.stop.requested
 
-        return ask
+        columns = scoring.score_each(self.exp, weights, split, key, abandon=is_asked)
+        n, values = scoring.means(columns)
+        record = self.log.evaluation(step, kind, values, **facts, split=split, n=n)
+        if self.log.tensorboard:
+            names = self.exp.selection.class_names
+            self.log.tensorboard.classes(kind, step, columns, names)
+        self.log.meter.apart("eval", time.perf_counter() - began)
+        return record, values
 
     def _leave(self, state: State, *, pending: bool) -> NoReturn:
         """Saves `state`, unless it is saved, and raises `StoppedError`."""
@@ -320,8 +305,3 @@ class Loop:
         """Writes a record of the non-finite update before `step`, with its examples."""
         examples = self.exp.data.train_examples(step - 1).tolist()
         self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
-
-    def _is_asked(self, step: int) -> bool:
-        """Returns whether to stop at `step`, before the last; the same on all processes."""
-        asked = self.stop.requested if self.is_alone else self.asked
-        return step < self.plan.steps and (asked or step == self.until)

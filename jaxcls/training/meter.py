@@ -1,9 +1,6 @@
 """The speed of a run, the shares of its time, and its end time."""
 
 import math
-import statistics
-from collections import deque
-from collections.abc import Callable, Mapping
 from typing import Any
 
 # The share of waiting, after the first record, that makes a run input-bound.
@@ -13,85 +10,57 @@ _LATELY = 3
 
 
 class Meter:
-    """The speed of a run, and the share of its time that it waits for data.
+    """The speed of a run, and the share of its time that it waits for data."""
 
-    left: (step) -> the number of evaluations ("eval") and saves ("save") after it.
-    """
-
-    def __init__(
-        self,
-        start: int,
-        steps: int,
-        batch_size: int,
-        left: Callable[[int], Mapping[str, int]] = lambda step: {},
-    ) -> None:
-        self._steps, self._batch_size, self._left = steps, batch_size, left
-        self._done, self._seconds, self._waited, self._first = 0, 0.0, 0.0, 0.0
-        self._apart = {"compile": 0.0, "eval": 0.0, "save": 0.0}
-        # The seconds of the last few of each: the first one compiles and must not count
-        # long.
-        self._each = {what: deque[float](maxlen=10) for what in ("eval", "save")}
-        self._step = start
+    def __init__(self, start: int, steps: int, batch_size: int) -> None:
+        self._left, self._batch_size = steps - start, batch_size
+        names = ("steps", "seconds", "waited", "compile", "eval", "save")
+        self._total = dict.fromkeys(names, 0.0)
+        self._marked = dict(self._total)
+        # The seconds and the waiting of each record of this start.
         self._recorded: list[tuple[float, float]] = []
-        self._marked = self._totals()
 
     def stepped(self, seconds: float, waited: float) -> None:
         """Adds a step of `seconds` in all, of which it waited `waited` for its batch."""
-        self._first = self._first if self._done else seconds
-        self._step += 1
-        self._done += 1
-        self._seconds += seconds
-        self._waited += waited
+        self._add(steps=1, seconds=seconds, waited=waited)
 
     def apart(self, what: str, seconds: float) -> None:
         """Adds `seconds` of "compile", "eval" or "save", which are not training."""
-        self._apart[what] += seconds
-        if what in self._each:
-            self._each[what].append(seconds)
+        self._add(**{what: seconds})
 
-    @property
-    def rate(self) -> float:
-        """The training images a second."""
-        return self._done * self._batch_size / self._seconds if self._seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """The share of training time spent waiting for batches."""
-        return self._waited / self._seconds if self._seconds else 0.0
+    def _add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._total[name] += value
 
     @property
     def eta(self) -> float:
-        """The seconds to the last step, including evaluations and saves.
+        """The seconds to the last step, at the mean pace of this start.
 
-        A step counts as the mean, without the first of this start, which waits for the data
-        to begin. An evaluation or a save counts as the median of the last ones.
+        The pace includes evaluations and saves, and no compilation.
         """
-        if not self._done:
+        total = self._total
+        if not total["steps"]:
             return math.inf
-        rest = min(1, self._done - 1)
-        pace = (self._seconds - rest * self._first) / (self._done - rest)
-        left = self._left(self._step)
-        apart = (
-            left.get(what, 0) * statistics.median_low(each)
-            for what, each in self._each.items()
-            if each
-        )
-        return pace * (self._steps - self._step) + sum(apart)
+        pace = (total["seconds"] + total["eval"] + total["save"]) / total["steps"]
+        return pace * (self._left - total["steps"])
 
     def since_last(self) -> dict[str, Any]:
         """Returns the speed and times since the last call, for timing.jsonl; in seconds."""
-        now = self._totals()
-        part = {name: now[name] - self._marked[name] for name in now}
-        self._marked = now
-        seconds = part["seconds"]
-        self._recorded.append((seconds, part["waited"]))
+        part = {name: value - self._marked[name] for name, value in self._total.items()}
+        self._marked = dict(self._total)
+        self._recorded.append((part["seconds"], part["waited"]))
         return {
-            "images_per_s": part["steps"] * self._batch_size / seconds if seconds else 0.0,
-            "data_wait": part["waited"] / seconds if seconds else 0.0,
-            "train_s": seconds,
+            **self._speed(part),
+            "train_s": part["seconds"],
             "eval_s": part["eval"],
             "save_s": part["save"],
         }
+
+    def _speed(self, times: dict[str, float]) -> dict[str, float]:
+        """Returns the images a second, and the share of training that waits for data."""
+        seconds = times["seconds"] or math.inf
+        images = times["steps"] * self._batch_size
+        return {"images_per_s": images / seconds, "data_wait": times["waited"] / seconds}
 
     def waiting(self, *, at_end: bool = False) -> float:
         """Returns the share of waiting over the last three records; 0 if there are fewer.
@@ -102,7 +71,7 @@ class Meter:
         """
         later = self._recorded[1:] if at_end else self._recorded[1:][-_LATELY:]
         seconds = sum(each for each, _ in later)
-        if seconds <= 0 or (len(later) < _LATELY and not at_end):
+        if not seconds or (len(later) < _LATELY and not at_end):
             return 0.0
         return sum(waited for _, waited in later) / seconds
 
@@ -111,35 +80,28 @@ class Meter:
 
         Such as ``45 s: training 71 %, data wait 16 %, ...``.
         """
+        total = self._total
         parts = {
-            "compiling": self._apart["compile"],
-            "training": self._seconds - self._waited,
-            "data wait": self._waited,
-            "evaluation": self._apart["eval"],
-            "saving": self._apart["save"],
+            "compiling": total["compile"],
+            "training": total["seconds"] - total["waited"],
+            "data wait": total["waited"],
+            "evaluation": total["eval"],
+            "saving": total["save"],
         }
         parts["other"] = whole - sum(parts.values())
-        percent = {name: 100 * part / whole for name, part in parts.items()}
-        always = "training", "data wait"
+        percent = {name: round(100 * part / whole) for name, part in parts.items()}
         texts = [
-            f"{name} {share:.0f} %"
+            f"{name} {share} %"
             for name, share in percent.items()
-            if name in always or round(share) > 0
+            if share > 0 or name in ("training", "data wait")
         ]
         seconds = f"{whole:.0f} s" if whole < 100 else duration(whole)
         return f"{seconds}: {', '.join(texts)}"
 
-    def _totals(self) -> dict[str, float]:
-        totals = {
-            "steps": float(self._done),
-            "seconds": self._seconds,
-            "waited": self._waited,
-        }
-        return totals | self._apart
-
     def __str__(self) -> str:
-        eta = duration(self.eta) if math.isfinite(self.eta) else "?"
-        return f"{self.rate:,.0f} images/s, data wait {self.wait_share:.0%}, ETA {eta}"
+        eta = duration(self.eta) if self._total["steps"] else "?"
+        rate, waited = self._speed(self._total).values()
+        return f"{rate:,.0f} images/s, data wait {waited:.0%}, ETA {eta}"
 
 
 def duration(seconds: float) -> str:

@@ -37,29 +37,28 @@ def traced(
     if not count:
         yield stepper
         return
-    begun = 0
+    begun = first = 0
     tracing = contextlib.ExitStack()
     # The steps begun at which the trace begins and ends.
     marks = [FIRST, FIRST + count]
 
-    def begin() -> None:
-        first = begun
-
-        def tell() -> None:  # It runs once the trace is written.
-            say(
-                f"profile: a trace of {begun - first} steps is in {folder}; xprof,"
-                " TensorBoard and Perfetto show it"
-            )
-
-        tracing.callback(tell)
-        tracing.enter_context(trace(folder))
+    def tell() -> None:
+        say(
+            f"profile: a trace of {begun - first} steps is in {folder}; xprof, TensorBoard"
+            " and Perfetto show it"
+        )
 
     def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
-        nonlocal begun
+        nonlocal begun, first
         if marks and begun >= marks[0]:
             jax.block_until_ready(state)
             marks.pop(0)
-            begin() if marks else tracing.close()
+            if marks:
+                first = begun
+                tracing.callback(tell)  # It runs once the trace is written.
+                tracing.enter_context(trace(folder))
+            else:
+                tracing.close()
         begun += len(block)
         return stepper.advance(state, block)
 

@@ -24,7 +24,6 @@ class Stepper(NamedTuple):
     """The way a run advances its state: by blocks of consecutive batches.
 
     most: The most batches of a block.
-    topology: Its entries for manifest.json, besides the devices.
     compile: Compiles the program once; raises `InputError` if it does not fit in memory.
     batches: (first step) -> the batches from that step to the last.
     advance: (state, block) -> (state after it, metrics of its steps). It begins the steps
@@ -32,7 +31,6 @@ class Stepper(NamedTuple):
     """
 
     most: int
-    topology: dict[str, int]
     compile: Callable[[], object]
     batches: Callable[[int], Iterator[Batch]]
     advance: Callable[[State, Sequence[Batch]], tuple[State, Scores]]
@@ -46,7 +44,14 @@ def choose(exp: Experiment) -> Stepper:
     asked = exp.config.compile.loop
     if asked == "off" or (asked == "auto" and not mesh.is_accelerator(exp.mesh)):
         return one_by_one(exp)
-    reason = _obstacle(exp)
+    reason = ""
+    if hosts.count() > 1:
+        reason = "the steps of several processes begin one by one; start one process"
+    elif not exp.data.is_train_resident:
+        reason = (
+            "the images of data.train are not kept on the device (data.resident); take"
+            " fewer or smaller ones without random host ops"
+        )
     if reason and asked == "on":
         raise InputError(f"compile.loop=on: {reason}, or leave compile.loop at 'auto'")
     return one_by_one(exp) if reason else in_blocks(exp)
@@ -55,15 +60,11 @@ def choose(exp: Experiment) -> Stepper:
 def one_by_one(exp: Experiment) -> Stepper:
     """Returns a `Stepper` with one batch a block, with images, on any devices."""
 
-    def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
-        return exp.programs.train_step(state, *block)
-
     return Stepper(
         most=1,
-        topology=_topology(exp),
         compile=exp.programs.compile_train_step,
         batches=exp.train_batches,
-        advance=advance,
+        advance=lambda state, block: exp.programs.train_step(state, *block),
     )
 
 
@@ -73,23 +74,19 @@ def in_blocks(exp: Experiment) -> Stepper:
     Its batches hold the indices of their examples. The size of a block changes no bits.
     """
 
-    def batches(start: int) -> Iterator[Batch]:
-        return exp.data.train_columns(start, exp.plan.steps)
+    def stacked(*each: np.ndarray) -> np.ndarray:
+        column = np.zeros((MOST, *each[0].shape), each[0].dtype)
+        column[: len(each)] = each
+        return column
 
     def advance(state: State, block: Sequence[Batch]) -> tuple[State, Scores]:
-        def stacked(*each: np.ndarray) -> np.ndarray:
-            column = np.zeros((MOST, *each[0].shape), each[0].dtype)
-            column[: len(block)] = each
-            return column
-
         columns = jax.tree.map(stacked, *block)
         return exp.programs.train_loop(state, columns, len(block))
 
     return Stepper(
         most=MOST,
-        topology=_topology(exp) | {"loop": 1},
         compile=lambda: exp.programs.train_loop,
-        batches=batches,
+        batches=lambda start: exp.data.train_columns(start, exp.plan.steps),
         advance=advance,
     )
 
@@ -100,20 +97,3 @@ def next_size(size: int, count: int, seconds: float) -> int:
     size: the most that this block could have had. A record or a duty may have cut it short.
     """
     return max(1, min(2 * size, MOST, int(_SECONDS * count / seconds)))
-
-
-def _obstacle(exp: Experiment) -> str:
-    """Returns the reason against blocks, with a remedy; "" if there is none."""
-    if hosts.count() > 1:
-        return "the steps of several processes begin one by one; start one process"
-    if exp.data.is_train_resident:
-        return ""
-    return (
-        "the images of data.train are not kept on the device (data.resident); take"
-        " fewer or smaller ones without random host ops"
-    )
-
-
-def _topology(exp: Experiment) -> dict[str, int]:
-    fsdp = exp.config.mesh.fsdp
-    return {"fsdp": fsdp} if fsdp > 1 else {}

@@ -26,7 +26,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self._polls = False
-        self._runs: list[Callable[[], None]] = []
+        self._before_leaving: Callable[[], None] = lambda: None
 
     def poll(self) -> None:
         """Declares that the run checks `requested` often from now on."""
@@ -34,19 +34,15 @@ class Stop:
 
     @contextlib.contextmanager
     def during(self, before_leaving: Callable[[], None]) -> Iterator[None]:
-        """Registers a run for the block.
+        """Registers the run of the block; after it another may begin, before its `poll`.
 
         before_leaving: Called if the process has to exit at once.
-
-        After the end of the last run, the process is as before `poll`: another run may
-        begin.
         """
-        self._runs.append(before_leaving)
+        self._before_leaving = before_leaving
         try:
             yield
         finally:
-            self._runs.remove(before_leaving)
-            self._polls = self._polls and bool(self._runs)
+            self._before_leaving, self._polls = lambda: None, False
 
     def ask(self) -> None:
         """Handles one signal."""
@@ -54,8 +50,7 @@ class Stop:
             _leave("interrupted at once", INTERRUPTED)
         self.requested = True
         if not self._polls:
-            for before_leaving in list(self._runs):
-                before_leaving()
+            self._before_leaving()
             _leave("stopped before the first step; the same command starts", STOPPED)
 
 

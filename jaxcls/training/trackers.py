@@ -3,6 +3,7 @@
 Trackers do not affect the computation or the records of a run.
 """
 
+import functools
 import os
 import pathlib
 import secrets
@@ -11,28 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from jaxcls import atomic
 from jaxcls.data import pictures
 from jaxcls.errors import InputError, first_line
 from jaxcls.evaluation import scores
 
 # The most classes for a confusion matrix and a table of recall; more get a histogram.
 MOST_CLASSES = 100
-# The seconds that a run waits for Weights & Biases at start and end, by wandb's names.
-_PATIENCE = {"init_timeout": 60, "finish_timeout": 60}
+# The seconds that the end of a run waits for Weights & Biases.
+_PATIENCE = 60
 
 
 class TensorBoard:
     """Event files in `folder`; TensorBoard hides their events after `start`."""
 
     def __init__(self, folder: pathlib.Path, start: int) -> None:
-        self._folder = folder
-        self._open(start)
-
-    def _open(self, start: int) -> None:
         from tensorboardX import SummaryWriter
 
-        folder = str(self._folder)
-        self._writer = SummaryWriter(folder, purge_step=start + 1, write_to_disk=True)
+        self._opened = functools.partial(SummaryWriter, str(folder))
+        self._writer = self._opened(purge_step=start + 1)
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Writes each value as ``group/name``."""
@@ -45,38 +43,40 @@ class TensorBoard:
 
     def classes(
         self,
-        group: str,
+        kind: str,
         step: int,
-        labels: np.ndarray,
-        predicted: np.ndarray,
-        class_names: Sequence[str],
+        columns: Mapping[str, np.ndarray],
+        names: Sequence[str],
     ) -> None:
-        """Writes the recall of each class, from labels and predictions [n].
+        """Writes the recall of each class, of the model and of its average.
 
-        A prediction of -1 means non-finite logits. Up to 100 classes get a confusion matrix
-        as an image and a table of recall; more get a histogram of recall.
+        Up to 100 classes get a confusion matrix as an image and a table of recall; more get
+        a histogram of recall.
+
+        columns: The result of `scoring.score_each`; a prediction of -1 means non-finite
+            logits.
         """
-        count = len(class_names)
-        support = np.bincount(labels, minlength=count)
-        there = np.flatnonzero(support)
-        hits = np.bincount(labels[labels == predicted], minlength=count)
-        recall = hits[there] / support[there]
-        if count > MOST_CLASSES:
-            self._writer.add_histogram(f"{group}/recall", recall, step, bins=20)
-            return
-        matrix = scores.confusion(predicted, labels, count)
-        self.picture(f"{group}/confusion", step, pictures.confusion(matrix, class_names))
-        rows = (
-            f"| {class_names[k]} | {share:.4f} | {support[k]} |"
-            for k, share in zip(there.tolist(), recall.tolist(), strict=True)
-        )
-        table = "\n".join(("| class | recall | examples |", "|---|---|---|", *rows))
-        self._writer.add_text(f"{group}/recall", table, step)
+        labels, count = columns["label"], len(names)
+        there, support = np.unique(labels, return_counts=True)
+        groups = {"predicted": kind, "ema_predicted": f"{kind}/ema"}
+        for name in (name for name in groups if name in columns):
+            group, predicted = groups[name], columns[name]
+            hits = np.bincount(labels[labels == predicted], minlength=count)[there]
+            recall = hits / support
+            if count > MOST_CLASSES:
+                self._writer.add_histogram(f"{group}/recall", recall, step, bins=20)
+                continue
+            matrix = scores.confusion(predicted, labels, count)
+            self.picture(f"{group}/confusion", step, pictures.confusion(matrix, names))
+            rows = ["| class | recall | examples |", "|---|---|---|"]
+            for k, share, n in zip(there, recall, support, strict=True):
+                rows.append(f"| {names[k]} | {share:.4f} | {n} |")
+            self._writer.add_text(f"{group}/recall", "\n".join(rows), step)
 
     def rewind(self, step: int) -> None:
         """Hides all events after `step`."""
         self._writer.close()
-        self._open(step)
+        self._writer = self._opened(purge_step=step + 1)
 
     def flush(self) -> None:
         """Returns once all events are in the files."""
@@ -104,8 +104,23 @@ class WandB:
         self._say = say
         self._run: Any = None
         wandb = imported(project)
+        known = folder / "wandb-id"
+        if not known.exists():
+            atomic.write(known, secrets.token_hex(4))
+        patience = os.environ.get("WANDB_FINISH_TIMEOUT", _PATIENCE)
         try:
-            self._run = _begun(wandb, project, folder, config)
+            self._run = wandb.init(
+                project=project,
+                dir=str(folder),
+                id=known.read_text(),
+                name=folder.name,
+                resume="allow",
+                config=dict(config),
+                allow_val_change=True,
+                reinit="create_new",
+                # No capture of our output.
+                settings=wandb.Settings(console="off", finish_timeout=float(patience)),
+            )
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise InputError(
                 f"log.wandb={project!r}: {first_line(error)}; run wandb login, or set"
@@ -113,29 +128,31 @@ class WandB:
             ) from None
         except Exception as error:  # Usually no network.
             self._lose(error)
-        # A resumed run already has the values of earlier steps.
-        self._first = self._run.starting_step if self._run else 0
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Sends each value as ``group/name``."""
         named = {f"{group}/{name}": float(value) for name, value in values.items()}
-        if self._run and step >= self._first:
-            self._try(lambda: self._run.log(named, step=step))
+
+        def send(run: Any) -> None:
+            if step >= run.starting_step:  # A resumed run already has the earlier ones.
+                run.log(named, step=step)
+
+        self._try(send)
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Sends the final record of the run, as ``final/name``."""
-        named = {f"final/{name}": value for name, value in record.items()}
-        if self._run:
-            self._try(lambda: self._run.summary.update(named))
+        own = ("step", "kind")
+        named = {f"final/{k}": value for k, value in record.items() if k not in own}
+        self._try(lambda run: run.summary.update(named))
 
     def close(self, exit_code: int) -> None:
         """Ends this start; an exit code other than 0 means that the run has not ended."""
-        if self._run:
-            self._try(lambda: self._run.finish(exit_code=exit_code))
+        self._try(lambda run: run.finish(exit_code=exit_code))
 
-    def _try(self, tell: Callable[[], object]) -> None:
+    def _try(self, tell: Callable[[Any], object]) -> None:
         try:
-            tell()
+            if self._run:
+                tell(self._run)
         except Exception as error:  # wandb raises many kinds; none may end the run.
             self._lose(error)
 
@@ -159,28 +176,3 @@ def imported(project: str) -> Any:
             " install wandb, or leave it out: --config.log.wandb="
         ) from None
     return wandb
-
-
-def _begun(
-    wandb: Any, project: str, folder: pathlib.Path, config: Mapping[str, Any]
-) -> Any:
-    """Starts or resumes the run."""
-    known = folder / "wandb-id"
-    if not known.exists():
-        known.write_text(secrets.token_hex(4))
-    return wandb.init(
-        project=project,
-        dir=str(folder),
-        id=known.read_text(),
-        name=folder.name,
-        resume="allow",
-        config=dict(config),
-        allow_val_change=True,
-        reinit="create_new",
-        settings=wandb.Settings(console="off", **_patience()),  # No capture of our output.
-    )
-
-
-def _patience() -> dict[str, int]:
-    """Returns the settings of `_PATIENCE` that no WANDB_... variable overrides."""
-    return {k: v for k, v in _PATIENCE.items() if f"WANDB_{k.upper()}" not in os.environ}

@@ -1,18 +1,15 @@
 """A run: take the folder, restore, loop to the end, score the best once."""
 
 import contextlib
-import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxcls.config import loading as configs
 from jaxcls.devices import hosts, memory
 from jaxcls.errors import DivergedError, InputError, StoppedError
-from jaxcls.evaluation import passes, scoring
+from jaxcls.evaluation import passes
 from jaxcls.experiment import Experiment, checks, show
 from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, provenance, saving
@@ -67,23 +64,35 @@ def run(
     known = hosts.on_first(lambda: folder.weights_of(exp.config))
     implied, stepper = hosts.together(lambda: (_prepared(exp, known), stepping.choose(exp)))
     hosts.agree(_same_everywhere(exp, workdir, implied))
+    fsdp = exp.config.mesh.fsdp
+    topology = {"fsdp": fsdp} if fsdp > 1 else {}
+    topology |= {"loop": 1} if stepper.most > 1 else {}
+
+    def begin() -> dict[str, Any] | None:
+        """Locks the folder, and records the start; returns the record if it has ended."""
+        held.enter_context(folder.lock())
+        if final := _finished_before(exp, folder):
+            return final
+        folder.adopt(exp.config, implied)
+        folder.begin(
+            [device.device_kind for device in exp.mesh.devices.flat],
+            local_devices=jax.local_device_count(),
+            hosts=hosts.count(),
+            data=exp.selection.facts.fingerprint,
+            **topology,
+        )
+        return None
+
     with contextlib.ExitStack() as held:
-        topology = stepper.topology
-        if final := hosts.on_first(lambda: _begin(exp, folder, implied, topology, held)):
+        if final := hosts.on_first(begin):
             return Result(final, folder.given, already=True)
-        with _ending(folder, stop) as end:
-            size, also = exp.config.batch_size, ", or data.resident=off"
-            with memory.explained("batch_size", size, also), _watched(exp, end) as dog:
-                make_loop = functools.partial(
-                    Loop,
-                    exp,
-                    folder=folder,
-                    stop=stop,
-                    dog=dog,
-                    until=until,
-                    on_digest=on_digest,
-                )
-                record = _run_locked(exp, folder, stepper, make_loop)
+        end = held.enter_context(_ending(folder, stop))
+        size = exp.config.batch_size
+        held.enter_context(memory.explained("batch_size", size, ", or data.resident=off"))
+        dog = held.enter_context(_watched(exp, end))
+        record = _run_locked(
+            exp, folder, stepper, stop=stop, dog=dog, until=until, on_digest=on_digest
+        )
     return Result(record, folder.given, already=False)
 
 
@@ -131,32 +140,6 @@ def _same_everywhere(
     }
 
 
-def _begin(
-    exp: Experiment,
-    folder: Workdir,
-    implied: dict[str, Any],
-    topology: Mapping[str, int],
-    held: contextlib.ExitStack,
-) -> dict[str, Any] | None:
-    """Locks the folder until `held` closes, and records the start in it.
-
-    Returns the final record if another process has ended the run in the meantime.
-    """
-    held.enter_context(folder.lock())
-    if final := _finished_before(exp, folder):
-        return final
-    folder.adopt(exp.config, implied)
-    devices = [device.device_kind for device in exp.mesh.devices.flat]
-    folder.begin(
-        devices,
-        local_devices=jax.local_device_count(),
-        hosts=hosts.count(),
-        data=exp.selection.facts.fingerprint,
-        **topology,
-    )
-    return None
-
-
 @contextlib.contextmanager
 def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
     """Records the end of the start in the folder; yields the function that does so."""
@@ -166,22 +149,18 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
             with contextlib.suppress(InputError):  # A full disk, which is reported already.
                 folder.end(reason)
 
-    reason = "failed"
+    reasons: dict[type[BaseException], str] = {
+        DivergedError: "diverged",
+        StoppedError: "stopped",
+        KeyboardInterrupt: "interrupted",
+    }
     with stop.during(lambda: end("stopped")):
         try:
             yield end
-            reason = "done"
-        except DivergedError:
-            reason = "diverged"
+        except BaseException as error:
+            end(reasons.get(type(error), "failed"))
             raise
-        except StoppedError:
-            reason = "stopped"
-            raise
-        except KeyboardInterrupt:
-            reason = "interrupted"
-            raise
-        finally:
-            end(reason)
+        end("done")
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
@@ -195,72 +174,69 @@ def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
 def finished(folder: Workdir) -> dict[str, Any] | None:
     """Returns the final record of a run that has ended, or None; changes nothing."""
     records = run_records.read(folder.metrics)
-    if records and records[-1]["kind"] == "final":
-        return {k: v for k, v in records[-1].items() if k != "kind"}
-    return None
+    is_final = bool(records) and records[-1]["kind"] == "final"
+    return _without_kind(records[-1]) if is_final else None
+
+
+def _without_kind(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "kind"}
 
 
 def _run_locked(
-    exp: Experiment, folder: Workdir, stepper: Stepper, make_loop: Callable[..., Loop]
+    exp: Experiment, folder: Workdir, stepper: Stepper, **more: Any
 ) -> dict[str, Any]:
     """Runs from the newest checkpoint (or step 0) to the final record, and returns it.
 
-    make_loop: (stepper=, log=, saves=) -> the loop.
+    more: The other fields of the `Loop`.
     """
-    checkpoint.bring_back(folder.checkpoints)
+    saved = folder.checkpoints
+    hosts.on_first(lambda: checkpoint.bring_back(saved))
     restored = hosts.together(
-        lambda: checkpoint.restore_newest(folder.checkpoints, exp.programs.state_like)
+        lambda: checkpoint.restore_newest(saved, exp.programs.state_like)
     )
     state = exp.init() if restored is None else restored
-    start = int(state.step)
-    is_pending = bool(restored) and checkpoint.take_pending(folder.checkpoints, start)
-    if hosts.is_first():
-        folder.note(resumed_from=start if restored else None)
-    log = _opened(exp, folder, start, is_pending)
-    saves = saving.Checkpoints(folder.checkpoints, exp.config.checkpoint.keep)
-    traced = profiling.traced(
-        stepper,
-        exp.config.log.profile if hosts.is_first() else 0,
-        folder.profile,
-        log.line,
+    start, config = int(state.step), exp.config
+    is_pending = restored is not None and hosts.on_first(
+        lambda: checkpoint.take_pending(saved, start)
     )
+    is_first = hosts.is_first()
+    if is_first:
+        folder.note(resumed_from=start if restored else None)
+    log = RunLog(
+        folder,
+        meter.Meter(start, exp.plan.steps, config.batch_size),
+        start,
+        is_pending,
+        hint=lambda share: hints.input_bound(exp, share),
+    )
+    saves = saving.Checkpoints(saved, config.checkpoint.keep)
+    count = config.log.profile if is_first else 0
+    traced = profiling.traced(stepper, count, folder.profile, log.line)
     with log, saves, traced as stepper:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
-        hosts.together(lambda: _tell_wandb(exp, folder, log))
-        loop = make_loop(stepper=stepper, log=log, saves=saves)
-        if exp.config.log.tensorboard and not restored:
+        hosts.together(lambda: _add_trackers(exp, folder, log, start))
+        loop = Loop(exp, stepper, folder, log=log, saves=saves, **more)
+        if config.log.tensorboard and not restored:
             loop.compile()  # It refuses a batch that does not fit before making it.
-            log.picture("train/first_batch", 0, show.grid(exp))
+            grid = show.grid(exp)
+            if log.tensorboard:
+                log.tensorboard.picture("train/first_batch", 0, grid)
         state = loop.run(state, is_pending)
         saves.wait()
-        checkpoint.bring_back(folder.checkpoints)
+        hosts.on_first(lambda: checkpoint.bring_back(saved))
         return _final_record(loop, state)
 
 
-def _opened(exp: Experiment, folder: Workdir, start: int, is_pending: bool) -> RunLog:
-    """Returns the log of a run that goes on from step `start`."""
-    is_first = hosts.is_first()
-    shown = is_first and exp.config.log.tensorboard
-    return RunLog(
-        folder,
-        meter.Meter(start, exp.plan.steps, exp.config.batch_size, exp.plan.left),
-        start=start,
-        steps=exp.plan.steps,
-        tensorboard=trackers.TensorBoard(folder.tensorboard, start) if shown else None,
-        is_pending=is_pending,
-        is_first=is_first,
-        hint=lambda share: hints.input_bound(exp, share),
-    )
-
-
-def _tell_wandb(exp: Experiment, folder: Workdir, log: RunLog) -> None:
-    """Connects the first process to Weights & Biases if log.wandb asks for it."""
-    project = exp.config.log.wandb
-    if project and hosts.is_first():
-        config = exp.config.to_dict()
-        log.tell(trackers.WandB(project, folder.path, config, log.line))
+def _add_trackers(exp: Experiment, folder: Workdir, log: RunLog, start: int) -> None:
+    """Connects the first process to the trackers of the config."""
+    config = exp.config
+    if config.log.tensorboard and hosts.is_first():
+        log.tensorboard = trackers.TensorBoard(folder.tensorboard, start)
+    if config.log.wandb and hosts.is_first():
+        project, values = config.log.wandb, config.to_dict()
+        log.wandb = trackers.WandB(project, folder.path, values, log.line)
 
 
 def _final_record(loop: Loop, state: State) -> dict[str, Any]:
@@ -283,22 +259,16 @@ def _final_record(loop: Loop, state: State) -> dict[str, Any]:
                 f" ({error}); the last one is: evaluate it with --checkpoint=last"
             ) from None
     at = {"at": "best", "best_step": best} if best >= 0 else {"at": "last"}
-    split = next((exp.config.data[r] for r in ("test", "eval") if exp.config.data[r]), "")
-    key = "data.test" if exp.config.data.test else "data.eval"
-    began = time.perf_counter()
-    columns: dict[str, np.ndarray] = {}
+    role = "test" if exp.config.data.test else "eval"
     try:
-        if split:
-            asks = loop.asks(f"scoring {key}")
-            columns = scoring.score_each(exp, weights, split, key, abandon=asks)
+        if exp.config.data[role]:
+            record, _ = loop.score(weights, step, "final", role, **at)
+        else:
+            record = loop.log.evaluation(step, "final", {}, **at)
     except passes.Abandoned:
         raise StoppedError(
             f"asked to; step {step}, the last, is saved, and the same command scores it"
         ) from None
-    n, values = scoring.means(columns) if split else (0, {})
-    record = loop.log.evaluation(step, "final", split, n, values, **at)
-    loop.log.classes(step, "final", columns, exp.selection.class_names)
-    loop.log.meter.apart("eval", time.perf_counter() - began)
     loop.log.sync()
     loop.log.done()
-    return {name: value for name, value in record.items() if name != "kind"}
+    return _without_kind(record)

@@ -157,7 +157,7 @@ REFUSED = {
             "batch_size=60 does not divide over 8 devices; try 56 or 64",
         ),
         ("--config.mesh.devices=9", "mesh.devices=9, and host 0 has 8 cpu devices"),
-        ("--config.mesh.fsdp=3", "fsdp=3 does not divide the 8 .*; give 1, 2, 4 or 8$"),
+        ("--config.mesh.fsdp=3", "fsdp=3 does not divide .*, 8; give one of 1, 2, 4, 8$"),
         ("--config.mesh.fsdp=0", "mesh.fsdp=0 must be at least 1"),
         ("--config.model.remat=all", r"model.remat='all' must be one of \('', 'blocks'\)"),
         ("--config.model.remat=blocks", "model.name=.* is not made of blocks, as 'vit"),

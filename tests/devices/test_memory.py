@@ -32,17 +32,16 @@ def conv(x, w):
     )
 
 
-def test_a_convolution_keeps_what_it_takes_and_gives():
-    got = activation_bytes(
-        lambda x, w: jax.nn.relu(conv(x, w) + 1.0), 8, shape(8, 6, 6, 3), shape(3, 3, 3, 5)
-    )
-    assert got == 8 * 36 * (3 + 5) * 4
-
-
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 4), (jnp.bfloat16, 2)])
-def test_a_dense_layer_keeps_what_it_takes_and_gives(dtype, size):
-    x, w = shape(8, 10, dtype=dtype), shape(10, 5, dtype=dtype)
-    assert activation_bytes(lambda x, w: x @ w, 8, x, w) == 8 * (10 + 5) * size
+@pytest.mark.parametrize("wrapped", [lambda layer: layer, jax.jit])
+def test_a_layer_keeps_what_it_takes_and_gives_also_inside_jit(wrapped, dtype, size):
+    def dense(x, w):
+        return jax.nn.relu(x @ w + 1.0)
+
+    shapes = shape(8, 10, dtype=dtype), shape(10, 5, dtype=dtype)
+    assert activation_bytes(wrapped(dense), 8, *shapes) == 8 * (10 + 5) * size
+    shapes = shape(8, 6, 6, 3, dtype=dtype), shape(3, 3, 3, 5, dtype=dtype)
+    assert activation_bytes(wrapped(conv), 8, *shapes) == 8 * 36 * (3 + 5) * size
 
 
 def test_an_array_that_two_products_touch_counts_once():
@@ -62,11 +61,6 @@ def test_what_differs_from_platform_to_platform_counts_as_a_convolution_does():
         return jax.lax.platform_dependent(x, w, cpu=lambda x, w: x @ w[0, 0], default=conv)
 
     assert layers(branching) == layers(conv) == 3 * 8 * 36 * 4 * 4
-
-
-def test_what_is_inside_a_jitted_function_counts():
-    x, w = shape(8, 4), shape(4, 5)
-    assert activation_bytes(jax.jit(lambda x, w: x @ w), 8, x, w) == 8 * (4 + 5) * 4
 
 
 def analysis(fixed, a_row, batch_size):
@@ -99,19 +93,18 @@ def test_a_batch_that_is_too_large_is_refused_with_one_that_fits():
     )
 
 
-@pytest.mark.parametrize("fixed", [0, 10**8, 3 * 10**9])
-@pytest.mark.parametrize("a_row", [1000, 10**6, 123_456_789])
+@pytest.mark.parametrize("fixed", [0, 3 * 10**9])
+@pytest.mark.parametrize("a_row", [1000, 123_456_789])
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("share", [0.4, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.4, 0.999])
 def test_the_batch_that_is_named_fits_and_divides(fixed, a_row, devices, share):
-    batch_size = 512
-    limit = fixed + int(a_row * batch_size * share)
-    said = refusal(fixed, a_row, batch_size, limit, devices)
+    limit = fixed + int(a_row * 512 * share)
+    said = refusal(fixed, a_row, 512, limit, devices)
     named = int(said.split("about batch_size=")[1].split()[0])
-    assert 0 < named < batch_size
+    assert 0 < named < 512
     assert named % devices == 0
     assert fixed + a_row * named <= limit
-    assert named >= 0.9 * share * batch_size - devices
+    assert named >= 0.9 * share * 512 - devices
 
 
 @pytest.mark.parametrize("limit", [GIB // 2, GIB + GIB // 32])
@@ -124,11 +117,7 @@ def test_no_batch_is_named_where_none_fits(limit):
 
 @pytest.mark.parametrize(
     ("known", "limit"),
-    [
-        (analysis(GIB, 100, 64), GIB + 6400),
-        (analysis(GIB, 100, 64), None),
-        (None, 1),
-    ],
+    [(analysis(GIB, 9, 64), GIB + 9 * 64), (analysis(GIB, 9, 64), None), (None, 1)],
 )
 def test_nothing_is_said_where_it_fits_or_is_not_known(known, limit):
     assert check_fits(known, limit=limit, fixed=GIB, batch_size=64, devices=1) is None
@@ -143,28 +132,11 @@ def test_what_jax_reports_of_a_compiled_step_is_understood():
         check_fits(known, limit=needed - 1, fixed=0, batch_size=64, devices=1)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (
-            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
-            r"batch_size=256 .*.* \(17179869184 bytes more .* try batch_size=128",
-        ),
-        (
-            "RESOURCE_EXHAUSTED: Failed to allocate 2.50GiB.",
-            r"\(2.50GiB more were needed\)",
-        ),
-        ("RESOURCE_EXHAUSTED", r"out of memory; try batch_size=128"),
-    ],
-)
-def test_out_of_memory_names_a_smaller_batch(text, said):
-    with pytest.raises(InputError, match=said), explained("batch_size", 256):
-        raise jax.errors.JaxRuntimeError(text)
-
-
-def test_another_error_of_xla_is_left_as_it_is():
-    with (
-        pytest.raises(jax.errors.JaxRuntimeError, match="something else"),
-        explained("--batch_size", 256),
-    ):
+def test_out_of_memory_is_said_with_a_smaller_batch():
+    says = (
+        r"batch_size=256 does .*\(RESOURCE_EXHAUSTED: 17 bytes\); try batch_size=128, or x$"
+    )
+    with pytest.raises(InputError, match=says), explained("batch_size", 256, ", or x"):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED:\n17 bytes")
+    with pytest.raises(jax.errors.JaxRuntimeError), explained("batch_size", 256):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

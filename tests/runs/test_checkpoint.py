@@ -4,11 +4,11 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -138,9 +138,12 @@ def seal(step_folder, change):
     meta.write_text(json.dumps({**said, "seal": sealed}))
 
 
-def test_arrays_of_another_version_are_named_and_nothing_is_moved(copied):
+def test_another_version_is_named_and_nothing_is_moved(copied):
     seal(copied / "6", lambda said: said["digests"].pop("params/dense/bias"))
     with pytest.raises(InputError, match=r"/6 lacks params/dense/bias .*manifest.json"):
+        checkpoint.restore_newest(copied, like(make(0)))
+    seal(copied / "6", lambda said: said.update(format=99))
+    with pytest.raises(InputError, match="format 99, and this jaxcls reads 1"):
         checkpoint.restore_newest(copied, like(make(0)))
     assert checkpoint.steps(copied) == [3, 6]
 
@@ -151,17 +154,9 @@ def test_damaged_weights_are_not_handed_out(copied):
         checkpoint.restore_weights(copied, 6, like(make(0)))
 
 
-def test_digests_do_not_depend_on_the_devices_or_the_sharding():
-    alone, spread = make(1), make(1, devices=8)
-    assert checkpoint.digests(alone) == checkpoint.digests(spread)
-    wide = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-    split = jax.device_put(wide, mesh.by_example(mesh.make(8)))
-    whole = checkpoint.digests(alone._replace(params={"w": wide}))
-    assert whole == checkpoint.digests(spread._replace(params={"w": split}))
-
-
-def test_digests_name_every_array_of_the_state():
+def test_digests_name_every_array_of_the_state_on_any_devices():
     found = checkpoint.digests(make(1))
+    assert found == checkpoint.digests(make(1, devices=8))
     assert len(found) == len(jax.tree.leaves(make(1)))
     assert {"step", "params/dense/kernel", "key/dropout", "best/value"} <= found.keys()
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in found.values())
@@ -171,41 +166,6 @@ def flipped(array, place, bit):
     out = np.array(array)
     out.view(np.uint8).reshape(-1)[place] ^= 1 << bit
     return out
-
-
-BASE = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
-OTHERS = {
-    "one bit flipped": flipped(BASE, 41, 3),
-    "the lowest bit flipped": flipped(BASE, 0, 0),
-    "two elements swapped": BASE.ravel()[[0, 2, 1, *range(3, 24)]].reshape(4, 6),
-    "rows swapped": BASE[[1, 0, 2, 3]],
-    "columns swapped": BASE[:, [1, 0, 2, 3, 4, 5]],
-    "the sign of a zero": np.where(BASE[2, 2] == BASE, np.float32(-0.0), BASE),
-    "a zero": np.where(BASE[2, 2] == BASE, np.float32(0.0), BASE),
-}
-
-
-def test_any_change_of_an_array_changes_its_digest_and_no_other():
-    def digests(array):
-        return checkpoint.digests(make(1, params={"w": array}))
-
-    first = digests(BASE)
-    found = {what: digests(array) for what, array in OTHERS.items()}
-    assert len({d["params/w"] for d in [first, *found.values()]}) == 1 + len(OTHERS)
-    for other in found.values():
-        assert {k for k in first if first[k] != other[k]} == {"params/w"}
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "uint32", "bool"])
-def test_arrays_of_other_types_have_digests_too(dtype):
-    ones = np.ones((2, 3), jnp.dtype(dtype))
-    one_zero = ones.copy()
-    one_zero[1, 2] = 0
-    found = [
-        checkpoint.digests(make(1, batch_stats={"x": x}))["batch_stats/x"]
-        for x in (ones, one_zero, ones)
-    ]
-    assert found[0] == found[2] != found[1]
 
 
 def test_digests_combine_to_one_whatever_their_order():
@@ -224,8 +184,10 @@ def test_the_last_few_and_the_best_stay(tmp_path):
     assert checkpoint.steps(tmp_path) == [7, 9]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("where", ["params", "batch_stats", "ema", "opt_state"])
+@pytest.mark.parametrize(
+    ("where", "bad"),
+    [("params", np.nan), ("batch_stats", np.inf), ("ema", np.nan), ("opt_state", -np.inf)],
+)
 def test_a_state_that_is_not_finite_is_not_saved(where, bad, tmp_path):
     state = make(4)
     leaves, structure = jax.tree.flatten(getattr(state, where))
@@ -239,11 +201,8 @@ def test_a_state_that_is_not_finite_is_not_saved(where, bad, tmp_path):
     assert checkpoint.steps(tmp_path) == []
 
 
-def test_the_newest_checkpoint_is_restored(two):
+def test_the_newest_checkpoint_is_restored_if_there_is_any(two, tmp_path):
     assert bits(checkpoint.restore_newest(two, like(make(0)))) == bits(make(6, best=3))
-
-
-def test_a_folder_without_checkpoints_restores_nothing(tmp_path):
     assert checkpoint.restore_newest(tmp_path, like(make(0))) is None
     assert checkpoint.restore_newest(tmp_path / "absent", like(make(0))) is None
 
@@ -256,23 +215,6 @@ def flip_a_bit(step_folder):
     path = biggest(step_folder)
     data = np.frombuffer(path.read_bytes(), np.uint8)
     path.write_bytes(flipped(data, len(data) // 2, 2).tobytes())
-
-
-def truncate(step_folder):
-    path = biggest(step_folder)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def lose_a_file(step_folder):
-    biggest(step_folder).unlink()
-
-
-def lose_an_item(step_folder):
-    shutil.rmtree(step_folder / "rest")
-
-
-def lose_the_digests(step_folder):
-    shutil.rmtree(step_folder / "meta")
 
 
 def empty(step_folder):
@@ -290,15 +232,21 @@ def become_another_step(step_folder):
     shutil.copytree(step_folder.parent / "3", step_folder)
 
 
-DAMAGES = [
-    flip_a_bit, truncate, lose_a_file, lose_an_item, lose_the_digests, empty,
-    become_a_file, become_another_step,
-]  # fmt: skip
+DAMAGES = {
+    "a flipped bit": flip_a_bit,
+    "a truncated file": lambda step: os.truncate(biggest(step), 20),
+    "a missing file": lambda step: biggest(step).unlink(),
+    "a missing item": lambda step: shutil.rmtree(step / "rest"),
+    "missing digests": lambda step: shutil.rmtree(step / "meta"),
+    "an empty folder": empty,
+    "a file": become_a_file,
+    "another step": become_another_step,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, copied, caplog):
-    damage(copied / "6")
+    DAMAGES[damage](copied / "6")
     with caplog.at_level(logging.WARNING):
         found = checkpoint.restore_newest(copied, like(make(0)))
     assert bits(found) == bits(make(3))
@@ -308,13 +256,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, copied, caplog
     assert (copied / "6.corrupt").exists()
     save(copied, make(6, best=6))
     assert bits(checkpoint.restore_newest(copied, like(make(0)))) == bits(make(6, best=6))
-
-
-def test_a_second_damaged_checkpoint_of_a_step_is_moved_aside_too(copied):
-    (copied / "6.corrupt").mkdir()
     empty(copied / "6")
     checkpoint.restore_newest(copied, like(make(0)))
-    assert (copied / "6.corrupt-1").is_dir()
+    assert (copied / "6.corrupt-1").exists()
 
 
 def test_folders_of_others_and_of_saves_cut_short_do_no_harm(copied):
@@ -347,19 +291,12 @@ def test_no_damage_to_any_file_gives_another_state(two, tmp_path):
 def test_a_run_all_of_whose_checkpoints_are_damaged_says_so(copied):
     flip_a_bit(copied / "3")
     empty(copied / "6")
-    with pytest.raises(InputError) as refused:
+    says = (
+        rf"no checkpoint in {copied} is whole \(6: .*; 3: .*move the folder away to start"
+    )
+    with pytest.raises(InputError, match=says):
         checkpoint.restore_newest(copied, like(make(0)))
-    said = str(refused.value)
-    assert f"no checkpoint in {copied} is whole (6: " in said
-    assert "; 3: " in said
-    assert "move the folder away to start from step 0" in said
     assert checkpoint.steps(copied) == [3, 6]
-
-
-def test_a_checkpoint_of_another_format_says_which(copied):
-    seal(copied / "6", lambda said: said.update(format=99))
-    with pytest.raises(InputError, match="format 99, and this jaxcls reads 1"):
-        checkpoint.restore(copied, 6, like(make(0)))
 
 
 @pytest.mark.parametrize(("which", "step"), [("best", 3), ("last", 6), ("3", 3), ("6", 6)])
@@ -368,32 +305,36 @@ def test_find_knows_best_last_and_steps(which, step, two):
 
 
 def test_find_takes_the_last_for_best_where_nothing_was_evaluated(tmp_path):
-    save(tmp_path, make(2), make(4))
-    assert checkpoint.find(tmp_path, "best") == (4, "last")
+    save(tmp_path, make(2))
+    assert checkpoint.find(tmp_path, "best") == (2, "last")
 
 
-def test_find_never_takes_another_for_a_best_that_is_gone(copied):
-    shutil.rmtree(copied / "3")
-    with pytest.raises(
-        InputError, match=r"lacks checkpoint 3, the best; .*=last, or one of 6"
-    ):
-        checkpoint.find(copied, "best")
+LISTED = "is not in .*; there are best, last, 3, 6"
 
 
-@pytest.mark.parametrize("which", ["5", "newest", "", "-3"])
-def test_find_names_the_checkpoints_there_are(which, two):
-    with pytest.raises(InputError) as refused:
-        checkpoint.find(two, which)
-    said = f"--checkpoint={which} is not in {two}; there are best, last, 3, 6"
-    assert str(refused.value) == said
-
-
-def test_find_in_an_empty_folder_says_to_train(tmp_path):
-    with pytest.raises(InputError, match="holds no checkpoint; train first"):
-        checkpoint.find(tmp_path, "best")
-
-
-def test_find_best_names_the_damaged_checkpoint_that_should_know(copied):
-    lose_the_digests(copied / "6")
-    with pytest.raises(InputError, match=r"checkpoint 6 .*not whole .*=STEP, one of 3, 6"):
-        checkpoint.find(copied, "best")
+@pytest.mark.parametrize(
+    ("which", "damage", "says"),
+    [
+        ("5", None, f"--checkpoint=5 {LISTED}"),
+        ("newest", None, LISTED),
+        ("", None, LISTED),
+        ("-3", None, LISTED),
+        # It never takes another for a best that is gone.
+        (
+            "best",
+            lambda folder: shutil.rmtree(folder / "3"),
+            "best, step 3, is not in .* last, 6",
+        ),
+        (
+            "best",
+            lambda folder: shutil.rmtree(folder / "6" / "meta"),
+            "6 .*=STEP, one of 3",
+        ),
+        ("best", shutil.rmtree, "holds no checkpoint; train first"),
+    ],
+)
+def test_find_names_the_checkpoints_there_are(which, damage, says, copied):
+    if damage:
+        damage(copied)
+    with pytest.raises(InputError, match=says):
+        checkpoint.find(copied, which)

@@ -7,9 +7,7 @@ import pytest
 from jaxcls import experiment
 from jaxcls.devices import mesh
 from jaxcls.devices.memory import tree_bytes
-from jaxcls.errors import StoppedError
-from jaxcls.runs import checkpoint, records, saving
-from jaxcls.training import train
+from jaxcls.runs import checkpoint, saving
 from tests.scoring import score
 
 
@@ -39,25 +37,17 @@ def bytes_of(state, device):
 
 def test_arrays_are_split_along_their_longest_axis_that_divides(monkeypatch):
     monkeypatch.setattr(mesh, "LEAST", 48)
-    shapes = {
-        "params": {"square": (8, 8), "odd": (3, 3, 5, 16), "none": (7, 7), "small": (40,)},
-        "batch_stats": {"table": (64, 64)},
-    }
+    params = {"square": (8, 8), "odd": (3, 3, 5, 16), "none": (7, 7), "small": (40,)}
+    shapes = {"params": params, "batch_stats": {"table": (64, 64)}}
     like = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
     found = jax.tree.map(lambda its: tuple(its.spec), mesh.of_state(mesh.make(8, 4), like))
-    assert found == {
-        "params": {
-            "square": (None, "fsdp"),
-            "odd": (None, None, None, "fsdp"),
-            "none": (),
-            "small": (),
-        },
-        "batch_stats": {"table": ()},
-    }
+    split = {"square": (None, "fsdp"), "odd": (None, None, None, "fsdp")}
+    assert found["params"] == split | {"none": (), "small": ()}
+    assert found["batch_stats"] == {"table": ()}
     whole = mesh.of_state(mesh.make(8), like)
     assert all(its.is_fully_replicated for its in jax.tree.leaves(whole))
 
@@ -87,12 +77,14 @@ def test_each_device_has_rows_of_its_own_and_groups_are_neighbours():
 )
 def test_steps_agree_with_those_of_one_device_up_to_rounding(tiny, fsdp, changes):
     exps = [experiment.build(tiny(**changes, **each)) for each in ({}, parts(fsdp))]
-    (whole, losses), (split, others) = map(stepped, exps)
-    np.testing.assert_allclose(losses[:3], others[:3], rtol=1e-5)
-    scored = [score(e, s._asdict(), "test", "data.test", 64) for e, s in
-              zip(exps, (whole, split), strict=True)]  # fmt: skip
-    assert scored[0][0] == scored[1][0] == 360
-    assert scored[0][1]["loss"] == pytest.approx(scored[1][1]["loss"], rel=1e-3)
+    states, losses = zip(*map(stepped, exps), strict=True)
+    np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
+    (n, whole), (m, split) = (
+        score(exp, state._asdict(), "test", "data.test", 64)
+        for exp, state in zip(exps, states, strict=True)
+    )
+    assert n == m == 360
+    assert whole["loss"] == pytest.approx(split["loss"], rel=1e-3)
 
 
 def test_blocks_made_anew_gather_their_own_params_once_more(tiny):
@@ -131,30 +123,15 @@ def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
 
 @pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_is_saved_in_parts_is_restored_in_others_bit_for_bit(tiny, tmp_path, fsdp):
-    exp = experiment.build(tiny(**parts(4)))
+    exp, folder = experiment.build(tiny(**parts(4))), tmp_path / "checkpoints"
     state = exp.init()
     digests = checkpoint.digests(state)
-    with saving.Checkpoints(tmp_path / "checkpoints", 1) as saves:
+    with saving.Checkpoints(folder, 1) as saves:
         saves.save(state, digests)
-    other = experiment.build(tiny(**parts(fsdp)))
-    restored = checkpoint.restore(tmp_path / "checkpoints", 0, other.programs.state_like)
+    like = experiment.build(tiny(**parts(fsdp))).programs.state_like
+    restored = checkpoint.restore(folder, 0, like)
     assert checkpoint.digests(restored) == digests
-    kernel = restored.params["dense"]["kernel"]
-    assert kernel.sharding == other.programs.state_like.params["dense"]["kernel"].sharding
-    assert kernel.sharding.is_fully_replicated == (fsdp == 1)
-    for ours, theirs in zip(
-        jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True
-    ):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-
-
-@pytest.mark.slow
-def test_a_run_in_parts_moves_to_other_parts(tiny, tmp_path):
-    exp = experiment.build(tiny(**parts(4)))
-    whole = train.run(exp, str(tmp_path / "whole"))
-    with pytest.raises(StoppedError):
-        train.run(exp, str(tmp_path / "moved"), until=7)
-    moved = train.run(experiment.build(tiny(**parts(2))), str(tmp_path / "moved"))
-    np.testing.assert_allclose(moved.record["loss"], whole.record["loss"], rtol=1e-3)
-    starts = [r["kind"] for r in records.read(tmp_path / "moved" / "metrics.jsonl")]
-    assert starts.count("final") == 1
+    kernels = [each.params["dense"]["kernel"] for each in (restored, like, state)]
+    assert kernels[0].sharding == kernels[1].sharding
+    assert kernels[0].sharding.is_fully_replicated == (fsdp == 1)
+    np.testing.assert_array_equal(*map(np.asarray, (kernels[0], kernels[2])))

@@ -1,17 +1,14 @@
 """A run that is asked to stop: what is saved, what it leaves with, how it goes on."""
 
+import functools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from jaxcls.training import stopping
-from tests.conftest import ROOT
 
 
 def ended(folder):
@@ -28,32 +25,10 @@ def test_nothing_is_asked_by_itself(tiny):
 
 
 @pytest.fixture
-def started(tmp_path, data_dir):
-    """``started(argument...)`` -> a training process in tmp_path/run."""
-    processes = []
-
-    def start(*arguments):
-        environment = {
-            **os.environ,
-            "TFDS_DATA_DIR": str(data_dir),
-            "JAX_NUM_CPU_DEVICES": "1",
-        }
-        config = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxcls.main", *config, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+def train(started, tmp_path):
+    """``train(argument...)`` -> a training process in tmp_path/run."""
+    config = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    return functools.partial(started, "-m", "jaxcls.main", *config)
 
 
 def until(process, beginning):
@@ -62,9 +37,9 @@ def until(process, beginning):
 
 
 @pytest.mark.slow
-def test_sigterm_while_compiling_ends_the_process_at_once(started, tmp_path):
+def test_sigterm_while_compiling_ends_the_process_at_once(train, tmp_path):
     slow = "--config.model.name=resnet50(stem='small')"
-    process = started(slow, "--config.batch_size=512", "--config.data.resident=off")
+    process = train(slow, "--config.batch_size=512", "--config.data.resident=off")
     until(process, "starting from step 0")
     time.sleep(1)
     began = time.monotonic()
@@ -77,15 +52,15 @@ def test_sigterm_while_compiling_ends_the_process_at_once(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_saves_and_leaves_with_75(started, tmp_path):
+def test_ctrl_c_in_training_saves_and_leaves_with_75(train, tmp_path):
     short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
-    process = started(*short)
+    process = train(*short)
     until(process, "step 20:")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert said.startswith("stopped: asked to; the state after step ")
-    again = started(*short)
+    again = train(*short)
     out, said = again.communicate(timeout=120)
     assert again.returncode == 0, said
     assert "resuming from step" in out
@@ -95,9 +70,9 @@ def test_ctrl_c_in_training_saves_and_leaves_with_75(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once_with_130(started, tmp_path):
+def test_a_second_signal_leaves_at_once_with_130(train, tmp_path):
     small = "--config.model.name=cnn(widths=(4, 8))"
-    process = started(small, "--config.length=400 epochs", "--config.eval.every=1 steps")
+    process = train(small, "--config.length=400 epochs", "--config.eval.every=1 steps")
     until(process, "step 1: eval")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)  # Two of one kind may reach it as one.

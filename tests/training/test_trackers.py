@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
-import pathlib
 import struct
-import subprocess
 import sys
 
 import numpy as np
@@ -14,20 +11,14 @@ from PIL import Image
 from sklearn.metrics import recall_score
 
 from jaxcls import experiment
+from jaxcls.config import loading
 from jaxcls.data import pictures
 from jaxcls.errors import InputError
-from jaxcls.evaluation import scoring
 from jaxcls.experiment import show
 from jaxcls.training import trackers, train
-from tests.dying import Crash, Dying
+from tests.dying import Crash, Dying, dying
 from tests.events import scalars, values
-from tests.scoring import predictions
-
-RECORDS = ("metrics.jsonl", "digests.jsonl")
-
-
-def records(folder):
-    return {name: (folder / name).read_bytes() for name in RECORDS}
+from tests.run_folders import record_bytes
 
 
 def image(value):
@@ -38,58 +29,41 @@ def text(value):
     return value.tensor.string_val[0].decode()
 
 
+def told(folder, labels, predicted, names):
+    """{tag: value} of what TensorBoard is told of a step's predictions."""
+    board = trackers.TensorBoard(folder, 0)
+    board.classes("eval", 7, {"label": labels, "predicted": predicted}, names)
+    board.close()
+    return {tag: value for tag, step, value in values(folder) if step == 7}
+
+
 def test_recall_is_a_table_of_the_classes_that_occur(tmp_path):
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, 200), rng.integers(-1, 5, 200)
-    board = trackers.TensorBoard(tmp_path, 0)
-    board.classes("eval", 7, labels, predicted, ["ant", "bee", "cat", "dog", "none"])
-    board.close()
-    found = {(tag, step): value for tag, step, value in values(tmp_path)}
-    (table,) = (v for (tag, step), v in found.items() if "recall" in tag and step == 7)
+    found = told(tmp_path, labels, predicted, ["ant", "bee", "cat", "dog", "none"])
+    (table,) = (value for tag, value in found.items() if "recall" in tag)
     expected = recall_score(labels, predicted, labels=range(4), average=None)
-    support = np.bincount(labels)
-    rows = [
-        f"| {name} | {share:.4f} | {n} |"
-        for name, share, n in zip(
-            ["ant", "bee", "cat", "dog"], expected, support, strict=True
-        )
+    rows = zip(["ant", "bee", "cat", "dog"], expected, np.bincount(labels), strict=True)
+    assert text(table).splitlines()[2:] == [
+        f"| {name} | {share:.4f} | {n} |" for name, share, n in rows
     ]
-    assert text(table).splitlines()[2:] == rows
-    assert image(found["eval/confusion", 7]).shape == (290, 290, 3)
+    assert image(found["eval/confusion"]).shape == (290, 290, 3)
 
 
 def test_of_many_classes_there_is_a_histogram_of_recall(tmp_path):
     labels = np.arange(202) % 101
     predicted = np.where(labels < 25, labels, 0)
-    board = trackers.TensorBoard(tmp_path, 0)
-    board.classes("eval", 7, labels, predicted, [str(k) for k in range(101)])
-    board.close()
-    ((tag, _, value),) = values(tmp_path)
-    assert tag == "eval/recall"
-    assert (value.histo.num, value.histo.sum) == (101, 25)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """The folder of a run that nothing watched, and its experiment, by its config."""
-    made = {}
-
-    def get(config):
-        if config.to_json() not in made:
-            folder = tmp_path_factory.mktemp("plain")
-            exp = Dying(config, None)
-            train.run(exp, str(folder))
-            made[config.to_json()] = folder, exp
-        return made[config.to_json()]
-
-    return get
+    found = told(tmp_path, labels, predicted, [str(k) for k in range(101)])
+    assert found.keys() == {"eval/recall"}
+    histogram = found["eval/recall"].histo
+    assert (histogram.num, histogram.sum) == (101, 25)
 
 
 @pytest.mark.slow
 def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
-    tiny, plain, tmp_path
+    tiny, whole, tmp_path
 ):
-    folder, exp = plain(tiny())
+    (folder, _), exp = whole(tiny()), dying(tiny())
     watched = Dying(tiny(**{"log.tensorboard": True}), None)
     watched.programs = exp.programs  # To compile them again takes seconds.
     watched.at = 7
@@ -97,7 +71,7 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
         train.run(watched, str(tmp_path))
     watched.at = 10**9
     train.run(watched, str(tmp_path))
-    assert records(tmp_path) == records(folder)
+    assert record_bytes(tmp_path) == record_bytes(folder)
 
     told = list(values(tmp_path / "tensorboard"))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -119,16 +93,12 @@ def test_a_run_is_the_same_with_tensorboard_and_without_and_across_a_resume(
     captions = [show.caption(target, exp.selection.class_names) for target in targets]
     grid = pictures.grid(images, captions)
     np.testing.assert_array_equal(image(found["train/first_batch", 0]), grid)
-    _, step, _, weights = scoring.load(str(tmp_path), "best", {})
-    assert step == json.loads(lines[-1])["best_step"]
-    for name, variables in (("", weights), ("/ema", weights["ema"])):
-        of_model = {k: variables[k] for k in ("params", "batch_stats")}
-        logits, labels = predictions(exp, of_model, "test")
-        matrix = np.zeros((10, 10), int)
-        np.add.at(matrix, (labels, logits.argmax(-1)), 1)
-        drawn = pictures.confusion(matrix, exp.selection.class_names)
-        shown = image(found[f"final{name}/confusion", 12])
-        np.testing.assert_array_equal(shown, drawn)
+    final = json.loads(lines[-1])
+    for group, prefix in (("final", ""), ("final/ema", "ema_")):
+        (table,) = (v for (tag, _), v in found.items() if tag.startswith(f"{group}/recall"))
+        cells = [row.split("|")[2:4] for row in text(table).splitlines()[2:]]
+        hits = sum(float(recall) * int(n) for recall, n in cells)
+        assert hits / 360 == pytest.approx(final[f"{prefix}top1"], abs=1e-4)
 
 
 def test_weights_and_biases_that_is_not_installed_is_one_line(tiny, tmp_path, monkeypatch):
@@ -137,12 +107,6 @@ def test_weights_and_biases_that_is_not_installed_is_one_line(tiny, tmp_path, mo
     with pytest.raises(InputError, match=r"log.wandb='probe' needs .* pip install wandb"):
         train.run(exp, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    # A folder that runs left is a package of that name.
-    monkeypatch.delitem(sys.modules, "wandb")
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    (tmp_path / "wandb").mkdir()
-    with pytest.raises(InputError, match="pip install wandb"):
-        trackers.imported("probe")
 
 
 # Trains in a process of its own, as wandb starts one and hooks into the interpreter.
@@ -168,29 +132,18 @@ except StoppedError:
 
 
 @pytest.fixture
-def trained(tiny):
+def trained(tiny, started):
     """``trained(folder, until, kill, **environment)`` -> what a run with wandb prints."""
     pytest.importorskip("wandb")
-    from jaxcls.config import loading
 
     def run(folder, until=0, kill=0, **environment):
         flat = loading.flat(tiny(**{"log.wandb": "probe"}))
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            input=json.dumps([flat, str(folder), until, kill]),
-            capture_output=True,
-            text=True,
-            timeout=400,
-            env={
-                **os.environ,
-                "WANDB_MODE": "offline",
-                "WANDB_SILENT": "true",
-                **environment,
-            },
-            cwd=pathlib.Path(__file__).resolve().parent.parent.parent,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"} | environment
+        process = started("-c", SCRIPT, devices=8, **quiet)
+        given = json.dumps([flat, str(folder), until, kill])
+        out, said = process.communicate(given, timeout=400)
+        assert process.returncode == 0, said
+        return out
 
     return run
 
@@ -236,12 +189,12 @@ def items(pairs):
 
 @pytest.mark.slow
 def test_weights_and_biases_is_told_the_records_as_one_run_across_a_resume(
-    trained, tiny, plain, tmp_path
+    trained, tiny, whole, tmp_path
 ):
-    folder, _ = plain(tiny())
+    folder, _ = whole(tiny())
     assert "stopped" in trained(tmp_path, until=7)
     assert "done" not in trained(tmp_path)
-    assert records(tmp_path) == records(folder)
+    assert record_bytes(tmp_path) == record_bytes(folder)
     ids, steps, summary, config = history(tmp_path)
     assert ids == {(tmp_path / "wandb-id").read_text()}
     assert config["optim"]["lr"] == 0.01
@@ -253,20 +206,15 @@ def test_weights_and_biases_is_told_the_records_as_one_run_across_a_resume(
             assert summary["final/at"] == record["at"]
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_when_weights_and_biases_dies(trained, tiny, plain, tmp_path):
-    folder, _ = plain(tiny())
-    said = trained(tmp_path, kill=6)
-    assert said.count("the run goes on without it") == 1
-    assert records(tmp_path) == records(folder)
+OUT_OF_REACH = {
+    "WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "1",
+    "WANDB_BASE_URL": "http://127.0.0.1:9",
+}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_weights_and_biases_is_out_of_reach(
-    trained, tiny, plain, tmp_path
-):
-    folder, _ = plain(tiny())
-    there = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "1"}
-    said = trained(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", **there)
-    assert said.count("the run goes on without it") == 1
-    assert records(tmp_path) == records(folder)
+@pytest.mark.parametrize("fault", [{"kill": 6}, OUT_OF_REACH], ids=["killed", "no network"])
+def test_a_run_goes_on_without_weights_and_biases(trained, tiny, whole, tmp_path, fault):
+    folder, _ = whole(tiny())
+    assert trained(tmp_path, **fault).count("the run goes on without it") == 1
+    assert record_bytes(tmp_path) == record_bytes(folder)
