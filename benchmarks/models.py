@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from benchmarks.flops import multiply_adds
 from jaxcls.models import MODELS
 from jaxcls.models.convnext import CONVNEXTS
-from jaxcls.models.efficientnet import EFFICIENTNETS
 from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.resnet import RESNETS
@@ -64,7 +63,7 @@ PUBLISHED = {
     "mobilenet_v2": ("torchvision IMAGENET1K_V2", 72.154),
 }
 
-_FAMILIES = (VGGS, RESNETS, VITS, CONVNEXTS, MIXERS, EFFICIENTNETS, MOBILENETS)
+_FAMILIES = (VGGS, RESNETS, VITS, CONVNEXTS, MIXERS, MOBILENETS)
 _CIFARS = (*WIDE_RESNETS, "airbench")
 _ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.

@@ -24,10 +24,6 @@ class RefusedError(Exception):
     """A pickle is refused; the text gives the reason."""
 
 
-class UnknownNameError(RefusedError):
-    """A pickle names something that is not in its caller's table."""
-
-
 class Global(NamedTuple):
     """A name in a pickle; it is not imported."""
 
@@ -35,15 +31,9 @@ class Global(NamedTuple):
     name: str
 
 
-class Names(NamedTuple):
-    """The names that a pickle may use.
-
-    calls: the functions. The pickle chooses their arguments, so they must check them.
-    others: the names that are passed on as a `Global`.
-    """
-
-    calls: Mapping[Global, Callable[..., Any]]
-    others: frozenset[Global] = frozenset()
+# The names that a pickle may use. The pickle chooses the arguments of the functions, so
+# they must check them. A name without a function is passed on as a `Global`.
+Names = Mapping[Global, Callable[..., Any] | None]
 
 
 def load(
@@ -52,7 +42,6 @@ def load(
     build: Callable[[Any, Any], None],
     *,
     persistent: Callable[[Any], Any] | None = None,
-    python2: type[str] | type[bytes] = str,
 ) -> Any:
     """Returns the value of the pickle at the file's position, and reads no further.
 
@@ -61,13 +50,13 @@ def load(
       names: the names that the pickle may use.
       build: is called with a value and its state.
       persistent: maps a persistent id to its value; None refuses persistent ids.
-      python2: the type for strings of Python 2.
 
+    Strings of Python 2 are text, each byte a character.
     Raises `RefusedError`, and nothing else, for any other pickle.
     """
     try:
         room = len(file.getbuffer())
-        return _Machine(names, build, persistent, python2, room).run(file)
+        return _Machine(names, build, persistent, room).run(file)
     except RefusedError:
         raise
     except Exception as error:  # Damaged pickles raise almost every type.
@@ -95,7 +84,6 @@ class _Machine:
     names: Names
     build: Callable[[Any, Any], None]
     persistent: Callable[[Any], Any] | None
-    python2: type[str] | type[bytes]
     # The values that calls may still get; a memo can pass one long text many times.
     room: int
     stack: list[Any] = dataclasses.field(default_factory=list)
@@ -119,29 +107,22 @@ class _Machine:
                 stack.append(_CONSTANTS[name])
             elif name in _ACTIONS:
                 _ACTIONS[name](self, argument)
-            elif name in _OF_PYTHON_2 and isinstance(argument, str):
-                is_text = self.python2 is str
-                stack.append(argument if is_text else argument.encode("latin-1"))
             elif name not in _NOTHING:
                 raise RefusedError(f"it has opcode {name}, which is not needed")
         return stack.pop()
 
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
-
-    def marked(self) -> list[Any]:
-        """Pops and returns the values above the last mark."""
-        start = self.marks.pop()
+    def top(self, count: int) -> list[Any]:
+        """Pops and returns the last `count` values."""
+        start = len(self.stack) - count
+        if start < 0:
+            raise RefusedError("its stack is empty")
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    def make_tuple(self, count: int | None) -> None:
-        if count is not None:
-            self.marks.append(len(self.stack) - count)
-        if self.marks[-1] < 0:
-            raise RefusedError("its stack is empty")
-        self.stack.append(tuple(self.marked()))
+    def marked(self) -> list[Any]:
+        """Pops and returns the values above the last mark."""
+        return self.top(len(self.stack) - self.marks.pop())
 
     def append(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
@@ -152,42 +133,36 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             put(self.stack[-1], key, value)
 
-    def set_item(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        put(self.stack[-1], key, value)
-
     def make_dict(self, _: Any) -> None:
         items = self.marked()
         self.stack.append({})
         self.set_items(items)
 
     def find(self, argument: str | None) -> None:
-        if argument is None:
-            name, module = self.stack.pop(), self.stack.pop()
-            if type(name) is not str or type(module) is not str:
-                raise RefusedError(f"it names a {kind_of(name)} of a {kind_of(module)}")
-        else:
-            module, _, name = argument.partition(" ")
+        module, name = argument.split(" ", 1) if argument is not None else self.top(2)
+        if type(name) is not str or type(module) is not str:
+            raise RefusedError(f"it names a {kind_of(name)} of a {kind_of(module)}")
         found = Global(module, name)
-        if found not in self.names.calls and found not in self.names.others:
-            raise UnknownNameError(f"it names {f'{module}.{name}'[:90]}, which is refused")
+        if found not in self.names:
+            raise RefusedError(f"it names {f'{module}.{name}'[:90]}, which is refused")
         self.stack.append(found)
 
     def call(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not Global or type(arguments) is not tuple:
-            raise RefusedError(f"it calls a {kind_of(function)}")
-        if function not in self.names.calls:
-            raise RefusedError(f"it calls {'.'.join(function)}")
+        name, arguments = self.top(2)
+        if type(name) is not Global or type(arguments) is not tuple:
+            raise RefusedError(f"it calls a {kind_of(name)}")
+        function = self.names[name]
+        if function is None:
+            raise RefusedError(f"it calls {'.'.join(name)}")
         if len(arguments) > _MOST_ARGUMENTS:
-            raise RefusedError(f"it calls {function.name} with {len(arguments)} arguments")
+            raise RefusedError(f"it calls {name.name} with {len(arguments)} arguments")
         self.room -= sum(len(value) for value in arguments if type(value) in _SIZED)
         if self.room < 0:
             raise RefusedError("its calls are given more than the file has bytes")
-        self.stack.append(self.names.calls[function](*arguments))
+        self.stack.append(function(*arguments))
 
     def set_state(self, _: Any) -> None:
-        state = self.stack.pop()
+        (state,) = self.top(1)
         self.build(self.stack[-1], state)
 
     def persist(self, _: Any) -> None:
@@ -201,25 +176,25 @@ _VALUES = (
     {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
     | {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
     | {"BINBYTES", "SHORT_BINBYTES"}
+    | {"STRING", "BINSTRING", "SHORT_BINSTRING"}  # Of Python 2, as text by Latin-1.
 )
-_OF_PYTHON_2 = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
 _ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
     "LIST": lambda machine, _: machine.stack.append(machine.marked()),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "DICT": _Machine.make_dict,
-    "TUPLE": _Machine.make_tuple,
-    "TUPLE1": lambda machine, _: machine.make_tuple(1),
-    "TUPLE2": lambda machine, _: machine.make_tuple(2),
-    "TUPLE3": lambda machine, _: machine.make_tuple(3),
-    "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.top(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.top(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.top(3))),
+    "APPEND": lambda machine, _: machine.append(machine.top(1)),
     "APPENDS": lambda machine, _: machine.append(machine.marked()),
-    "SETITEM": _Machine.set_item,
+    "SETITEM": lambda machine, _: machine.set_items(machine.top(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.marked()),
     "GLOBAL": _Machine.find,
     "STACK_GLOBAL": _Machine.find,

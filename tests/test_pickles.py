@@ -30,7 +30,7 @@ def joined(*arguments):
     return list(arguments)
 
 
-NAMES = pickles.Names({Global("some", "joined"): joined}, frozenset([Global("a", "b")]))
+NAMES = {Global("some", "joined"): joined, Global("a", "b"): None}
 
 
 def load(data, **options):
@@ -65,10 +65,8 @@ def test_bytes_and_shared_and_circular_values_come_back(protocol):
     assert found[2] is found
 
 
-def test_strings_of_python_2_are_texts_or_bytes():
-    data = b"(lp0\nS'a'\naU\x02\xe9bap1\n."
-    assert load(data) == ["a", "éb"]
-    assert load(data, python2=bytes) == [b"a", b"\xe9b"]
+def test_strings_of_python_2_are_texts():
+    assert load(b"(lp0\nS'a'\naU\x02\xe9bap1\n.") == ["a", "éb"]
 
 
 def test_names_are_called_or_passed_on_as_the_table_says():
@@ -114,6 +112,7 @@ HOSTILE = {
     "nested lists called": nested(20) + b")R",
     "a far place in the memo": b"Nr\xff\xff\xff\x7f",
     "a tuple of great depth as a key": b"}" + DEEP + b"Ns",
+    "a tuple of great depth as a name": b"\x8c\x01x" + DEEP + b"\x93",
     "a tuple of great depth called": DEEP + b")R",
     "a length that is not there": b"T\xff\xff\xff\x7f",
     "a length beyond all": b"\x8d" + b"\xff" * 7 + b"\x7f",

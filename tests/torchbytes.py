@@ -8,18 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "bfloat16": "BFloat16Storage",
-    "float64": "DoubleStorage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "int16": "ShortStorage",
-    "int8": "CharStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
-}
+KINDS = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double"}
+KINDS |= {"int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char"}
+KINDS |= {"uint8": "Byte", "bool": "Bool"}
 
 
 class Named(NamedTuple):
@@ -89,7 +80,7 @@ def ordered(items):
 
 
 def storage(key, dtype, count, *view):
-    kind = Named("torch", STORAGES[dtype])
+    kind = Named("torch", f"{KINDS[dtype]}Storage")
     return Persistent(("storage", kind, key, "cpu", count, *view))
 
 
@@ -131,11 +122,7 @@ def zipped(content, stored, order=b"little", name="archive", method=zipfile.ZIP_
 
 def legacy(content, stored, magic=MAGIC, protocol=1001, keys=None):
     """A file of torch before 1.6."""
-    information = {
-        "protocol_version": 1001,
-        "little_endian": True,
-        "type_sizes": {"int": 4},
-    }
+    information = {"protocol_version": 1001, "little_endian": True}
     data = b"".join(map(pickled, (magic, protocol, information, content)))
     data += pickled(sorted(stored) if keys is None else keys)
     for key in sorted(stored):

@@ -1,18 +1,20 @@
 """AlexNet, one column (Krizhevsky, arXiv:1404.5997), as torchvision builds it."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcls.models import initializers, layers
-from jaxcls.models.layers import Dtype, Output
+from jaxcls.models.layers import Dtype, Output, conv
 from jaxcls.models.naming import Entry, Naming
 
 # Below this size a feature map would be empty.
 MIN_SIZE = 63
 INITIALIZERS = {
     "torch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    "lecun": initializers.lecun_normal(),
+    "lecun": layers.LECUN,
 }
 
 
@@ -43,6 +45,7 @@ class AlexNet(nn.Module):
         layers.check_size(images, MIN_SIZE, "alexnet")
         init = INITIALIZERS[self.weight_init]
         x = images.astype(self.dtype)
+        layer = partial(conv, dtype=self.dtype, bias=True, kernel_init=init)
         for i, (width, kernel, stride, padding, is_pooled) in enumerate(
             [
                 (64, 11, 4, 2, True),
@@ -52,15 +55,8 @@ class AlexNet(nn.Module):
                 (256, 3, 1, 1, True),
             ]
         ):
-            x = nn.Conv(
-                width,
-                (kernel, kernel),
-                strides=(stride, stride),
-                padding=((padding, padding), (padding, padding)),
-                dtype=self.dtype,
-                kernel_init=init,
-                name=f"conv{i + 1}",
-            )(x)
+            pads = [(padding, padding)] * 2
+            x = layer(width, kernel, stride, padding=pads, name=f"conv{i + 1}")(x)
             x = layers.FeatureMap()(nn.relu(x))
             if is_pooled:
                 x = layers.max_pool(x, window=3, stride=2)
@@ -79,8 +75,7 @@ class AlexNet(nn.Module):
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of torchvision."""
         places = enumerate((0, 3, 6, 8, 10), 1)
-        table: dict[str, str | Entry] = {f"conv{i}": f"features.{n}" for i, n in places}
+        table: Naming = {f"conv{i}": f"features.{n}" for i, n in places}
         # torchvision flattens channels before positions.
-        table["dense1"] = Entry("classifier.1", view=(6, 6, -1, 4096), shape=(4096, -1))
-        table |= {"dense2": "classifier.4", "head": "classifier.6"}
-        return {"torchvision": Naming(table)}
+        table["dense1"] = Entry("classifier.1", (6, 6, 256, 4096), (4096, 6 * 6 * 256))
+        return {"torchvision": table | {"dense2": "classifier.4", "head": "classifier.6"}}

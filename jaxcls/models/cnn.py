@@ -1,11 +1,13 @@
 """The convolutional network of a first tutorial, for images of 8 to 64 pixels."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcls.models import initializers, layers
-from jaxcls.models.layers import BatchNorm, Dtype, Output
+from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
 
@@ -38,17 +40,11 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
         x = images.astype(self.dtype)
-        init = initializers.he_normal()
+        init = initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+        layer = partial(conv, dtype=self.dtype, kernel_init=init)
         for width, names in zip(self.widths, self._convs(), strict=True):
             for name in names:
-                x = nn.Conv(
-                    width,
-                    (3, 3),
-                    use_bias=not self.batch_norm,
-                    dtype=self.dtype,
-                    kernel_init=init,
-                    name=name,
-                )(x)
+                x = layer(width, 3, bias=not self.batch_norm, name=name)(x)
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
                 x = nn.relu(x)
@@ -74,11 +70,11 @@ class CNN(nn.Module):
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
-        norm = ("_norm",) if self.batch_norm else ()
-        convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
-        return [*convs, ("dense",), ("head",)]
+        convs = [name for names in self._convs() for name in names]
+        layers = [(n, f"{n}_norm") if self.batch_norm else (n,) for n in convs]
+        return [*layers, ("dense",), ("head",)]
 
     def namings(self) -> dict[str, Naming]:
         """Returns our names with PyTorch's axes; no other library has this model."""
         names = [name for group in self.groups() for name in group]
-        return {"pytorch": Naming({name: name for name in names})}
+        return {"pytorch": {name: name for name in names}}

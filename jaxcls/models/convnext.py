@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import initializers, layers
+from jaxcls.models import initializers, layers, naming
 from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
@@ -65,58 +65,52 @@ class ConvNeXt(nn.Module):
         x = images.astype(self.dtype)
         x = cut(self.width, 4, 4, dtype=self.dtype, name="stem_conv")(x)
         x = norm(name="stem_norm")(x)
-        rates = iter(layers.drop_rates(self.drop_path, sum(self.stages)))
-        for stage, blocks in enumerate(self.stages, 1):
-            if stage > 1:
-                width = self.width * 2 ** (stage - 1)
-                x = norm(name=f"stage{stage}_norm")(x)
-                x = cut(width, 2, 2, dtype=self.dtype, name=f"stage{stage}_conv")(x)
-            for i in range(1, blocks + 1):
-                name = f"stage{stage}_block{i}"
-                x = Block(self.layer_scale, next(rates), self.dtype, name=name)(x, train)
+        rates = layers.drop_rates(self.drop_path, sum(self.stages))
+        for (name, stage, i), rate in zip(self._blocks(), rates, strict=True):
+            if stage and i == 0:
+                width, before = self.width * 2**stage, f"stage{stage + 1}"
+                x = norm(name=f"{before}_norm")(x)
+                x = cut(width, 2, 2, dtype=self.dtype, name=f"{before}_conv")(x)
+            x = Block(self.layer_scale, rate, self.dtype, name=name)(x, train)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(layers.global_mean(x))
         return layers.head(x, self.num_classes, NORMAL)
+
+    def _blocks(self) -> list[tuple[str, int, int]]:
+        """Returns (name, stage, index in the stage) of every block."""
+        return layers.block_names(self.stages)
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         found: list[tuple[str, ...]] = [("stem_conv", "stem_norm")]
-        for stage, blocks in enumerate(self.stages, 1):
-            if stage > 1:
-                found.append((f"stage{stage}_norm", f"stage{stage}_conv"))
-            found += [(f"stage{stage}_block{i}",) for i in range(1, blocks + 1)]
+        for name, stage, i in self._blocks():
+            if stage and i == 0:
+                found.append((f"stage{stage + 1}_norm", f"stage{stage + 1}_conv"))
+            found.append((name,))
         return [*found, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of torchvision and timm."""
-        vision: dict[str, str | Entry] = {
-            "stem_conv": "features.0.0",
-            "stem_norm": "features.0.1",
-        }
-        timm: dict[str, str | Entry] = {"stem_conv": "stem.0", "stem_norm": "stem.1"}
-        for stage, blocks in enumerate(self.stages):
-            if stage:
-                for n, kind in enumerate(("norm", "conv")):
-                    ours = f"stage{stage + 1}_{kind}"
-                    vision[ours] = f"features.{2 * stage}.{n}"
-                    timm[ours] = f"stages.{stage}.downsample.{n}"
-            for i in range(blocks):
-                ours = f"stage{stage + 1}_block{i + 1}"
-                theirs = f"features.{2 * stage + 1}.{i}"
-                scale = Entry(f"{theirs}.layer_scale", shape=(-1, 1, 1))
-                vision[f"{ours}/conv"] = f"{theirs}.block.0"
-                vision[f"{ours}/norm"] = f"{theirs}.block.2"
-                vision[f"{ours}/dense1"] = f"{theirs}.block.3"
-                vision[f"{ours}/dense2"] = f"{theirs}.block.5"
-                vision[f"{ours}/layer_scale"] = scale
-                theirs = f"stages.{stage}.blocks.{i}"
-                timm[f"{ours}/conv"] = f"{theirs}.conv_dw"
-                timm[f"{ours}/norm"] = f"{theirs}.norm"
-                timm[f"{ours}/dense1"] = f"{theirs}.mlp.fc1"
-                timm[f"{ours}/dense2"] = f"{theirs}.mlp.fc2"
-                timm[f"{ours}/layer_scale"] = f"{theirs}.gamma"
-        vision |= {"norm": "classifier.0", "head": "classifier.2"}
-        timm |= {"norm": "head.norm", "head": "head.fc"}
-        return {"torchvision": Naming(vision), "timm": Naming(timm)}
+        rows: list[tuple[str, str | Entry, str]] = [
+            ("stem_conv", "features.0.0", "stem.0"),
+            ("stem_norm", "features.0.1", "stem.1"),
+            ("norm", "classifier.0", "head.norm"),
+            ("head", "classifier.2", "head.fc"),
+        ]
+        for name, stage, i in self._blocks():
+            for n, kind in enumerate(("norm", "conv")):
+                vision, timm = f"features.{2 * stage}.{n}", f"stages.{stage}.downsample.{n}"
+                rows.append((f"stage{stage + 1}_{kind}", vision, timm))
+            vision, timm = f"features.{2 * stage + 1}.{i}", f"stages.{stage}.blocks.{i}"
+            shape = self.width * 2**stage, 1, 1
+            scale = Entry(f"{vision}.layer_scale", shape=shape)
+            rows += [
+                (f"{name}/conv", f"{vision}.block.0", f"{timm}.conv_dw"),
+                (f"{name}/norm", f"{vision}.block.2", f"{timm}.norm"),
+                (f"{name}/dense1", f"{vision}.block.3", f"{timm}.mlp.fc1"),
+                (f"{name}/dense2", f"{vision}.block.5", f"{timm}.mlp.fc2"),
+                (f"{name}/layer_scale", scale, f"{timm}.gamma"),
+            ]
+        return naming.of_both(rows)
 
 
 _SMALL, _LARGE = (3, 3, 9, 3), (3, 3, 27, 3)

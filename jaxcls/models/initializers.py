@@ -42,18 +42,3 @@ def normal(stddev: float) -> nn.initializers.Initializer:
         return row.reshape(shape)
 
     return init
-
-
-def lecun_normal() -> nn.initializers.Initializer:
-    """Returns `flax.linen.initializers.lecun_normal`."""
-    return variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-def he_normal() -> nn.initializers.Initializer:
-    """Returns `flax.linen.initializers.he_normal`."""
-    return variance_scaling(2.0, "fan_in", "truncated_normal")
-
-
-def xavier_uniform() -> nn.initializers.Initializer:
-    """Returns `flax.linen.initializers.xavier_uniform`."""
-    return variance_scaling(1.0, "fan_avg", "uniform")

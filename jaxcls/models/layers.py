@@ -18,7 +18,7 @@ from jaxcls.models.convolution import convolve
 Dtype = Any
 # He et al. (arXiv:1502.01852), fan-out.
 HE = initializers.variance_scaling(2.0, "fan_out", "normal")
-LECUN = initializers.lecun_normal()
+LECUN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Output(NamedTuple):
@@ -163,12 +163,7 @@ def batch_norm_groups(groups: int) -> Iterator[None]:
     context keeps its trace.
     """
 
-    def passing(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
+    def passing(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         is_norm = isinstance(context.module, BatchNorm)
         if is_norm and context.method_name == "__call__":
             kwargs = {**kwargs, "groups": groups}
@@ -198,12 +193,7 @@ def rematerialised(
     # Flax calls the interceptors again for a lifted method.
     within: list[str] = []
 
-    def passing(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
+    def passing(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, is_call = context.module, context.method_name == "__call__"
         if within or not is_call or module.name not in blocks:
             return call(*args, **kwargs)

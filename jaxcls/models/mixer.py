@@ -31,8 +31,6 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """An MLP over the tokens of x [B, N, D], then an MLP over the channels."""
 
-    token_hidden: int
-    channel_hidden: int
     dtype: Dtype
     dropout: float
     drop_path: float
@@ -42,9 +40,9 @@ class Block(nn.Module):
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         mlp = partial(Mlp, dtype=self.dtype, dropout=self.dropout)
         y = norm(name="norm1")(x).swapaxes(1, 2)
-        y = mlp(self.token_hidden, name="tokens")(y, train).swapaxes(1, 2)
+        y = mlp(x.shape[-1] // 2, name="tokens")(y, train).swapaxes(1, 2)
         x = x + drop_path(y, self.drop_path, train)
-        y = mlp(self.channel_hidden, name="channels")(norm(name="norm2")(x), train)
+        y = mlp(4 * x.shape[-1], name="channels")(norm(name="norm2")(x), train)
         return x + drop_path(y, self.drop_path, train)
 
 
@@ -73,14 +71,7 @@ class Mixer(nn.Module):
         x = x.reshape(x.shape[0], -1, self.width)
         rates = layers.drop_rates(self.drop_path, self.depth)
         for i, rate in enumerate(rates, 1):
-            x = Block(
-                token_hidden=self.width // 2,
-                channel_hidden=4 * self.width,
-                dtype=self.dtype,
-                dropout=self.dropout,
-                drop_path=rate,
-                name=f"block{i}",
-            )(x, train)
+            x = Block(self.dtype, self.dropout, rate, name=f"block{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = x.astype(jnp.float32).mean(axis=1)
         return layers.head(x, self.num_classes, nn.initializers.zeros)
@@ -92,14 +83,14 @@ class Mixer(nn.Module):
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of timm."""
-        table = {"patch": "stem.proj"}
+        table: Naming = {"patch": "stem.proj"}
         for i in range(self.depth):
             ours, theirs = f"block{i + 1}", f"blocks.{i}"
             for n in (1, 2):
                 table[f"{ours}/norm{n}"] = f"{theirs}.norm{n}"
                 table[f"{ours}/tokens/dense{n}"] = f"{theirs}.mlp_tokens.fc{n}"
                 table[f"{ours}/channels/dense{n}"] = f"{theirs}.mlp_channels.fc{n}"
-        return {"timm": Naming(table | {"norm": "norm", "head": "head"})}
+        return {"timm": table | {"norm": "norm", "head": "head"}}
 
 
 MIXERS: dict[str, Callable[..., Mixer]] = {

@@ -1,13 +1,16 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381), and its block, which others use too."""
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381), and EfficientNet-B0 (Tan and Le,
+arXiv:1905.11946), whose blocks also have squeeze-and-excitation.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import initializers, layers
+from jaxcls.models import initializers, layers, naming
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
@@ -72,12 +75,12 @@ class Mobile(nn.Module):
 
     num_classes: int
     stages: tuple[Stage, ...]
+    dtype: Dtype
+    dropout: float
+    drop_path: float
     activation: Activation
     squeeze: int
     head_init: nn.initializers.Initializer
-    dropout: float
-    drop_path: float
-    dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
@@ -90,15 +93,10 @@ class Mobile(nn.Module):
         x = self.activation(BatchNorm(dtype=self.dtype, name="norm1")(x, train))
         blocks = self._blocks()
         for n, (name, stage, i) in enumerate(blocks):
-            x = InvertedResidual(
-                self.stages[stage],
-                stride=self.stages[stage].stride if i == 0 else 1,
-                dtype=self.dtype,
-                activation=self.activation,
-                squeeze=self.squeeze,
-                drop_path=self.drop_path * n / len(blocks),
-                name=name,
-            )(x, train)
+            sizes, rate = self.stages[stage], self.drop_path * n / len(blocks)
+            stride = sizes.stride if i == 0 else 1
+            block = partial(InvertedResidual, sizes, stride, self.dtype, self.activation)
+            x = block(self.squeeze, rate, name=name)(x, train)
         x = conv(1280, 1, dtype=self.dtype, name="conv2")(x)
         x = self.activation(BatchNorm(dtype=self.dtype, name="norm2")(x, train))
         x = layers.FeatureMap()(x)
@@ -114,46 +112,65 @@ class Mobile(nn.Module):
         blocks = [(name,) for name, _, _ in self._blocks()]
         return [("conv1", "norm1"), *blocks, ("conv2", "norm2", "head")]
 
-    def _timm(self) -> dict[str, str]:
-        """Returns the names of our layers in files of timm.
-
-        In a block without an expansion, timm counts from the depthwise convolution.
-        """
-        table = {"conv1": "conv_stem", "norm1": "bn1"}
-        for name, stage, i in self._blocks():
-            theirs = f"blocks.{stage}.{i}"
-            expands = self.stages[stage].expand > 1
-            names = ("pw", "dw", "pwl") if expands else ("dw", "pw")
-            for n, kind in enumerate(names):
-                ours = n + (1 if expands else 2)
-                table[f"{name}/conv{ours}"] = f"{theirs}.conv_{kind}"
-                table[f"{name}/norm{ours}"] = f"{theirs}.bn{n + 1}"
-            table[f"{name}/squeeze1"] = f"{theirs}.se.conv_reduce"
-            table[f"{name}/squeeze2"] = f"{theirs}.se.conv_expand"
-        return table | {"conv2": "conv_head", "norm2": "bn2", "head": "classifier"}
-
-
-class MobileNetV2(Mobile):
-    """MobileNetV2, see `Mobile`."""
-
     def namings(self) -> dict[str, Naming]:
-        """Returns the names of our layers in files of torchvision and timm."""
-        table = {"conv1": "features.0.0", "norm1": "features.0.1"}
-        for n, (name, stage, _) in enumerate(self._blocks(), 1):
-            theirs = f"features.{n}.conv"
-            # Without an expansion, later layers have an index one lower.
+        """Returns the names of our layers in files of torchvision and timm.
+
+        In a block without an expansion, later layers have an index one lower.
+        """
+        rows = [
+            ("conv1", "features.0.0", "conv_stem"),
+            ("norm1", "features.0.1", "bn1"),
+        ]
+        for n, (name, stage, i) in enumerate(self._blocks(), 1):
             shift = int(self.stages[stage].expand > 1)
-            if shift:
-                table[f"{name}/conv1"] = f"{theirs}.0.0"
-                table[f"{name}/norm1"] = f"{theirs}.0.1"
-            table[f"{name}/conv2"] = f"{theirs}.{shift}.0"
-            table[f"{name}/norm2"] = f"{theirs}.{shift}.1"
-            table[f"{name}/conv3"] = f"{theirs}.{shift + 1}"
-            table[f"{name}/norm3"] = f"{theirs}.{shift + 2}"
-        end = len(self._blocks()) + 1
-        table |= {"conv2": f"features.{end}.0", "norm2": f"features.{end}.1"}
-        table["head"] = "classifier.1"
-        return {"torchvision": Naming(table), "timm": Naming(self._timm())}
+            timm = f"blocks.{stage}.{i}"
+            vision, last = f"features.{n}.conv", (f"{shift + 1}", f"{shift + 2}")
+            if self.squeeze:
+                vision = f"features.{stage + 1}.{i}.block"
+                last = f"{shift + 2}.0", f"{shift + 2}.1"
+            places = ("0.0", "0.1"), (f"{shift}.0", f"{shift}.1"), last
+            kinds = ("pw", "dw", "pwl") if shift else ("", "dw", "pw")
+            for k, (place, kind) in enumerate(zip(places, kinds, strict=True)):
+                rows += [
+                    (f"{name}/conv{k + 1}", f"{vision}.{place[0]}", f"{timm}.conv_{kind}"),
+                    (
+                        f"{name}/norm{k + 1}",
+                        f"{vision}.{place[1]}",
+                        f"{timm}.bn{k + shift}",
+                    ),
+                ]
+            middle = f"{vision}.{shift + 1}"
+            rows += [
+                (f"{name}/squeeze1", f"{middle}.fc1", f"{timm}.se.conv_reduce"),
+                (f"{name}/squeeze2", f"{middle}.fc2", f"{timm}.se.conv_expand"),
+            ]
+        end = len(self.stages if self.squeeze else self._blocks()) + 1
+        rows += [
+            ("conv2", f"features.{end}.0", "conv_head"),
+            ("norm2", f"features.{end}.1", "bn2"),
+            ("head", "classifier.1", "classifier"),
+        ]
+        return naming.of_both(rows)
+
+
+_V2 = (
+    Stage(expand=1, kernel=3, stride=1, width=16, blocks=1),
+    Stage(expand=6, kernel=3, stride=2, width=24, blocks=2),
+    Stage(expand=6, kernel=3, stride=2, width=32, blocks=3),
+    Stage(expand=6, kernel=3, stride=2, width=64, blocks=4),
+    Stage(expand=6, kernel=3, stride=1, width=96, blocks=3),
+    Stage(expand=6, kernel=3, stride=2, width=160, blocks=3),
+    Stage(expand=6, kernel=3, stride=1, width=320, blocks=1),
+)
+_B0 = (
+    Stage(expand=1, kernel=3, stride=1, width=16, blocks=1),
+    Stage(expand=6, kernel=3, stride=2, width=24, blocks=2),
+    Stage(expand=6, kernel=5, stride=2, width=40, blocks=2),
+    Stage(expand=6, kernel=3, stride=2, width=80, blocks=3),
+    Stage(expand=6, kernel=5, stride=1, width=112, blocks=3),
+    Stage(expand=6, kernel=5, stride=2, width=192, blocks=4),
+    Stage(expand=6, kernel=3, stride=1, width=320, blocks=1),
+)
 
 
 def mobilenet_v2(
@@ -161,26 +178,25 @@ def mobilenet_v2(
     dtype: Dtype = jnp.float32,
     dropout: float = 0.2,
     drop_path: float = 0.0,
-) -> MobileNetV2:
+) -> Mobile:
     """Returns MobileNetV2 of width 1."""
-    return MobileNetV2(
-        num_classes,
-        stages=(
-            Stage(expand=1, kernel=3, stride=1, width=16, blocks=1),
-            Stage(expand=6, kernel=3, stride=2, width=24, blocks=2),
-            Stage(expand=6, kernel=3, stride=2, width=32, blocks=3),
-            Stage(expand=6, kernel=3, stride=2, width=64, blocks=4),
-            Stage(expand=6, kernel=3, stride=1, width=96, blocks=3),
-            Stage(expand=6, kernel=3, stride=2, width=160, blocks=3),
-            Stage(expand=6, kernel=3, stride=1, width=320, blocks=1),
-        ),
-        activation=nn.relu6,
-        squeeze=0,
-        head_init=initializers.normal(0.01),
-        dropout=dropout,
-        drop_path=drop_path,
-        dtype=dtype,
-    )
+    init = initializers.normal(0.01)
+    return Mobile(num_classes, _V2, dtype, dropout, drop_path, nn.relu6, 0, init)
 
 
-MOBILENETS: dict[str, Callable[..., MobileNetV2]] = {"mobilenet_v2": mobilenet_v2}
+def efficientnet_b0(
+    num_classes: int,
+    dtype: Dtype = jnp.float32,
+    dropout: float = 0.2,
+    drop_path: float = 0.2,
+) -> Mobile:
+    """Returns EfficientNet-B0, the smallest EfficientNet."""
+    # Uniform within +-1 / sqrt(num_classes).
+    init = initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+    return Mobile(num_classes, _B0, dtype, dropout, drop_path, nn.silu, 4, init)
+
+
+MOBILENETS: dict[str, Callable[..., Mobile]] = {
+    "efficientnet_b0": efficientnet_b0,
+    "mobilenet_v2": mobilenet_v2,
+}

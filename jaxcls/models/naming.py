@@ -6,7 +6,7 @@ the parameter: the suffix of the name, and the order of the axes. Import and exp
 the same table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +30,9 @@ class Entry(NamedTuple):
     """A library's name for a layer or parameter whose shape differs from ours.
 
     view: our shape before the axes are reordered, such as [H, W, C, O] for a dense layer
-    after flattening. shape: the library's shape afterwards. One size of each may be -1; ():
-    the shape does not change. grid: the number of tokens before a square grid of positions
-    that can be resampled; -1: no grid.
+    after flattening. shape: the library's shape afterwards. (): the shape does not change.
+    grid: the number of tokens before a square grid of positions that can be resampled; -1:
+    no grid.
     """
 
     name: str
@@ -41,13 +41,9 @@ class Entry(NamedTuple):
     grid: int = -1
 
 
-class Naming(NamedTuple):
-    """The names of one model's parameters in one library.
-
-    layers: our name, "block1/norm1" or for a single parameter "position" -> the library's.
-    """
-
-    layers: Mapping[str, str | Entry]
+# The names of one model's parameters in one library: our layer, "block1/norm1", or single
+# parameter, "position" -> the library's name.
+Naming = dict[str, str | Entry]
 
 
 class Fit(NamedTuple):
@@ -62,6 +58,16 @@ class Fit(NamedTuple):
     missing: dict[str, str]
     extra: list[str]
     shapes: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+
+def of_both(
+    rows: Sequence[tuple[str, str | Entry, str | Entry]],
+) -> dict[str, Naming]:
+    """Returns the namings of rows (our name, torchvision's name, timm's name)."""
+    return {
+        "torchvision": {ours: theirs for ours, theirs, _ in rows},
+        "timm": {ours: theirs for ours, _, theirs in rows},
+    }
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,8 +98,8 @@ def to_theirs(variables: Mapping[str, Any], naming: Naming) -> dict[str, np.ndar
 def fit(tensors: Mapping[str, np.ndarray], naming: Naming, like: Mapping[str, Any]) -> Fit:
     """Matches a library's tensors, name -> array, with the parameters of a model.
 
-    like: {"params", "batch_stats"} as arrays or shapes. Positions on another square grid
-    are in `shapes`; see `grid_of`.
+    like: {"params", "batch_stats"} as arrays or shapes, nested or flat. Positions on
+    another square grid are in `shapes`; see `grid_of`.
     """
     found, missing, shapes = {}, {}, {}
     left = {name for name in tensors if not name.endswith(_IGNORED)}
@@ -121,11 +127,10 @@ def _entry(path: str, naming: Naming) -> Entry:
     """Returns the full name and layout of a path such as "params/conv1/kernel"."""
     _, _, rest = path.partition("/")
     layer, _, leaf = rest.rpartition("/")
-    if rest in naming.layers:
-        named = naming.layers[rest]
-        return named if isinstance(named, Entry) else Entry(named)
-    named = naming.layers[layer]
+    named = naming[rest] if rest in naming else naming[layer]
     entry = named if isinstance(named, Entry) else Entry(named)
+    if rest in naming:
+        return entry
     if leaf != "kernel":
         entry = Entry(entry.name)
     return entry._replace(name=f"{entry.name}.{_SUFFIXES[leaf]}")
@@ -135,15 +140,6 @@ def _layout(
     path: str, ours: tuple[int, ...], entry: Entry
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Returns (our shape as a view, order of the library's axes, the library's shape)."""
-    size = int(np.prod(ours))
-    view = _resolved(entry.view or ours, size)
-    is_kernel = path.endswith("/kernel")
-    axes = _AXES[len(view)] if is_kernel else tuple(range(len(view)))
-    there = tuple(view[axis] for axis in axes)
-    return view, axes, _resolved(entry.shape or there, size)
-
-
-def _resolved(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Replaces -1 in `shape` by the size that gives `size` elements."""
-    known = int(np.prod([n for n in shape if n != -1]))
-    return tuple(size // known if n == -1 else n for n in shape)
+    view = entry.view or ours
+    axes = _AXES[len(view)] if path.endswith("/kernel") else tuple(range(len(view)))
+    return view, axes, entry.shape or tuple(view[axis] for axis in axes)

@@ -9,44 +9,21 @@ inputs (Zhang, arXiv:1904.11486), as in fast ImageNet recipes.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcls.models import layers
-from jaxcls.models.layers import BatchNorm, Dtype, Output, conv, drop_path
+from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Naming
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut: ResNet-18 and 34."""
+class Block(nn.Module):
+    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1; with a shortcut.
 
-    width: int
-    stride: int
-    dtype: Dtype
-    zero_init: bool
-    drop_path: float = 0.0
-    blur: bool = False
-    expansion = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(BatchNorm, dtype=self.dtype)
-        y = _smooth(x, self.stride, self.blur)
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(y)
-        y = nn.relu(norm(name="norm1")(y, train))
-        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
-        y = norm(name="norm2", scale_init=_last(self.zero_init))(y, train)
-        y = drop_path(y, self.drop_path, train)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.blur, self.dtype, train))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with a shortcut: ResNet-50 and deeper.
-
-    groups: groups of the 3x3. base: filters of a group for each 64 of `width`.
+    cardinality: groups of the bottleneck's 3x3. base: filters of a group for each 64 of
+    `width`.
     """
 
     width: int
@@ -54,25 +31,41 @@ class Bottleneck(nn.Module):
     dtype: Dtype
     zero_init: bool
     drop_path: float = 0.0
-    groups: int = 1
-    base: int = 64
     blur: bool = False
-    expansion = 4
+    bottleneck: bool = True
+    cardinality: int = 1
+    base: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(BatchNorm, dtype=self.dtype)
-        inner = self.width * self.base // 64 * self.groups
-        y = conv(inner, 1, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train))
-        middle = partial(conv, inner, 3, self.stride, groups=self.groups)
-        y = _smooth(y, self.stride, self.blur)
-        y = middle(dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y, train))
-        y = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm(name="norm3", scale_init=_last(self.zero_init))(y, train)
-        y = drop_path(y, self.drop_path, train)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.blur, self.dtype, train))
+        # (filters, kernel, stride, groups) of each convolution.
+        layout = [(self.width, 3, self.stride, 1), (self.width, 3, 1, 1)]
+        if self.bottleneck:
+            inner = self.width * self.base // 64 * self.cardinality
+            middle = (inner, 3, self.stride, self.cardinality)
+            layout = [(inner, 1, 1, 1), middle, (4 * self.width, 1, 1, 1)]
+        y = x
+        for n, sizes in enumerate(layout, 1):
+            is_last = n == len(layout)
+            is_zero = self.zero_init and is_last
+            start = nn.initializers.zeros if is_zero else nn.initializers.ones
+            y = self._conv(y, *sizes, name=f"conv{n}")
+            y = BatchNorm(dtype=self.dtype, scale_init=start, name=f"norm{n}")(y, train)
+            y = y if is_last else nn.relu(y)
+        y = layers.drop_path(y, self.drop_path, train)
+        if x.shape != y.shape:
+            x = self._conv(x, y.shape[-1], 1, self.stride, 1, name="shortcut_conv")
+            x = BatchNorm(dtype=self.dtype, name="shortcut_norm")(x, train)
+        return nn.relu(y + x)
+
+    def _conv(
+        self, x: jax.Array, filters: int, kernel: int, stride: int, groups: int, name: str
+    ) -> jax.Array:
+        """Applies a convolution to x [B, H, W, C], blurred as `ResNet` says."""
+        if self.blur and stride > 1 and x.shape[-1] >= 16:
+            x = layers.blur(x)
+        layer = conv(filters, kernel, stride, groups=groups, dtype=self.dtype, name=name)
+        return layer(x)
 
 
 class ResNet(nn.Module):
@@ -82,12 +75,11 @@ class ResNet(nn.Module):
     images of about 32 pixels). width: filters of the first stage. drop_path: the rate of
     the last block; rates rise linearly from 0. dropout: the rate before the head. blur:
     blur the input of each convolution with a stride and at least 16 input channels, as
-    ffcv's recipe does.
+    ffcv's recipe does. bottleneck, cardinality, base: see `Block`.
     """
 
     num_classes: int
     stages: tuple[int, ...]
-    block: Any
     dtype: Dtype = jnp.float32
     stem: str = "imagenet"
     width: int = 64
@@ -95,6 +87,9 @@ class ResNet(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     blur: bool = False
+    bottleneck: bool = True
+    cardinality: int = 1
+    base: int = 64
 
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "small"):
@@ -112,15 +107,11 @@ class ResNet(nn.Module):
             x = layers.max_pool(x, window=3, stride=2, padding=1)
         rates = layers.drop_rates(self.drop_path, len(self._blocks()))
         for (name, stage, i), rate in zip(self._blocks(), rates, strict=True):
-            x = self.block(
-                width=self.width * 2**stage,
-                stride=2 if stage and i == 0 else 1,
-                dtype=self.dtype,
-                zero_init=self.zero_init,
-                drop_path=rate,
-                blur=self.blur,
-                name=name,
-            )(x, train)
+            width, stride = self.width * 2**stage, 2 if stage and i == 0 else 1
+            block = partial(
+                Block, width, stride, self.dtype, self.zero_init, rate, self.blur
+            )
+            x = block(self.bottleneck, self.cardinality, self.base, name=name)(x, train)
         x = layers.global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return layers.head(x, self.num_classes)
@@ -136,7 +127,7 @@ class ResNet(nn.Module):
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of torchvision and timm, which agree."""
-        table = {"conv1": "conv1", "norm1": "bn1"}
+        table: Naming = {"conv1": "conv1", "norm1": "bn1"}
         for name, stage, i in self._blocks():
             theirs = f"layer{stage + 1}.{i}"
             for n in (1, 2, 3):
@@ -144,42 +135,19 @@ class ResNet(nn.Module):
                 table[f"{name}/norm{n}"] = f"{theirs}.bn{n}"
             table[f"{name}/shortcut_conv"] = f"{theirs}.downsample.0"
             table[f"{name}/shortcut_norm"] = f"{theirs}.downsample.1"
-        naming = Naming(table | {"head": "fc"})
-        return {"torchvision": naming, "timm": naming}
+        table["head"] = "fc"
+        return {"torchvision": table, "timm": table}
 
 
-def _last(zero_init: bool) -> nn.initializers.Initializer:
-    return nn.initializers.zeros if zero_init else nn.initializers.ones
-
-
-def _smooth(x: jax.Array, stride: int, blur: bool) -> jax.Array:
-    """Blurs x [B, H, W, C] before a convolution with a stride, if `blur`; see `ResNet`."""
-    return layers.blur(x) if blur and stride > 1 and x.shape[-1] >= 16 else x
-
-
-def _shortcut(
-    x: jax.Array, y: jax.Array, stride: int, blur: bool, dtype: Dtype, train: bool
-) -> jax.Array:
-    """Returns x, or its projection if the shape changes. Call it within a block."""
-    if x.shape == y.shape:
-        return x
-    x = _smooth(x, stride, blur)
-    x = conv(y.shape[-1], 1, stride, dtype=dtype, name="shortcut_conv")(x)
-    return BatchNorm(dtype=dtype, name="shortcut_norm")(x, train)
-
-
-_NEXT50 = partial(Bottleneck, groups=32, base=4)
-_NEXT101 = partial(Bottleneck, groups=32, base=8)
-_WIDE = partial(Bottleneck, base=128)
-
+_50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
 RESNETS: dict[str, Callable[..., ResNet]] = {
-    "resnet18": partial(ResNet, stages=(2, 2, 2, 2), block=BasicBlock),
-    "resnet34": partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock),
-    "resnet50": partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck),
-    "resnet101": partial(ResNet, stages=(3, 4, 23, 3), block=Bottleneck),
-    "resnet152": partial(ResNet, stages=(3, 8, 36, 3), block=Bottleneck),
-    "resnext50_32x4d": partial(ResNet, stages=(3, 4, 6, 3), block=_NEXT50),
-    "resnext101_32x8d": partial(ResNet, stages=(3, 4, 23, 3), block=_NEXT101),
-    "wide_resnet50_2": partial(ResNet, stages=(3, 4, 6, 3), block=_WIDE),
-    "wide_resnet101_2": partial(ResNet, stages=(3, 4, 23, 3), block=_WIDE),
+    "resnet18": partial(ResNet, stages=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": partial(ResNet, stages=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": partial(ResNet, stages=_50),
+    "resnet101": partial(ResNet, stages=_101),
+    "resnet152": partial(ResNet, stages=(3, 8, 36, 3)),
+    "resnext50_32x4d": partial(ResNet, stages=_50, cardinality=32, base=4),
+    "resnext101_32x8d": partial(ResNet, stages=_101, cardinality=32, base=8),
+    "wide_resnet50_2": partial(ResNet, stages=_50, base=128),
+    "wide_resnet101_2": partial(ResNet, stages=_101, base=128),
 }

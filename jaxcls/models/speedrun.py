@@ -29,13 +29,8 @@ def whitening(images: np.ndarray, kernel: int = PATCH, epsilon: float = 5e-4) ->
     suffice. The first half of the filters is the eigenvectors v of the mean of p p^T over
     all patches p, each divided by sqrt(its eigenvalue + epsilon), the largest eigenvalue
     first. The second half is the first, negated (arXiv:2404.00498). The sign of v makes its
-    entry of largest magnitude positive. Raises `ValueError` for images smaller than a
-    patch.
+    entry of largest magnitude positive.
     """
-    if images.ndim != 4 or not images.size or min(images.shape[1:3]) < kernel:
-        raise ValueError(
-            f"images of shape {images.shape} have no patches of {kernel}x{kernel} pixels"
-        )
     size = kernel * kernel * images.shape[3]
     total, count = np.zeros((size, size)), 0
     for start in range(0, len(images), 256):  # All patches at once would need gigabytes.
@@ -60,11 +55,9 @@ def dirac(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) ->
     The others are `UNIFORM`.
     """
     height, width, inputs, outputs = shape
-    kernel = UNIFORM(key, shape, dtype)
-    same = min(inputs, outputs)
-    identity = jnp.zeros((height, width, inputs, same), dtype)
-    identity = identity.at[height // 2, width // 2, :same].set(jnp.eye(same, dtype=dtype))
-    return kernel.at[..., :same].set(identity)
+    same = np.arange(min(inputs, outputs))
+    kernel = UNIFORM(key, shape, dtype).at[..., same].set(0)
+    return kernel.at[height // 2, width // 2, same, same].set(1)
 
 
 class Block(nn.Module):
@@ -82,13 +75,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         filters = partial(conv, self.width, 3, dtype=self.dtype, kernel_init=dirac)
-        norm = partial(
-            BatchNorm,
-            momentum=self.momentum,
-            epsilon=1e-12,
-            use_scale=False,
-            dtype=self.dtype,
-        )
+        norm = partial(BatchNorm, self.momentum, 1e-12, dtype=self.dtype, use_scale=False)
         x = layers.max_pool(filters(name="conv1")(x), window=2, stride=2)
         x = nn.gelu(norm(name="norm1")(x, train), approximate=False)
         y = norm(name="norm2")(filters(name="conv2")(x), train)
@@ -149,9 +136,9 @@ class Airbench(nn.Module):
 
     def namings(self) -> dict[str, Naming]:
         """Returns our names with PyTorch's axes; no other library has this model."""
-        table = {"whiten": "whiten", "head": "head"}
+        table: Naming = {"whiten": "whiten", "head": "head"}
         for name in self._blocks():
             for n in range(1, self.convs + 1):
                 table[f"{name}/conv{n}"] = f"{name}.conv{n}"
                 table[f"{name}/norm{n}"] = f"{name}.norm{n}"
-        return {"pytorch": Naming(table)}
+        return {"pytorch": table}

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models import initializers, layers
+from jaxcls.models import initializers, layers, naming
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
 from jaxcls.models.naming import Entry, Naming
 
@@ -62,33 +62,30 @@ class VGG(nn.Module):
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
-        norm = ("_norm",) if self.batch_norm else ()
-        convs = [(n, *(f"{n}{end}" for end in norm)) for ns in self._convs() for n in ns]
-        return [*convs, ("dense1",), ("dense2",), ("head",)]
+        convs = [name for names in self._convs() for name in names]
+        end = (("dense1",), ("dense2",), ("head",))
+        return [*((n, f"{n}_norm") if self.batch_norm else (n,) for n in convs), *end]
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of torchvision and timm."""
-        table: dict[str, str | Entry] = {}
+        rows: list[tuple[str, str | Entry, str | Entry]] = []
         place = 0  # The index in `features`, which counts ReLU and pooling too.
         for names in self._convs():
             for name in names:
-                table[name] = f"features.{place}"
-                table[f"{name}_norm"] = f"features.{place + 1}"
+                conv, norm = f"features.{place}", f"features.{place + 1}"
+                rows += [(name, conv, conv), (f"{name}_norm", norm, norm)]
                 place += 3 if self.batch_norm else 2
             place += 1
         # torchvision flattens channels before positions; timm has a 7x7 convolution.
-        view = (7, 7, -1, 4096)
-        vision = table | {
-            "dense1": Entry("classifier.0", view=view, shape=(4096, -1)),
-            "dense2": "classifier.3",
-            "head": "classifier.6",
-        }
-        timm = table | {
-            "dense1": Entry("pre_logits.fc1", view=view),
-            "dense2": Entry("pre_logits.fc2", view=(1, 1, 4096, 4096)),
-            "head": "head.fc",
-        }
-        return {"torchvision": Naming(vision), "timm": Naming(timm)}
+        view, flat = (7, 7, WIDTHS[-1], 4096), (4096, 7 * 7 * WIDTHS[-1])
+        vision, timm = Entry("classifier.0", view, flat), Entry("pre_logits.fc1", view)
+        second = Entry("pre_logits.fc2", view=(1, 1, 4096, 4096))
+        rows += [
+            ("dense1", vision, timm),
+            ("dense2", "classifier.3", second),
+            ("head", "classifier.6", "head.fc"),
+        ]
+        return naming.of_both(rows)
 
 
 VGGS: dict[str, Callable[..., VGG]] = {

@@ -7,7 +7,6 @@ DeiT III (Touvron et al., arXiv:2204.07118).
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,12 +15,11 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 
 from jaxcls.errors import InputError
-from jaxcls.models import initializers, layers
-from jaxcls.models.convolution import convolve
-from jaxcls.models.layers import Dtype, Output, drop_path
+from jaxcls.models import initializers, layers, naming
+from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
-XAVIER = initializers.xavier_uniform()
+XAVIER = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Gives each of three concatenated matrices the variance of XAVIER.
 XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
@@ -66,7 +64,6 @@ class Block(nn.Module):
     """Attention, then a two-layer MLP on each token, each with a shortcut."""
 
     heads: int
-    hidden: int
     dtype: Dtype
     dropout: float
     drop_path: float
@@ -81,7 +78,7 @@ class Block(nn.Module):
         y = Attention(self.heads, self.dtype, name="attention")(norm(name="norm1")(x))
         y = self._scaled(dropout(y), "layer_scale1")
         x = x + drop_path(y, self.drop_path, train)
-        y = dense(self.hidden, name="dense1")(norm(name="norm2")(x))
+        y = dense(4 * x.shape[-1], name="dense1")(norm(name="norm2")(x))
         y = dropout(nn.gelu(y, approximate=False))
         y = self._scaled(dropout(dense(x.shape[-1], name="dense2")(y)), "layer_scale2")
         return x + drop_path(y, self.drop_path, train)
@@ -135,26 +132,19 @@ class ViT(nn.Module):
         x = patches(images, self.width, self.patch, "vit", self.dtype, name="patch")
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
-        token = None
+        tokens = []
         if self.pool == "token":
             token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
-        if token is not None and self.token_position:
-            x = jnp.concatenate([_repeated(token, x), x], axis=1)
+            tokens = [jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))]
+        if self.token_position:
+            x, tokens = jnp.concatenate([*tokens, x], axis=1), []
         x = x + self._positions(*grid).astype(self.dtype)
-        if token is not None and not self.token_position:
-            x = jnp.concatenate([_repeated(token, x), x], axis=1)
+        x = jnp.concatenate([*tokens, x], axis=1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         rates = layers.drop_rates(self.drop_path, self.depth)
         for i, rate in enumerate(rates, 1):
-            x = Block(
-                self.heads,
-                4 * self.width,
-                self.dtype,
-                self.dropout,
-                rate,
-                self.layer_scale,
-                name=f"block{i}",
-            )(x, train)
+            block = partial(Block, self.heads, self.dtype, self.dropout, rate)
+            x = block(self.layer_scale, name=f"block{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = x[:, 0] if self.pool == "token" else x.astype(jnp.float32).mean(axis=1)
         return layers.head(x, self.num_classes, nn.initializers.zeros)
@@ -185,39 +175,30 @@ class ViT(nn.Module):
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in timm, and in torchvision if it has them."""
         prefix = self._prefix()
-        timm: dict[str, str | Entry] = {
-            "patch": "patch_embed.proj",
-            "token": "cls_token",
-            "position": Entry("pos_embed", grid=prefix),
-        }
-        vision: dict[str, str | Entry] = {
-            "patch": "conv_proj",
-            "token": "class_token",
-            "position": Entry("encoder.pos_embedding", grid=prefix),
-        }
+        learned = Entry("encoder.pos_embedding", grid=prefix)
+        rows: list[tuple[str, str | Entry, str | Entry]] = [
+            ("patch", "conv_proj", "patch_embed.proj"),
+            ("token", "class_token", "cls_token"),
+            ("position", learned, Entry("pos_embed", grid=prefix)),
+            ("norm", "encoder.ln", "norm"),
+            ("head", "heads.head", "head"),
+        ]
         for i in range(self.depth):
-            ours, theirs = f"block{i + 1}", f"blocks.{i}"
-            timm[f"{ours}/norm1"] = f"{theirs}.norm1"
-            timm[f"{ours}/attention/qkv"] = f"{theirs}.attn.qkv"
-            timm[f"{ours}/attention/out"] = f"{theirs}.attn.proj"
-            timm[f"{ours}/norm2"] = f"{theirs}.norm2"
-            timm[f"{ours}/dense1"] = f"{theirs}.mlp.fc1"
-            timm[f"{ours}/dense2"] = f"{theirs}.mlp.fc2"
-            if self.layer_scale:
-                for n in (1, 2):
-                    timm[f"{ours}/layer_scale{n}"] = f"{theirs}.ls{n}.gamma"
-            theirs = f"encoder.layers.encoder_layer_{i}"
-            attention = f"{theirs}.self_attention"
-            vision[f"{ours}/norm1"] = f"{theirs}.ln_1"
-            vision[f"{ours}/attention/qkv/kernel"] = f"{attention}.in_proj_weight"
-            vision[f"{ours}/attention/qkv/bias"] = f"{attention}.in_proj_bias"
-            vision[f"{ours}/attention/out"] = f"{attention}.out_proj"
-            vision[f"{ours}/norm2"] = f"{theirs}.ln_2"
-            vision[f"{ours}/dense1"] = f"{theirs}.mlp.0"
-            vision[f"{ours}/dense2"] = f"{theirs}.mlp.3"
-        timm |= {"norm": "norm", "head": "head"}
-        vision |= {"norm": "encoder.ln", "head": "heads.head"}
-        namings = {"torchvision": Naming(vision), "timm": Naming(timm)}
+            ours, timm = f"block{i + 1}", f"blocks.{i}"
+            vision = f"encoder.layers.encoder_layer_{i}"
+            qkv, attention = f"{ours}/attention/qkv", f"{vision}.self_attention"
+            rows += [
+                (f"{ours}/norm1", f"{vision}.ln_1", f"{timm}.norm1"),
+                (f"{qkv}/kernel", f"{attention}.in_proj_weight", f"{timm}.attn.qkv.weight"),
+                (f"{qkv}/bias", f"{attention}.in_proj_bias", f"{timm}.attn.qkv.bias"),
+                (f"{ours}/attention/out", f"{attention}.out_proj", f"{timm}.attn.proj"),
+                (f"{ours}/norm2", f"{vision}.ln_2", f"{timm}.norm2"),
+                (f"{ours}/dense1", f"{vision}.mlp.0", f"{timm}.mlp.fc1"),
+                (f"{ours}/dense2", f"{vision}.mlp.3", f"{timm}.mlp.fc2"),
+                (f"{ours}/layer_scale1", "", f"{timm}.ls1.gamma"),
+                (f"{ours}/layer_scale2", "", f"{timm}.ls2.gamma"),
+            ]
+        namings = naming.of_both(rows)
         is_plain = prefix and not self.layer_scale
         return namings if is_plain else {"timm": namings["timm"]}
 
@@ -238,39 +219,17 @@ def patches(
             f" {width}x{height}; end data.train_ops and data.eval_ops in a multiple, such"
             f" as resize({near})"
         )
-    cut = nn.Conv(
-        features,
-        (patch, patch),
-        strides=(patch, patch),
-        padding="VALID",
-        dtype=dtype,
-        conv_general_dilated=convolve,
-        name=name,
-    )
-    return cut(images.astype(dtype))
+    cut = partial(conv, features, patch, patch, padding=[(0, 0)] * 2, bias=True)
+    return cut(kernel_init=layers.LECUN, dtype=dtype, name=name)(images.astype(dtype))
 
 
-def _repeated(token: jax.Array, x: jax.Array) -> jax.Array:
-    """Repeats token [1, 1, D] for each example of x [B, N, D], in x's dtype."""
-    return jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
-
-
-class _Size(NamedTuple):
-    width: int
-    depth: int
-    heads: int
-
-
-_SIZES = {
-    "ti": _Size(192, depth=12, heads=3),
-    "s": _Size(384, depth=12, heads=6),
-    "b": _Size(768, depth=12, heads=12),
-    "l": _Size(1024, depth=24, heads=16),
-}
 VITS: dict[str, Callable[..., ViT]] = {
-    f"vit_{name}_{patch}": partial(
-        ViT, patch=patch, width=size.width, depth=size.depth, heads=size.heads
+    f"vit_{name}_{patch}": partial(ViT, patch=patch, width=width, depth=depth, heads=heads)
+    for name, width, depth, heads in (
+        ("ti", 192, 12, 3),
+        ("s", 384, 12, 6),
+        ("b", 768, 12, 12),
+        ("l", 1024, 24, 16),
     )
-    for name, size in _SIZES.items()
     for patch in (16, 32)
 }

@@ -64,13 +64,8 @@ class WideResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> Output:
         x = conv(16, 3, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
         for name, stage, i in self._blocks():
-            x = Block(
-                width=16 * self.widen * 2**stage,
-                stride=2 if stage and i == 0 else 1,
-                dtype=self.dtype,
-                dropout=self.dropout,
-                name=name,
-            )(x, train)
+            width, stride = 16 * self.widen * 2**stage, 2 if stage and i == 0 else 1
+            x = Block(width, stride, self.dtype, self.dropout, name=name)(x, train)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
         x = layers.FeatureMap()(x)
         return layers.head(layers.global_mean(x), self.num_classes)
@@ -85,14 +80,14 @@ class WideResNet(nn.Module):
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of the PyTorch port."""
-        table = {"conv1": "conv1"}
+        table: Naming = {"conv1": "conv1"}
         for name, stage, i in self._blocks():
             theirs = f"block{stage + 1}.layer.{i}"
             for n in (1, 2):
                 table[f"{name}/norm{n}"] = f"{theirs}.bn{n}"
                 table[f"{name}/conv{n}"] = f"{theirs}.conv{n}"
             table[f"{name}/shortcut_conv"] = f"{theirs}.convShortcut"
-        return {"robustbench": Naming(table | {"norm": "bn1", "head": "fc"})}
+        return {"robustbench": table | {"norm": "bn1", "head": "fc"}}
 
 
 WIDE_RESNETS: dict[str, Callable[..., WideResNet]] = {

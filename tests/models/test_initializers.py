@@ -13,9 +13,7 @@ MADE = [
     ("variance_scaling", (1 / 3, "fan_in", "uniform")),
     ("variance_scaling", (2.0, "fan_avg", "uniform")),
     ("normal", (0.02,)),
-    ("lecun_normal", ()),
-    ("he_normal", ()),
-    ("xavier_uniform", ()),
+    ("variance_scaling", (1.0, "fan_in", "truncated_normal")),
 ]
 
 

@@ -9,14 +9,6 @@ from jaxcls.models.vit import Attention, Block
 from tests.modules import KEY, built, count, shapes
 
 
-def block(layer_scale):
-    """What a fresh block gives for tokens, with the tokens and its parameters."""
-    module = Block(2, 16, jnp.float32, 0.0, 0.0, layer_scale)
-    x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
-    y, made = jax.jit(lambda x: module.init_with_output(KEY, x, False))(x)
-    return x, np.asarray(y), made["params"]
-
-
 def test_attention_is_numpys():
     x = np.random.default_rng(1).standard_normal((2, 5, 8), np.float32)
     y, made = Attention(2, jnp.float32).init_with_output(KEY, x)
@@ -33,19 +25,22 @@ def test_attention_is_numpys():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_block_of_a_small_scale_starts_as_its_shortcut():
-    x, y, made = block(1e-12)
+def test_a_layer_scale_is_where_a_branch_starts():
+    x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+
+    def started(layer_scale):
+        """What a fresh block gives for tokens, with its parameters."""
+        module = Block(2, jnp.float32, 0.0, 0.0, layer_scale)
+        y, made = jax.jit(lambda x: module.init_with_output(KEY, x, False))(x)
+        return np.asarray(y), made["params"]
+
+    y, small = started(1e-12)
     np.testing.assert_allclose(y, x, atol=1e-9)
     for n in (1, 2):
-        assert made[f"layer_scale{n}"].tolist() == [np.float32(1e-12)] * 8
-
-
-@pytest.mark.slow
-def test_a_scale_of_1_is_as_none_and_none_is_no_parameter():
-    x, y, made = block(1.0)
-    _, plain, without = block(0.0)
-    assert set(made) - set(without) == {"layer_scale1", "layer_scale2"}
-    np.testing.assert_allclose(y, plain, rtol=1e-6)
+        assert small[f"layer_scale{n}"].tolist() == [np.float32(1e-12)] * 8
+    plain, without = started(0.0)
+    assert set(small) - set(without) == {"layer_scale1", "layer_scale2"}
+    np.testing.assert_allclose(started(1.0)[0], plain, rtol=1e-6)
     assert np.abs(plain - x).max() > 0.1
 
 

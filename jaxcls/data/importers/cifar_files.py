@@ -19,7 +19,7 @@ def load(data: bytes, where: str) -> dict:
     function that a pickle names.
     """
     try:
-        content = pickles.load(io.BytesIO(data), _NAMES, _build, python2=bytes)
+        content = pickles.load(io.BytesIO(data), _NAMES, _build)
     except RefusedError as error:
         reason = str(error) if str(error).isprintable() else ascii(str(error))
         raise InputError(f"{where} is no pickle of CIFAR ({reason}); {REMEDY}") from None
@@ -58,9 +58,11 @@ def labels(batch: dict, key: str, classes: int, where: str) -> np.ndarray:
 def images(batch: dict, count: int, where: str) -> np.ndarray:
     """Returns the images of a batch, [count, 32, 32, 3] uint8 RGB; raises `InputError`."""
     match getattr(_entry(batch, "data"), "state", None):
-        case (_, (rows, 3072), _Uint8(), is_by_column, bytes(data)) if (
+        case (_, (rows, 3072), _Uint8(), is_by_column, bytes() | str() as data) if (
             rows == count and len(data) == count * 3072
         ):
+            if isinstance(data, str):  # Of Python 2.
+                data = data.encode("latin-1", "replace")
             order: Literal["F", "C"] = "F" if is_by_column is True else "C"
             pixels = np.frombuffer(data, np.uint8).reshape(count, 3072, order=order)
             return pixels.reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -113,12 +115,10 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-_NAMES = pickles.Names(
-    {
-        Global("numpy.core.multiarray", "_reconstruct"): _array,
-        Global("numpy._core.multiarray", "_reconstruct"): _array,
-        Global("numpy", "dtype"): _dtype,
-        Global("_codecs", "encode"): _encode,
-    },
-    frozenset([Global("numpy", "ndarray")]),
-)
+_NAMES: pickles.Names = {
+    Global("numpy.core.multiarray", "_reconstruct"): _array,
+    Global("numpy._core.multiarray", "_reconstruct"): _array,
+    Global("numpy", "dtype"): _dtype,
+    Global("_codecs", "encode"): _encode,
+    Global("numpy", "ndarray"): None,
+}

@@ -1,12 +1,12 @@
 """Metadata of weights: preprocessing and class names."""
 
+import functools
 import json
-import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxcls.errors import InputError, first_line
-from jaxcls.models.weights import tensorfiles
 
 # timm draws an interpolation for "random" in training, and is bilinear in evaluation.
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bilinear"}
@@ -40,26 +40,23 @@ class Facts(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def of_metadata(file: pathlib.Path) -> Facts:
+def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
     """Returns the facts that `files.write` stored in a safetensors file, if any.
 
     Raises `InputError` for damaged facts.
     """
-    metadata = tensorfiles.metadata(file)
-    found: Preprocessing | None = None
-    names: tuple[str, ...] = ()
     try:
-        if f"{OURS}preprocessing" in metadata:
-            told = json.loads(metadata[f"{OURS}preprocessing"])
-            found = _checked(file, Preprocessing(**told))
-        if f"{OURS}class_names" in metadata:
-            names = _names(file, json.loads(metadata[f"{OURS}class_names"]))
+        told, names = (
+            json.loads(metadata.get(f"{OURS}{key}", "null"))
+            for key in ("preprocessing", "class_names")
+        )
+        found = None if told is None else _checked(file, Preprocessing(**told))
+        return Facts(found, _names(file, names))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{file} has metadata of jaxcls that is damaged ({first_line(error)}); download"
             " it again, or write it again"
         ) from None
-    return Facts(found, names)
 
 
 def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
@@ -85,80 +82,73 @@ def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
     names = config.get("label_names", told.get("label_names", told.get("labels")))
     if not {"input_size", "mean", "std", "crop_pct", "interpolation"} & told.keys():
         return Facts(None, _names(file, names))
-    shape = _given(told, "input_size", [3, 224, 224])
-    if (
-        not isinstance(shape, list)
-        or len(shape) != 3
-        or any(type(n) is not int or n < 1 for n in shape)
-    ):
-        raise _nonsense(file, "input_size", shape, "be [channels, height, width]")
-    if shape[1] != shape[2]:
-        raise _nonsense(file, "input_size", shape, "be square, as [3, 224, 224]")
-    # timm's defaults stand in for absent keys.
-    found = Preprocessing(
-        _given(told, "mean", [0.485, 0.456, 0.406]),
-        _given(told, "std", [0.229, 0.224, 0.225]),
-        shape[1],
-        _given(told, "crop_pct", 0.875),
-        _given(told, "interpolation", "bicubic"),
-        _given(told, "crop_mode", "center"),
+    told = _TIMM | {name: value for name, value in told.items() if value is not None}
+    shape = told["input_size"]
+    is_square = (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(type(side) is int and side > 0 for side in shape)
+        and shape[1] == shape[2]
     )
-    checked = _checked(file, found)
-    if len(checked.mean) != shape[0]:
-        raise _nonsense(file, "mean", found.mean, f"have {shape[0]} values, as input_size")
-    return Facts(checked, _names(file, names))
+    rule = "be [channels, height, width] of a square, as [3, 224, 224]"
+    _require(file, "input_size", shape, is_square, rule)
+    crop, method, mode = (told[x] for x in ("crop_pct", "interpolation", "crop_mode"))
+    told_here = Preprocessing(told["mean"], told["std"], shape[1], crop, method, mode)
+    found = _checked(file, told_here)
+    rule = f"have {shape[0]} values, as input_size"
+    _require(file, "mean", told["mean"], len(found.mean) == shape[0], rule)
+    return Facts(found, _names(file, names))
 
 
-def _given(told: dict[str, Any], name: str, otherwise: Any) -> Any:
-    value = told.get(name)
-    return otherwise if value is None else value
+# The values that timm takes for absent keys.
+_TIMM: dict[str, Any] = {
+    "input_size": [3, 224, 224],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "crop_mode": "center",
+}
 
 
 def _checked(file: pathlib.Path, found: Preprocessing) -> Preprocessing:
     """Converts a preprocessing from JSON; raises `InputError` for a bad value."""
-    for name, values in (("mean", found.mean), ("std", found.std)):
-        if (
-            not isinstance(values, list)
-            or not values
-            or not all(_is_finite(value) for value in values)
-        ):
-            raise _nonsense(file, name, values, "be a list of finite numbers")
-    if len(found.std) != len(found.mean):
-        raise _nonsense(file, "std", found.std, f"have {len(found.mean)} values, as mean")
-    if min(found.std) <= 0:
-        raise _nonsense(file, "std", found.std, "be above 0, as [0.229, 0.224, 0.225]")
-    if type(found.size) is not int or found.size < 1:
-        raise _nonsense(file, "size", found.size, "be pixels, as 224")
-    if not _is_finite(found.crop) or not 0 < found.crop <= 1:
-        raise _nonsense(file, "crop", found.crop, "be in (0, 1], as 0.875")
-    if found.interpolation not in list(INTERPOLATIONS):
-        rule = f"be one of {', '.join(INTERPOLATIONS)}"
-        raise _nonsense(file, "interpolation", found.interpolation, rule)
-    if found.crop_mode not in CROP_MODES:
-        rule = f"be one of {', '.join(CROP_MODES)}"
-        raise _nonsense(file, "crop_mode", found.crop_mode, rule)
-    return Preprocessing(
-        tuple(float(value) for value in found.mean),
-        tuple(float(value) for value in found.std),
-        found.size,
-        float(found.crop),
-        INTERPOLATIONS[found.interpolation],
-        found.crop_mode,
+    mean, std, size, crop, interpolation, mode = found
+    need = functools.partial(_require, file)
+    need("mean", mean, _are_finite(mean), "be a list of finite numbers")
+    need("std", std, _are_finite(std), "be a list of finite numbers")
+    need("std", std, len(std) == len(mean), f"have {len(mean)} values, as mean")
+    need("std", std, min(std) > 0, "be above 0, as [0.229, 0.224, 0.225]")
+    need("size", size, type(size) is int and size > 0, "be pixels, as 224")
+    need("crop", crop, _are_finite([crop]) and 0 < crop <= 1, "be in (0, 1], as 0.875")
+    for name, value, known in (
+        ("interpolation", interpolation, list(INTERPOLATIONS)),
+        ("crop_mode", mode, list(CROP_MODES)),
+    ):
+        need(name, value, value in known, f"be one of {', '.join(known)}")
+    means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    method = INTERPOLATIONS[interpolation]
+    return Preprocessing(means, deviations, size, float(crop), method, mode)
+
+
+def _are_finite(values: Any) -> bool:
+    """Returns whether values are a list of at least one finite number."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(x) in (int, float) and abs(x) < 1e30 for x in values)
     )
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
 
 
 def _names(file: pathlib.Path, names: Any) -> tuple[str, ...]:
     """Returns class names, or () for None; raises `InputError` for anything but a list."""
-    if names is None:
-        return ()
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _nonsense(file, "label_names", names, "be a list of names")
-    return tuple(names)
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    _require(file, "label_names", names, names is None or are_names, "be a list of names")
+    return tuple(names or ())
 
 
-def _nonsense(file: pathlib.Path, name: str, value: Any, rule: str) -> InputError:
-    return InputError(f"{file}: {name} is {str(value)[:80]!r}, and must {rule}; correct it")
+def _require(file: pathlib.Path, name: str, value: object, holds: bool, rule: str) -> None:
+    """Raises `InputError` for a value for which its rule does not hold."""
+    if not holds:
+        shown = str(value)[:80]
+        raise InputError(f"{file}: {name} is {shown!r}, and must {rule}; correct it")

@@ -1,20 +1,26 @@
 """Files of weights, of safetensors and of torch, local or on a Hugging Face hub."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
-from jaxcls.errors import InputError, did_you_mean
-from jaxcls.models.weights import facts, hub, tensorfiles, torchfiles
+from jaxcls import atomic
+from jaxcls.errors import InputError, did_you_mean, first_line
+from jaxcls.models.weights import facts, hub, torchfiles
 from jaxcls.models.weights.facts import Facts, Preprocessing
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 ON_HUB = ("model.safetensors", "pytorch_model.bin")
+# The dtypes of safetensors that are read.
+DTYPES = re.compile(r"BOOL|[IU](8|16|32|64)|BF16|F(16|32|64)")
 
 
 class Weights(NamedTuple):
@@ -42,25 +48,17 @@ def read(place: str, key: str) -> Weights:
     key: the name of the config's key, for messages. Raises `InputError`, which names `key`
     or the file, for an absent, damaged or unsupported file, and for a hub that fails.
     """
-    file, config, strict = _find(place, key)
-    try:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(file, key, error) from None
-    ours = Facts()
-    if file.suffix == ".safetensors":
-        tensors = tensorfiles.load(file)
-        ours = facts.of_metadata(file)
-    else:
-        tensors = torchfiles.load(file)
-    beside = facts.of_config(config, strict)
-    return Weights(
-        {name: _as_float32(values) for name, values in tensors.items()},
-        ours.preprocessing or beside.preprocessing,
-        ours.class_names or beside.class_names,
-        f"sha256:{digest}",
-    )
+    file, config = _find(place, key)
+    load = _safetensors if file.suffix == ".safetensors" else torchfiles.load
+    tensors = load(file)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    found = _facts(place, file, config)
+    floating = (np.floating, ml_dtypes.bfloat16)
+    for name, values in tensors.items():
+        if issubclass(values.dtype.type, floating):
+            tensors[name] = values.astype(np.float32, copy=False)
+    return Weights(tensors, *found, f"sha256:{digest}")
 
 
 def preprocessing(place: str, key: str) -> Preprocessing | None:
@@ -72,9 +70,7 @@ def preprocessing(place: str, key: str) -> Preprocessing | None:
     if is_hub(place):
         config = hub.fetch(hub.parse(place, key), "config.json")
         return facts.of_config(config, True).preprocessing
-    file, config, strict = _find(place, key)
-    ours = facts.of_metadata(file) if file.suffix == ".safetensors" else Facts()
-    return ours.preprocessing or facts.of_config(config, strict).preprocessing
+    return _facts(place, *_find(place, key)).preprocessing
 
 
 def write(
@@ -85,75 +81,110 @@ def write(
 ) -> None:
     """Writes a .safetensors file, whole or not at all: the same bytes for the same input.
 
-    `read` returns everything again. Raises `InputError` if `path` exists or cannot be
-    written, and `KeyError` for a dtype that such files do not have.
+    tensors: they are written as float32. `read` returns everything again. Raises
+    `InputError` if `path` exists or cannot be written.
     """
     metadata = {"format": "pt"}
-    if preprocessing is not None:
-        metadata[f"{facts.OURS}preprocessing"] = json.dumps(preprocessing._asdict())
     if class_names:
         metadata[f"{facts.OURS}class_names"] = json.dumps(list(class_names))
-    tensorfiles.write(path, tensors, metadata)
+    if preprocessing is not None:
+        metadata[f"{facts.OURS}preprocessing"] = json.dumps(preprocessing._asdict())
+    # The library would write metadata in random order.
+    head: dict[str, Any] = {"__metadata__": metadata}
+    floats = {name: np.asarray(tensors[name], np.float32) for name in sorted(tensors)}
+    end = 0
+    for name, values in floats.items():
+        start, end = end, end + values.nbytes
+        offsets = [start, end]
+        head[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": offsets}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    remedy = "make room, or give a path where you may write"
+    with atomic.explained(path, remedy):
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path} exists, and is not replaced; give another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(path, "wb", remedy) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in floats.values():
+            file.write(values.tobytes())
 
 
-def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None, bool]:
-    """Returns (file of weights, its config.json or None, whether that must be JSON)."""
+def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """Returns (file of weights, its config.json, which may be absent)."""
     if not is_hub(place):
         file = _local(place, key)
-        return file, file.with_name("config.json"), False
+        return file, file.with_name("config.json")
     repository = hub.parse(place, key)
     for name in ON_HUB:
-        file_or_none = hub.fetch(repository, name)
-        if file_or_none is not None:
+        found = hub.fetch(repository, name)
+        if found is not None:
             # The folder's name is the commit. It gives the config of the same commit.
-            commit = repository._replace(revision=file_or_none.parent.name)
-            return file_or_none, hub.fetch(commit, "config.json"), True
+            commit = repository._replace(revision=found.parent.name)
+            return found, hub.fetch(commit, "config.json")
     raise InputError(
         f"{key}={place} holds neither {' nor '.join(ON_HUB)}; give a repository of an image"
         " classifier, such as hf:timm/resnet50.a1_in1k"
     )
 
 
-def _local(place: str, key: str) -> pathlib.Path:
-    """Returns an existing local file with a known suffix, or raises `InputError`."""
-    kinds = ", ".join(SUFFIXES)
-    if "://" in place:
-        raise InputError(
-            f"{key}={place} is a URL, and must be a file or hf:ORG/NAME; download it, and"
-            " give the file"
-        )
-    try:
-        file = pathlib.Path(place).expanduser()
-        if file.is_dir():
-            inside = sorted(f.name for f in file.iterdir() if f.suffix in SUFFIXES)
-            raise InputError(
-                f"{key}={place} is a folder, and must be a file of weights ({kinds}); in"
-                f" it: {', '.join(inside)[:200] or 'none'}"
-            )
-        if not file.exists():
-            folder = file.parent
-            names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
-            raise InputError(
-                f"{key}={place}: there is no such file{did_you_mean(file.name, names)};"
-                f" give a file of weights ({kinds}), or hf:ORG/NAME"
-            )
-    except (OSError, RuntimeError, ValueError) as error:  # Raised for impossible names.
-        raise _unreadable(place, key, error) from None
-    if file.suffix not in SUFFIXES:
-        raise InputError(
-            f"{key}={place} is no file of weights by its name; it must end in one of"
-            f" {kinds}"
-        )
-    return file
-
-
-def _unreadable(place: object, key: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(
-        f"{key}={place} cannot be read ({reason}); give one that you may read"
+def _facts(place: str, file: pathlib.Path, config: pathlib.Path | None) -> Facts:
+    """Returns the facts in a file of weights, or else those in a config.json of timm."""
+    ours = Facts()
+    if file.suffix == ".safetensors":
+        with _opened(file) as opened:
+            ours = facts.of_metadata(file, opened.metadata() or {})
+    theirs = facts.of_config(config, strict=is_hub(place))
+    return Facts(
+        ours.preprocessing or theirs.preprocessing, ours.class_names or theirs.class_names
     )
 
 
-def _as_float32(values: np.ndarray) -> np.ndarray:
-    is_floating = values.dtype.kind == "f" or values.dtype == ml_dtypes.bfloat16
-    return values.astype(np.float32, copy=False) if is_floating else values
+def _safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a .safetensors file by name, in the file's dtypes."""
+    with _opened(file) as opened:
+        names = sorted(opened.keys())
+        for name in names:
+            dtype = opened.get_slice(name).get_dtype()
+            if not DTYPES.fullmatch(dtype):
+                raise ValueError(f"{name} is of dtype {dtype}, and must be as F32 or BF16")
+        if not names:
+            raise ValueError("it holds no tensor")
+        return {name: opened.get_tensor(name) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Any]:
+    """Opens a .safetensors file; raises `InputError` in place of other errors."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        reason = first_line(error)
+        reason = reason if reason.isprintable() else ascii(reason)
+        raise InputError(
+            f"{file} cannot be read as safetensors ({reason}); download it again, or write"
+            " it again"
+        ) from None
+
+
+def _local(place: str, key: str) -> pathlib.Path:
+    """Returns an existing local file with a known suffix, or raises `InputError`."""
+    kinds = f"a file of weights ({', '.join(SUFFIXES)}), or hf:ORG/NAME"
+    try:
+        file = pathlib.Path(place).expanduser()
+        if not file.exists():
+            near = did_you_mean(file.name, [each.name for each in file.parent.glob("*")])
+            raise InputError(f"{key}={place}: there is no such file{near}; give {kinds}")
+        if file.is_dir():
+            inside = sorted(each.name for each in file.iterdir() if each.suffix in SUFFIXES)
+            shown = ", ".join(inside)[:200] or "none"
+            raise InputError(
+                f"{key}={place} is a folder, and must be {kinds}; in it: {shown}"
+            )
+        if file.suffix not in SUFFIXES:
+            raise InputError(f"{key}={place} is of another kind, and must be {kinds}")
+        return file
+    except (OSError, RuntimeError, ValueError) as error:  # Raised for impossible names.
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{key}={place} cannot be read ({reason}); give {kinds}") from None

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,23 +48,28 @@ def adapt(
     """
     if not tensors:
         raise InputError("holds no tensors; give the weights of this very model")
-    library = max(namings, key=lambda each: _in_common(tensors, namings[each], like))
-    table = namings[library]
-    if not _in_common(tensors, table, like):
+    every = {library: naming.names(like, namings[library]) for library in namings}
+    library = max(every, key=lambda each: len(set(every[each].values()) & set(tensors)))
+    table, named = namings[library], every[library]
+    if tensors.keys().isdisjoint(named.values()):
         known = " or ".join(f"{each}'s" for each in namings)
         raise InputError(
             f"holds no layer of this model by {known} names; it has"
             f" {_some(tensors)}; give the weights of this very model"
         )
-    fit, notes = _resampled(naming.fit(tensors, table, like), tensors, table)
-    if is_head_fresh:
-        fit = _without(fit, lambda path, _: path.startswith(HEAD))
-    if skip:
-        search, named = re.compile(skip).search, naming.names(like, table)
-        fit = _without(
-            fit,
-            lambda path, name: any(search(x) for x in (path, name or named[path]) if x),
-        )
+    search = re.compile(skip or "(?!)").search  # "(?!)" matches nothing.
+    leaves = naming.flatten(like)
+    wanted = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if not (is_head_fresh and path.startswith(HEAD))
+        and not search(path)
+        and not search(named[path])
+    }
+    left = {named[path] for path in leaves.keys() - wanted.keys()}
+    given = {x: array for x, array in tensors.items() if x not in left and not search(x)}
+    fit = naming.fit(given, table, wanted)
+    notes = _resample(fit, given, table)
     if fit.missing or fit.extra or fit.shapes:
         raise InputError(_refusal(fit, library))
     if not fit.found:
@@ -72,22 +77,21 @@ def adapt(
     arrays = {path: np.asarray(array, np.float32) for path, array in fit.found.items()}
     for path, array in arrays.items():
         if not np.isfinite(array).all():
-            name = naming.names(like, table)[path]
-            raise InputError(f"has numbers that are not finite, in {name}; get it again")
-    of = f"{len(arrays)} of {len(naming.flatten(like))} arrays, by {library}'s names"
+            raise InputError(
+                f"has numbers that are not finite, in {named[path]}; get it again"
+            )
+    of = f"{len(arrays)} of {len(leaves)} arrays, by {library}'s names"
     return Start(arrays, [of, *notes])
 
 
 def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]) -> int:
     """Returns the number of classes of the head in `tensors`; 0 if there is no head."""
+    head = {"params/head/bias": 0, "params/head/kernel": 0}
     for table in namings.values():
-        layer = table.layers["head"]
-        name = layer.name if isinstance(layer, naming.Entry) else layer
         # A head may have no bias. Classes are the first axis of bias and kernel.
-        for end, ndim in (("bias", 1), ("weight", 2)):
-            tensor = tensors.get(f"{name}.{end}", 0)
-            if np.ndim(tensor) == ndim:
-                return len(np.asarray(tensor))
+        for ndim, name in enumerate(naming.names(head, table).values(), 1):
+            if name in tensors and tensors[name].ndim == ndim:
+                return len(tensors[name])
     return 0
 
 
@@ -105,41 +109,20 @@ def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:
     return np.concatenate([kept, flat], axis=1)
 
 
-def _in_common(
-    tensors: Mapping[str, np.ndarray], table: Naming, like: Mapping[str, Any]
-) -> int:
-    return len(set(naming.names(like, table).values()) & set(tensors))
-
-
-def _resampled(
-    fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming
-) -> tuple[Fit, list[str]]:
-    """Resamples positions of another square grid; returns the new fit and notes."""
+def _resample(fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming) -> list[str]:
+    """Moves positions of another square grid to fit.found, resampled; returns notes."""
     notes = []
-    found, shapes = dict(fit.found), dict(fit.shapes)
-    for path, (name, there, here) in fit.shapes.items():
+    for path, (name, there, here) in list(fit.shapes.items()):
         prefix = naming.grid_of(path, table)
         if prefix < 0 or len(there) != 3 or there[0] != 1 or there[2] != here[2]:
             continue
-        sides = [math.isqrt(max(shape[1] - prefix, 0)) for shape in (there, here)]
-        squares = [prefix + side * side for side in sides]
-        if min(sides) < 1 or squares != [there[1], here[1]]:
+        old, new = (math.isqrt(max(shape[1] - prefix, 0)) for shape in (there, here))
+        if min(old, new) < 1 or (there[1], here[1]) != (prefix + old**2, prefix + new**2):
             continue
-        found[path] = resample(tensors[name], here[1], prefix)
-        del shapes[path]
-        old, new = sides
+        fit.found[path] = resample(tensors[name], here[1], prefix)
+        del fit.shapes[path]
         notes.append(f"positions resampled from {old}x{old} to {new}x{new}")
-    return fit._replace(found=found, shapes=shapes), notes
-
-
-def _without(fit: Fit, is_left: Callable[[str, str], bool]) -> Fit:
-    """Removes entries for which `is_left(our path or "", library's name or "")` is true."""
-    return Fit(
-        {p: a for p, a in fit.found.items() if not is_left(p, "")},
-        {p: n for p, n in fit.missing.items() if not is_left(p, n)},
-        [n for n in fit.extra if not is_left("", n)],
-        {p: s for p, s in fit.shapes.items() if not is_left(p, s[0])},
-    )
+    return notes
 
 
 def _refusal(fit: Fit, library: str) -> str:

@@ -265,7 +265,6 @@ STATE = python2({"data": ROWS, "fine_labels": [1, 2, 3]})
         ("train", python3({"fine_labels": [2**70]}), "outside 0..99"),
         ("meta", python2({"fine_label_names": []}), "meta lists no fine_label_names"),
         ("meta", python2({"fine_label_names": [3]}), "meta lists no fine_label_names"),
-        ("meta", python2({"fine_label_names": ["\xff"]}), "lists no fine_label_names"),
     ],
 )
 def test_a_fault_of_cifar_is_named(tmp_path, name, data, said):

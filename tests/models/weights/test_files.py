@@ -94,52 +94,46 @@ def test_every_kind_of_file_comes_back_with_its_fingerprint(tmp_path, name):
     assert weights.preprocessing(str(tmp_path / name), KEY) is None
 
 
-def test_what_is_written_comes_back(tmp_path):
+# Floats in several forms, one of them not contiguous.
+WRITTEN = {
+    "b": RANDOM.normal(size=(2, 3, 1, 2)).astype(np.float32),
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "scalar": np.array(7, np.float32),
+    "double": np.array([0.5, 2]),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def test_what_is_written_comes_back_and_the_library_reads_it(tmp_path):
     path = tmp_path / "new" / "deep" / "a.safetensors"
-    weights.write(path, ARRAYS, TOLD, ("cat", "dög\n"))
+    weights.write(path, WRITTEN, TOLD, ("cat", "dög\n"))
     found = weights.read(str(path), KEY)
-    check(found.tensors, ARRAYS)
+    check(found.tensors, WRITTEN)
+    check(safetensors.numpy.load_file(path), WRITTEN)
     assert found.preprocessing == TOLD
     assert found.class_names == ("cat", "dög\n")
     assert weights.preprocessing(str(path), KEY) == TOLD
     assert os.listdir(path.parent) == ["a.safetensors"]
 
 
-def test_the_library_reads_what_is_written(tmp_path):
-    path = tmp_path / "a.safetensors"
-    arrays = {name: values for name, values in ARRAYS.items() if name != "brain"}
-    arrays["transposed"] = np.arange(6.0).reshape(2, 3).T
-    arrays["steps"] = np.arange(6, dtype=np.int16)[::2]
-    arrays["big"] = np.arange(3, dtype=">f4")
-    weights.write(path, arrays, None, ())
-    found = safetensors.numpy.load_file(path)
-    assert sorted(found) == sorted(arrays)
-    for name, values in arrays.items():
-        assert found[name].dtype == values.dtype.newbyteorder("="), name
-        assert found[name].shape == values.shape, name
-        assert np.array_equal(found[name], values), name
-    with safetensors.safe_open(path, framework="numpy") as opened:
-        assert opened.metadata() == {"format": "pt"}
-
-
 def test_the_same_input_is_the_same_bytes_and_aligned(tmp_path):
-    backwards = dict(reversed(ARRAYS.items()))
-    for name, arrays in (("a", ARRAYS), ("b", backwards), ("c", ARRAYS)):
+    backwards = dict(reversed(WRITTEN.items()))
+    for name, arrays in (("a", WRITTEN), ("b", backwards)):
         weights.write(tmp_path / f"{name}.safetensors", arrays, TOLD, ["cat", "dog"])
-    a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
-    assert a == b == c
-    length = int.from_bytes(a[:8], "little")
-    head = json.loads(a[8 : 8 + length])
-    assert length % 8 == 0
-    for name, values in ARRAYS.items():
-        assert head[name]["data_offsets"][0] % values.itemsize == 0
+    a, b = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    assert int.from_bytes(a[:8], "little") % 8 == 0
+    head = json.loads(a[8 : 8 + int.from_bytes(a[:8], "little")])
+    assert list(head) == ["__metadata__", *sorted(WRITTEN)]
+    names = ["format", "jaxcls.class_names", "jaxcls.preprocessing"]
+    assert list(head["__metadata__"]) == names
 
 
 def test_a_file_that_exists_is_not_replaced(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(InputError, match=r"a\.safetensors exists, and is not replaced"):
-        weights.write(path, ARRAYS, None, ())
+        weights.write(path, WRITTEN, None, ())
     assert path.read_bytes() == b"mine"
 
 
@@ -149,12 +143,12 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left"):
-        weights.write(tmp_path / "a.safetensors", ARRAYS, None, ())
+        weights.write(tmp_path / "a.safetensors", WRITTEN, None, ())
     assert os.listdir(tmp_path) == []
     monkeypatch.undo()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match=r"cannot be written"):
-        weights.write(tmp_path / "file" / "a.safetensors", ARRAYS, None, ())
+        weights.write(tmp_path / "file" / "a.safetensors", WRITTEN, None, ())
 
 
 def line(place):
@@ -170,17 +164,18 @@ def line(place):
     ("place", "expected"),
     [
         ("models", "is a folder, and must be a file of weights (.safetensors, .pth"),
-        ("models", "in it: resnet.pth"),
+        ("models", "or hf:ORG/NAME; in it: resnet.pth"),
         ("models/resnet.pt", "no such file (did you mean 'resnet.pth'?); give a file"),
         ("nowhere/resnet.pth", "no such file; give a file of weights"),
-        ("models/notes.txt", "must end in one of .safetensors, .pth, .pt, .bin"),
-        ("https://example.org/resnet.pth", "is a URL, and must be a file or hf:ORG/NAME"),
+        ("models/notes.txt", "is of another kind, and must be a file of weights ("),
+        ("https://example.org/resnet.pth", "no such file; give a file of weights (.safet"),
         ("x" * 300 + ".pth", "cannot be read (File name too long)"),
         ("hf:resnet50", "must be hf:ORG/NAME or hf:ORG/NAME@REVISION; try 'hf:"),
         ("hf:a/b/c", "must be hf:ORG/NAME"),
         ("hf:a/b@", "must be hf:ORG/NAME"),
-        ("hf:", "must be hf:ORG/NAME"),
-        ("hf:a/b--c", "is no name of a repository"),
+        ("hf:a/b@/etc/passwd", "must be hf:ORG/NAME"),
+        ("hf:a/b@../../x", "must be hf:ORG/NAME"),
+        ("hf:a/b--c", "must be hf:ORG/NAME"),
     ],
 )
 def test_places_that_are_none_are_refused(tmp_path, monkeypatch, place, expected):
@@ -204,14 +199,19 @@ def test_only_a_hub_is_a_hub():
 def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     good = safetensors_bytes(ARRAYS)
-    foreign = safetensors_bytes({"w": ARRAYS["half"]}).replace(b'"F16"', b'"F99"')
-    for data in (b"", b"{}", b"<html>404</html>", good[:-1], good + b"x", foreign):
+    half = safetensors_bytes({"w": ARRAYS["half"]})
+    for data, reason in (
+        (b"", ""),
+        (b"<html>404</html>", ""),
+        (good[:-1], ""),
+        (good + b"x", ""),
+        (half.replace(b'"F16"', b'"F99"'), ""),
+        (safetensors_bytes({}), "it holds no tensor"),
+    ):
         path.write_bytes(data)
         message = line(path)
-        assert message.startswith(f"{path} cannot be read as safetensors (")
+        assert message.startswith(f"{path} cannot be read as safetensors ({reason}")
         assert message.endswith("; download it again, or write it again")
-    path.write_bytes(safetensors_bytes({}))
-    assert "it holds no tensor" in line(path)
     (tmp_path / "a.pth").write_bytes(b"")
     assert "cannot be read as tensors of torch (it is empty)" in line(tmp_path / "a.pth")
 
@@ -221,7 +221,7 @@ def test_a_dtype_that_is_not_known_is_refused_by_name(tmp_path):
     head = {"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
     text = json.dumps(head).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2))
-    assert "w is of dtype F8_E4M3, not of BOOL, I8" in line(path)
+    assert "w is of dtype F8_E4M3, and must be as F32 or BF16" in line(path)
 
 
 def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path):
@@ -268,24 +268,21 @@ def with_config(folder, config):
     return str(folder / "model.pth")
 
 
-def test_a_config_of_timm_beside_a_file_is_read(tmp_path):
-    place = with_config(tmp_path, CONFIG)
+OLDER = {"architecture": "resnet50", **CONFIG["pretrained_cfg"], "labels": ["cat", "dög"]}
+
+
+@pytest.mark.parametrize("config", [CONFIG, OLDER])
+def test_a_config_of_timm_beside_a_file_is_read(tmp_path, config):
+    place = with_config(tmp_path, config)
     found = weights.read(place, KEY)
     assert found.preprocessing == OF_CONFIG == weights.preprocessing(place, KEY)
     assert found.class_names == ("cat", "dög")
 
 
-def test_an_older_config_of_timm_is_read(tmp_path):
-    config = {"architecture": "resnet50", **CONFIG["pretrained_cfg"], "labels": ["a", "b"]}
-    place = with_config(tmp_path, config)
-    assert weights.preprocessing(place, KEY) == OF_CONFIG
-    assert weights.read(place, KEY).class_names == ("a", "b")
-
-
 def test_metadata_of_ours_goes_before_a_config(tmp_path):
     with_config(tmp_path, CONFIG)
-    weights.write(tmp_path / "a.safetensors", ARRAYS, TOLD, ("x", "y"))
-    weights.write(tmp_path / "b.safetensors", ARRAYS, None, ())
+    weights.write(tmp_path / "a.safetensors", WRITTEN, TOLD, ("x", "y"))
+    weights.write(tmp_path / "b.safetensors", WRITTEN, None, ())
     found = weights.read(str(tmp_path / "a.safetensors"), KEY)
     assert (found.preprocessing, found.class_names) == (TOLD, ("x", "y"))
     found = weights.read(str(tmp_path / "b.safetensors"), KEY)
@@ -299,7 +296,6 @@ def test_metadata_of_ours_goes_before_a_config(tmp_path):
         "[" * 100_000,
         [],
         {"architectures": ["ResNet"], "std": 0},
-        {"name": "digits", "implied": {}, "std": [0]},
         {"architecture": "resnet50", "pretrained_cfg": {}},
     ],
 )
@@ -317,7 +313,6 @@ def test_a_config_of_another_kind_is_not_used(tmp_path, config):
         ("crop_pct", None, 0.875),
         ("crop_pct", 1, 1.0),
         ("interpolation", None, "bicubic"),
-        ("interpolation", "bilinear", "bilinear"),
         ("interpolation", "random", "bilinear"),
         ("crop_mode", "border", "border"),
         ("crop_mode", None, "center"),
@@ -334,14 +329,13 @@ def test_what_is_not_told_is_what_timm_takes(tmp_path, name, value, expected):
     ("name", "value", "expected"),
     [
         ("std", [0.2, 0, 0.2], "std is '[0.2, 0, 0.2]', and must be above 0"),
-        ("std", [0.2, -1, 0.2], "std is '[0.2, -1, 0.2]', and must be above 0"),
         ("std", [0.2, 0.2], "std is '[0.2, 0.2]', and must have 3 values"),
         ("std", "abc", "std is 'abc', and must be a list of finite numbers"),
         ("mean", [float("nan")] * 3, "must be a list of finite numbers"),
         ("mean", [10**400] * 3, "must be a list of finite numbers"),
         ("mean", [True] * 3, "must be a list of finite numbers"),
         ("mean", [], "must be a list of finite numbers"),
-        ("input_size", [3, 224, 256], "must be square, as [3, 224, 224]"),
+        ("input_size", [3, 224, 256], "must be [channels, height, width] of a square, as"),
         ("input_size", [3, 224], "must be [channels, height, width]"),
         ("input_size", [3, 0, 0], "must be [channels, height, width]"),
         ("input_size", 224, "must be [channels, height, width]"),
@@ -352,11 +346,7 @@ def test_what_is_not_told_is_what_timm_takes(tmp_path, name, value, expected):
         ("interpolation", "lanczos", "interpolation is 'lanczos', and must be one of bil"),
         ("interpolation", ["bicubic"], "must be one of bilinear"),
         ("crop_mode", "round", "crop_mode is 'round', and must be one of center"),
-        (
-            "label_names",
-            {"0": "cat"},
-            "label_names is \"{'0': 'cat'}\", and must be a list",
-        ),
+        ("label_names", {"0": "cat"}, "'0': 'cat'}\", and must be a list of names"),
     ],
 )
 def test_nonsense_in_a_config_is_refused(tmp_path, name, value, expected):
@@ -376,8 +366,12 @@ HUB = {
     "org/torch": {"pytorch_model.bin": saved({"w": np.ones(2, np.float32)}, zipped)},
     "org/neither": {"config.json": json.dumps({"architectures": []}).encode()},
     "org/broken": {"model.safetensors": MODEL, "config.json": b"{"},
-    "org/gated": None,
-    "org/forbidden": None,
+}
+REFUSED = {
+    "org/gated": (401, {"X-Error-Code": "GatedRepo"}),
+    "org/none": (401, {"X-Error-Code": "RepoNotFound"}),
+    "org/forbidden": (403, {}),
+    "org/failing": (503, {}),
 }
 
 
@@ -387,42 +381,32 @@ class Hub(http.server.BaseHTTPRequestHandler):
     asked: ClassVar[list] = []
 
     def do_HEAD(self):
-        self.answer(False)
-
-    def do_GET(self):
-        self.answer(True)
-
-    def answer(self, with_body):
-        if "/resolve/" not in self.path:  # The library asks for more than files.
-            self.reply(404, {}, b"", with_body)
-            return
-        Hub.asked.append(self.path)
-        organisation, name, _, revision, file = self.path.strip("/").split("/", 4)
-        repository = f"{organisation}/{name}"
-        files = HUB.get(repository)
-        if repository == "org/gated":
-            self.reply(401, {"X-Error-Code": "GatedRepo"}, b"", with_body)
-        elif repository == "org/forbidden":
-            self.reply(403, {}, b"", with_body)
-        elif files is None:
-            self.reply(401, {"X-Error-Code": "RepoNotFound"}, b"", with_body)
-        elif revision not in ("main", COMMIT):
-            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"", with_body)
-        elif file not in files:
-            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-            self.reply(404, headers, b"", with_body)
-        else:
-            data = files[file]
-            etag = f'"{hashlib.sha256(data).hexdigest()}"'
-            self.reply(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, data, with_body)
-
-    def reply(self, status, headers, data, with_body):
+        status, headers, data = self.answer()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body:
+        if self.command == "GET":
             self.wfile.write(data)
+
+    do_GET = do_HEAD
+
+    def answer(self):
+        """Returns (status, headers, body)."""
+        if "/resolve/" not in self.path:  # The library asks for more than files.
+            return 404, {}, b""
+        Hub.asked.append(self.path)
+        organisation, name, _, revision, file = self.path.strip("/").split("/", 4)
+        repository = f"{organisation}/{name}"
+        if repository in REFUSED:
+            return *REFUSED[repository], b""
+        if revision not in ("main", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        commit = {"X-Repo-Commit": COMMIT}
+        data = HUB[repository].get(file)
+        if data is None:
+            return 404, {"X-Error-Code": "EntryNotFound", **commit}, b""
+        return 200, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', **commit}, data
 
     def log_message(self, *arguments):
         pass
@@ -503,6 +487,7 @@ def test_a_hub_that_gives_nothing_is_one_line(tmp_path, hub):
         "org/none": "is no repository of the hub, or a private one",
         "org/gated": "is gated: accept its terms on its page, and set HF_TOKEN",
         "org/forbidden": "the hub forbids reading model.safetensors (status 403); set HF_T",
+        "org/failing": "model.safetensors was not fetched before, and http://127.0.0.1",
         "org/safe@old": "has no revision 'old'; give a branch, tag or commit",
         "org/neither": "holds neither model.safetensors nor pytorch_model.bin",
         "org/broken": f"{COMMIT}/config.json cannot be read (Expecting property",
@@ -524,16 +509,9 @@ def test_a_hub_that_gives_nothing_is_one_line(tmp_path, hub):
 
 
 @pytest.mark.slow
-def test_torch_reads_what_is_written_and_we_what_it_writes(tmp_path):
+def test_we_read_what_the_library_writes_of_torchs(tmp_path):
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("safetensors.torch")
-    weights.write(tmp_path / "a.safetensors", ARRAYS, TOLD, ())
-    for name, tensor in library.load_file(tmp_path / "a.safetensors").items():
-        values = ARRAYS[name]
-        is_brain = values.dtype == ml_dtypes.bfloat16
-        assert (tensor.dtype == torch.bfloat16) == is_brain
-        expected = values.astype(np.float32) if is_brain else values
-        assert np.array_equal(tensor.float().numpy() if is_brain else tensor, expected)
     written = {"w": torch.randn(3, 2).bfloat16(), "v": torch.randn(2).half()}
     library.save_file(written, tmp_path / "b.safetensors")
     found = weights.read(str(tmp_path / "b.safetensors"), KEY).tensors

@@ -123,21 +123,14 @@ def test_each_kind_of_misfit_alone_is_refused_by_its_name():
     _, whole = file_of("cnn", "pytorch")
     less = {name: x for name, x in whole.items() if name != "dense.bias"}
     assert "lacks 1 (dense.bias)" in refusal(less, "cnn")
-    more = whole | {"more": np.zeros(1)}
-    assert "has 1 more (more)" in refusal(more, "cnn")
-    other = whole | {"dense.bias": np.zeros(9)}
-    assert "has 1 of another shape (dense.bias 9, not 8)" in refusal(other, "cnn")
+    assert "has 1 more (more)" in refusal(whole | {"more": np.zeros(1)}, "cnn")
+    other = refusal(whole | {"dense.bias": np.zeros(9)}, "cnn")
+    assert "has 1 of another shape (dense.bias 9, not 8)" in other
     counted = {"stage1_conv1_norm.num_batches_tracked": np.array(3)}
     assert transfer.adapt(whole | counted, *model("cnn")).arrays
 
 
-def test_a_transposed_matrix_of_the_right_size_is_not_reshaped():
-    _, tensors = file_of("cnn", "pytorch")
-    tensors["dense.weight"] = np.ascontiguousarray(tensors["dense.weight"].T)
-    assert "dense.weight 64x8, not 8x64" in refusal(tensors, "cnn")
-
-
-@pytest.mark.parametrize("kind", ["vit", "resnet", "cnn"])
+@pytest.mark.parametrize("kind", ["vit", "cnn"])
 def test_a_head_of_other_classes_is_refused_with_what_replaces_it(kind):
     library = "pytorch" if kind == "cnn" else "torchvision"
     _, tensors = file_of(kind, library, classes=7)
@@ -193,28 +186,6 @@ def test_what_skip_names_on_either_side_may_be_missing_extra_or_another_shape():
     assert "conv1.weight 8x1x7x7" in refusal(tensors, "resnet", skip=r"^aux|^layer4")
 
 
-def test_what_fits_is_the_same_whichever_side_skip_names():
-    _, tensors = file_of("resnet", "timm")
-    ours, theirs = (
-        set(transfer.adapt(tensors, *model("resnet"), skip=skip).arrays)
-        for skip in ("^params/head/", r"^fc\.")
-    )
-    assert ours == theirs
-
-
-def test_skip_of_all_but_the_head_leaves_the_head():
-    _, tensors = file_of("resnet", "timm")
-    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
-    skip = r"^(?!params/head/|fc\.)"
-    start = transfer.adapt(tensors, *model("resnet"), skip=skip)
-    assert {"params/head/kernel", "params/head/bias"} <= set(start.arrays)
-    del tensors["conv1.weight"]
-    tensors |= {"fc.more": np.zeros(1)}
-    text = refusal(tensors, "resnet", skip=skip)
-    assert "has 1 more (fc.more)" in text
-    assert "lacks" not in text
-
-
 def test_an_extra_tensor_is_extra_though_the_pattern_finds_an_empty_text():
     _, tensors = file_of("cnn", "pytorch")
     tensors["teacher.weight"] = np.zeros(1)
@@ -222,77 +193,56 @@ def test_an_extra_tensor_is_extra_though_the_pattern_finds_an_empty_text():
 
 
 @pytest.mark.parametrize(
-    ("kind", "other", "library"),
-    [("vit", "cnn", "pytorch"), ("cnn", "resnet", "timm"), ("cnn", "vit", "timm")],
+    ("kind", "other", "library"), [("vit", "cnn", "pytorch"), ("cnn", "vit", "timm")]
 )
 def test_another_familys_tensors_are_refused(kind, other, library):
     _, tensors = file_of(other, library)
     text = refusal(tensors, kind)
     assert "weights of this very model" in text
-    shown = re.search(r"it has (.*?), \.\.\. \(|has \d+ more \((.*?), \.\.\. \(", text)
-    listed = (shown[1] or shown[2]).split(", ")
-    assert len(listed) == 4
-    assert set(listed) <= set(tensors)
+    assert any(name in text for name in tensors)
 
 
 def test_unknown_names_are_refused_with_the_first_of_them():
     tensors = {f"encoder.{i}.weight": np.zeros(1) for i in range(9)}
-    for kind, known in (("vit", "torchvision's or timm's"), ("cnn", "pytorch's")):
-        text = refusal(tensors, kind)
-        assert f"by {known} names" in text
-        assert "encoder.0.weight" in text
-        assert "(9)" in text
-        assert "encoder.8.weight" not in text
+    text = refusal(tensors, "vit")
+    assert "by torchvision's or timm's names; it has encoder.0.weight, " in text
+    assert "encoder.3.weight, ... (9); give" in text
 
 
 def test_no_tensors_at_all_are_refused_as_such():
-    text = refusal({}, "resnet")
-    assert re.search(r"no tensor|none|nothing|empty", text)
+    assert "holds no tensors" in refusal({}, "resnet")
+
+
+def test_a_skip_that_leaves_nothing_is_refused():
+    _, tensors = file_of("cnn", "pytorch")
+    assert "gives nothing that init.skip='.' leaves" in refusal(tensors, "cnn", skip=".")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
-@pytest.mark.parametrize("size", [32, 64])
-def test_tensors_of_another_precision_come_out_float32(dtype, size):
-    namings, _ = model("vit")
+def test_tensors_of_another_precision_come_out_float32(dtype):
     _, tensors = file_of("vit", "timm")
     other = {name: x.astype(dtype) for name, x in tensors.items()}
-    start = transfer.adapt(other, namings, model("vit", size=size)[1])
-    assert {x.dtype for x in start.arrays.values()} == {np.dtype(np.float32)}
     wide = {name: x.astype(np.float32) for name, x in other.items()}
-    expected = transfer.adapt(wide, namings, model("vit", size=size)[1])
+    found, expected = (transfer.adapt(x, *model("vit", size=64)) for x in (other, wide))
     for path, array in expected.arrays.items():
-        np.testing.assert_array_equal(start.arrays[path], array, err_msg=path)
+        np.testing.assert_array_equal(found.arrays[path], array, path, strict=True)
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("text", "name", "shape", "classes"),
     [
-        ("resnet18", "fc.bias"),
-        ("vit_b_16", "heads.head.bias"),
-        ("vit_b_16", "head.bias"),
-        ("convnext_tiny", "classifier.2.bias"),
-        ("convnext_tiny", "head.fc.bias"),
-        ("vgg11", "classifier.6.bias"),
-        ("cnn", "head.bias"),
+        ("resnet18", "fc.bias", (7,), 7),
+        ("resnet18", "fc.bias", (), 0),
+        ("vit_b_16", "heads.head.bias", (7,), 7),
+        ("vit_b_16", "head.bias", (7,), 7),
+        ("vgg11", "other.bias", (7,), 0),
+        ("airbench", "head.weight", (7, 256), 7),
+        ("airbench", "head.weight", (7,), 0),
     ],
 )
-def test_classes_are_counted_by_the_heads_bias(text, name):
-    namings = built(text).namings()
-    others = {"conv1.bias": np.zeros(64)}
-    assert transfer.classes_of(others | {name: np.zeros(7)}, namings) == 7
-    assert transfer.classes_of(others, namings) == 0
-    assert transfer.classes_of({}, namings) == 0
-
-
-def test_classes_of_a_head_without_a_bias_are_counted_by_its_kernel():
-    namings = built("airbench").namings()
-    assert transfer.classes_of({"head.weight": np.zeros((7, 256))}, namings) == 7
-    assert transfer.classes_of({"head.weight": np.zeros(7)}, namings) == 0
-
-
-def test_a_head_that_is_a_single_number_has_no_classes():
-    namings, _ = model("resnet")
-    assert transfer.classes_of({"fc.bias": np.array(3.0)}, namings) in (0, 1)
+def test_classes_are_counted_by_the_heads_bias_or_its_kernel(text, name, shape, classes):
+    tensors = {"conv1.bias": np.zeros(64), name: np.zeros(shape)}
+    assert transfer.classes_of(tensors, built(text).namings()) == classes
 
 
 def resized(positions, prefix, side):
@@ -316,11 +266,8 @@ def positions_of(prefix, side, features=5, seed=0):
     return rng.standard_normal((1, prefix + side * side, features), np.float32)
 
 
-SIZES = [(7, 14), (14, 7), (7, 7), (14, 24), (24, 14), (2, 3), (16, 5), (3, 1)]
-
-
 @pytest.mark.parametrize("prefix", [0, 1, 2])
-@pytest.mark.parametrize(("old", "new"), SIZES)
+@pytest.mark.parametrize(("old", "new"), [(7, 14), (24, 14), (16, 5), (3, 1)])
 def test_positions_are_resized_as_pillow_resizes_an_image(old, new, prefix):
     positions = positions_of(prefix, old)
     got = transfer.resample(positions, prefix + new * new, prefix)
@@ -329,32 +276,12 @@ def test_positions_are_resized_as_pillow_resizes_an_image(old, new, prefix):
     np.testing.assert_array_equal(got[:, :prefix], positions[:, :prefix])
 
 
-@pytest.mark.parametrize(("old", "new"), [(7, 14), (14, 7)])
-def test_equal_positions_stay_equal_and_a_ramp_a_ramp(old, new):
-    token = np.full((1, 1, 2), 99, np.float32)
-    row, column = np.mgrid[:old, :old].astype(np.float32)
-    ramp = np.stack([row, 10 * column], -1).reshape(1, old * old, 2)
-    constant = np.full_like(ramp, 0.3)
-    got = transfer.resample(np.concatenate([token, constant], 1), 1 + new * new, 1)
-    assert got[0, 0].tolist() == [99, 99]
-    np.testing.assert_allclose(got[:, 1:], 0.3, rtol=1e-6)
-    got = transfer.resample(np.concatenate([token, ramp], 1), 1 + new * new, 1)
-    assert got[0, 0].tolist() == [99, 99]
-    # Centres of pixels: new position i is at (i + 0.5) * old / new - 0.5.
-    at = (np.arange(new) + 0.5) * old / new - 0.5
-    inside = slice(4, -4) if new > old else slice(2, -2)
-    grid = got[0, 1:].reshape(new, new, 2)[inside, inside]
-    rows, columns = np.meshgrid(at[inside], 10 * at[inside], indexing="ij")
-    np.testing.assert_allclose(grid, np.stack([rows, columns], -1), atol=1e-4)
-
-
-@pytest.mark.parametrize(("old", "new"), [(32, 64), (64, 32), (48, 80)])
 @pytest.mark.parametrize(
-    ("kind", "library", "name"),
+    ("kind", "library", "name", "old", "new"),
     [
-        ("vit", "timm", "pos_embed"),
-        ("vit", "torchvision", "encoder.pos_embedding"),
-        ("plain_vit", "timm", "pos_embed"),
+        ("vit", "timm", "pos_embed", 32, 64),
+        ("vit", "torchvision", "encoder.pos_embedding", 64, 32),
+        ("plain_vit", "timm", "pos_embed", 48, 80),
     ],
 )
 def test_a_vit_of_another_image_size_is_resampled_and_says_so(
@@ -374,31 +301,24 @@ def test_a_vit_of_another_image_size_is_resampled_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("shape", "shown"),
+    ("kind", "shape"),
     [
-        ((1, 1 + 6, 12), "1x7x12"),  # 2x3 is no square.
-        ((1, 4, 12), "1x4x12"),  # A grid without its class token.
-        ((1, 1, 12), "1x1x12"),  # A class token without its grid.
-        ((1, 0, 12), "1x0x12"),
-        ((1, 1 + 9, 6), "1x10x6"),  # Another width.
-        ((1 + 9, 12), "10x12"),
-        ((12,), "12"),
-        ((1, 1, 1 + 9, 12), "1x1x10x12"),
-        ((2, 1 + 9, 12), "2x10x12"),
-        ((0, 1 + 9, 12), "0x10x12"),
+        ("vit", (1, 1 + 6, 12)),  # 2x3 is no square.
+        ("vit", (1, 4, 12)),  # A grid without its class token.
+        ("vit", (1, 1, 12)),  # A class token without its grid.
+        ("vit", (1, 0, 12)),
+        ("vit", (1, 1 + 9, 6)),  # Another width.
+        ("vit", (1 + 9, 12)),
+        ("vit", (2, 1 + 9, 12)),
+        ("plain_vit", (2, 9, 12)),
     ],
 )
-def test_positions_that_are_no_other_square_of_the_same_width_are_refused(shape, shown):
-    _, tensors = file_of("vit", "timm")
+def test_positions_that_are_no_other_square_of_the_same_width_are_refused(kind, shape):
+    _, tensors = file_of(kind, "timm")
+    wanted = tensors["pos_embed"].shape
     tensors["pos_embed"] = np.zeros(shape, np.float32)
-    text = refusal(tensors, "vit")
-    assert f"pos_embed {shown}, not 1x5x12" in text
-
-
-def test_two_grids_in_one_tensor_of_a_vit_without_a_token_are_refused():
-    _, tensors = file_of("plain_vit", "timm")
-    tensors["pos_embed"] = np.zeros((2, 9, 12), np.float32)
-    assert "pos_embed 2x9x12, not 1x4x12" in refusal(tensors, "plain_vit")
+    told = [" ".join(map(str, each)).replace(" ", "x") for each in (shape, wanted)]
+    assert "pos_embed {}, not {}".format(*told) in refusal(tensors, kind)
 
 
 def test_positions_for_images_that_are_no_square_are_refused():
@@ -412,40 +332,11 @@ def test_positions_for_images_that_are_no_square_are_refused():
 
 
 def test_positions_of_a_square_are_not_taken_for_a_strip_of_as_many_patches(tmp_path):
-    _, tensors = file_of("vit", "timm")
     path = tmp_path / "square.safetensors"
-    save_file(tensors, path)
-    values = {
-        "model.name": MODELS["vit"][0],
-        "init.weights": str(path),
-        "data.name": "absent",
-        "mesh.devices": 1,
-    }
-    shapes = {(32, 32, 3): 1, (16, 64, 3): 0}  # Four patches each.
-    for shape, fits in shapes.items():
-        facts = sources.Facts("absent", "", shape, 10, (), {"train": 500})
-        exp = experiment.build(loading.from_flat(values), facts)
-        if fits:
-            assert exp.initial.arrays["params/position"].shape == (1, 5, 12)
-            continue
-        with pytest.raises(InputError, match=r"positions for .* a square, .* 64x16"):
-            _ = exp.initial
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("prefix", [0, 1])
-@pytest.mark.parametrize(("old", "new"), SIZES)
-def test_positions_are_resized_as_timm_resizes_them(old, new, prefix):
-    torch = pytest.importorskip("torch")
-    positions = positions_of(prefix, old, features=16)
-    kept, grid = np.split(positions, [prefix], axis=1)
-    # As in timm's resample_abs_pos_embed.
-    image = torch.from_numpy(grid).reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    image = torch.nn.functional.interpolate(
-        image, size=(new, new), mode="bicubic", antialias=True
-    )
-    flat = image.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()
-    expected = np.concatenate([kept, flat], axis=1)
-    got = transfer.resample(positions, prefix + new * new, prefix)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    save_file(file_of("vit", "timm")[1], path)
+    values = {"model.name": MODELS["vit"][0], "init.weights": str(path), "mesh.devices": 1}
+    config = loading.from_flat({**values, "data.name": "absent"})
+    # Four patches, as in 32x32.
+    facts = sources.Facts("absent", "", (16, 64, 3), 10, (), {"train": 500})
+    with pytest.raises(InputError, match=r"positions for .* a square, .* 64x16"):
+        _ = experiment.build(config, facts).initial
