@@ -28,6 +28,7 @@ from jaxcls import experiment
 from jaxcls.commands import predict as printed
 from jaxcls.config import loading
 from jaxcls.data import batches, sources
+from jaxcls.data.batch import Batch
 from jaxcls.devices import mesh
 from jaxcls.predict import inference
 
@@ -74,7 +75,7 @@ def decoding(
     """Every file once through the ops of evaluation, into batches."""
     n = len(paths)
     rows = (np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size))
-    plans = (batches.BatchPlan(indices, indices, {}) for indices in rows)
+    plans = (batches.BatchPlan(indices, Batch(index=indices)) for indices in rows)
     source, ops = Files(paths), exp.data.eval_ops
     for _ in batches.decoded(source, ops, plans, seed=0, threads=threads):
         pass

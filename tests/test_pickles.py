@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jaxcls import pickles
-from jaxcls.data.importers import cifar_files
+from jaxcls.data.importers.cifar import load as load_cifar
 from jaxcls.errors import InputError
 from jaxcls.models.weights import torchfiles
 from jaxcls.pickles import Global, RefusedError
-from tests.data.importers.test_arrays import python2
+from tests.data.importers.test_cifar import python2
 from tests.properties import examples
 from tests.torchbytes import Raw, legacy, saved, zipped
 
@@ -151,7 +151,7 @@ def test_a_hostile_pickle_is_one_line_soon_and_in_little_memory(
 
     def as_cifar():
         data = b"\x80\x04" + opcodes + b"."
-        cifar_files.load(data, "x")
+        load_cifar(data, "x")
 
     def as_torch():
         torchfiles.load(path)
@@ -186,7 +186,7 @@ def read_as_both(data, folder):
     path.write_bytes(data)
     for read in (
         lambda: torchfiles.load(path),
-        lambda: cifar_files.load(data, "x"),
+        lambda: load_cifar(data, "x"),
     ):
         with contextlib.suppress(InputError):
             read()

@@ -44,13 +44,13 @@ def main(argv: Sequence[str]) -> int:
             "give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG; for a"
             " folder of photos: --source=photos --name=photos --val_fraction=0.2"
         )
-    if given != ["show"] and (overrides or args.config):
-        raise InputError("--config belongs to --show=PNG; leave it out")
     if given == ["show"]:
         if not args.config:
             raise InputError(f"--show={args.show} needs --config=FILE")
         show.draw(experiment.build(loading.load(args.config, overrides)), args.show)
         return DONE
+    if overrides or args.config:
+        raise InputError("--config belongs to --show=PNG; leave it out")
     root = sources.data_root(args.data_dir, "--data_dir")
     if given == ["tfds"]:
         if args.name is not None:
@@ -66,7 +66,13 @@ def main(argv: Sequence[str]) -> int:
             folder = convert.from_tfrecord(old, root, options.name)
         else:
             folder = preparing.prepare(options, root)
-    _say_done(folder)
+    manifest = sources.manifest(folder)
+    counts = {split: sum(n) for split, n in manifest["examples"].items()}
+    print(
+        f"done: {folder.parent.name} {preparing.pairs(counts)}"
+        f" classes={len(manifest['classes'])} rejected={manifest['rejected']}"
+        f" {manifest['fingerprint'][:19]} in {folder}"
+    )
     return DONE
 
 
@@ -81,7 +87,7 @@ def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
 def _check_apart(options: Options, root: pathlib.Path) -> None:
     """Raises `InputError` if the dataset's folder is the source, or lies in the source."""
     source, folder = options.source.resolve(), root / options.name
-    if source == folder or source in folder.parents:
+    if folder.is_relative_to(source):
         raise InputError(
             f"{folder} lies in --source={options.source}; give a --data_dir outside it, or"
             " another --name"
@@ -96,13 +102,12 @@ def _options(args: argparse.Namespace) -> Options:
         raise InputError(f"--source={args.source}: {error}; give a whole path") from None
     if not args.source:
         raise InputError("--source= is empty; give a folder or an archive")
-    name, form = args.name, "[a-z][a-z0-9_]*"
-    if name is None or not re.fullmatch(form, name):
-        stem = (name or pathlib.Path(args.source).name.split(".")[0]).lower()
-        near = re.sub("^[^a-z]+", "", re.sub("[^a-z0-9]+", "_", stem)) or "photos"
+    name = args.name or ""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        stem = re.sub("[^a-z0-9]+", "_", (name or source.name.split(".")[0]).lower())
         raise InputError(
-            f"--name={name or ''} must be small letters, digits and underscores, such as"
-            f" --name={near}"
+            f"--name={name} must be small letters, digits and underscores, such as"
+            f" --name={stem.lstrip('_0123456789') or 'photos'}"
         )
     val_fraction = cli.number(args.val_fraction, "--val_fraction")
     if val_fraction >= 1:
@@ -118,15 +123,4 @@ def _options(args: argparse.Namespace) -> Options:
         cli.whole_number(args.max_bad, "--max_bad"),
         Shrink(short, quality) if short else None,
         cli.whole_number(args.threads, "--threads"),
-    )
-
-
-def _say_done(folder: pathlib.Path) -> None:
-    """Prints the last line: the counts of the new dataset's manifest, and its folder."""
-    manifest = sources.manifest(folder)
-    counts = {split: sum(n) for split, n in manifest["examples"].items()}
-    preparing.say(
-        f"done: {folder.parent.name} {preparing.pairs(counts)}"
-        f" classes={len(manifest['classes'])} rejected={manifest['rejected']}"
-        f" {manifest['fingerprint'][:19]} in {folder}"
     )

@@ -9,18 +9,22 @@ A thread pool decodes slices of a batch, because decoding releases the GIL. Grai
 cost per element is about a fifth of the decoding itself.
 """
 
+import contextlib
 import functools
+import itertools
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from jaxcls.data import decode
 from jaxcls.data.batch import Batch
+from jaxcls.data.decode import Op
 from jaxcls.errors import InputError
 
 # The manifest holds the name of the order function; another order needs another name.
@@ -34,7 +38,6 @@ _DRAWN = 32
 # Slices of a batch per thread; with small slices, all threads finish together.
 _SLICES = 4
 
-Op = Callable[..., np.ndarray]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # epoch -> the examples [n] in that epoch's order.
@@ -66,15 +69,19 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
     return permutation
 
 
+def by_class(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+    """Returns the examples [n] int64 in the order of their classes, shuffled in each."""
+    by_chance = order(seed, epoch, len(labels))
+    return by_chance[np.argsort(labels[by_chance], kind="stable")]
+
+
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """Returns the examples [n] int64 of an epoch that has every class equally often.
 
     labels: [n]. Each of K classes fills n / K places, give or take one. A class with fewer
     examples repeats them in one random order. A class with more examples leaves some out.
     """
-    n = len(labels)
-    by_chance = order(seed, epoch, n)
-    by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]
+    n, shuffled = len(labels), by_class(seed, epoch, labels)
     counts = np.bincount(labels)
     starts, present = np.cumsum(counts) - counts, np.flatnonzero(counts)
     places = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _BALANCE_STREAM])
@@ -83,7 +90,7 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     # differ by at most one.
     which = present[(np.arange(n) + epoch) % len(present)]
     turn = np.arange(n) // len(present)
-    return by_class[starts[which] + turn % counts[which]][mixed]
+    return shuffled[starts[which] + turn % counts[which]][mixed]
 
 
 def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
@@ -99,14 +106,12 @@ def indices(positions: np.ndarray, n: int, order: Order) -> np.ndarray:
 class BatchPlan(NamedTuple):
     """The rows of one host batch, before any record is read.
 
-    positions: [b] int64, positions in the run. examples: [b] int64, indices in the source.
-    epoch, mask: as in `Batch`.
+    positions: [b] int64, positions in the run. columns: the batch without images and
+    labels; its index is in the source's numbering.
     """
 
     positions: np.ndarray
-    examples: np.ndarray
-    epoch: Any = ()
-    mask: Any = ()
+    columns: Batch
 
 
 def train_plans(
@@ -127,8 +132,9 @@ def train_plans(
         first = step * batch_size
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         turns = positions // repeats
-        epoch = (turns // n).astype(np.int32)
-        yield BatchPlan(positions, indices(turns, n, order), epoch=epoch)
+        index, epoch = indices(turns, n, order), turns // n
+        columns = Batch(index=index.astype(np.int32), epoch=epoch.astype(np.int32))
+        yield BatchPlan(positions, columns)
 
 
 def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[BatchPlan]:
@@ -140,7 +146,8 @@ def eval_plans(n: int, batch_size: int, rows: slice) -> Iterator[BatchPlan]:
     for first in range(0, n, batch_size):
         positions = np.arange(first + rows.start, first + rows.stop, dtype=np.int64)
         mask = positions < n
-        yield BatchPlan(positions, np.where(mask, positions, 0), mask=mask)
+        index = np.where(mask, positions, 0).astype(np.int32)
+        yield BatchPlan(positions, Batch(index=index, mask=mask))
 
 
 class Random:
@@ -201,20 +208,6 @@ def transform(ops: Sequence[Op], image: bytes, rng: Random) -> np.ndarray:
     return out
 
 
-def fuse(ops: Sequence[Op]) -> list[Op]:
-    """Merges adjacent ops where that saves work; the pixels stay the same.
-
-    An op supports this with a method `after`. It maps the preceding op to one op for both,
-    or to None.
-    """
-    fused: list[Op] = []
-    for op in ops:
-        after = getattr(op, "after", None)
-        both = after(fused[-1]) if after and fused else None
-        fused = [*fused[:-1], both] if both else [*fused, op]
-    return fused
-
-
 def output_shape(
     ops: Sequence[Op], image_shape: tuple[int | None, int | None, int], key: str
 ) -> tuple[int, int, int]:
@@ -252,48 +245,31 @@ class _Filled:
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
-        self.labels = np.empty(len(plan.examples), np.int32)
+        self.labels = np.empty(len(plan.positions), np.int32)
         self.images: np.ndarray | None = None
         self._lock = threading.Lock()
 
-    def fill(
-        self, source: Records, ops: Sequence[Op], seed: int, first: int, stop: int
-    ) -> None:
-        """Decodes rows first..stop-1; raises `InputError` for a damaged record."""
-        rngs = example_rngs(seed, int(self.plan.positions[first]), stop - first)
-        read = source.read(self.plan.examples[first:stop])
-        for row, rng, (image, label) in zip(range(first, stop), rngs, read, strict=True):
+    def fill(self, source: Records, ops: Sequence[Op], seed: int, rows: range) -> None:
+        """Decodes `rows`; raises `InputError` for a damaged record or of another size."""
+        rngs = example_rngs(seed, int(self.plan.positions[rows[0]]), len(rows))
+        index = self.plan.columns.index
+        read = source.read(index[rows.start : rows.stop])
+        for row, rng, (image, label) in zip(rows, rngs, read, strict=True):
             try:
                 pixels = transform(ops, image, rng)
             except ValueError as error:
-                where = source.where(int(self.plan.examples[row]))
+                where = source.where(int(index[row]))
                 raise InputError(f"{where}: {error}") from None
-            self._images_like(pixels)[row] = pixels
-            self.labels[row] = label
-
-    def whole(self) -> Batch:
-        """Returns the batch; every row must be filled."""
-        assert self.images is not None
-        plan = self.plan
-        return Batch(self.images, self.labels, plan.examples, plan.epoch, plan.mask)
-
-    def _images_like(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the batch's image array, allocated for the first image.
-
-        Raises `InputError` if `pixels` has another size than the first image.
-        """
-        if self.images is None:
             with self._lock:
                 if self.images is None:
-                    shape = len(self.labels), *pixels.shape
-                    self.images = np.empty(shape, pixels.dtype)
-        if pixels.shape != self.images.shape[1:]:
-            shapes = sorted([pixels.shape, self.images.shape[1:]])
-            raise InputError(
-                f"images of several sizes in one batch ({shapes[0]}, {shapes[1]}); end"
-                " data.train_ops and data.eval_ops with one size, such as resize(224)"
-            )
-        return self.images
+                    self.images = np.empty((len(self.labels), *pixels.shape), pixels.dtype)
+            if pixels.shape != self.images.shape[1:]:
+                shapes = sorted([pixels.shape, self.images.shape[1:]])
+                raise InputError(
+                    f"images of several sizes in one batch ({shapes[0]}, {shapes[1]}); end"
+                    " data.train_ops and data.eval_ops with one size, such as resize(224)"
+                )
+            self.images[row], self.labels[row] = pixels, label
 
 
 def decoded(
@@ -305,40 +281,28 @@ def decoded(
     threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Yields the batches of `plans` in order, decoded on a thread pool.
+    """Yields the batches of `plans`, all of one size, in order, decoded on a thread pool.
 
-    prefetch: the number of further batches under way. The index of a batch is int64 [b], in
-    the source's numbering. seed: keys the random ops. threads: 0 means one per core. Raises
-    `InputError`, naming the record, if a record does not decode.
+    prefetch: the number of further batches under way. seed: keys the random ops. threads: 0
+    means one per core. Raises `InputError`, naming the record, if one does not decode.
     """
-    ops = fuse(ops)
-    threads = threads or cores()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
-    waiting: deque[tuple[list[Future[None]], _Filled]] = deque()
-    plans, is_finalizing = iter(plans), sys.is_finalizing
-    try:
-        while True:
-            while len(waiting) < prefetch + 1:
-                plan = next(plans, None)
-                if plan is None:
-                    break
-                batch = _Filled(plan)
-                rows = len(plan.examples)
-                each = -(-rows // (threads * _SLICES))
-                futures = [
-                    pool.submit(batch.fill, source, ops, seed, i, min(i + each, rows))
-                    for i in range(0, rows, each)
-                ]
-                waiting.append((futures, batch))
-            if not waiting:
-                return
-            futures, batch = waiting.popleft()
-            for future in futures:
-                future.result()
-            yield batch.whole()
-    finally:
-        if not is_finalizing():  # The interpreter's exit ended the threads.
-            pool.shutdown(wait=True, cancel_futures=True)
+    ops, plans, threads = decode.fuse(ops), iter(plans), threads or cores()
+    first = next(plans, None)
+    if first is None:
+        return
+    n = len(first.positions)
+    starts = range(0, n, -(-n // (threads * _SLICES)))
+
+    def fill(part: tuple[_Filled, int]) -> _Filled:
+        batch, start = part
+        batch.fill(source, ops, seed, range(start, min(start + starts.step, n)))
+        return batch
+
+    batches = map(_Filled, itertools.chain([first], plans))
+    parts = ((batch, start) for batch in batches for start in starts)
+    with contextlib.closing(in_order(fill, parts, threads, prefetch * len(starts))) as done:
+        for batch in itertools.islice(done, len(starts) - 1, None, len(starts)):
+            yield batch.plan.columns._replace(image=batch.images, label=batch.labels)
 
 
 def in_order(
@@ -346,7 +310,7 @@ def in_order(
     items: Iterable[Item],
     threads: int = 0,
     ahead: int = 0,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yields ``map(function, items)`` in order, computed on threads; takes items lazily.
 
     threads: 0 means one per core. ahead: the number of items under way beyond the next
@@ -354,7 +318,7 @@ def in_order(
     """
     threads = threads or cores()
     waiting: deque[Future[Result]] = deque()
-    pool, is_finalizing = ThreadPoolExecutor(threads, "items"), sys.is_finalizing
+    pool, is_finalizing = ThreadPoolExecutor(threads, "data"), sys.is_finalizing
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -9,11 +9,10 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
@@ -23,16 +22,6 @@ from jaxcls.data.decode import MAX_PIXELS, Decode, DecodeError, frame_of
 # Larger images are cleaned one at a time, because each has up to three copies in memory.
 _LARGE_PIXELS, _LARGE = 16_000_000, threading.Lock()
 _ORIENTATION = 0x0112  # The EXIF tag; 1 is upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # On uint8 [H, W, 3].
-    1: lambda p: p,
-    2: lambda p: cv2.flip(p, 1),
-    3: lambda p: cv2.rotate(p, cv2.ROTATE_180),
-    4: lambda p: cv2.flip(p, 0),
-    5: lambda p: cv2.transpose(p),
-    6: lambda p: cv2.rotate(p, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda p: cv2.transpose(cv2.rotate(p, cv2.ROTATE_180)),
-    8: lambda p: cv2.rotate(p, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
 _PNG_DEPTH = 24  # The offset of the bit depth in a PNG.
 _PNG_END = b"IEND\xaeB`\x82"
 # ISO media brands for HEVC, which Pillow does not read.
@@ -112,12 +101,18 @@ def pixels(data: bytes, decode: Decode) -> np.ndarray:
     Most JPEGs are decoded only once. Raises `DecodeError` as `clean` does.
     """
     frame = frame_of(data)
-    orientation = _orientation(data) if frame else 0
-    # `clean` stores a rotated JPEG as RGB, so its grey is not the luma plane.
-    if frame and (orientation == 1 or (orientation and decode.channels == 3)):
-        # If libjpeg would have to repair the file, `clean` decides.
-        with _one_at_a_time(frame.width, frame.height), contextlib.suppress(ValueError):
-            return _UPRIGHT[orientation](decode.jpeg(data))
+    if frame:
+        # If Pillow or libjpeg finds a fault, `clean` decides. They raise many types.
+        with _one_at_a_time(frame.width, frame.height), contextlib.suppress(Exception):
+            with Image.open(io.BytesIO(data)) as header:
+                orientation = header.getexif().get(_ORIENTATION, 1)
+            if orientation == 1:
+                return decode.jpeg(data)
+            # `clean` stores a rotated JPEG as RGB, so its grey is not the luma plane.
+            if orientation in range(2, 9) and decode.channels == 3:
+                image = Image.fromarray(decode.jpeg(data))
+                image.getexif()[_ORIENTATION] = orientation
+                return np.asarray(ImageOps.exif_transpose(image))
     cleaned = clean(data, compression=0)
     with _one_at_a_time(cleaned.width, cleaned.height):
         return decode.rows(cleaned.data, frame_of(cleaned.data), MAX_PIXELS)
@@ -129,16 +124,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a JPEG, 1 to 8; 0 means that `clean` must decide."""
-    # Pillow raises many exception types for bad files.
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if image.format in ("JPEG", "MPO") and orientation in _UPRIGHT:
-            return int(orientation)
-    return 0
 
 
 def _check_header(image: Image.Image) -> None:

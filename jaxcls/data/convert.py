@@ -21,37 +21,29 @@ def from_tfrecord(source: pathlib.Path, root: pathlib.Path, name: str) -> pathli
     Verifies every checksum of the old files. Raises `InputError` for a wrong checksum, or
     for a split whose number of records differs from its metadata.
     """
-    info = _info(source)
+    info = sources.builder_of(source).info
+    if not info.splits:
+        raise InputError(f"{source} has no split; copy it again, or prepare it again")
     keys = sources.label_keys(info, f"{source}")
     version = str(info.version)
     target = root / name / version
     if target.resolve() == source.resolve():
         raise InputError(f"{source} is itself what would be written; give a --data_dir")
-    contents = writer.Contents()
     with writer.whole(target) as folder:
+        contents = writer.Contents(folder, name, version)
         for split, part in info.splits.items():
             files = map(pathlib.Path, part.filepaths)
             records = itertools.chain.from_iterable(map(tfrecords.records, files))
-            contents.begin(split)
-            checked = _checked(records, split, info, keys, contents)
-            contents.shards[split] = writer.write_split(folder, name, split, checked)
+            contents.write_split(split, _checked(records, contents, info, keys))
             found = len(contents.labels[split])
             if found != part.num_examples:
                 raise InputError(
                     f"{source}: split {split} holds {found} records of"
                     f" {part.num_examples}; a shard was changed: copy it again"
                 )
-        writer.write_info(
-            folder,
-            name,
-            version,
-            about=info.description,
-            features=info.features,
-            keys=keys,
-            splits=contents.shards,
-        )
+        contents.write_info(info.description, info.features, keys)
         class_names = info.features[keys[1]].names
-        contents.write_manifest(folder, "TFDS, converted from TFRecord", class_names)
+        contents.write_manifest("TFDS, converted from TFRecord", class_names)
     return target
 
 
@@ -75,50 +67,29 @@ def with_tfds(name: str, root: pathlib.Path) -> pathlib.Path:
         ) from None
     folder, info = pathlib.Path(builder.data_dir), builder.info
     keys = sources.label_keys(info, f"{folder}")
-    contents = writer.Contents()
+    contents = writer.Contents(folder, name)
     for split, part in info.splits.items():
         contents.begin(split)
-        contents.shards[split] = []
         for path, count in zip(part.filepaths, part.shard_lengths, strict=True):
             file = pathlib.Path(path)
-            checked = _checked(_records(file), split, info, keys, contents)
-            shard = writer.Shard(
-                file.name, count, sum(map(len, checked)), writer.sha256(file)
-            )
-            contents.shards[split].append(shard)
-    contents.write_manifest(folder, "TFDS", info.features[keys[1]].names)
+            checked = _checked(_records(file), contents, info, keys)
+            size, digest = sum(map(len, checked)), writer.sha256(file)
+            contents.shards[split].append(writer.Shard(file.name, count, size, digest))
+    contents.write_manifest("TFDS", info.features[keys[1]].names)
     return folder
 
 
-def _info(source: pathlib.Path) -> Any:
-    """Returns the DatasetInfo in a dataset's folder; raises `InputError`."""
-    try:
-        info = tfds.builder_from_directory(source).info
-    except Exception as error:  # TFDS and protobuf raise many exception types.
-        raise InputError(
-            f"{source} cannot be read as a TFDS dataset ({type(error).__name__}:"
-            f" {first_line(error)}); copy it again, with its dataset_info.json and"
-            " features.json"
-        ) from None
-    if not info.splits:
-        raise InputError(f"{source} has no split; copy it again, or prepare it again")
-    return info
-
-
 def _checked(
-    records: Iterable[bytes],
-    split: str,
-    info: Any,
-    keys: tuple[str, str],
-    contents: writer.Contents,
+    records: Iterable[bytes], contents: writer.Contents, info: Any, keys: tuple[str, str]
 ) -> Iterator[bytes]:
-    """Yields the records unchanged, and adds each to `contents`.
+    """Yields the records of a split unchanged, and adds each to `contents`.
 
     Raises `InputError` for a record without one image and one label of a known class.
     """
+    split, labels = list(contents.labels.items())[-1]
     classes = info.features[keys[1]].num_classes
     for record in records:
-        where = f"record {len(contents.labels[split])} of split {split}"
+        where = f"record {len(labels)} of split {split}"
         try:
             example = parse(record, *keys)
         except ValueError as error:
@@ -135,7 +106,7 @@ def _checked(
 
 
 def _records(file: pathlib.Path) -> Iterator[bytes]:
-    """Yields the records of an ArrayRecord file in order; 256 are in memory at a time."""
+    """Yields the records of an ArrayRecord file in order."""
     with ArrayRecordDataSource(str(file)) as data:
-        for start in range(0, len(data), 256):
-            yield from data.__getitems__(range(start, min(start + 256, len(data))))
+        for number in range(len(data)):
+            yield data[number]

@@ -204,19 +204,13 @@ class RandomResizedCrop:
     def __call__(self, image: np.ndarray, rng: Random) -> np.ndarray:
         return self.cut(image, self.box(image.shape[0], image.shape[1], rng))
 
-    def after(self, previous: Op) -> Op | None:
-        """Fuses a preceding decode with this crop: rows below the box are not decoded."""
-        if not isinstance(previous, Decode):
-            return None
-
-        def apply(image: bytes, rng: Random) -> np.ndarray:
-            frame = frame_of(image)
-            if frame is None:
-                return self(previous(image, rng), rng)
-            box = self.box(frame.height, frame.width, rng)
-            return self.cut(previous.rows(image, frame, box[0] + box[2]), box)
-
-        return apply
+    def decoded(self, decode: Decode, image: bytes, rng: Random) -> np.ndarray:
+        """Decodes and crops in one; rows below the box are not decoded."""
+        frame = frame_of(image)
+        if frame is None:
+            return self(decode(image, rng), rng)
+        box = self.box(frame.height, frame.width, rng)
+        return self.cut(decode.rows(image, frame, box[0] + box[2]), box)
 
     def cut(self, image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
         top, left, h, w = box
@@ -239,6 +233,14 @@ class RandomResizedCrop:
         elif width / height > self.ratio[1]:
             w = round(height * self.ratio[1])
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def fuse(ops: Sequence[Op]) -> list[Op]:
+    """Merges a decode and the random crop after it; the pixels stay the same."""
+    match ops:
+        case [Decode() as decode, RandomResizedCrop() as crop, *others]:
+            return [functools.partial(crop.decoded, decode), *others]
+    return list(ops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,38 +294,28 @@ def _pair(size: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # Takes (width, height).
-
-
-def _filter(resize: Resize) -> Callable[[np.ndarray, int, int], np.ndarray]:
-    def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-        if image.shape[:2] == (height, width):
-            return image
-        return resize(image, (width, height)).reshape(height, width, image.shape[2])
-
-    return scale
-
-
-def _opencv(interpolation: int) -> Callable[[np.ndarray, int, int], np.ndarray]:
-    return _filter(functools.partial(cv2.resize, interpolation=interpolation))
-
-
-def _pillow(resample: Image.Resampling) -> Callable[[np.ndarray, int, int], np.ndarray]:
-    def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _scaled(
+    how: Image.Resampling | int, image: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Resizes an image [H, W, C] by a filter of Pillow or of OpenCV."""
+    if image.shape[:2] == (height, width):
+        return image
+    if isinstance(how, Image.Resampling):
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        return np.asarray(picture.resize(size, resample))
-
-    return _filter(resize)
+        scaled = np.asarray(picture.resize((width, height), how))
+    else:
+        scaled = cv2.resize(image, (width, height), interpolation=how)
+    return scaled.reshape(height, width, image.shape[2])
 
 
 # Pillow's filters are antialiased, as in published evaluations. OpenCV's linear and
 # cubic filters are not antialiased, but are faster for training crops.
-FILTERS = {
-    "bilinear": _pillow(Image.Resampling.BILINEAR),
-    "bicubic": _pillow(Image.Resampling.BICUBIC),
-    "linear": _opencv(cv2.INTER_LINEAR),
-    "cubic": _opencv(cv2.INTER_CUBIC),
-    "area": _opencv(cv2.INTER_AREA),
+FILTERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
+    "bilinear": functools.partial(_scaled, Image.Resampling.BILINEAR),
+    "bicubic": functools.partial(_scaled, Image.Resampling.BICUBIC),
+    "linear": functools.partial(_scaled, cv2.INTER_LINEAR),
+    "cubic": functools.partial(_scaled, cv2.INTER_CUBIC),
+    "area": functools.partial(_scaled, cv2.INTER_AREA),
 }
 
 

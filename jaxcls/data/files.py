@@ -24,18 +24,8 @@ SUFFIXES = (
 SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
 # The largest readable file in bytes; MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
-MAX_DEPTH = 100  # The deepest nesting of folders.
-FILE, FOLDER, HIDDEN, BAD = "file", "folder", "hidden", "bad"  # Kinds of `Entry`.
 LIST = "-"  # Stands for a list of paths on standard input.
 _CHUNK = 1 << 16  # Bytes per read of the list; every path is shorter.
-
-
-class Entry(NamedTuple):
-    """A result of `walk`: the path below the folder, its kind, the reason if it is BAD."""
-
-    path: str
-    kind: str
-    why: str = ""
 
 
 class Bad(NamedTuple):
@@ -64,19 +54,14 @@ def check(arguments: Sequence[str]) -> None:
     """
     if arguments.count(LIST) > 1:
         raise InputError(f"{LIST} is given twice, and standard input is one list")
-    found = [_why_none(path) for path in arguments]
-    if found and all(found):
-        raise InputError(f"{shown(arguments[0]) or repr('')} {found[0]}")
-
-
-def _why_none(path: str) -> str:
-    """Returns the reason why an argument gives no image; "" if it may give one."""
-    if path == LIST:
-        return ""
-    if not os.path.lexists(path):
-        return "is not a file; give image files or folders"
-    is_empty = os.path.isdir(path) and next(below(path), None) is None
-    return NO_IMAGE if is_empty else ""
+    for path in arguments:
+        is_there = path == LIST or os.path.lexists(path)
+        if is_there and next(images([path])) != Bad(path, NO_IMAGE):
+            return
+    if arguments:
+        is_there = os.path.lexists(arguments[0])
+        why = NO_IMAGE if is_there else "is not a file; give image files or folders"
+        raise InputError(f"{shown(arguments[0]) or repr('')} {why}")
 
 
 def given(arguments: Iterable[str], end: bytes) -> Iterator[str]:
@@ -124,15 +109,12 @@ def images(paths: Iterable[str]) -> Iterator[str | Bad]:
     Opens no file, and visits a path only when the iterator reaches it.
     """
     for path in paths:
-        if not os.path.isdir(path):
+        if os.path.isdir(path):
+            found = below(path)
+            yield next(found, Bad(path, NO_IMAGE))
+            yield from found
+        else:
             yield path
-            continue
-        is_empty = True
-        for image in below(path):
-            is_empty = False
-            yield image
-        if is_empty:
-            yield Bad(path, NO_IMAGE)
 
 
 def good(found: Iterable[T | Bad], counts: Counter[str]) -> Iterator[T]:
@@ -155,53 +137,47 @@ def say(bad: Bad) -> None:
 
 
 def below(folder: str) -> Iterator[str | Bad]:
-    """Yields the image files and BAD entries below a folder, in the order of `walk`."""
+    """Yields the image files and `Bad` entries below a folder, in the order of `walk`."""
     for entry in walk(folder):
-        path = os.path.join(folder, entry.path) if entry.path else folder
-        if entry.kind == BAD:
+        if isinstance(entry, Bad):
+            path = os.path.join(folder, entry.path) if entry.path else folder
             yield Bad(path, entry.why)
-        elif entry.kind == FILE and is_image(path):
-            yield path
+        elif is_image(entry):
+            yield os.path.join(folder, entry)
 
 
-def walk(folder: str) -> Iterator[Entry]:
-    """Yields the entries below a folder, ordered by the bytes of their whole paths.
+def walk(folder: str) -> Iterator[str | Bad]:
+    """Yields the paths below a folder, ordered by the bytes of the whole paths.
 
-    Follows links, except into a folder that contains the link. Hidden and system entries
-    are HIDDEN, and such folders are not entered. An entry is BAD if it is unreadable, or
-    neither a file nor a folder; the walk continues. A folder comes before its content.
+    The path of a folder ends with "/" and comes before its content. Follows links, except
+    into a folder that contains the link. Leaves out hidden and system entries. An entry is
+    `Bad` if it is unreadable, or neither a file nor a folder; the walk continues.
     """
 
-    def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
-        name = prefix.removesuffix("/")
-        path = os.path.join(folder, name) if name else folder
+    def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str | Bad]:
+        name, path = prefix.removesuffix("/"), os.path.join(folder, prefix)
         try:
             status = os.stat(path)
-            here = status.st_dev, status.st_ino
             with os.scandir(path) as found:
-                entries = sorted(found, key=_order)
+                entries = sorted(map(_slashed, found), key=os.fsencode)
         except OSError as error:
-            yield Entry(name, BAD, _reason(error))
+            yield Bad(name, _reason(error))
             return
+        here = status.st_dev, status.st_ino
         if here in above:
-            yield Entry(name, BAD, "a link to a folder that it lies in")
+            yield Bad(name, "a link to a folder that it lies in")
             return
-        if len(above) > MAX_DEPTH:
-            yield Entry(name, BAD, f"a folder over {MAX_DEPTH} deep")
-            return
-        if name:
-            yield Entry(name, FOLDER)
+        if prefix:
+            yield prefix
         for entry in entries:
-            name = prefix + entry.name
-            if is_hidden(entry.name):
-                yield Entry(name, HIDDEN)
-            elif _kind(entry) == FOLDER:
-                yield from inside(name + "/", above | {here})
-            elif _kind(entry) == FILE:
-                yield Entry(name, FILE)
-            else:
-                broken = entry.is_symlink() and not os.path.exists(entry.path)
-                yield Entry(name, BAD, "a broken link" if broken else _NOT_REGULAR)
+            path = os.path.join(folder, prefix + entry)
+            if is_hidden(entry):
+                continue
+            if entry.endswith("/"):
+                yield from inside(prefix + entry, above | {here})
+                continue
+            why = _why_not(path)
+            yield Bad(prefix + entry, why) if why else prefix + entry
 
     return inside("", frozenset())
 
@@ -219,10 +195,9 @@ def is_image(path: str) -> bool:
 def read(path: str) -> bytes:
     """Returns a file's bytes; raises `DecodeError` if it is unreadable or too large."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # Opening a pipe would block.
-            raise DecodeError(_NOT_REGULAR)
-        check_size(status.st_size)
+        if why := _why_not(path):  # Opening a pipe would block.
+            raise DecodeError(why)
+        check_size(os.path.getsize(path))
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -235,17 +210,20 @@ def check_size(size: int) -> None:
         raise DecodeError(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
 
 
-def _order(entry: "os.DirEntry[str]") -> bytes:
-    return os.fsencode(entry.name) + (b"/" if _kind(entry) == FOLDER else b"")
+def _why_not(path: str) -> str:
+    """Returns the reason why a path is no regular file, or ""."""
+    try:
+        return "" if stat.S_ISREG(os.stat(path).st_mode) else _NOT_REGULAR
+    except OSError as error:
+        return "a broken link" if os.path.islink(path) else _reason(error)
 
 
-def _kind(entry: "os.DirEntry[str]") -> str:
+def _slashed(entry: "os.DirEntry[str]") -> str:
+    """Returns the name of an entry; that of a folder ends with "/"."""
     with contextlib.suppress(OSError):  # A link to itself raises.
         if entry.is_dir():
-            return FOLDER
-        if entry.is_file():
-            return FILE
-    return BAD
+            return entry.name + "/"
+    return entry.name
 
 
 def _reason(error: OSError) -> str:

@@ -57,8 +57,10 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     colours = matplotlib.colormaps["Blues"](share)[..., :3]
     cells = Image.fromarray((colours * 255).round().astype(np.uint8))
     cells = cells.resize((count * side, count * side), Image.Resampling.NEAREST)
-    if count <= _COUNTS:
-        _write_counts(cells, matrix, share, side)
+    draw, font = ImageDraw.Draw(cells), ImageFont.load_default(_FONT_SIZE)
+    for row, column in np.argwhere(matrix).tolist() if count <= _COUNTS else ():
+        at, text = ((column + 0.5) * side, (row + 0.5) * side), str(matrix[row, column])
+        draw.text(at, text, "white" if share[row, column] > 0.5 else "black", font, "mm")
     names = class_names if count <= _NAMES else ()
     margin = 110 if names else 20
     picture = Image.new("RGB", (margin + cells.width, margin + cells.height), "white")
@@ -67,20 +69,9 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     picture.paste(_names(names, size, side, "rm"), (0, margin))
     turned = _names(names, size, side, "lm").transpose(Image.Transpose.ROTATE_90)
     picture.paste(turned, (margin, 0))
-    font = ImageFont.load_default(_FONT_SIZE)
     axes = "rows: true,\ncolumns:\npredicted" if names else "rows: true, columns: predicted"
     ImageDraw.Draw(picture).text((4, 4), axes, "gray", font)
     return np.asarray(picture)
-
-
-def _write_counts(
-    cells: Image.Image, matrix: np.ndarray, share: np.ndarray, side: int
-) -> None:
-    draw, font = ImageDraw.Draw(cells), ImageFont.load_default(_FONT_SIZE)
-    for row, column in np.argwhere(matrix).tolist():
-        at = (column + 0.5) * side, (row + 0.5) * side
-        colour = "white" if share[row, column] > 0.5 else "black"
-        draw.text(at, str(matrix[row, column]), colour, font, anchor="mm")
 
 
 def _names(

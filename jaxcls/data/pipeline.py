@@ -24,6 +24,8 @@ from jaxcls.errors import InputError
 
 # The roles of splits: training, selection of the best step, and one final score.
 ROLES = ("train", "eval", "test")
+# The splits that are read time and again, and their ops; others are not worth keeping.
+REPEATED = {"data.train": "train_ops", "data.eval": "eval_ops"}
 # With data.resident="auto", a split of up to this many bytes of decoded images stays on
 # the device. The limit is constant, so that every host of a run decides the same.
 RESIDENT_BYTES = 512 * 2**20
@@ -45,6 +47,7 @@ class Data:
         self.config = config
         self.selection = Selection(config, facts)
         self._devices = devices
+        # (split, its config key) -> its images and labels.
         self._resident: dict[tuple[str, str], Batch] = {}
 
     @functools.cached_property
@@ -60,8 +63,8 @@ class Data:
         split = self.config.data[role]
         return self.selection.count(split, f"data.{role}") if split else 0
 
-    def reseeded(self, config: ConfigDict) -> "Data":
-        """Returns the data of a config with other seeds; both share the dataset."""
+    def of_config(self, config: ConfigDict) -> "Data":
+        """Returns the data of a config with other seeds or residence, of one dataset."""
         other = copy.copy(self)
         other.config = config
         other.__dict__.pop("_order", None)
@@ -73,7 +76,7 @@ class Data:
         The copy keeps no images on the device.
         """
         values = {"data.resident": "off", "seeds.augment": seed}
-        other = self.reseeded(configs.from_flat({**configs.flat(self.config), **values}))
+        other = self.of_config(configs.from_flat({**configs.flat(self.config), **values}))
         other.eval_ops = [*self.eval_ops, op]
         return other
 
@@ -173,15 +176,18 @@ class Data:
 
         `train_resident` holds the images and labels at the rows in index.
         """
-        return map(_columns, self._train_plans(start, steps))
+        return (plan.columns for plan in self._train_plans(start, steps))
 
-    def _train_plans(self, start: int, stop: int) -> Iterator[batches.BatchPlan]:
+    def _train_plans(
+        self, start: int, stop: int, rows: slice | None = None
+    ) -> Iterator[batches.BatchPlan]:
+        """Yields the plans of steps start..stop-1; rows: by default those of this host."""
         size = self.config.batch_size
         return batches.train_plans(
             self._order,
             self.selection.count(self.config.data.train, "data.train"),
             size,
-            mesh.host_rows(size),
+            rows or mesh.host_rows(size),
             start=start,
             stop=stop,
             repeats=self.config.data.repeats,
@@ -193,29 +199,17 @@ class Data:
         n is `count`, or fewer if the split is smaller. They serve the initialisation, so
         the seed of init chooses them. They are the same on every host.
         """
-        key, split = "data.train", self.config.data.train
-        n = min(count, self.selection.count(split, key))
         seed = configs.seed_of(self.config, "init")
-        plans = batches.train_plans(
-            self._order_by(seed),
-            self.selection.count(split, key),
-            n,
-            slice(0, n),
-            start=0,
-            stop=1,
-        )
-        ops, records = self.train_stages[0][1], self.selection.records(split, key)
-        found = batches.decoded(records, ops, plans, seed=seed)
-        return next(found).image
+        chosen = self._order_by(seed)(0)[:count]
+        plan = batches.BatchPlan(np.arange(len(chosen)), Batch(index=chosen))
+        records = self.selection.records(self.config.data.train, "data.train")
+        ops = self.train_stages[0][1]
+        return next(batches.decoded(records, ops, [plan], seed=seed)).image
 
     def train_examples(self, step: int) -> np.ndarray:
         """Returns the records [B] int64 of data.train in the batch of `step`."""
-        split, size = self.config.data.train, self.config.batch_size
-        n = self.selection.count(split, "data.train")
-        turns = np.arange(step * size, (step + 1) * size) // self.config.data.repeats
-        examples = batches.indices(turns, n, self._order)
-        is_part = self.selection.is_part("data.train")
-        return self.selection.used(split, "data.train")[examples] if is_part else examples
+        (plan,) = self._train_plans(step, step + 1, slice(0, self.config.batch_size))
+        return self.selection.used(self.config.data.train, "data.train")[plan.columns.index]
 
     def eval_batches(self, split: str, key: str, batch_size: int) -> Iterator[Batch]:
         """Yields every example of a split once, on the mesh, with mask; index is 0..n-1.
@@ -238,13 +232,12 @@ class Data:
         if self._is_resident(name, split, key):
             take, arrays = self.take, self._on_device(split, key)
             for plan in plans:
-                columns = mesh.put(self.mesh, _columns(plan))
+                columns = mesh.put(self.mesh, plan.columns)
                 taken = take(arrays, columns.index)
                 yield columns._replace(image=taken.image, label=taken.label)
             return
         for batch in self._decoded(split, key, ops, plans):
-            index = batch.index.astype(np.int32)
-            yield mesh.put(self.mesh, batch._replace(index=index))
+            yield mesh.put(self.mesh, batch)
 
     def _decoded(
         self, split: str, key: str, ops: list[decode.Op], plans: Iterator[batches.BatchPlan]
@@ -275,53 +268,46 @@ class Data:
 
     def resident_bytes(self) -> int:
         """Returns the bytes of decoded images that a run keeps on each device."""
-        total, data = 0, self.config.data
-        for name, key, shape in (
-            ("train_ops", "data.train", self.train_shape),
-            ("eval_ops", "data.eval", self.eval_shape),
-        ):
-            split = data[key.removeprefix("data.")]
-            if split and self._is_resident(name, split, key):
-                total += self.selection.count(split, key) * math.prod(shape)
-        return total
+        given = ((name, self.config.data[key[5:]], key) for key, name in REPEATED.items())
+        return sum(
+            self._decoded_bytes(split, key)
+            for name, split, key in given
+            if split and self._is_resident(name, split, key)
+        )
+
+    def _decoded_bytes(self, split: str, key: str) -> int:
+        shape = self.train_shape if key == "data.train" else self.eval_shape
+        return self.selection.count(split, key) * math.prod(shape)
 
     def _is_resident(self, name: str, split: str, key: str) -> bool:
         """Returns whether a split's images, decoded by data.`name`, stay on the device.
 
         Raises `InputError` if data.resident is on and the ops are random.
         """
-        data, kind = self.config.data, self.config.data.resident
-        repeated = ("train_ops", "data.train"), ("eval_ops", "data.eval")
-        if kind == "off" or (name, key) not in repeated:
-            return False  # A split that is read once is not worth keeping.
-        ops = calls.parse(data[name], f"data.{name}")
+        kind = self.config.data.resident
+        if kind == "off" or REPEATED.get(key) != name:
+            return False
+        ops = calls.parse(self.config.data[name], f"data.{name}")
         drawn = next((call.name for call in ops if call.name in decode.RANDOM), None)
-        if drawn:
-            if kind == "auto":
-                return False
-            raise InputError(
-                f"data.resident=on: data.{name} holds {drawn}, which gives other pixels"
-                " each time; crop with augment='random_crop(4)', or leave it auto"
-            )
-        shape = self.train_shape if key == "data.train" else self.eval_shape
-        return (
-            kind == "on"
-            or self.selection.count(split, key) * math.prod(shape) <= RESIDENT_BYTES
+        if not drawn:
+            return kind == "on" or self._decoded_bytes(split, key) <= RESIDENT_BYTES
+        if kind == "auto":
+            return False
+        raise InputError(
+            f"data.resident=on: data.{name} holds {drawn}, which gives other pixels"
+            " each time; crop with augment='random_crop(4)', or leave it auto"
         )
 
     def _on_device(self, split: str, key: str) -> Batch:
         """Returns image [n, H, W, C] and label [n] of a split, on every device."""
         if (split, key) not in self._resident:
-            self._resident[split, key] = self._decoded_whole(split, key)
+            ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
+            plans = batches.eval_plans(self.selection.count(split, key), 256, slice(0, 256))
+            parts = list(self._decoded(split, key, ops, plans))
+            image = np.concatenate([part.image[part.mask] for part in parts])
+            label = np.concatenate([part.label[part.mask] for part in parts])
+            self._resident[split, key] = mesh.put_everywhere(self.mesh, Batch(image, label))
         return self._resident[split, key]
-
-    def _decoded_whole(self, split: str, key: str) -> Batch:
-        ops = self.train_stages[0][1] if key == "data.train" else self.eval_ops
-        plans = batches.eval_plans(self.selection.count(split, key), 256, slice(0, 256))
-        decoded = list(self._decoded(split, key, ops, plans))
-        image = np.concatenate([each.image[each.mask] for each in decoded])
-        label = np.concatenate([each.label[each.mask] for each in decoded])
-        return mesh.put_everywhere(self.mesh, Batch(image, label))
 
     def train_resident_like(self) -> Batch:
         """Returns the shapes of `train_resident`, for compilation."""
@@ -339,9 +325,3 @@ class Data:
             in_shardings=(everywhere, rows),
             out_shardings=rows,
         )
-
-
-def _columns(plan: batches.BatchPlan) -> Batch:
-    """Returns the batch of a plan without images and labels."""
-    index = plan.examples.astype(np.int32)
-    return Batch(index=index, epoch=plan.epoch, mask=plan.mask)

@@ -1,8 +1,10 @@
 """Prepares a dataset: a folder or archive of images -> a TFDS dataset in ArrayRecord."""
 
+import array
 import csv
 import dataclasses
 import functools
+import io
 import os
 import pathlib
 import shutil
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import track
 
-from jaxcls import console
+from jaxcls import atomic, console
 from jaxcls.data import published, writer
 from jaxcls.data.batches import in_order
 from jaxcls.data.clean import Shrink, clean, quiet
@@ -22,10 +24,9 @@ from jaxcls.data.example import Example, serialize
 from jaxcls.data.importers import open_source
 from jaxcls.data.importers.findings import Kept, findings
 from jaxcls.data.importers.folders import name_hash
-from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.listing import Listing
 from jaxcls.errors import InputError, shown
 
-VERSION = "1.0.0"
 REJECTED = "rejected.csv"
 
 
@@ -42,15 +43,15 @@ class Options(NamedTuple):
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the files: rejected ones, the examples per split, their contents.
+    """What became of the files: rejected ones, the contents, the examples per split.
 
-    sizes: (height, width) of the images, at most two of them.
+    sizes: the (height, width) of the images.
     """
 
     rejected: list[tuple[str, str]]
+    contents: writer.Contents
     kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
-    contents: writer.Contents = dataclasses.field(default_factory=writer.Contents)
 
 
 def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
@@ -59,7 +60,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
     Raises `InputError` for a bad source, or for more than max_bad rejected files. In the
     second case, only the list of rejected files is left.
     """
-    target = root / options.name / VERSION
+    target = root / options.name / writer.VERSION
     with writer.whole(target) as folder, quiet():
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -67,21 +68,28 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)
-        say(
-            f"{options.source}: {found.kind}, {len(found.class_names)} classes,"
-            f" {pairs(counts)}"
-        )
-        outcome = Outcome(found.rejected)
+        classes = f"{len(found.class_names)} classes"
+        print(f"{options.source}: {found.kind}, {classes}, {pairs(counts)}", flush=True)
+        contents = writer.Contents(folder, options.name)
+        outcome = Outcome(found.rejected, contents)
         for split, listing in found.splits.items():
-            outcome.contents.begin(split)
-            records = _records(split, listing, options, outcome)
-            shards = writer.write_split(folder, options.name, split, records)
-            outcome.contents.shards[split] = shards
+            contents.write_split(split, _records(split, listing, options, outcome))
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
-        _describe(folder, options, found, outcome)
+        sizes, names = outcome.sizes, found.class_names
+        one_size = sizes.pop() if len(sizes) == 1 else (None, None)
+        features = writer.features(names, (*one_size, found.channels))
+        about = f"Prepared by jaxcls from {found.kind}."
+        contents.write_info(about, features, ("image", "label"))
+        contents.write_manifest(
+            found.kind,
+            names,
+            rejected=len(outcome.rejected),
+            val_fraction=options.val_fraction,
+            shrink=options.shrink._asdict() if options.shrink else None,
+        )
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):
-        say(f"note: {note}")
+        print(f"note: {note}")
     return target
 
 
@@ -92,30 +100,29 @@ def _records(
 
     Any slice of a split, such as train[:90%], is therefore a fair sample of its classes.
     """
-    n = len(listing.names)
-    hashes = np.fromiter((name_hash(name) for name in listing.names), np.uint64, n)
-    order = np.argsort(hashes, kind="stable")
-    contents, is_kept = np.zeros(n, np.uint64), np.zeros(n, bool)
+    hashes = [name_hash(name) for name in listing.names]
+    order = np.argsort(np.array(hashes, np.uint64), kind="stable").tolist()
     make = functools.partial(_example, listing, options.shrink)
     examples = track(
-        in_order(make, (int(i) for i in order), options.threads),
+        in_order(make, order, options.threads),
         f"preparing {split}",
-        total=n,
+        total=len(order),
         console=console.console(),
         disable=not sys.stdout.isatty(),
     )
-    for at, made in enumerate(examples):
+    rows, contents = array.array("q"), array.array("Q")
+    for row, made in zip(order, examples, strict=True):
         if isinstance(made, str):
-            outcome.rejected.append((os.fsdecode(listing.names[order[at]]), made))
+            outcome.rejected.append((os.fsdecode(listing.names[row]), made))
             continue
         record, content, digest, size = made
-        outcome.contents.add(digest, int(listing.labels[order[at]]))
-        if len(outcome.sizes) < 2:
-            outcome.sizes.add(size)
-        contents[at], is_kept[at] = int.from_bytes(content[:8], "little"), True
+        outcome.contents.add(digest, int(listing.labels[row]))
+        outcome.sizes.add(size)
+        rows.append(row)
+        contents.append(int.from_bytes(content[:8], "little"))
         yield record
-    rows = order[is_kept]
-    outcome.kept[split] = Kept(listing.names[rows], listing.labels[rows], contents[is_kept])
+    labels = np.asarray(outcome.contents.labels[split])
+    outcome.kept[split] = Kept(listing.names[rows], labels, np.asarray(contents))
 
 
 def _example(
@@ -124,10 +131,8 @@ def _example(
     """Returns (record, image digest, record digest, (height, width)) or a rejection."""
     try:
         cleaned = clean(listing.read(row), shrink)
-    except DecodeError as error:
+    except (DecodeError, OSError) as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
     label = int(listing.labels[row])
     example = Example(bytes(listing.names[row]), cleaned.data, label)
     size = cleaned.height, cleaned.width
@@ -140,9 +145,11 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
     if not outcome.rejected:
         return
     outcome.rejected.sort()
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerows([("path", "reason"), *outcome.rejected])
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerows([("path", "reason"), *outcome.rejected])
+    with atomic.writing(path, "wb") as file:
+        file.write(table.getvalue().encode("utf-8", "surrogateescape"))
     first, reason = outcome.rejected[0]
     n = len(outcome.rejected)
     found = (
@@ -154,34 +161,10 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
             f"{found}; all of them are in {path}; put them right, or leave them out with"
             f" --max_bad={n}"
         )
-    say(f"note: {found}; all of them are in {path}")
+    print(f"note: {found}; all of them are in {path}")
     for split, kept in outcome.kept.items():
         if not kept.labels.size:
             raise InputError(f"{options.source}: no image of split {split} can be used")
-
-
-def _describe(
-    folder: pathlib.Path, options: Options, found: ImageSource, outcome: Outcome
-) -> None:
-    """Writes TFDS's metadata, the labels and the manifest."""
-    one_size = outcome.sizes.pop() if len(outcome.sizes) == 1 else (None, None)
-    writer.write_info(
-        folder,
-        options.name,
-        VERSION,
-        about=f"Prepared by jaxcls from {found.kind}.",
-        features=writer.features(found.class_names, (*one_size, found.channels)),
-        keys=("image", "label"),
-        splits=outcome.contents.shards,
-    )
-    outcome.contents.write_manifest(
-        folder,
-        found.kind,
-        found.class_names,
-        rejected=len(outcome.rejected),
-        val_fraction=options.val_fraction,
-        shrink=options.shrink._asdict() if options.shrink else None,
-    )
 
 
 def _check_names(class_names: Sequence[str]) -> None:
@@ -191,12 +174,6 @@ def _check_names(class_names: Sequence[str]) -> None:
             raise InputError(
                 f"class {name!r} has a name with other than printable characters; rename it"
             )
-
-
-def say(text: str) -> None:
-    """Prints a line; escapes characters that the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def pairs(counts: dict[str, int]) -> str:

@@ -5,41 +5,43 @@ from typing import NamedTuple
 from jaxcls.errors import InputError
 
 
-class Published(NamedTuple):
-    """Counts that a dataset's authors state, for --dry_run.
+class Facts(NamedTuple):
+    """The sizes and classes of a dataset.
 
-    They are checked against the data.
+    image_shape: (H, W, C), with None where images differ. fingerprint: digest of the
+    content, from the manifest that `prepare` writes, or "".
     """
 
+    name: str
+    version: str
     image_shape: tuple[int | None, int | None, int]
     num_classes: int
+    class_names: tuple[str, ...]
     splits: dict[str, int]
+    fingerprint: str = ""
 
 
+# Counts that a dataset's authors state, for --dry_run. They are checked against the data.
+_MNIST = Facts("mnist", "", (28, 28, 1), 10, (), {"train": 60_000, "test": 10_000})
+_CIFAR = Facts("cifar10", "", (32, 32, 3), 10, (), {"train": 50_000, "test": 10_000})
+_IMAGENET = {"train": 1_281_167, "validation": 50_000}
 PUBLISHED = {
-    "digits": Published((8, 8, 1), 10, {"train": 1437, "test": 360}),
-    "mnist": Published((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "fashion_mnist": Published((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "cifar10": Published((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
-    "cifar100": Published((32, 32, 3), 100, {"train": 50_000, "test": 10_000}),
-    "imagenet2012": Published(
-        (None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}
-    ),
+    "digits": Facts("digits", "", (8, 8, 1), 10, (), {"train": 1437, "test": 360}),
+    "mnist": _MNIST,
+    "fashion_mnist": _MNIST._replace(name="fashion_mnist"),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR._replace(name="cifar100", num_classes=100),
+    "imagenet2012": Facts("imagenet2012", "", (None, None, 3), 1000, (), _IMAGENET),
 }
-
-
-# How to get the original files of a dataset; `prepare` reads them unchanged.
-_GET = "into a FOLDER and run"
+# The original files of a dataset; `prepare` reads them unchanged.
+_CIFAR_AT = "from https://www.cs.toronto.edu/~kriz/cifar.html"
 ORIGINALS = {
-    "imagenet2012": "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
-    f" ILSVRC2012_devkit_t12.tar.gz from https://image-net.org {_GET}",
-    "cifar10": "download cifar-10-python.tar.gz from"
-    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
-    "cifar100": "download cifar-100-python.tar.gz from"
-    f" https://www.cs.toronto.edu/~kriz/cifar.html {_GET}",
-    "mnist": f"download MNIST's four idx files {_GET}",
-    "fashion_mnist": "download the four idx files from"
-    f" https://github.com/zalandoresearch/fashion-mnist {_GET}",
+    "imagenet2012": "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and"
+    " ILSVRC2012_devkit_t12.tar.gz from https://image-net.org",
+    "cifar10": f"cifar-10-python.tar.gz {_CIFAR_AT}",
+    "cifar100": f"cifar-100-python.tar.gz {_CIFAR_AT}",
+    "mnist": "MNIST's four idx files",
+    "fashion_mnist": "the idx files of https://github.com/zalandoresearch/fashion-mnist",
 }
 
 

@@ -20,10 +20,9 @@ class Selection:
     def __init__(self, config: ConfigDict, facts: sources.Facts | None) -> None:
         self.config = config
         self._facts = facts
-        self._known_used: dict[tuple[str, str], np.ndarray] = {}
-        self._known_labels: dict[tuple[str, str], np.ndarray] = {}
-
-    # The whole dataset and its classes.
+        # (split, its config key or flag) -> its labels, and its records in use.
+        self.labels = functools.cache(self._labels)
+        self.used = functools.cache(self._used)
 
     @functools.cached_property
     def dataset(self) -> sources.Dataset:
@@ -57,34 +56,26 @@ class Selection:
         names = self.facts.class_names
         return tuple(names[k] if names else str(k) for k in self._classes)
 
-    # The examples in use.
-
     def count(self, split: str, key: str) -> int:
         """Returns the number of examples in use; key: the config key or flag of `split`."""
-        if not self.is_part(key):
-            return splits.count(split, self.facts.splits, key)
-        return len(self.used(split, key))
+        if self._is_part(key):
+            return len(self.used(split, key))
+        return splits.count(split, self.facts.splits, key)
 
-    def is_part(self, key: str) -> bool:
+    def _is_part(self, key: str) -> bool:
         """Returns whether only some records of a split are in use."""
         is_fraction = key == "data.train" and self.config.data.fraction < 1
         return is_fraction or self.num_classes < self.facts.num_classes
 
     def records(self, split: str, key: str) -> sources.Source:
         """Returns random access to the examples in use of a split."""
-        source = self.dataset.source(split, key)
-        if not self.is_part(key):
-            return source
-        return source.select(self.used(split, key))
+        return self.dataset.source(split, key).select(self.used(split, key))
 
-    def used(self, split: str, key: str) -> np.ndarray:
+    def _used(self, split: str, key: str) -> np.ndarray:
         """Returns the records [n] int64 in use of a split, ascending."""
-        if (split, key) not in self._known_used:
-            self._known_used[split, key] = self._choose(split, key)
-        return self._known_used[split, key]
-
-    def _choose(self, split: str, key: str) -> np.ndarray:
-        data, labels = self.config.data, self._labels(split, key)
+        if not self._is_part(key):
+            return np.arange(splits.count(split, self.facts.splits, key))
+        data, labels = self.config.data, self.labels(split, key)
         used = np.flatnonzero(np.isin(labels, self._classes))
         if key == "data.train" and data.fraction < 1:
             used = used[stratified(labels[used], data.fraction, data.fraction_seed)]
@@ -97,12 +88,10 @@ class Selection:
 
     def _labels(self, split: str, key: str) -> np.ndarray:
         """Returns the labels [n] int32 of a whole split; raises `InputError` for -1."""
-        if (split, key) not in self._known_labels:
-            labels = self.dataset.labels(split, key)
-            whole = Batch(label=labels, index=np.arange(len(labels)))
-            batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
-            self._known_labels[split, key] = labels
-        return self._known_labels[split, key]
+        labels = self.dataset.labels(split, key)
+        whole = Batch(label=labels, index=np.arange(len(labels)))
+        batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
+        return labels
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of training examples of each class, [K]."""
@@ -112,8 +101,7 @@ class Selection:
     def train_labels(self) -> np.ndarray:
         """Returns the labels [n] int32 of the training examples in use, as on disk."""
         split, key = self.config.data.train, "data.train"
-        labels = self._labels(split, key)
-        return labels[self.used(split, key)] if self.is_part(key) else labels
+        return self.labels(split, key)[self.used(split, key)]
 
     @functools.cached_property
     def class_numbers(self) -> np.ndarray:
@@ -130,10 +118,9 @@ def select_classes(text: str, names: tuple[str, ...], num_classes: int) -> list[
     an unknown class.
     """
     chosen: set[int] = set()
-    if names and all(name.isdecimal() for name in names):
-        numbers = {int(name): k for k, name in enumerate(names)}
-    else:
-        numbers = {k: k for k in range(num_classes)}
+    are_numbers = names and all(name.isdecimal() for name in names)
+    known = map(int, names) if are_numbers else range(num_classes)
+    numbers = {number: k for k, number in enumerate(known)}
     for item in (part.strip() for part in text.split(",")):
         span = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
         if item in names:
@@ -161,9 +148,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
     For the same labels and seed, a larger fraction includes every index of a smaller one.
     """
-    by_chance = batches.order(seed, 0, len(labels))
-    by_class = by_chance[np.argsort(labels[by_chance], kind="stable")]
     counts = np.bincount(labels)
     within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     wanted = np.maximum(np.rint(counts * fraction), 1)
+    by_class = batches.by_class(seed, 0, labels)
     return np.sort(by_class[within < np.repeat(wanted, counts)])

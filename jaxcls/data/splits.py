@@ -2,6 +2,8 @@
 
 import re
 
+import tensorflow_datasets as tfds
+
 from jaxcls.errors import InputError, did_you_mean
 
 
@@ -11,8 +13,6 @@ def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int
     Raises `InputError`, naming `key`, for an unknown split, a slice outside it, or an empty
     slice.
     """
-    import tensorflow_datasets as tfds
-
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0)
         for name, n in splits.items()

@@ -24,6 +24,7 @@ from jaxcls.data import example
 from jaxcls.errors import InputError
 from jaxcls.version import __version__
 
+VERSION = "1.0.0"  # Of a dataset that has none.
 # A shard ends with the record that exceeds this size. ImageNet then has a few hundred
 # files, which a pod can stage and mount.
 SHARD_BYTES = 1 << 28
@@ -44,12 +45,14 @@ class Shard(NamedTuple):
 class Contents:
     """The labels, shards and fingerprint of a dataset, collected while it is written.
 
+    folder: the folder of the files. name, version: those of the dataset in TFDS.
     The fingerprint is a digest over (split, name, image bytes, label) in record order. It
     identifies the content, not the files: TFDS may write the same content as different
     bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: pathlib.Path, name: str, version: str = VERSION) -> None:
+        self._folder, self._name, self._version = folder, name, version
         self._fingerprint = hashlib.sha256()
         self.labels: dict[str, array.array[int]] = {}
         self.shards: dict[str, list[Shard]] = {}
@@ -57,21 +60,63 @@ class Contents:
     def begin(self, split: str) -> None:
         """Begins a split; the next examples belong to it."""
         self._fingerprint.update(f"split {split}\n".encode())
-        self.labels[split] = array.array("q")
+        self.labels[split], self.shards[split] = array.array("q"), []
 
     def add(self, digest: bytes, label: int) -> None:
         """Adds an example to the last split; digest: the second of `Example.digests`."""
         self._fingerprint.update(digest)
         next(reversed(self.labels.values())).append(label)
 
+    def write_split(self, split: str, records: Iterable[bytes]) -> None:
+        """Writes serialised records, in order, as the shards of a new split.
+
+        `records` adds each example that it yields.
+        """
+        self.begin(split)
+        records, written = iter(records), list[tuple[int, int]]()
+        record = next(records, None)
+        while record is not None or not written:
+            examples = size = 0
+            with _open(self._folder / f"{split}.{len(written)}") as writer:
+                while (
+                    record is not None and size < SHARD_BYTES and examples < SHARD_RECORDS
+                ):
+                    writer.write(record)
+                    examples, size = examples + 1, size + len(record)
+                    record = next(records, None)
+            written.append((examples, size))
+        for number, (examples, size) in enumerate(written):
+            file = f"{self._name}-{split}.array_record-{number:05}-of-{len(written):05}"
+            path = (self._folder / f"{split}.{number}").rename(self._folder / file)
+            self.shards[split].append(Shard(file, examples, size, sha256(path)))
+
+    def write_info(self, about: str, features: Any, keys: tuple[str, str]) -> None:
+        """Writes the metadata that TFDS reads; keys: the image key and the label key."""
+        name, version = self._name, tfds.core.Version(self._version)
+        identity = tfds.core.dataset_info.DatasetIdentity(
+            name=name, version=version, data_dir=str(self._folder), module_name=""
+        )
+        info = tfds.core.DatasetInfo(
+            builder=identity, description=about, features=features, supervised_keys=keys
+        )
+        info.set_file_format("array_record")
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=name, data_dir=self._folder, filetype_suffix="array_record"
+        )
+        infos = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.examples for shard in shards],
+                num_bytes=sum(shard.bytes for shard in shards),
+                filename_template=template.replace(split=split),
+            )
+            for split, shards in self.shards.items()
+        ]
+        info.set_splits(tfds.core.splits.SplitDict(infos))
+        info.write_to_directory(self._folder)
+
     def write_manifest(
-        self,
-        folder: pathlib.Path,
-        source: str,
-        class_names: Sequence[str],
-        *,
-        rejected: int = 0,
-        **more: Any,
+        self, source: str, class_names: Sequence[str], *, rejected: int = 0, **more: Any
     ) -> None:
         """Writes the manifest, and the labels [n] of each split in a file beside it.
 
@@ -81,10 +126,10 @@ class Contents:
         examples = {}
         for split, labels in self.labels.items():
             values = np.array(labels, np.int32)
-            file = folder / example.LABELS.format(split)
-            np.save(file, values, allow_pickle=False)
+            np.save(self._folder / example.LABELS.format(split), values, allow_pickle=False)
             counts = np.bincount(values[values >= 0], minlength=len(class_names))
             examples[split] = counts.tolist()
+        shards = self.shards.items()
         content = {
             "source": source,
             "jaxcls": __version__,
@@ -94,11 +139,10 @@ class Contents:
             **more,
             "fingerprint": f"sha256:{self._fingerprint.hexdigest()}",
             "shards": {
-                split: [shard._asdict() for shard in shards]
-                for split, shards in self.shards.items()
+                split: [shard._asdict() for shard in each] for split, each in shards
             },
         }
-        (folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+        (self._folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def features(
@@ -112,30 +156,6 @@ def features(
             "label": tfds.features.ClassLabel(names=list(class_names)),
         }
     )
-
-
-def write_split(
-    folder: pathlib.Path, name: str, split: str, records: Iterable[bytes]
-) -> list[Shard]:
-    """Writes serialised records, in order, as the shards of a split; returns the shards."""
-    written: list[tuple[pathlib.Path, int, int]] = []
-    records = iter(records)
-    record = next(records, None)
-    while record is not None or not written:
-        path = folder / f"{split}.{len(written)}"
-        examples = size = 0
-        with _open(path) as writer:
-            while record is not None and size < SHARD_BYTES and examples < SHARD_RECORDS:
-                writer.write(record)
-                examples, size = examples + 1, size + len(record)
-                record = next(records, None)
-        written.append((path, examples, size))
-    shards = []
-    for number, (path, examples, size) in enumerate(written):
-        file = f"{name}-{split}.array_record-{number:05}-of-{len(written):05}"
-        path = path.rename(folder / file)
-        shards.append(Shard(file, examples, size, sha256(path)))
-    return shards
 
 
 @contextlib.contextmanager
@@ -152,43 +172,6 @@ def _open(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
         raise OSError(str(error)) from None
 
 
-def write_info(
-    folder: pathlib.Path,
-    name: str,
-    version: str,
-    *,
-    about: str,
-    features: Any,
-    keys: tuple[str, str],
-    splits: dict[str, list[Shard]],
-) -> None:
-    """Writes the metadata that TFDS reads; keys: the image key and the label key."""
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(version),
-        data_dir=str(folder),
-        module_name="",
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity, description=about, features=features, supervised_keys=keys
-    )
-    info.set_file_format("array_record")
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name=name, data_dir=folder, filetype_suffix="array_record"
-    )
-    infos = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[shard.examples for shard in shards],
-            num_bytes=sum(shard.bytes for shard in shards),
-            filename_template=template.replace(split=split),
-        )
-        for split, shards in splits.items()
-    ]
-    info.set_splits(tfds.core.splits.SplitDict(infos))
-    info.write_to_directory(folder)
-
-
 @contextlib.contextmanager
 def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields an empty folder that becomes `target` when the block succeeds.
@@ -196,13 +179,10 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises `InputError` if `target` exists, another process is writing it, or the disk is
     full.
     """
-    try:
+    remedy = "make room, or give another --data_dir"
+    with atomic.explained(target.parent, remedy):
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target.parent, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"{target.parent} cannot be written ({error.strerror}); give --data_dir"
-        ) from None
     try:
         _lock(descriptor, target)
         if target.exists():
@@ -211,11 +191,9 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             )
         folder = target.with_name(f".{target.name}.incomplete")
         shutil.rmtree(folder, ignore_errors=True)
-        remedy = "make room, or give another --data_dir"
         try:
-            with atomic.explained(target, remedy):
-                folder.mkdir()
             with atomic.becoming(target, folder, remedy):
+                folder.mkdir()
                 yield folder
         finally:
             with contextlib.suppress(OSError):  # Only an empty folder can be removed.
@@ -226,17 +204,12 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _lock(descriptor: int, target: pathlib.Path) -> None:
     """Allows one writer per dataset; the system releases the lock of a dead process."""
-    busy = InputError(f"{target} is being written by another process; wait")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise busy from None
+        raise InputError(f"{target} is being written by another process; wait") from None
     except OSError:  # Some network file systems cannot lock a folder.
         pass
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
-            return
-    raise busy  # A failed process removed the folder after it was opened here.
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -114,7 +114,7 @@ class Experiment:
         other = copy.copy(self)
         other.config = configs.from_flat({**configs.flat(self.config), **seeds})
         check(other.config)
-        other.data = self.data.reseeded(other.config)
+        other.data = self.data.of_config(other.config)
         return other
 
     def implied(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """People's files of every kind -> bytes that are read right, against Pillow and NumPy."""
 
 import io
-import resource
 import struct
 import time
 import zlib
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, ImageFile, features
 
 from jaxcls.data import decode
 from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, quiet
@@ -189,17 +188,6 @@ def test_a_file_that_is_no_image_is_named(data, said):
     assert "0x7f" not in str(refused.value)  # No address of an object.
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked():
-    packer = zlib.compressobj(1)
-    rows = b"".join(packer.compress(bytes(30_001)) for _ in range(30_000)) + packer.flush()
-    data = png(30_000, 30_000, rows, colours=0)
-    assert len(data) < 10_000_000
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(decode.DecodeError, match=r"^30000x30000 pixels, over the limit"):
-        clean(data)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # KiB.
-
-
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_an_animation_is_refused(form):
     frames = [Image.fromarray(NOISE[::-1]), Image.fromarray(NOISE)]
@@ -256,13 +244,6 @@ def test_shrink_resizes_like_pillow_and_states_its_size(mode, size, expected):
     assert Image.open(io.BytesIO(cleaned.data)).mode == ("L" if mode == "L" else "RGB")
 
 
-def test_the_quality_of_shrink_sets_the_bytes():
-    data = encode(photographs()[0], "JPEG")
-    sizes = [len(clean(data, Shrink(200, quality)).data) for quality in (50, 75, 95)]
-    assert sizes == sorted(sizes)
-    assert sizes[2] > 2 * sizes[0]
-
-
 def test_a_jpeg_whose_missing_end_libjpeg_would_fill_in_is_refused():
     whole = encode(photographs()[0][:200, :300], "JPEG", quality=90)
     cut = whole[: len(whole) // 2] + b"\xff\xd9"
@@ -297,13 +278,6 @@ def test_large_images_take_turns(monkeypatch):
     assert max(most) == 1
 
 
-def test_shrink_turns_upright_first():
-    stored = np.ascontiguousarray(np.rot90(photographs()[0]))
-    cleaned = clean(encode(stored, "JPEG", exif=turned(6)), Shrink(64))
-    expected = Image.fromarray(photographs()[0]).resize((96, 64), 3)
-    assert np.abs(decoded(cleaned) - np.asarray(expected).astype(int)).mean() < 5
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "MPO"])
 def test_pixels_are_those_of_the_clean_file(form, channels):
@@ -330,7 +304,7 @@ def test_a_plain_jpeg_and_a_turned_one_are_decoded_once(monkeypatch):
         return whole(*arguments, **options)
 
     monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", counting)
-    monkeypatch.setattr(Image.Image, "load", None)  # Pillow decodes none.
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # Pillow decodes none.
     for data in files:
         pixels(data, decode.decode(3))
     assert len(counted) == 2

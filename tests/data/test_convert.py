@@ -88,92 +88,41 @@ def test_records_are_copied_byte_for_byte_and_used(
     assert manifest["examples"] == {s: np.bincount(n).tolist() for s, n in labels.items()}
 
 
-def test_a_record_whose_bits_changed_is_found(source, tmp_path):
-    path = source / "digits-test.tfrecord-00001-of-00002"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    refused(source, tmp_path, r"00001-of-00002: record \d+ at byte .* checksum \(crc32c\)")
-
-
-def edited(source, change):
-    path = source / "dataset_info.json"
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info))
-
-
-def lengths(info, split, value):
-    (part,) = [part for part in info["splits"] if part["name"] == split]
-    part["shardLengths"] = value
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (
-            lambda f: (f / "digits-test.tfrecord-00000-of-00002").unlink(),
-            r"test.tfrecord-00000-of-00002 cannot be read \(No such file",
-        ),
-        (
-            lambda f: (f / "digits-test.tfrecord-00000-of-00002").write_bytes(b""),
-            r"split test holds 180 records of 360; a shard was changed: copy it again",
-        ),
-        (lambda f: edited(f, lambda i: i.update(splits=[])), "has no split; copy it again"),
-        (
-            lambda f: edited(f, lambda i: i.update(nonsense=1)),
-            r"cannot be read as a TFDS dataset \(.*copy it again, with its dataset_info",
-        ),
-        (lambda f: (f / "features.json").write_text("{"), "cannot be read as a TFDS dat"),
-        (
-            lambda f: edited(f, lambda i: i.pop("supervisedKeys")) or swap(f),
-            "is not a classification dataset: its features are",
-        ),
-    ],
-)
-def test_a_damaged_dataset_is_named_and_nothing_is_left(source, tmp_path, damage, said):
-    damage(source)
-    refused(source, tmp_path, said)
-
-
-def swap(folder):
-    """A label that is a number and no class."""
-    path = folder / "features.json"
-    features = json.loads(path.read_text())
-    parts = features["featuresDict"]["features"]
-    parts["label"] = {
-        "pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar",
-        "tensor": {"shape": {}, "dtype": "int64"},
-    }
-    path.write_text(json.dumps(features))
-
-
 def record(images, label):
-    """A tf.train.Example with any number of images."""
+    """A framed tf.train.Example with any number of images."""
     feature = {
         "image": {"bytes_list": {"value": images}},
         "label": {"int64_list": {"value": [label]}},
     }
-    return tf_example_pb2.Example(features={"feature": feature}).SerializeToString()
+    return frame(tf_example_pb2.Example(features={"feature": feature}).SerializeToString())
+
+
+SHARD = "digits-test.tfrecord-00000-of-00002"
+GOOD = record([b"png"], 1)
 
 
 @pytest.mark.parametrize(
-    ("records", "said"),
+    ("name", "data", "said"),
     [
+        (SHARD, None, rf"{SHARD} cannot be read \(No such file"),
+        (SHARD, b"", r"split test holds 180 records of 360; a shard was changed: copy it"),
+        (SHARD, GOOD[:-9] + b"x" + GOOD[-8:], r"record 0 at byte 0 .* checksum \(crc32c\)"),
+        (SHARD, record([b"png"], 99), "record 0 of split test has label 99, and there are"),
+        (SHARD, GOOD + record([], 1), "record 1 of split test: 0 encoded image"),
+        (SHARD, frame(b"\xff no"), "record 0 of split test: no tf.train.Example; it must"),
+        ("features.json", b"{", r"dataset_info.json is damaged \(.*copy or prepare"),
         (
-            [record([b"png"], 99)],
-            "record 0 of split test has label 99, and there are 10 cl",
+            "dataset_info.json",
+            b'{"name": "x", "version": "1.0.0"}',
+            "has no split; copy it again",
         ),
-        (
-            [record([b"png"], 1), record([], 1)],
-            "record 1 of split test: 0 encoded image",
-        ),
-        ([b"\xff\xff no example"], "record 0 of split test: no tf.train.Example; it must"),
     ],
 )
-def test_records_that_are_no_examples_are_named(source, tmp_path, records, said):
-    found = write_split(source, "test", records, shards=1)
-    edited(source, lambda info: lengths(info, "test", found))
+def test_a_damaged_dataset_is_named_and_nothing_is_left(source, tmp_path, name, data, said):
+    if data is None:
+        (source / name).unlink()
+    else:
+        (source / name).write_bytes(data)
     refused(source, tmp_path, said, name="other")
 
 

@@ -1,6 +1,5 @@
 """Encoded images -> pixels, against Pillow, NumPy and arithmetic."""
 
-import io
 import struct
 
 import cv2
@@ -9,36 +8,14 @@ import pytest
 import simplejpeg
 from PIL import Image
 from scipy import stats
-from sklearn.datasets import load_sample_image
 
 from jaxcls.data import batches, decode
 from jaxcls.errors import InputError
-from tests.images import NOISE, encode, far, pillow
+from tests.images import NOISE, encode, far
 
 
 def decoded(data, channels=3):
     return decode.decode(channels)(data, None)
-
-
-@pytest.fixture(scope="module", params=["china.jpg", "flower.jpg"])
-def photograph(request):
-    return load_sample_image(request.param)
-
-
-def test_png_decodes_to_the_very_pixels(photograph):
-    assert far(decoded(encode(photograph, "PNG")), photograph) == 0
-    grey = photograph[:, :, 0]
-    assert far(decoded(encode(grey, "PNG"), 1), grey[:, :, None]) == 0
-    assert far(decoded(encode(grey, "PNG")), np.stack([grey] * 3, -1)) == 0
-
-
-@pytest.mark.parametrize("subsampling", [0, 2])
-def test_jpeg_decodes_like_pillow(photograph, subsampling):
-    data = encode(photograph, "JPEG", quality=90, subsampling=subsampling)
-    assert far(decoded(data), pillow(data)) <= 1
-    luma = Image.open(io.BytesIO(data))
-    luma.draft("L", luma.size)
-    assert far(decoded(data, 1), np.asarray(luma)[:, :, None]) <= 1
 
 
 def opencv(data, channels=3):
@@ -79,7 +56,7 @@ def test_cmyk_and_twelve_bits_are_left_to_opencv():
 def test_a_jpeg_without_its_end_is_refused(lacks):
     data = encode(NOISE, "JPEG")[:-lacks]
     ops = [decode.decode(), decode.random_resized_crop(8, (0.1, 0.1))]
-    for each in (ops, batches.fuse(ops)):
+    for each in (ops, decode.fuse(ops)):
         with pytest.raises(decode.DecodeError, match=f"^{len(data)} bytes that are no"):
             batches.transform(each, data, batches.example_rng(0, 0))
 
@@ -95,7 +72,7 @@ def test_a_header_of_too_many_pixels_takes_no_memory():
 def test_a_crop_while_decoding_gives_the_pixels_of_a_crop_after_it(kind, channels, capfd):
     data = encode(NOISE, "PNG") if kind == "PNG" else JPEGS[kind]
     ops = [decode.decode(channels), decode.random_resized_crop((5, 7), (0.05, 1))]
-    fused = batches.fuse(ops)
+    fused = decode.fuse(ops)
     assert len(fused) == 1
     for position in range(200):
         whole = batches.transform(ops, data, batches.example_rng(0, position))
@@ -131,67 +108,20 @@ def test_bytes_that_are_no_image_are_refused(data):
         decoded(data)
 
 
-def test_decode_gives_grey_or_rgb_only():
-    with pytest.raises(ValueError, match="channels=4 must be 1 or 3"):
-        decode.decode(4)
-
-
-def triangle(x):
-    return np.maximum(0, 1 - np.abs(x))
-
-
-def cubic(a):
-    def kernel(x):
-        x = np.abs(x)
-        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-        return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-    return kernel
-
-
-def box(x):
-    return (np.abs(x) < 0.5).astype(float)
-
-
-def resampled(image, size, kernel, antialias, replicate):
-    """Separable resampling from its definition: [H, W, C] -> [size[0], size[1], C]."""
-    out = image.astype(float)
-    for axis in (0, 1):
-        n, m = image.shape[axis], size[axis]
-        scale = max(1, n / m) if antialias else 1
-        taps = np.arange(-3 * n, 4 * n)
-        centre = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
-        weights = kernel((taps - centre) / scale)
-        if not replicate:
-            weights = weights * ((taps >= 0) & (taps < n))
-        matrix = np.zeros((m, n))
-        np.add.at(matrix.T, taps.clip(0, n - 1), weights.T)
-        matrix /= matrix.sum(1, keepdims=True)
-        out = np.moveaxis(np.tensordot(matrix, out, (1, axis)), 0, axis)
-    return out
-
-
-DEFINITIONS = {
-    "bilinear": (triangle, True, False),
-    "bicubic": (cubic(-0.5), True, False),
-    "linear": (triangle, False, True),
-    "cubic": (cubic(-0.75), False, True),
-    "area": (box, True, True),
-}
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(12, 9), (17, 50)])
 @pytest.mark.parametrize("name", list(decode.FILTERS))
-def test_every_filter_follows_its_definition(name, size, channels):
-    if name == "area":  # Whole blocks only: elsewhere the definition is OpenCV's own.
-        size = (size[0] // 8 * 8, 12) if size[0] < 17 else (6, 9)
-    image = NOISE[:, :, :channels] // 2 + 64  # What overshoots is not clipped.
-    ours = decode.resize(size, name)(image, None)
-    assert ours.dtype == np.uint8
-    assert ours.shape == (*size, channels)
-    assert np.abs(ours - resampled(image, size, *DEFINITIONS[name])).max() <= 1.1
+def test_a_filter_is_that_of_pillow_or_opencv(name, size, channels):
+    image = NOISE[:, :, :channels]
+    if name in ("bilinear", "bicubic"):
+        planes = [Image.fromarray(image[:, :, k]) for k in range(channels)]
+        how = Image.Resampling[name.upper()]
+        expected = [np.asarray(plane.resize(size[::-1], how)) for plane in planes]
+    else:
+        how = getattr(cv2, f"INTER_{name.upper()}")
+        planes = [np.ascontiguousarray(image[:, :, k]) for k in range(channels)]
+        expected = [cv2.resize(plane, size[::-1], interpolation=how) for plane in planes]
+    assert far(decode.resize(size, name)(image, None), np.stack(expected, -1)) == 0
     assert decode.resize(image.shape[:2], name)(image, None) is image
 
 
@@ -234,14 +164,6 @@ def boxes(shape, n, **options):
         yield top, left, bottom - top + 1, right - left + 1
 
 
-@pytest.mark.parametrize("shape", [(200, 250), (90, 255), (64, 64)])
-def test_random_crops_keep_to_the_area_and_the_ratio(shape):
-    for _, _, h, w in boxes(shape, 200):
-        assert (h + 0.5) * (w + 0.5) >= 0.08 * shape[0] * shape[1]
-        assert (w + 0.5) / (h - 0.5) >= 3 / 4
-        assert (w - 0.5) / (h + 0.5) <= 4 / 3
-
-
 def test_random_crops_are_uniform_in_area_log_ratio_and_place():
     side, low, high = 250, 0.1, 0.4
     found = boxes((side, side), 500, area=(low, high), ratio=(0.5, 2))
@@ -257,13 +179,6 @@ def test_random_crops_are_uniform_in_area_log_ratio_and_place():
         assert stats.kstest(values, "uniform").pvalue > 0.01, name
 
 
-def test_a_random_crop_is_decided_by_its_generator():
-    op = decode.random_resized_crop(16)
-    once = op(NOISE, np.random.default_rng(5))
-    assert far(once, op(NOISE, np.random.default_rng(5))) == 0
-    assert far(once, op(NOISE, np.random.default_rng(6))) > 0
-
-
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((10, 240), (0, 113, 10, 13)), ((240, 10), (113, 0, 13, 10))],
@@ -275,7 +190,9 @@ def test_a_very_long_image_is_cropped_to_its_middle(shape, expected):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: decode.decode(4), "channels=4 must be 1 or 3"),
         (lambda: decode.resize(0), "size=0 must be a whole number or (height, width)"),
+        (lambda: decode.resize(1_000_000), "must be at most 8192 pixels"),
         (lambda: decode.center_crop((1, 2, 3)), "size=(1, 2, 3) must be"),
         (lambda: decode.resize_short((8, 9)), "size=(8, 9) must be one whole number"),
         (lambda: decode.random_resized_crop(8, (0.5, 0.1)), "area=(0.5, 0.1)"),
@@ -294,8 +211,6 @@ def test_an_unknown_filter_is_refused_with_the_list():
 
 
 def test_sizes_that_no_memory_holds_are_refused():
-    with pytest.raises(ValueError, match="at most 8192 pixels"):
-        decode.resize(1_000_000)
     stripe = np.zeros((1, 4000, 1), np.uint8)
     with pytest.raises(decode.DecodeError, match=r"4000x1 pixels become 1024000x256, over"):
         decode.resize_short(256)(stripe, None)

@@ -45,13 +45,10 @@ def test_hidden_and_system_files_are_left_out(folder):
     assert list(files.below(f"{folder}/.hidden")) == [f"{folder}/.hidden/a.png"]
 
 
-@pytest.mark.parametrize(
-    ("target", "reason"),
-    [("nowhere", "No such file or directory"), ("x", "Too many levels of symbolic links")],
-)
-def test_a_link_that_leads_nowhere_is_not_read(tmp_path, target, reason):
+@pytest.mark.parametrize("target", ["nowhere", "x"])
+def test_a_link_that_leads_nowhere_is_not_read(tmp_path, target):
     (tmp_path / "x").symlink_to(target)
-    with pytest.raises(decode.DecodeError, match=reason):
+    with pytest.raises(decode.DecodeError, match="a broken link"):
         files.read(f"{tmp_path}/x")
 
 
@@ -59,7 +56,7 @@ def test_a_folder_that_cannot_be_read_is_said_and_the_rest_is_found(folder, monk
     scandir = os.scandir
 
     def refusing(path):  # As to anyone but root, whom nothing is refused.
-        if path.endswith("sub"):
+        if path.endswith("sub/"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
@@ -134,16 +131,6 @@ def test_a_list_is_its_paths_whatever_their_bytes(end, chunk, monkeypatch):
     found = list(files.listed(io.BytesIO(text), end))
     assert [os.fsencode(path) for path in found] == paths
     assert list(files.listed(io.BytesIO(text + end), end)) == found
-
-
-def test_a_list_is_read_as_it_is_needed():
-    reading, writing = os.pipe()
-    os.write(writing, b"a\nb\nc")
-    with open(reading, "rb") as stream:
-        found = files.listed(stream, b"\n")
-        assert [next(found), next(found)] == ["a", "b"]
-        os.close(writing)
-        assert list(found) == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -34,20 +34,6 @@ def test_a_bad_split_is_refused_with_the_splits_there_are(split, said):
 
 
 @examples
-@hypothesis.given(st.integers(1, 10**6), st.integers(0, 100))
-def test_the_two_parts_of_a_split_hold_each_example_once(n, percent):
-    parts = []
-    for text in (f"train[:{percent}%]", f"train[{percent}%:]"):
-        if "holds no example" not in refusal(splits.resolve, text, {"train": n}, "x"):
-            parts += splits.resolve(text, {"train": n}, "x")
-    edges = [edge for _, *edges in parts for edge in edges]
-    assert edges[0] == 0
-    assert edges[-1] == n
-    assert edges[1:-1] in ([], [edges[1]] * 2)
-    assert abs(edges[1] - n * percent / 100) <= 0.5 or len(parts) == 1
-
-
-@examples
 @hypothesis.given(st.text("train+[]:%5-", max_size=14) | st.text(max_size=14))
 def test_any_text_is_a_split_or_one_line(text):
     assert "\n" not in refusal(splits.resolve, text, SPLITS, "data.eval")

@@ -23,21 +23,26 @@ from tests.images import picture, pixels
 NAMES = ("cat, big", "naïve ☃")
 
 
+def added(contents, rows):
+    for example in (Example(*row) for row in rows):
+        contents.add(example.digests()[1], example.label)
+        yield serialize(example)
+
+
+def split_of(folder, records):
+    """The shards of a split of records."""
+    contents = writer.Contents(folder, "some")
+    contents.write_split("train", iter(records))
+    return contents.shards["train"]
+
+
 def dataset(folder, splits, *, shape=(20, 24, 3)):
     """Write {split: [(name, image, label)]} as `prepare` does."""
-    contents = writer.Contents()
+    contents = writer.Contents(folder, "some")
     for split, rows in splits.items():
-        contents.begin(split)
-        examples = [Example(*row) for row in rows]
-        for example in examples:
-            contents.add(example.digests()[1], example.label)
-        records = map(serialize, examples)
-        contents.shards[split] = writer.write_split(folder, "some", split, records)
-    writer.write_info(
-        folder, "some", "1.0.0", about="of tests", keys=("image", "label"),
-        features=writer.features(NAMES, shape), splits=contents.shards,
-    )  # fmt: skip
-    contents.write_manifest(folder, "tests", NAMES)
+        contents.write_split(split, added(contents, rows))
+    contents.write_info("of tests", writer.features(NAMES, shape), ("image", "label"))
+    contents.write_manifest("tests", NAMES)
     return contents.shards
 
 
@@ -60,20 +65,31 @@ def test_tfds_reads_what_was_written(tmp_path):
         assert example["file_name"] == ROWS[k][0]
 
 
-def test_shards_end_with_the_record_that_fills_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SHARD_BYTES", 250)
-    records = [bytes([k]) * 100 for k in range(10)]
-    shards = writer.write_split(tmp_path, "some", "train", iter(records))
-    assert [shard.examples for shard in shards] == [3, 3, 3, 1]
-    assert [shard.bytes for shard in shards] == [300, 300, 300, 100]
-    names = [f"some-train.array_record-{k:05}-of-00004" for k in range(4)]
-    assert [shard.file for shard in shards] == names == sorted(os.listdir(tmp_path))
+@pytest.mark.parametrize(
+    ("limit", "n", "expected"),
+    [
+        ("SHARD_BYTES", 10, [3, 3, 3, 1]),
+        ("SHARD_RECORDS", 500, [250, 250]),
+        ("SHARD_BYTES", 0, [0]),
+    ],
+)
+def test_shards_end_with_the_record_that_fills_them(
+    tmp_path, monkeypatch, limit, n, expected
+):
+    monkeypatch.setattr(writer, limit, 250)
+    records = [bytes([k % 256]) * 100 for k in range(n)]
+    shards = split_of(tmp_path, records)
+    assert [shard.examples for shard in shards] == expected
+    assert [shard.bytes for shard in shards] == [100 * count for count in expected]
+    files = [f"{k:05}-of-{len(expected):05}" for k in range(len(expected))]
+    assert [shard.file.split("record-")[1] for shard in shards] == files
     read = []
     for shard in shards:
         data = (tmp_path / shard.file).read_bytes()
         assert hashlib.sha256(data).hexdigest() == shard.sha256
-        with ArrayRecordDataSource(str(tmp_path / shard.file)) as source:
-            read += source.__getitems__(range(len(source)))
+        if shard.examples:
+            with ArrayRecordDataSource(str(tmp_path / shard.file)) as source:
+                read += source.__getitems__(range(len(source)))
     assert read == records
 
 
@@ -141,14 +157,6 @@ def refused(target, said):
     assert str(target.parent) in str(caught.value)
 
 
-def test_what_is_there_is_kept(tmp_path):
-    target = tmp_path / "some" / "1.0.0"
-    target.mkdir(parents=True)
-    (target / "file").write_text("content")
-    refused(target, "1.0.0 exists; give another --name, or remove it to prepare it anew")
-    assert (target / "file").read_text() == "content"
-
-
 def test_the_left_overs_of_a_killed_run_are_removed(tmp_path):
     target = tmp_path / "some" / "1.0.0"
     code = (
@@ -175,19 +183,6 @@ def test_one_writer_at_a_time(tmp_path):
     assert target.is_dir()
 
 
-def test_a_lock_on_a_folder_that_went_away_is_none(tmp_path, monkeypatch):
-    real = fcntl.flock
-
-    def slow(*arguments):
-        real(*arguments)
-        (tmp_path / "some").rmdir()  # By the process that held the lock until now.
-        (tmp_path / "some").mkdir()  # By a third one.
-
-    monkeypatch.setattr(fcntl, "flock", slow)
-    refused(tmp_path / "some" / "1.0.0", "is being written by another process; wait")
-    assert (tmp_path / "some").is_dir()
-
-
 def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -200,7 +195,7 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypat
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    refused(tmp_path / "file" / "some" / "1.0.0", r"written \(Not a directory\); give --")
+    refused(tmp_path / "file" / "some" / "1.0.0", r"written \(Not a directory\); make")
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / ".1.0.0.incomplete").write_text("")
     refused(tmp_path / "some" / "1.0.0", r"cannot be written \(File exists\)")
@@ -217,16 +212,8 @@ def test_array_record_itself_says_when_a_shard_cannot_grow(tmp_path):
             pytest.raises(InputError, match=said) as caught,
             writer.whole(tmp_path / "some" / "1.0.0") as folder,
         ):
-            writer.write_split(folder, "some", "train", records)
+            split_of(folder, records)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(("n", "expected"), [(6, [3, 3]), (7, [3, 3, 1]), (0, [0])])
-def test_a_shard_holds_so_many_records_at_most(tmp_path, monkeypatch, n, expected):
-    monkeypatch.setattr(writer, "SHARD_RECORDS", 3)
-    shards = writer.write_split(tmp_path, "x", "train", (b"%d" % i for i in range(n)))
-    assert [shard.examples for shard in shards] == expected
-    assert [shard.file for shard in shards] == sorted(p.name for p in tmp_path.iterdir())

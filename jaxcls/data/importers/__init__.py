@@ -3,8 +3,9 @@
 import os
 import pathlib
 
-from jaxcls.data.importers.arrays import cifar, idx, is_cifar, is_idx
+from jaxcls.data.importers.cifar import cifar, is_cifar
 from jaxcls.data.importers.folders import folders
+from jaxcls.data.importers.idx import idx, is_idx
 from jaxcls.data.importers.imagenet import imagenet, is_imagenet
 from jaxcls.data.importers.listing import ImageSource
 from jaxcls.errors import InputError

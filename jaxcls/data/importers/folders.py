@@ -5,14 +5,14 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers.listing import ImageSource, Listing
-from jaxcls.data.importers.tars import is_below, plain
+from jaxcls.data.importers.tars import plain
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
 
@@ -39,43 +39,35 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
             " of images"
         )
     tree = _unwrapped(tree)
-    rejected, notes = list(tree.rejected), []
-    if tree.hidden:
-        notes.append(f"{tree.hidden:,} hidden or system files are left out")
+    rejected, notes = list(tree.rejected), list[str]()
     table = tree.find(LABELS)
     if table is None:
-        kind, lacks = "class folders", "in a class folder"
-        rows = _by_folder(tree, rejected, notes)
+        kind = "class folders"
+        found = sorted(_by_folder(tree, rejected, notes))
         empty = _classes_of_folders(tree)
     else:
-        kind, lacks = "labels.csv", "that its labels.csv names"
-        rows, empty = _by_table(tree, table, path, rejected, notes), set()
-    split_of = np.full(len(tree.names), -1, np.int8)
-    class_of = np.zeros(len(tree.names), np.int32)
-    numbers: dict[str, int] = {}  # Class -> number, in order of appearance.
-    for row, split, class_name in rows:
-        split_of[row] = SPLITS.index(split)
-        class_of[row] = numbers.setdefault(class_name, len(numbers))
-    if not numbers:
+        kind = "labels.csv"
+        found, empty = sorted(_by_table(tree, table, path, rejected, notes)), set()
+    if not found:
         raise InputError(
-            f"{path} holds no image {lacks}{_such_as(rejected)}; it must hold"
+            f"{path} holds no image by {kind}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
             " columns path, label"
         )
-    class_names = _in_order(set(numbers) | empty)
+    class_names = _in_order({name for _, _, name in found} | empty)
     if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
         raise InputError(
             f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
             " name them train, val and test, and train must be there"
         )
-    label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of[name] for name in numbers], np.int32)[class_of]
+    numbers = {name: label for label, name in enumerate(class_names)}
+    labels = np.zeros(len(tree.names), np.int32)
+    rows_of: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row, split, name in found:
+        labels[row] = numbers[name]
+        rows_of[split].append(row)
     whole = Listing(tree.names, labels, tree.read)
-    listings = {
-        split: _subset(whole, np.flatnonzero(split_of == number))
-        for number, split in enumerate(SPLITS)
-        if (split_of == number).any()
-    }
+    listings = {s: whole.subset(np.array(rows)) for s, rows in rows_of.items() if rows}
     if val_fraction:
         listings = _split_off(listings, val_fraction)
     return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes)
@@ -107,6 +99,14 @@ def _has_splits(tree: Tree) -> bool:
     return any(n.startswith(b"train/") and n.count(b"/") >= 2 for n in tree.names)
 
 
+def _class_of(path: str, has_splits: bool) -> tuple[str, str] | None:
+    """Returns the split and the class of what is in a class folder, or None."""
+    split, parts = "train", path.split("/")
+    if has_splits:
+        split, *parts = parts
+    return (split, parts[0]) if len(parts) >= 2 and split in SPLITS else None
+
+
 def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) -> Rows:
     """Yields row, split and class of each file from its path.
 
@@ -114,30 +114,25 @@ def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) ->
     `notes`.
     """
     has_splits = _has_splits(tree)
-    left_out: dict[str, list[str]] = {"in no class folder": [], "not named as images": []}
+    others = []
     for row, name in enumerate(map(os.fsdecode, tree.names)):
-        split, parts = "train", name.split("/")
-        if has_splits:
-            split, *parts = parts
-        in_class = len(parts) >= 2 and split in SPLITS
-        if in_class and files.is_image(name):
-            yield row, split, parts[0]
-        elif files.is_image(name):
-            rejected.append((name, "in no class folder"))
+        found = _class_of(name, has_splits)
+        if not files.is_image(name):
+            others.append(shown(name))
+        elif found:
+            yield row, *found
         else:
-            why = "not named as images" if in_class else "in no class folder"
-            left_out[why].append(shown(name))
-    for why, names in left_out.items():
-        if names:
-            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            notes.append(f"left out, {why}: {', '.join(names[:3])}{more}")
+            rejected.append((name, "in no class folder"))
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        notes.append(f"left out, not named as images: {', '.join(others[:3])}{more}")
 
 
 def _classes_of_folders(tree: Tree) -> set[str]:
     """Returns the names of class folders, also of empty ones."""
-    depth = 2 if _has_splits(tree) else 1
-    paths = [os.fsdecode(folder).split("/") for folder in tree.folders]
-    return {p[-1] for p in paths if len(p) == depth and (depth == 1 or p[0] in SPLITS)}
+    has_splits = _has_splits(tree)
+    found = (_class_of(f"{os.fsdecode(name)}/", has_splits) for name in tree.folders)
+    return {place[1] for place in found if place}
 
 
 def _by_table(
@@ -150,7 +145,8 @@ def _by_table(
     """Yields row, split and class of each file in labels.csv.
 
     Its columns are path and label, and optionally split. Adds rows without a usable file to
-    `rejected`, and a line for unlisted files to `notes`.
+    `rejected`, and a line for unlisted files to `notes`. Raises `InputError` for a line
+    without a path or a label, or with another split.
     """
     used = np.zeros(len(tree.names), bool)
     used[table] = True
@@ -158,16 +154,12 @@ def _by_table(
         row = tree.find(os.fsencode(plain(name)))
         if row is None:  # Windows may have written it.
             row = tree.find(os.fsencode(plain(name.replace("\\", "/"))))
-        if not name or not label:
-            raise InputError(f"{path}: labels.csv line {line} lacks a path or a label")
-        if split not in SPLITS:
+        if not name or not label or split not in SPLITS:
             raise InputError(
-                f"{path}: labels.csv line {line}: split {split!r} is none of"
-                f" {', '.join(SPLITS)}"
+                f"{path}: labels.csv line {line} needs a path, a label and, if any, a split"
+                f" of {', '.join(SPLITS)}; it has {name!r}, {label!r}, {split!r}"
             )
-        if not is_below(name):
-            rejected.append((name, "its path leads out of the source"))
-        elif row is None:
+        if row is None:
             rejected.append((name, f"named in labels.csv line {line}, and not there"))
         elif used[row]:
             rejected.append((name, f"named a second time in labels.csv line {line}"))
@@ -202,7 +194,7 @@ def _lines(
         raise InputError(f"{path}: labels.csv cannot be read ({error})") from None
 
 
-def _such_as(rejected: Sequence[tuple[str, str]]) -> str:
+def _such_as(rejected: list[tuple[str, str]]) -> str:
     """Formats the first rejected file for a message; it may be the only file."""
     return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
@@ -230,13 +222,7 @@ def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listi
             f" {'train' if is_val.all() else 'val'} empty; try 0.2"
         )
     parts = {"train": ~is_val, "val": is_val}
-    return {split: _subset(train, np.flatnonzero(part)) for split, part in parts.items()}
-
-
-def _subset(listing: Listing, rows: np.ndarray) -> Listing:
-    return Listing(
-        listing.names[rows], listing.labels[rows], lambda i: listing.read(int(rows[i]))
-    )
+    return {split: train.subset(np.flatnonzero(part)) for split, part in parts.items()}
 
 
 def name_hash(name: bytes, purpose: bytes = b"jaxcls order") -> int:

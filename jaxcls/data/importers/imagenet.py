@@ -1,37 +1,30 @@
 """Lists ILSVRC2012 from the tars of image-net.org; indexes them and never extracts them."""
 
-import array
+import importlib
+import io
 import os
 import pathlib
 import re
-import tarfile
-from typing import IO
+from typing import Any
 
 import numpy as np
 
-from jaxcls.data.importers.devkit import DEVKIT, REMEDY, read_devkit
-from jaxcls.data.importers.listing import ImageSource, Listing, sorted_once
-from jaxcls.data.importers.tars import Reader, files, plain
+from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.trees import Tree, of_tar, open_tree
 from jaxcls.errors import InputError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
-VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+TRAIN_IMAGE = re.compile(rb"n\d{8}/.+", re.DOTALL)
+VAL_IMAGE = re.compile(rb"ILSVRC2012_val_\d{8}\.JPEG")
+REMEDY = "download it again from https://image-net.org"
 
 
 def is_imagenet(path: pathlib.Path) -> bool:
-    """Returns whether `path` is the train tar, or a folder with the train or val tar."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in (TRAIN, VAL))
-    try:
-        if not path.is_file():
-            return False
-        with tarfile.open(path, "r:") as tar:
-            # A tar may begin with the folder './'.
-            names = [member.name for member in (tar.next(), tar.next()) if member]
-            return any(CLASS_TAR.fullmatch(plain(name)) for name in names)
-    except Exception:  # tarfile raises many exception types for other files.
-        return False
+    """Returns whether `path` is a folder with the train tar or the val tar."""
+    return any((path / name).is_file() for name in (TRAIN, VAL))
 
 
 def imagenet(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
@@ -40,26 +33,26 @@ def imagenet(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
     It reads every header of the tars, which takes minutes for the whole set. Raises
     `InputError` for a truncated tar, or a val tar without its devkit.
     """
-    folder = path if path.is_dir() else path.parent
-    train_tar, val_tar = folder / TRAIN if path.is_dir() else path, folder / VAL
+    train_tar, val_tar = path / TRAIN, path / VAL
     rejected: list[tuple[str, str]] = []
-    notes, splits = [], {}
-    devkit = read_devkit(folder / DEVKIT, scratch) if val_tar.is_file() else None
+    notes, splits, named = [], {}, None
+    if val_tar.is_file():
+        named, truth = _devkit(path / DEVKIT, scratch)
     if train_tar.is_file():
         class_names, splits["train"] = _train(train_tar, rejected)
-        if devkit and class_names != devkit.class_names:
-            odd = sorted(set(class_names) ^ set(devkit.class_names))[0]
+        if named and class_names != named:
+            odd = sorted(set(class_names) ^ set(named))[0]
             raise InputError(
                 f"{train_tar} holds {len(class_names)} classes, and {DEVKIT} names"
-                f" {len(devkit.class_names)}: {odd} is in one only; {REMEDY}"
+                f" {len(named)}: {odd} is in one only; {REMEDY}"
             )
     else:
-        notes.append(f"there is no split train: {TRAIN} is not in {folder}")
-    if devkit:
-        class_names = devkit.class_names
-        splits["validation"] = _val(val_tar, devkit.labels, rejected)
+        notes.append(f"there is no split train: {TRAIN} is not in {path}")
+    if named:
+        class_names = named
+        splits["validation"] = _val(val_tar, truth, rejected)
     else:
-        notes.append(f"there is no split validation: {VAL} is not in {folder}")
+        notes.append(f"there is no split validation: {VAL} is not in {path}")
     return ImageSource("ILSVRC2012's tars", tuple(class_names), 3, splits, rejected, notes)
 
 
@@ -67,46 +60,24 @@ def _train(
     path: pathlib.Path, rejected: list[tuple[str, str]]
 ) -> tuple[list[str], Listing]:
     """Returns the wnids in the tar of tars, sorted, and the listing of all its images."""
-    names, places, wnids = list[bytes](), array.array("q"), set[str]()
-    with _open(path) as file:
-        for name, outer, content in files(file, f"{path}", rejected, remedy=REMEDY):
-            if content is None:
-                continue
-            match = CLASS_TAR.fullmatch(name)
-            if not match:
-                rejected.append((name, "not the tar of a class, such as n01440764.tar"))
-                continue
-            wnid, where, refused = match[1], f"{path}: {name}", list[tuple[str, str]]()
-            wnids.add(wnid)
-            for inner, member, is_file in files(
-                content, where, refused, nested=True, remedy=REMEDY
-            ):
-                if is_file:
-                    names.append(os.fsencode(f"{wnid}/{inner}"))
-                    places.extend((outer.offset_data + member.offset_data, member.size))
-            rejected += [(f"{wnid}/{inner}", reason) for inner, reason in refused]
-    if not wnids:
+    tree = _open(path, nested=CLASS_TAR)
+    folders = map(os.fsdecode, tree.folders)
+    class_names = sorted(name for name in folders if CLASS_TAR.fullmatch(f"{name}.tar"))
+    if not class_names:
         raise InputError(f"{path} holds no tar such as n01440764.tar; {REMEDY}")
-    if not names:
+    rule = "not the tar of a class, such as n01440764.tar"
+    listing = _images(tree, TRAIN_IMAGE, rule, rejected)
+    if not len(listing.names):
         raise InputError(f"{path} holds no image; {REMEDY}")
-    class_names = sorted(wnids)
-    listing = _listing(path, names, places, rejected)
     wnid_of = listing.names.astype("S9")  # The first nine bytes of each name.
-    labels = np.searchsorted(np.array(class_names, "S9"), wnid_of).astype(np.int32)
-    return class_names, listing._replace(labels=labels)
+    labels = np.searchsorted(np.array(class_names, "S9"), wnid_of)
+    return class_names, listing._replace(labels=labels.astype(np.int32))
 
 
 def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]]) -> Listing:
     """Lists the val images; an image's number is its line in the ground truth."""
-    names, places = list[bytes](), array.array("q")
-    with _open(path) as file:
-        for name, member, is_file in files(file, f"{path}", rejected, remedy=REMEDY):
-            if is_file and VAL_IMAGE.fullmatch(name):
-                names.append(os.fsencode(name))
-                places.extend((member.offset_data, member.size))
-            elif is_file:
-                rejected.append((name, "not named as ILSVRC2012_val_00000001.JPEG"))
-    listing = _listing(path, names, places, rejected)
+    rule = "not named as ILSVRC2012_val_00000001.JPEG"
+    listing = _images(_open(path), VAL_IMAGE, rule, rejected)
     # Sorted by name, the images are sorted by number too.
     numbers = [int(name[-13:-5]) for name in listing.names]
     if numbers != list(range(1, len(truth) + 1)):
@@ -117,19 +88,60 @@ def _val(path: pathlib.Path, truth: np.ndarray, rejected: list[tuple[str, str]])
     return listing._replace(labels=truth)
 
 
-def _listing(
-    path: pathlib.Path,
-    names: list[bytes],
-    places: "array.array[int]",
-    rejected: list[tuple[str, str]],
-) -> Listing:
-    """Lists the files of a tar without labels; places: the start and the size of each."""
-    kept, order = sorted_once(names, rejected)
-    return Listing(kept, np.zeros(0, np.int32), Reader(path, places, order))
-
-
-def _open(path: pathlib.Path) -> IO[bytes]:
+def _open(path: pathlib.Path, nested: re.Pattern[str] | None = None) -> Tree:
     try:
-        return path.open("rb")
+        return of_tar(path, f"{path}", REMEDY, nested)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); allow it") from None
+
+
+def _images(
+    tree: Tree, form: re.Pattern[bytes], rule: str, rejected: list[tuple[str, str]]
+) -> Listing:
+    """Lists the files whose names have a form; rejects the others by the rule."""
+    is_image = np.array([bool(form.fullmatch(name)) for name in tree.names], bool)
+    rejected += tree.rejected
+    rejected += [(os.fsdecode(name), rule) for name in tree.names[~is_image]]
+    labels = np.zeros(len(tree.names), np.int32)
+    return Listing(tree.names, labels, tree.read).subset(np.flatnonzero(is_image))
+
+
+def _devkit(path: pathlib.Path, scratch: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    """Reads the development kit, which it unpacks into folder `scratch`.
+
+    Returns the wnids, sorted, and the labels [n] int32 of val images 1, 2, ... Raises
+    `InputError` if the kit is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing, and labels the val images; download it from"
+            " https://image-net.org into that folder"
+        )
+    tree = open_tree(path, scratch)
+    meta, truth = (tree.content(name, f"{path}", REMEDY) for name in (META, TRUTH))
+    wnids = _wnids(meta, f"{path}: {META}")
+    class_names = sorted(wnids.values())
+    labels = {str(number): class_names.index(wnid) for number, wnid in wnids.items()}
+    lines = truth.decode("ascii", "replace").split()
+    for number, line in enumerate(lines, 1):
+        if line not in labels:
+            raise InputError(f"{path}: {TRUTH}:{number} is {line!r}, no class; {REMEDY}")
+    return class_names, np.array([labels[line] for line in lines], np.int32)
+
+
+def _wnids(meta: bytes, where: str) -> dict[int, str]:
+    """Returns ILSVRC2012_ID -> WNID of the leaf synsets; only leaves hold images."""
+    try:
+        # import_module, because scipy ships no types; only this function needs it.
+        loadmat: Any = importlib.import_module("scipy.io").loadmat
+        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+        wnids = {
+            int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+            for synset in synsets
+            if int(synset["num_children"]) == 0
+        }
+    except Exception as error:  # scipy raises many exception types for bad files.
+        raise InputError(f"{where} is damaged ({error!r}); {REMEDY}") from None
+    if not wnids or len(set(wnids.values())) < len(wnids):
+        raise InputError(f"{where} names no class, or one twice; {REMEDY}")
+    return wnids

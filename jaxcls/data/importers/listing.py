@@ -1,9 +1,9 @@
 """Listings: the content of a source of images, before any image is read."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 
@@ -22,6 +22,12 @@ class Listing(NamedTuple):
     labels: np.ndarray
     read: Callable[[int], bytes]
 
+    def subset(self, rows: np.ndarray) -> "Listing":
+        """Returns the listing of only the files at `rows` [m], in that order."""
+        return Listing(
+            self.names[rows], self.labels[rows], lambda i: self.read(int(rows[i]))
+        )
+
 
 class ImageSource(NamedTuple):
     """The splits and classes of a folder or an archive.
@@ -38,18 +44,21 @@ class ImageSource(NamedTuple):
     notes: list[str]
 
 
-def sorted_once(
-    names: list[bytes], rejected: list[tuple[str, str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the unique names [n], sorted, and the index of each in the list.
+def of_arrays(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Listing:
+    """Returns the listing of images in memory, which `read` encodes as PNG.
 
-    The first file of a name is taken. Adds the others to `rejected`.
+    parts: prefix -> (images [n, H, W, 1 or 3] uint8, labels [n]). A name is the prefix and
+    the number of the image in its part, such as train/00017.
     """
-    given = np.array(names, np.bytes_)
-    kept, order = np.unique(given, return_index=True)
-    if len(kept) < len(given):
-        rejected += [
-            (os.fsdecode(name), "the same path a second time")
-            for name in np.delete(given, order)
-        ]
-    return kept, order
+    names = []
+    for prefix, (_, labels) in parts.items():
+        width = max(5, len(str(len(labels) - 1)))
+        names += [f"{prefix}/{n:0{width}}".encode() for n in range(len(labels))]
+    images, labels = map(np.concatenate, zip(*parts.values(), strict=True))
+
+    def read(index: int) -> bytes:
+        # OpenCV expects BGR; the reversal changes nothing in one channel.
+        pixels = np.ascontiguousarray(images[index, :, :, ::-1])
+        return cv2.imencode(".png", pixels)[1].tobytes()
+
+    return Listing(np.array(names), labels.astype(np.int32), read)

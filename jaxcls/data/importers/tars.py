@@ -1,9 +1,9 @@
 """Lists the files in an uncompressed tar lazily, and reads them in place."""
 
 import array
-import io
 import os
 import pathlib
+import re
 import tarfile
 import weakref
 from collections.abc import Iterator
@@ -26,29 +26,23 @@ class _Tar(tarfile.TarFile):
 
 
 class Reader:
-    """Maps an index to the bytes of one file in a tar, by pread: safe from many threads.
+    """Maps the number of a file in a tar to its bytes, by pread: safe from many threads.
 
-    places: start and size of each file, one after the other, in tar order. order: [n], each
-    index's number in the tar. Raises `DecodeError` for a file over MAX_BYTES, and OSError
-    if the tar became shorter.
+    places: start and size of each file, one after the other. Raises `DecodeError` for a
+    file over MAX_BYTES, and OSError if the tar became shorter.
     """
 
-    def __init__(
-        self, path: pathlib.Path, places: "array.array[int]", order: np.ndarray
-    ) -> None:
-        self._spans = np.array(places, np.int64).reshape(-1, 2)[order]
+    def __init__(self, path: pathlib.Path, places: "array.array[int]") -> None:
+        self._spans = np.array(places, np.int64).reshape(-1, 2)
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
-    def __call__(self, index: int) -> bytes:
-        at, size = self._spans[index].tolist()
+    def __call__(self, number: int) -> bytes:
+        at, size = self._spans[number].tolist()
         check_size(size)
-        data = b""
-        while len(data) < size:  # One call reads at most 2 GiB, and may read less.
-            more = os.pread(self._descriptor, size - len(data), at + len(data))
-            if not more:
-                raise OSError(f"{len(data)} of {size} bytes are left in the tar")
-            data += more
+        data = os.pread(self._descriptor, size, at)  # All of it: one call reads 2 GiB.
+        if len(data) < size:
+            raise OSError(f"{len(data)} of {size} bytes are left in the tar")
         return data
 
 
@@ -56,15 +50,17 @@ def files(
     file: IO[bytes],
     where: str,
     rejected: list[tuple[str, str]],
-    *,
-    nested: bool = False,
-    remedy: str = "copy it again",
-) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
-    """Yields (name, member, content) of each file and folder of a tar.
+    remedy: str,
+    nested: re.Pattern[str] | None = None,
+    prefix: str = "",
+    at: int = 0,
+) -> Iterator[tuple[str, int, int]]:
+    """Yields (name, start, size) of each file of a tar; a folder's name ends with "/".
 
-    The content of a folder is None. nested: the tar lies in another tar. Adds links,
-    special files and paths outside the archive's root to `rejected`. Raises `InputError`
-    for a truncated or damaged tar, because tarfile stops there silently.
+    A member whose name matches `nested` is itself a tar: its files come in its place, in a
+    folder of the name's first group. prefix, at: the folder and the start of a nested tar.
+    Adds links, special files and paths outside the archive's root to `rejected`. Raises
+    `InputError` for a truncated or damaged tar, because tarfile stops there silently.
     """
     try:
         with _Tar.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
@@ -72,18 +68,24 @@ def files(
                 tar.members.clear()
                 if member.size < 0:  # The next header would lie before this one.
                     raise tarfile.ReadError(f"a size of {member.size} bytes")
+                name, start = plain(member.name), at + member.offset_data
                 reason = _fault(member)
                 if reason:
-                    rejected.append((member.name, reason))
+                    rejected.append((prefix + member.name, reason))
                 elif member.isdir():
-                    yield plain(member.name), member, None
+                    yield f"{prefix}{name}/", start, 0
+                elif match := nested and nested.fullmatch(name):
+                    folder, inner = f"{match[1]}/", tar.extractfile(member)
+                    yield folder, start, 0
+                    assert inner is not None  # It is a regular file.
+                    inside = f"{where}: {name}"
+                    yield from files(inner, inside, rejected, remedy, None, folder, start)
                 else:
-                    with tar.extractfile(member) or io.BytesIO() as content:
-                        yield plain(member.name), member, content
+                    yield prefix + name, start, member.size
             file.seek(tar.offset)
             block = file.read(tarfile.BLOCKSIZE)
             # The outer tar states the length of a nested tar, so it may end without zeros.
-            if block.strip(b"\0") or not (block or nested):
+            if block.strip(b"\0") or not (block or prefix):
                 raise tarfile.ReadError(f"no file and no end at byte {tar.offset}")
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise InputError(f"{where} is cut short or damaged ({error}); {remedy}") from None

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import struct
 from collections.abc import Iterator
 
@@ -19,33 +18,33 @@ def records(path: pathlib.Path) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            number = 0
+            size, number = os.fstat(file.fileno()).st_size, 0
             while header := file.read(12):
-                at = f"{path}: record {number} at byte {file.tell() - len(header)}"
-                if len(header) < 12:
-                    raise _fault(at, "is cut short in its header")
-                length, checksum = struct.unpack("<QI", header)
-                if masked_crc(header[:8]) != checksum:
-                    raise _fault(at, "has a length whose checksum (crc32c) does not match")
-                left = size - file.tell()
-                if length + 4 > left:  # Python would try to allocate any stated length.
-                    raise _fault(at, f"is cut short: {left} of {length + 4} bytes are left")
-                data = file.read(length)
-                if struct.pack("<I", masked_crc(data)) != file.read(4):
-                    raise _fault(at, "has data whose checksum (crc32c) does not match")
-                yield data
-                number += 1
+                place = file.tell()
+                if len(header) == 12 and masked_crc(header[:8]) == header[8:]:
+                    (length,) = struct.unpack("<Q", header[:8])
+                    # Python would try to allocate any stated length.
+                    data = file.read(length) if place + length + 4 <= size else b""
+                    if len(data) == length and masked_crc(data) == file.read(4):
+                        yield data
+                        number += 1
+                        continue
+                raise InputError(
+                    f"{path}: record {number} at byte {place - len(header)} is cut short,"
+                    " or its checksum (crc32c) does not match; copy the file again, or"
+                    " prepare the dataset again"
+                )
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}); give a TFRecord file"
         ) from None
 
 
-def masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes) -> bytes:
     """Returns TFRecord's checksum: crc32c, rotated by 15 bits, plus a constant."""
     crc: int = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    rotated = (crc >> 15) | (crc << 17)
+    return struct.pack("<I", (rotated + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
@@ -56,14 +55,7 @@ def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
     """
     if _is_tfrecord(path):
         return path
-    try:
-        versions = [
-            entry
-            for entry in path.iterdir()
-            if re.fullmatch(r"\d+\.\d+\.\d+", entry.name) and _is_tfrecord(entry)
-        ]
-    except OSError:
-        return None
+    versions = [folder for folder in path.glob("*.*.*") if _is_tfrecord(folder)]
     return versions[0] if len(versions) == 1 else None
 
 
@@ -73,7 +65,3 @@ def _is_tfrecord(folder: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(info, dict) and info.get("fileFormat", "tfrecord") == "tfrecord"
-
-
-def _fault(at: str, what: str) -> InputError:
-    return InputError(f"{at} {what}; copy the file again, or prepare the dataset again")

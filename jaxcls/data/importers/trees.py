@@ -7,34 +7,32 @@ overwrite a file.
 import array
 import bz2
 import contextlib
+import errno
 import gzip
 import lzma
 import os
 import pathlib
+import re
 import shutil
-import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import tars
-from jaxcls.data.importers.listing import sorted_once
 from jaxcls.errors import InputError
-
-_FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 
 # The standard library has no one exception for damaged archives. zipfile raises
 # NotImplementedError for an unknown compression or version.
 _DAMAGES = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError),
-    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(zlib.error, lzma.LZMAError),
     *(ValueError, NotImplementedError, struct.error),
 )
 
@@ -49,14 +47,12 @@ class Tree(NamedTuple):
     folders: the paths of folders, down to three levels.
     rejected: (name, reason) of links, of paths that lead out of the root, and of members
     that are no regular file.
-    hidden: the number of hidden and system files left out.
     """
 
     names: np.ndarray
     read: Read
     folders: list[bytes]
     rejected: list[tuple[str, str]]
-    hidden: int
 
     def find(self, name: bytes) -> int | None:
         """Returns the index of a file, or None if it is not there."""
@@ -102,77 +98,72 @@ def open_tree(path: pathlib.Path, scratch: pathlib.Path) -> Tree:
         # A tar that ends with a small zip looks like a zip too.
         if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):
             return _zip(path)
-        return _tar(_plain_tar(path, scratch), path)
-    except _DAMAGES as error:
+        return of_tar(_plain_tar(path, scratch), f"{path}", "copy it again")
+    except (*_DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # The folder `scratch` is full.
         raise InputError(
             f"{path} is damaged ({error}); copy or download it again"
         ) from None
 
 
-class _Names:
-    """Collects the paths of a tree; counts hidden files and lists rejected ones."""
+class _Found:
+    """Collects the paths of a tree; leaves hidden files out and lists rejected ones."""
 
     def __init__(self) -> None:
         self.files: list[bytes] = []
         self.folders: list[bytes] = []
         self.rejected: list[tuple[str, str]] = []
-        self.hidden = 0
 
-    def add(self, name: bytes) -> bool:
-        """Adds a file and returns True; counts a hidden file and returns False."""
-        if files.is_hidden(os.fsdecode(name)):
-            self.hidden += 1
-            return False
-        self.files.append(name)
-        return True
+    def add(self, path: str) -> bool:
+        """Adds a file, or a folder whose path ends with "/"; returns whether it is a file.
 
-    def add_folder(self, name: bytes) -> None:
-        if name and name.count(b"/") < 3 and not files.is_hidden(os.fsdecode(name)):
-            self.folders.append(name)
-
-    def tree(self, reader: Callable[[np.ndarray, np.ndarray], Read]) -> Tree:
-        """Returns the tree; ``reader(names, order)`` makes its `read`.
-
-        order: [n], the position of each file in the order of `add`.
+        A hidden file is none.
         """
-        names, order = sorted_once(self.files, self.rejected)
-        read = reader(names, order)
-        return Tree(names, read, self.folders, self.rejected, self.hidden)
+        name = os.fsencode(path)
+        if files.is_hidden(path):
+            return False
+        if not path.endswith("/"):
+            self.files.append(name)
+            return True
+        if len(name) > 1 and name.count(b"/") <= 3:
+            self.folders.append(name[:-1])
+        return False
+
+    def tree(self, read: Read) -> Tree:
+        """Returns the tree; read: number in the order of `add` -> the bytes of the file."""
+        given = np.array(self.files, np.bytes_)
+        names, order = np.unique(given, return_index=True)
+        for name in np.delete(given, order):
+            self.rejected.append((os.fsdecode(name), "the same path a second time"))
+        return Tree(names, lambda i: read(int(order[i])), self.folders, self.rejected)
 
 
 def _folder(root: pathlib.Path) -> Tree:
     """Lists the files below a folder, by `files.walk`."""
-    found, base = _Names(), os.fspath(root)
-    for path, kind, why in files.walk(base):
-        name = os.fsencode(path)
-        if kind == files.HIDDEN:
-            found.hidden += 1
-        elif kind == files.FILE:
-            found.add(name)
-        elif kind == files.FOLDER:
-            found.add_folder(name)
-        elif path:
-            found.rejected.append((path, why))
+    found, base = _Found(), os.fspath(root)
+    for entry in files.walk(base):
+        if isinstance(entry, str):
+            found.add(entry)
+        elif entry.path:
+            found.rejected.append((entry.path, entry.why))
         else:
-            raise InputError(f"{root} cannot be read ({why}); allow it")
-
-    def reader(names: np.ndarray, order: np.ndarray) -> Read:
-        return lambda i: files.read(os.path.join(base, os.fsdecode(names[i])))
-
-    return found.tree(reader)
+            raise InputError(f"{root} cannot be read ({entry.why}); allow it")
+    names = np.array(found.files, np.bytes_)  # In the order of `walk`, and of the tree.
+    return found.tree(lambda i: files.read(os.path.join(base, os.fsdecode(names[i]))))
 
 
-def _tar(path: pathlib.Path, where: pathlib.Path) -> Tree:
-    """Lists the members of an uncompressed tar; errors name `where`, the user's path."""
-    found, places = _Names(), array.array("q")
+def of_tar(
+    path: pathlib.Path, where: str, remedy: str, nested: re.Pattern[str] | None = None
+) -> Tree:
+    """Lists an uncompressed tar as `tars.files` does; errors name `where`."""
+    found, places = _Found(), array.array("q")
     with path.open("rb") as file:
-        for name, member, content in tars.files(file, f"{where}", found.rejected):
-            if content is None:
-                found.add_folder(os.fsencode(name))
-            elif found.add(os.fsencode(name)):
-                places.extend((member.offset_data, member.size))
-
-    return found.tree(lambda names, order: tars.Reader(path, places, order))
+        members = tars.files(file, where, found.rejected, remedy, nested)
+        for name, start, size in members:
+            if found.add(name):
+                places.extend((start, size))
+    return found.tree(tars.Reader(path, places))
 
 
 def _zip(path: pathlib.Path) -> Tree:
@@ -181,30 +172,26 @@ def _zip(path: pathlib.Path) -> Tree:
     Python holds the zip's directory as objects, about 1 kB a member. For millions of files,
     give a tar or a folder.
     """
-    archive, found = zipfile.ZipFile(path), _Names()
+    archive, found = zipfile.ZipFile(path), _Found()
     members: list[zipfile.ZipInfo] = []
     for member in archive.infolist():
         given = _zip_name(member)
-        name, mode = os.fsencode(tars.plain(given)), member.external_attr >> 16
+        name = tars.plain(given)
         if given.endswith("/"):
-            found.add_folder(name)
+            found.add(f"{name}/")
         elif not tars.is_below(given):
             found.rejected.append((given, tars.OUTSIDE))
-        elif stat.S_ISLNK(mode):
-            found.rejected.append((os.fsdecode(name), tars.LINK))
-        elif member.flag_bits & 1:
-            found.rejected.append((os.fsdecode(name), "encrypted"))
         elif found.add(name):
             members.append(member)
 
-    def read(member: zipfile.ZipInfo) -> bytes:
-        files.check_size(member.file_size)
+    def read(number: int) -> bytes:
+        files.check_size(members[number].file_size)
         try:
-            return archive.read(member)
+            return archive.read(members[number])
         except (*_DAMAGES, RuntimeError, OSError) as error:
             raise DecodeError(f"cannot be unpacked ({error})") from None
 
-    return found.tree(lambda names, order: lambda i: read(members[order[i]]))
+    return found.tree(read)
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
@@ -232,23 +219,5 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
         )
     unpacked = scratch / "unpacked.tar"
     with unpacked.open("wb") as out, kind(path) as packed:
-        while chunk := _read(packed):
-            if out.tell() and shutil.disk_usage(scratch).free < _FREE:
-                raise InputError(
-                    f"{path} unpacks to more than {out.tell():,} bytes and {scratch} is"
-                    " full; unpack it yourself where there is room, and give the folder"
-                )
-            out.write(chunk)
+        shutil.copyfileobj(packed, out, 1 << 24)
     return unpacked
-
-
-def _read(packed: IO[bytes]) -> bytes:
-    """Reads the next bytes of a compressed file.
-
-    Raises EOFError in place of OSError, because here it is damage of the file, not of the
-    disk.
-    """
-    try:
-        return packed.read(1 << 24)
-    except OSError as error:
-        raise EOFError(error.strerror or f"{error}") from None

@@ -5,6 +5,7 @@ import pathlib
 import struct
 import tempfile
 
+import google_crc32c
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -13,22 +14,9 @@ from jaxcls.data.importers import tfrecords
 from jaxcls.errors import InputError
 from tests.properties import examples
 
-TABLE = []
-for value in range(256):
-    for _ in range(8):
-        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    TABLE.append(value)
-
-
-def crc32c(data):
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = (crc >> 8) ^ TABLE[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
-
 
 def masked(data):
-    crc = crc32c(data)
+    crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32)
 
 
@@ -51,10 +39,9 @@ def read(data):
     return found, ""
 
 
-def test_the_checksum_of_these_tests_is_crc32c():
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4.
-    assert crc32c(bytes(range(32))) == 0x46DD794E
+def test_the_checksum_is_crc32c_masked():
+    assert google_crc32c.value(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4.
+    assert tfrecords.masked_crc(bytes(32)) == struct.pack("<I", 0x0FD7FFFA)
 
 
 contents = st.lists(st.binary(max_size=40) | st.just(bytes(range(256)) * 5), max_size=4)
@@ -82,18 +69,8 @@ def test_a_record_that_is_cut_or_changed_is_named_after_the_good_ones(good, last
         assert "\n" not in said
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (frame(b"second")[:5], "is cut short in its header"),
-        (frame(b"second")[:-1], "is cut short: 9 of 10 bytes are left"),
-        (b"\1" + frame(b"second")[1:], "has a length whose checksum (crc32c) does not"),
-        (frame(b"second")[:-1] + b"?", "has data whose checksum (crc32c) does not match"),
-        (frame(b"second", 2**62), f"is cut short: 10 of {2**62 + 4} bytes are left"),
-    ],
-)
-def test_the_fault_of_a_record_is_named(data, said):
-    assert f"record 0 at byte 0 {said}" in read(data)[1]
+def test_a_record_of_a_length_beyond_the_file_is_refused():
+    assert "record 0 at byte 0 is cut short" in read(frame(b"second", 2**62))[1]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
