@@ -13,100 +13,81 @@ SCHEDULE_FREE = {
     "best.metric": "ema_top1",
 }
 
-# Package whose rule it is -> (changes of the config `tiny`, what the line says).
-REFUSED = {
-    "experiment": [
-        ({"optim.accumulate": 3}, r"accumulate=3 does not divide batch_size=64; .*=2$"),
-        ({"model.batch_norm_groups": 48}, r"groups=48 does not divide .*=32$"),
-        ({"data.repeats": 0}, r"data.repeats=0 must be at least 1"),
-        ({"optim.plateau_factor": 0.0}, r"plateau_factor=0.0 must be above 0"),
-        ({"optim.plateau_factor": 1.5}, r"plateau_factor=1.5 must be at most 1"),
-        ({"distill.weight": 1.5}, r"distill.weight=1.5 must be at most 1"),
-        ({"distill.temperature": 0.0}, r"distill.temperature=0.0 must be above 0"),
-        ({"model.matmul_precision": "half"}, r"must be one of \('', 'bfloat16'"),
-        ({"optim.plateau_patience": 2, "data.eval": ""}, r"plateau_patience=2 needs eval"),
-        (
-            {"optim.plateau_patience": 2, "early_stop.patience": 2},
-            r"early_stop.patience=2 ends the run before .*patience=6$",
-        ),
-        ({"nonfinite.policy": "ignore"}, r"must be one of \('stop', 'skip', 'rewind'\)"),
-        ({"nonfinite.rewinds": 1001}, r"must be below 1001"),
-        ({"nonfinite.skips": -1}, r"must not be negative"),
-        ({"optim.cooldown": "soon"}, r"optim.cooldown='soon' is not a duration"),
-        (
-            {"optim.lr_scales": "{'bias$': 0}"},
-            r"^optim.lr_scales=.* \(0 is not a number above 0\); try {'bias\$': 2.0}$",
-        ),
-        ({"optim.lr_scales": "bias"}, r"must be a table of regular expressions"),
-        ({"optim.lr_scales": "{'(': 1}"}, r"must be a table of regular expressions"),
-        ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
-        ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
-        ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is not a text"),
-        ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
-        ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
-        (
-            {"optim.warmup": "50 percent", "optim.cooldown": "75 percent"},
-            r"are 6 and 9 steps and the whole run has 12",
-        ),
-        ({"optim.cooldown": "100 percent"}, r"cooldown='100 percent' is 12 steps and"),
-        (
-            {"optim.schedule": "linear", "optim.cooldown": "3 steps"},
-            r"'linear' is at its end where optim.cooldown='3 steps' begins",
-        ),
-        (
-            {"optim.schedule": "one_cycle", "optim.warmup": "3 steps"},
-            r"'one_cycle' rises by itself, and optim.warmup='3 steps'",
-        ),
-        ({"optim.decay_on": "karnel$"}, r"optim.decay_on: 'karnel\$' matches no param"),
-        (
-            {"optim.wrapper": "schedule_free", "ema.decay": 0.0},
-            r"schedule_free' is for a constant rate, .* and best.metric='ema_top1'$",
-        ),
-        (
-            {**SCHEDULE_FREE, "optim.schedule": "cosine"},
-            r"with optim.schedule='cosine' .* give optim.schedule='constant' and best",
-        ),
-        (
-            {**SCHEDULE_FREE, "optim.freeze_after": "{'^head/': '3 steps'}"},
-            r"goes on averaging what optim.freeze_after freezes",
-        ),
-        (
-            {"loss.name": "sigmoid(threshold=0.02)", "loss.smoothing": 0.5},
-            r"loss.smoothing=0.5 makes targets of 0.05 and 0.55, .* at 0.02; try",
-        ),
-        ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
-        ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
-        (
-            {"loss.class_weights": "balanced", "data.balance": True},
-            r"'balanced' and data.balance=True would both",
-        ),
-        ({"init.whiten": "head"}, r"init.whiten='head' must name a square convolution"),
-        ({"distill.run": "/nowhere"}, r"distill.run=/nowhere is not a run's folder"),
-        (
-            {"optim.wrapper": "schedule_free"},
-            r"^ema.decay=0.9 and optim.w.*leave one",
-        ),
-        ({"optim.accumulate": 4}, r"accumulate=4 .*model.batch_norm_groups=4$"),
-        (
-            {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"},
-            "microbatches of 4 examples, which do not spread over 8",
-        ),
-        (
-            {"augment": "random_crop(8)"},
-            r"padding=8 must be below the 8 pixels .* try 1",
-        ),
-        ({"mix": "mixup(0.2) | cutmix(1.0)"}, "names 2 mixes; give one"),
-        ({"loss.name": "softmax | focal"}, r"^loss.name='softmax \| focal' names 2 things"),
-    ],
-}
-ROWS = [
-    pytest.param(*row, id=f"{name}-{i}")
-    for name in REFUSED
-    for i, row in enumerate(REFUSED[name])
+# (changes of the config `tiny`, what the line says).
+REFUSED = [
+    ({"model.batch_norm_groups": 48}, r"groups=48 does not divide .*=32$"),
+    (
+        {"optim.plateau_patience": 2, "early_stop.patience": 2},
+        r"early_stop.patience=2 ends the run before .*patience=6$",
+    ),
+    (
+        {"optim.lr_scales": "{'bias$': 0}"},
+        r"^optim.lr_scales=.* \(0 is not a number above 0\); try {'bias\$': 2.0}$",
+    ),
+    ({"optim.lr_scales": "bias"}, r"must be a table of regular expressions"),
+    ({"optim.lr_scales": "{'(': 1}"}, r"must be a table of regular expressions"),
+    ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),
+    ({"optim.decay_scales": "{'x/': 1}"}, r"decay_scales: 'x/' matches no param"),
+    ({"optim.freeze_after": "{'^head/': 3}"}, r"freeze_after=.*3 is not a text"),
+    ({"optim.freeze_after": "{'^head/': '3'}"}, r"freeze_after='3' is not a duration"),
+    ({"optim.schedule": "step('often')"}, r"schedule='often' is not a duration"),
+    (
+        {"optim.warmup": "50 percent", "optim.cooldown": "75 percent"},
+        r"are 6 and 9 steps and the whole run has 12",
+    ),
+    ({"optim.cooldown": "100 percent"}, r"cooldown='100 percent' is 12 steps and"),
+    (
+        {"optim.schedule": "linear", "optim.cooldown": "3 steps"},
+        r"'linear' is at its end where optim.cooldown='3 steps' begins",
+    ),
+    (
+        {"optim.schedule": "one_cycle", "optim.warmup": "3 steps"},
+        r"'one_cycle' rises by itself, and optim.warmup='3 steps'",
+    ),
+    ({"optim.decay_on": "karnel$"}, r"optim.decay_on: 'karnel\$' matches no param"),
+    (
+        {"optim.wrapper": "schedule_free", "ema.decay": 0.0},
+        r"schedule_free' is for a constant rate, .* and best.metric='ema_top1'$",
+    ),
+    (
+        {**SCHEDULE_FREE, "optim.schedule": "cosine"},
+        r"give optim.schedule='constant' and best.metric='ema_top1'$",
+    ),
+    (
+        {**SCHEDULE_FREE, "optim.freeze_after": "{'^head/': '3 steps'}"},
+        r"goes on averaging what optim.freeze_after freezes",
+    ),
+    (
+        {"loss.name": "sigmoid(threshold=0.02)", "loss.smoothing": 0.5},
+        r"loss.smoothing=0.5 makes targets of 0.05 and 0.55, .* at 0.02; try",
+    ),
+    ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
+    ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
+    (
+        {"loss.class_weights": "balanced", "data.balance": True},
+        r"'balanced' and data.balance=True would both",
+    ),
+    ({"init.whiten": "head"}, r"init.whiten='head' must name a square convolution"),
+    ({"distill.run": "/nowhere"}, r"distill.run=/nowhere is not a run's folder"),
+    (
+        {"optim.wrapper": "schedule_free"},
+        r"^ema.decay=0.9 and optim.w.*leave one",
+    ),
+    ({"optim.accumulate": 4}, r"accumulate=4 .*model.batch_norm_groups=4$"),
+    (
+        {"optim.accumulate": 16, "mesh.devices": 8, "model.name": "cnn"},
+        "microbatches of 4 examples, which do not spread over 8",
+    ),
+    (
+        {"augment": "random_crop(8)"},
+        r"padding=8 must be below the 8 pixels .* try 1",
+    ),
+    ({"mix": "mixup(0.2) | cutmix(1.0)"}, "names 2 things .* mixup_or_cutmix$"),
+    ({"loss.name": "softmax | focal"}, r"^loss.name='softmax \| focal' names 2 things"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), ROWS)
+@pytest.mark.parametrize(("changes", "said"), REFUSED)
 def test_a_config_that_cannot_work_is_refused_by_one_line(tiny, changes, said):
     with pytest.raises(InputError, match=said) as error:
         check(experiment.build(tiny(**changes)))

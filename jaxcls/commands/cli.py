@@ -91,12 +91,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -> None:
     """Adds the flags of image files; batch_size: the default of --batch_size."""
-    add = parser.add_argument
-    size = str(batch_size)
+    add, size = parser.add_argument, str(batch_size)
     add("--batch_size", default=size, help=f"images a batch (default {size})")
-    add(
-        "--threads", default="0", help="threads that decode; default: the run's, one a core"
-    )
+    add("--threads", default="0", help="decoding threads; default: the run's, one a core")
     add("--null", action="store_true", help="the list has a NUL after each path")
     add(
         "images",
@@ -123,27 +120,23 @@ def answered(counts: Counter[str], more: str = "") -> int:
 
 def add_robustness(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of corruptions and attacks."""
-    group = parser.add_argument_group("how robust it is")
-    add = group.add_argument
+    add = parser.add_argument_group("how robust it is").add_argument
     add("--corruptions", default="", help='all, or such as "contrast, gaussian_noise"')
     add("--attacks", default="", help='such as "fgsm(2) | pgd(2, steps=10)", of 255 levels')
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a run with several processes."""
-    group = parser.add_argument_group(
-        "one run of several processes, each started like this"
-    )
-    group.add_argument(
+    about = "one run of several processes, each started like this"
+    add = parser.add_argument_group(about).add_argument
+    add(
         "--coordinator",
         default="",
         metavar="auto|HOST:PORT",
         help="auto: a TPU pod, SLURM, Kubernetes or Open MPI job; else where process 0 is",
     )
-    group.add_argument("--processes", default="", metavar="N", help="how many there are")
-    group.add_argument(
-        "--process", default="", metavar="I", help="which one this is, from 0"
-    )
+    add("--processes", default="", metavar="N", help="how many there are")
+    add("--process", default="", metavar="I", help="which one this is, from 0")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -154,20 +147,20 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     rest: list[str] = []
     overrides: dict[str, str] = {}
-    arguments = list(argv)
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--config."):
+    arguments = iter(argv)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        name = key.removeprefix("--config.")
+        if name == key:
             rest.append(argument)
             continue
-        key, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
-            if not arguments or arguments[0].startswith("--"):
-                raise InputError(f"--config.{key} has no value; write --config.{key}=VALUE")
-            value = arguments.pop(0)
-        if key in overrides:
-            raise InputError(f"--config.{key} is given twice; give it once")
-        overrides[key] = value
+            value = next(arguments, "--")
+            if value.startswith("--"):
+                raise InputError(f"{key} has no value; write {key}=VALUE")
+        if name in overrides:
+            raise InputError(f"{key} is given twice; give it once")
+        overrides[name] = value
     return rest, overrides
 
 

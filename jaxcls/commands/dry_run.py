@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config.loading import to_text
+from jaxcls.data.pipeline import ROLES
 from jaxcls.devices.memory import activation_bytes, explained, step_bytes, tree_bytes
 from jaxcls.experiment import Experiment
 from jaxcls.experiment.checks import check
@@ -23,15 +24,12 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
     shapes = exp.programs.state_shapes
     params = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
     devices, batch_size = exp.mesh.size, exp.config.batch_size
-    counts = ", ".join(
-        f"{role} {exp.data.examples(role):,}" for role in ("train", "eval", "test")
-    )
     rows = {
         "model": f"{exp.config.model.name}, {params:,} parameters,"
         f" {exp.recipe.dtype} compute",
-        "images": f"train {_stages(exp)}, eval {_by(exp.data.eval_shape)};"
-        f" {exp.selection.num_classes} classes",
-        "examples": counts,
+        "images": f"train {' then '.join(map(_by, exp.data.train_shapes))},"
+        f" eval {_by(exp.data.eval_shape)}; {exp.selection.num_classes} classes",
+        "examples": ", ".join(f"{role} {exp.data.examples(role):,}" for role in ROLES),
         "steps": f"{exp.plan.steps:,} of {batch_size} examples"
         f" ({exp.plan.steps * batch_size / exp.plan.examples:.4g} epochs)",
         "batch": f"{batch_size}, {batch_size // devices} on each of {devices}"
@@ -49,11 +47,6 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
         rows["weights"] = "; ".join(exp.initial.notes)
     lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
     return "".join(lines) + "\n" + to_text(exp.config).rstrip("\n")
-
-
-def _stages(exp: Experiment) -> str:
-    """Returns the image sizes of training, in order."""
-    return " then ".join(map(_by, exp.data.train_shapes))
 
 
 def _memory(exp: Experiment) -> str:

@@ -8,9 +8,8 @@ from jaxcls.data import files
 from jaxcls.errors import DIFFERS, DONE, InputError, lookup
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts as export_facts
-from jaxcls.export import writing
-from jaxcls.export.formats import FORMATS
-from jaxcls.export.formats.model import Asked, DiffersError
+from jaxcls.export import formats, writing
+from jaxcls.export.formats.model import Asked
 from jaxcls.runs.workdir import Workdir
 
 
@@ -18,11 +17,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
-    kind = lookup(FORMATS, args.format, "--format")
-    for flag, of in _ONLY_OF.items():
-        if f"--{flag}" in cli.given(_parser(), args) and args.format != of:
-            raise InputError(f"--{flag} is of --format={of}; leave it out")
-    kind.check(args.format)
+    lookup(formats.FORMATS, args.format, "--format")
+    for flag, of in {"--names": "safetensors", "--batch_size": "tflite"}.items():
+        if flag in cli.given(_parser(), args) and args.format != of:
+            raise InputError(f"{flag} is of --format={of}; leave it out")
+    formats.check(args.format)
     asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
     if args.images:
         files.check(args.images)
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     about = export_facts.described(exp, folder, step, at, model)
     try:
         facts = writing.export_run(args.format, exp, model, asked, about, args.images, out)
-    except DiffersError as error:
+    except writing.DiffersError as error:
         print(error)
         return DIFFERS
     found = facts["verified"]
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    listed = "\n".join(f"  {name:12}{kind.about}" for name, kind in FORMATS.items())
+    listed = "\n".join(f"  {name:12}{each.ABOUT}" for name, each in formats.FORMATS.items())
     parser = cli.Parser(
         "export",
         "Write a trained run for others, with model.json and an example of its use.",
@@ -71,6 +70,3 @@ def _parser() -> cli.Parser:
     )
     add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
     return parser
-
-
-_ONLY_OF = {"names": "safetensors", "batch_size": "tflite"}

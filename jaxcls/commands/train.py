@@ -21,18 +21,13 @@ def main(argv: Sequence[str]) -> int:
         f" refused\n{describe()}\n"
     )
     parser = cli.Parser("train", ABOUT, keys)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
     )
-    parser.add_argument(
-        "--workdir",
-        default="",
-        help="folder of the run; runs/<name of the config> if not given",
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what would be trained; needs no data"
-    )
-    parser.add_argument(
+    add("--workdir", default="", help="folder of the run; default: runs/NAME_OF_THE_CONFIG")
+    add("--dry_run", action="store_true", help="print what would be trained; needs no data")
+    add(
         "--devices",
         default="",
         metavar="N|TPU",
@@ -50,14 +45,14 @@ def main(argv: Sequence[str]) -> int:
     from jaxcls.devices import hosts, mesh
     from jaxcls.training import stopping, train
 
-    if args.devices and not args.dry_run:
+    if args.dry_run:
+        print(_dry_run(config, args.devices))
+        return DONE
+    if args.devices:
         raise InputError(
             f"--devices={args.devices} is what --dry_run compiles for; add --dry_run, or"
             " give --config.mesh.devices=N"
         )
-    if args.dry_run:
-        print(_dry_run(config, args.devices))
-        return DONE
     mesh.prefer_same_bits()
     # The distributed runtime installs its SIGTERM handler first, so that ours replaces it.
     with (

@@ -6,7 +6,6 @@ The text is in Python's grammar, with literals as the only arguments. It is pars
 
 import ast
 import inspect
-import itertools
 import math
 import operator
 import re
@@ -16,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxcls.errors import InputError, first_line, lookup
+
+Table = Mapping[str, Callable[..., Any]]
 
 
 class Call(NamedTuple):
@@ -34,39 +35,41 @@ def parse(text: str, key: str, example: str = "decode | center_crop(224)") -> li
     """
     if not text.strip():
         return []
+    malformed = InputError(
+        f"{key}={text!r} is not a pipeline; write names with literal arguments"
+        f" joined by '|', such as {example!r}"
+    )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise _malformed(text, key, example) from None
-    nodes: list[ast.expr] = []
+    except (SyntaxError, ValueError):
+        raise malformed from None
+    found: list[Call] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-        nodes.append(tree.right)
+        found.insert(0, _call(tree.right, f"{key}={text!r}", malformed))
         tree = tree.left
-    return [_call(node, text, key, example) for node in [tree, *reversed(nodes)]]
+    return [_call(tree, f"{key}={text!r}", malformed), *found]
 
 
-def build(text: str, table: Mapping[str, Callable[..., Any]], key: str) -> list[Any]:
+def build(text: str, table: Table, key: str) -> list[Any]:
     """Builds ``"a(1) | b"`` as ``[table["a"](1), table["b"]()]``.
 
     Raises `InputError` for an unknown name, or arguments that the entry does not take.
     """
-    return [_bind(call, table, key) for call in parse(text, key, _example(table))]
+    return [_built(call, table, key) for call in parse(text, key, _example(table))]
 
 
-def build_one(
-    text: str, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
-) -> Any:
+def build_one(text: str, table: Table, key: str, **given: Any) -> Any:
     """Builds ``"sgd(momentum=0.9)"`` as ``table["sgd"](momentum=0.9, **given)``.
 
     Raises `InputError` like `build`, and unless the text is exactly one call.
     """
-    calls = parse(text, key, _example(table, most=1))
+    calls = parse(text, key, _example(table))
     if len(calls) != 1:
         raise InputError(
             f"{key}={text!r} names {len(calls)} things where one is needed;"
             f" one of: {', '.join(sorted(table))}"
         )
-    return _bind(calls[0], table, key, **given)
+    return _built(calls[0], table, key, **given)
 
 
 def check_range(interval: str, example: Any, **options: Any) -> None:
@@ -94,82 +97,49 @@ def check_rising(interval: str, example: Any, **options: Sequence[float]) -> Non
             raise ValueError(f"{name}={numbers} must rise, such as {example}")
 
 
-def _call(node: ast.expr, text: str, key: str, example: str) -> Call:
+def _call(node: ast.expr, where: str, malformed: InputError) -> Call:
+    """Returns the call of a syntax tree; where: "key=text", for messages."""
     if isinstance(node, ast.Name):
         return Call(node.id, (), {})
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise _malformed(text, key, example)
-    if any(keyword.arg is None for keyword in node.keywords):
-        raise _malformed(text, key, example)
+        raise malformed
+    name, keywords = node.func.id, {k.arg: k.value for k in node.keywords if k.arg}
+    if len(keywords) < len(node.keywords):
+        raise InputError(f"{where}: {name!r} is given an argument twice, or with '**'")
     try:
-        args = tuple(ast.literal_eval(arg) for arg in node.args)
-        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        args = tuple(map(ast.literal_eval, node.args))
+        return Call(name, args, {k: ast.literal_eval(v) for k, v in keywords.items()})
     except (TypeError, ValueError):
         raise InputError(
-            f"{key}={text!r}: the arguments of {node.func.id!r} must be literals,"
-            " such as 224, 0.5, True, 'text' or (1, 2)"
+            f"{where}: the arguments of {name!r} must be literals, such as 224, 0.5, True,"
+            " 'text' or (1, 2)"
         ) from None
-    if not all(map(_is_finite, (args, *kwargs.values()))):
-        raise InputError(f"{key}={text!r}: the numbers must be finite, such as 1e-3")
-    if len(kwargs) < len(node.keywords):
-        raise InputError(f"{key}={text!r}: {node.func.id!r} is given an argument twice")
-    return Call(node.func.id, args, kwargs)
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _bind(
-    call: Call, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
-) -> Any:
+def _built(call: Call, table: Table, key: str, **given: Any) -> Any:
     function = lookup(table, call.name, key)
-    signature = inspect.signature(function)
-    shown = ", ".join(
-        str(p).split(":")[0] if p.default is p.empty else f"{p.name}={p.default!r}"
-        for p in signature.parameters.values()
-        if p.name not in given and p.name not in ("name", "parent")
-    )
     # name and parent are fields of every Flax module, not options of a model.
-    clash = (set(given) | {"name", "parent"}) & set(call.kwargs)
+    options = [
+        each.replace(kind=each.POSITIONAL_OR_KEYWORD)
+        for name, each in inspect.signature(function).parameters.items()
+        if name not in given and name not in ("name", "parent")
+    ]
     try:
-        if clash:
-            raise TypeError(f"{sorted(clash)[0]!r} is not set here")
-        if given:
-            call = _named(call, [p for p in signature.parameters if p not in given])
-        bound = signature.bind(*call.args, **call.kwargs, **given)
-        _check_types(
-            bound, {name: p.annotation for name, p in signature.parameters.items()}
-        )
+        bound = inspect.Signature(options).bind(*call.args, **call.kwargs).arguments
+        for option in options:
+            if option.name in bound and not _is_a(bound[option.name], option.annotation):
+                kind = inspect.formatannotation(option.annotation)
+                raise TypeError(f"{option.name}={bound[option.name]!r} is not {kind}")
     except TypeError as error:
+        shown = inspect.Signature([o.replace(annotation=o.empty) for o in options])
         raise InputError(
             f"{key}: {call.name} does not take these arguments ({error});"
-            f" it takes {call.name}({shown})"
+            f" it takes {call.name}{shown}"
         ) from None
     try:
-        return function(*call.args, **call.kwargs, **given)
+        return function(**bound, **given)
     except (TypeError, ValueError) as error:
         raise InputError(f"{key}: {call.name}: {error}") from None
-
-
-def _named(call: Call, options: Sequence[str]) -> Call:
-    """Turns positional arguments into keywords, because `given` may precede them."""
-    by_place = call.args[: len(options)]
-    names = dict(zip(options, by_place, strict=False))
-    if twice := names.keys() & call.kwargs.keys():
-        raise TypeError(f"{sorted(twice)[0]!r} is given twice")
-    return Call(call.name, call.args[len(options) :], {**names, **call.kwargs})
-
-
-def _check_types(bound: inspect.BoundArguments, hints: Mapping[str, Any]) -> None:
-    """Raises TypeError if a literal is not of the type in the parameter's annotation."""
-    for name, value in bound.arguments.items():
-        if not _is_a(value, hints[name]):
-            raise TypeError(
-                f"{name}={value!r} is not {inspect.formatannotation(hints[name])}"
-            )
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -177,40 +147,26 @@ def _is_a(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, each) for each in inner)
-    if origin is tuple and inner[-1:] != (Ellipsis,):
-        return (
-            isinstance(value, tuple | list)
-            and len(value) == len(inner)
-            and all(_is_a(v, h) for v, h in zip(value, inner, strict=True))
-        )
     if origin in (tuple, Sequence):
-        return isinstance(value, tuple | list) and all(_is_a(v, inner[0]) for v in value)
-    if hint is types.NoneType:
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return not (hint in (bool, str) and not isinstance(value, hint))
+        if not isinstance(value, tuple | list):
+            return False
+        if origin is Sequence or inner[-1] is Ellipsis:
+            inner = inner[:1] * len(value)
+        return len(value) == len(inner) and all(map(_is_a, value, inner))
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    kinds: dict[Any, Any] = {float: (int, float), types.NoneType: types.NoneType}
+    kinds |= {int: int, bool: bool, str: str}
+    return hint not in kinds or isinstance(value, kinds[hint])
 
 
-def _malformed(text: str, key: str, example: str) -> InputError:
-    return InputError(
-        f"{key}={text!r} is not a pipeline; write names with literal arguments"
-        f" joined by '|', such as {example!r}"
-    )
-
-
-def _example(table: Mapping[str, Callable[..., Any]], most: int = 2) -> str:
-    """Returns a text that works: the first entries of a table that need no argument."""
-    names = (name for name, entry in table.items() if not _needs(entry))
-    return " | ".join(itertools.islice(names, most)) or next(iter(table))
-
-
-def _needs(entry: Callable[..., Any]) -> bool:
-    """Returns whether a call must give an argument."""
-    parameters = inspect.signature(entry).parameters.values()
-    return any(p.default is p.empty and p.kind is not p.KEYWORD_ONLY for p in parameters)
+def _example(table: Table) -> str:
+    """Returns a text that works: the first entry that needs no argument."""
+    for name, entry in table.items():
+        parameters = inspect.signature(entry).parameters.values()
+        if all(each.default is not each.empty for each in parameters):
+            return name
+    return next(iter(table))  # Its argument is given by the program.
 
 
 def table(text: str, key: str, *, example: str) -> dict[str, Any]:
@@ -223,27 +179,16 @@ def table(text: str, key: str, *, example: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     kind = type(next(iter(ast.literal_eval(example).values())))
+    rule = "a text" if kind is str else "a number above 0"
     try:
-        found = ast.literal_eval(text.strip())
+        found: dict[str, Any] = ast.literal_eval(text.strip())
         for pattern, value in found.items():
             re.compile(pattern)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits = is_number and 0 < value < math.inf
-            if kind is str:
-                fits = isinstance(value, str)
-            if not fits:
-                rule = "a text" if kind is str else "a number above 0"
+            if not _is_a(value, kind) or (kind is float and not 0 < value < math.inf):
                 raise ValueError(f"{value!r} is not {rule}")
-    except _NO_TABLE as error:
+    except Exception as error:  # literal_eval and compile raise many kinds.
         raise InputError(
             f"{key}={text!r} must be a table of regular expressions ({first_line(error)});"
             f" try {example}"
         ) from None
     return found
-
-
-# The exceptions of literal_eval, of re.compile and of a value that is not a dict.
-_NO_TABLE = (
-    *(AttributeError, MemoryError, OverflowError, RecursionError, re.error, SyntaxError),
-    *(TypeError, ValueError),
-)

@@ -4,50 +4,47 @@ A duration is an exact fraction of steps. So "k epochs" is step round(k * n / B)
 machine, and no error accumulates over epochs.
 """
 
+import math
 import re
 from fractions import Fraction
 
 from jaxcls.errors import InputError
 
-_FORM = re.compile(r"([0-9.]+(?:e[0-9]{1,2})?)\s*(step|epoch|example|percent)s?")
+_NUMBER = r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[0-9]{1,2})?)"
+_FORM = re.compile(_NUMBER + r"\s*(step|epoch|example|percent)s?")
 
 
 def parse(text: str, key: str) -> tuple[Fraction, str]:
     """Parses ``"1.5 epochs"`` to ``(Fraction(3, 2), "epoch")``; raises `InputError`."""
     match = _FORM.fullmatch(text.strip())
-    try:
-        if match:
-            return Fraction(match[1]), match[2]
-    except ValueError:
-        pass
-    raise InputError(
-        f"{key}={text!r} is not a duration; write a number and a unit, such as"
-        " '90 epochs', '112600 steps', '115e6 examples' or '5 percent'"
-    )
+    if not match:
+        raise InputError(
+            f"{key}={text!r} is not a duration; write a number and a unit, such as"
+            " '90 epochs', '112600 steps', '115e6 examples' or '5 percent'"
+        )
+    return Fraction(match[1]), match[2]
 
 
 def to_steps(
-    text: str, key: str, *, examples: int, batch_size: int, total: int | None = None
+    text: str, key: str, *, examples: int, batch_size: int, total: int
 ) -> Fraction:
-    """Returns the duration in steps, exactly; `examples` is the size of one epoch.
+    """Returns the duration in steps, exactly; raises `InputError`.
 
-    total: the steps of the whole run, which "percent" needs. Raises `InputError`.
+    examples: the size of one epoch. total: the steps of the whole run, for "percent".
     """
     number, unit = parse(text, key)
-    if unit == "step":
-        return number
-    if unit == "epoch":
-        return number * examples / batch_size
-    if unit == "example":
-        return number / batch_size
-    if total is None:
-        raise InputError(f"{key}={text!r}: percent of what? use epochs, steps, examples")
-    return number * total / 100
+    of_one = {
+        "step": Fraction(1),
+        "epoch": Fraction(examples, batch_size),
+        "example": Fraction(1, batch_size),
+        "percent": Fraction(total, 100),
+    }
+    return number * of_one[unit]
 
 
 def step_of(count: int | Fraction, every: Fraction) -> int:
     """Returns the step at the end of period `count`: round(count * every), half up."""
-    return int((count * every + Fraction(1, 2)).__floor__())
+    return math.floor(count * every + Fraction(1, 2))
 
 
 def is_due(step: int, every: Fraction) -> bool:

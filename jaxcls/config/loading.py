@@ -12,19 +12,19 @@ misspelt key fails in the file as it does on the command line:
         return c
 """
 
-import importlib.util
-import math
+import operator
 import pathlib
 import re
+import runpy
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxcls.config import rules
 from jaxcls.config.knobs import KNOBS
-from jaxcls.errors import InputError, did_you_mean
+from jaxcls.errors import InputError, did_you_mean, first_line
 
 
 def base() -> ConfigDict:
@@ -41,10 +41,8 @@ def from_flat(values: Mapping[str, Any]) -> ConfigDict:
         _require_known(key)
     tree: dict[str, Any] = {}
     for key, knob in KNOBS.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
+        group, _, leaf = key.rpartition(".")
+        node = tree.setdefault(group, {}) if group else tree
         node[leaf] = values.get(key, knob.default)
     return ConfigDict(tree).lock()
 
@@ -60,7 +58,7 @@ def kept(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(config: ConfigDict) -> dict[str, Any]:
     """Returns ``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
-    return {key: _get(config, key) for key in KNOBS}
+    return {key: operator.attrgetter(key)(config) for key in KNOBS}
 
 
 def to_text(config: ConfigDict) -> str:
@@ -89,12 +87,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     Raises `InputError` for an unknown key, or a text of another type.
     """
     _require_known(key)
-    value = _parse(key, text)
-    *parents, leaf = key.split(".")
-    node = config
-    for parent in parents:
-        node = node[parent]
-    node[leaf] = value
+    config.update_from_flattened_dict({key: _parse(key, text)})
 
 
 def check(config: ConfigDict) -> None:
@@ -130,17 +123,13 @@ def _run_file(path: str) -> ConfigDict:
     """Returns the config that the file's ``get_config`` returns; raises `InputError`."""
     name, _, argument = path.partition(":")
     file = find(name)
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"config {name} is not a Python file; try configs/digits.py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if not get_config:
             raise InputError(
                 f"config {name} defines no get_config(); see configs/digits.py"
             )
-        config = module.get_config(argument) if argument else module.get_config()
+        config = get_config(argument) if argument else get_config()
     except InputError:
         raise
     except Exception as error:  # The file is the user's code, so its errors are input.
@@ -178,56 +167,41 @@ def _shipped() -> pathlib.Path:
 
 
 def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
+    """Returns a line on an error in a config file: where it is, and the nearest key."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    if isinstance(error, SyntaxError) and error.lineno:
+    if isinstance(error, SyntaxError):
         lines.append(error.lineno)
-    where = f"{name}:{lines[-1]}" if lines else name
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    first = (text.strip().splitlines() or [""])[0]
-    form = r"override field '(\w+)'.*\. (.*) is of original type <class '(\w+)'"
-    wrong = re.search(form, first)
-    if isinstance(error, TypeError) and wrong:
-        same = [k.default for path, k in KNOBS.items() if path.split(".")[-1] == wrong[1]]
-        kinds = " or ".join(sorted({type(default).__name__ for default in same}))
-        wanted = f"{kinds}, such as {same[0]!r}" if same else "set one key at a time"
-        return f"{where}: {wrong[1]}={wrong[2]} is {wrong[3]}, and must be {wanted}"
-    written = re.match(r"""'?Key "(\w+)" does not exist""", first)
-    key = written[1] if written else None
-    if isinstance(error, AttributeError) and isinstance(error.obj, ConfigDict):
+    where, first = f"{name}:{lines[-1]}" if lines else name, first_line(error)
+    written, key = re.search(r'Key "(\w+)" does not exist', first), None
+    if written:
+        key = written[1]
+    elif isinstance(error, AttributeError) and isinstance(error.obj, ConfigDict):
         key = error.name
     if key:
-        return f"{where}: unknown config key {key!r}{_near_name(key)}"
+        return f"{where}: unknown config key {key!r}{_near(key)}"
     return f"{where}: {type(error).__name__}: {first}"
 
 
 def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns values by dotted key; raises `InputError` for types not as in `KNOBS`."""
-
-    def walk(node: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, ConfigDict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    values = dict(walk(config, ""))
-    for key in KNOBS:
-        group = key.partition(".")[0]
-        if key not in values and group not in values:
+    values: dict[str, Any] = {}
+    for group, value in config.to_dict().items():
+        inside = value.items() if isinstance(value, dict) else [("", value)]
+        values |= {f"{group}.{leaf}" if leaf else group: each for leaf, each in inside}
+    for key, knob in KNOBS.items():
+        if key not in values:
             raise InputError(
-                f"{name}: config.{group} was replaced as a whole, and lacks {key}; set one"
-                f" key at a time: c.{key} = {KNOBS[key].default!r}"
+                f"{name}: config.{key.partition('.')[0]} was replaced as a whole, and lacks"
+                f" {key}; set one key at a time: c.{key} = {knob.default!r}"
             )
-    for key, value in values.items():
-        _require_known(key)
-        wanted = type(KNOBS[key].default)
+        value, wanted = values[key], type(knob.default)
         if wanted is float and type(value) is int:
             values[key] = float(value)
         elif type(value) is not wanted:
             raise InputError(
                 f"{name}: {key}={value!r} is {type(value).__name__}, and must be"
-                f" {wanted.__name__}; the default is {KNOBS[key].default!r}"
+                f" {wanted.__name__}; the default is {knob.default!r}"
             )
     return values
 
@@ -235,63 +209,32 @@ def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
 def _parse(key: str, text: str) -> Any:
     """Parses `text` in the type of the knob's default; raises `InputError`."""
     default = KNOBS[key].default
-    if isinstance(default, str):
-        return text
+    kind = type(default)
     try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(default, int):
-            return int(text)
-        value = float(text)
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
         raise InputError(
-            f"--config.{key}={text} must be {_KINDS[type(default)]};"
-            f" try --config.{key}={_spell(default)}"
+            f"--config.{key}={text} must be {kinds[kind]};"
+            f" try --config.{key}={str(default).lower()}"
         ) from None
-    if not math.isfinite(value):
-        raise InputError(
-            f"--config.{key}={text} must be a finite number; try --config.{key}={default}"
-        )
-    return value
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def _spell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _require_known(key: str) -> None:
-    if key in KNOBS:
-        return
     inside = [k for k in KNOBS if k.startswith(key + ".")]
     if inside:
         raise InputError(
             f"config.{key} is a group of keys; set one of: {', '.join(inside)}"
         )
-    raise InputError(
-        f"unknown config key {key!r}{_near_key(key)}; jaxcls train --help lists every key"
-    )
+    if key not in KNOBS:
+        raise InputError(
+            f"unknown config key {key!r}{_near(key)}; jaxcls train --help lists every key"
+        )
 
 
-def _near_key(key: str) -> str:
-    """Formats the nearest key, by the whole name or the last component, for a message."""
-    near = did_you_mean(key, KNOBS)
-    leaf = key.split(".")[-1]
-    same = [k for k in KNOBS if k.split(".")[-1] == leaf]
-    return near if near or not same else f" (did you mean {same[0]!r}?)"
-
-
-def _near_name(name: str) -> str:
-    """Formats the nearest key or group, or the keys of this name in other groups."""
-    same = [k for k in KNOBS if k.split(".")[-1] == name]
-    names = {part for key in KNOBS for part in key.split(".")}
-    return f" here; there is {', '.join(same)}" if same else did_you_mean(name, names)
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node[part]
-    return node
+def _near(name: str) -> str:
+    """Formats the nearest key or group, or the keys of this name in groups."""
+    same = [repr(key) for key in KNOBS if key.split(".")[-1] == name]
+    if same:
+        return f" (did you mean {' or '.join(same)}?)"
+    return did_you_mean(name, {*KNOBS, *(part for key in KNOBS for part in key.split("."))})

@@ -1,30 +1,35 @@
 """The rules for a config's values that hold for any data and any devices."""
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from jaxcls.config import durations
-from jaxcls.config.knobs import KNOBS, STREAMS
+from jaxcls.config.knobs import KNOBS
 from jaxcls.errors import InputError
 
 Values = Mapping[str, Any]
 
-_FROM_ONE = (
-    *("batch_size", "checkpoint.keep", "data.prefetch", "data.repeats", "ema.every"),
-    *("mesh.fsdp", "model.batch_norm_groups", "optim.accumulate"),
-)
-_ABOVE_ZERO = (
-    *("optim.lr", "optim.head_lr", "optim.layer_decay", "optim.plateau_factor"),
-    *("data.fraction", "distill.temperature"),
-)
-_AT_MOST_ONE = (
-    *("distill.weight", "optim.warmup_from", "optim.plateau_factor"),
-    *("optim.layer_decay", "data.fraction"),
-)
-_BELOW_ONE = ("loss.smoothing", "ema.decay")
-_AT_MOST_1000 = ("data.prefetch", "nonfinite.rewinds")
+# Numbers by what they must be. Besides, all but the seeds are at least 0.
+_RANGES = {
+    "at least 1": "batch_size checkpoint.keep data.prefetch data.repeats ema.every"
+    " mesh.fsdp model.batch_norm_groups optim.accumulate",
+    "above 0": "optim.lr optim.head_lr optim.layer_decay optim.plateau_factor data.fraction"
+    " distill.temperature",
+    "at most 1": "distill.weight optim.warmup_from optim.plateau_factor optim.layer_decay"
+    " data.fraction",
+    "below 1": "loss.smoothing ema.decay",
+    "below 1001": "data.prefetch nonfinite.rewinds",
+    "at least -1": "seeds.init seeds.order seeds.augment seeds.dropout",
+}
+_IS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
 _ONE_OF = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("", "blocks"),
@@ -54,12 +59,37 @@ def check(values: Values) -> None:
 
     Raises `InputError` for the first value that breaks a rule.
     """
-    _check_numbers(values)
-    _check_divides(values)
-    _check_durations(values)
-    _check_patterns(values)
+    for key, knob in KNOBS.items():
+        value, kind = values[key], type(knob.default)
+        _require(
+            values, key, kind is not float or math.isfinite(value), "is not a finite number"
+        )
+        _require(values, key, kind is not int or value < 2**32, "must be below 2**32")
+        is_free = kind not in (int, float) or key.startswith("seeds.")
+        _require(values, key, is_free or value >= 0, "must not be negative")
+    for rule, keys in _RANGES.items():
+        sign, bound = rule.rsplit(maxsplit=1)
+        for key in keys.split():
+            _require(values, key, _IS[sign](values[key], int(bound)), f"must be {rule}")
     for key, allowed in _ONE_OF.items():
         _require(values, key, values[key] in allowed, f"must be one of {allowed}")
+    for key in (*_DURATIONS, *_DURATIONS_FROM_ZERO):
+        number, unit = durations.parse(values[key], key)
+        is_long = number > 0 or key in _DURATIONS_FROM_ZERO
+        _require(values, key, is_long, "must be above 0")
+        is_known = key != "length" or unit != "percent"
+        _require(values, key, is_known, "must be in epochs, steps or examples")
+    for key in _PATTERNS:
+        try:
+            re.compile(values[key])
+        except (re.error, OverflowError, RecursionError) as error:
+            _require(
+                values,
+                key,
+                False,
+                f"is not a regular expression, such as 'kernel$' ({error})",
+            )
+    _check_divides(values)
     _check_patience(values)
 
 
@@ -74,30 +104,6 @@ def check_alone(values: Values) -> None:
             )
 
 
-def _check_numbers(values: Values) -> None:
-    """Raises `InputError` for a number out of its range."""
-    for key, knob in KNOBS.items():
-        value, kind = values[key], type(knob.default)
-        if kind is float and not math.isfinite(value):
-            raise InputError(f"{key}={value} is not a finite number; try {knob.default}")
-        if kind in (int, float) and not key.startswith("seed"):
-            _require(values, key, value >= 0, "must not be negative")
-            _require(values, key, kind is float or value < 2**32, "must be below 2**32")
-    for keys, holds, rule in (
-        (_FROM_ONE, lambda x: x >= 1, "must be at least 1"),
-        (_ABOVE_ZERO, lambda x: x > 0, "must be above 0"),
-        (_AT_MOST_ONE, lambda x: x <= 1, "must be at most 1"),
-        (_BELOW_ONE, lambda x: x < 1, "must be below 1"),
-        (_AT_MOST_1000, lambda x: x <= 1000, "must be below 1001"),
-    ):
-        for key in keys:
-            _require(values, key, holds(values[key]), rule)
-    _require(values, "seed", 0 <= values["seed"] < 2**32, "must be from 0 to 2**32 - 1")
-    for stream in STREAMS:
-        key, rule = f"seeds.{stream}", "must be from 0 to 2**32 - 1, or -1 for that of seed"
-        _require(values, key, -1 <= values[key] < 2**32, rule)
-
-
 def _check_divides(values: Values) -> None:
     """Raises `InputError` unless BatchNorm groups and microbatches divide the batch."""
     for key in ("model.batch_norm_groups", "optim.accumulate"):
@@ -109,42 +115,16 @@ def _check_divides(values: Values) -> None:
             )
 
 
-def _check_durations(values: Values) -> None:
-    """Raises `InputError` for a malformed or too short duration."""
-    for key in (*_DURATIONS, *_DURATIONS_FROM_ZERO):
-        number, unit = durations.parse(values[key], key)
-        if key in _DURATIONS and number <= 0:
-            raise InputError(f"{key}={values[key]!r} must be above 0; try '1 epoch'")
-        if key == "length" and unit == "percent":
-            raise InputError(f"length={values[key]!r}: give epochs, steps or examples")
-
-
-def _check_patterns(values: Values) -> None:
-    """Raises `InputError` for an invalid regular expression."""
-    for key in _PATTERNS:
-        try:
-            re.compile(values[key])
-        except (re.error, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{key}={values[key]!r} is not a regular expression ({error});"
-                " try 'kernel$'"
-            ) from None
-
-
 def _check_patience(values: Values) -> None:
-    """Raises `InputError` for unusable patience.
-
-    Patience needs evaluations. The patience of early stopping must exceed the patience of
-    the plateau schedule.
-    """
+    """Raises `InputError` for patience without evaluations, or too short of the two."""
     keys = "early_stop.patience", "optim.plateau_patience"
+    stop, plateau = (values[key] for key in keys)
     for key in keys:
         if values[key] and not values["data.eval"]:
             raise InputError(
                 f"{key}={values[key]} needs evaluations and data.eval is ''; try"
                 " data.eval='train[90%:]' and data.train='train[:90%]'"
             )
-    stop, plateau = (values[key] for key in keys)
     if stop and plateau and stop <= plateau:
         raise InputError(
             f"early_stop.patience={stop} ends the run before the rate is reduced after"

@@ -19,11 +19,10 @@ from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
 from jaxcls.devices import mesh
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
-from jaxcls.experiment.initial import Initial
+from jaxcls.experiment.initial import Initial, Run
 from jaxcls.experiment.plan import Plan
 from jaxcls.experiment.programs import Programs
 from jaxcls.experiment.recipe import Recipe
-from jaxcls.experiment.teacher import Teacher
 from jaxcls.learning.step import State
 
 
@@ -83,7 +82,7 @@ class Experiment:
         return initial.load(self.recipe) if self.config.init.weights else None
 
     @functools.cached_property
-    def teacher(self) -> Teacher | None:
+    def teacher(self) -> Run | None:
         """The model of distill.run, whose logits the run learns; None if it is ""."""
         return teacher.load(self.recipe) if self.config.distill.run else None
 
@@ -136,11 +135,6 @@ class Experiment:
         if self.config.init.whiten and initial.to_whiten(self.recipe)[0] not in given:
             given |= initial.whitened(self.recipe, self.data)
         return self.programs.init(*recipe.keys(self.config), given)
-
-    def model_inputs(self, step: int, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Returns (images, targets): the model's inputs in the train step at `step`."""
-        key = recipe.keys(self.config)[1]["augment"]
-        return self.programs.inputs(key, step, batch)
 
     def train_batches(self, start: int = 0) -> Iterator[Batch]:
         """Returns the batches of steps start..steps-1, on the mesh."""

@@ -7,14 +7,13 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 
-from jaxcls import augment
 from jaxcls.config import calls
 from jaxcls.config.loading import check_alone
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment, initial
 from jaxcls.experiment.recipe import Recipe
-from jaxcls.learning import param_groups, schedules
+from jaxcls.learning import schedules
 from jaxcls.models import naming
 from jaxcls.models.layers import blocks_of
 
@@ -30,7 +29,6 @@ def check(exp: Experiment) -> None:
         _model(exp.recipe)
     _optimizer(exp.recipe)
     _loss(exp.recipe)
-    _ = exp.plan, exp.recipe.higher_is_better  # They raise for what they cannot be.
     if exp.config.init.whiten:
         initial.to_whiten(exp.recipe)
     with _options_of(exp.config.model.name):
@@ -81,9 +79,9 @@ def _model(recipe: Recipe) -> None:
             f"model.remat={model.remat!r}: model.name={model.name!r} is not made of blocks,"
             " as 'vit_s_16' and 'resnet50' are; leave model.remat at ''"
         )
-    count, statistics = recipe.config.optim.accumulate, recipe.variables_like["batch_stats"]
-    frozen = param_groups.frozen_statistics(statistics, recipe.untimed_param_groups)
-    moving = naming.flatten(statistics).keys() - naming.flatten(frozen).keys()
+    count = recipe.config.optim.accumulate
+    statistics = naming.flatten(recipe.variables_like["batch_stats"])
+    moving = statistics.keys() - naming.flatten(recipe.frozen_statistics).keys()
     has_norm = any(path.endswith("var") for path in moving)
     if has_norm and model.batch_norm_groups % count:
         raise InputError(
@@ -96,18 +94,18 @@ def _model(recipe: Recipe) -> None:
 def _optimizer(recipe: Recipe) -> None:
     """Checks the combination of rate, average and freezing."""
     config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
-    key = "optim.schedule"
-    name = calls.parse(optim.schedule, key)[0].name
+    key = f"optim.schedule={optim.schedule!r}"
+    name = calls.parse(optim.schedule, "optim.schedule")[0].name
     if plan.warmup and name in schedules.RISING:
         raise InputError(
-            f"{key}={optim.schedule!r} rises by itself, and optim.warmup="
-            f"{optim.warmup!r} would come before it; give optim.warmup='0 steps'"
+            f"{key} rises by itself, and optim.warmup={optim.warmup!r} would come before"
+            " it; give optim.warmup='0 steps'"
         )
     last = plan.steps - plan.cooldown
     if plan.cooldown and float(recipe.schedule(jnp.int32(last))) < 1e-4 * plan.lr:
         raise InputError(
-            f"{key}={optim.schedule!r} is at its end where optim.cooldown="
-            f"{optim.cooldown!r} begins; give 'constant' or 'rsqrt', or no cool-down"
+            f"{key} is at its end where optim.cooldown={optim.cooldown!r} begins; give"
+            " 'constant' or 'rsqrt', or no cool-down"
         )
     if not recipe.has_averaging_optimizer:
         return
@@ -117,29 +115,21 @@ def _optimizer(recipe: Recipe) -> None:
             f"ema.decay={config.ema.decay} and {wrapper} would both average the params;"
             " leave one of them out"
         )
-    if not (metric.startswith("ema_") and name == "constant"):
-        right = metric if metric.startswith("ema_") else f"ema_{metric}"
+    if name != "constant" or not metric.startswith("ema_"):
         raise InputError(
-            f"{wrapper} is for a constant rate, and what it averages is scored as"
-            f" ema_...: with {key}={optim.schedule!r} and best.metric={metric!r} it"
-            f" is neither; give {key}='constant' and best.metric={right!r}"
+            f"{wrapper} is for a constant rate, and its average is scored as ema_...: give"
+            " optim.schedule='constant' and"
+            f" best.metric={'ema_' + metric.removeprefix('ema_')!r}"
         )
     if optim.freeze_after:
         raise InputError(
-            f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one of"
-            " them out"
+            f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one out"
         )
 
 
 def _loss(recipe: Recipe) -> None:
-    """Checks the combination of loss, smoothing, class weights and mixing."""
+    """Checks the combination of loss, smoothing and class weights."""
     config, loss = recipe.config, recipe.config.loss
-    mixes = calls.build(config.mix, augment.MIXES, "mix")
-    if len(mixes) > 1:
-        raise InputError(
-            f"mix={config.mix!r} names {len(mixes)} mixes; give one, such as"
-            " 'mixup_or_cutmix(0.8, 1.0)'"
-        )
     if loss.class_weights.strip() == "balanced" and config.data.balance:
         raise InputError(
             "loss.class_weights='balanced' and data.balance=True would both correct for the"
@@ -147,13 +137,12 @@ def _loss(recipe: Recipe) -> None:
         )
     _ = recipe.loss  # Raises for a bad name.
     (call,) = calls.parse(loss.name, "loss.name")
-    threshold = call.kwargs.get("threshold", call.args[0] if call.args else 0.0)
+    threshold = call.kwargs.get("threshold", (*call.args, 0.0)[0])
     off = loss.smoothing / recipe.data.selection.num_classes
-    if call.name != "sigmoid" or not threshold:
-        return
-    if not off < threshold < 1 - loss.smoothing + off:
+    on = 1 - loss.smoothing + off
+    if call.name == "sigmoid" and threshold and not off < threshold < on:
         raise InputError(
-            f"loss.smoothing={loss.smoothing} makes targets of {off:g} and"
-            f" {1 - loss.smoothing + off:g}, and loss.name={loss.name!r} tells them"
-            f" apart at {threshold}; try loss.smoothing=0.0"
+            f"loss.smoothing={loss.smoothing} makes targets of {off:g} and {on:g}, and"
+            f" loss.name={loss.name!r} tells them apart at {threshold}; try"
+            " loss.smoothing=0.0"
         )

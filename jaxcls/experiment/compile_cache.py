@@ -52,13 +52,9 @@ def _make_private(path: pathlib.Path, given: str) -> None:
         raise InputError(
             f"{KEY}={given}: {path} cannot be made ({error.strerror}); try {_GOOD}"
         ) from None
-    if status.st_uid != os.getuid():
-        what = "belongs to another user"
-    elif status.st_mode & 0o022:
-        what = f"may be written by others (mode {status.st_mode & 0o777:o})"
-    else:
-        return
-    raise InputError(
-        f"{KEY}={given}: {path} {what}, who could run code here through it; name a new"
-        f" folder, such as {_GOOD}"
-    )
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise InputError(
+            f"{KEY}={given}: {path} belongs to another user or may be written by others"
+            f" (mode {status.st_mode & 0o777:o}), who could run code here through it; name"
+            f" a new folder, such as {_GOOD}"
+        )

@@ -4,11 +4,10 @@ The weights of a run are treated as a file, with the foreign names of its model.
 the text "weights" stands for the preprocessing of the weights.
 """
 
+import contextlib
 import hashlib
-import json
 import math
-import pathlib
-import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,16 +51,12 @@ class Initial(NamedTuple):
     fingerprint: str
 
 
-class _Source(NamedTuple):
-    """Tensors by foreign names, with their facts.
+class Run(NamedTuple):
+    """A run read from its folder; the variables are for predictions."""
 
-    image_shape: Images of the source; None for a file, whose images are square.
-    """
-
-    tensors: dict[str, np.ndarray]
-    class_names: tuple[str, ...]
+    recipe: Recipe
+    variables: dict[str, Any]
     fingerprint: str
-    image_shape: tuple[int, int, int] | None = None
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
@@ -80,7 +75,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
             f" {asked[0]}={TOLD[asked[0]]!r}"
         )
     if is_run(place):
-        told = {key: configs.flat(Workdir(place).config())[key] for key in TOLD}
+        told = configs.flat(Workdir(place).config())
     else:
         told = _texts(place, weights.preprocessing(place, _KEY), asked)
     return configs.from_flat({**values, **{key: told[key] for key in asked}})
@@ -92,80 +87,56 @@ def load(recipe: Recipe) -> Initial:
     Raises `InputError` if the weights are missing, damaged or of another model.
     """
     init, place = recipe.config.init, recipe.config.init.weights
-    source = _of_run(place) if is_run(place) else _of_file(place)
     namings, names = recipe.module.namings(), recipe.data.selection.class_names
-    like = recipe.variables_like
-    _check_grid(recipe, source)
-    there = transfer.classes_of(source.tensors, namings)
-    differ = bool(source.class_names) and source.class_names != names
+    run = read_run(place, _KEY) if is_run(place) else None
+    given = _as_file(run) if run else weights.read(place, _KEY)
+    there = transfer.classes_of(given.tensors, namings)
+    differ = bool(given.class_names) and given.class_names != names
     fresh = init.head == "fresh" or (
         init.head == "auto" and (there != len(names) or differ)
     )
     try:
         start = transfer.adapt(
-            source.tensors,
+            given.tensors,
             namings,
-            like,
+            recipe.variables_like,
             skip=init.skip,
             is_head_fresh=fresh,
         )
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
+    _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
     notes = [f"starting from {place}: {'; '.join(start.notes)}"]
     if fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
     elif differ:
         notes.append("the head is kept, though its classes have other names there")
-    return Initial(start.arrays, notes, source.fingerprint)
+    return Initial(start.arrays, notes, given.fingerprint)
 
 
-def _check_grid(recipe: Recipe, source: _Source) -> None:
-    """Raises `InputError` if a grid of positions changes size and is not square in both.
+def _check_grid(recipe: Recipe, paths: Iterable[str], there: tuple[int, ...]) -> None:
+    """Raises `InputError` if a grid of positions changes its form and is no square.
 
     A strip may have as many patches as a square, so the count of patches is not enough.
+    there: the shape of the images that the positions are of.
     """
-    height, width = recipe.data.train_shape[:2]
-    there = source.image_shape or (1, 1, 1)
-    is_same = there[:2] == (height, width)
-    are_square = height == width and there[0] == there[1]
-    tables = recipe.module.namings().values()
-    skip = recipe.config.init.skip
-    left_out = re.compile(skip).search if skip else (lambda path: None)
-    paths = [path for path in naming.flatten(recipe.variables_like) if not left_out(path)]
-    has_grid = any(naming.grid_of(p, each) >= 0 for each in tables for p in paths)
-    if has_grid and not are_square and not is_same:
-        form = "a square" if there[0] == there[1] else f"{there[1]}x{there[0]} pixels"
+    here, tables = recipe.data.train_shape, recipe.module.namings().values()
+    has_grid = any(naming.grid_of(path, each) >= 0 for each in tables for path in paths)
+    are_square = here[0] == here[1] and there[0] == there[1]
+    if has_grid and not are_square and here[:2] != there[:2]:
         raise InputError(
-            f"{_KEY}={recipe.config.init.weights} has positions for images of {form}, and"
-            f" these are {width}x{height}; end data.train_ops and data.eval_ops in that"
-            " form, or give init.skip='position'"
+            f"{_KEY}={recipe.config.init.weights} has positions for images of another form"
+            f" than {here[1]}x{here[0]}; end data.train_ops and data.eval_ops in a square,"
+            " or give init.skip='position'"
         )
 
 
 def is_run(place: str) -> bool:
     """Returns whether a place is a run's folder."""
-    if weights.is_hub(place):
-        return False
-    try:
-        file = pathlib.Path(place).expanduser() / "config.json"
-        saved = json.loads(file.read_bytes())
-    except (OSError, RuntimeError, ValueError):  # It is a file or missing.
-        return False
-    return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
-
-
-def _of_file(place: str) -> _Source:
-    read = weights.read(place, _KEY)
-    return _Source(read.tensors, read.class_names, read.fingerprint)
-
-
-class Run(NamedTuple):
-    """A run read from its folder; the variables are for predictions."""
-
-    recipe: Recipe
-    variables: dict[str, Any]
-    fingerprint: str
+    with contextlib.suppress(InputError):  # Of a file, of a hub, or missing.
+        return bool(Workdir(place).read())
+    return False
 
 
 def read_run(place: str, key: str) -> Run:
@@ -178,23 +149,18 @@ def read_run(place: str, key: str) -> Run:
     folder = Workdir(place)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
-    facts = sources.facts_of(folder.read()["implied"])
-    recipe = Recipe(config, Data(config, facts))
-    try:
-        step, _ = checkpoint.find(folder.checkpoints, "best")
-    except InputError as error:
-        raise InputError(f"{key}={place}: {error}") from None
+    recipe = Recipe(config, Data(config, sources.facts_of(folder.read()["implied"])))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(recipe.init, *keys(config), {}),
     )
     try:
+        step, _ = checkpoint.find(folder.checkpoints, "best")
         saved = checkpoint.read_weights(folder.checkpoints, step, like)
-    except checkpoint.CorruptError as error:
+    except (InputError, checkpoint.CorruptError) as error:
         raise InputError(
-            f"{key}={place}: its checkpoint {step} is not whole ({error}); give another"
-            " run, or train it again"
+            f"{key}={place}: its best checkpoint cannot be read ({error}); give another run"
         ) from None
     variables = jax.tree.map(np.asarray, recipe.variables(saved))
     digest = hashlib.sha256()
@@ -203,14 +169,12 @@ def read_run(place: str, key: str) -> Run:
     return Run(recipe, variables, f"sha256:{digest.hexdigest()}")
 
 
-def _of_run(place: str) -> _Source:
+def _as_file(run: Run) -> weights.Weights:
     """Returns the weights of a run in the form of a file."""
-    found = read_run(place, _KEY)
-    recipe = found.recipe
-    table = next(iter(recipe.module.namings().values()))
-    tensors = naming.to_theirs(found.variables, table)
-    names, shape = recipe.data.selection.class_names, recipe.data.train_shape
-    return _Source(tensors, names, found.fingerprint, shape)
+    table = next(iter(run.recipe.module.namings().values()))
+    tensors = naming.to_theirs(run.variables, table)
+    names = run.recipe.data.selection.class_names
+    return weights.Weights(tensors, None, names, run.fingerprint)
 
 
 def to_whiten(recipe: Recipe) -> tuple[str, int]:
@@ -222,8 +186,7 @@ def to_whiten(recipe: Recipe) -> tuple[str, int]:
     path = f"params/{layer}/kernel"
     like = naming.flatten(recipe.variables_like).get(path)
     shape: tuple[int, ...] = like.shape if like is not None else ()
-    fits = len(shape) == 4 and shape[3] == 2 * math.prod(shape[:3])
-    if not fits or shape[0] != shape[1]:
+    if len(shape) != 4 or shape[0] != shape[1] or shape[3] != 2 * math.prod(shape[:3]):
         raise InputError(
             f"init.whiten={layer!r} must name a square convolution with twice as many"
             " filters as a patch has numbers, as 'whiten' of model.name='airbench' is"
@@ -239,10 +202,9 @@ def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
     """
     path, side = to_whiten(recipe)
 
-    def made() -> list[Any]:
+    def made() -> Any:
         images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_WHITENED))))
-        kernel: list[Any] = whitening(images, kernel=side).tolist()
-        return kernel
+        return whitening(images, kernel=side).tolist()
 
     # On one process: the linear algebra of another could differ in the last bits.
     return {path: np.array(hosts.on_first(made), np.float32)}

@@ -4,13 +4,13 @@ This module computes steps, rate and periods once, from the config and the numbe
 training examples.
 """
 
+import functools
 from fractions import Fraction
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxcls.config import calls, durations
-from jaxcls.config import loading as configs
 from jaxcls.errors import InputError
 
 
@@ -62,65 +62,42 @@ def make(config: ConfigDict, examples: int) -> Plan:
 
     Raises `InputError` for a bad duration.
     """
-    optim, key = config.optim, "optim.freeze_after"
-    steps = _length(config, examples)
-    warmup, cooldown, head_first = (
-        _part_of_run(config, examples, name, steps)
-        for name in ("optim.warmup", "optim.cooldown", "optim.head_first")
-    )
-    if warmup + cooldown > steps:
+    optim, size = config.optim, config.batch_size
+    in_steps = functools.partial(durations.to_steps, examples=examples, batch_size=size)
+    steps = durations.step_of(1, in_steps(config.length, "length", total=0))
+    if not 1 <= steps < 2**31:
         raise InputError(
-            f"optim.warmup and optim.cooldown are {warmup} and {cooldown} steps"
-            f" and the whole run has {steps}; try '5 percent' and '20 percent'"
+            f"length={config.length!r} is {steps} steps of batch_size={size}; give a length"
+            " from 1 step to 2**31 - 1"
         )
-    every = {
-        name: in_steps(config, examples, config[name].every, f"{name}.every", steps)
-        for name in ("eval", "checkpoint", "log")
-    }
+    parts = {}
+    for name in ("warmup", "cooldown", "head_first"):
+        found = in_steps(optim[name], f"optim.{name}", total=steps)
+        parts[name] = durations.step_of(1, found)
+        if parts[name] >= steps:
+            raise InputError(
+                f"optim.{name}={optim[name]!r} is {parts[name]} steps and the whole run has"
+                f" {steps}; try '10 percent'"
+            )
+    if parts["warmup"] + parts["cooldown"] > steps:
+        raise InputError(
+            f"optim.warmup and optim.cooldown are {parts['warmup']} and {parts['cooldown']}"
+            f" steps and the whole run has {steps}; try '5 percent' and '20 percent'"
+        )
+    key = "optim.freeze_after"
     stops = calls.table(optim.freeze_after, key, example="{'^stem/': '3 epochs'}")
     return Plan(
         examples=examples,
         steps=steps,
         evaluates=bool(config.data.eval),
-        every=every,
-        lr=optim.lr * config.batch_size / optim.lr_per if optim.lr_per else optim.lr,
-        warmup=warmup,
-        cooldown=cooldown,
-        head_first=head_first,
+        every={
+            name: in_steps(config[name].every, f"{name}.every", total=steps)
+            for name in ("eval", "checkpoint", "log")
+        },
+        lr=optim.lr * size / optim.lr_per if optim.lr_per else optim.lr,
         stops={
-            pattern: durations.step_of(1, in_steps(config, examples, text, key, steps))
+            pattern: durations.step_of(1, in_steps(text, key, total=steps))
             for pattern, text in stops.items()
         },
+        **parts,
     )
-
-
-def in_steps(
-    config: ConfigDict, examples: int, text: str, key: str, total: int | None = None
-) -> Fraction:
-    """Returns the exact steps of a duration's text; raises `InputError` naming `key`."""
-    size = config.batch_size
-    return durations.to_steps(text, key, examples=examples, batch_size=size, total=total)
-
-
-def _length(config: ConfigDict, examples: int) -> int:
-    steps = durations.step_of(1, in_steps(config, examples, config.length, "length"))
-    if steps >= 2**31:
-        raise InputError(f"length={config.length!r} is {steps:.1e} steps, over 2**31")
-    if steps < 1:
-        raise InputError(
-            f"length={config.length!r} is less than one batch of"
-            f" batch_size={config.batch_size}; train longer or take less"
-        )
-    return steps
-
-
-def _part_of_run(config: ConfigDict, examples: int, key: str, steps: int) -> int:
-    """Returns the steps of a duration; raises `InputError` unless the run is longer."""
-    text = configs.flat(config)[key]
-    found = durations.step_of(1, in_steps(config, examples, text, key, steps))
-    if found >= steps:
-        raise InputError(
-            f"{key}={text!r} is {found} steps and the whole run has {steps}; try"
-            " '10 percent'"
-        )
-    return found

@@ -11,8 +11,8 @@ import numpy as np
 from jaxcls.data.batch import Batch
 from jaxcls.devices import memory, mesh
 from jaxcls.experiment import recipe
+from jaxcls.experiment.initial import Run
 from jaxcls.experiment.recipe import Recipe
-from jaxcls.experiment.teacher import Teacher
 from jaxcls.learning import gradients, multistep, step
 
 ImageStep = Callable[[dict[str, Any], jax.Array], jax.Array]
@@ -26,7 +26,7 @@ class Programs:
     load_teacher: Returns the teacher, or None.
     """
 
-    def __init__(self, recipe: Recipe, load_teacher: Callable[[], Teacher | None]) -> None:
+    def __init__(self, recipe: Recipe, load_teacher: Callable[[], Run | None]) -> None:
         self.config, self.data, self.recipe = recipe.config, recipe.data, recipe
         self._load_teacher = load_teacher
 
@@ -56,19 +56,20 @@ class Programs:
         """The shapes of one device's shard of the state."""
         return mesh.on_one_device(self.state_like)
 
-    @functools.cached_property
-    def _state_sharding(self) -> Any:
-        """The sharding of each array of the state, or one for all of them."""
+    def _sharding_of(self, like: Any) -> Any:
+        """Returns the sharding of each array of a tree, or one for all of them."""
         if mesh.fsdp_of(self.mesh) == 1:
             return mesh.replicated(self.mesh)
-        return mesh.of_state(self.mesh, self.state_shapes)
+        return mesh.of_state(self.mesh, like)
+
+    @functools.cached_property
+    def _state_sharding(self) -> Any:
+        return self._sharding_of(self.state_shapes)
 
     @functools.cached_property
     def variables_sharding(self) -> Any:
         """The sharding of each array of a model's variables, or one for all of them."""
-        if mesh.fsdp_of(self.mesh) == 1:
-            return mesh.replicated(self.mesh)
-        return mesh.of_state(self.mesh, self.recipe.variables_like)
+        return self._sharding_of(self.recipe.variables_like)
 
     @functools.cached_property
     def init(self) -> step.Init:
@@ -79,26 +80,20 @@ class Programs:
     def teacher_variables(self) -> Any:
         """The teacher's variables on the mesh; {} without one."""
         teacher = self._load_teacher()
-        sharding = mesh.replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape),
-            teacher.variables if teacher else {},
-        )
+        return mesh.put_everywhere(self.mesh, teacher.variables if teacher else {})
 
     # Training.
-
-    @functools.cached_property
-    def inputs(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """The jitted inputs(key, step, batch) -> (images, targets) for the model."""
-        return jax.jit(self.recipe.inputs)
 
     @functools.cached_property
     def _train_step(self) -> jax.stages.Wrapped:
         """The jitted train_step(teacher_variables, state, batch) -> (state, metrics)."""
         distill, teacher, distillation = self.config.distill, self._load_teacher(), None
         if teacher:
+            apply = teacher.recipe.model.apply
             distillation = gradients.Distillation(
-                teacher.logits, distill.weight, distill.temperature
+                lambda variables, images: apply(variables, images, False, None)[0],
+                distill.weight,
+                distill.temperature,
             )
         pure = self.recipe.train_step(distillation)
 

@@ -6,6 +6,7 @@ step.py. Nothing here is compiled.
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcls import augment
-from jaxcls.config import calls
+from jaxcls.config import calls, durations
 from jaxcls.config import loading as configs
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import mesh
@@ -58,6 +59,11 @@ class Recipe:
     def __init__(self, config: ConfigDict, data: Data) -> None:
         self.config, self.data = config, data
 
+    def _built(self, key: str, table: calls.Table, **given: Any) -> Any:
+        """Returns the one entry of a table that the text of a config key names."""
+        text = operator.attrgetter(key)(self.config)
+        return calls.build_one(text, table, key, **given)
+
     @functools.cached_property
     def plan(self) -> Plan:
         """The numbers of the run: steps, rate and periods."""
@@ -73,16 +79,15 @@ class Recipe:
             name = "bfloat16" if mesh.is_accelerator(self.data.mesh) else "float32"
         return jnp.dtype(name)
 
+    def module_in(self, dtype: Any) -> Classifier:
+        """Returns the model as a Flax module that computes in a dtype."""
+        classes = self.data.selection.num_classes
+        return self._built("model.name", MODELS, num_classes=classes, dtype=dtype)
+
     @functools.cached_property
     def module(self) -> Classifier:
         """The model as a Flax module."""
-        return calls.build_one(
-            self.config.model.name,
-            MODELS,
-            "model.name",
-            num_classes=self.data.selection.num_classes,
-            dtype=self.dtype,
-        )
+        return self.module_in(self.dtype)
 
     def numerics(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context that sets the precision of matrix products traced within it."""
@@ -101,7 +106,7 @@ class Recipe:
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
     def _param_groups(self, head_first: int, stops: dict[str, int]) -> ParamGroups:
-        optim = self.config.optim
+        optim, key = self.config.optim, "optim.lr_scales"
         return param_groups.divide(
             self.variables_like["params"],
             self.module.groups(),
@@ -109,9 +114,7 @@ class Recipe:
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,
             head_first=head_first,
-            lr_scales=calls.table(
-                optim.lr_scales, "optim.lr_scales", example="{'bias$': 2.0}"
-            ),
+            lr_scales=calls.table(optim.lr_scales, key, example="{'bias$': 2.0}"),
             stops=stops,
         )
 
@@ -126,16 +129,16 @@ class Recipe:
         return self._param_groups(self.plan.head_first, self.plan.stops)
 
     @functools.cached_property
+    def frozen_statistics(self) -> dict[str, Any]:
+        """The tree of the statistics of frozen BatchNorms, with True for each array."""
+        statistics = self.variables_like["batch_stats"]
+        return param_groups.frozen_statistics(statistics, self.untimed_param_groups)
+
+    @functools.cached_property
     def model(self) -> step.Model:
         """The model as pure functions."""
-        module, frozen = self.module, {}
-        if self.config.optim.freeze:
-            statistics = self.variables_like["batch_stats"]
-            frozen = {
-                "frozen": param_groups.frozen_statistics(
-                    statistics, self.untimed_param_groups
-                )
-            }
+        module, statistics = self.module, self.frozen_statistics
+        frozen = {"frozen": statistics} if statistics else {}
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
         blocks = blocks_of(module.groups()) if self.config.model.remat else set()
         in_parts = mesh.fsdp_of(self.data.mesh) > 1
@@ -181,25 +184,18 @@ class Recipe:
         """(gradients, `lr`, `step`, `share`) -> updates to add: see optimizers.py."""
         optim = self.config.optim
         decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
-        table = optimizers.OPTIMIZERS
-        made = calls.build_one(optim.name, table, "optim.name", decay=decay)
         made = optimizers.clip(
-            made,
+            self._built("optim.name", optimizers.OPTIMIZERS, decay=decay),
             norm=optim.clip_norm,
             value=optim.clip_value,
             adaptive=optim.clip_adaptive,
         )
-        if optim.freeze:
-            made = param_groups.train_only(made, self.untimed_param_groups)
+        made = param_groups.train_only(made, self.untimed_param_groups)
         made = param_groups.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
-            table = wrappers.WRAPPERS
-            made = calls.build_one(optim.wrapper, table, "optim.wrapper", optimizer=made)
+            made = self._built("optim.wrapper", wrappers.WRAPPERS, optimizer=made)
         # Around the wrapper: frozen params must not follow slow weights either.
-        has_stops = bool(optim.freeze_after)
-        return (
-            param_groups.until_stop(made, lambda: self.param_groups) if has_stops else made
-        )
+        return param_groups.until_stop(made, lambda: self.param_groups)
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:
@@ -216,35 +212,33 @@ class Recipe:
     @functools.cached_property
     def schedule(self) -> schedules.Schedule:
         """The learning rate as a function of the step."""
-        optim, key = self.config.optim, "optim.schedule"
-        last = self.plan.steps - self.plan.cooldown
-        span = schedules.Span(
-            first=self.plan.warmup,
-            last=last,
-            steps=lambda text: plan.in_steps(
-                self.config, self.plan.examples, text, key, self.plan.steps
-            ),
+        known, last = self.plan, self.plan.steps - self.plan.cooldown
+        in_steps = functools.partial(
+            durations.to_steps,
+            key="optim.schedule",
+            examples=known.examples,
+            batch_size=self.config.batch_size,
+            total=known.steps,
         )
+        span = schedules.Span(first=known.warmup, last=last, steps=in_steps)
         table = schedules.SCHEDULES
-        main = calls.build_one(optim.schedule, table, key, peak=self.plan.lr, span=span)
-        main = schedules.warm_up(main, self.plan.lr, self.plan.warmup, optim.warmup_from)
-        return (
-            schedules.cool_down(main, last, self.plan.steps) if self.plan.cooldown else main
-        )
+        main = self._built("optim.schedule", table, peak=known.lr, span=span)
+        start = self.config.optim.warmup_from
+        main = schedules.warm_up(main, known.lr, known.warmup, start)
+        return schedules.cool_down(main, last, known.steps) if known.cooldown else main
 
     # The loss.
 
     @functools.cached_property
     def loss(self) -> losses.Loss:
         """The loss of evaluations, one value an example, without class weights."""
-        return calls.build_one(self.config.loss.name, losses.LOSSES, "loss.name")
+        return self._built("loss.name", losses.LOSSES)
 
     @property
     def link(self) -> str:
         """The function from logits to probabilities: "softmax" or "sigmoid"."""
-        _ = self.loss  # Raises for a bad name.
-        (call,) = calls.parse(self.config.loss.name, "loss.name")
-        return "sigmoid" if call.name == "sigmoid" else "softmax"
+        name = calls.parse(self.config.loss.name, "loss.name")[0].name
+        return "sigmoid" if name == "sigmoid" else "softmax"
 
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:
@@ -270,8 +264,7 @@ class Recipe:
     @functools.cached_property
     def normalize(self) -> augment.Normalization:
         """uint8 images -> normalised images for the model."""
-        table = augment.NORMALIZATIONS
-        return calls.build_one(self.config.normalize, table, "normalize")
+        return self._built("normalize", augment.NORMALIZATIONS)
 
     @functools.cached_property
     def metrics(self) -> list[metrics.Metric]:
@@ -320,15 +313,10 @@ class Recipe:
             plateau=self.config.optim.plateau_patience > 0,
         )
 
-    @functools.cached_property
+    @property
     def has_averaging_optimizer(self) -> bool:
         """Whether optim.wrapper keeps an average of the params."""
-        optimizer = self.optimizer
-        found = jax.eval_shape(
-            lambda params: wrappers.averaged(optimizer.init(params), params),
-            self.variables_like["params"],
-        )
-        return found is not None
+        return "schedule_free" in self.config.optim.wrapper
 
     @property
     def is_averaged(self) -> bool:
@@ -338,7 +326,6 @@ class Recipe:
     @functools.cached_property
     def inputs(self) -> step.Inputs:
         """inputs(key, step, batch) -> (images, targets) for the model."""
-        mixes = calls.build(self.config.mix, augment.MIXES, "mix")
         table = augment.AUGMENTATIONS
         return functools.partial(
             step.inputs,
@@ -346,7 +333,7 @@ class Recipe:
             smoothing=self.config.loss.smoothing,
             augment=augment.chain(calls.build(self.config.augment, table, "augment")),
             normalize=self.normalize,
-            mix=mixes[0] if mixes else None,
+            mix=self._built("mix", augment.MIXES) if self.config.mix.strip() else None,
             steps=self.plan.steps,
         )
 

@@ -25,25 +25,22 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     """
     height, width, channels = exp.data.eval_shape
     ops = calls.parse(exp.config.data.eval_ops, "data.eval_ops")
-    if [call.name for call in ops] not in _FORMS or height != width:
+    names = [call.name for call in ops]
+    if " | ".join(names) not in _FORMS or height != width:
         return None
-    resized = ops[1]
-    given = _bound(resized)
+    given = _bound(ops[1])
     size, kind = given["size"], _FILTERS.get(given["filter"])
     if kind is None or not isinstance(size, int) or size < height:
         return None
-    black, white = (
-        np.asarray(
-            exp.recipe.normalize(jnp.full((1, 1, 1, channels), v, jnp.uint8))
-        ).reshape(-1)
-        for v in (0, 255)
-    )
+    levels = jnp.array([0, 255], jnp.uint8)[:, None, None, None]
+    pixels = jnp.broadcast_to(levels, (2, 1, 1, channels))
+    black, white = np.asarray(exp.recipe.normalize(pixels), np.float64)[:, 0, 0]
     if not (white > black).all():
         return None  # The normalisation depends on the image: no fixed mean and deviation.
     crop = height / size
     while math.floor(height / crop) < size:  # Other libraries compute size like this.
         crop = math.nextafter(crop, 0)
-    std = 1 / (white.astype(np.float64) - black)
+    std = 1 / (white - black)
     mean = 0.0 - black * std  # No -0.0.
     return Preprocessing(
         tuple(np.round(mean, 6).tolist()),
@@ -51,16 +48,16 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
         height,
         crop,
         kind,
-        "center" if resized.name == "resize_short" else "squash",
+        "center" if "resize_short" in names else "squash",
     )
 
 
 _FILTERS = {"linear": "bilinear", "bilinear": "bilinear", "bicubic": "bicubic"}
-_FORMS = [
-    ["decode", "resize_short", "center_crop"],
-    ["decode", "resize", "center_crop"],
-    ["decode", "resize"],
-]
+_FORMS = (
+    "decode | resize_short | center_crop",
+    "decode | resize | center_crop",
+    "decode | resize",
+)
 
 
 def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
@@ -69,12 +66,11 @@ def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
     Raises `InputError` for a random op.
     """
     found = []
-    text = exp.config.data.eval_ops
-    for call in calls.parse(text, "data.eval_ops"):
+    for call in calls.parse(exp.config.data.eval_ops, "data.eval_ops"):
         if call.name in decode.RANDOM:
             raise InputError(
-                f"data.eval_ops={text!r} draws at random ({call.name}), and an export has"
-                " one answer for an image; train with a run whose eval_ops do not"
+                f"data.eval_ops draws at random ({call.name}), and an export has one answer"
+                " for an image; export a run whose eval_ops do not"
             )
         given = _bound(call)
         if call.name != "resize_short" and "size" in given:
@@ -99,6 +95,8 @@ def described(
     """
     height, width, channels = model.image_shape
     told = model.preprocessing
+    saves = records.read(folder.digests)
+    kept = [each["digest"] for each in saves if each["step"] == step]
     return {
         "model": model.name,
         "input": {
@@ -127,22 +125,16 @@ def described(
         "checkpoint": {"step": step, "is": at},
         "evaluations": _evaluations(folder, step),
         "digest": digests.combine(digests.of_tree(dict(model.variables))),
-        "state_digest": _state_digest(folder, step),
+        "state_digest": kept[-1] if kept else None,
     }
 
 
 def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
     """Returns the evaluations in metrics.jsonl of the state at a step."""
-    kinds = {"eval": "step", "final": "best_step"}
+    of_state = {"eval": "step", "final": "best_step"}  # "final" without it scores the last.
     return [
         record
         for record in records.read(folder.metrics)
-        if (key := kinds.get(str(record.get("kind"))))
-        and record.get(key, record["step"]) == step
+        if record.get("kind") in of_state
+        and record.get(of_state[record["kind"]], record["step"]) == step
     ]
-
-
-def _state_digest(folder: Workdir, step: int) -> str | None:
-    """Returns the digest of the state in digests.jsonl at a step; None without one."""
-    found = [each for each in records.read(folder.digests) if each["step"] == step]
-    return found[-1]["digest"] if found else None

@@ -6,10 +6,9 @@ with the model's logits. If they agree, the folder appears with the file, model.
 example.py. Otherwise nothing is left.
 """
 
-import contextlib
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import atomic, experiment
-from jaxcls.config import calls
 from jaxcls.data import clean, decode, files
 from jaxcls.errors import InputError, first_line
 from jaxcls.evaluation import examples
 from jaxcls.export import facts as export_facts
 from jaxcls.export.formats import FORMATS, example
-from jaxcls.export.formats.model import Asked, DiffersError, Model, Run, runs
-from jaxcls.models import MODELS
+from jaxcls.export.formats.model import Asked, Model, runs
 from jaxcls.predict import inference
 from jaxcls.runs import provenance
 from jaxcls.version import __version__
@@ -43,19 +40,17 @@ class Images(NamedTuple):
     source: str
 
 
+class DiffersError(Exception):
+    """The file does not reproduce the model's logits; the text says how."""
+
+
 def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
     """Returns the model of a run, in float32.
 
     saved: {"params", "batch_stats", "ema"}. The model gets the variables of predictions,
     see `Recipe.variables`.
     """
-    module = calls.build_one(
-        exp.config.model.name,
-        MODELS,
-        "model.name",
-        num_classes=exp.selection.num_classes,
-        dtype=jnp.float32,
-    )
+    module = exp.recipe.module_in(jnp.float32)
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
         with exp.recipe.numerics():
@@ -73,11 +68,7 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
 
 
 def export(
-    form: str,
-    model: Model,
-    asked: Asked,
-    images: Images,
-    folder: pathlib.Path,
+    form: str, model: Model, asked: Asked, images: Images, folder: pathlib.Path
 ) -> dict[str, Any]:
     """Write a model's file into `folder` and check it; returns its entries of model.json.
 
@@ -94,61 +85,35 @@ def export(
             f"--format={form} cannot be made of model.name={model.name}"
             f" ({type(error).__name__}: {first_line(error)}); try --format=stablehlo"
         ) from None
+    pixels, size, ours = images.pixels, BATCH_SIZES[-1], runs(model, model.variables)
+    n = len(pixels)
+    here = np.concatenate([ours(part) for part in np.split(pixels, range(size, n, size))])
+    first = np.cumsum(BATCH_SIZES).tolist()
+    cuts = [end for end in (*first, *range(first[-1] + size, n, size)) if end < n]
+    parts = np.split(pixels, cuts)
     try:
-        with _explained():
-            run = kind.load(model, path, facts)
-        found = compared(run, model, images)
-    except DiffersError as error:
-        raise DiffersError(f"--format={form}: {path.name} {error}") from None
-    return {**facts, "verified": found}
-
-
-def compared(run: Run, model: Model, images: Images) -> dict[str, Any]:
-    """Compare the logits of `run` with those of the model; returns model.json's "verified".
-
-    Raises `DiffersError` if they differ by more than `TOLERANCE` allows.
-    """
-    ours, pixels, last = runs(model, model.variables), images.pixels, BATCH_SIZES[-1]
-    wanted = [ours(part) for part in _batches(pixels, last)]
-    given = _batches(pixels, *np.cumsum(BATCH_SIZES))
-    with _explained():
-        got = [np.asarray(run(part)) for part in given]
-    here, there = np.concatenate(wanted), np.concatenate(got)
-    if here.shape != there.shape:
-        raise DiffersError(f"gives {there.shape} where the model gives {here.shape}")
-    most = TOLERANCE * max(1.0, float(np.abs(here).max()))
-    difference = float(np.abs(here - there).max())
-    if not difference <= most:  # `not`, so that NaN differs.
+        run = kind.load(model, path, facts)
+        there = np.concatenate([np.asarray(run(part)) for part in parts])
+        apart = float(np.abs(here - there).max())
+    except Exception as error:  # So do runtimes; and other shapes do not subtract.
         raise DiffersError(
-            f"gives other logits than the model: {difference:.3g} apart, of"
-            f" {len(here)} images of {images.source}, and may be {most:.3g}"
+            f"--format={form}: {path.name} does not run ({type(error).__name__}:"
+            f" {first_line(error)})"
+        ) from None
+    most = TOLERANCE * max(1.0, float(np.abs(here).max()))
+    if not apart <= most:  # `not`, so that NaN differs.
+        raise DiffersError(
+            f"--format={form}: {path.name} gives other logits than the model: {apart:.3g}"
+            f" apart, of {n} images of {images.source}, and may be {most:.3g}"
         )
-    return {
-        "images": len(here),
+    verified = {
+        "images": n,
         "source": images.source,
-        "batch_sizes": sorted({len(part) for part in given}),
-        "largest_difference": difference,
+        "batch_sizes": sorted({len(part) for part in parts}),
+        "largest_difference": apart,
         "tolerance": most,
     }
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn any exception of a runtime into a `DiffersError`."""
-    try:
-        yield
-    except DiffersError:
-        raise
-    except Exception as error:
-        kind = type(error).__name__
-        raise DiffersError(f"does not run ({kind}: {first_line(error)})") from None
-
-
-def _batches(images: np.ndarray, *ends: int) -> list[np.ndarray]:
-    """Splits images at `ends`, and after the last end every BATCH_SIZES[-1] images."""
-    later = range(ends[-1], len(images), BATCH_SIZES[-1])
-    cuts = [end for end in (*ends[:-1], *later) if end < len(images)]
-    return np.split(images, cuts)
+    return {**facts, "verified": verified}
 
 
 def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
@@ -198,17 +163,15 @@ def describe(
         steps, link = facts["preprocessing"]["steps"], facts["output"]["link"]
         text = example.source(run, steps, model.image_shape, link)
         atomic.write(folder / "example.py", text)
-    versions = provenance.versions([*_PACKAGES, *kind.needs.values()])
-    atomic.write_json(
-        folder / "model.json",
-        {
-            "format": form,
-            "file": f"model.{form}",
-            "example": "example.py" if run else None,
-            **facts,
-            "versions": {"jaxcls": __version__, **versions},
-        },
-    )
+    packages = ("jax", "jaxlib", "flax", "numpy", *kind.NEEDS.values())
+    about = {
+        "format": form,
+        "file": f"model.{form}",
+        "example": "example.py" if run else None,
+        **facts,
+        "versions": {"jaxcls": __version__, **provenance.versions(packages)},
+    }
+    atomic.write_json(folder / "model.json", about)
 
 
 def export_run(
@@ -240,6 +203,3 @@ def _cpu() -> jax.Device:
             "an export is checked on CPU, which JAX_PLATFORMS leaves out; add it, as in"
             " JAX_PLATFORMS=cuda,cpu"
         ) from None
-
-
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy")

@@ -51,50 +51,26 @@ def test_nothing_is_computed_and_large_numbers_are_exact():
     ],
 )
 def test_a_product_over_any_axes(text, left, right, expected):
-    assert multiply_adds(
-        functools.partial(jnp.einsum, text), shape(*left), shape(*right)
-    ) == (expected)
+    einsum = functools.partial(jnp.einsum, text)
+    assert multiply_adds(einsum, shape(*left), shape(*right)) == expected
 
 
-# images, kernel, options, (rows of outputs, columns, filters, inputs of each).
-CONVOLUTIONS = {
-    "strided, as in ResNet's stem": (
-        (1, 224, 224, 3),
-        (7, 7, 3, 64),
-        {"stride": 2, "padding": 3},
-        112 * 112 * 64 * (7 * 7 * 3),
-    ),
-    "of a batch and an uneven image": (
-        (8, 6, 9, 3),
-        (3, 2, 3, 5),
-        {},
-        8 * 4 * 8 * 5 * (3 * 2 * 3),
-    ),
-    "grouped, as in ResNeXt": (
-        (1, 56, 56, 128),
-        (3, 3, 4, 128),
-        {"padding": 1, "groups": 32},
-        56 * 56 * 128 * (3 * 3 * 4),
-    ),
-    "depthwise": (
-        (1, 14, 14, 96),
-        (7, 7, 1, 96),
-        {"padding": 3, "groups": 96},
-        14 * 14 * 96 * (7 * 7),
-    ),
-    "depthwise with two filters a channel": (
-        (1, 14, 14, 6),
-        (3, 3, 1, 12),
-        {"stride": 2, "padding": 1, "groups": 6},
-        7 * 7 * 12 * (3 * 3),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_is_outputs_times_the_inputs_of_each(name):
-    images, kernel, options, expected = CONVOLUTIONS[name]
-    convolve = functools.partial(conv, **options)
+# Images, kernel, options, outputs times the inputs of each: of ResNet's stem, of ResNeXt,
+# depthwise with two filters a channel; and a batch of uneven images.
+@pytest.mark.parametrize(
+    ("images", "kernel", "options", "expected"),
+    [
+        ((1, 224, 224, 3), (7, 7, 3, 64), (2, 3, 1), 112 * 112 * 64 * (7 * 7 * 3)),
+        ((1, 56, 56, 128), (3, 3, 4, 128), (1, 1, 32), 56 * 56 * 128 * (3 * 3 * 4)),
+        ((1, 14, 14, 6), (3, 3, 1, 12), (2, 1, 6), 7 * 7 * 12 * (3 * 3)),
+        ((8, 6, 9, 3), (3, 2, 3, 5), (1, 0, 1), 8 * 4 * 8 * 5 * (3 * 2 * 3)),
+    ],
+)
+def test_a_convolution_is_outputs_times_the_inputs_of_each(
+    images, kernel, options, expected
+):
+    stride, padding, groups = options
+    convolve = functools.partial(conv, stride=stride, padding=padding, groups=groups)
     assert multiply_adds(convolve, shape(*images), shape(*kernel)) == expected
 
 

@@ -51,19 +51,20 @@ def test_even_a_small_program_is_kept_in_a_private_folder_of_this_cpu(
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702])
-def test_a_folder_that_others_may_write_is_refused(mode, tmp_path):
+def test_a_folder_that_others_may_write_or_own_is_refused(
+    restored, mode, tmp_path, monkeypatch
+):
+    said = rf"compile.cache={tmp_path}: .* may be written by others \(mode {mode:o}\)"
     tmp_path.chmod(mode)
-    said = f"compile.cache={tmp_path}: .* may be written by others \\(mode {mode:o}\\)"
     with pytest.raises(InputError, match=said):
         compile_cache.use(str(tmp_path))
     tmp_path.chmod(0o700)
-    compile_cache._make_private(tmp_path / "new", "given")
-    (tmp_path / "new").chmod(0o777)
-    with pytest.raises(InputError, match="may be written by others"):
-        compile_cache._make_private(tmp_path / "new", "given")
-
-
-def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    compile_cache.use(str(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match=f"{folder} .* may be written by others"):
+        compile_cache.use(str(tmp_path))
+    folder.chmod(0o700)
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(InputError, match="belongs to another user"):
         compile_cache.use(str(tmp_path))
@@ -77,10 +78,10 @@ def test_what_can_be_no_folder_is_refused(tmp_path):
         compile_cache.use("gs://x")
 
 
-def test_no_run_s_folder_names_one(tmp_path):
+def test_no_run_s_folder_and_no_study_s_plan_names_one(tmp_path):
     """Who hands out a run would else run code with all who evaluate it."""
-    folder = Workdir(tmp_path)
-    folder.adopt(loading.from_flat({"compile.cache": "/mine"}), {})
+    folder, given = Workdir(tmp_path), loading.from_flat({"compile.cache": "/mine"})
+    folder.adopt(given, {})
     file = tmp_path / "config.json"
     assert "/mine" not in file.read_text()
     saved = json.loads(file.read_text())
@@ -88,13 +89,9 @@ def test_no_run_s_folder_names_one(tmp_path):
     file.write_text(json.dumps(saved))
     assert folder.config().compile.cache == ""
     assert folder.read()["config"]["compile.cache"] == ""
-
-
-def test_the_plan_of_a_study_names_no_cache(tmp_path):
-    base = loading.from_flat({"compile.cache": str(tmp_path / "cache")})
-    folder = tmp_path / "study"
-    running._adopt(running.Study(base, [cells.Cell("base", {}, ())], [0], folder))
-    assert study_folder.read_plan(folder).config["compile.cache"] == ""
+    study = tmp_path / "study"
+    running._adopt(running.Study(given, [cells.Cell("base", {}, ())], [0], study))
+    assert study_folder.read_plan(study).config["compile.cache"] == ""
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ if count > 1:
     jax.distributed.initialize(address, count, number)
 from jaxcls import experiment
 from jaxcls.config import loading as config
+from jaxcls.experiment import recipe
 exp = experiment.build(config.from_flat(changes))
 assert exp.mesh.size == 4 and jax.process_count() == count
 
@@ -35,8 +36,9 @@ def rows(batch):
     return found
 
 batches = [*exp.train_batches(), *exp.eval_batches("test[:50]", "data.eval")]
+inputs, key = jax.jit(exp.recipe.inputs), recipe.keys(exp.config)[1]["augment"]
 for step, batch in enumerate(batches[:-2]):
-    images, targets = exp.model_inputs(step, batch)
+    images, targets = inputs(key, step, batch)
     batches[step] = {**present(batch), "augmented": images, "target": targets}
 print("ROWS" + json.dumps([rows(batch) for batch in batches]), flush=True)
 """

@@ -1,9 +1,7 @@
 """The source of example.py, which runs an export without jaxcls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jaxcls.errors import lookup
 
 # {"op": name of a host op in data.eval_ops, argument: value}.
 Step = Mapping[str, Any]
@@ -52,7 +50,7 @@ def source(
     from a file to its pixels. shape: (H, W, C). link: "softmax" or "sigmoid".
     """
     imports, model = run
-    lines = [line for step in steps for line in _STEPS[step["op"]](step)]
+    lines = [line for step in steps for line in _lines(step)]
     imports += "\nimport numpy as np\nfrom PIL import Image, ImageOps"
     if any("cv2" in line for line in lines):
         imports += "\nimport cv2"
@@ -64,25 +62,31 @@ def source(
         model=model,
         steps="\n".join(f"    {line}" for line in lines),
         shape=", ".join(map(str, shape)),
-        link=lookup(_LINKS, link, "link"),
+        link=_LINKS[link],
     )
 
 
-def _decode(step: Step) -> list[str]:
-    return ['image = image.convert("L")'] if step["channels"] == 1 else []
-
-
-def _resize(step: Step) -> list[str]:
-    return [_scaled(f"({step['width']}, {step['height']})", step["filter"])]
-
-
-def _resize_short(step: Step) -> list[str]:
-    side = step["size"]
-    sizes = f"max({side}, round(n * ({side} / min(image.size))))"
-    return [
-        f"size = tuple({sizes} for n in image.size)",
-        _scaled("size", step["filter"]),
-    ]
+def _lines(step: Step) -> list[str]:
+    """Returns the code of a host op: ``image`` -> ``image``, of Pillow."""
+    match step:
+        case {"op": "decode", "channels": channels}:
+            return ['image = image.convert("L")'] if channels == 1 else []
+        case {"op": "resize", "height": height, "width": width}:
+            return [_scaled(f"({width}, {height})", step["filter"])]
+        case {"op": "resize_short", "size": side}:
+            sizes = f"max({side}, round(n * ({side} / min(image.size))))"
+            return [
+                f"size = tuple({sizes} for n in image.size)",
+                _scaled("size", step["filter"]),
+            ]
+        case {"op": "center_crop", "height": height, "width": width}:
+            return [
+                f"sides = zip(image.size, ({width}, {height}))",
+                "left, top = (round((n - m) / 2) if n > m else -((m - n) // 2)"
+                " for n, m in sides)",
+                f"image = image.crop((left, top, left + {width}, top + {height}))",
+            ]
+    raise KeyError(step["op"])
 
 
 def _scaled(size: str, name: str) -> str:
@@ -90,20 +94,3 @@ def _scaled(size: str, name: str) -> str:
         return f"image = image.resize({size}, Image.Resampling.{name.upper()})"
     how = f"interpolation=cv2.INTER_{_OPENCV[name]}"
     return f"image = Image.fromarray(cv2.resize(np.asarray(image), {size}, {how}))"
-
-
-def _center_crop(step: Step) -> list[str]:
-    height, width = step["height"], step["width"]
-    return [
-        f"sides = zip(image.size, ({width}, {height}))",
-        "left, top = (round((n - m) / 2) if n > m else -((m - n) // 2) for n, m in sides)",
-        f"image = image.crop((left, top, left + {width}, top + {height}))",
-    ]
-
-
-_STEPS: dict[str, Callable[[Step], list[str]]] = {
-    "decode": _decode,
-    "resize": _resize,
-    "resize_short": _resize_short,
-    "center_crop": _center_crop,
-}

@@ -1,7 +1,7 @@
 """The input of a format: a trained model as plain functions and arrays."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,6 @@ from jaxcls.models.weights import Preprocessing
 
 # images uint8 [B, H, W, C] -> logits [B, K] float32, for any B.
 Run = Callable[[np.ndarray], np.ndarray]
-
-
-class DiffersError(Exception):
-    """The file does not reproduce the model's logits; the text says how."""
 
 
 class Model(NamedTuple):
@@ -55,12 +51,3 @@ def runs(model: Model, variables: Mapping[str, Any]) -> Run:
     """Returns the model with other `variables`, compiled on the default device."""
     compiled = jax.jit(functools.partial(model.apply, variables))
     return lambda images: np.asarray(compiled(images))
-
-
-def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (batch of `size` images, number of real ones); black images fill the last."""
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        missing = size - len(part)
-        black = np.zeros((missing, *images.shape[1:]), images.dtype)
-        yield np.concatenate([part, black]), len(part)

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jaxcls.export.formats.model import Asked, Model, Run
 from jaxcls.models import convolution
 
+ABOUT = "any batch size, for onnxruntime and others"
+NEEDS = {"jax2onnx": "jax2onnx", "onnxruntime": "onnxruntime"}
 
-def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+
+def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
     """Writes the graph from "images" to "logits" with its weights; returns its opset.
 
     Passes on any exception of jax2onnx.
     """
-    del asked
     shape = (jax.export.symbolic_shape("batch")[0], *model.image_shape)
     # jax2onnx replaces flax's layers by code that adds biases with rank promotion.
     promotes = jax.numpy_rank_promotion("allow")
@@ -36,18 +38,16 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     return {"opset": max(each.version for each in made.opset_import if not each.domain)}
 
 
-def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Run:
     """Returns the graph of the file as onnxruntime runs it on CPU."""
-    del model, facts
     session = importlib.import_module("onnxruntime").InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 
-def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
+def example(_model: Model, _facts: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (imports, code) of example.py."""
-    del model, facts
     return (
         "import onnxruntime",
         """\

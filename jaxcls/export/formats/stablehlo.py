@@ -11,15 +11,16 @@ from jax import export
 
 from jaxcls.export.formats.model import Asked, Model, Run
 
+ABOUT = "jax.export: any batch size, for cpu, cuda and tpu"
+NEEDS: dict[str, str] = {}
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
     """Writes one program for all PLATFORMS and batch sizes, with its weights.
 
     Returns the platforms and the calling convention's version.
     """
-    del asked
     shape = (export.symbolic_shape("batch")[0], *model.image_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     exported = export.export(jax.jit(model.logits), platforms=PLATFORMS)(images)
@@ -28,16 +29,14 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     return {"platforms": list(PLATFORMS), "calling_convention_version": version}
 
 
-def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Run:
     """Returns the program of the file, on the default device."""
-    del model, facts
     call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))
 
 
-def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
+def example(_model: Model, _facts: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (imports, code) of example.py."""
-    del model, facts
     return (
         "from jax import export  # Which needs flatbuffers.",
         """\

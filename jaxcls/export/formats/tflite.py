@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxcls.export.formats.model import Asked, Model, Run, padded
+from jaxcls.export.formats.model import Asked, Model, Run
 from jaxcls.models import convolution
+
+ABOUT = "LiteRT, for phones and small machines: one batch size"
+NEEDS = {"litert_converter": "litert-converter", "ai_edge_litert": "ai-edge-litert"}
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
@@ -26,22 +29,22 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     return {"batch_size": asked.batch_size}
 
 
-def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
     """Returns the graph of the file as LiteRT's interpreter runs it on CPU, by batches."""
-    del model
     interpreter = importlib.import_module("ai_edge_litert.interpreter")
     runner = interpreter.Interpreter(model_path=str(path)).get_signature_runner()
 
     def run(images: np.ndarray) -> np.ndarray:
-        parts = padded(images, facts["batch_size"])
-        return np.concatenate([runner(images=part)["logits"][:n] for part, n in parts])
+        size = facts["batch_size"]
+        whole = np.pad(images, [(0, -len(images) % size), (0, 0), (0, 0), (0, 0)])
+        parts = np.split(whole, range(size, len(whole), size))
+        return np.concatenate([runner(images=x)["logits"] for x in parts])[: len(images)]
 
     return run
 
 
-def example(model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
+def example(_model: Model, facts: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (imports, code) of example.py."""
-    del model
     size = facts["batch_size"]
     repeated = "images" if size == 1 else f"np.repeat(images, {size}, 0)"
     return (

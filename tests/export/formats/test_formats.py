@@ -20,7 +20,7 @@ from jaxcls.data import sources
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts, writing
 from jaxcls.export.formats import FORMATS, example
-from jaxcls.export.formats.model import Asked, Model, padded
+from jaxcls.export.formats.model import Asked, Model
 from jaxcls.predict import inference
 from jaxcls.training import train
 from tests.images import encode, pixels, write
@@ -32,7 +32,7 @@ PROGRAMS = ("stablehlo", "onnx", "tflite")
 
 def needed(form):
     """Skip where a format's packages are not installed; .ci/run installs them all."""
-    for module, distribution in FORMATS[form].needs.items():
+    for module, distribution in FORMATS[form].NEEDS.items():
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{distribution} is not installed")
 
@@ -76,13 +76,6 @@ def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
         ours = inference.read(exp, str(file)).astype(int)
         # Grey is rounded otherwise by OpenCV.
         assert np.abs(seen.astype(int) - ours).max() <= shape[-1] % 3, file
-
-
-def test_a_batch_is_filled_and_what_fills_it_is_not_counted():
-    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    parts = list(padded(images, 2))
-    assert [len(part) for part, _ in parts] == [2, 2, 2]
-    np.testing.assert_array_equal(np.concatenate([part[:n] for part, n in parts]), images)
 
 
 # One of each family, and of what differs in one; ResNets, AlexNet and VGG pool maxima.
@@ -165,10 +158,8 @@ def every_test_image(exp):
 def test_all_digits_get_the_models_logits_at_three_batch_sizes(form, digits, tmp_path):
     needed(form)
     out = tmp_path / "out"
-    assert (
-        commands.main(["export", f"--workdir={digits}", f"--format={form}", f"--out={out}"])
-        == 0
-    )
+    given = [f"--workdir={digits}", f"--format={form}", f"--out={out}"]
+    assert commands.main(["export", *given]) == 0
     exp, _, _, saved = scoring.load(str(digits), "best", {"mesh.devices": "1"})
     images = every_test_image(exp)
     assert len(images) == 360
@@ -225,7 +216,7 @@ def check_answers(said, exp, saved, files):
         assert abs(float(probability) - each.probabilities[best]) < 1e-3
 
 
-# Its compiled operators do not load without CUDA.
+# torchvision's compiled operators do not load without CUDA; as in tests/conftest.py.
 TORCHVISION = """
 import torch, types
 for name in ("_meta_registrations", "_autograd_registrations"):
