@@ -143,7 +143,9 @@ def _built(call: Call, table: Table, key: str, **given: Any) -> Any:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Returns whether a literal fits an annotation; an unknown one fits any value."""
+    """Returns whether a literal is finite and fits an annotation, if that is known."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, each) for each in inner)

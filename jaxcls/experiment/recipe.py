@@ -190,7 +190,8 @@ class Recipe:
             value=optim.clip_value,
             adaptive=optim.clip_adaptive,
         )
-        made = param_groups.train_only(made, self.untimed_param_groups)
+        if optim.freeze:  # A mask adds a level to the names of the optimizer's state.
+            made = param_groups.train_only(made, self.untimed_param_groups)
         made = param_groups.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             made = self._built("optim.wrapper", wrappers.WRAPPERS, optimizer=made)

@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
 from jaxcls import atomic
 from jaxcls.devices import hosts
 from jaxcls.runs.records import Record, pairs, plain, trim
@@ -32,6 +35,7 @@ class RunLog:
         folder: Workdir,
         meter: Meter,
         start: int,
+        steps: int,
         is_pending: bool = False,
         hint: Callable[[float], str] = lambda share: "",
     ) -> None:
@@ -43,11 +47,14 @@ class RunLog:
         names = ("metrics", "timing", "digests")
         self._paths = {name: folder.path / f"{name}.jsonl" for name in names}
         self._open(start, is_pending)
+        self._console = _Console(start, steps) if self._is_first else None
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: object = None, *error: object) -> None:
+        if self._console:
+            self._console.close()
         try:
             self._close()
         finally:
@@ -74,6 +81,11 @@ class RunLog:
         self._open(step, False)
         if self.tensorboard:
             self.tensorboard.rewind(step)
+
+    def step(self, step: int) -> None:
+        """Shows on a terminal that step `step` has begun."""
+        if self._console:
+            self._console.step(step, str(self.meter))
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
@@ -123,11 +135,8 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Writes a line to the console of the first process."""
-        if self._is_first:
-            try:
-                print(text, flush=True)
-            except BrokenPipeError:  # The reader is gone; the run goes on.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if self._console:
+            self._console.line(text)
 
     def sync(self) -> None:
         """Returns once all records are on disk; raises `InputError` if a write fails."""
@@ -147,3 +156,39 @@ class RunLog:
         for tracker in (self.tensorboard, self.wandb):
             if tracker:
                 tracker.scalars(group, step, values)
+
+
+class _Console:
+    """Lines of text, on a terminal above a progress bar."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        self._bar: Progress | None = None
+        if not sys.stdout.isatty():
+            return
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(highlight=False, markup=False),
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=start, pace="compiling")
+        self._bar.start()
+
+    def step(self, step: int, pace: str) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=step, pace=pace)
+
+    def line(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text)
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # The reader is gone; the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()

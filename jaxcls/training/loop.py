@@ -126,6 +126,7 @@ class Loop:
             # batches would fill its memory.
             if not self._settle(behind, state, but=0 if has_duties else 1):
                 return state
+            self.log.step(step)
             if has_duties:
                 state = self._duties(state, due)
                 self._since = time.perf_counter()

@@ -206,6 +206,7 @@ def _run_locked(
         folder,
         meter.Meter(start, exp.plan.steps, config.batch_size),
         start,
+        exp.plan.steps,
         is_pending,
         hint=lambda share: hints.input_bound(exp, share),
     )

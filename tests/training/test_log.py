@@ -1,5 +1,6 @@
 """What a run says: records, their trimming, rates, and TensorBoard's events."""
 
+import io
 import json
 import math
 import subprocess
@@ -19,7 +20,20 @@ from tests.events import scalars
 
 
 def opened(folder, start=0, **more):
-    return RunLog(Workdir(folder), meter.Meter(start, 100, 32), start, **more)
+    return RunLog(Workdir(folder), meter.Meter(start, 100, 32), start, 100, **more)
+
+
+def test_a_terminal_has_a_bar_below_the_lines(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with opened(tmp_path) as log:
+        log.step(37)
+        log.line("hello")
+    text = terminal.getvalue()
+    assert "37/100" in text
+    assert "images/s" in text
+    assert text.count("hello") == 1
 
 
 def lines(file):
