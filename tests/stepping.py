@@ -9,7 +9,7 @@ import optax
 
 from jaxcls.augment import NORMALIZATIONS, chain
 from jaxcls.data.batch import Batch
-from jaxcls.learning import gradients, losses, metrics, param_groups, step
+from jaxcls.learning import gradients, losses, metrics, optimizers, step
 from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.learning.param_groups import WHOLE
 
@@ -44,8 +44,8 @@ def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
     found = AllWhole() if trains is None else trains
     made = direction(name, decay, pattern, **options)
     if trains:
-        made = param_groups.train_only(made, trains)
-    return param_groups.until_stop(param_groups.at_rate(made, lambda: found), lambda: found)
+        made = optimizers.train_only(made, trains)
+    return optimizers.until_stop(optimizers.at_rate(made, lambda: found), lambda: found)
 
 
 def with_columns(image, label):

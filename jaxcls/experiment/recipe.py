@@ -191,12 +191,12 @@ class Recipe:
             adaptive=optim.clip_adaptive,
         )
         if optim.freeze:  # A mask adds a level to the names of the optimizer's state.
-            made = param_groups.train_only(made, self.untimed_param_groups)
-        made = param_groups.at_rate(made, lambda: self.param_groups)
+            made = optimizers.train_only(made, self.untimed_param_groups)
+        made = optimizers.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             made = self._built("optim.wrapper", wrappers.WRAPPERS, optimizer=made)
         # Around the wrapper: frozen params must not follow slow weights either.
-        return param_groups.until_stop(made, lambda: self.param_groups)
+        return optimizers.until_stop(made, lambda: self.param_groups)
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:

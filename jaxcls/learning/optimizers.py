@@ -1,8 +1,8 @@
 """Optimizers: they turn gradients into updates, which are added to the parameters.
 
 Transformations nest from the inside out: an entry of `OPTIMIZERS`, whose updates assume a
-rate of 1; `clip`; the rate (`param_groups.at_rate`); an optional entry of
-`wrappers.WRAPPERS`.
+rate of 1; `clip`; `train_only`; `at_rate`, which multiplies by the learning rate; an
+optional entry of `wrappers.WRAPPERS`; `until_stop`. `apply` adds the updates to the params.
 
 The rate ``lr`` is an argument of `update` and a function of `State.step` alone. No second
 counter can drift from it, and the logged rate is the rate in use. Optimizer states hold
@@ -22,23 +22,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config.calls import check_range
+from jaxcls.learning.param_groups import ParamGroup, ParamGroups, map_named
 
 Tree = Any
 Optimizer: TypeAlias = optax.GradientTransformation
 # A tree of parameters -> a factor for each of its arrays.
 Scales = Callable[[Tree], Tree]
-
-
-def path_name(path: Any) -> str:
-    """Returns a jax key path as text, such as ``stage1/block2/conv1/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
-    """Maps (path as text, leaf) to a leaf, over a tree."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(path_name(path), leaf), tree
-    )
 
 
 # Weight decay.
@@ -279,6 +268,76 @@ def _clip_by_unit(most: float) -> Optimizer:
     scalar, skip = optax.adaptive_grad_clip(most), optax.identity()
     by_label = {**by_rank, "0": scalar, "skip": skip}
     return optax.partition(by_label, functools.partial(map_named, label))
+
+
+# Param groups and the rate.
+
+
+def train_only(optimizer: Optimizer, parts: ParamGroups) -> Optimizer:
+    """Returns `optimizer` for the trained parameters only; frozen ones have no state."""
+
+    def mask(params: Tree) -> Tree:
+        return map_named(lambda path, _: parts[path].scale > 0, params)
+
+    return optax.masked(optimizer, mask)
+
+
+def at_rate(
+    optimizer: Optimizer, parts: Callable[[], ParamGroups]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `optimizer` with its updates times the rate; `update` takes `lr` and `step`.
+
+    An update is 0 if its parameter is frozen or `step` is before its start.
+
+    parts: Called at an update only, since the start of a group needs the length of an
+        epoch.
+    """
+
+    def rated(
+        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        if not part.scale:
+            return jnp.zeros_like(change)
+        new = (lr if part.scale == 1.0 else lr * part.scale) * change
+        return jnp.where(step >= part.start, new, 0.0) if part.start else new
+
+    return _each_update(optimizer, parts, rated)
+
+
+def until_stop(
+    optimizer: Optimizer, parts: Callable[[], ParamGroups]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `optimizer` with updates of 0 from the stop of each parameter on."""
+
+    def stopped(
+        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        return change if part.stop is None else jnp.where(step < part.stop, change, 0.0)
+
+    return _each_update(optimizer, parts, stopped)
+
+
+def _each_update(
+    optimizer: Optimizer,
+    parts: Callable[[], ParamGroups],
+    function: Callable[[ParamGroup, jax.Array, jax.Array, jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `optimizer` with `function` (group, update, lr, step) of each update."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        grads: Tree, state: Tree, params: Tree, lr: jax.Array, step: jax.Array, **more: Any
+    ) -> tuple[Tree, Tree]:
+        known = parts()
+        updates, state = inner.update(grads, state, params, lr=lr, step=step, **more)
+        return map_named(lambda path, u: function(known[path], u, lr, step), updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def apply(params: Tree, updates: Tree) -> Tree:
+    """Returns params + updates; an update of 0 keeps the bits of a param, even -0.0."""
+    return jax.tree.map(lambda p, u: jnp.where(u == 0, p, p + u), params, updates)
 
 
 # Helpers.

@@ -10,14 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import traverse_util
 
 from jaxcls.errors import InputError
-from jaxcls.learning.optimizers import map_named, path_name
 
 Tree = Any
+
+
+def path_name(path: Any) -> str:
+    """Returns a jax key path as text, such as ``stage1/block2/conv1/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
+    """Maps (path as text, leaf) to a leaf, over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), tree
+    )
 
 
 class ParamGroup(NamedTuple):
@@ -134,72 +143,3 @@ def hold(params: Tree, parts: ParamGroups) -> Tree:
         return param if parts[path].scale else jax.lax.stop_gradient(param)
 
     return map_named(each, params)
-
-
-def train_only(
-    optimizer: optax.GradientTransformation, parts: ParamGroups
-) -> optax.GradientTransformation:
-    """Returns `optimizer` for the trained parameters only; frozen ones have no state."""
-
-    def mask(params: Tree) -> Tree:
-        return map_named(lambda path, _: parts[path].scale > 0, params)
-
-    return optax.masked(optimizer, mask)
-
-
-def at_rate(
-    optimizer: optax.GradientTransformation, parts: Callable[[], ParamGroups]
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with its updates times the rate; `update` takes `lr` and `step`.
-
-    An update is 0 if its parameter is frozen or `step` is before its start.
-
-    parts: Called at an update only, since the start of a group needs the length of an
-        epoch.
-    """
-
-    def rated(
-        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
-    ) -> jax.Array:
-        if not part.scale:
-            return jnp.zeros_like(change)
-        new = (lr if part.scale == 1.0 else lr * part.scale) * change
-        return jnp.where(step >= part.start, new, 0.0) if part.start else new
-
-    return _each_update(optimizer, parts, rated)
-
-
-def until_stop(
-    optimizer: optax.GradientTransformation, parts: Callable[[], ParamGroups]
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with updates of 0 from the stop of each parameter on."""
-
-    def stopped(
-        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
-    ) -> jax.Array:
-        return change if part.stop is None else jnp.where(step < part.stop, change, 0.0)
-
-    return _each_update(optimizer, parts, stopped)
-
-
-def _each_update(
-    optimizer: optax.GradientTransformation,
-    parts: Callable[[], ParamGroups],
-    function: Callable[[ParamGroup, jax.Array, jax.Array, jax.Array], jax.Array],
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with `function` (group, update, lr, step) of each update."""
-    inner = optax.with_extra_args_support(optimizer)
-
-    def update(
-        grads: Tree, state: Tree, params: Tree, lr: jax.Array, step: jax.Array, **more: Any
-    ) -> tuple[Tree, Tree]:
-        known = parts()
-        updates, state = inner.update(grads, state, params, lr=lr, step=step, **more)
-        return map_named(lambda path, u: function(known[path], u, lr, step), updates), state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def apply(params: Tree, updates: Tree) -> Tree:
-    """Returns params + updates; an update of 0 keeps the bits of a param, even -0.0."""
-    return jax.tree.map(lambda p, u: jnp.where(u == 0, p, p + u), params, updates)

@@ -13,10 +13,10 @@ import optax
 
 from jaxcls.augment import Augmentation, Mix, Normalization, Rows, row_keys
 from jaxcls.data.batch import Batch
-from jaxcls.learning import gradients, param_groups
+from jaxcls.learning import gradients, optimizers
 from jaxcls.learning.losses import Loss, smooth
 from jaxcls.learning.metrics import Metric, predicted
-from jaxcls.learning.optimizers import map_named
+from jaxcls.learning.param_groups import map_named
 from jaxcls.learning.schedules import Schedule
 from jaxcls.learning.wrappers import averaged
 
@@ -218,12 +218,12 @@ def train_step(
     lr = schedule(state.step)
     if isinstance(state.plateau, Plateau):
         lr = lr * state.plateau.scale
-    # Its `param_groups.at_rate` multiplies by the rate, scaled for each param group.
+    # Its `optimizers.at_rate` multiplies by the rate, scaled for each param group.
     share = (state.step + 1) / jnp.float32(steps)
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params, lr=lr, step=state.step, share=share
     )
-    params = param_groups.apply(state.params, updates)
+    params = optimizers.apply(state.params, updates)
     now = {"params": params, "batch_stats": found.batch_stats}
     ema = _averaged(state, now, opt_state, average)
     new = state._replace(step=state.step + 1, opt_state=opt_state, ema=ema, **now)

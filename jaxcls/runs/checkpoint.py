@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError, first_line
-from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.param_groups import path_name
 from jaxcls.learning.step import Best, Plateau, State
 from jaxcls.runs import digests as state_digests
 from jaxcls.runs.digests import Digests

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.param_groups import path_name
 
 # {path of an array: 16 hex digits of its bits}.
 Digests = dict[str, str]

@@ -66,6 +66,8 @@ class Loop:
     saves: saving.Checkpoints
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
+    # The most batches of the next block.
+    size: int = dataclasses.field(default=1, init=False)
 
     def __post_init__(self) -> None:
         self.plan, self.is_compiled = self.exp.plan, False
@@ -73,8 +75,6 @@ class Loop:
         self._rewinds = self.exp.config.nonfinite.policy == "rewind"
         # Whether a process asked to stop, from the metrics of the last settled step.
         self._asked = False
-        # The most batches of the next block.
-        self._size = 1
         # The time at which the last block or duty ended.
         self._since = 0.0
 
@@ -153,7 +153,7 @@ class Loop:
             asked = mesh.flags(devices, self.stop.requested)
             batches.append(batch._replace(asked=asked))
             due, count = self.plan.due(step), len(batches)
-            is_full = count >= min(self._size, self.stepper.most)
+            is_full = count >= min(self.size, self.stepper.most)
             if is_full or any(due) or step == self.until or self.stop.requested:
                 yield Block(step, count, due, time.perf_counter() - began), batches
                 batches, began = [], time.perf_counter()
@@ -172,7 +172,7 @@ class Loop:
             found = {name: np.atleast_1d(x) for name, x in jax.device_get(scores).items()}
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
-            self._size = stepping.next_size(self._size, size, seconds)
+            self.size = stepping.next_size(self.size, size, seconds)
             for i, step in enumerate(range(last - size + 1, last + 1)):
                 self.log.meter.stepped(seconds / size, waited / size)
                 self.dog.beat(f"training, after step {step} of {self.plan.steps}")

@@ -135,6 +135,7 @@ def test_build_one_wants_exactly_one(text, count):
         ("random_resized_crop(8, area=(0, 'x'))", OPS, r"area=\(0, 'x'\) is not tuple"),
         ("cnn(widths=3, num_classes=2)", MODELS, r"widths=3 is not tuple\[int, \.\.\.\]"),
         ("cnn(batch_norm=1, num_classes=2)", MODELS, r"batch_norm=1 is not bool"),
+        ("cnn(dropout=1e999, num_classes=2)", MODELS, r"dropout=inf is not float"),
         ("mean_std((1, 'a'), (1, 1))", NORMALIZATIONS, r"mean=\(1, 'a'\) is not"),
     ],
 )

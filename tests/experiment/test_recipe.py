@@ -13,7 +13,7 @@ from jaxcls.evaluation import scoring
 from jaxcls.experiment.checks import check
 from jaxcls.experiment.recipe import keys
 from jaxcls.learning.gradients import Examples
-from jaxcls.learning.optimizers import path_name
+from jaxcls.learning.param_groups import path_name
 from jaxcls.models import naming
 from jaxcls.training import train
 from tests.test_laws import run

@@ -11,8 +11,8 @@ from jaxcls.learning.optimizers import (
     clip,
     decay_scales,
     decay_weights,
-    path_name,
 )
+from jaxcls.learning.param_groups import path_name
 from tests.stepping import at_rate
 
 RATES = jnp.float32([0.1, 0.1, 0.05, 0.02, 0.3])

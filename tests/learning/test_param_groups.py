@@ -14,9 +14,9 @@ from jaxcls import experiment
 from jaxcls.data import sources
 from jaxcls.errors import InputError
 from jaxcls.experiment.checks import check
-from jaxcls.learning import param_groups
-from jaxcls.learning.optimizers import clip, path_name
-from jaxcls.learning.param_groups import WHOLE, ParamGroup
+from jaxcls.learning import optimizers, param_groups
+from jaxcls.learning.optimizers import clip
+from jaxcls.learning.param_groups import WHOLE, ParamGroup, path_name
 from jaxcls.models.layers import BatchNorm
 from tests import stepping
 from tests.modules import KEY, built, shapes
@@ -253,7 +253,7 @@ def frozen_body(**changes):
 
 
 def test_there_is_no_optimizer_state_for_what_is_frozen():
-    state = param_groups.train_only(direction("adamw", 0.1), frozen_body()).init(START)
+    state = optimizers.train_only(direction("adamw", 0.1), frozen_body()).init(START)
     arrays = {path: x for path, x in paths(state).items() if np.ndim(x)}
     assert not [path for path in arrays if "body" in path]
     assert sum(x.size for x in arrays.values()) == 2 * (K + WIDTH * K)
@@ -261,7 +261,7 @@ def test_there_is_no_optimizer_state_for_what_is_frozen():
 
 def test_what_trains_is_updated_as_if_the_frozen_were_not_there():
     alone = clip(direction("adamw", 0.1), norm=0.5)
-    both = param_groups.train_only(alone, frozen_body())
+    both = optimizers.train_only(alone, frozen_body())
     head, states = START["head"], [alone.init(START["head"]), both.init(START)]
     rng = np.random.default_rng(5)
     for _ in range(2):
@@ -273,11 +273,11 @@ def test_what_trains_is_updated_as_if_the_frozen_were_not_there():
 
 def updated(params, changes, lr, step, found):
     """The params after `changes` at a rate."""
-    rate = param_groups.until_stop(
-        param_groups.at_rate(optax.identity(), lambda: found), lambda: found
+    rate = optimizers.until_stop(
+        optimizers.at_rate(optax.identity(), lambda: found), lambda: found
     )
     due, _ = rate.update(changes, rate.init(params), params, lr=jnp.float32(lr), step=step)
-    return param_groups.apply(params, due)
+    return optimizers.apply(params, due)
 
 
 def test_an_update_is_the_rate_times_the_scale_times_the_change():
