@@ -53,9 +53,7 @@ def read(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
     if found is None:
         return None
     if not isinstance(found, dict) or not {"format", *keys} <= found.keys():
-        raise InputError(
-            f"{file} is not what jaxcls study writes; put it right, or move it away"
-        )
+        raise _foreign(file)
     if found["format"] != FORMAT:
         raise InputError(
             f"{file} has format {found['format']}, and jaxcls {__version__} reads"
@@ -72,7 +70,10 @@ def read_plan(folder: pathlib.Path) -> Plan | None:
     found = read(folder / PLAN, *Plan._fields)
     if found is None:
         return None
-    cells = [Cell(**{**cell, "streams": tuple(cell["streams"])}) for cell in found["cells"]]
+    try:
+        cells = [Cell(**{**c, "streams": tuple(c["streams"])}) for c in found["cells"]]
+    except (KeyError, TypeError):
+        raise _foreign(folder / PLAN) from None
     return Plan(found["config"], cells, found["seeds"])
 
 
@@ -95,3 +96,9 @@ def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
             " study writes into its --workdir where it ends or is stopped; give that"
         )
     return found
+
+
+def _foreign(file: pathlib.Path) -> InputError:
+    return InputError(
+        f"{file} is not what jaxcls study writes; put it right, or move it away"
+    )

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from jaxcls import commands, experiment
 from jaxcls.errors import InputError
-from jaxcls.evaluation import assess, examples, passes, scoring
+from jaxcls.evaluation import assess, attacks, examples, passes, scoring
 from jaxcls.evaluation import table as tables
 from jaxcls.training import train
 from tests.scoring import predictions, score
@@ -187,6 +187,25 @@ def test_of_an_answer_only_what_is_asked_for_is_kept(loaded):
     np.testing.assert_array_equal(kept["model"]["best"], 9 - logits.argmax(1))
     np.testing.assert_array_equal(kept["model"]["place"], 9 - labels)
     np.testing.assert_array_equal(found, 9 - labels)
+
+
+def test_an_attack_is_against_the_label_wherever_its_column_is(loaded):
+    exp, params, _, _, _ = loaded
+    turned, given = 9 - np.arange(10), examples.of_run(exp, "test")
+
+    def hits(given):
+        subject = passes.Subject(exp, params, given, 60)
+        chosen = attacks.named("fgsm(8)", "--attacks")
+        scorer = passes.under_attacks(
+            subject, chosen, lambda x, y: {"hit": x.argmax(1) == y}
+        )
+        return passes.scored(subject, scorer)["hit"]
+
+    found = hits(given)
+    assert 0 < found.mean() < 0.9
+    np.testing.assert_array_equal(
+        hits(given._replace(columns=turned, places=turned)), found
+    )
 
 
 @pytest.fixture(scope="module")

@@ -209,3 +209,36 @@ def test_the_slope_of_a_penalty_is_a_sign_and_twice_the_param():
     np.testing.assert_array_equal(slope["head"]["kernel"], [[1.25, -2.25], [0.75, 0]])
     assert float(slope["head"]["bias"][0]) == 0
     assert float(slope["norm"]["scale"][0]) == 0
+
+
+@pytest.mark.slow
+def test_losses_and_their_gradients_are_pytorchs():
+    torch = pytest.importorskip("torch")
+    functional, weights = torch.nn.functional, [0.5, 1.0, 2.0, 0.1]
+
+    def bce(x, t):
+        each = functional.binary_cross_entropy_with_logits(x, t, reduction="none")
+        return each.mean(-1)
+
+    def distilled(x, t):
+        student, teacher = (functional.log_softmax(each / 3, -1) for each in (x, t))
+        each = functional.kl_div(student, teacher, reduction="none", log_target=True)
+        return 9 * each.sum(-1)
+
+    def class_weighted(x, t):
+        given = torch.tensor(weights)
+        return functional.cross_entropy(x, t.argmax(-1), given, reduction="none")
+
+    softmax_loss, scale = LOSSES["softmax"](), np.array(weights, np.float32)
+    for ours, theirs, targets in (
+        (LOSSES["sigmoid"](), bce, SOFT),
+        (lambda x, t: distill(x, t, 3.0), distilled, 5 * SOFT),
+        (weighted(softmax_loss, scale), class_weighted, HARD),
+    ):
+        logits = torch.tensor(LOGITS / 5, requires_grad=True)
+        value = theirs(logits, torch.tensor(targets))
+        value.sum().backward()
+        found = ours(jnp.asarray(LOGITS / 5), jnp.asarray(targets))
+        np.testing.assert_allclose(found, value.detach(), rtol=1e-5, atol=1e-6)
+        slope = jax.grad(lambda x, t, f=ours: f(x, t).sum())(LOGITS / 5, targets)
+        np.testing.assert_allclose(slope, logits.grad, rtol=1e-4, atol=1e-6)
