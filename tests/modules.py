@@ -22,6 +22,20 @@ def shapes(module, size, channels=3):
     return jax.eval_shape(lambda x: module.init_with_output(KEY, x, False), image)
 
 
+def outputs(text, size):
+    """{module: shape of what it gives}, computing nothing."""
+
+    def forward(x):
+        options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+        module = built(text)
+        return module.apply(module.init(KEY, x, False), x, False, **options)[1]
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    seen = jax.eval_shape(forward, image)["intermediates"]
+    leaves = jax.tree_util.tree_leaves_with_path(seen)
+    return {"/".join(p.key for p in path[:-2]): leaf.shape[1:] for path, leaf in leaves}
+
+
 def count(tree):
     """How many numbers the arrays of a tree hold."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

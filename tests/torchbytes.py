@@ -5,12 +5,28 @@ import struct
 import zipfile
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
 KINDS = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double"}
 KINDS |= {"int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char"}
 KINDS |= {"uint8": "Byte", "bool": "Bool"}
+RANDOM = np.random.default_rng(0)
+# One of each of these dtypes, and of none, one, two and four dimensions.
+ARRAYS = {
+    "conv.weight": RANDOM.normal(size=(2, 3, 1, 2)).astype(np.float32),
+    "half": RANDOM.normal(size=(3,)).astype(np.float16),
+    "brain": RANDOM.normal(size=(2, 2)).astype(ml_dtypes.bfloat16),
+    "double": RANDOM.normal(size=(2,)),
+    "bn.num_batches_tracked": np.array(7, np.int64),
+    "int": np.array([-3, 4], np.int32),
+    "short": np.array([-3, 4], np.int16),
+    "char": np.array([-3, 4], np.int8),
+    "byte": np.array([3, 250], np.uint8),
+    "bool": np.array([True, False, True]),
+    "empty": np.zeros((0, 3), np.float32),
+}
 
 
 class Named(NamedTuple):

@@ -113,13 +113,12 @@ def test_bytes_that_are_no_image_are_refused(data):
 @pytest.mark.parametrize("name", list(decode.FILTERS))
 def test_a_filter_is_that_of_pillow_or_opencv(name, size, channels):
     image = NOISE[:, :, :channels]
+    planes = [np.ascontiguousarray(image[:, :, k]) for k in range(channels)]
     if name in ("bilinear", "bicubic"):
-        planes = [Image.fromarray(image[:, :, k]) for k in range(channels)]
         how = Image.Resampling[name.upper()]
-        expected = [np.asarray(plane.resize(size[::-1], how)) for plane in planes]
+        expected = [Image.fromarray(plane).resize(size[::-1], how) for plane in planes]
     else:
         how = getattr(cv2, f"INTER_{name.upper()}")
-        planes = [np.ascontiguousarray(image[:, :, k]) for k in range(channels)]
         expected = [cv2.resize(plane, size[::-1], interpolation=how) for plane in planes]
     assert far(decode.resize(size, name)(image, None), np.stack(expected, -1)) == 0
     assert decode.resize(image.shape[:2], name)(image, None) is image

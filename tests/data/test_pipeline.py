@@ -8,6 +8,7 @@ from jaxcls import experiment
 from jaxcls.data import decode, sources
 from jaxcls.errors import InputError
 from jaxcls.experiment.checks import check
+from tests.data.test_batches import equal
 
 
 def built(tiny, **changes):
@@ -16,14 +17,6 @@ def built(tiny, **changes):
 
 def host(batches):
     return [jax.tree.map(np.asarray, batch) for batch in batches]
-
-
-def same(ours, theirs):
-    assert len(ours) == len(theirs) > 0
-    for a, b in zip(ours, theirs, strict=True):
-        assert jax.tree.structure(a) == jax.tree.structure(b)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_array_equal(x, y, strict=True)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -35,11 +28,11 @@ def test_resident_batches_are_those_that_are_streamed(tiny, devices, extra):
     one, other = next(resident.train_batches()).image, next(streamed.train_batches()).image
     assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
     for start in (0, 19):
-        same(host(resident.train_batches(start)), host(streamed.train_batches(start)))
+        equal(host(resident.train_batches(start)), host(streamed.train_batches(start)))
     evaluated = [
         host(exp.eval_batches("train[90%:]", "data.eval")) for exp in (resident, streamed)
     ]
-    same(*evaluated)
+    equal(*evaluated)
 
 
 def test_what_is_resident_is_decoded_once(tiny, monkeypatch):
@@ -65,7 +58,7 @@ def test_random_host_crops_are_streamed_or_refused(tiny):
     ops = {"data.train_ops": "decode(1) | random_resized_crop(8)"}
     images = [host(built(tiny, **ops, **{"data.resident": "auto"}).train_batches())]
     images.append(host(built(tiny, **ops, **{"data.resident": "off"}).train_batches()))
-    same(*images)
+    equal(*images)
     with pytest.raises(InputError, match="random_resized_crop, which gives other pixels"):
         next(built(tiny, **ops, **{"data.resident": "on"}).train_batches())
 
@@ -154,14 +147,14 @@ def test_sizes_grow_with_the_run_and_a_resume_finds_its_place(tiny):
     sides = [batch.image.shape[1] for batch in walked]
     assert sides == [6] * 5 + [8] * 9 + [12] * 6
     for start in (3, 5, 13, 14, 19):
-        same(host(exp.train_batches(start)), walked[start:])
+        equal(host(exp.train_batches(start)), walked[start:])
 
 
 def test_growing_takes_the_same_examples_and_boxes_as_one_size(tiny):
     fixed = {"data.train_ops": "decode(1) | random_resized_crop(12)"}
     ours = host(built(tiny, **GROWING, **{"length": "20 steps"}).train_batches())
     theirs = host(built(tiny, **{**GROWING, **fixed}, length="20 steps").train_batches())
-    same(ours[14:], theirs[14:])
+    equal(ours[14:], theirs[14:])
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a.label, b.label)
 

@@ -93,12 +93,7 @@ def test_processes_that_prepare_at_the_same_moment_all_succeed(tmp_path):
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        "train[33%:67%]", "train[-5:]", "test+train[:3]", "all",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("split", ["train[33%:67%]", "train[-5:]", "test+train[:3]", "all"])
 def test_a_split_holds_the_records_that_tfds_gives_for_it(digits, data_dir, split):
     builder = tfds.builder_from_directory(data_dir / "digits/1.0.0")
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -7,21 +7,7 @@ import pytest
 from scipy.signal import convolve
 
 from jaxcls.models.resnet import Block
-from tests.modules import KEY, built
-
-
-def outputs(text, size):
-    """{module: shape of what it gives}, computing nothing."""
-
-    def forward(x):
-        options = {"capture_intermediates": True, "mutable": ["intermediates"]}
-        module = built(text)
-        return module.apply(module.init(KEY, x, False), x, False, **options)[1]
-
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    seen = jax.eval_shape(forward, image)["intermediates"]
-    leaves = jax.tree_util.tree_leaves_with_path(seen)
-    return {"/".join(p.key for p in path[:-2]): leaf.shape[1:] for path, leaf in leaves}
+from tests.modules import KEY, outputs
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from jaxcls.errors import InputError
 from jaxcls.models.weights import torchfiles
 from tests.torchbytes import (
+    ARRAYS,
     MAGIC,
     Call,
     Named,
@@ -30,19 +31,6 @@ from tests.torchbytes import (
 )
 
 RANDOM = np.random.default_rng(0)
-ARRAYS = {
-    "conv.weight": RANDOM.normal(size=(2, 3, 1, 2)).astype(np.float32),
-    "half": RANDOM.normal(size=(3,)).astype(np.float16),
-    "brain": RANDOM.normal(size=(2, 2)).astype(ml_dtypes.bfloat16),
-    "double": RANDOM.normal(size=(2,)),
-    "bn.num_batches_tracked": np.array(7, np.int64),
-    "int": np.array([-3, 4], np.int32),
-    "short": np.array([-3, 4], np.int16),
-    "char": np.array([-3, 4], np.int8),
-    "byte": np.array([3, 250], np.uint8),
-    "bool": np.array([True, False, True]),
-    "empty": np.zeros((0, 3), np.float32),
-}
 PARAMETER = Named("torch._utils", "_rebuild_parameter")
 FORMATS = pytest.mark.parametrize("write", [zipped, legacy])
 
@@ -70,9 +58,7 @@ def refused(folder, data, reason):
 def check(found, expected):
     assert list(found) == list(expected)
     for name, values in expected.items():
-        assert found[name].dtype == values.dtype, name
-        assert found[name].shape == values.shape, name
-        assert np.array_equal(found[name], values), name
+        np.testing.assert_array_equal(found[name], values, name, strict=True)
 
 
 @FORMATS
