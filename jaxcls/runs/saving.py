@@ -83,7 +83,12 @@ class Checkpoints:
         items = checkpoint.items_of(checkpoint.to_tree(state))
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         args["meta"] = ocp.args.JsonSave(meta)
-        try:  # The training loop decides; without `force` orbax would skip some saves.
+        needed = sum(array.nbytes for array in jax.tree.leaves(items))
+        try:
+            free = hosts.on_first(lambda: shutil.disk_usage(self._folder).free)
+            if free < needed:  # Else the records would find no room either.
+                raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
+            # The training loop decides; without `force` orbax would skip some saves.
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)

@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+from collections import namedtuple
 
 import orbax.checkpoint as ocp
 import pytest
@@ -73,6 +74,15 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
         with files_of_at_most(1000), pytest.raises(InputError, match=said):
             saves.save_now(make(4), checkpoint.digests(make(4)))
     assert checkpoint.steps(tmp_path) == [3]
+
+
+def test_a_save_that_finds_no_room_writes_nothing(tmp_path, monkeypatch, caplog):
+    usage = namedtuple("usage", "total used free")(10**6, 10**6, 12)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
+        saves.save(make(3), checkpoint.digests(make(3)))
+    assert "bytes are needed and 12 are free" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
