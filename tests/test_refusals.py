@@ -24,6 +24,8 @@ REFUSED = [
         {"optim.lr_scales": "{'bias$': 0}"},
         r"^optim.lr_scales=.* \(0 is not a number above 0\); try {'bias\$': 2.0}$",
     ),
+    ({"optim.layer_decay": 1e-20}, r"leaves .* no rate to speak of, below .*; try 0.75$"),
+    ({"optim.schedule": ""}, r"names 0 things where one is needed"),
     ({"optim.lr_scales": "bias"}, r"must be a table of regular expressions"),
     ({"optim.lr_scales": "{'(': 1}"}, r"must be a table of regular expressions"),
     ({"optim.lr_scales": "{'x/': 1}"}, r"lr_scales: 'x/' matches no parameter"),

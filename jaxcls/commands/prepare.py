@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             folder = preparing.prepare(options, root)
     manifest = sources.manifest(folder)
     counts = {split: sum(n) for split, n in manifest["examples"].items()}
-    print(
+    preparing.say(
         f"done: {folder.parent.name} {preparing.pairs(counts)}"
         f" classes={len(manifest['classes'])} rejected={manifest['rejected']}"
         f" {manifest['fingerprint'][:19]} in {folder}"

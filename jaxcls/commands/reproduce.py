@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     with archive.opened(args.workdir) as folder:
         if args.pack:
-            archive.pack(folder, args.pack)
+            archive.pack(folder, cli.new_file(args.pack, "--pack", "run.tar.gz"))
             print(f"packed: {args.pack}")
             return DONE
         recorded = archive.read(folder, args.workdir)

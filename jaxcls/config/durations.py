@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from jaxcls.errors import InputError
 
-_NUMBER = r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[0-9]{1,2})?)"
+_NUMBER = r"((?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:e[0-9]{1,2})?)"
 _FORM = re.compile(_NUMBER + r"\s*(step|epoch|example|percent)s?")
 
 

@@ -24,6 +24,7 @@ SUFFIXES = (
 SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
 # The largest readable file in bytes; MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
+MAX_DEPTH = 100  # The deepest nesting of folders.
 LIST = "-"  # Stands for a list of paths on standard input.
 _CHUNK = 1 << 16  # Bytes per read of the list; every path is shorter.
 
@@ -166,6 +167,9 @@ def walk(folder: str) -> Iterator[str | Bad]:
         here = status.st_dev, status.st_ino
         if here in above:
             yield Bad(name, "a link to a folder that it lies in")
+            return
+        if len(above) > MAX_DEPTH:
+            yield Bad(name, f"a folder over {MAX_DEPTH} deep")
             return
         if prefix:
             yield prefix

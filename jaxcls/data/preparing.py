@@ -69,7 +69,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)
         classes = f"{len(found.class_names)} classes"
-        print(f"{options.source}: {found.kind}, {classes}, {pairs(counts)}", flush=True)
+        say(f"{options.source}: {found.kind}, {classes}, {pairs(counts)}")
         contents = writer.Contents(folder, options.name)
         outcome = Outcome(found.rejected, contents)
         for split, listing in found.splits.items():
@@ -89,7 +89,7 @@ def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
             shrink=options.shrink._asdict() if options.shrink else None,
         )
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):
-        print(f"note: {note}")
+        say(f"note: {note}")
     return target
 
 
@@ -161,7 +161,7 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
             f"{found}; all of them are in {path}; put them right, or leave them out with"
             f" --max_bad={n}"
         )
-    print(f"note: {found}; all of them are in {path}")
+    say(f"note: {found}; all of them are in {path}")
     for split, kept in outcome.kept.items():
         if not kept.labels.size:
             raise InputError(f"{options.source}: no image of split {split} can be used")
@@ -179,3 +179,9 @@ def _check_names(class_names: Sequence[str]) -> None:
 def pairs(counts: dict[str, int]) -> str:
     """Formats counts as ``train=80 val=20``."""
     return " ".join(f"{split}={count}" for split, count in counts.items())
+
+
+def say(text: str) -> None:
+    """Prints a line; escapes characters that the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

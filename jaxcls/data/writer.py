@@ -204,12 +204,17 @@ def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _lock(descriptor: int, target: pathlib.Path) -> None:
     """Allows one writer per dataset; the system releases the lock of a dead process."""
+    busy = InputError(f"{target} is being written by another process; wait")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{target} is being written by another process; wait") from None
+        raise busy from None
     except OSError:  # Some network file systems cannot lock a folder.
         pass
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
+            return
+    raise busy  # A failed process removed the folder after it was opened here.
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -95,6 +95,7 @@ def _optimizer(recipe: Recipe) -> None:
     """Checks the combination of rate, average and freezing."""
     config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
     key = f"optim.schedule={optim.schedule!r}"
+    _ = recipe.schedule  # It raises unless the text is one schedule.
     name = calls.parse(optim.schedule, "optim.schedule")[0].name
     if plan.warmup and name in schedules.RISING:
         raise InputError(

@@ -4,9 +4,10 @@ The weights of a run are treated as a file, with the foreign names of its model.
 the text "weights" stands for the preprocessing of the weights.
 """
 
-import contextlib
 import hashlib
+import json
 import math
+import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -134,9 +135,13 @@ def _check_grid(recipe: Recipe, paths: Iterable[str], there: tuple[int, ...]) ->
 
 def is_run(place: str) -> bool:
     """Returns whether a place is a run's folder."""
-    with contextlib.suppress(InputError):  # Of a file, of a hub, or missing.
-        return bool(Workdir(place).read())
-    return False
+    if weights.is_hub(place):
+        return False
+    try:
+        saved = json.loads((pathlib.Path(place).expanduser() / "config.json").read_bytes())
+    except (OSError, RuntimeError, ValueError):  # It is a file or missing.
+        return False
+    return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
 
 
 def read_run(place: str, key: str) -> Run:

@@ -135,6 +135,6 @@ def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:
     return [
         record
         for record in records.read(folder.metrics)
-        if record.get("kind") in of_state
+        if str(record.get("kind")) in of_state
         and record.get(of_state[record["kind"]], record["step"]) == step
     ]

@@ -82,6 +82,11 @@ def divide(
     for path in paths:
         layer = path.partition("/")[0]
         scale = layer_decay ** (len(groups) - 1 - depth[layer])
+        if scale < 1e-30:  # Float32 could not tell it from frozen.
+            raise InputError(
+                f"optim.layer_decay={layer_decay} leaves {path} no rate to speak of, below"
+                f" {len(groups)} layers; try 0.75"
+            )
         is_head = layer == "head"
         scale *= math.prod(factors[path]) * (head_lr if is_head else 1.0)
         start = 0 if is_head else head_first

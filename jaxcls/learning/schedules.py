@@ -26,6 +26,8 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 # These schedules start below the peak, so a warm-up before them is refused.
 RISING = ("one_cycle", "triangular")
+# More drops in one run are a mistake, and their table would be too large for a device.
+MOST_DROPS = 100_000
 
 
 class Span(NamedTuple):
@@ -82,11 +84,16 @@ def step(
 
     Periods start at step 0 and include warm-up, as papers count epochs; torchvision's
     script counts from the end of warm-up. The k-th drop is at step round(k * every). Raises
-    ValueError for a period below one step.
+    ValueError for over 100,000 drops.
     """
     check_range("(0, 1]", 0.1, factor=factor)
     period = _period("every", every, span)
     count = math.floor(span.last / period + Fraction(1, 2))
+    if count > MOST_DROPS:
+        raise ValueError(
+            f"every={every!r} is {count} drops in a run, over {MOST_DROPS}, such as"
+            " '30 epochs'"
+        )
     drops = [durations.step_of(k, period) for k in range(1, count + 1)]
     return _dropping(peak, span, drops, factor)
 
@@ -259,10 +266,10 @@ def _dropping(peak: float, span: Span, drops: Sequence[int], factor: float) -> S
 
 
 def _period(name: str, text: str, span: Span) -> Fraction:
-    """Returns the steps of a duration; raises ValueError if it is below one step."""
+    """Returns the steps of a duration; raises ValueError if it is 0."""
     steps = Fraction(span.steps(text))
-    if steps < 1:
-        raise ValueError(f"{name}={text!r} must be at least 1 step, such as '30 epochs'")
+    if steps <= 0:
+        raise ValueError(f"{name}={text!r} must be above 0, such as '30 epochs'")
     return steps
 
 

@@ -171,10 +171,15 @@ def _kept(
     if found["gallery"].tolist() != [str(FORMAT), key]:
         say(f"{shown(str(cache))} is of another model or version; all are read anew")
         return {}
-    stamps = map(tuple, found["status"].tolist())
-    return dict(
-        zip(found["path"].tolist(), zip(stamps, found["embed"], strict=True), strict=True)
-    )
+    try:
+        paths, stamps = found["path"].tolist(), [tuple(x) for x in found["status"].tolist()]
+        embed = found["embed"].astype(np.float32, casting="no")
+        if embed.ndim != 2 or not np.isfinite(embed).all():
+            raise ValueError("its features are not finite rows")
+        return dict(zip(paths, zip(stamps, embed, strict=True), strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        say(f"{shown(str(cache))} is damaged ({first_line(error)}); all are read anew")
+        return {}
 
 
 def _write(

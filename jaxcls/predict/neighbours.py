@@ -69,7 +69,7 @@ def _units(rows: np.ndarray) -> np.ndarray:
     """Returns rows [n, D] scaled to length 1; rows of zeros stay."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     lengths[lengths == 0] = 1
-    return (rows / lengths[:, None]).astype(np.float32)
+    return np.divide(rows, lengths[:, None], out=np.empty_like(rows), casting="same_kind")
 
 
 def _similarities(rows: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ class Recorded(NamedTuple):
     metrics: list[dict[str, Any]]
 
 
-def pack(folder: str, file: str) -> None:
+def pack(folder: str, file: pathlib.Path) -> None:
     """Writes the archive that `reproduce` needs; one run always gives the same bytes.
 
     The archive leaves out the paths of this machine: data.dir is empty, and init.weights
@@ -58,7 +58,7 @@ def pack(folder: str, file: str) -> None:
             member = tarfile.TarInfo(f"{workdir.path.name}/{name}")
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
-    with atomic.writing(pathlib.Path(file).expanduser(), "wb") as out:
+    with atomic.writing(file, "wb") as out:
         out.write(gzip.compress(raw.getvalue(), mtime=0))
 
 
@@ -78,9 +78,10 @@ def opened(given: str) -> Iterator[str]:
             raw = gzip.decompress(path.read_bytes())
             with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
                 for member in archive:
-                    member.name = pathlib.PurePosixPath(member.name).name
-                    if member.isfile() and member.name in PACKED:
-                        archive.extract(member, scratch, filter="data")
+                    name = pathlib.PurePosixPath(member.name).name
+                    content = archive.extractfile(member)  # None unless it is a file.
+                    if content and name in PACKED:
+                        pathlib.Path(scratch, name).write_bytes(content.read())
             if missing := set(PACKED) - set(os.listdir(scratch)):
                 raise OSError(f"it lacks {min(missing)}")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

@@ -14,6 +14,7 @@ Several processes may share a folder. Only the first process lists, moves and re
 checkpoints. A checkpoint is whole if every process can read it.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -60,7 +61,9 @@ def take_pending(folder: pathlib.Path, step: int) -> bool:
     done. It moves to ``N.pending``, so the state can be saved again after that work.
     `bring_back` undoes the move, also after a crash. For the first process alone.
     """
-    is_pending = bool(meta_of(folder, step).get("pending"))
+    is_pending = False
+    with contextlib.suppress(CorruptError):
+        is_pending = bool(meta_of(folder, step).get("pending"))
     if is_pending:
         (folder / str(step)).rename(folder / f"{step}.pending")
     return is_pending

@@ -69,8 +69,10 @@ def _command() -> list[str]:
 @functools.cache
 def _packages() -> list[str]:
     """Returns every installed package as ``name==version``, sorted."""
-    found = (package.metadata for package in importlib.metadata.distributions())
-    return sorted({f"{each['Name']}=={each['Version']}" for each in found}, key=str.lower)
+    # What is left of a removed package may have no name.
+    found: list[Any] = [each.metadata for each in importlib.metadata.distributions()]
+    names = {f"{each.get('Name')}=={each.get('Version')}" for each in found}
+    return sorted(names, key=str.lower)
 
 
 def cpu() -> dict[str, Any]:

@@ -69,8 +69,6 @@ class Checkpoints:
         if not all_finite(state):
             raise RuntimeError(f"state of step {step} is not finite, and is not saved")
         self._policy.also = {best}
-        if not anchor:  # After a rewind, the best at the anchor is the best again.
-            self._policy.also.update(*hosts.on_first(self._anchors)[-1:])
         meta = {
             "format": checkpoint.FORMAT,
             "step": step,
@@ -85,6 +83,8 @@ class Checkpoints:
         args["meta"] = ocp.args.JsonSave(meta)
         needed = sum(array.nbytes for array in jax.tree.leaves(items))
         try:
+            if not anchor:  # After a rewind, the best at the anchor is the best again.
+                self._policy.also.update(*hosts.on_first(self._anchors)[-1:])
             free = hosts.on_first(lambda: shutil.disk_usage(self._folder).free)
             if free < needed:  # Else the records would find no room either.
                 raise OSError(f"{needed:,} bytes are needed and {free:,} are free")

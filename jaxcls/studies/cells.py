@@ -107,6 +107,8 @@ def streams_of(vary: str) -> tuple[str, ...]:
 def _combined(grid: Sequence[str]) -> list[dict[str, str]]:
     """Returns every combination of the values; the last key changes fastest."""
     axes = _axes(grid, "--grid", "optim.lr=0.01,0.1")
+    if math.prod(map(len, axes.values())) > _MOST_CELLS:
+        raise InputError(f"--grid makes more than {_MOST_CELLS:,} cells; give fewer values")
     return [
         dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
     ]
@@ -181,6 +183,8 @@ def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]
         if wrong:
             raise InputError(f"{flag} {text!r}: {wrong}")
         axes[key] = split(values)
+        if len(set(axes[key])) < len(axes[key]):
+            raise InputError(f"{flag} {text!r} names a value twice; give each once")
     return axes
 
 

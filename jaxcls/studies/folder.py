@@ -72,8 +72,12 @@ def read_plan(folder: pathlib.Path) -> Plan | None:
         return None
     try:
         cells = [Cell(**{**c, "streams": tuple(c["streams"])}) for c in found["cells"]]
+        is_ours = bool(cells) and isinstance(found["config"], dict)
+        is_ours &= all(isinstance(cell.name, str) for cell in cells)
     except (KeyError, TypeError):
-        raise _foreign(folder / PLAN) from None
+        is_ours = False
+    if not is_ours:
+        raise _foreign(folder / PLAN)
     return Plan(found["config"], cells, found["seeds"])
 
 
@@ -95,6 +99,8 @@ def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
             f"{flag}={folder} is not a study's folder: it has no {RESULT}, which jaxcls"
             " study writes into its --workdir where it ends or is stopped; give that"
         )
+    if not isinstance(found["cells"], list):
+        raise _foreign(folder / RESULT)
     return found
 
 

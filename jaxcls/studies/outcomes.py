@@ -93,9 +93,18 @@ def lacks_last_step(folder: Workdir) -> dict[str, Any] | None:
     return final if folder.config().data.test and not read_last_step(folder) else None
 
 
-def read_last_step(folder: Workdir) -> Any:
-    """Returns the record of the last step on data.test, or None without such a file."""
-    return atomic.read_json(folder.path / LAST_STEP)
+def read_last_step(folder: Workdir) -> dict[str, Any] | None:
+    """Returns the record of the last step on data.test, or None without such a file.
+
+    Raises `InputError` if the file holds anything else.
+    """
+    found = atomic.read_json(folder.path / LAST_STEP)
+    if found is not None and not (isinstance(found, dict) and {"step", "n"} <= set(found)):
+        raise InputError(
+            f"{folder.path / LAST_STEP} is no record of a last step; move it away, and the"
+            " same command scores it again"
+        )
+    return found
 
 
 def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class Meter:
     def eta(self) -> float:
         """The seconds to the last step, at the mean pace of this start.
 
-        The pace includes evaluations and saves, and no compilation.
+        The pace includes evaluations and saves, and not the compilation of the step.
         """
         total = self._total
         if not total["steps"]:

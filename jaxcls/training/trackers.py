@@ -105,10 +105,10 @@ class WandB:
         self._run: Any = None
         wandb = imported(project)
         known = folder / "wandb-id"
-        if not known.exists():
-            atomic.write(known, secrets.token_hex(4))
         patience = os.environ.get("WANDB_FINISH_TIMEOUT", _PATIENCE)
         try:
+            if not known.exists():
+                atomic.write(known, secrets.token_hex(4))
             self._run = wandb.init(
                 project=project,
                 dir=str(folder),

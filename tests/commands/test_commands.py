@@ -98,6 +98,7 @@ REFUSED = {
         ("--random=optim.lr=1,2", "nothing without --cells"),
         ("--grid optim.lr=0.1,x", "cell optim.lr=x: "),
         ("--grid optim.lr=0.1,0.10", "the same recipe"),
+        ("--grid optim.lr=0.1,0.1", "names a value twice"),
         (
             "--vary=order --config.seeds.order=1",
             "--config.seeds.order is what --seeds varies",
@@ -173,6 +174,7 @@ REFUSED = {
         ("--steps=three", "^--steps=three must be a whole number, at least 0"),
         ("--tolerance=nan", "^--tolerance=nan must be a number, at least 0"),
         ("--config.optim.lr=1", "--config.optim.lr comes from the run's folder"),
+        ("--pack=/dev/null", "--pack=/dev/null is a stream, and must be a file"),
     ],
     "reproduce": [
         ("--workdir=nowhere", "--workdir=nowhere is not a run's folder"),

@@ -142,6 +142,11 @@ def test_what_is_no_list_of_paths_is_refused(text, said):
         list(files.listed(io.BytesIO(text), b"\n"))
 
 
+def test_a_folder_too_deep_is_said(tmp_path):
+    (tmp_path / "/".join("a" * 102)).mkdir(parents=True)
+    assert files.Bad("/".join("a" * 101), "a folder over 100 deep") in files.walk(tmp_path)
+
+
 def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path, "/dev/zero"):

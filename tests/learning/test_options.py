@@ -80,7 +80,8 @@ TABLES = {
         ("optim.schedule", "polynomial(power=0.0)", "power=0.0 must be in (0, inf)"),
         ("optim.schedule", "polynomial", "power"),
         ("optim.schedule", "step(factor=2.0)", "factor=2.0 must be in (0, 1]"),
-        ("optim.schedule", "step(every='0.5 steps')", "every='0.5 steps' must be at least"),
+        ("optim.schedule", "step(every='0 steps')", "every='0 steps' must be above 0"),
+        ("optim.schedule", "step(every='.0001 steps')", "drops in a run, over 100000"),
         ("optim.schedule", "multistep(at=('3 epochs', '2 epochs'))", "must rise"),
         ("optim.schedule", "multistep(at='30 epochs')", "is not"),
         ("optim.schedule", "exponential(every='soon')", "'soon' is not a duration"),
@@ -88,7 +89,7 @@ TABLES = {
         (
             "optim.schedule",
             "rsqrt(timescale='0 epochs')",
-            "timescale='0 epochs' must be at",
+            "timescale='0 epochs' must be above 0",
         ),
         ("optim.wrapper", "lookahead(every=0)", "every=0 must be in [1, inf), such as 5"),
         ("optim.wrapper", "lookahead(rate=0.0)", "rate=0.0 must be in (0, 1], such as 0.5"),

@@ -126,6 +126,14 @@ def test_a_file_that_is_cut_is_said_and_made_again(refresh, tmp_path, where):
     assert refresh()[1:] == ([], [])
 
 
+def test_a_file_without_its_times_is_said_and_made_again(refresh, tmp_path):
+    refresh()
+    with np.load(tmp_path / "cache.npz") as cache:
+        left = {name: cache[name] for name in cache if name != "status"}
+    np.savez(tmp_path / "cache.npz", **left)
+    assert "is damaged" in refresh()[2][0]
+
+
 def test_every_flipped_byte_of_the_features_is_seen(refresh, tmp_path):
     refresh()
     cache = tmp_path / "cache.npz"

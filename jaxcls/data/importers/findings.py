@@ -31,6 +31,8 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
             more = f" and {len(empty) - 3:,} more classes" if len(empty) > 3 else ""
             lines.append(f"{split} has no image of {', '.join(empty[:3])}{more}")
         present = np.flatnonzero(counts)
+        if not present.size:
+            continue
         low, high = (present[pick(counts[present])] for pick in (np.argmin, np.argmax))
         if counts[high] >= IMBALANCE * counts[low]:
             lines.append(

@@ -55,8 +55,9 @@ def idx(path: pathlib.Path, _: pathlib.Path) -> ImageSource:
 
 def _file(folder: pathlib.Path, stem: str, kind: str) -> pathlib.Path | None:
     """Returns the file under one of the names that mirrors give it, or None."""
-    found = folder.glob(f"{stem}-{kind.replace('-', '?')}-ubyte*")
-    return next((place for place in sorted(found) if place.is_file()), None)
+    found = sorted(folder.glob(f"{stem}-{kind.replace('-', '?')}-ubyte*"))
+    whole = (place for place in found if place.name.endswith(("-ubyte", "-ubyte.gz")))
+    return next((place for place in whole if place.is_file()), None)
 
 
 def _array(path: pathlib.Path, dimensions: int) -> np.ndarray:

@@ -67,10 +67,14 @@ def _train(
         raise InputError(f"{path} holds no tar such as n01440764.tar; {REMEDY}")
     rule = "not the tar of a class, such as n01440764.tar"
     listing = _images(tree, TRAIN_IMAGE, rule, rejected)
+    wnids = np.array(class_names, "S9")
+    # The first nine bytes of a name are its class; a file of no class's tar has another.
+    is_known = np.isin(listing.names.astype("S9"), wnids)
+    rejected += [(os.fsdecode(name), rule) for name in listing.names[~is_known]]
+    listing = listing.subset(np.flatnonzero(is_known))
     if not len(listing.names):
         raise InputError(f"{path} holds no image; {REMEDY}")
-    wnid_of = listing.names.astype("S9")  # The first nine bytes of each name.
-    labels = np.searchsorted(np.array(class_names, "S9"), wnid_of)
+    labels = np.searchsorted(wnids, listing.names.astype("S9"))
     return class_names, listing._replace(labels=labels.astype(np.int32))
 
 

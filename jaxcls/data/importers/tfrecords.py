@@ -55,7 +55,9 @@ def tfds_folder(path: pathlib.Path) -> pathlib.Path | None:
     """
     if _is_tfrecord(path):
         return path
-    versions = [folder for folder in path.glob("*.*.*") if _is_tfrecord(folder)]
+    versions = [
+        folder for folder in path.glob("[0-9]*.[0-9]*.[0-9]*") if _is_tfrecord(folder)
+    ]
     return versions[0] if len(versions) == 1 else None
 
 

@@ -28,6 +28,7 @@ from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import tars
 from jaxcls.errors import InputError
 
+_FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 # The standard library has no one exception for damaged archives. zipfile raises
 # NotImplementedError for an unknown compression or version.
 _DAMAGES = (
@@ -219,5 +220,11 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
         )
     unpacked = scratch / "unpacked.tar"
     with unpacked.open("wb") as out, kind(path) as packed:
-        shutil.copyfileobj(packed, out, 1 << 24)
+        while chunk := packed.read(1 << 24):
+            if shutil.disk_usage(scratch).free < _FREE:
+                raise InputError(
+                    f"{path} unpacks to more than {out.tell():,} bytes, and {scratch} is"
+                    " full; unpack it where there is room, and give the folder"
+                )
+            out.write(chunk)
     return unpacked

@@ -70,10 +70,19 @@ def fetch(repository: Repository, name: str) -> pathlib.Path | None:
         is_local = isinstance(error, errors.LocalEntryNotFoundError)
         if isinstance(error, errors.EntryNotFoundError) and not is_local:
             return None
-    if cached is None:
+    if cached is None or _is_answer(error):
         raise _refusal(repository, name, error)
     # The cache also knows which files the hub lacks.
     return pathlib.Path(cached) if isinstance(cached, str) else None
+
+
+def _is_answer(error: Exception | None) -> bool:
+    """Returns whether a hub that works refuses, or this machine cannot store the file.
+
+    Else the hub is not reached, and a file of the cache serves.
+    """
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return (400 <= status < 500 and status != 429) or bool(getattr(error, "errno", 0))
 
 
 def _ask(url: str) -> None:

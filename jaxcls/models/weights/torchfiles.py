@@ -78,7 +78,12 @@ def _from_zip(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
             if order != b"little":
                 raise RefusedError(f"its byteorder is {order[:20]!r}, and must be 'little'")
         elements = {}
-        for storage in {tensor.storage for tensor in tensors.values()}:
+        storages = {tensor.storage for tensor in tensors.values()}
+        # Members may lie within each other, so that a small file holds large storages.
+        total = sum(each.length * each.dtype.itemsize for each in storages)
+        if total > size:
+            raise RefusedError(f"it has {size} bytes, and its storages {total}")
+        for storage in storages:
             name = f"{root}/data/{storage.key}"
             found = np.frombuffer(_member(archive, name), storage.dtype)
             if len(found) != storage.length:

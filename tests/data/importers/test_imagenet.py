@@ -154,6 +154,7 @@ def test_what_is_not_safe_to_name_is_rejected(source):
         member("../n01440764.tar", 512),
         member("notes.txt", 5),
         member("n1.tar", 5),
+        member("n01440999/a.JPEG", 5),
     ]
     path = source(**{TRAIN: tar(inner, outer), VAL: tar(VALS, [member("x.JPEG", 1)])})
     found = listed(path)
@@ -170,6 +171,7 @@ def test_what_is_not_safe_to_name_is_rejected(source):
             ("../n01440764.tar", out),
             ("notes.txt", other),
             ("n1.tar", other),
+            ("n01440999/a.JPEG", other),
             ("x.JPEG", "not named as ILSVRC2012_val_00000001.JPEG"),
         ]
     )
