@@ -135,7 +135,7 @@ class ViT(nn.Module):
         tokens = []
         if self.pool == "token":
             token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
-            tokens = [jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))]
+            tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))]
         if self.token_position:
             x, tokens = jnp.concatenate([*tokens, x], axis=1), []
         x = x + self._positions(*grid).astype(self.dtype)
