@@ -263,8 +263,11 @@ def test_an_option_out_of_range_is_refused_by_name(text):
 @pytest.mark.parametrize("text", ["alexnet(dropout=0.9)", "cnn(dropout=0.5, dense=32)"])
 def test_dropout_is_of_training_alone_and_of_its_key(text):
     module = built(text, num_classes=5)
-    images = jax.random.normal(KEY, (1, 63, 63, 3))
-    made = jax.jit(lambda: module.init(KEY, images, False))()
+    images, rng = jax.random.normal(KEY, (1, 63, 63, 3)), np.random.default_rng(0)
+    made = jax.tree.map(
+        lambda like: 0.1 * rng.standard_normal(like.shape, np.float32),
+        jax.eval_shape(lambda: module.init(KEY, images, False)),
+    )
     apply = jax.jit(
         lambda train, key: module.apply(made, images, train, rngs={"dropout": key}).logits,
         static_argnums=0,
