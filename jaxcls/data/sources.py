@@ -23,8 +23,6 @@ from jaxcls.data.example import LABELS, MANIFEST, Example, parse
 from jaxcls.data.published import Facts as Facts
 from jaxcls.errors import InputError, did_you_mean, first_line
 
-Record = tuple[bytes, int]
-
 _MANY = 100_000  # Reading the labels of this many examples prints a line.
 
 
@@ -139,7 +137,7 @@ class Source:
         file = f"record {left + shard.skip} of {os.path.basename(shard.filename)}"
         return f"record {row} of split {self._split!r} ({file})"
 
-    def read(self, indices: np.ndarray) -> Iterator[Record]:
+    def read(self, indices: np.ndarray) -> Iterator[tuple[bytes, int]]:
         """Yields (encoded image, label) of each of `indices` [N] int64 in 0..len-1, lazily.
 
         The caller uses a record while it is in the cache. TFDS's `__getitems__` starts

@@ -19,7 +19,7 @@ from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
 from jaxcls.devices import mesh
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
-from jaxcls.experiment.initial import Initial, Run
+from jaxcls.experiment.initial import Initial, TrainedModel
 from jaxcls.experiment.plan import Plan
 from jaxcls.experiment.programs import Programs
 from jaxcls.experiment.recipe import Recipe
@@ -82,7 +82,7 @@ class Experiment:
         return initial.load(self.recipe) if self.config.init.weights else None
 
     @functools.cached_property
-    def teacher(self) -> Run | None:
+    def teacher(self) -> TrainedModel | None:
         """The model of distill.run, whose logits the run learns; None if it is ""."""
         return teacher.load(self.recipe) if self.config.distill.run else None
 

@@ -52,7 +52,7 @@ class Initial(NamedTuple):
     fingerprint: str
 
 
-class Run(NamedTuple):
+class TrainedModel(NamedTuple):
     """A run read from its folder; the variables are for predictions."""
 
     recipe: Recipe
@@ -144,7 +144,7 @@ def is_run(place: str) -> bool:
     return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
 
 
-def read_run(place: str, key: str) -> Run:
+def read_run(place: str, key: str) -> TrainedModel:
     """Returns the run of a folder at its best checkpoint.
 
     key: The config key that names the folder, for messages.
@@ -171,10 +171,10 @@ def read_run(place: str, key: str) -> Run:
     digest = hashlib.sha256()
     for path, array in naming.flatten(variables).items():
         digest.update(f"{path} {array.shape}\n".encode() + np.asarray(array).tobytes())
-    return Run(recipe, variables, f"sha256:{digest.hexdigest()}")
+    return TrainedModel(recipe, variables, f"sha256:{digest.hexdigest()}")
 
 
-def _as_file(run: Run) -> weights.Weights:
+def _as_file(run: TrainedModel) -> weights.Weights:
     """Returns the weights of a run in the form of a file."""
     table = next(iter(run.recipe.module.namings().values()))
     tensors = naming.to_theirs(run.variables, table)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcls.data.batch import Batch
 from jaxcls.devices import memory, mesh
 from jaxcls.experiment import recipe
-from jaxcls.experiment.initial import Run
+from jaxcls.experiment.initial import TrainedModel
 from jaxcls.experiment.recipe import Recipe
 from jaxcls.learning import gradients, multistep, step
 
@@ -26,7 +26,9 @@ class Programs:
     load_teacher: Returns the teacher, or None.
     """
 
-    def __init__(self, recipe: Recipe, load_teacher: Callable[[], Run | None]) -> None:
+    def __init__(
+        self, recipe: Recipe, load_teacher: Callable[[], TrainedModel | None]
+    ) -> None:
         self.config, self.data, self.recipe = recipe.config, recipe.data, recipe
         self._load_teacher = load_teacher
 

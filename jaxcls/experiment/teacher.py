@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxcls.errors import InputError
 from jaxcls.experiment import initial
-from jaxcls.experiment.initial import Run
+from jaxcls.experiment.initial import TrainedModel
 from jaxcls.experiment.recipe import Recipe
 
 _KEY = "distill.run"
 
 
-def load(student: Recipe) -> Run:
+def load(student: Recipe) -> TrainedModel:
     """Returns the teacher of a recipe, at its best checkpoint.
 
     Raises `InputError` if distill.run is not a run's folder, or the teacher has other

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcls.evaluation.figures import Assessment, Robustness
-
-Record = dict[str, Any]
+from jaxcls.runs.records import Record
 
 
 class Picture(NamedTuple):

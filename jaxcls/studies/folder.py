@@ -17,7 +17,7 @@ PLAN, RESULT = "plan.json", "study.json"
 FORMAT = 1
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     """The base config of a study, and the cells and seeds of all its calls."""
 
     config: dict[str, Any]
@@ -62,12 +62,12 @@ def read(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
     return found
 
 
-def read_plan(folder: pathlib.Path) -> Plan | None:
+def read_plan(folder: pathlib.Path) -> StudyPlan | None:
     """Returns the plan of a study's folder, or None if there is no such file.
 
     Raises `InputError` if the file is no plan of this format.
     """
-    found = read(folder / PLAN, *Plan._fields)
+    found = read(folder / PLAN, *StudyPlan._fields)
     if found is None:
         return None
     try:
@@ -78,10 +78,10 @@ def read_plan(folder: pathlib.Path) -> Plan | None:
         is_ours = False
     if not is_ours:
         raise _foreign(folder / PLAN)
-    return Plan(found["config"], cells, found["seeds"])
+    return StudyPlan(found["config"], cells, found["seeds"])
 
 
-def write_plan(folder: pathlib.Path, plan: Plan) -> None:
+def write_plan(folder: pathlib.Path, plan: StudyPlan) -> None:
     """Writes the plan of a study."""
     cells = [cell._asdict() for cell in plan.cells]
     saved = {"format": FORMAT, **plan._asdict(), "cells": cells}

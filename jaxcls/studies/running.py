@@ -23,7 +23,7 @@ from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 from jaxcls.studies import outcomes, summary
 from jaxcls.studies.cells import Cell
-from jaxcls.studies.folder import Plan, run_folder
+from jaxcls.studies.folder import StudyPlan, run_folder
 from jaxcls.training import train
 from jaxcls.training.meter import duration
 from jaxcls.training.stopping import Stop
@@ -126,7 +126,9 @@ def _adopt(study: Study) -> None:
                     " new folder"
                 )
             config = configs.kept(configs.flat(study.base))
-            study_folder.write_plan(study.folder, Plan(config, study.cells, study.seeds))
+            study_folder.write_plan(
+                study.folder, StudyPlan(config, study.cells, study.seeds)
+            )
             return
         changed = configs.differences(configs.from_flat(plan.config), study.base)
         other = [key for key in changed if configs.is_identity(key, study.base)]
@@ -143,7 +145,7 @@ def _adopt(study: Study) -> None:
         seeds = sorted({*plan.seeds, *study.seeds})
         if new or seeds != plan.seeds:
             cells = [*plan.cells, *new]
-            study_folder.write_plan(study.folder, Plan(plan.config, cells, seeds))
+            study_folder.write_plan(study.folder, StudyPlan(plan.config, cells, seeds))
 
 
 def _make(exp: experiment.Experiment, folder: Workdir, stop: Stop, metric: str) -> str:

@@ -11,7 +11,7 @@ from jaxcls.models.naming import Naming
 from jaxcls.models.weights import Preprocessing
 
 # images uint8 [B, H, W, C] -> logits [B, K] float32, for any B.
-Run = Callable[[np.ndarray], np.ndarray]
+Program = Callable[[np.ndarray], np.ndarray]
 
 
 class Model(NamedTuple):
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
     batch_size: int = 1
 
 
-def runs(model: Model, variables: Mapping[str, Any]) -> Run:
+def runs(model: Model, variables: Mapping[str, Any]) -> Program:
     """Returns the model with other `variables`, compiled on the default device."""
     compiled = jax.jit(functools.partial(model.apply, variables))
     return lambda images: np.asarray(compiled(images))

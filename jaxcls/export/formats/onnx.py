@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcls.export.formats.model import Asked, Model, Run
+from jaxcls.export.formats.model import Asked, Model, Program
 from jaxcls.models import convolution
 
 ABOUT = "any batch size, for onnxruntime and others"
@@ -38,7 +38,7 @@ def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
     return {"opset": max(each.version for each in made.opset_import if not each.domain)}
 
 
-def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Program:
     """Returns the graph of the file as onnxruntime runs it on CPU."""
     session = importlib.import_module("onnxruntime").InferenceSession(
         path, providers=["CPUExecutionProvider"]

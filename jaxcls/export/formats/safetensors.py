@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcls.errors import lookup
-from jaxcls.export.formats.model import Asked, Model, Run, runs
+from jaxcls.export.formats.model import Asked, Model, Program, runs
 from jaxcls.models import naming, weights
 from jaxcls.models.weights import transfer
 
@@ -30,7 +30,7 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     return {"names": library, "arrays": len(tensors)}
 
 
-def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+def load(model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Program:
     """Returns the jaxcls model with the arrays of the file.
 
     Raises `ValueError` unless they are bit for bit the arrays of the model.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxcls.export.formats.model import Asked, Model, Run
+from jaxcls.export.formats.model import Asked, Model, Program
 
 ABOUT = "jax.export: any batch size, for cpu, cuda and tpu"
 NEEDS: dict[str, str] = {}
@@ -29,7 +29,7 @@ def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
     return {"platforms": list(PLATFORMS), "calling_convention_version": version}
 
 
-def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Program:
     """Returns the program of the file, on the default device."""
     call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))

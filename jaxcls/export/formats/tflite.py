@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxcls.export.formats.model import Asked, Model, Run
+from jaxcls.export.formats.model import Asked, Model, Program
 from jaxcls.models import convolution
 
 ABOUT = "LiteRT, for phones and small machines: one batch size"
@@ -29,7 +29,7 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     return {"batch_size": asked.batch_size}
 
 
-def load(_model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Run:
+def load(_model: Model, path: pathlib.Path, facts: Mapping[str, Any]) -> Program:
     """Returns the graph of the file as LiteRT's interpreter runs it on CPU, by batches."""
     interpreter = importlib.import_module("ai_edge_litert.interpreter")
     runner = interpreter.Interpreter(model_path=str(path)).get_signature_runner()
