@@ -10,7 +10,8 @@ import numpy as np
 from jaxcls.evaluation.calibration import Reliability
 from jaxcls.evaluation.figures import Robustness
 from jaxcls.learning.metrics import AVERAGED
-from jaxcls.report.contents import Record, Run
+from jaxcls.report.contents import Run
+from jaxcls.runs.records import Record
 
 # The number of colours for runs; the style of the page defines them.
 COLOURS = 8

@@ -21,7 +21,7 @@ from jaxcls.evaluation.predictions import Predictions, probabilities
 from jaxcls.experiment import show
 from jaxcls.predict import inference
 from jaxcls.report import saliency
-from jaxcls.report.contents import Look, Picture, Record, Run, Scored, Study
+from jaxcls.report.contents import Look, Picture, Run, Scored, Study
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
@@ -92,7 +92,7 @@ def read_run(
     return run
 
 
-def _records(path: pathlib.Path, *keys: str) -> list[Record]:
+def _records(path: pathlib.Path, *keys: str) -> list[records.Record]:
     """Returns the records of a file; raises `InputError` if a record lacks a key."""
     found = records.read(path)
     for number, record in enumerate(found, 1):
