@@ -46,8 +46,8 @@ class Tree(NamedTuple):
     names: [n] bytes (dtype S), sorted, with '/' separators.
     read: index -> the bytes of that file.
     folders: the paths of folders, down to three levels.
-    rejected: (name, reason) of links, of paths that lead out of the root, and of members
-    that are no regular file.
+    rejected: (name, reason) of links in a folder or tar, of paths that lead out of the
+    root, and of members that are no regular file.
     """
 
     names: np.ndarray
