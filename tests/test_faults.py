@@ -10,13 +10,7 @@ from tests.conftest import ROOT
 from tests.dying import Crash, dying
 from tests.run_folders import record_bytes
 
-pytestmark = [
-    pytest.mark.slow,
-    # Orbax leaves coroutines behind where a file cannot be read.
-    pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 def flip_a_bit(step):

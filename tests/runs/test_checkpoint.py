@@ -1,6 +1,5 @@
 """States on disk: round trips, digests, and every kind of damage."""
 
-import gc
 import hashlib
 import json
 import logging
@@ -18,17 +17,6 @@ from jaxcls.errors import InputError
 from jaxcls.learning.step import Best, State
 from jaxcls.runs import checkpoint, saving
 from jaxcls.runs import digests as state_digests
-
-# Orbax leaves coroutines behind where a file cannot be read.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def leave_no_coroutine_to_the_next_module():
-    yield
-    gc.collect()
 
 
 def make(step, best=-1, devices=1, seed=0, **changed):

@@ -14,11 +14,6 @@ from jaxcls.training import train
 from tests.run_folders import record_bytes
 from tests.runs.test_checkpoint import bits, like, make
 
-# Orbax leaves coroutines behind where a file cannot be written.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-)
-
 
 @contextlib.contextmanager
 def files_of_at_most(size):

@@ -17,10 +17,6 @@ from jaxcls.runs import checkpoint, digests, records, saving
 from jaxcls.training import train
 from tests.dying import Poisoned
 
-# Orbax leaves coroutines behind where a file cannot be read.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-)
 TREES = ("params", "batch_stats", "opt_state", "ema")
 
 
