@@ -98,8 +98,8 @@ def _of_operation(
     """Returns `unchanged`, [B, ...], with what `makes` gives for a row's operation."""
     found = unchanged
     for name in (name for name in makes if name in among):
-        own = (drawn.operation == NUMBERS[name])[:, None, None]
-        found = jnp.where(own, makes[name](*given), found)
+        chosen = (drawn.operation == NUMBERS[name])[:, None, None]
+        found = jnp.where(chosen, makes[name](*given), found)
     return found
 
 

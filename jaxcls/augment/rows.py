@@ -39,8 +39,8 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
 
 def fold(rows: Rows, i: int) -> Rows:
     """Folds `i` into the rows' keys and into the key of the run."""
-    own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, i)
-    return rows._replace(key=own, run=jax.random.fold_in(rows.run, i))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, i)
+    return rows._replace(key=keys, run=jax.random.fold_in(rows.run, i))
 
 
 def chain(augmentations: Sequence[Augmentation]) -> Augmentation:

@@ -102,8 +102,8 @@ def check_alone(config: ConfigDict) -> None:
 
 def seed_of(config: ConfigDict, stream: str) -> int:
     """Returns the seed of a random stream: `seeds.STREAM`, or `seed` if that is -1."""
-    own = config.seeds[stream]
-    return config.seed if own < 0 else own
+    stream_seed = config.seeds[stream]
+    return config.seed if stream_seed < 0 else stream_seed
 
 
 def is_identity(key: str, config: ConfigDict) -> bool:

@@ -71,26 +71,26 @@ def evaluated(
     sets = {"params": {k: weights[k] for k in ("params", "batch_stats")}}
     if weights["ema"]:
         sets["ema"] = weights["ema"]
-    own = "ema" if exp.recipe.variables(weights) is weights["ema"] else "params"
-    others, score = [name for name in sets if name != own], _scorer(exp)
-    subject = Subject(exp, sets[own], given, size)
-    scorers = {own: passes.of_model(subject)}
+    chosen = "ema" if exp.recipe.variables(weights) is weights["ema"] else "params"
+    others, score = [name for name in sets if name != chosen], _scorer(exp)
+    subject = Subject(exp, sets[chosen], given, size)
+    scorers = {chosen: passes.of_model(subject)}
     for name in others:
         scorers[name] = passes.of_model(subject._replace(variables=sets[name]), score)
     if asked.views:
         scorers["tta"] = passes.through_views(subject, asked.views, score)
     kept, labels = passes.over_examples(subject, scorers)
-    found = Predictions(kept[own]["logits"], labels)
-    kept[own] = _in_pieces(score, found)
+    found = Predictions(kept[chosen]["logits"], labels)
+    kept[chosen] = _in_pieces(score, found)
     values = {
         ("" if name == "params" else AVERAGED) + metric: scores.mean(kept[name][metric])
         for name in sets
         for metric in (LOSS, *(m.name for m in exp.recipe.metrics))
     }
     assessed = figures.assess(
-        found, exp.recipe.link, kept[own], *_temperature(subject, found)
+        found, exp.recipe.link, kept[chosen], *_temperature(subject, found)
     )
-    rows = {f"{name}, not {own}": kept[name] for name in others}
+    rows = {f"{name}, not {chosen}": kept[name] for name in others}
     if asked.views:
         rows[f"--tta={asked.tta!r} ({len(asked.views)} views)"] = kept["tta"]
     if asked.seen:
@@ -106,7 +106,7 @@ def evaluated(
     robust = robustness.assess(subject, asked.corruptions, asked.attacks, score)
     if robust.mean:
         values["corrupted_top1"] = robust.mean.top1.value
-    return Evaluation(own, values, found, assessed, made, robust)
+    return Evaluation(chosen, values, found, assessed, made, robust)
 
 
 def _scorer(exp: Experiment) -> Keep:
@@ -143,12 +143,12 @@ def _temperature(subject: Subject, found: Predictions) -> tuple[float, str]:
         return math.nan, "the run has no data.eval to fit one on"
     text = f"these very examples, of data.eval={split}"
     if not given.is_own or given.split != split:
-        own = examples.of_run(exp, "eval")
+        labelled = examples.of_run(exp, "eval")
         try:
-            found = passes.predictions(subject._replace(given=own))
+            found = passes.predictions(subject._replace(given=labelled))
         except InputError as error:
             return math.nan, f"data.eval={split} cannot be read ({error})"
-        text = f"the {own.n} examples of data.eval={split}"
+        text = f"the {labelled.n} examples of data.eval={split}"
     temperature = calibration.fit_temperature(*found, exp.recipe.link)
     if temperature <= calibration.COLDEST:
         text += ", all of which it has right: the surest is the likeliest there, and no"

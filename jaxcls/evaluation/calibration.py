@@ -102,8 +102,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax
             part = logits[rows].astype(np.float64)
             shares = probabilities(part, link, np.exp(log_temperature))
             # Row by row: of examples that are right at this temperature, it is exactly 0.
-            own = part[np.arange(len(rows)), labels[rows]]
-            total += float(((shares * part).sum(1) - own).sum())
+            of_label = part[np.arange(len(rows)), labels[rows]]
+            total += float(((shares * part).sum(1) - of_label).sum())
         return total / len(known)
 
     low, high = np.log(COLDEST), np.log(HOTTEST)

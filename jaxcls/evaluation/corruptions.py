@@ -230,8 +230,8 @@ def at_every_strength(name: str) -> Callable[[np.ndarray, Random], np.ndarray]:
         drawn = int(rng.random() * 2**53)
         found = []
         for strength in range(1, STRENGTHS + 1):
-            own = Generator(np.random.Philox(key=[drawn, stream + strength]))
-            found.append(corruption(image, strength, own))
+            drawing = Generator(np.random.Philox(key=[drawn, stream + strength]))
+            found.append(corruption(image, strength, drawing))
         return np.stack(found)
 
     return op

@@ -121,11 +121,11 @@ def _data(
     try:
         jax.eval_shape(exp.recipe.logits_step(), exp.recipe.variables_like, image)
     except (flax.errors.ScopeParamShapeError, InputError, TypeError, ValueError):
-        own = exp.data.eval_shape
+        high, wide, deep = exp.data.eval_shape
         raise InputError(
             f"{flag}: model.name={exp.config.model.name} trained on"
-            f" {own[1]}x{own[0]}x{own[2]} cannot take the {width}x{height}x{channels}"
-            f" of {config.data.eval_ops!r}; give ops that end in {own[1]}x{own[0]} pixels"
+            f" {wide}x{high}x{deep} cannot take the {width}x{height}x{channels}"
+            f" of {config.data.eval_ops!r}; give ops that end in {wide}x{high} pixels"
         ) from None
     return data
 

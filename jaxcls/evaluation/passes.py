@@ -109,9 +109,9 @@ def under_attacks(subject: Subject, chosen: Sequence[Attack], keep: Keep) -> Sco
     exp, (columns, places) = subject.exp, (subject.given.columns, subject.given.places)
 
     def judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        asked, own = logits[:, columns], jnp.asarray(places)[labels]
-        targets = losses.smooth(own, len(columns), 0.0)
-        return exp.recipe.loss(asked, targets), asked.argmax(-1) == own
+        asked, targets_at = logits[:, columns], jnp.asarray(places)[labels]
+        targets = losses.smooth(targets_at, len(columns), 0.0)
+        return exp.recipe.loss(asked, targets), asked.argmax(-1) == targets_at
 
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
     advance = jax.jit(

@@ -122,18 +122,18 @@ def class_auc(
     return lambda weights: np.array([area(weights[rows]) for area in each])
 
 
-def _auc(score: np.ndarray, is_own: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Returns a function: counts [n] -> AUC of `score` [n] for the examples `is_own`."""
-    own, others = np.flatnonzero(is_own), np.flatnonzero(~is_own)
-    others = others[np.argsort(score[others])]
-    # For each example of the class: the others that score lower, and lower or equal.
-    below = np.searchsorted(score[others], score[own], side="left")
-    upto = np.searchsorted(score[others], score[own], side="right")
+def _auc(score: np.ndarray, is_positive: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Returns a function: counts [n] -> AUC of `score` [n] for `is_positive` [n]."""
+    positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    negatives = negatives[np.argsort(score[negatives])]
+    # For each example of the class: the negatives that score lower, and lower or equal.
+    below = np.searchsorted(score[negatives], score[positives], side="left")
+    upto = np.searchsorted(score[negatives], score[positives], side="right")
 
     def area(weights: np.ndarray) -> float:
-        sums = np.concatenate([[0.0], np.cumsum(weights[others])])
-        pairs = weights[own].sum() * sums[-1]
-        won = (weights[own] * (sums[below] + sums[upto])).sum() / 2
+        sums = np.concatenate([[0.0], np.cumsum(weights[negatives])])
+        pairs = weights[positives].sum() * sums[-1]
+        won = (weights[positives] * (sums[below] + sums[upto])).sum() / 2
         return float(won / pairs) if pairs else math.nan
 
     return area

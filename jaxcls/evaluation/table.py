@@ -43,12 +43,12 @@ def show(
     out.print(_classes(found, class_names, every_class))
     if pairs := scores.most_confused(found.matrix, PAIRS):
         out.print(_confused(pairs, found, class_names))
-    own = found.calibration
-    out.print(f"calibration: ECE {_both(own.before)} of {calibration.BINS} bins")
-    said = f"no temperature: {own.fitted_on}"
-    if not math.isnan(own.temperature):
-        said = f"temperature {own.temperature:.4g}: ECE {_both(own.after)}; fitted on "
-        said += own.fitted_on
+    fit = found.calibration
+    out.print(f"calibration: ECE {_both(fit.before)} of {calibration.BINS} bins")
+    said = f"no temperature: {fit.fitted_on}"
+    if not math.isnan(fit.temperature):
+        said = f"temperature {fit.temperature:.4g}: ECE {_both(fit.after)}; fitted on "
+        said += fit.fitted_on
     out.print(said, soft_wrap=True)
 
 
@@ -126,7 +126,7 @@ def as_json(
     record: further values, such as step and split. confusion: [true, predicted, count] of
     each nonzero cell; classes are numbers.
     """
-    found, robust, own = done.assessed, done.robustness, done.assessed.calibration
+    found, robust, fit = done.assessed, done.robustness, done.assessed.calibration
     columns = found.by_class._asdict() | ({"auc": found.auc} if found.auc.size else {})
     truth, taken_for = np.nonzero(found.matrix)
     cells = np.stack([truth, taken_for, found.matrix[truth, taken_for]], axis=-1)
@@ -151,11 +151,11 @@ def as_json(
         ],
         "confusion": cells.tolist(),
         "calibration": {
-            "ece": own.before._asdict(),
-            "temperature": own.temperature,
-            "fitted_on": own.fitted_on,
-            "ece_with_temperature": own.after._asdict(),
-            **{what: values.tolist() for what, values in vars(own.reliability).items()},
+            "ece": fit.before._asdict(),
+            "temperature": fit.temperature,
+            "fitted_on": fit.fitted_on,
+            "ece_with_temperature": fit.after._asdict(),
+            **{what: values.tolist() for what, values in vars(fit.reliability).items()},
         },
     }
     return atomic.finite(whole)

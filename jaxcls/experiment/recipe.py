@@ -152,8 +152,8 @@ class Recipe:
             if not whole:
                 return variables
             params = variables["params"]
-            own = {name: each for name, each in params.items() if name not in but}
-            return {**variables, "params": {**params, **whole(own)}}
+            sharded = {name: each for name, each in params.items() if name not in but}
+            return {**variables, "params": {**params, **whole(sharded)}}
 
         def apply(
             variables: dict[str, Any], images: jax.Array, train: bool, key: jax.Array | None

@@ -130,8 +130,8 @@ def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
         )
 
         def one(m: jax.Array, piece: Examples) -> tuple[tuple[Forward, Tree], jax.Array]:
-            own = jax.random.fold_in(key, m)
-            found, grads = gradient(params, batch_stats, own, piece)
+            microbatch_key = jax.random.fold_in(key, m)
+            found, grads = gradient(params, batch_stats, microbatch_key, piece)
             # Differences, so that unchanged statistics keep their bits.
             moved = jax.tree.map(jnp.subtract, found.batch_stats, batch_stats)
             rest = found._replace(logits=jnp.zeros(()), batch_stats=moved)

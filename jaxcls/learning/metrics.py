@@ -55,11 +55,11 @@ def topk(k: int = 5) -> Metric:
     check_range("[1, inf)", 5, k=k)
 
     def function(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         classes = jnp.arange(logits.shape[-1])[None, :]
-        ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+        ahead = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
         # NaN compares as False, so it would rank first: it is never a hit.
-        hit = (ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])
+        hit = (ahead.sum(axis=-1) < k) & jnp.isfinite(of_label[:, 0])
         return hit.astype(jnp.float32)
 
     return Metric(f"top{k}", function)
@@ -70,8 +70,8 @@ METRICS: dict[str, Callable[..., Metric]] = {"top1": top1, "topk": topk}
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
     """Returns {name: whether more is better} of the loss, `metrics` and averaged scores."""
-    own = {LOSS: False, **{metric.name: metric.higher for metric in metrics}}
-    return own | {f"{AVERAGED}{name}": higher for name, higher in own.items()}
+    known = {LOSS: False, **{metric.name: metric.higher for metric in metrics}}
+    return known | {f"{AVERAGED}{name}": higher for name, higher in known.items()}
 
 
 def is_higher_better(name: str) -> bool:

@@ -26,41 +26,41 @@ class Index:
     def nearest(
         self,
         queries: np.ndarray,
-        own: Sequence[Sequence[int]],
+        same: Sequence[Sequence[int]],
         top: int,
         leave_out: bool = False,
     ) -> list[Nearest]:
         """Returns the `top` nearest rows to each query [D] of `queries` [Q, D].
 
-        own: for each query, the rows that are the query itself. They come first;
+        same: for each query, the rows that are the query itself. They come first;
         `leave_out` removes them. Rows with equal similarity come in the order of their
         index. Similarities are sums in float64. The similarity of a row of zeros is 0.
         """
         about = _units(queries) @ self._units.T
         return [
             self._nearest(query, scores, list(rows), top, leave_out)
-            for query, scores, rows in zip(queries, about, own, strict=True)
+            for query, scores, rows in zip(queries, about, same, strict=True)
         ]
 
     def _nearest(
         self,
         query: np.ndarray,
         about: np.ndarray,
-        own: list[int],
+        same: list[int],
         top: int,
         leave_out: bool,
     ) -> Nearest:
         """Returns the nearest rows; about [n]: the similarities, rounded to float32."""
         # At least `top` of this many rows are not the query itself.
-        wanted = min(top + len(own), len(about))
+        wanted = min(top + len(same), len(about))
         # A bound of the error of a float32 product, for any order of its sums, by Cauchy
         # and Schwarz.
         error = 2 * (len(query) + 4) * np.finfo(np.float32).eps
         chosen = about >= np.partition(about, -wanted)[-wanted] - error
-        chosen[own] = not leave_out
+        chosen[same] = not leave_out
         rows = np.flatnonzero(chosen)
         similarity = _similarities(self._features[rows], query)
-        is_other = ~np.isin(rows, own)
+        is_other = ~np.isin(rows, same)
         order = np.lexsort((rows, -similarity, is_other))[:top]
         return Nearest(rows[order], similarity[order])
 

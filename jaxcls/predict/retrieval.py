@@ -83,12 +83,14 @@ def search(
     asked, unknown = itertools.tee(
         (each, [] if isinstance(each, Bad) else among.rows_of(each)) for each in queries
     )
-    computed = compute(each for each, own in unknown if not own)
-    found = ((each, own, known[own[0]] if own else next(computed)) for each, own in asked)
+    computed = compute(each for each, same in unknown if not same)
+    found = (
+        (each, same, known[same[0]] if same else next(computed)) for each, same in asked
+    )
     while chunk := list(itertools.islice(found, _AT_ONCE)):
         good = [each for each in chunk if not isinstance(each[2], Bad)]
         of = np.array([each[2] for each in good]).reshape(len(good), known.shape[1])
-        near = iter(index.nearest(of, [own for _, own, _ in good], top, leave_out))
+        near = iter(index.nearest(of, [same for _, same, _ in good], top, leave_out))
         for query, _, features in chunk:
             if isinstance(features, Bad):
                 yield features

@@ -193,10 +193,10 @@ def _pictures(
     pictures = []
     for k, (data, _) in zip(chosen.tolist(), records.read(chosen), strict=True):
         likely = probabilities(found.logits[k], exp.recipe.link)
-        best, own = int(found.logits[k].argmax()), int(found.labels[k])
+        best, label = int(found.logits[k].argmax()), int(found.labels[k])
         caption = f"{names[best]}, {likely[best]:.3f}"
-        if best != own:
-            caption += f"\nis {names[own]}, {likely[own]:.3f}"
+        if best != label:
+            caption += f"\nis {names[label]}, {likely[label]:.3f}"
         pixels = batches.transform(exp.data.eval_ops, data, rng)
         pictures.append(Picture(pixels, caption))
     return pictures
@@ -222,8 +222,8 @@ def _of_examples(
     how, heats = _heats(exp, weights, [*pictures, *pictures[: len(wrong)]], classes)
     looks = [Look(*each) for each in zip(pictures, heats, strict=False)]
     if how == "Grad-CAM":
-        for look, own in zip(looks, heats[len(looks) :], strict=False):
-            look.heats.extend(own)
+        for look, heat in zip(looks, heats[len(looks) :], strict=False):
+            look.heats.extend(heat)
     return how, looks
 
 

@@ -93,8 +93,8 @@ def last_map(apply: Apply, images: jax.Array, classes: jax.Array) -> Features:
             return out + change.reshape(out.shape).astype(out.dtype)
 
         logits = _tapped(apply, perturb)(images)
-        own = jnp.take_along_axis(logits, classes[:, None], axis=-1)
-        return own.sum(), seen[which].reshape(shape)
+        of_class = jnp.take_along_axis(logits, classes[:, None], axis=-1)
+        return of_class.sum(), seen[which].reshape(shape)
 
     gradient, values = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
     return Features(values, gradient)

@@ -72,7 +72,7 @@ def dots(result: dict[str, Any], shades: Mapping[str, int]) -> list[Chart]:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for row, (cell, own, known) in enumerate(zip(cells, values, figures, strict=True)):
+        for row, (cell, runs, known) in enumerate(zip(cells, values, figures, strict=True)):
             if row:
                 axes.axhline(row - 0.5, color=charts.GRID, lw=0.6)
             where = axes.get_yaxis_transform()
@@ -81,8 +81,8 @@ def dots(result: dict[str, Any], shades: Mapping[str, int]) -> list[Chart]:
             )
             shade = shades.get(cell["name"])
             ink = INK if shade is None else charts.colour(shade)
-            heights = np.full(len(own), row + 0.06)
-            axes.plot(own, heights, "o", color=ink, ms=5, alpha=0.6, mew=0)
+            heights = np.full(len(runs), row + 0.06)
+            axes.plot(runs, heights, "o", color=ink, ms=5, alpha=0.6, mew=0)
             if known:
                 _draw_mean(axes, known, row + 0.32)
         axes.set_xlim(*_limits(np.concatenate(values), figures))
@@ -156,7 +156,7 @@ def median(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (steps [m], medians [m]) of lines, at the steps common to all lines."""
     steps = sorted(set.intersection(*({*line[0].tolist()} for line in lines)))
-    at = [values[np.searchsorted(own, steps)] for own, values in lines]
+    at = [values[np.searchsorted(at_steps, steps)] for at_steps, values in lines]
     return np.array(steps, np.int64), np.median(at, 0)
 
 

@@ -97,9 +97,13 @@ def compare(
     factor = scale(metric)
     pairs = {
         name: np.array(
-            [factor * own[s] - factor * baseline[s] for s in sorted(baseline) if s in own]
+            [
+                factor * given[s] - factor * baseline[s]
+                for s in sorted(baseline)
+                if s in given
+            ]
         )
-        for name, own in others.items()
+        for name, given in others.items()
     }
     made = sum(len(differences) > 1 for differences in pairs.values())
     p = [sign_flips(differences) for differences in pairs.values()]

@@ -182,9 +182,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 def _facts(start: dict[str, Any]) -> dict[str, Any]:
     """Returns {name: value} of what a start ran with and on."""
-    own = ("jaxcls", "code", "commit", "python", "xla_flags", "hosts")
+    fields = ("jaxcls", "code", "commit", "python", "xla_flags", "hosts")
     return {
-        **{name: start[name] for name in own if name in start},
+        **{name: start[name] for name in fields if name in start},
         **start["versions"],
         "devices": f"{len(start['devices'])} {start['devices'][0]}",
         "mesh.fsdp": start.get("fsdp", 1),

@@ -141,8 +141,8 @@ class WandB:
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Sends the final record of the run, as ``final/name``."""
-        own = ("step", "kind")
-        named = {f"final/{k}": value for k, value in record.items() if k not in own}
+        always = ("step", "kind")
+        named = {f"final/{k}": value for k, value in record.items() if k not in always}
         self._try(lambda run: run.summary.update(named))
 
     def close(self, exit_code: int) -> None:
