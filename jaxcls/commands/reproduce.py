@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--tolerance",
         default="0.05",
-        help="on another kind of machine: largest relative difference of a loss [0.05]",
+        help="on other machines or code: largest relative difference of a loss [0.05]",
     )
     add("--scratch", default="", help="folder for the new run, which is kept")
     add("--pack", default="", metavar="FILE.tar.gz", help="only write the archive")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxcls import atomic
 from jaxcls.errors import InputError
-from jaxcls.runs import records
+from jaxcls.runs import provenance, records
 from jaxcls.runs.workdir import Workdir
 
 PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
@@ -135,7 +135,7 @@ def _text(path: pathlib.Path) -> str:
 def topology(start: dict[str, Any]) -> tuple[Any, ...]:
     """Returns the hardware facts of a start that decide bits."""
     cpu = start["cpu"]
-    on_cpu = start["devices"][0].lower() == "cpu"
+    on_cpu = provenance.is_on_cpu(start)
     return (
         start["devices"],
         start.get("hosts", 1),

@@ -11,10 +11,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxcls.version import __version__
+from jaxcls.version import NUMERICS, __version__, home_of
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _RECORDED = (
@@ -28,6 +28,7 @@ def of_this_start() -> dict[str, Any]:
     return {
         "command": shlex.join(_command()),
         "jaxcls": __version__,
+        "numerics": NUMERICS,
         "commit": _commit(),
         "code": code(),
         "python": platform.python_version(),
@@ -53,6 +54,40 @@ def code() -> str:
 def versions(names: Sequence[str] = _RECORDED) -> dict[str, str | None]:
     """Returns {package: version or None}; by default, packages that may change a bit."""
     return {name: _version(name) for name in names}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {name: text} of the differences between two starts of manifest.json."""
+    after = _facts(now)
+    changed = {
+        name: f"{name} {value} -> {after.get(name)}"
+        for name, value in _facts(before).items()
+        if value != after.get(name)
+    }
+    if "numerics" in changed:
+        changed["numerics"] += f" (the first is {home_of(before.get('numerics', 0))})"
+    instructions = [set(start["cpu"]["instructions"]) for start in (before, now)]
+    if is_on_cpu(before) and (lacking := instructions[0] ^ instructions[1]):
+        changed["cpu"] = f"cpu instructions (one lacks {' '.join(sorted(lacking))})"
+    return changed
+
+
+def is_on_cpu(start: Mapping[str, Any]) -> bool:
+    """Returns whether a start ran on CPU devices."""
+    return bool(start["devices"][0].lower() == "cpu")
+
+
+def _facts(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {name: value} of what a start ran with and on."""
+    fields = ("jaxcls", "code", "commit", "python", "xla_flags", "hosts")
+    return {
+        "numerics": start.get("numerics", 0),
+        **{name: start[name] for name in fields if name in start},
+        **start["versions"],
+        "devices": f"{len(start['devices'])} {start['devices'][0]}",
+        "mesh.fsdp": start.get("fsdp", 1),
+        "steps": "in a loop" if start.get("loop", 0) else "one by one",
+    }
 
 
 def _command() -> list[str]:

@@ -23,7 +23,7 @@ from jaxcls import atomic
 from jaxcls.config import loading as configs
 from jaxcls.errors import InputError, InUseError
 from jaxcls.runs import provenance
-from jaxcls.version import __version__
+from jaxcls.version import NUMERICS, __version__, home_of
 
 FORMAT = 1
 # Every other implied fact describes the data.
@@ -207,6 +207,18 @@ class Workdir:
             return None
         return self.read()["implied"].get("weights", "")
 
+    def check_numerics(self) -> None:
+        """Raises `InputError` if the run's state was computed with another `NUMERICS`."""
+        starts = self.starts()
+        before = starts[-1].get("numerics", 0) if starts else 0
+        if self._holds_results() and before != NUMERICS:
+            raise InputError(
+                f"--workdir={self.given} was begun by code that computes other bits"
+                f" (numerics {before}, and this is {NUMERICS}); go on with"
+                f" {home_of(before)}, or start another run with"
+                f" --workdir={self.free_name()}"
+            )
+
     def begin(self, devices: list[str], **facts: Any) -> None:
         """Adds this start to manifest.json; gives the reason "killed" to unfinished starts.
 
@@ -232,6 +244,18 @@ class Workdir:
     def end(self, reason: str) -> None:
         """Closes the entry of this start: "done", "diverged", "interrupted", "failed"."""
         self.note(ended=_now(), reason=reason)
+
+    def changes(self) -> str:
+        """Returns how this start differs from earlier ones that trained; "" if it does not.
+
+        It compares code, packages, flags, machine and topology.
+        """
+        *before, now = self.starts()
+        changed: dict[str, str] = {}
+        for start in before:
+            if start.keys() >= {"resumed_from", "versions", "devices", "cpu"}:
+                changed |= provenance.changes(start, now)
+        return "; ".join(changed.values())
 
     def starts(self) -> list[dict[str, Any]]:
         """Returns the entries of manifest.json, one a start; [] if there is no manifest.

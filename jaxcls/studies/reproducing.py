@@ -28,6 +28,10 @@ class DifferentError(Exception):
     """The new state differs from its record; the text says where."""
 
 
+# Changes that alter bits: of machine, topology, and of what this jaxcls computes.
+_DIFFERENT = {"numerics", "cpu", "devices", "hosts", "mesh.fsdp", "steps"}
+
+
 def reproduce(
     recorded: Recorded,
     overrides: Mapping[str, str],
@@ -37,11 +41,12 @@ def reproduce(
 ) -> tuple[bool, str]:
     """Trains a run again up to step `steps` (0: its end), and compares it with its record.
 
-    On the same kind of machine, digests and records must be equal; on another kind, losses
-    must agree within `tolerance`, a relative difference. overrides: {config key: text}
-    for keys that may change, such as data.dir. scratch: a new or empty folder for the run,
-    which is kept; "": a temporary folder. Returns whether they match, and the verdict.
-    Raises `InputError` if the run cannot be reproduced here, `StoppedError` on a signal.
+    On the same kind of machine, digests and records must be equal; on another kind, or
+    under another `NUMERICS`, losses must agree within `tolerance`, a relative difference.
+    overrides: {config key: text} for keys that may change, such as data.dir. scratch: a new
+    or empty folder for the run, which is kept; "": a temporary folder. Returns whether they
+    match, and the verdict. Raises `InputError` if the run cannot be reproduced here,
+    `StoppedError` on a signal.
     """
     where = Workdir(scratch).path if scratch else None
     if where and where.exists() and any(where.iterdir()):
@@ -57,10 +62,10 @@ def reproduce(
         "fsdp": exp.config.mesh.fsdp,
         "loop": int(exp.config.compile.loop == "on"),
     }
-    changed = _changes(first, now)
-    is_same_kind = not set(changed) & {"cpu", "devices", "hosts", "mesh.fsdp", "steps"}
+    changed = provenance.changes(first, now)
+    is_same_kind = not set(changed) & _DIFFERENT
     if not is_same_kind:
-        print(f"another kind of machine: losses are compared within {tolerance:g}")
+        print(f"another kind of machine or code: losses are compared within {tolerance:g}")
     environment = "; ".join(changed.values()) or "nothing that is recorded"
     with contextlib.ExitStack() as stack:
         folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,15 +106,11 @@ def _last_step(recorded: Recorded, steps: int) -> int:
 def _set_environment(start: dict[str, Any]) -> None:
     """Sets XLA_FLAGS, and on CPU the threads and devices, as in the recorded start."""
     os.environ["XLA_FLAGS"] = start["xla_flags"]
-    if _is_on_cpu(start):
+    if provenance.is_on_cpu(start):
         # The size of XLA's thread pool decides how XLA splits sums.
         os.environ["NPROC"] = str(start["cpu"]["nproc"] or start["cpu"]["cores"])
         there = max(start.get("local_devices", 1), len(start["devices"]))
         jax.config.update("jax_num_cpu_devices", there)
-
-
-def _is_on_cpu(start: dict[str, Any]) -> bool:
-    return bool(start["devices"][0].lower() == "cpu")
 
 
 # The config keys that may change when a run is reproduced.
@@ -138,7 +139,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
             )
     # A loop stays a loop, if possible. It is off if the run moves between an accelerator
     # and a CPU, where a loop is only slow.
-    is_there = _is_on_cpu(first) == (jax.local_devices()[0].platform == "cpu")
+    is_there = provenance.is_on_cpu(first) == (jax.local_devices()[0].platform == "cpu")
     is_loop = first.get("loop", 0) and "data.resident" not in overrides
     config.compile.loop = "on" if is_loop and is_there else "off"
     return config
@@ -164,32 +165,6 @@ def _check_data(recorded: Recorded, exp: experiment.Experiment) -> None:
             f" ({now}): it needs the weights of {began}: say where they are with"
             " --config.init.weights=PLACE"
         )
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Returns {name: text} of the differences between two starts."""
-    after = _facts(now)
-    changed = {
-        name: f"{name} {value} -> {after.get(name)}"
-        for name, value in _facts(before).items()
-        if value != after.get(name)
-    }
-    instructions = [set(start["cpu"]["instructions"]) for start in (before, now)]
-    if _is_on_cpu(before) and (lacking := instructions[0] ^ instructions[1]):
-        changed["cpu"] = f"cpu instructions (one lacks {' '.join(sorted(lacking))})"
-    return changed
-
-
-def _facts(start: dict[str, Any]) -> dict[str, Any]:
-    """Returns {name: value} of what a start ran with and on."""
-    fields = ("jaxcls", "code", "commit", "python", "xla_flags", "hosts")
-    return {
-        **{name: start[name] for name in fields if name in start},
-        **start["versions"],
-        "devices": f"{len(start['devices'])} {start['devices'][0]}",
-        "mesh.fsdp": start.get("fsdp", 1),
-        "steps": "in a loop" if start.get("loop", 0) else "one by one",
-    }
 
 
 def _run(

@@ -105,6 +105,8 @@ def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
         if exp.config.distill.run != folder.config().distill.run:
             same["teacher"] = exp.teacher.fingerprint if exp.teacher else ""
         folder.check_same(same)
+    else:
+        folder.check_numerics()
     return final
 
 
@@ -215,6 +217,8 @@ def _run_locked(
     traced = profiling.traced(stepper, count, folder.profile, log.line)
     with log, saves, traced as stepper:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
+        if restored and (changed := hosts.on_first(folder.changes)):
+            log.line(f"changed since an earlier start, so bits may change: {changed}")
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
         hosts.together(lambda: _add_trackers(exp, folder, log, start))

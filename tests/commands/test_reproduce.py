@@ -12,6 +12,7 @@ import pytest
 from jaxcls import commands
 from jaxcls.errors import InputError
 from jaxcls.runs import archive as run_archive
+from jaxcls.runs import provenance
 from jaxcls.studies import reproducing
 from tests.conftest import ROOT
 
@@ -30,8 +31,9 @@ START = {
 
 
 def test_what_differs_between_two_starts_is_named():
-    assert reproducing._changes(START, START) == {}
+    assert provenance.changes(START, START) == {}
     other = START | {
+        "numerics": 10**6,
         "code": "4567",
         "versions": {"jax": "0.12.0", "numpy": "2.4.6"},
         "cpu": {"instructions": ["avx"], "nproc": "", "cores": 2},
@@ -39,7 +41,11 @@ def test_what_differs_between_two_starts_is_named():
         "fsdp": 2,
         "loop": 1,
     }
-    assert reproducing._changes(START, other) == {
+    now = provenance.changes(other, START)["numerics"]
+    assert now == "numerics 1000000 -> 0 (the first is another jaxcls; upgrade this one)"
+    found = provenance.changes(START, other)
+    assert found.pop("numerics").startswith("numerics 0 -> 1000000 (the first is commit ")
+    assert found == {
         "code": "code 0123 -> 4567",
         "jax": "jax 0.10.2 -> 0.12.0",
         "cpu": "cpu instructions (one lacks fma)",
@@ -196,7 +202,11 @@ def other_cpu(manifest):
     manifest["starts"][0]["cpu"]["instructions"].append("avx1024")
 
 
-OTHER_KIND = "another kind of machine: losses are compared within"
+def other_code(manifest):
+    manifest["starts"][0]["numerics"] = 10**6
+
+
+OTHER_KIND = "another kind of machine or code: losses are compared within"
 
 
 @pytest.mark.slow
@@ -224,6 +234,11 @@ OTHER_KIND = "another kind of machine: losses are compared within"
             {"manifest.json": other_cpu},
             0,
             [OTHER_KIND, "one lacks avx1024", "reproduced within 0, ", " of 10 losses"],
+        ),
+        (
+            {"manifest.json": other_code},
+            0,
+            [OTHER_KIND, "numerics 1000000 -> ", "reproduced within 0, "],
         ),
         (
             {"manifest.json": other_cpu, "config.json": other_seed},

@@ -4,10 +4,11 @@ import shutil
 import pytest
 
 from jaxcls import experiment
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, StoppedError
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
+from jaxcls.version import NUMERICS
 
 
 def test_records_are_written_at_their_steps_and_in_order(tiny, whole):
@@ -80,3 +81,28 @@ def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
     shutil.rmtree(folder.checkpoints / str(best) / "weights")
     with pytest.raises(InputError, match=rf"/{best}, is not whole .*checkpoint=last"):
         train.run(exp, str(tmp_path))
+
+
+def test_a_run_goes_on_under_the_code_that_began_it_or_says_what_changed(
+    tiny, tmp_path, capsys
+):
+    exp, manifest = experiment.build(tiny()), tmp_path / "run/manifest.json"
+    with pytest.raises(StoppedError):
+        train.run(exp, str(tmp_path / "run"), until=5)
+    saved = json.loads(manifest.read_text())
+    start = saved["starts"][0]
+    start["numerics"] = 10**6
+    manifest.write_text(json.dumps(saved))
+    said = r"numerics 1000000, and this is \d+\); go on with another jaxcls"
+    with pytest.raises(InputError, match=said):
+        train.run(exp, str(tmp_path / "run"))
+    assert json.loads(manifest.read_text()) == saved
+    start["numerics"], start["code"] = NUMERICS, "0123"
+    start["versions"] |= {"jax": "0.1"}
+    manifest.write_text(json.dumps(saved))
+    capsys.readouterr()
+    train.run(exp, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "changed since an earlier start, so bits may change: code 0123 -> " in said
+    assert "; jax 0.1 -> " in said
+    assert said.count("bits may change") == 1
