@@ -11,6 +11,7 @@ loop counts once.
 
 import argparse
 import functools
+import importlib
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ class Figures(NamedTuple):
 def figures(program: jax.stages.Compiled) -> Figures:
     """The figures of a compiled step."""
     cost, analysis = program.cost_analysis(), program.memory_analysis()
-    assert cost is not None and analysis is not None
+    assert cost is not None
+    assert analysis is not None
     temporaries, arguments = analysis.temp_size_in_bytes, analysis.argument_size_in_bytes
     return Figures(cost["flops"], cost["bytes accessed"], temporaries, arguments)
 
@@ -88,7 +90,7 @@ def ours(values: dict[str, Any], devices: Sequence[Any], batch: int) -> Figures:
     """The figures of our step of a config, for described devices."""
     classes = tuple(f"class{i}" for i in range(CLASSES))
     splits = {"train": 1_281_167}
-    facts = sources.Facts("synthetic", "1.0.0", None, CLASSES, classes, splits)
+    facts = sources.Facts("synthetic", "1.0.0", (None, None, 3), CLASSES, classes, splits)
     crop = f"decode | random_resized_crop({SIZE})"
     base = {
         "data.name": "synthetic",
@@ -224,7 +226,9 @@ class _Dict(dict[str, Any]):
 class _Anything(types.ModuleType):
     """A stand-in of a module that the steps do not call."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -242,8 +246,8 @@ _UNUSED += ("input_pipeline",)
 
 def _import(folder: str, *names: str) -> list[Any]:
     """Imports modules of a peer's folder, without what only its input needs."""
-    import importlib
-
+    # It asks for TensorFlow itself, so before a stand-in is there.
+    importlib.import_module("flax.training.checkpoints")
     sys.path.insert(0, folder)
     before = {name: sys.modules.get(name) for name in _UNUSED}
     sys.modules.update({name: _Anything(name) for name in _UNUSED})

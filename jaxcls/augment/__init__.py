@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxcls.augment import crops, policies, single
 from jaxcls.augment.mixing import MIXES, Mix
 from jaxcls.augment.normalizing import NORMALIZATIONS, Normalization
-from jaxcls.augment.rows import Augmentation, Rows, chain, row_keys
+from jaxcls.augment.rows import Augmentation, Rows, chain, on_each_device, row_keys
 
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "alternating_flip": crops.alternating_flip,
@@ -41,5 +41,6 @@ __all__ = [
     "Normalization",
     "Rows",
     "chain",
+    "on_each_device",
     "row_keys",
 ]

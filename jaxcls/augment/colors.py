@@ -79,7 +79,7 @@ def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
     if images.shape[-1] == 1:
         return images
     levels = images.astype(jnp.int32)
-    return blend(grey(images)[..., None], levels, _each(factor)).astype(jnp.uint8)
+    return blend(grey(images)[..., None], levels, each(factor)).astype(jnp.uint8)
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
     for y in range(3):
         for x in range(3):
             total += levels[:, y : height - 2 + y, x : width - 2 + x]
-    inner = blend((total + 6) // 13, levels[:, 1:-1, 1:-1], _each(factor))
+    inner = blend((total + 6) // 13, levels[:, 1:-1, 1:-1], each(factor))
     return images.at[:, 1:-1, 1:-1].set(inner.astype(jnp.uint8))
 
 
@@ -147,7 +147,7 @@ def blur(images: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
         levels = jnp.zeros_like(levels)
         for i in range(2 * radius + 1):
             part = jax.lax.slice_in_dim(wide, i, i + size, axis=axis)
-            levels = levels + _each(weights[:, i]) * part
+            levels = levels + each(weights[:, i]) * part
     return jnp.round(levels).astype(jnp.uint8)
 
 
@@ -156,6 +156,6 @@ def reach(sigma: float) -> int:
     return max(1, math.ceil(4 * sigma))
 
 
-def _each(value: jax.Array) -> jax.Array:
-    """Reshapes [B] to [B, 1, 1, 1]."""
+def each(value: jax.Array) -> jax.Array:
+    """Reshapes a value a row, [B], to [B, 1, 1, 1]."""
     return value[:, None, None, None]

@@ -18,32 +18,60 @@ _LARGEST = (2.0, 2.0, 8192.0)
 def affine(images: jax.Array, matrices: jax.Array, fill: jax.Array) -> jax.Array:
     """Maps images, uint8 [B, H, W, C], by `matrices` [B, 2, 3]; `fill` [C] is outside.
 
-    It is one gather. Coordinates have 16 fractional bits, as in Pillow. Images have at most
-    4096 x 4096 pixels. Entries that scale or shear are clipped to -2..2.
+    Coordinates have 16 fractional bits, as in Pillow. Images have at most 4096 x 4096
+    pixels. Entries that scale or shear are clipped to -2..2.
     """
-    rows, height, width, channels = images.shape
+    _, height, width, channels = images.shape
+    x = jnp.arange(width, dtype=jnp.int32).reshape(1, width)
+    y = jnp.arange(height, dtype=jnp.int32).reshape(height, 1)
+
+    def one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        image, fixed = given
+        across, down = (
+            (fixed[i, 0] * x + fixed[i, 1] * y + fixed[i, 2]) >> 16 for i in (0, 1)
+        )
+        inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
+        # Outside the image the gather reads pixel 0, so every index is in bounds.
+        where = jnp.where(inside, down * width + across, 0).reshape(-1)
+        flat = image.reshape(-1, channels).T
+        found = flat.at[:, where].get(mode="promise_in_bounds").T.reshape(image.shape)
+        return jnp.where(inside[..., None], found, fill.reshape(1, 1, channels))
+
+    # Image by image, and channels first: a TPU's gather of pixels from a whole batch passes
+    # six times as much memory.
+    return jax.lax.map(one, (images, _fixed(matrices)))
+
+
+def slide(images: jax.Array, matrices: jax.Array, axis: int, fill: jax.Array) -> jax.Array:
+    """Does what `affine` does, for matrices that move whole lines along one axis.
+
+    axis: 1 moves columns up or down, 2 moves rows to a side. It needs no gather: a line
+    moves by the bits of its distance, one power of two after the other.
+    """
+    fixed, size, lines = _fixed(matrices), images.shape[axis], images.shape[3 - axis]
+    line = jnp.arange(lines, dtype=jnp.int32)[None]
+    distances = (
+        fixed[:, 2 - axis, axis - 1, None] * line + fixed[:, 2 - axis, 2, None]
+    ) >> 16
+    distances = jnp.expand_dims(distances, (axis, 3))
+    shape = (1, size, 1, 1) if axis == 1 else (1, 1, size, 1)
+    place = jnp.arange(size, dtype=jnp.int32).reshape(shape) + distances
+    around, found = distances % size, images
+    for bit in range((size - 1).bit_length()):
+        moved = jnp.roll(found, -(1 << bit), axis)
+        found = jnp.where((around >> bit) & 1 == 1, moved, found)
+    inside = (place >= 0) & (place < size)
+    return jnp.where(inside, found, fill.reshape(1, 1, 1, -1))
+
+
+def _fixed(matrices: jax.Array) -> jax.Array:
+    """Returns matrices for centres of pixels, int32 with 16 fractional bits."""
     largest = jnp.array(_LARGEST).reshape(1, 1, 3)
     matrices = matrices.astype(jnp.float32)
     half = 0.5 * (matrices[:, :, 0] + matrices[:, :, 1]) + matrices[:, :, 2]
     parts = jnp.stack([matrices[:, :, 0], matrices[:, :, 1], half], axis=-1)
     fixed = jnp.clip(parts, -largest, largest)
-    fixed = jnp.floor(fixed * 65536 + 0.5).astype(jnp.int32)[..., None, None]
-    x = jnp.arange(width, dtype=jnp.int32).reshape(1, 1, width)
-    y = jnp.arange(height, dtype=jnp.int32).reshape(1, height, 1)
-    across = (fixed[:, 0, 0] * x + fixed[:, 0, 1] * y + fixed[:, 0, 2]) >> 16
-    down = (fixed[:, 1, 0] * x + fixed[:, 1, 1] * y + fixed[:, 1, 2]) >> 16
-    inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
-    # Outside the image the gather reads pixel 0, so every index is in bounds.
-    where = jnp.where(inside, down * width + across, 0).reshape(rows, height * width)
-    flat = images.reshape(rows, height * width, channels)
-    seen = jax.vmap(lambda image, index: image.at[index].get(mode="promise_in_bounds"))
-    found = seen(flat, where).reshape(images.shape)
-    return jnp.where(inside[..., None], found, fill.reshape(1, 1, 1, channels))
-
-
-def identity(rows: int) -> jax.Array:
-    """Returns identity matrices [B, 2, 3]."""
-    return jnp.broadcast_to(jnp.eye(2, 3).reshape(1, 2, 3), (rows, 2, 3))
+    return jnp.floor(fixed * 65536 + 0.5).astype(jnp.int32)
 
 
 def rotate(degrees: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -74,14 +102,17 @@ def translate(right: jax.Array, down: jax.Array) -> jax.Array:
     return _matrix(1.0, 0.0, -right, 0.0, 1.0, -down)
 
 
-# (amount [B], (height, width)) -> matrices. An amount is a tangent, pixels to the right or
-# down, or degrees counterclockwise.
-MOVES: dict[str, Callable[[jax.Array, tuple[int, int]], jax.Array]] = {
-    "shear_x": lambda amount, size: shear(amount, jnp.zeros_like(amount)),
-    "shear_y": lambda amount, size: shear(jnp.zeros_like(amount), amount),
-    "translate_x": lambda amount, size: translate(amount, jnp.zeros_like(amount)),
-    "translate_y": lambda amount, size: translate(jnp.zeros_like(amount), amount),
-    "rotate": rotate,
+# {axis of `slide`: {operation: amount [B] -> matrices}}. An amount is a tangent, or pixels
+# to the right or down.
+SLIDES: dict[int, dict[str, Callable[[jax.Array], jax.Array]]] = {
+    1: {
+        "shear_y": lambda amount: shear(jnp.zeros_like(amount), amount),
+        "translate_y": lambda amount: translate(jnp.zeros_like(amount), amount),
+    },
+    2: {
+        "shear_x": lambda amount: shear(amount, jnp.zeros_like(amount)),
+        "translate_x": lambda amount: translate(amount, jnp.zeros_like(amount)),
+    },
 }
 
 

@@ -1,13 +1,13 @@
 """One drawn operation a row: the layer of RandAugment and similar policies.
 
-Every row goes through the same steps: a sharpness blend, a colour blend, a table of
-levels, an affine gather and a cutout. A step that is not the row's operation gets
-parameters that change nothing. Only tables of 256 entries are computed for all
-operations; a vmapped `switch` would compute every operation for every row.
+Every row goes through all operations on single pixels, which cost little, and keeps the
+result of its own. The costly ones, of neighbours, histograms and geometry, run on the rows
+that drew them: a vmapped `switch` would compute every operation for every row.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jaxcls.augment import colors, geometry, levels
 
 # The amount of "cutout" is half the side of the square in pixels, that of "color" and
-# "sharpness" a factor.
-OPERATIONS = ("identity", "cutout", "color", "sharpness", *geometry.MOVES, *levels.TABLES)
+# "sharpness" a factor, and that of "rotate" degrees counterclockwise.
+OPERATIONS = ("identity", "cutout", "color", "sharpness", "rotate", "equalize")
+OPERATIONS += (*levels.POINTWISE, *geometry.SLIDES[1], *geometry.SLIDES[2])
+# The most rows of a turn of a costly operation: a program lists them.
+_MOST = 32
 NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
 
 
@@ -31,6 +34,10 @@ class Drawn(NamedTuple):
     operation: jax.Array
     amount: jax.Array
     place: jax.Array
+
+
+# (images, what their rows drew) -> images.
+Costly = Callable[[jax.Array, Drawn], jax.Array]
 
 
 def apply(
@@ -47,24 +54,82 @@ def apply(
     left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast: see
     `levels.contrast`.
     """
-    rows, height, width, channels = images.shape
-    makes: dict[str, Callable[..., jax.Array]] = dict(levels.TABLES)
-    makes["contrast"] = functools.partial(levels.contrast, legacy=legacy_contrast)
-    tables = jnp.broadcast_to(levels.identity(rows), (rows, channels, 256))
-    # A row has one operation, so any order is correct. With the statistics for the tables
-    # first and the gather last, nothing is computed twice.
-    tables = _of_operation(tables, makes, drawn, among, images, drawn.amount)
-    if "sharpness" in among:
-        images = colors.sharpness(images, _factor(drawn, "sharpness"))
-    if "color" in among:
-        images = colors.saturation(images, _factor(drawn, "color"))
-    if makes.keys() & set(among):
-        images = levels.look_up(images, tables)
-    if geometry.MOVES.keys() & set(among):
-        same, size = geometry.identity(rows), (height, width)
-        moves = _of_operation(same, geometry.MOVES, drawn, among, drawn.amount, size)
-        images = geometry.affine(images, moves, fill)
-    return _cutout(images, drawn, fill) if "cutout" in among else images
+    by_pixel = {
+        **levels.POINTWISE,
+        "contrast": functools.partial(levels.contrast, legacy=legacy_contrast),
+        "color": colors.saturation,
+    }
+    # A row has one operation, so that any order is correct, and each reads the same images.
+    found = images
+    for name in (name for name in by_pixel if name in among):
+        chosen = colors.each(drawn.operation == NUMBERS[name])
+        found = jnp.where(chosen, by_pixel[name](images, drawn.amount), found)
+    costly: dict[tuple[str, ...], Costly] = {
+        ("sharpness",): lambda some, of: colors.sharpness(some, of.amount),
+        ("equalize",): lambda some, of: levels.equalize(some),
+        ("rotate",): functools.partial(_rotated, fill=fill),
+    }
+    for axis, moves in geometry.SLIDES.items():
+        costly[tuple(moves)] = functools.partial(_slid, axis=axis, fill=fill)
+    for names, function in costly.items():
+        found = _on_rows(function, found, drawn, [n for n in names if n in among], among)
+    return _cutout(found, drawn, fill) if "cutout" in among else found
+
+
+def _rotated(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:
+    moves = geometry.rotate(drawn.amount, images.shape[1:3])
+    return geometry.affine(images, moves, fill)
+
+
+def _slid(images: jax.Array, drawn: Drawn, axis: int, fill: jax.Array) -> jax.Array:
+    """Moves lines along an axis by the distances of each row's operation."""
+    of_axis = geometry.SLIDES[axis].items()
+    moves = jnp.select(
+        [(drawn.operation == NUMBERS[name])[:, None, None] for name, _ in of_axis],
+        [matrices(drawn.amount) for _, matrices in of_axis],
+    )
+    return geometry.slide(images, moves, axis, fill)
+
+
+def _on_rows(
+    function: Costly,
+    images: jax.Array,
+    drawn: Drawn,
+    names: Sequence[str],
+    among: Sequence[str],
+) -> jax.Array:
+    """Replaces the images whose operation is one of `names`, some rows at a time.
+
+    The operations of `among` are about as likely as each other: the rows of a batch mostly
+    fit into one or two turns.
+    """
+    if not names:
+        return images
+    rows = len(images)
+    # One rotation a turn: of several, TPUs copy all indices and pixels to wide layouts.
+    most = 1 if "rotate" in names else _MOST
+    size = min(rows, most, math.ceil(1.25 * rows * len(names) / len(among)))
+    chosen = jnp.isin(drawn.operation, jnp.array([NUMBERS[name] for name in names]))
+    order = jnp.pad(jnp.argsort(~chosen, stable=True), (0, -rows % size))
+    count = chosen.sum()
+
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, found = state
+        at = jax.lax.dynamic_slice_in_dim(order, start, size)
+        # A turn that has fewer rows does the first again.
+        at = jnp.where(start + jnp.arange(size) < count, at, order[0])
+        # Row by row: TPUs gather and scatter whole images at ten times the traffic.
+        some = jnp.stack([_row(images, at[i]) for i in range(size)])
+        for i, image in enumerate(function(some, jax.tree.map(lambda x: x[at], drawn))):
+            found = jax.lax.dynamic_update_index_in_dim(found, image, at[i], 0)
+        return start + size, found
+
+    state = (jnp.int32(0), images)
+    return jax.lax.while_loop(lambda state: state[0] < count, turn, state)[1]
+
+
+def _row(array: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
 
 
 def apply_each(
@@ -81,26 +146,6 @@ def apply_each(
 
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
     return jax.lax.scan(step, images, stacked)[0]
-
-
-def _factor(drawn: Drawn, name: str) -> jax.Array:
-    """Returns the amounts, [B], of rows with this operation, and 1 for the others."""
-    return jnp.where(drawn.operation == NUMBERS[name], drawn.amount, 1.0)
-
-
-def _of_operation(
-    unchanged: jax.Array,
-    makes: Mapping[str, Callable[..., jax.Array]],
-    drawn: Drawn,
-    among: Sequence[str],
-    *given: Any,
-) -> jax.Array:
-    """Returns `unchanged`, [B, ...], with what `makes` gives for a row's operation."""
-    found = unchanged
-    for name in (name for name in makes if name in among):
-        chosen = (drawn.operation == NUMBERS[name])[:, None, None]
-        found = jnp.where(chosen, makes[name](*given), found)
-    return found
 
 
 def _cutout(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:

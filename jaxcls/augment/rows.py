@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Rows(NamedTuple):
@@ -52,6 +53,22 @@ def chain(augmentations: Sequence[Augmentation]) -> Augmentation:
         return images
 
     return apply
+
+
+def on_each_device(augmentation: Augmentation, sharding: NamedSharding) -> Augmentation:
+    """Applies an augmentation to each device's rows alone; sharding: that of the rows.
+
+    Rows do not depend on each other, so that the result is the same. XLA by itself would
+    move images between devices, for an augmentation that works on some of them at a time.
+    """
+    rows, everywhere = sharding.spec, PartitionSpec()
+    return jax.shard_map(
+        augmentation,
+        mesh=sharding.mesh,
+        in_specs=(Rows(rows, everywhere, rows, rows, everywhere), rows),
+        out_specs=rows,
+        check_vma=False,
+    )
 
 
 def at(amount: Amount, share: jax.Array) -> jax.Array:

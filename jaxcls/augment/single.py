@@ -50,10 +50,9 @@ def color_jitter(
             return jnp.where(chosen, drawn, 1.0)
 
         if np.any(brightness):
-            images = levels.look_up(images, levels.brightness(factor(brightness, 1)))
+            images = levels.brightness(images, factor(brightness, 1))
         if np.any(contrast):
-            tables = levels.contrast(images, factor(contrast, 2))
-            images = levels.look_up(images, tables)
+            images = levels.contrast(images, factor(contrast, 2))
         if np.any(saturation):
             images = colors.saturation(images, factor(saturation, 3))
         if np.any(hue):

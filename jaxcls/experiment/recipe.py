@@ -327,12 +327,13 @@ class Recipe:
     @functools.cached_property
     def inputs(self) -> step.Inputs:
         """inputs(key, step, batch) -> (images, targets) for the model."""
-        table = augment.AUGMENTATIONS
+        built = calls.build(self.config.augment, augment.AUGMENTATIONS, "augment")
+        rows = mesh.by_example(self.data.mesh)
         return functools.partial(
             step.inputs,
             num_classes=self.data.selection.num_classes,
             smoothing=self.config.loss.smoothing,
-            augment=augment.chain(calls.build(self.config.augment, table, "augment")),
+            augment=augment.on_each_device(augment.chain(built), rows),
             normalize=self.normalize,
             mix=self._built("mix", augment.MIXES) if self.config.mix.strip() else None,
             steps=self.plan.steps,

@@ -30,7 +30,7 @@ class Block(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=NORMAL)
         y = spatial(dtype=self.dtype, name="conv")(x)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
-        y = nn.gelu(dense(4 * width, name="dense1")(y), approximate=False)
+        y = layers.gelu(dense(4 * width, name="dense1")(y))
         y = dense(width, name="dense2")(y)
         start = nn.initializers.constant(self.layer_scale)
         scale = self.param("layer_scale", start, (width,))

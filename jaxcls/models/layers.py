@@ -46,6 +46,30 @@ def head(
     return Output(dense(x), x)
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Computes the exact GELU (Hendrycks and Gimpel, arXiv:1606.08415).
+
+    Its gradient keeps x alone and computes the rest again, in float32: JAX's would keep
+    float32 arrays of a bfloat16 x.
+    """
+    return nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.float32)
+    below = 0.5 * jax.lax.erfc(-wide * np.float32(np.sqrt(0.5)))
+    density = jnp.exp(-0.5 * jnp.square(wide)) * np.float32(1 / np.sqrt(2 * np.pi))
+    return (((below + wide * density) * grads).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
 def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
     """Returns a branch x [B, ...], or 0 for examples that stochastic depth drops.
 

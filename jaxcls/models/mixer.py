@@ -24,7 +24,7 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
-        y = dropout(nn.gelu(y, approximate=False))
+        y = dropout(layers.gelu(y))
         return dropout(nn.Dense(x.shape[-1], dtype=self.dtype, name="dense2")(y))
 
 

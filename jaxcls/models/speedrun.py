@@ -77,12 +77,12 @@ class Block(nn.Module):
         filters = partial(conv, self.width, 3, dtype=self.dtype, kernel_init=dirac)
         norm = partial(BatchNorm, self.momentum, 1e-12, dtype=self.dtype, use_scale=False)
         x = layers.max_pool(filters(name="conv1")(x), window=2, stride=2)
-        x = nn.gelu(norm(name="norm1")(x, train), approximate=False)
+        x = layers.gelu(norm(name="norm1")(x, train))
         y = norm(name="norm2")(filters(name="conv2")(x), train)
         if self.convs == 3:
-            y = filters(name="conv3")(nn.gelu(y, approximate=False))
+            y = filters(name="conv3")(layers.gelu(y))
             y = x + norm(name="norm3")(y, train)
-        return nn.gelu(y, approximate=False)
+        return layers.gelu(y)
 
 
 class Airbench(nn.Module):
@@ -119,7 +119,7 @@ class Airbench(nn.Module):
         whiten = partial(conv, filters, PATCH, padding=[(0, 0)] * 2, bias=True)
         x = images.astype(self.dtype)
         x = whiten(dtype=self.dtype, kernel_init=dirac, name="whiten")(x)
-        x = nn.gelu(x, approximate=False)
+        x = layers.gelu(x)
         for name, width in zip(self._blocks(), self.widths, strict=True):
             block = Block(width, self.convs, self.momentum, self.dtype, name=name)
             x = block(x, train)

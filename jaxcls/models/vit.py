@@ -42,6 +42,49 @@ def of_heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
     return jnp.split(split, 3, axis=2)
 
 
+@jax.custom_vjp
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(D)) value, for heads [B, N, H, D].
+
+    The softmax is float32. The gradient keeps its result in the dtype of `value`, which
+    multiplies it; JAX's would keep float32. It is XLA's on every machine: cuDNN's backward
+    pass is deterministic only on some GPUs and versions, and does not support float32.
+    """
+    return _attend_forward(query, key, value)[0]
+
+
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _attend_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, Kept]:
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    shares = jax.nn.softmax(scores * query.shape[-1] ** -0.5).astype(value.dtype)
+    found = jnp.einsum("bhqk,bkhd->bqhd", shares, value)
+    return found, (query, key, value, shares)
+
+
+def _attend_backward(
+    kept: Kept, grads: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, shares = kept
+    of_shares = jnp.einsum(
+        "bqhd,bkhd->bhqk", grads, value, preferred_element_type=jnp.float32
+    )
+    wide = shares.astype(jnp.float32)
+    around = of_shares - (of_shares * wide).sum(-1, keepdims=True)
+    of_scores = (wide * around * query.shape[-1] ** -0.5).astype(query.dtype)
+    return (
+        jnp.einsum("bhqk,bkhd->bqhd", of_scores, key),
+        jnp.einsum("bhqk,bqhd->bkhd", of_scores, query),
+        jnp.einsum("bhqk,bqhd->bkhd", shares, grads),
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
 class Attention(nn.Module):
     """Self-attention with several heads over tokens x [B, N, D]; the softmax is float32."""
 
@@ -54,9 +97,7 @@ class Attention(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype)
         qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
         query, key, value = of_heads(qkv, self.heads)
-        # XLA on every machine: cuDNN's backward pass is deterministic only on some GPUs
-        # and versions, and does not support float32.
-        y = jax.nn.dot_product_attention(query, key, value, implementation="xla")
+        y = attend(query, key, value)
         return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
 
 
@@ -79,7 +120,7 @@ class Block(nn.Module):
         y = self._scaled(dropout(y), "layer_scale1")
         x = x + drop_path(y, self.drop_path, train)
         y = dense(4 * x.shape[-1], name="dense1")(norm(name="norm2")(x))
-        y = dropout(nn.gelu(y, approximate=False))
+        y = dropout(layers.gelu(y))
         y = self._scaled(dropout(dense(x.shape[-1], name="dense2")(y)), "layer_scale2")
         return x + drop_path(y, self.drop_path, train)
 

@@ -110,6 +110,23 @@ def test_each_row_has_its_own_operation_on_its_own_image():
     np.testing.assert_array_equal(other, together[order])
 
 
+@pytest.mark.parametrize(
+    "case", [("equalize", 0), ("rotate", 33), ("shear_x", 0.3), ("translate_y", -9)]
+)
+@pytest.mark.parametrize("count", [0, 1, 7, 24])
+def test_any_number_of_rows_may_draw_a_costly_operation(case, count):
+    images = photographs(20, 23, count=24)
+    order = np.random.default_rng(1).permutation(24)
+    cases = [("brightness", 0.7)] * 24
+    for row in order[:count]:
+        cases[row] = case
+    fill = jnp.full((3,), FILL, jnp.uint8)
+    got = apply(images, drawn(cases), tuple(layer.OPERATIONS), fill=fill)
+    for image, (name, amount), found in zip(images, cases, np.asarray(got), strict=True):
+        apart = (found != pillow(name, image, amount, FILL)).any(-1).mean()
+        assert apart <= 0.005, name
+
+
 @pytest.mark.parametrize("name", ["rotate", "color", "sharpness", "equalize", "solarize"])
 def test_only_steps_that_may_be_needed_are_there_and_give_the_same(name):
     image = photographs(97, 120)[0]
@@ -151,6 +168,18 @@ def test_a_histogram_counts_every_pixel_of_each_channel(size):
         for image in images
     ]
     np.testing.assert_array_equal(levels.histogram(images), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (70, 131)])
+def test_a_table_gives_every_level_of_each_channel_its_entry(size):
+    rng = np.random.default_rng(4)
+    images = rng.integers(0, 256, (3, *size, 3)).astype(np.uint8)
+    tables = rng.integers(0, 256, (3, 3, 256))
+    expected = np.stack(
+        [[tables[i, c][images[i, ..., c]] for c in range(3)] for i in range(3)]
+    )
+    got = levels.look_up(images, jnp.asarray(tables, jnp.int32))
+    np.testing.assert_array_equal(got, expected.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.13, 0.0, 0.01, 0.3, 0.5])

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy import stats
 
-from jaxcls.augment import AUGMENTATIONS, Rows, policies, row_keys
+from jaxcls.augment import AUGMENTATIONS, Rows, on_each_device, policies, row_keys
 from jaxcls.augment.layer import NUMBERS, OPERATIONS
 from jaxcls.augment.rows import fold
 from jaxcls.augment.spaces import RANDAUGMENT, SUBPOLICIES
@@ -249,6 +249,7 @@ def test_a_row_depends_on_no_other_row_and_on_no_device(name):
     split, same = (NamedSharding(mesh, PartitionSpec(*a)) for a in (("batch",), ()))
     sharded = Rows(*(jax.device_put(x, split if x.ndim else same) for x in rows(16)))
     arguments = sharded, jax.device_put(images, split)
+    apply = jax.jit(on_each_device(apply, split))
     eight = apply(*arguments)
     assert eight.sharding.is_equivalent_to(split, 4)
     np.testing.assert_array_equal(eight, whole)
