@@ -239,9 +239,11 @@ class _Anything(types.ModuleType):
         return self
 
 
-_UNUSED = ("clu", "clu.metric_writers", "clu.periodic_actions", "clu.parameter_overview")
-_UNUSED += ("tensorflow", "tensorflow.io", "tensorflow.io.gfile", "tensorflow_datasets")
-_UNUSED += ("input_pipeline",)
+_UNUSED = (
+    *("clu", "clu.metric_writers", "clu.periodic_actions", "clu.parameter_overview"),
+    *("tensorflow", "tensorflow.io", "tensorflow.io.gfile", "tensorflow_datasets"),
+    "input_pipeline",
+)
 
 
 def _import(folder: str, *names: str) -> list[Any]:

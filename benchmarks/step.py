@@ -22,8 +22,8 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,10 @@ class Measured(NamedTuple):
     product: float
 
 
-def built(args: argparse.Namespace) -> experiment.Experiment:
-    """An experiment of the step that is measured."""
+def built(
+    args: argparse.Namespace, more: Mapping[str, Any] | None = None
+) -> experiment.Experiment:
+    """An experiment of the step that is measured; more: further config values."""
     classes = tuple(f"class{i}" for i in range(args.classes))
     shape = (args.size, args.size, 3)
     splits = {"train": args.batch}
@@ -76,8 +78,22 @@ def built(args: argparse.Namespace) -> experiment.Experiment:
         "optim.weight_decay": DECAY,
         "optim.decay_on": "",  # Matches all, as PyTorch decays them.
         "mesh.devices": 1,
+        **(more or {}),
     }
     return experiment.build(loading.from_flat(values), facts)
+
+
+def random_batch(args: argparse.Namespace, exp: experiment.Experiment) -> Batch:
+    """A batch of noise."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(args.batch, dtype=np.int32)
+    shape = (args.batch, *exp.data.train_shape)
+    return Batch(
+        image=rng.integers(0, 256, shape).astype(np.uint8),
+        label=rng.integers(0, args.classes, args.batch).astype(np.int32),
+        index=rows,
+        epoch=np.zeros_like(rows),
+    )
 
 
 class Ours:
@@ -250,15 +266,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     exp = built(args)
     device = exp.mesh.devices.flat[0]
-    rng = np.random.default_rng(0)
-    rows = np.arange(args.batch, dtype=np.int32)
-    shape = (args.batch, *exp.data.train_shape)
-    batch = Batch(
-        image=rng.integers(0, 256, shape).astype(np.uint8),
-        label=rng.integers(0, args.classes, args.batch).astype(np.int32),
-        index=rows,
-        epoch=np.zeros_like(rows),
-    )
+    batch = random_batch(args, exp)
     ours = Ours(exp, batch)
     ours.run(1)
     print(

@@ -2,9 +2,9 @@
 
 __version__ = "0.1.0"
 # It rises with every change of the code that alters a bit of some run. A run keeps it.
-NUMERICS = 0
+NUMERICS = 1
 # {number: the last commit that computes it}.
-COMMITS: dict[int, str] = {}
+COMMITS = {0: "e9447dff73e016f769a191a6bc9ccc78c42a663f"}
 
 
 def home_of(number: int) -> str:

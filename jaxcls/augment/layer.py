@@ -17,8 +17,8 @@ from jaxcls.augment import colors, geometry, levels
 
 # The amount of "cutout" is half the side of the square in pixels, that of "color" and
 # "sharpness" a factor, and that of "rotate" degrees counterclockwise.
-OPERATIONS = ("identity", "cutout", "color", "sharpness", "rotate", "equalize")
-OPERATIONS += (*levels.POINTWISE, *geometry.SLIDES[1], *geometry.SLIDES[2])
+OPERATIONS: tuple[str, ...] = ("identity", "cutout", "color", "sharpness", "rotate")
+OPERATIONS += ("equalize", *levels.POINTWISE, *geometry.SLIDES[1], *geometry.SLIDES[2])
 # The most rows of a turn of a costly operation: a program lists them.
 _MOST = 32
 NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
@@ -54,7 +54,7 @@ def apply(
     left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast: see
     `levels.contrast`.
     """
-    by_pixel = {
+    by_pixel: dict[str, Callable[..., jax.Array]] = {
         **levels.POINTWISE,
         "contrast": functools.partial(levels.contrast, legacy=legacy_contrast),
         "color": colors.saturation,
@@ -77,7 +77,8 @@ def apply(
 
 
 def _rotated(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:
-    moves = geometry.rotate(drawn.amount, images.shape[1:3])
+    _, height, width, _ = images.shape
+    moves = geometry.rotate(drawn.amount, (height, width))
     return geometry.affine(images, moves, fill)
 
 

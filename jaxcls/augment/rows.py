@@ -6,7 +6,7 @@ number of devices.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,8 @@ def on_each_device(augmentation: Augmentation, sharding: NamedSharding) -> Augme
     Rows do not depend on each other, so that the result is the same. XLA by itself would
     move images between devices, for an augmentation that works on some of them at a time.
     """
-    rows, everywhere = sharding.spec, PartitionSpec()
+    rows: Any = sharding.spec
+    everywhere: Any = PartitionSpec()
     return jax.shard_map(
         augmentation,
         mesh=sharding.mesh,

@@ -143,6 +143,8 @@ compile.loop ~ "auto"  several steps in one dispatch, as a loop in one program: 
     auto (on for accelerators of one process with training's images on the device; on a CPU
     the convolutions of a loop are many times slower). The last bits may differ between on
     and off; the number of steps in a dispatch changes no bits
+compile.convolution ~ "auto"  library of convolutions on a CPU, which decides bits: eigen,
+    ynnpack, or auto (eigen on x86, where it is faster; an old run keeps what it has)
 """
 
 

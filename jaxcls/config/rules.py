@@ -35,6 +35,7 @@ _ONE_OF = {
     "model.remat": ("", "blocks"),
     "data.resident": ("auto", "on", "off"),
     "compile.loop": ("auto", "on", "off"),
+    "compile.convolution": ("auto", "eigen", "ynnpack"),
     "nonfinite.policy": ("stop", "skip", "rewind"),
     "init.head": ("keep", "fresh", "auto"),
     "model.matmul_precision": ("", "bfloat16", "tensorfloat32", "float32"),

@@ -114,7 +114,7 @@ def under_attacks(subject: Subject, chosen: Sequence[Attack], keep: Keep) -> Sco
         return exp.recipe.loss(asked, targets), asked.argmax(-1) == targets_at
 
     rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
-    advance = jax.jit(
+    advance = exp.programs.jit(
         attacks.make_advance(exp.recipe.logits_step(), judge),
         in_shardings=(exp.programs.variables_sharding, rows, everywhere, everywhere),
         out_shardings=rows,

@@ -17,7 +17,7 @@ from jaxcls.data import sources
 from jaxcls.data.batch import Batch
 from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
-from jaxcls.devices import mesh
+from jaxcls.devices import compiling, mesh
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
 from jaxcls.experiment.initial import Initial, TrainedModel
 from jaxcls.experiment.plan import Plan
@@ -74,7 +74,13 @@ class Experiment:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled functions of the recipe, for the mesh."""
-        return Programs(self.recipe, lambda: self.teacher)
+        options = compiling.options(self.convolution)
+        return Programs(self.recipe, lambda: self.teacher, options)
+
+    @functools.cached_property
+    def convolution(self) -> str:
+        """The library of convolutions on a CPU: see `devices.compiling`."""
+        return compiling.chosen(self.config.compile.convolution, self.mesh)
 
     @functools.cached_property
     def initial(self) -> Initial | None:
@@ -100,6 +106,20 @@ class Experiment:
     def mesh(self) -> jax.sharding.Mesh:
         """The devices of the run."""
         return self.data.mesh
+
+    def resuming(self, convolution: str | None) -> "Experiment":
+        """Returns this experiment with the library of convolutions of an earlier start.
+
+        convolution: None if there is none. A library that the config names stays.
+        """
+        known = convolution if convolution in compiling.CHOICES else None
+        is_free = self.config.compile.convolution == "auto" and self.convolution
+        if not known or not is_free or self.convolution in (known, compiling.BY_FLAGS):
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("programs", None)
+        other.convolution = compiling.chosen(known, self.mesh)
+        return other
 
     def reseeded(self, seeds: Mapping[str, int]) -> "Experiment":
         """Returns this experiment with other seeds: {"seed": 3} or {"seeds.order": 3}.

@@ -23,14 +23,19 @@ class Programs:
 
     No program depends on a seed.
 
-    load_teacher: Returns the teacher, or None.
+    load_teacher: Returns the teacher, or None. compiler_options: of `devices.compiling`.
     """
 
     def __init__(
-        self, recipe: Recipe, load_teacher: Callable[[], TrainedModel | None]
+        self,
+        recipe: Recipe,
+        load_teacher: Callable[[], TrainedModel | None],
+        compiler_options: dict[str, str] | None,
     ) -> None:
         self.config, self.data, self.recipe = recipe.config, recipe.data, recipe
         self._load_teacher = load_teacher
+        # Only for functions that run: JAX takes options at no inner `jit`.
+        self.jit = functools.partial(jax.jit, compiler_options=compiler_options)
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -76,7 +81,7 @@ class Programs:
     @functools.cached_property
     def init(self) -> step.Init:
         """The jitted init(key, keys, given) -> the state at step 0, on the mesh."""
-        return jax.jit(self.recipe.init, out_shardings=self._state_sharding)
+        return self.jit(self.recipe.init, out_shardings=self._state_sharding)
 
     @functools.cached_property
     def teacher_variables(self) -> Any:
@@ -87,8 +92,8 @@ class Programs:
     # Training.
 
     @functools.cached_property
-    def _train_step(self) -> jax.stages.Wrapped:
-        """The jitted train_step(teacher_variables, state, batch) -> (state, metrics)."""
+    def _pure_train_step(self) -> Callable[[Any, step.State, Batch], Any]:
+        """train_step(teacher_variables, state, batch) -> (state, metrics)."""
         distill, teacher, distillation = self.config.distill, self._load_teacher(), None
         if teacher:
             apply = teacher.recipe.model.apply
@@ -104,13 +109,22 @@ class Programs:
             has_flags = not isinstance(batch.asked, tuple)
             return state, scores | ({"asked": batch.asked.any()} if has_flags else {})
 
+        return train_step
+
+    @property
+    def _of_train_step(self) -> dict[str, Any]:
+        """What `jax.jit` is told of the train step's arguments and results."""
         everywhere, rows = mesh.replicated(self.mesh), mesh.by_example(self.mesh)
-        return jax.jit(
-            train_step,
-            donate_argnums=1,
-            in_shardings=(everywhere, self._state_sharding, rows),
-            out_shardings=(self._state_sharding, everywhere),
-        )
+        return {
+            "donate_argnums": 1,
+            "in_shardings": (everywhere, self._state_sharding, rows),
+            "out_shardings": (self._state_sharding, everywhere),
+        }
+
+    @functools.cached_property
+    def _train_step(self) -> jax.stages.Wrapped:
+        """The jitted `_pure_train_step`."""
+        return self.jit(self._pure_train_step, **self._of_train_step)
 
     @functools.cached_property
     def train_step(self) -> Callable[[step.State, Batch], Any]:
@@ -149,12 +163,11 @@ class Programs:
         `InputError` if the loop does not fit in memory.
         """
         rows, data_like = mesh.by_step(self.mesh), self.data.train_resident_like()
-        loop = jax.jit(
+        train_step = jax.jit(self._pure_train_step, **self._of_train_step)
+        loop = self.jit(
             functools.partial(
                 multistep.train_loop,
-                train_step=lambda state, batch, teacher: self._train_step(
-                    teacher, state, batch
-                ),
+                train_step=lambda state, batch, teacher: train_step(teacher, state, batch),
                 take=self.data.take,
             ),
             donate_argnums=0,
@@ -234,7 +247,7 @@ class Programs:
             plateau_patience=self.config.optim.plateau_patience,
             plateau_factor=self.config.optim.plateau_factor,
         )
-        return jax.jit(pure, donate_argnums=0, out_shardings=self._state_sharding)
+        return self.jit(pure, donate_argnums=0, out_shardings=self._state_sharding)
 
     @functools.cached_property
     def logits_step(self) -> ImageStep:
@@ -244,9 +257,7 @@ class Programs:
     @functools.cached_property
     def probabilities_step(self) -> ImageStep:
         """The jitted probabilities_step(variables, images [B, H, W, C]) -> p [B, K]."""
-        pure = self.recipe.logits_step()
-        link = jax.nn.sigmoid if self.recipe.link == "sigmoid" else jax.nn.softmax
-        return self._of_variables(lambda variables, images: link(pure(variables, images)))
+        return self._of_variables(self.recipe.probabilities_step())
 
     @functools.cached_property
     def embed_step(self) -> ImageStep:
@@ -254,17 +265,11 @@ class Programs:
 
         The features that the model's head sees.
         """
-        recipe = self.recipe
-
-        def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            with recipe.numerics():
-                return recipe.module.apply(variables, recipe.normalize(images), False).embed
-
-        return self._of_variables(embed)
+        return self._of_variables(self.recipe.embed_step())
 
     def _of_variables(self, pure: Callable[[dict[str, Any], Any], Any]) -> Any:
         """Jits a function of (variables, batch): sharded rows in, whole results out."""
-        return jax.jit(
+        return self.jit(
             pure,
             in_shardings=(self.variables_sharding, mesh.by_example(self.mesh)),
             out_shardings=mesh.replicated(self.mesh),

@@ -382,6 +382,21 @@ class Recipe:
             step.logits_step, model=self.model, normalize=self.normalize
         )
 
+    def probabilities_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """Returns probabilities_step(variables, images [B, H, W, C]) -> p [B, K]."""
+        pure = self.logits_step()
+        link = jax.nn.sigmoid if self.link == "sigmoid" else jax.nn.softmax
+        return lambda variables, images: link(pure(variables, images))
+
+    def embed_step(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """Returns embed_step(variables, images [B, H, W, C]) -> features [B, D] float32."""
+
+        def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+            with self.numerics():
+                return self.module.apply(variables, self.normalize(images), False).embed
+
+        return embed
+
     def variables(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Returns the variables for predictions: the average if best.metric scores it."""
         if weights["ema"] and self.config.best.metric.startswith("ema_"):

@@ -64,6 +64,7 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
         tuple(exp.selection.class_names),
         module.namings(),
         export_facts.preprocessing(exp),
+        exp.programs.jit,
     )
 
 

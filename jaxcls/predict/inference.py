@@ -101,10 +101,12 @@ def predict(
 def _step(exp: experiment.Experiment, embed: bool) -> Step:
     """Returns a step with both outputs; XLA computes their shared layers once."""
 
-    def step(variables: dict[str, Any], images: jax.Array) -> Outs:
-        likely = exp.programs.probabilities_step(variables, images)
-        return likely, exp.programs.embed_step(variables, images) if embed else likely[
-            :, :0
-        ]
+    likely_of, embed_of = exp.recipe.probabilities_step(), exp.recipe.embed_step()
 
-    return jax.jit(step)
+    def step(variables: dict[str, Any], images: jax.Array) -> Outs:
+        likely = likely_of(variables, images)
+        return likely, embed_of(variables, images) if embed else likely[:, :0]
+
+    rows, everywhere = mesh.by_example(exp.mesh), mesh.replicated(exp.mesh)
+    shardings = exp.programs.variables_sharding, rows
+    return exp.programs.jit(step, in_shardings=shardings, out_shardings=everywhere)

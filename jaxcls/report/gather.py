@@ -262,7 +262,7 @@ def _heats(
         with exp.recipe.numerics():
             return exp.recipe.module.apply(variables, normalized, False).logits
 
-    @jax.jit
+    @exp.programs.jit
     def heat(images: jax.Array, classes: jax.Array) -> jax.Array:
         nonlocal how
         normalized = exp.recipe.normalize(images)

@@ -142,4 +142,5 @@ def topology(start: dict[str, Any]) -> tuple[Any, ...]:
         (cpu["instructions"], str(cpu["nproc"] or cpu["cores"])) if on_cpu else None,
         start.get("fsdp", 1),
         start.get("loop", 0),
+        start.get("convolution", ""),
     )

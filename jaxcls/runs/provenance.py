@@ -86,6 +86,7 @@ def _facts(start: Mapping[str, Any]) -> dict[str, Any]:
         **start["versions"],
         "devices": f"{len(start['devices'])} {start['devices'][0]}",
         "mesh.fsdp": start.get("fsdp", 1),
+        "convolutions": start.get("convolution", ""),
         "steps": "in a loop" if start.get("loop", 0) else "one by one",
     }
 

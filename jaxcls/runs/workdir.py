@@ -207,6 +207,11 @@ class Workdir:
             return None
         return self.read()["implied"].get("weights", "")
 
+    def convolution(self) -> str | None:
+        """Returns the library of convolutions of the last start; None if unknown."""
+        starts = self.starts() if self._holds_results() else []
+        return starts[-1].get("convolution") if starts else None
+
     def check_numerics(self) -> None:
         """Raises `InputError` if the run's state was computed with another `NUMERICS`."""
         starts = self.starts()

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxcls import experiment
 from jaxcls.config import loading as configs
 from jaxcls.data import sources
+from jaxcls.devices import compiling
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.runs import archive, checkpoint, provenance, records
 from jaxcls.runs.archive import Recorded
@@ -30,6 +31,7 @@ class DifferentError(Exception):
 
 # Changes that alter bits: of machine, topology, and of what this jaxcls computes.
 _DIFFERENT = {"numerics", "cpu", "devices", "hosts", "mesh.fsdp", "steps"}
+_DIFFERENT |= {"convolutions"}
 
 
 def reproduce(
@@ -61,6 +63,7 @@ def reproduce(
         "hosts": 1,
         "fsdp": exp.config.mesh.fsdp,
         "loop": int(exp.config.compile.loop == "on"),
+        "convolution": exp.convolution,
     }
     changed = provenance.changes(first, now)
     is_same_kind = not set(changed) & _DIFFERENT
@@ -137,6 +140,8 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
                 f"--config.{key} comes from the run's folder; leave it out, or give one of"
                 f" {', '.join(_ANYWHERE)}"
             )
+    if (library := first.get("convolution")) in compiling.CHOICES:
+        config.compile.convolution = library
     # A loop stays a loop, if possible. It is off if the run moves between an accelerator
     # and a CPU, where a loop is only slow.
     is_there = provenance.is_on_cpu(first) == (jax.local_devices()[0].platform == "cpu")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcls.config import loading as configs
-from jaxcls.devices import hosts, memory
+from jaxcls.devices import compiling, hosts, memory
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.evaluation import passes
 from jaxcls.experiment import Experiment, checks, show
@@ -61,12 +61,14 @@ def run(
     folder, stop = Workdir(workdir), stop or Stop()
     if final := hosts.on_first(lambda: _finished_before(exp, folder)):
         return Result(final, folder.given, already=True)
+    exp = exp.resuming(hosts.on_first(folder.convolution))
     known = hosts.on_first(lambda: folder.weights_of(exp.config))
     implied, stepper = hosts.together(lambda: (_prepared(exp, known), stepping.choose(exp)))
     hosts.agree(_same_everywhere(exp, workdir, implied))
     fsdp = exp.config.mesh.fsdp
-    topology = {"fsdp": fsdp} if fsdp > 1 else {}
+    topology: dict[str, Any] = {"fsdp": fsdp} if fsdp > 1 else {}
     topology |= {"loop": 1} if stepper.most > 1 else {}
+    topology |= {"convolution": exp.convolution} if exp.convolution else {}
 
     def begin() -> dict[str, Any] | None:
         """Locks the folder, and records the start; returns the record if it has ended."""
@@ -138,6 +140,7 @@ def _same_everywhere(
         "code": provenance.code(),
         "versions": provenance.versions(),
         "data": implied,
+        "convolutions": exp.convolution,
         **{f"config.{key}": value for key, value in values if key not in _OF_EACH},
     }
 
@@ -217,6 +220,8 @@ def _run_locked(
     traced = profiling.traced(stepper, count, folder.profile, log.line)
     with log, saves, traced as stepper:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
+        if exp.convolution == compiling.BY_FLAGS:
+            log.line("XLA_FLAGS choose the library of convolutions")
         if restored and (changed := hosts.on_first(folder.changes)):
             log.line(f"changed since an earlier start, so bits may change: {changed}")
         for note in exp.initial.notes if not restored and exp.initial else []:

@@ -25,6 +25,10 @@ LITTLE = {
         r"\d images/s",
     ),
     "step": ("--model=cnn(widths=(4,)) --size=16 --batch=8 --segments=2", r"\d images/s"),
+    "convolutions": (
+        "--model=cnn(widths=(4,)) --size=16 --batch=8 --segments=2",
+        r"eigen / ynnpack \d",
+    ),
     "loop": (
         f"--model=cnn(widths=(4,)) --batch=8 --steps=2 --segments=1 --images={IMAGES}",
         r"loop / bare \d",

@@ -202,6 +202,10 @@ def other_cpu(manifest):
     manifest["starts"][0]["cpu"]["instructions"].append("avx1024")
 
 
+def other_library(manifest):
+    manifest["starts"][0]["convolution"] = "ynnpack"
+
+
 def other_code(manifest):
     manifest["starts"][0]["numerics"] = 10**6
 
@@ -235,6 +239,7 @@ OTHER_KIND = "another kind of machine or code: losses are compared within"
             0,
             [OTHER_KIND, "one lacks avx1024", "reproduced within 0, ", " of 10 losses"],
         ),
+        ({"manifest.json": other_library}, 4, ["differs at step 4 (equal up to step 0)"]),
         (
             {"manifest.json": other_code},
             0,

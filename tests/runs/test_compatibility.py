@@ -1,5 +1,6 @@
 """What released versions wrote stays readable: folders of runs, as they were written."""
 
+import json
 import pathlib
 import shutil
 import tarfile
@@ -7,10 +8,12 @@ import tarfile
 import pytest
 
 from jaxcls import experiment
+from jaxcls.errors import InputError
 from jaxcls.evaluation import scoring
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
+from jaxcls.version import COMMITS, NUMERICS
 from tests.scoring import score
 
 GOLDEN = sorted((pathlib.Path(__file__).parent.parent / "golden").glob("run-*.tar.gz"))
@@ -52,12 +55,16 @@ def test_an_old_run_scores_what_it_scored(old, data_dir):
     assert values["loss"] == pytest.approx(record["loss"], rel=1e-4)
 
 
-def test_an_old_run_goes_on(old, data_dir):
+def test_an_old_run_goes_on_where_its_bits_are_computed(old, data_dir):
     final = old.metrics.read_text().splitlines()[-1]
     kept = old.metrics.read_text().removesuffix(final + "\n")
     old.metrics.write_text(kept)  # As if it had died before its last evaluation.
     config = old.config()
     config.data.dir = str(data_dir)
+    with pytest.raises(InputError, match=f"go on with commit {COMMITS[0]} of jaxcls, or"):
+        train.run(experiment.build(config), old.given)
+    manifest = {"starts": [{"numerics": NUMERICS}]}  # As if it had computed these.
+    (old.path / "manifest.json").write_text(json.dumps(manifest))
     result = train.run(experiment.build(config), old.given)
     assert not result.already
     assert result.record["best_step"] == 3

@@ -154,8 +154,8 @@ def test_every_key_that_changes_a_run_is_part_of_its_identity():
         "data.dir", "data.threads", "data.prefetch", "data.resident",
         "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
         "log.wandb",
-        "mesh.devices", "mesh.fsdp", "compile.cache", "compile.loop", "watchdog.first",
-        "watchdog.later",
+        "mesh.devices", "mesh.fsdp", "compile.cache", "compile.loop", "compile.convolution",
+        "watchdog.first", "watchdog.later",
         "log.profile",
         # Where they are; what they are is known by their fingerprint.
         "init.weights", "distill.run",

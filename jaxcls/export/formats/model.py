@@ -20,7 +20,7 @@ class Model(NamedTuple):
     name: model.name of its config. apply: (variables, images uint8 [B, H, W, C]) ->
     logits [B, K] float32; it normalises the images. variables: the arrays, in host memory.
     image_shape: (H, W, C). namings: {library: the names of the arrays in that library}.
-    preprocessing: None if other libraries cannot do it.
+    preprocessing: None if other libraries cannot do it. jit: compiles as the run does.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Model(NamedTuple):
     class_names: tuple[str, ...]
     namings: Mapping[str, Naming]
     preprocessing: Preprocessing | None
+    jit: Callable[..., Any] = jax.jit
 
     def logits(self, images: jax.Array) -> jax.Array:
         """Returns the logits [B, K] of images, by `variables`."""
@@ -49,5 +50,5 @@ class Asked(NamedTuple):
 
 def runs(model: Model, variables: Mapping[str, Any]) -> Program:
     """Returns the model with other `variables`, compiled on the default device."""
-    compiled = jax.jit(functools.partial(model.apply, variables))
+    compiled = model.jit(functools.partial(model.apply, variables))
     return lambda images: np.asarray(compiled(images))
