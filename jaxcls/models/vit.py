@@ -44,11 +44,12 @@ def of_heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
 
 @jax.custom_vjp
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns softmax(query key^T / sqrt(D)) value, for heads [B, N, H, D].
+    """Returns softmax(query key^T / sqrt(D)) value, for heads [B, H, N, D].
 
-    The softmax is float32. The gradient keeps its result in the dtype of `value`, which
-    multiplies it; JAX's would keep float32. It is XLA's on every machine: cuDNN's backward
-    pass is deterministic only on some GPUs and versions, and does not support float32.
+    The softmax is float32, of products in the dtype of `query`. The gradient keeps its
+    result in the dtype of `value`, which it multiplies: float32 scores, as JAX has them,
+    are a third of the memory traffic of a bfloat16 step. It is XLA's on every machine:
+    cuDNN's backward pass is deterministic only on some GPUs, and does not support float32.
     """
     return _attend_forward(query, key, value)[0]
 
@@ -59,9 +60,9 @@ Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _attend_forward(
     query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, Kept]:
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    shares = jax.nn.softmax(scores * query.shape[-1] ** -0.5).astype(value.dtype)
-    found = jnp.einsum("bhqk,bkhd->bqhd", shares, value)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query * _scale(query), key)
+    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+    found = jnp.einsum("bhqk,bhkd->bhqd", shares, value)
     return found, (query, key, value, shares)
 
 
@@ -69,17 +70,19 @@ def _attend_backward(
     kept: Kept, grads: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, shares = kept
-    of_shares = jnp.einsum(
-        "bqhd,bkhd->bhqk", grads, value, preferred_element_type=jnp.float32
-    )
+    of_shares = jnp.einsum("bhqd,bhkd->bhqk", grads, value).astype(jnp.float32)
     wide = shares.astype(jnp.float32)
     around = of_shares - (of_shares * wide).sum(-1, keepdims=True)
-    of_scores = (wide * around * query.shape[-1] ** -0.5).astype(query.dtype)
+    of_scores = (wide * around).astype(query.dtype)
     return (
-        jnp.einsum("bhqk,bkhd->bqhd", of_scores, key),
-        jnp.einsum("bhqk,bqhd->bkhd", of_scores, query),
-        jnp.einsum("bhqk,bqhd->bkhd", shares, grads),
+        jnp.einsum("bhqk,bhkd->bhqd", of_scores, key) * _scale(query),
+        jnp.einsum("bhqk,bhqd->bhkd", of_scores, query * _scale(query)),
+        jnp.einsum("bhqk,bhqd->bhkd", shares, grads),
     )
+
+
+def _scale(query: jax.Array) -> jax.Array:
+    return jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -96,8 +99,8 @@ class Attention(nn.Module):
         features = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
-        query, key, value = of_heads(qkv, self.heads)
-        y = attend(query, key, value)
+        y = attend(*(each.swapaxes(1, 2) for each in of_heads(qkv, self.heads)))
+        y = y.swapaxes(1, 2)
         return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
 
 
