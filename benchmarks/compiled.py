@@ -7,11 +7,16 @@ so a ratio has no noise; what a step takes on the device they do not say. The bo
 loop counts once.
 
     python -m benchmarks.compiled --slice=v5e:2x2 --flax_example=flax/examples/imagenet
+
+`compiled.json` holds our figures, written by ``--write``; a test compiles some of the steps
+again and lets none become worse by 1 %.
 """
 
 import argparse
 import functools
 import importlib
+import json
+import pathlib
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -26,8 +31,10 @@ from jaxcls.config import loading
 from jaxcls.data import sources
 from jaxcls.devices import mesh
 from jaxcls.devices.topologies import described
+from jaxcls.runs import provenance
 
-CLASSES, SIZE = 1000, 224
+CLASSES, SIZE, BATCH, SLICE = 1000, 224, 512, "v5e:2x2"
+TABLE = pathlib.Path(__file__).with_name("compiled.json")
 _PLAIN = {"augment": "flip", "mix": ""}
 _VIT = {
     "optim.name": "adamw",
@@ -40,6 +47,7 @@ _VIT = {
 # The steps that are compiled: {name: config values}. One with an augmentation is compared
 # with the step without.
 STEPS: dict[str, dict[str, Any]] = {
+    "cnn": {"model.name": "cnn(batch_norm=True)", "optim.name": "adamw", "optim.lr": 1e-3},
     "resnet50": {
         "model.name": "resnet50",
         "optim.name": "sgd(momentum=0.9)",
@@ -75,6 +83,11 @@ class Figures(NamedTuple):
         flop, accessed = self.flop / other.flop, self.accessed / other.accessed
         temporaries = self.temporaries / other.temporaries
         return f"FLOP {flop:.3f}, bytes {accessed:.3f}, temporaries {temporaries:.3f}"
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of what compiles; other versions give other figures."""
+    return provenance.versions(("jax", "jaxlib", "libtpu"))
 
 
 def figures(program: jax.stages.Compiled) -> Figures:
@@ -266,21 +279,26 @@ def _import(folder: str, *names: str) -> list[Any]:
 def main() -> None:
     """Prints the figures of each step, and the ratios to the peers'."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slice", default="v5e:2x2", help="of TPU chips, such as v6e:2x2")
-    parser.add_argument("--batch", type=int, default=512, help="of all devices")
+    parser.add_argument("--slice", default=SLICE, help="of TPU chips, such as v6e:2x2")
+    parser.add_argument("--batch", type=int, default=BATCH, help="of all devices")
     parser.add_argument("--steps", default=",".join(STEPS), help="of these, by commas")
     parser.add_argument(
         "--augmented", action="store_true", help="also with each costly augmentation"
     )
     parser.add_argument("--flax_example", default="", help="folder of examples/imagenet")
     parser.add_argument("--big_vision", default="", help="folder that holds big_vision/")
+    parser.add_argument("--write", action="store_true", help="write compiled.json")
     args = parser.parse_args()
+    if args.write and (args.slice, args.batch) != (SLICE, BATCH):
+        parser.error(f"--write is of --slice={SLICE} and --batch={BATCH}; leave them out")
     devices, _ = described(args.slice, "--slice")
     mesh.pretend(1)
     print(f"{args.slice}, batch {args.batch}, jax {jax.__version__}: one device")
+    table: dict[str, Any] = {"versions": versions(), "steps": {}}
     for name in args.steps.split(","):
         found = ours(STEPS[name], devices, args.batch)
         print(f"{name}: {found.line}", flush=True)
+        table["steps"][name] = found._asdict()
         peer, title = None, ""
         if name == "resnet50" and args.flax_example:
             peer = flax_example(args.flax_example, devices, args.batch)
@@ -294,6 +312,8 @@ def main() -> None:
             values = {**STEPS[name], "augment": f"flip | {call}"}
             more = ours(values, devices, args.batch)
             print(f"  {call}: {more.line}; over none: {more.over(found)}", flush=True)
+    if args.write:
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 ``python -m tests.golden`` rewrites tests/golden/*.txt from the configs. At a release
 ``python -m tests.golden VERSION`` writes run-VERSION.tar.gz: the folder of a tiny run,
 which every later version must be able to read (tests/runs/test_compatibility.py).
+``python -m tests.golden numerics`` records this machine's bits for tests/test_numerics.py.
 """
 
 import gzip
 import io
 import json
+import os
 import pathlib
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -70,6 +73,13 @@ def write_run(version: str) -> None:
         )
 
 
+def record_numerics() -> None:
+    """The digests of the runs of tests/test_numerics.py on this machine."""
+    command = (sys.executable, "-m", "pytest", "-n0", "tests/test_numerics.py")
+    environment = {**os.environ, "JAXCLS_RECORD": "1"}
+    subprocess.run(command, cwd=GOLDEN.parent.parent, env=environment, check=True)
+
+
 def _without_paths(path: pathlib.Path, scratch: str) -> bytes:
     if path.name == "commit_success.txt":  # Orbax looks for it, and not into it.
         return b"Checkpoint commit was successful\n"
@@ -83,7 +93,9 @@ def _without_paths(path: pathlib.Path, scratch: str) -> bytes:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] == ["numerics"]:
+        record_numerics()
+    elif sys.argv[1:]:
         write_run(sys.argv[1])
     else:
         write_configs()
