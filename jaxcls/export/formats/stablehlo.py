@@ -29,9 +29,10 @@ def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
     return {"platforms": list(PLATFORMS), "calling_convention_version": version}
 
 
-def load(model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Program:
+def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Program:
     """Returns the program of the file, on the default device."""
-    call = model.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    # As its user compiles it, without options.
+    call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))
 
 
