@@ -22,7 +22,8 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, ja
 def mixup(alpha: Amount = 0.2, probability: float = 1.0, until: float = 1.0) -> Mix:
     """Mixes ``weight * image + (1 - weight) * partner``, with weight ~ Beta(alpha, alpha).
 
-    Zhang et al., arXiv:1710.09412. Raises `ValueError` for an option out of range.
+    Zhang et al., arXiv:1710.09412. The partner of row i is row B - 1 - i of the batch; one
+    weight serves the whole batch. Raises `ValueError` for an option out of range.
 
     - alpha: a number, or a pair that is interpolated linearly over the run. At 0 nothing
       is mixed.
@@ -115,6 +116,7 @@ def _box(center: jax.Array, area: jax.Array, shape: tuple[int, ...]) -> jax.Arra
 
 
 def _blend(rows: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns rows mixed with their partners, the rows in reverse order."""
     # With one product, a fused multiply-add rounds the same on any devices.
     return rows + other * (rows[::-1] - rows)
 

@@ -4,9 +4,9 @@ Transformations nest from the inside out: an entry of `OPTIMIZERS`, whose update
 rate of 1; `clip`; `train_only`; `at_rate`, which multiplies by the learning rate; an
 optional entry of `wrappers.WRAPPERS`; `until_stop`. `apply` adds the updates to the params.
 
-The rate ``lr`` is an argument of `update` and a function of `State.step` alone. No second
-counter can drift from it, and the logged rate is the rate in use. Optimizer states hold
-arrays only.
+The rate ``lr`` is an argument of `update`: the schedule at `State.step`, times the scale
+of `State.plateau` if there is one. No second counter can drift from it, and the logged rate
+is the rate in use. Optimizer states hold arrays only.
 
 An entry places its weight decay. Coupled decay is added to the gradient: L2, as in PyTorch.
 Decoupled decay is added to the update, so the rate multiplies it (arXiv:1711.05101).

@@ -1,6 +1,7 @@
-"""Reads and checks checkpoints: orbax items, and digests, as orbax checksums no array.
+"""Reads and checks checkpoints; `saving` writes them.
 
-The folder ``checkpoints/N`` holds the state after N updates, in three items:
+Orbax stores the arrays and does not checksum them, so that each array has a digest. The
+folder ``checkpoints/N`` holds the state after N updates, in three items:
 
 - "weights": params, batch_stats and ema. They are apart, so they load without an optimizer.
 - "rest": the other fields of `State`: step, opt_state, key, best (value and step), mark,
