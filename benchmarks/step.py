@@ -16,6 +16,7 @@ changed nothing of XLA's.
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import os
 import pathlib
@@ -109,12 +110,21 @@ class Ours:
         self.state = exp.init()
         self.batch = mesh.put(exp.mesh, batch)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        self.steps = 0
 
     def run(self, steps: int) -> None:
         """So many steps, to their end."""
         for _ in range(steps):
             self.state, scores = self.step(self.state, self.batch)
+        self.steps += steps
         jax.block_until_ready((self.state.params, scores))
+
+    def digest(self) -> str:
+        """A digest of the params: equal bits, equal digest."""
+        digest = hashlib.sha256()
+        for array in jax.tree.leaves(self.state.params):
+            digest.update(np.asarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     def profile(self, folder: pathlib.Path) -> ops.Profile | None:
         """What steps that are traced into `folder` went into."""
@@ -283,6 +293,7 @@ def main() -> None:
     found = measure(args, ours, other, is_cpu=device.platform == "cpu")
     arithmetic = flop(exp)
     print(f"on {measuring.machine(device)}; a step is {arithmetic / 1e9:,.1f} GFLOP")
+    print(f"digest of the params after {ours.steps} steps: {ours.digest()}")
     for column in ("clock", "processor") if device.platform == "cpu" else ("clock",):
         report(args, arithmetic, found, other, column)
     with contextlib.ExitStack() as stack:

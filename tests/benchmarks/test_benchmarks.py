@@ -68,6 +68,23 @@ def test_a_benchmark_prints_its_figures(name, data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_script_for_a_gpu_runs_its_parts_one_after_the_other(data_dir, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--out={tmp_path}"]
+    done = subprocess.run(
+        [*command, f"--data_dir={data_dir}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": status 0") == 9, done.stdout
+    digests = re.findall(r"digest of the params after \d+ steps: (\w+)", done.stdout)
+    assert len(digests) == 7
+    assert len(set(digests[3:])) == 1  # The same steps in four processes.
+
+
+@pytest.mark.slow
 def test_peak_memory_is_of_a_process_and_not_of_its_parent():
     block = np.ones(2**28, np.uint8)
     code = "from benchmarks import measuring; print(measuring.peak_rss())"
