@@ -12,8 +12,8 @@ def multiply_adds(forward: Callable[..., Any], *shapes: Any) -> int:
 
     A multiplication with its addition counts once, as papers count "FLOPs"; so does one
     with the zeros of padding. All else (normalisation, activations, pooling) is left out.
-    A scan counts as often as it runs, a cond as its largest branch. Nothing is computed.
-    Raises `ValueError` for products in a while loop, whose turns are not known.
+    A scan counts as often as it runs, a cond as its largest branch, a while loop, whose
+    turns are not known, as one turn. Nothing is computed.
     """
     return _of_jaxpr(jax.make_jaxpr(forward)(*shapes))
 
@@ -40,8 +40,6 @@ def _of_equation(equation: Any) -> int:
         return max(inner)
     if name == "scan":
         return params["length"] * sum(inner)
-    if name == "while" and any(inner):
-        raise ValueError("the turns of a while loop with products are not known; use scan")
     return sum(inner)
 
 

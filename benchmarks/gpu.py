@@ -66,7 +66,7 @@ def parts(out: pathlib.Path, data_dir: str, tiny: bool) -> list[Part]:
     for kind, flags in kinds.items():
         # A CPU's XLA ends the process at a flag of GPUs that it does not know.
         found.append(Part(f"flags-{kind}", fixed, 40, "" if tiny else flags))
-    speed = ("-m", "benchmarks.speedrun", f"--seeds={1 if tiny else 5}")
+    speed: tuple[str, ...] = ("-m", "benchmarks.speedrun", f"--seeds={1 if tiny else 5}")
     speed += (f"--config.data.dir={data_dir}",)
     if tiny:
         speed += ("--config=configs/digits.py", "--steps=4")

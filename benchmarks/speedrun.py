@@ -70,10 +70,12 @@ def six_views(images: jax.Array) -> list[tuple[float, jax.Array]]:
 def scorer(exp: experiment.Experiment) -> Hits:
     """What tells of a batch on the mesh which examples are right."""
 
-    @jax.jit
+    logits_step = exp.recipe.logits_step()
+
+    @exp.programs.jit
     def hits(variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
         views = six_views(batch.image)
-        logits = [exp.programs.logits_step(variables, images) for _, images in views]
+        logits = [logits_step(variables, images) for _, images in views]
         weights = jnp.array([weight for weight, _ in views])
         mean = jnp.tensordot(weights, jnp.stack(logits), 1)
         right = [each.argmax(-1) == batch.label for each in (logits[0], mean)]
