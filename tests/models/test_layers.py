@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.signal import correlate2d
+from scipy.stats import norm
 
 from jaxcls.models.layers import (
     BatchNorm,
@@ -14,6 +15,7 @@ from jaxcls.models.layers import (
     batch_norm_groups,
     blur,
     conv,
+    gelu,
     max_pool,
 )
 from tests.modules import KEY, built
@@ -274,3 +276,14 @@ def test_conv_starts_with_the_deviation_of_he_by_fan_out():
     assert np.std(made["params"]["kernel"]) == pytest.approx(
         (2 / (9 * 64)) ** 0.5, rel=0.03
     )
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 2e-6), ("bfloat16", 1e-2)])
+def test_gelu_and_its_gradient_are_of_the_normal_distribution(dtype, near):
+    x = jnp.linspace(-6, 6, 97).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    value, gradient = jax.vmap(jax.value_and_grad(gelu))(x)
+    assert value.dtype == gradient.dtype == dtype
+    expected = norm.cdf(exact) + exact * norm.pdf(exact)
+    np.testing.assert_allclose(np.float64(value), exact * norm.cdf(exact), near, near)
+    np.testing.assert_allclose(np.float64(gradient), expected, near, near)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.models.vit import Attention, Block
+from jaxcls.models.vit import Attention, Block, attend
 from tests.modules import KEY, built, count, shapes
 
 
@@ -79,3 +79,24 @@ def test_files_of_a_form_that_torchvision_lacks_are_timms():
     assert set(built("vit_s_16").namings()) == {"torchvision", "timm"}
     for option in ("layer_scale=0.1", "token_position=False", "pool='mean'"):
         assert set(built(f"vit_s_16({option})").namings()) == {"timm"}
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_the_gradients_of_attention_are_those_that_jax_derives(dtype, near):
+    rng = np.random.default_rng(2)
+    *heads, weights = (jnp.asarray(rng.normal(size=(2, 3, 7, 4)), dtype) for _ in range(4))
+
+    def ours(*heads):
+        return (attend(*heads) * weights).astype(jnp.float32).sum()
+
+    def plain(query, key, value):
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / 2
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores), value)
+        return (mixed * weights.astype(jnp.float32)).sum()
+
+    wide = [each.astype(jnp.float32) for each in heads]
+    expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(*wide)
+    found = jax.value_and_grad(ours, argnums=(0, 1, 2))(*heads)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(np.abs(want).max()))
+        np.testing.assert_allclose(np.float32(got), want, rtol=near, atol=near * scale)
