@@ -94,9 +94,7 @@ def histogram(images: jax.Array) -> jax.Array:
     """
 
     def count(total: jax.Array, chunk: jax.Array) -> tuple[jax.Array, None]:
-        high, low = (
-            jax.nn.one_hot(n, 16, dtype=jnp.bfloat16) for n in (chunk >> 4, chunk & 15)
-        )
+        high, low = _nibbles(chunk)
         # A sum of at most 4096 ones is exact in float32.
         sums = jnp.einsum("bcki,bckj->bcij", high, low, preferred_element_type=jnp.float32)
         return total + sums.astype(jnp.int32), None
@@ -117,9 +115,7 @@ def look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
     entries = tables.reshape(rows, channels, 16, 16).astype(jnp.bfloat16)
 
     def found(_: None, chunk: jax.Array) -> tuple[None, jax.Array]:
-        high, low = (
-            jax.nn.one_hot(n, 16, dtype=jnp.bfloat16) for n in (chunk >> 4, chunk & 15)
-        )
+        high, low = _nibbles(chunk)
         product = jnp.einsum(
             "bckj,bcij->bcki", low, entries, preferred_element_type=jnp.float32
         )
@@ -128,6 +124,14 @@ def look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
     _, chunks = jax.lax.scan(found, None, _chunks(images))
     flat = chunks.transpose(1, 0, 3, 2).reshape(rows, -1, channels)
     return flat[:, : height * width].reshape(images.shape)
+
+
+def _nibbles(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns one-hots of the high and of the low four bits, each bfloat16 [..., 16]."""
+    high, low = (
+        jax.nn.one_hot(n, 16, dtype=jnp.bfloat16) for n in (levels >> 4, levels & 15)
+    )
+    return high, low
 
 
 def _chunks(images: jax.Array) -> jax.Array:
