@@ -36,8 +36,8 @@ model.batch_norm_groups = 1  groups of BatchNorm: rows m, m + k, ... of the batc
 model.matmul_precision = ""  precision of products and convolutions: bfloat16, tensorfloat32
     or float32; '': the device's default, which is below float32 on accelerators
 model.remat = ""  recompute in the backward pass, which saves memory: blocks (the inside of
-    each block, about a third more work); '': nothing. The last bits differ, so it is part
-    of the run
+    each block, about a third more work), elementwise (all inside but convolutions and
+    products); '': nothing. The last bits differ, so it is part of the run
 data.name = "digits"  a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'
 data.dir ~ ""  folder of the dataset; '': TFDS_DATA_DIR or ~/tensorflow_datasets
 data.train = "train"  split to train on; TFDS slices: 'train[:90%]'

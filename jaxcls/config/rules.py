@@ -32,7 +32,7 @@ _IS = {
 }
 _ONE_OF = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.remat": ("", "blocks"),
+    "model.remat": ("", "blocks", "elementwise"),
     "data.resident": ("auto", "on", "off"),
     "compile.loop": ("auto", "on", "off"),
     "compile.convolution": ("auto", "eigen", "ynnpack"),

@@ -35,7 +35,12 @@ from jaxcls.learning import (
 )
 from jaxcls.learning.param_groups import ParamGroups
 from jaxcls.models import MODELS, Classifier
-from jaxcls.models.layers import batch_norm_groups, blocks_of, rematerialised
+from jaxcls.models.layers import (
+    batch_norm_groups,
+    blocks_of,
+    keep_products,
+    rematerialised,
+)
 
 # Streams of device randomness: each has a key, so that a study can vary one alone.
 _STREAMS = {"init": 0, "augment": 1, "dropout": 2}
@@ -140,7 +145,9 @@ class Recipe:
         module, statistics = self.module, self.frozen_statistics
         frozen = {"frozen": statistics} if statistics else {}
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
-        blocks = blocks_of(module.groups()) if self.config.model.remat else set()
+        remat = self.config.model.remat
+        blocks = blocks_of(module.groups()) if remat else set()
+        policy = keep_products if remat == "elementwise" else None
         in_parts = mesh.fsdp_of(self.data.mesh) > 1
         whole = functools.partial(mesh.gathered, self.data.mesh) if in_parts else None
 
@@ -165,7 +172,8 @@ class Recipe:
                 # Each block gathers its params, and again for its gradient: otherwise all
                 # gathered params would stay in memory from the forward to the backward
                 # pass.
-                with batch_norm_groups(max(1, groups)), rematerialised(blocks, whole):
+                remade = rematerialised(blocks, whole, policy)
+                with batch_norm_groups(max(1, groups)), remade:
                     out, updated = module.apply(
                         {**given(variables, blocks), **frozen},
                         images,

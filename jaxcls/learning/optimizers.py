@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config.calls import check_range
-from jaxcls.learning.param_groups import ParamGroup, ParamGroups, map_named
+from jaxcls.learning.param_groups import ParamGroup, ParamGroups, map_named, searcher
 
 Tree = Any
 Optimizer: TypeAlias = optax.GradientTransformation
@@ -115,7 +115,7 @@ def lamb(
 
     Published recipes with timm's LAMB also clip the global gradient norm at 1.
     """
-    search = _searcher("adapt_on", adapt_on)
+    search = searcher("adapt_on", adapt_on, "^head/")
 
     def adapted(tree: Tree) -> Tree:
         return map_named(lambda path, _: bool(search(path)), tree)
@@ -207,7 +207,7 @@ def muon(
     check_range("[0, 1)", 0.9, momentum=momentum)
     check_range("[1, inf)", 5, iterations=iterations)
     check_range("[0, inf)", 0.2, rms=rms)
-    search = _searcher("adam_on", adam_on)
+    search = searcher("adam_on", adam_on, "^head/")
 
     def label(path: str, param: Any) -> str:
         by_adam = param.ndim not in (2, 4) or (adam_on and search(path))
@@ -224,6 +224,48 @@ def muon(
     )
     step = optax.partition(
         {"muon": optax.chain(orthogonal, sized), "adam": _moments(b1, b2, eps)},
+        functools.partial(map_named, label),
+    )
+    return _decayed(step, decay, decoupled=True)
+
+
+def muon_sgd(
+    decay: Optimizer,
+    momentum: float = 0.6,
+    nesterov: bool = True,
+    iterations: int = 3,
+    coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    sgd_on: str = "^head/",
+    sgd_momentum: float = 0.85,
+) -> Optimizer:
+    """Returns Muon for kernels and Nesterov SGD for all else, with decoupled decay.
+
+    It is the form of the speed records on CIFAR-10 (Jordan, airbench94_muon): SGD's
+    momentum of a kernel, orthogonalised and not scaled. Kernels of one shape are
+    orthogonalised as one batch.
+
+    coefficients: a, b, c of an iteration: X becomes a X + b S X + c S S X, where S is
+        X X^T.
+    iterations: The number of Newton-Schulz iterations.
+    sgd_on: A regular expression on paths; SGD also trains a matching kernel. "" matches
+        nothing.
+    """
+    check_range("[0, 1)", 0.9, momentum=momentum, sgd_momentum=sgd_momentum)
+    check_range("[1, inf)", 3, iterations=iterations)
+    search = searcher("sgd_on", sgd_on, "^head/")
+
+    def label(path: str, param: Any) -> str:
+        by_sgd = param.ndim not in (2, 4) or (sgd_on and search(path))
+        return "sgd" if by_sgd else "muon"
+
+    orthogonal = optax.stateless(
+        lambda updates, params: _orthogonalized(updates, iterations, coefficients)
+    )
+    step = optax.partition(
+        {
+            "muon": optax.chain(optax.trace(momentum, nesterov), orthogonal),
+            "sgd": optax.trace(sgd_momentum, nesterov=True),
+        },
         functools.partial(map_named, label),
     )
     return _decayed(step, decay, decoupled=True)
@@ -377,25 +419,38 @@ def _as_matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     )
 
 
+def _orthogonalized(
+    kernels: Tree, iterations: int, coefficients: tuple[float, float, float]
+) -> Tree:
+    """Maps kernels [..., out] to nearly orthogonal ones by Newton-Schulz iterations.
+
+    A kernel counts as a matrix [the product of its other axes, out].
+    """
+    a, b, c = coefficients
+    leaves, structure = jax.tree.flatten(kernels)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        by_shape.setdefault(leaf.shape, []).append(i)
+    for shape, members in by_shape.items():
+        x = jnp.stack([leaves[i].reshape(-1, shape[-1]) for i in members])
+        is_tall = x.shape[1] > x.shape[2]
+        x = x.mT if is_tall else x
+        x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+        for _ in range(iterations):
+            squared = x @ x.mT
+            x = a * x + (b * squared + c * squared @ squared) @ x
+        x = x.mT if is_tall else x
+        for i, matrix in zip(members, x, strict=True):
+            leaves[i] = matrix.reshape(shape)
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _matrix_scale(kernel: jax.Array, rms: float) -> float:
     outputs = kernel.shape[-1]
     inputs = kernel.size // outputs
     if rms:
         return rms * float(max(inputs, outputs)) ** 0.5
     return max(1.0, outputs / inputs) ** 0.5
-
-
-def _searcher(name: str, pattern: str) -> Callable[[str], Any]:
-    """Returns the search method of a regular expression.
-
-    Raises ValueError, naming the option `name`, if `pattern` is not a regular expression.
-    """
-    try:
-        return re.compile(pattern).search
-    except re.error as error:
-        raise ValueError(
-            f"{name}={pattern!r} is not a regular expression ({error}), such as '^head/'"
-        ) from None
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -405,6 +460,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "lamb": lamb,
     "lion": lion,
     "muon": muon,
+    "muon_sgd": muon_sgd,
     "nadamw": functools.partial(_adam, True, True),
     "rmsprop": rmsprop,
     "sgd": sgd,

@@ -29,6 +29,20 @@ def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
     )
 
 
+def searcher(option: str, pattern: str, example: str) -> Callable[[str], Any]:
+    """Returns the search method of a regular expression on paths.
+
+    Raises ValueError, naming the option and an example, if `pattern` is not one.
+    """
+    try:
+        return re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(
+            f"{option}={pattern!r} is not a regular expression ({error}), such as"
+            f" {example!r}"
+        ) from None
+
+
 class ParamGroup(NamedTuple):
     """The rate and the steps of one parameter's training.
 

@@ -203,16 +203,26 @@ def blocks_of(groups: Sequence[Sequence[str]]) -> set[str]:
     return {name for name in names if re.fullmatch(r"(stage\d+_)?block\d+", name)}
 
 
+def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Says whether a primitive's outputs are kept: convolutions' and products' alone."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
 @contextlib.contextmanager
 def rematerialised(
-    blocks: Collection[str], whole: Callable[[Any], Any] | None = None
+    blocks: Collection[str],
+    whole: Callable[[Any], Any] | None = None,
+    policy: Callable[..., bool] | None = None,
 ) -> Iterator[None]:
     """Makes each of `blocks` recompute its activations in the gradient.
 
     This is gradient checkpointing (Chen et al., arXiv:1604.06174). It applies to models
-    that are traced within the context. A block keeps only its inputs. The recompute uses
-    the same keys, and parameters keep their names. whole: a function that a block's
-    parameters pass first; it is recomputed too.
+    that are traced within the context. The recompute uses the same keys, and parameters
+    keep their names.
+
+    whole: A function that a block's parameters pass first; it is recomputed too.
+    policy: Tells of a primitive whether its outputs are kept, as `jax.checkpoint` asks
+        it. By default a block keeps only its inputs.
     """
     # Flax calls the interceptors again for a lifted method.
     within: list[str] = []
@@ -227,7 +237,8 @@ def rematerialised(
             if whole:
                 raw = nn.map_variables(raw, "params", whole)
             # `train` is static, because the trace depends on it.
-            return nn.remat(raw, static_argnums=(2,))(module, *args, **kwargs)
+            again = nn.remat(raw, static_argnums=(2,), policy=policy)
+            return again(module, *args, **kwargs)
         finally:
             within.clear()
 

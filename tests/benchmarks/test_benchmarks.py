@@ -14,6 +14,7 @@ import pytest
 import sklearn
 
 from benchmarks import figures, measuring, speedrun, step
+from jaxcls.data.batch import Batch
 from jaxcls.errors import InputError
 from tests.conftest import ROOT
 
@@ -145,14 +146,39 @@ def test_a_table_of_airbench_is_read_without_its_warm_up(tmp_path, capsys):
 
 def test_six_views_are_shifts_by_a_pixel_and_their_mirror_images():
     image = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
-    weights, views = zip(*speedrun.six_views(image), strict=True)
-    assert weights == (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)
-    plain, mirrored, down, _, up, up_mirrored = (np.asarray(v)[0, :, :, 0] for v in views)
+    views = [np.asarray(v)[0, :, :, 0] for v in speedrun.six_views(image)]
+    plain, mirrored, down, _, up, up_mirrored = views
     assert plain.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
     assert mirrored[0].tolist() == [4, 3, 2, 1]
     assert down.tolist() == [[6, 5, 6, 7], [2, 1, 2, 3], [6, 5, 6, 7]]
     assert up.tolist() == [[6, 7, 8, 7], [10, 11, 12, 11], [6, 7, 8, 7]]
     assert up_mirrored[0].tolist() == [7, 8, 7, 6]
+
+
+@pytest.mark.parametrize(("real", "uncertain"), [(8, [5, 2]), (4, [2])])
+def test_views_decide_for_the_least_confident_quarter_of_the_real_examples(real, uncertain):
+    # A brighter pixel makes class 0 less sure from the right, and class 1 from the left.
+    images = np.zeros((8, 4, 4, 1), np.uint8)
+    images[:, 1, 2] = 9 - np.array([9, 8, 1, 6, 5, 0, 7, 2])[:, None]
+
+    def logits_step(variables, images):
+        left = images[:, :, :2].sum((1, 2, 3), dtype=np.float32)
+        right = images[:, :, 2:].sum((1, 2, 3), dtype=np.float32)
+        return jax.numpy.stack([10 - right, left], 1) * variables
+
+    recipe = types.SimpleNamespace(logits_step=lambda: logits_step)
+    exp = types.SimpleNamespace(recipe=recipe, programs=types.SimpleNamespace(jit=jax.jit))
+    mask = np.arange(8) < real
+    batch = Batch(image=images, label=np.zeros(8, np.int32), mask=mask)
+    plain, viewed = speedrun.scorer(exp)(np.float32(1.0), batch)
+    views = speedrun.six_views(images)
+    mean = np.mean([logits_step(1.0, np.asarray(view)) for view in views], 0)
+    once = logits_step(1.0, images)
+    assert plain.tolist() == ((once.argmax(1) == 0) & mask).tolist()
+    expected = np.asarray(once).copy()
+    expected[uncertain] = mean[uncertain]
+    assert viewed.tolist() == ((expected.argmax(1) == 0) & mask).tolist()
+    assert plain.tolist() != viewed.tolist()
 
 
 def test_a_rate_of_products_is_positive_and_finite():

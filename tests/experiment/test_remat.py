@@ -16,11 +16,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def loss_of(model, blocks, images):
+def loss_of(model, blocks, images, policy=None):
     """params -> the loss of a training step, and what BatchNorm keeps."""
 
     def loss(params, rest):
-        with layers.batch_norm_groups(2), layers.rematerialised(blocks):
+        with layers.batch_norm_groups(2), layers.rematerialised(blocks, None, policy):
             out, updated = model.apply(
                 {"params": params, **rest},
                 images,
@@ -47,18 +47,20 @@ def test_every_family_of_blocks_keeps_less_for_its_gradient(name):
     rest = {"batch_stats": variables.get("batch_stats", {})}
     params = variables["params"]
 
-    def kept(blocks):
+    def kept(blocks, policy=None):
         """Bytes that the backward pass is given, params apart."""
 
         def backward(params, rest):
-            loss = loss_of(model, blocks, images)
+            loss = loss_of(model, blocks, images, policy)
             return jax.vjp(lambda p: loss(p, rest)[0], params)[1]
 
         return tree_bytes(jax.eval_shape(backward, params, rest)) - tree_bytes(params)
 
     blocks = layers.blocks_of(model.groups())
     assert blocks <= params.keys()
-    assert kept(blocks) < 0.7 * kept(set())
+    few, some, all_ = kept(blocks), kept(blocks, layers.keep_products), kept(set())
+    assert few < 0.7 * all_
+    assert few < some < 0.95 * all_
 
 
 @pytest.mark.slow
@@ -76,25 +78,37 @@ def test_loss_gradients_statistics_and_dropout_are_those_without(name):
     variables = model.init(jax.random.key(0), images, False)
     params = jax.tree.map(lambda x: x + 0.01, variables.pop("params"))
     found = [
-        jax.jit(jax.value_and_grad(loss_of(model, blocks, images), has_aux=True))(
+        jax.jit(jax.value_and_grad(loss_of(model, blocks, images, policy), has_aux=True))(
             params, variables
         )
-        for blocks in (set(), layers.blocks_of(model.groups()))
+        for blocks, policy in (
+            (set(), None),
+            (layers.blocks_of(model.groups()), None),
+            (layers.blocks_of(model.groups()), layers.keep_products),
+        )
     ]
-    assert jax.tree.structure(found[0]) == jax.tree.structure(found[1])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found
-    )
+    for remade in found[1:]:
+        assert jax.tree.structure(found[0]) == jax.tree.structure(remade)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            found[0],
+            remade,
+        )
 
 
 def test_a_run_takes_it_and_its_state_has_the_same_names(tiny):
     model = {"model.name": "resnet18(stem='small', width=4)", "augment": ""}
     exps = [
-        experiment.build(tiny(**model, **{"model.remat": kind})) for kind in ("", "blocks")
+        experiment.build(tiny(**model, **{"model.remat": kind}))
+        for kind in ("", "blocks", "elementwise")
     ]
-    assert exps[0].programs.state_shapes == exps[1].programs.state_shapes
+    shapes = [exp.programs.state_shapes for exp in exps]
+    assert shapes[0] == shapes[1] == shapes[2]
     texts = [exp.programs.lowered_train_step.as_text() for exp in exps]
-    assert [text.count("optimization_barrier") > 0 for text in texts] == [False, True]
+    barriers = [text.count("optimization_barrier") for text in texts]
+    convolutions = [text.count("stablehlo.convolution") for text in texts]
+    assert barriers[0] == 0 < min(barriers[1:])
+    assert convolutions[0] == convolutions[2] < convolutions[1]
 
 
 def test_what_is_computed_anew_counts_as_what_it_is_given_and_the_largest_part():

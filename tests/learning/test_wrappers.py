@@ -15,6 +15,10 @@ START = RNG.standard_normal(5)
 GRADS = RNG.standard_normal((12, 5))
 
 
+# What each wrapper needs for params without convolutions.
+OPTIONS = {"lookahead": {}, "renormalize": {"on": "^w"}, "schedule_free": {}}
+
+
 def plain(decay=0.0, **options):
     decayed = decay_weights(decay, decay_scales("", {}))
     return optax.chain(OPTIMIZERS["sgd"](decayed, momentum=0.0, **options), at_rate())
@@ -85,11 +89,41 @@ def test_after_a_sync_params_and_slow_weights_are_the_same_bits():
         assert (params["w"] != state.slow["w"]).all()
 
 
-def test_what_never_moves_stays_bit_for_bit_in_a_wrapper():
-    for name in WRAPPERS:
+def test_what_never_moves_stays_bit_for_bit_in_an_averaging_wrapper():
+    for name in ("lookahead", "schedule_free"):
         zeros = np.zeros((20, 5))
         for params, _ in trained(WRAPPERS[name](plain()), [0.1] * 20, zeros):
             np.testing.assert_array_equal(params["w"], np.float32(START))
+
+
+@pytest.mark.parametrize(
+    ("options", "due"),
+    [
+        ({}, [*range(1, 13)]),
+        ({"every": 5}, [5, 10]),
+        # Of twelve: 2 from one to the next, from the third on 3, the sixth 4, the ninth 5.
+        ({"every": 2, "growth": 4}, [2, 5, 10]),
+    ],
+)
+def test_kernels_are_renormalized_before_the_updates_that_are_due(options, due):
+    kernel = START.copy()
+    got = trained(WRAPPERS["renormalize"](plain(), on="^w", **options), [0.2] * 12)
+    for i, ((params, state), grad) in enumerate(zip(got, GRADS, strict=True), start=1):
+        if i in due:
+            kernel = kernel * 5**0.5 / np.linalg.norm(kernel)
+        kernel = kernel - 0.2 * grad
+        np.testing.assert_allclose(params["w"], kernel, rtol=1e-5, atol=1e-6)
+        assert int(state.last) == max([0, *(each for each in due if each <= i)])
+
+
+def test_renormalizing_leaves_other_params_and_zeros_alone_and_wants_a_match():
+    params = {"conv1": {"kernel": jnp.zeros((3, 4))}, "head": {"kernel": jnp.ones(2)}}
+    optimizer = WRAPPERS["renormalize"](optax.identity())
+    zeros, one = jax.tree.map(jnp.zeros_like, params), jnp.float32(1.0)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, share=one)
+    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+    with pytest.raises(ValueError, match="on='none' matches no param, as 'conv"):
+        WRAPPERS["renormalize"](optax.identity(), on="none").init(params)
 
 
 RISING = [0.0, 0.1, 0.2, 0.3, *[0.4] * 8]
@@ -138,7 +172,7 @@ def test_the_average_is_found_inside_chains_and_masks_and_what_is_masked_stays()
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_states_are_arrays_of_their_own_that_survive_jit_and_donation(name):
-    optimizer = WRAPPERS[name](plain())
+    optimizer = WRAPPERS[name](plain(), **OPTIONS[name])
     params = as_params(START)
     state = optimizer.init(params)
 
@@ -162,7 +196,7 @@ def test_every_argument_of_the_update_is_passed_down(name):
         return updates, state
 
     spy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-    optimizer, params = WRAPPERS[name](spy), as_params(START)
+    optimizer, params = WRAPPERS[name](spy, **OPTIONS[name]), as_params(START)
     one = jnp.float32(1.0)
     optimizer.update(params, optimizer.init(params), params, lr=one, step=3, share=one)
     assert seen == {"lr": one, "step": 3, "share": one}

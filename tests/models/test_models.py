@@ -243,6 +243,7 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "airbench(convs=4)",
         "airbench(scale=0.0)",
         "airbench(momentum=1.0)",
+        "airbench(activation='relu')",
         "cnn(pool='min')",
         "mixer_s_16(dropout=1.5)",
         "convnext_tiny(drop_path=1.0)",
