@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     config = configs.load(args.config, overrides)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
+    if not args.dry_run:
+        print(f"{workdir}: loading JAX", flush=True)
 
     from jaxcls import experiment
     from jaxcls.devices import hosts, mesh

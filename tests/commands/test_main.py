@@ -179,6 +179,7 @@ def test_a_folder_in_use_is_refused_and_ctrl_c_frees_it(tmp_path, command, data_
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
     )  # fmt: skip
+    assert first.stdout.readline() == f"{tmp_path}: loading JAX\n"
     assert first.stdout.readline() == "starting from step 0\n"
     with pytest.raises(InputError, match=rf"in use by host \S+, pid {first.pid}, since"):
         commands.main(["train", *arguments, "--config.mesh.devices=1"])
