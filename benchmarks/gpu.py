@@ -46,7 +46,7 @@ def parts(out: pathlib.Path, data_dir: str, tiny: bool) -> list[Part]:
     size, many, some = (16, 8, 8) if tiny else (224, 256, 128)
     models = ("resnet50", "vit_b_16", "convnext_tiny")
     if tiny:
-        models = ("cnn(widths=(4,))", "vit_ti_16(patch=8)", "resnet18")
+        models = ("cnn(widths=(4,))", "vit_ti_16(patch=8, depth=1)", "resnet18(width=8)")
     found = [
         Part(
             f"step-{model.partition('(')[0]}",

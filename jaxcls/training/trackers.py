@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,29 @@ MOST_CLASSES = 100
 _PATIENCE = 60
 
 
+def _summary_writer() -> Any:
+    """Imports tensorboardX, but not torch.
+
+    It imports torch if that is installed, only to name a type. That takes more than a
+    second of each start.
+    """
+    modules: dict[str, Any] = sys.modules
+    is_hidden = "torch" not in modules
+    if is_hidden:
+        modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if is_hidden:
+            del modules["torch"]
+    return SummaryWriter
+
+
 class TensorBoard:
     """Event files in `folder`; TensorBoard hides their events after `start`."""
 
     def __init__(self, folder: pathlib.Path, start: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._opened = functools.partial(SummaryWriter, str(folder))
+        self._opened = functools.partial(_summary_writer(), str(folder))
         self._writer = self._opened(purge_step=start + 1)
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:

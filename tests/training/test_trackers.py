@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +18,7 @@ from jaxcls.data import pictures
 from jaxcls.errors import InputError
 from jaxcls.experiment import show
 from jaxcls.training import trackers, train
+from tests.conftest import ROOT
 from tests.dying import Crash, Dying, dying
 from tests.events import scalars, values
 from tests.run_folders import record_bytes
@@ -35,6 +38,22 @@ def told(folder, labels, predicted, names):
     board.classes("eval", 7, {"label": labels, "predicted": predicted}, names)
     board.close()
     return {tag: value for tag, step, value in values(folder) if step == 7}
+
+
+def test_torch_is_not_imported_for_tensorboard_and_can_be_afterwards(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported')")
+    code = (
+        "import pathlib, sys; from jaxcls.training import trackers;"
+        " trackers.TensorBoard(pathlib.Path(sys.argv[1]), 0).close(); print('written');"
+        " import torch"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "events")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "written\nimported\n", done.stderr
 
 
 def test_recall_is_a_table_of_the_classes_that_occur(tmp_path):

@@ -1,6 +1,5 @@
 """The input of a format: a trained model as plain functions and arrays."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -50,5 +49,6 @@ class Asked(NamedTuple):
 
 def runs(model: Model, variables: Mapping[str, Any]) -> Program:
     """Returns the model with other `variables`, compiled on the default device."""
-    compiled = model.jit(functools.partial(model.apply, variables))
-    return lambda images: np.asarray(compiled(images))
+    # As arguments: constants of a program are optimised, and copied into its cache.
+    compiled, placed = model.jit(model.apply), jax.device_put(variables)
+    return lambda images: np.asarray(compiled(placed, images))

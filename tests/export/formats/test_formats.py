@@ -78,7 +78,8 @@ def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
         assert np.abs(seen.astype(int) - ours).max() <= shape[-1] % 3, file
 
 
-# One of each family, and of what differs in one; ResNets, AlexNet and VGG pool maxima.
+# One of each family, and of what differs in one. VGG has no part that AlexNet and ResNet
+# lack, and takes ONNX a minute.
 FAMILIES = [
     ("airbench", 32),
     ("alexnet", 224),
@@ -90,7 +91,6 @@ FAMILIES = [
     ("resnet18", 65),
     ("resnet18(stem='small')", 32),
     ("resnext50_32x4d", 64),
-    ("vgg11_bn", 224),
     ("vit_ti_16", 64),
     ("vit_ti_16(pool='mean')", 64),
     ("wrn16_4", 32),
