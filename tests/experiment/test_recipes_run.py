@@ -11,8 +11,8 @@ from jaxcls.data.batch import Batch
 from tests.golden import configs
 from tests.test_laws import PHOTOS, ROOT
 
-# Of these a sibling is run, which differs in numbers alone; of tutorial_transfer's model and
-# freezing it is finetune.
+# Of these a sibling is run, which differs in numbers alone; of tutorial_transfer it is
+# finetune, which has its model and weights.
 SIBLINGS = {
     "tutorial_transfer.py",
     "resnet50_rsb.py:a1",
