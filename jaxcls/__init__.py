@@ -1,9 +1,101 @@
 """jaxcls: a pure-function image-classification trainer for JAX.
 
-Importing this package starts no device and imports no TensorFlow. Each package does
-one thing, and imports only packages above it in the table of docs/architecture.md.
+`train`, `load` and `evaluate` are the verbs of the same names, for Python; `models.create`
+and `augment.apply` are parts by themselves. Importing this package starts no device, and
+imports neither JAX nor TensorFlow. Each package does one thing, and imports only packages
+above it in the table of docs/architecture.md.
 """
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from jaxcls.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from jaxcls import augment, models
+    from jaxcls.predict.trained import TrainedRun
+
+__all__ = ["__version__", "augment", "evaluate", "load", "models", "train"]
+
+
+def load(
+    folder: str | os.PathLike[str],
+    checkpoint: str | int = "best",
+    overrides: Mapping[str, Any] | None = None,
+) -> "TrainedRun":
+    """Returns the trained run of a folder, which predicts, embeds and evaluates.
+
+    Args:
+        folder: The folder of the run, such as "runs/digits".
+        checkpoint: "best", "last", or a step.
+        overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+
+    Raises `InputError` if the folder holds no run, or no such checkpoint.
+
+    >>> run = jaxcls.load("runs/digits")  # doctest: +SKIP
+    >>> run.predict(["seven.png", "two.png"]).names  # doctest: +SKIP
+    ('7', '2')
+    """
+    from jaxcls.predict.trained import TrainedRun
+
+    return TrainedRun(folder, checkpoint, overrides)
+
+
+def train(
+    config: "str | ConfigDict",
+    workdir: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+) -> "TrainedRun":
+    """Trains in a folder to the end of the run, as ``jaxcls train`` does; returns the run.
+
+    The same call on an old folder goes on where it stopped, or returns a run that is done.
+
+    Args:
+        config: A config's file, such as "configs/digits.py", or its ConfigDict.
+        workdir: The folder of the run.
+        overrides: Values of config keys, such as {"optim.lr": 0.01}.
+
+    Raises `InputError` for a bad value, or a folder of another run; `DivergedError` if a
+    loss or gradient was not finite.
+
+    >>> run = jaxcls.train("configs/digits.py", "runs/short", {"length": "5 epochs"})
+    ... # doctest: +SKIP
+    """
+    from jaxcls import experiment
+    from jaxcls.config import loading
+    from jaxcls.training import train as training
+
+    given = loading.load(config) if isinstance(config, str) else config
+    given = loading.from_flat(loading.flat(given))
+    for key, value in (overrides or {}).items():
+        loading.override(given, key, str(value))
+    training.run(experiment.build(given), os.fspath(workdir))
+    return load(workdir)
+
+
+def evaluate(
+    folder: str | os.PathLike[str],
+    split: str = "test",
+    checkpoint: str | int = "best",
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the figures of a run on every example of a split: see `load` for the others.
+
+    Args:
+        split: "test", "eval", "train", or a split as TFDS writes it, "train[:10%]".
+
+    >>> jaxcls.evaluate("runs/digits")["top1"]  # doctest: +SKIP
+    0.9888888888888889
+    """
+    return load(folder, checkpoint, overrides).evaluate(split)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `augment` and `models` at their first use, since they import JAX."""
+    if name in ("augment", "models"):
+        return importlib.import_module(f"jaxcls.{name}")
+    raise AttributeError(f"module 'jaxcls' has no attribute {name!r}")

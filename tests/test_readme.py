@@ -145,10 +145,18 @@ def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
     assert capsys.readouterr().out
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    (code,) = [block for block in BLOCKS["python"] if "from jaxcls" in block]
-    exec(compile(code, "README.md", "exec"), {})
-    assert "split=test n=360" in capsys.readouterr().out
+PYTHON = [block for block in BLOCKS["python"] if "import jaxcls" in block]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=["load", "parts"])
+def test_the_python_of_the_readme_runs_in_a_fresh_process(code, checkout, started):
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(checkout / "seven.png")
+    process = started("-c", code, cwd=checkout)
+    said, wrong = process.communicate(timeout=300)
+    assert process.returncode == 0, wrong
+    assert re.search(r"^\('\d',\) \[0\.\d+\]\n0\.\d+$|^3 \d\.\d+$", said, re.MULTILINE), (
+        said
+    )
 
 
 def test_the_dry_run_shown_is_what_is_printed(capsys):

@@ -118,6 +118,33 @@ def pixels(data: bytes, decode: Decode) -> np.ndarray:
         return decode.rows(cleaned.data, frame_of(cleaned.data), MAX_PIXELS)
 
 
+def pixels_of(image: Image.Image | np.ndarray, decode: Decode) -> np.ndarray:
+    """Returns the pixels that `decode` gives for the file of an image, uint8 [H, W, C].
+
+    Args:
+        image: An image of Pillow, which its EXIF turns, or an array of upright pixels,
+            uint8 [H, W] or [H, W, 1] of grey, or [H, W, 3] of RGB.
+
+    Raises `DecodeError` for another array, and as `clean` does.
+    """
+    if isinstance(image, np.ndarray):
+        is_image = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))
+        if image.dtype != np.uint8 or not is_image or not image.size:
+            raise DecodeError(
+                f"an array of {image.dtype}{list(image.shape)}; give uint8 [H, W, 3], such"
+                " as np.uint8(np.round(255 * array)) for values from 0 to 1"
+            )
+        flat = image[..., 0] if image.shape[2:] == (1,) else image
+        image = Image.fromarray(np.ascontiguousarray(flat))
+    _check_header(image)
+    out = io.BytesIO()
+    try:
+        _to_rgb(image).save(out, "PNG", icc_profile=None, compress_level=0)
+    except (OSError, SyntaxError) as error:  # Pillow reads a file at the first use.
+        raise DecodeError(f"not a readable image ({error})") from None
+    return decode.rows(out.getvalue(), None, MAX_PIXELS)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppresses warnings in all threads while files are cleaned, but no errors."""

@@ -6,61 +6,7 @@ line in its family's table. Variants have torchvision's names, or names in torch
 style.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from jaxcls.models.creating import create
+from jaxcls.models.table import MODELS, Classifier
 
-import jax
-
-from jaxcls.models.alexnet import AlexNet
-from jaxcls.models.cnn import CNN
-from jaxcls.models.convnext import CONVNEXTS
-from jaxcls.models.layers import Output
-from jaxcls.models.mixer import MIXERS
-from jaxcls.models.mobilenet import MOBILENETS
-from jaxcls.models.naming import Naming
-from jaxcls.models.resnet import RESNETS
-from jaxcls.models.speedrun import Airbench
-from jaxcls.models.vgg import VGGS
-from jaxcls.models.vit import VITS
-from jaxcls.models.wide_resnet import WIDE_RESNETS
-
-__all__ = ["MODELS", "Classifier"]
-
-
-class Classifier(Protocol):
-    """A model: a Flax module with these methods.
-
-    Its last layer has the name "head". It raises `InputError` for images that it cannot
-    take.
-    """
-
-    def __call__(self, images: jax.Array, train: bool) -> Output:
-        """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D], float32."""
-
-    def groups(self) -> list[tuple[str, ...]]:
-        """Returns the outermost layers by depth, input first, the head in the last."""
-
-    def namings(self) -> dict[str, Naming]:
-        """Returns the names of the layers in other libraries, by library."""
-
-    @property
-    def init(self) -> Callable[..., Any]:
-        """Flax's `init`: (rngs, images, train) -> variables."""
-
-    @property
-    def apply(self) -> Callable[..., Any]:
-        """Flax's `apply`: (variables, images, train, ...) -> Output."""
-
-
-MODELS: dict[str, Callable[..., Classifier]] = {
-    "airbench": Airbench,
-    "alexnet": AlexNet,
-    "cnn": CNN,
-    **CONVNEXTS,
-    **MIXERS,
-    **MOBILENETS,
-    **RESNETS,
-    **VGGS,
-    **VITS,
-    **WIDE_RESNETS,
-}
+__all__ = ["MODELS", "Classifier", "create"]

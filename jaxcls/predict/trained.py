@@ -1,0 +1,204 @@
+"""A trained run as an object of Python: ``run = jaxcls.load("runs/photos")``.
+
+It calls the functions that the verbs `predict` and `evaluate` call.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxcls.data import clean
+from jaxcls.data.files import Bad
+from jaxcls.errors import InputError
+from jaxcls.evaluation import assess, examples, scoring
+from jaxcls.predict import inference
+from jaxcls.predict.inference import BATCH_SIZE, Prediction, Source, Step
+from jaxcls.runs import records
+from jaxcls.runs.workdir import Workdir
+
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+class Predictions(NamedTuple):
+    """The answers for n images, in their order.
+
+    probabilities: float32 [n, K]. names: The most probable class of each image.
+    class_names: The classes of the K columns.
+    """
+
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+class TrainedRun:
+    """A run's model at one of its checkpoints; it needs the run's folder, not its data.
+
+    Args:
+        folder: The folder of the run.
+        checkpoint: "best", "last", or a step.
+        overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+
+    Raises `InputError` if the folder holds no run, or no such checkpoint.
+
+    Attributes:
+        step: The step of the checkpoint.
+        variables: {"params", "batch_stats"} for `apply`: the average, if the run has one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        checkpoint: str | int = "best",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        texts = {key: str(value) for key, value in (overrides or {}).items()}
+        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts)
+        self._folder = Workdir(folder)
+        self._exp, self.step, _, self._weights = loaded
+        self.variables = self._exp.recipe.variables(self._weights)
+        self._steps: dict[bool, Step] = {}
+
+    def __repr__(self) -> str:
+        name = self._exp.config.model.name
+        return f"TrainedRun({self._folder.given!r}, step={self.step}, model={name!r})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return tuple(self._exp.selection.class_names)
+
+    @property
+    def config(self) -> Any:
+        """The config of the run, a ConfigDict."""
+        return self._exp.config
+
+    @property
+    def apply(self) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+        """The model as a pure function for jit, grad and vmap.
+
+        It maps (variables, images uint8 [B, H, W, C] of the model's size) to logits [B, K]
+        float32, and normalises the images itself.
+        """
+        return self._exp.recipe.logits_step()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the records of metrics.jsonl, one dict each."""
+        return records.read(self._folder.metrics)
+
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        batch_size: int = BATCH_SIZE,
+        threads: int = 0,
+    ) -> Predictions:
+        """Returns the probabilities of each image's classes, as ``jaxcls predict`` does.
+
+        Args:
+            images: One image, or any number of them: paths; images of Pillow, which their
+                EXIF turns; uint8 arrays of upright pixels, [H, W] or [H, W, 1] of grey or
+                [H, W, 3] of RGB; or an array of several, [n, H, W, C]. Sizes may differ:
+                each image goes through the run's data.eval_ops.
+            batch_size: Images that the device gets at a time.
+            threads: Threads that read and decode; 0 is one a core.
+
+        Raises `InputError`, which names the place and the reason, for an image that cannot
+        be read.
+
+        >>> run = jaxcls.load("runs/digits")  # doctest: +SKIP
+        >>> run.predict("seven.png").names  # doctest: +SKIP
+        ('7',)
+        """
+        found = self._answers(images, False, batch_size, threads)
+        rows = [each.probabilities for each in found]
+        names = self.class_names
+        likely = np.stack(rows) if rows else np.zeros((0, len(names)), np.float32)
+        return Predictions(likely, tuple(names[k] for k in likely.argmax(1)), names)
+
+    def embed(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        batch_size: int = BATCH_SIZE,
+        threads: int = 0,
+    ) -> np.ndarray:
+        """Returns the features that the model's head sees, float32 [n, D].
+
+        Args:
+            images, batch_size, threads: As of `predict`.
+
+        Raises `InputError` as `predict` does.
+        """
+        found = self._answers(images, True, batch_size, threads)
+        rows = [each.embed for each in found]
+        return np.stack(rows) if rows else np.zeros((0, self._features), np.float32)
+
+    @property
+    def _features(self) -> int:
+        """The number of features of an image."""
+        image = jax.ShapeDtypeStruct((1, *self._exp.data.eval_shape), np.uint8)
+        made = jax.eval_shape(self._exp.recipe.embed_step(), self.variables, image)
+        return int(made.shape[1])
+
+    def evaluate(self, split: str = "test", *, batch_size: int = 0) -> dict[str, Any]:
+        """Returns the figures of the run on every example of a split, each counted once.
+
+        Args:
+            split: "test", "eval", "train", or a split as TFDS writes it, "train[:10%]".
+            batch_size: Examples of a batch; 0 is the run's.
+
+        Returns the values of the first line of ``jaxcls evaluate``: "split", "n", "loss",
+        the metrics of the run, and with the prefix "ema_" those of its average. The dataset
+        must be there. Raises `InputError` if it is not, or has no such split.
+        """
+        given = examples.of_run(self._exp, split)
+        config = self._exp.config
+        size = batch_size or config.eval.batch_size or config.batch_size
+        done = assess.evaluated(
+            self._exp, self._weights, given, assess.Asked(), min(size, given.n)
+        )
+        return {"split": given.split, "n": given.n, **done.values}
+
+    def _answers(
+        self,
+        images: Picture | Iterable[Picture],
+        embed: bool,
+        batch_size: int,
+        threads: int,
+    ) -> Iterator[Prediction]:
+        """Yields the prediction of each image; raises `InputError` for a bad one."""
+        if batch_size < 1 or threads < 0:
+            raise InputError(
+                f"batch_size={batch_size} must be at least 1, such as {BATCH_SIZE}, and"
+                f" threads={threads} at least 0"
+            )
+        step = self._steps.setdefault(embed, inference.make_step(self._exp, embed))
+        found = inference.predict(
+            self._exp,
+            self._weights,
+            _sources(images),
+            batch_size=batch_size,
+            threads=threads or self._exp.config.data.threads,
+            step=step,
+        )
+        with clean.quiet():
+            for i, each in enumerate(found):
+                if isinstance(each, Bad):
+                    place = f"images[{i}]" + (f", {each.path}" if each.path else "")
+                    raise InputError(f"{place}: {each.why}")
+                yield each
+
+
+def _sources(images: Picture | Iterable[Picture]) -> Iterator[Source]:
+    """Yields the images that a caller gave, one or many."""
+    many: Iterable[Any] = images  # type: ignore[assignment]
+    is_one = isinstance(images, str | os.PathLike | Image.Image)
+    if is_one or (isinstance(images, np.ndarray) and images.ndim < 4):
+        many = [images]
+    for each in many:
+        yield os.fspath(each) if isinstance(each, os.PathLike) else each
