@@ -11,9 +11,10 @@ from jaxcls.data.batch import Batch
 from tests.golden import configs
 from tests.test_laws import PHOTOS, ROOT
 
-# Of these a sibling is run, which differs in numbers alone; of tutorial_transfer it is
-# finetune, which has its model and weights.
+# Of these a sibling is run, which differs in numbers alone; of two tutorials it is the recipe
+# with the same model: finetune, alexnet.
 SIBLINGS = {
+    "tutorial_alexnet.py",
     "tutorial_transfer.py",
     "resnet50_rsb.py:a1",
     "resnet50_rsb.py:a3",
