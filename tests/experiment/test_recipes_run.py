@@ -11,8 +11,8 @@ from jaxcls.data.batch import Batch
 from tests.golden import configs
 from tests.test_laws import PHOTOS, ROOT
 
-# Of these a sibling is run, which differs in numbers alone; of two tutorials it is the recipe
-# with the same model: finetune, alexnet.
+# Of these a sibling is run, which differs in numbers alone; of two tutorials it is the
+# recipe with the same model: finetune, alexnet.
 SIBLINGS = {
     "tutorial_alexnet.py",
     "tutorial_transfer.py",
