@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config.calls import check_range
+from jaxcls.errors import InputError
 from jaxcls.learning.param_groups import map_named, searcher
 
 Tree = Any
@@ -186,7 +187,8 @@ def renormalize(
     growth: Their number grows by this much, linearly, up to the end of the run. ``share``,
         an argument of `update`, is the share of the run done with this update.
 
-    Raises ValueError for an option out of range, and at init if no param matches `on`.
+    Raises ValueError for an option out of range; init raises `InputError` if no param
+    matches `on`.
     """
     check_range("[1, inf)", 2, every=every)
     check_range("[0, inf)", 15, growth=growth)
@@ -195,7 +197,10 @@ def renormalize(
 
     def init(params: Tree) -> RenormalizeState:
         if not any(jax.tree.leaves(map_named(lambda path, _: bool(matches(path)), params))):
-            raise ValueError(f"on={on!r} matches no param, as 'conv.*kernel$' may do")
+            raise InputError(
+                f"optim.wrapper: renormalize: on={on!r} matches no param; give an"
+                " expression on paths, such as on='kernel$'"
+            )
         zero = jnp.zeros((), jnp.int32)
         return RenormalizeState(inner.init(params), zero, jnp.copy(zero))
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcls.errors import InputError
 from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.learning.wrappers import WRAPPERS, averaged
 from tests.stepping import at_rate
@@ -122,7 +123,7 @@ def test_renormalizing_leaves_other_params_and_zeros_alone_and_wants_a_match():
     zeros, one = jax.tree.map(jnp.zeros_like, params), jnp.float32(1.0)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params, share=one)
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
-    with pytest.raises(ValueError, match="on='none' matches no param, as 'conv"):
+    with pytest.raises(InputError, match="renormalize: on='none' matches no param; give"):
         WRAPPERS["renormalize"](optax.identity(), on="none").init(params)
 
 
