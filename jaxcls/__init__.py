@@ -26,6 +26,7 @@ def load(
     folder: str | os.PathLike[str],
     checkpoint: str | int = "best",
     overrides: Mapping[str, Any] | None = None,
+    plugins: str = "",
 ) -> "TrainedRun":
     """Returns the trained run of a folder, which predicts, embeds and evaluates.
 
@@ -33,6 +34,7 @@ def load(
         folder: The folder of the run, such as "runs/digits".
         checkpoint: "best", "last", or a step.
         overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+        plugins: The plug-ins that the run was trained with, if any: "net.py".
 
     Raises `InputError` if the folder holds no run, or no such checkpoint.
 
@@ -42,7 +44,7 @@ def load(
     """
     from jaxcls.predict.trained import TrainedRun
 
-    return TrainedRun(folder, checkpoint, overrides)
+    return TrainedRun(folder, checkpoint, overrides, plugins)
 
 
 def train(
@@ -57,7 +59,7 @@ def train(
     Args:
         config: A config's file, such as "configs/digits.py", or its ConfigDict.
         workdir: The folder of the run.
-        overrides: Values of config keys, such as {"optim.lr": 0.01}.
+        overrides: Values of config keys, such as {"optim.lr": 0.01, "plugins": "net.py"}.
 
     Raises `InputError` for a bad value, or a folder of another run; `DivergedError` if a
     loss or gradient was not finite.
@@ -73,8 +75,9 @@ def train(
     given = loading.from_flat(loading.flat(given))
     for key, value in (overrides or {}).items():
         loading.override(given, key, str(value))
-    training.run(experiment.build(given), os.fspath(workdir))
-    return load(workdir)
+    plugins = loading.plugins_of(config if isinstance(config, str) else "", given)
+    training.run(experiment.build(given, plugins=plugins), os.fspath(workdir))
+    return load(workdir, plugins=given.plugins)
 
 
 def evaluate(
@@ -82,6 +85,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str | int = "best",
     overrides: Mapping[str, Any] | None = None,
+    plugins: str = "",
 ) -> dict[str, Any]:
     """Returns the figures of a run on every example of a split: see `load` for the others.
 
@@ -91,7 +95,7 @@ def evaluate(
     >>> jaxcls.evaluate("runs/digits")["top1"]  # doctest: +SKIP
     0.9888888888888889
     """
-    return load(folder, checkpoint, overrides).evaluate(split)
+    return load(folder, checkpoint, overrides, plugins).evaluate(split)
 
 
 def __getattr__(name: str) -> Any:

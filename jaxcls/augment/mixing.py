@@ -6,7 +6,8 @@ batch: a random permutation would gather the whole batch on every device. A batc
 weight and one box, as in timm and torchvision.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,10 @@ def _blend(rows: jax.Array, other: jax.Array) -> jax.Array:
     return rows + other * (rows[::-1] - rows)
 
 
-MIXES: dict[str, Callable[..., Mix]] = {
-    "cutmix": cutmix,
-    "mixup": mixup,
-    "mixup_or_cutmix": mixup_or_cutmix,
-}
+MIXES: Mapping[str, Callable[..., Mix]] = MappingProxyType(
+    {
+        "cutmix": cutmix,
+        "mixup": mixup,
+        "mixup_or_cutmix": mixup_or_cutmix,
+    }
+)

@@ -1,8 +1,9 @@
 """Normalisation on the device: ``images [B, H, W, C] uint8 -> float32``."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +54,15 @@ def per_image() -> Normalization:
     return apply
 
 
-NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
-    # The mean and deviation a channel of the training pixels.
-    "cifar10": partial(mean_std, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": partial(mean_std, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": partial(mean_std, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "mean_std": mean_std,
-    "per_image": per_image,
-    "symmetric": partial(mean_std, (0.5,), (0.5,)),  # Levels of -1..1.
-    "unit": partial(mean_std, (0.0,), (1.0,)),  # Levels of 0..1.
-}
+NORMALIZATIONS: Mapping[str, Callable[..., Normalization]] = MappingProxyType(
+    {
+        # The mean and deviation a channel of the training pixels.
+        "cifar10": partial(mean_std, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        "cifar100": partial(mean_std, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        "imagenet": partial(mean_std, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "mean_std": mean_std,
+        "per_image": per_image,
+        "symmetric": partial(mean_std, (0.5,), (0.5,)),  # Levels of -1..1.
+        "unit": partial(mean_std, (0.0,), (1.0,)),  # Levels of 0..1.
+    }
+)

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from jaxcls.config.plugins import Plugins
+from jaxcls.config.plugins import load as load_plugins
 from jaxcls.errors import (
     BAD_INPUT,
     DIVERGED,
@@ -82,8 +84,24 @@ def given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str
     return [f"--{name}" for name, v in vars(args).items() if v != parser.get_default(name)]
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Adds --plugins; see `plugins`."""
+    parser.add_argument(
+        "--plugins",
+        default="",
+        metavar="FILE.py,MODULE",
+        help="your modules with entries for our tables, as the run was trained with",
+    )
+
+
+def plugins(args: argparse.Namespace) -> Plugins:
+    """Imports the plug-ins of --plugins; raises `InputError`."""
+    return load_plugins(args.plugins, "--plugins")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a trained run."""
+    add_plugins(parser)
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the run")
     add("--checkpoint", default="best", help="best (default), last or a step")

@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
     seen_as = views.build(args.tta, "--tta") if args.tta else []
     corrupted = corruptions.named(args.corruptions, "--corruptions")
     attacked = attacks.named(args.attacks, "--attacks")
-    exp, step, at, weights = scoring.load(args.workdir, args.checkpoint, overrides)
+    exp, step, at, weights = scoring.load(
+        args.workdir, args.checkpoint, overrides, cli.plugins(args)
+    )
     if args.dataset:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
     else:
@@ -155,7 +157,7 @@ def _members(
     found = []
     for path in args.ensemble:
         try:
-            other, _, _, weights = scoring.load(path, which, overrides)
+            other, _, _, weights = scoring.load(path, which, overrides, cli.plugins(args))
         except InputError as error:
             raise InputError(f"--ensemble={path}: {error}") from None
         same = examples.same_for(exp, given, other, path)

@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Workdir(args.workdir)
     beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
     out = pathlib.Path(args.out).expanduser() if args.out else beside
-    exp, step, at, saved = scoring.load(args.workdir, args.checkpoint, overrides)
+    exp, step, at, saved = scoring.load(
+        args.workdir, args.checkpoint, overrides, cli.plugins(args)
+    )
     model = writing.model_of(exp, saved)
     about = export_facts.described(exp, folder, step, at, model)
     try:

@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     paths = files.asked(args.images, args.null)
-    exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
+    exp, _, _, weights = scoring.load(
+        args.workdir, args.checkpoint, overrides, cli.plugins(args)
+    )
     names, threads = exp.selection.class_names, threads or exp.config.data.threads
     found = inference.predict(
         exp, weights, paths, batch_size=batch_size, threads=threads, embed=bool(embed)

@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
     if given == ["show"]:
         if not args.config:
             raise InputError(f"--show={args.show} needs --config=FILE")
-        show.draw(experiment.build(loading.load(args.config, overrides)), args.show)
+        config = loading.load(args.config, overrides)
+        plugins = loading.plugins_of(args.config, config)
+        show.draw(experiment.build(config, plugins=plugins), args.show)
         return DONE
     if overrides or args.config:
         raise InputError("--config belongs to --show=PNG; leave it out")

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         help="look into these, in place of mistakes and hits",
     )
     cli.add_robustness(parser)
+    cli.add_plugins(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
@@ -65,10 +66,18 @@ def main(argv: Sequence[str]) -> int:
             f" into at most {MOST_IMAGES}; name some of them"
         )
     names = dict(zip([*paths, *folders], names_of([*paths, *folders]), strict=True))
+    plugins = cli.plugins(args)
     studies = [gather.read_study(folder, names[folder]) for folder in folders]
     runs = [
         gather.read_run(
-            path, names[path], args.checkpoint, args.split, images, overrides, asked
+            path,
+            names[path],
+            args.checkpoint,
+            args.split,
+            images,
+            overrides,
+            asked,
+            plugins,
         )
         for path in paths
     ]

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
         help="on other machines or code: largest relative difference of a loss [0.05]",
     )
     add("--scratch", default="", help="folder for the new run, which is kept")
+    cli.add_plugins(parser)
     add("--pack", default="", metavar="FILE.tar.gz", help="only write the archive")
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             return DONE
         recorded = archive.read(folder, args.workdir)
         is_same, words = reproducing.reproduce(
-            recorded, overrides, steps, tolerance, args.scratch
+            recorded, overrides, steps, tolerance, args.scratch, cli.plugins(args)
         )
     print(words)
     return DONE if is_same else DIFFERS

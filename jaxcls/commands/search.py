@@ -60,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     drawn: list[Neighbours] = []
     with clean.quiet(), console.explained(), memory.explained("--batch_size", batch_size):
-        exp, _, _, weights = scoring.load(args.workdir, args.checkpoint, overrides)
+        exp, _, _, weights = scoring.load(
+            args.workdir, args.checkpoint, overrides, cli.plugins(args)
+        )
         threads = threads or exp.config.data.threads
         compute = functools.partial(
             retrieval.vectors, exp, weights, batch_size=batch_size, threads=threads

@@ -131,7 +131,8 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if twice := sorted(varied & overrides.keys()):
         raise InputError(f"--config.{twice[0]} is what --seeds varies; give --seeds=3-12")
     base = configs.load(args.config, overrides)
-    study = Study(base, found, cells.seeds(args.seeds or "10"), _folder(args, "study"))
+    seeds, plugins = cells.seeds(args.seeds or "10"), configs.plugins_of(args.config, base)
+    study = Study(base, found, seeds, _folder(args, "study"), plugins)
     names = [cell.name for cell in found]
     baseline = args.baseline or names[0]
     if baseline not in names:
@@ -218,7 +219,8 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     base = configs.load(args.verify, overrides)
     expected.check_same(before, base)
     seeds = cells.seeds(args.seeds) if args.seeds else before["seeds"]
-    study = Study(base, cells.make([], [], 0, 0, "all"), seeds, _folder(args, "verify"))
+    plugins, only = configs.plugins_of(args.verify, base), cells.make([], [], 0, 0, "all")
+    study = Study(base, only, seeds, _folder(args, "verify"), plugins)
     metric, place = before["metric"], before["place"]
     print(table.plan(["base"], seeds, _shard(args.shard)))
     if args.dry_run:

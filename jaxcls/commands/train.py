@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcls.commands import cli
+from jaxcls.config.plugins import Plugins
 from jaxcls.errors import DONE, InputError
 
 ABOUT = """Train an image classifier; the same command again continues, or says that the
@@ -36,9 +37,11 @@ def main(argv: Sequence[str]) -> int:
         " and say its memory",
     )
     cli.add_processes(parser)
+    cli.add_plugins(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    config = configs.load(args.config, overrides)
+    named = {"plugins": args.plugins} if args.plugins else {}
+    config = configs.load(args.config, {**overrides, **named})
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
     if not args.dry_run:
         print(f"{workdir}: loading JAX", flush=True)
@@ -47,8 +50,9 @@ def main(argv: Sequence[str]) -> int:
     from jaxcls.devices import hosts, mesh
     from jaxcls.training import stopping, train
 
+    plugins = configs.plugins_of(args.config, config)
     if args.dry_run:
-        print(_dry_run(config, args.devices))
+        print(_dry_run(config, plugins, args.devices))
         return DONE
     if args.devices:
         raise InputError(
@@ -61,13 +65,13 @@ def main(argv: Sequence[str]) -> int:
         hosts.joined(args.coordinator, args.processes, args.process),
         stopping.on_signals() as stop,
     ):
-        result = train.run(experiment.build(config), workdir, stop)
+        result = train.run(experiment.build(config, plugins=plugins), workdir, stop)
         if hosts.is_first():
             print(f"{'already finished' if result.already else 'done'}: {result.line}")
     return DONE
 
 
-def _dry_run(config: Any, given: str) -> str:
+def _dry_run(config: Any, plugins: Plugins, given: str) -> str:
     """Returns the description of a run; `given`, of --devices, also compiles its step."""
     from jaxcls import experiment
     from jaxcls.commands import dry_run
@@ -83,5 +87,6 @@ def _dry_run(config: Any, given: str) -> str:
         mesh.pretend(count)
     if given not in ("", "0"):
         config.mesh.devices = 0
-    exp = experiment.build(config, sources.published_facts(config.data.name), devices)
+    facts = sources.published_facts(config.data.name)
+    exp = experiment.build(config, facts, devices, plugins)
     return dry_run.describe(exp, bool(given), room)

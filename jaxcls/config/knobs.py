@@ -145,6 +145,8 @@ compile.loop ~ "auto"  several steps in one dispatch, as a loop in one program: 
     and off; the number of steps in a dispatch changes no bits
 compile.convolution ~ "auto"  library of convolutions on a CPU, which decides bits: eigen,
     ynnpack, or auto (eigen on x86, where it is faster; an old run keeps what it has)
+plugins ~ ""  your files or modules with entries for our tables: 'net.py, mypackage.nets'; a
+    file is looked up beside the config, then from here
 """
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls.config import rules
+from jaxcls.config import plugins, rules
 from jaxcls.config.knobs import KNOBS
 from jaxcls.errors import InputError, did_you_mean, first_line
 
@@ -79,6 +79,15 @@ def load(path: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         override(config, key, text)
     check(config)
     return config
+
+
+def plugins_of(path: str, config: ConfigDict) -> plugins.Plugins:
+    """Imports the plug-ins of a config; path: its file, as `load` takes it, or "".
+
+    Raises `InputError` as `plugins.load` does.
+    """
+    beside = str(find(path.partition(":")[0]).parent) if path else ""
+    return plugins.load(config.plugins, "config.plugins", beside)
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
@@ -173,6 +182,11 @@ def _file_error(file: pathlib.Path, name: str, error: Exception) -> str:
     if isinstance(error, SyntaxError):
         lines.append(error.lineno)
     where, first = f"{name}:{lines[-1]}" if lines else name, first_line(error)
+    if isinstance(error, TypeError) and "mappingproxy" in first:
+        return (
+            f"{where}: our tables are read-only; put the entry into a table of a file of"
+            " yours, and name it: c.plugins = 'mine.py'"
+        )
     written, key = re.search(r'Key "(\w+)" does not exist', first), None
     if written:
         key = written[1]

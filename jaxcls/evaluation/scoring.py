@@ -8,6 +8,7 @@ import numpy as np
 from jaxcls import experiment
 from jaxcls.config.knobs import KNOBS
 from jaxcls.config.loading import override
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import sources
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError
@@ -62,16 +63,16 @@ def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
 
 
 def load(
-    path: str, which: str, overrides: Mapping[str, str]
+    path: str, which: str, overrides: Mapping[str, str], plugins: Plugins = NONE
 ) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
     """Returns (experiment, step, label, weights) of a run's folder.
 
     which: "best", "last" or a step. The label says which one it is, as `checkpoint.find`
-    does. overrides: of operational config keys. Raises `InputError` if there is no such
-    checkpoint, or it is not whole.
+    does. overrides: of operational config keys. plugins: what the run's model may be of.
+    Raises `InputError` if there is no such checkpoint, or it is not whole.
     """
     folder = Workdir(path)
-    exp = from_workdir(folder, overrides)
+    exp = from_workdir(folder, overrides, plugins)
     step, at = checkpoint.find(folder.checkpoints, which)
     try:
         weights = checkpoint.restore_weights(
@@ -86,14 +87,17 @@ def load(
     return exp, step, at, weights
 
 
-def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Experiment:
+def from_workdir(
+    folder: Workdir, overrides: Mapping[str, str], plugins: Plugins = NONE
+) -> experiment.Experiment:
     """Returns the experiment of a run's folder; it needs no dataset.
 
     It uses all devices of this machine and replicates the model, for any mesh of the run.
     overrides: of operational config keys, as on a command line. Raises `InputError` for a
-    key of the run's identity.
+    key of the run's identity, and for plug-ins that are not those of the run.
     """
     facts = sources.facts_of(folder.read()["implied"])
+    folder.check_plugins(plugins)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1
     for key, text in overrides.items():
@@ -103,4 +107,4 @@ def from_workdir(folder: Workdir, overrides: Mapping[str, str]) -> experiment.Ex
                 f"--config.{key}: it is part of what the run is, and comes from its folder;"
                 " leave it out"
             )
-    return experiment.build(config, facts)
+    return experiment.build(config, facts, plugins=plugins)

@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from jaxcls.config import loading as configs
 from jaxcls.config.loading import check
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import sources
 from jaxcls.data.batch import Batch
 from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
 from jaxcls.devices import compiling, mesh
+from jaxcls.errors import InputError
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
 from jaxcls.experiment.initial import Initial, TrainedModel
 from jaxcls.experiment.plan import Plan
@@ -30,6 +32,7 @@ def build(
     config: ConfigDict,
     facts: sources.Facts | None = None,
     devices: Sequence[Any] | None = None,
+    plugins: Plugins = NONE,
 ) -> "Experiment":
     """Returns the experiment of a config; raises `InputError` for a bad value.
 
@@ -38,11 +41,17 @@ def build(
     facts: The facts of the dataset, if it need not (or cannot) be opened.
     devices: The devices to choose from, instead of the machine's. Described devices serve
         to compile for them.
+    plugins: From `config.plugins.load`; build itself imports none.
     """
     check(config)
+    if config.plugins and not plugins.tables:
+        raise InputError(
+            f"config.plugins={config.plugins!r} is not loaded; give build(config, plugins="
+            "jaxcls.config.plugins.load(...)), or train by jaxcls.train"
+        )
     if config.compile.cache:
         compile_cache.use(config.compile.cache)
-    return Experiment(config, facts, devices)
+    return Experiment(config, facts, devices, plugins)
 
 
 class Experiment:
@@ -53,8 +62,10 @@ class Experiment:
         config: ConfigDict,
         facts: sources.Facts | None = None,
         devices: Sequence[Any] | None = None,
+        plugins: Plugins = NONE,
     ) -> None:
         self._given, self._facts, self._devices = config, facts, devices
+        self.plugins = plugins
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -69,7 +80,7 @@ class Experiment:
     @functools.cached_property
     def recipe(self) -> Recipe:
         """The model and its training, as pure functions."""
-        return Recipe(self.config, self.data)
+        return Recipe(self.config, self.data, self.plugins)
 
     @functools.cached_property
     def programs(self) -> Programs:
@@ -147,6 +158,7 @@ class Experiment:
             "lr": self.plan.lr,
             "order": self.data.order_name,
             "teacher": self.teacher.fingerprint if self.teacher else "",
+            **({"plugins": self.plugins.digests} if self.plugins.sources else {}),
         }
 
     def init(self) -> State:

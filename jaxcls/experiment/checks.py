@@ -74,7 +74,7 @@ def _model(recipe: Recipe) -> None:
                 f" pixels cannot take {shape[1]}x{shape[0]}; end data.train_ops and"
                 " data.eval_ops in the same size"
             ) from None
-    if model.remat and not blocks_of(recipe.module.groups()):
+    if model.remat and not blocks_of(recipe.groups):
         raise InputError(
             f"model.remat={model.remat!r}: model.name={model.name!r} is not made of blocks,"
             " as 'vit_s_16' and 'resnet50' are; leave model.remat at ''"

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import Plugins
 from jaxcls.data import sources
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import hosts
@@ -88,8 +89,8 @@ def load(recipe: Recipe) -> Initial:
     Raises `InputError` if the weights are missing, damaged or of another model.
     """
     init, place = recipe.config.init, recipe.config.init.weights
-    namings, names = recipe.module.namings(), recipe.data.selection.class_names
-    run = read_run(place, _KEY) if is_run(place) else None
+    namings, names = recipe.namings, recipe.data.selection.class_names
+    run = read_run(place, _KEY, recipe.plugins) if is_run(place) else None
     given = _as_file(run) if run else weights.read(place, _KEY)
     there = transfer.classes_of(given.tensors, namings)
     differ = bool(given.class_names) and given.class_names != names
@@ -122,7 +123,7 @@ def _check_grid(recipe: Recipe, paths: Iterable[str], there: tuple[int, ...]) ->
     A strip may have as many patches as a square, so the count of patches is not enough.
     there: the shape of the images that the positions are of.
     """
-    here, tables = recipe.data.train_shape, recipe.module.namings().values()
+    here, tables = recipe.data.train_shape, recipe.namings.values()
     has_grid = any(naming.grid_of(path, each) >= 0 for each in tables for path in paths)
     are_square = here[0] == here[1] and there[0] == there[1]
     if has_grid and not are_square and here[:2] != there[:2]:
@@ -144,17 +145,20 @@ def is_run(place: str) -> bool:
     return isinstance(saved, dict) and {"config", "implied"} <= saved.keys()
 
 
-def read_run(place: str, key: str) -> TrainedModel:
+def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
     """Returns the run of a folder at its best checkpoint.
 
-    key: The config key that names the folder, for messages.
+    key: The config key that names the folder, for messages. plugins: What the run's model
+    may be of.
 
     Raises `InputError` if there is no best checkpoint, or it is damaged.
     """
     folder = Workdir(place)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
-    recipe = Recipe(config, Data(config, sources.facts_of(folder.read()["implied"])))
+    implied = folder.read()["implied"]
+    folder.check_plugins(plugins)
+    recipe = Recipe(config, Data(config, sources.facts_of(implied)), plugins)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -176,7 +180,7 @@ def read_run(place: str, key: str) -> TrainedModel:
 
 def _as_file(run: TrainedModel) -> weights.Weights:
     """Returns the weights of a run in the form of a file."""
-    table = next(iter(run.recipe.module.namings().values()))
+    table = next(iter(run.recipe.namings.values()))
     tensors = naming.to_theirs(run.variables, table)
     names = run.recipe.data.selection.class_names
     return weights.Weights(tensors, None, names, run.fingerprint)

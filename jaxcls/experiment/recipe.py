@@ -6,6 +6,7 @@ step.py. Nothing here is compiled.
 
 import contextlib
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +19,11 @@ from ml_collections import ConfigDict
 from jaxcls import augment
 from jaxcls.config import calls, durations
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError
-from jaxcls.experiment import plan
+from jaxcls.experiment import plan, tables
 from jaxcls.experiment.plan import Plan
 from jaxcls.learning import (
     gradients,
@@ -31,10 +33,10 @@ from jaxcls.learning import (
     param_groups,
     schedules,
     step,
-    wrappers,
 )
 from jaxcls.learning.param_groups import ParamGroups
-from jaxcls.models import MODELS, Classifier
+from jaxcls.models import Classifier, foreign, naming
+from jaxcls.models.foreign import Foreign
 from jaxcls.models.layers import (
     batch_norm_groups,
     blocks_of,
@@ -58,16 +60,18 @@ def keys(config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
 class Recipe:
     """The model of a config and the pure functions that train it, each made on first use.
 
-    checks.py checks the combinations of values.
+    checks.py checks the combinations of values. plugins: what is looked up beside our own
+    tables.
     """
 
-    def __init__(self, config: ConfigDict, data: Data) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: ConfigDict, data: Data, plugins: Plugins = NONE) -> None:
+        self.config, self.data, self.plugins = config, data, plugins
+        self._tables = tables.merged(plugins)
 
-    def _built(self, key: str, table: calls.Table, **given: Any) -> Any:
+    def _built(self, key: str, table: str, **given: Any) -> Any:
         """Returns the one entry of a table that the text of a config key names."""
         text = operator.attrgetter(key)(self.config)
-        return calls.build_one(text, table, key, **given)
+        return calls.build_one(text, self._tables[table], key, **given)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -86,8 +90,19 @@ class Recipe:
 
     def module_in(self, dtype: Any) -> Classifier:
         """Returns the model as a Flax module that computes in a dtype."""
-        classes = self.data.selection.num_classes
-        return self._built("model.name", MODELS, num_classes=classes, dtype=dtype)
+        given = {"num_classes": self.data.selection.num_classes, "dtype": dtype}
+        text, added = self.config.model.name, self.plugins.tables.get("MODELS", {})
+        called = [call.name for call in calls.parse(text, "model.name")]
+        theirs = [name for name in called if name in added]
+        if theirs:
+            taken = inspect.signature(added[theirs[0]]).parameters
+            given = {name: value for name, value in given.items() if name in taken}
+        made = self._built("model.name", "MODELS", **given)
+        if theirs:
+            classes = self.data.selection.num_classes
+            made = Foreign(made, f"model.name={text!r}", classes)
+        found: Classifier = made
+        return found
 
     @functools.cached_property
     def module(self) -> Classifier:
@@ -110,11 +125,27 @@ class Recipe:
         )
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
+    @functools.cached_property
+    def namings(self) -> dict[str, naming.Naming]:
+        """The names of the model's arrays in other libraries, by library."""
+        return foreign.names_of(self.module, self.variables_like)
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers by depth; of a model that does not tell, all at one depth."""
+        optim, layers = self.config.optim, tuple(self.variables_like["params"])
+        is_told = not isinstance(self.module, Foreign) or self.module.has_groups()
+        first, _ = durations.parse(optim.head_first, "optim.head_first")
+        of_head = optim.head_lr != 1 or first > 0
+        if is_told or optim.layer_decay != 1 or (of_head and "head" not in layers):
+            return self.module.groups()
+        return [layers]
+
     def _param_groups(self, head_first: int, stops: dict[str, int]) -> ParamGroups:
         optim, key = self.config.optim, "optim.lr_scales"
         return param_groups.divide(
             self.variables_like["params"],
-            self.module.groups(),
+            self.groups,
             freeze=optim.freeze,
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,
@@ -146,7 +177,7 @@ class Recipe:
         frozen = {"frozen": statistics} if statistics else {}
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
         remat = self.config.model.remat
-        blocks = blocks_of(module.groups()) if remat else set()
+        blocks = blocks_of(self.groups) if remat else set()
         policy = keep_products if remat == "elementwise" else None
         in_parts = mesh.fsdp_of(self.data.mesh) > 1
         whole = functools.partial(mesh.gathered, self.data.mesh) if in_parts else None
@@ -193,7 +224,7 @@ class Recipe:
         optim = self.config.optim
         decay = optimizers.decay_weights(optim.weight_decay, self._decay_scales)
         made = optimizers.clip(
-            self._built("optim.name", optimizers.OPTIMIZERS, decay=decay),
+            self._built("optim.name", "OPTIMIZERS", decay=decay),
             norm=optim.clip_norm,
             value=optim.clip_value,
             adaptive=optim.clip_adaptive,
@@ -202,7 +233,7 @@ class Recipe:
             made = optimizers.train_only(made, self.untimed_param_groups)
         made = optimizers.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
-            made = self._built("optim.wrapper", wrappers.WRAPPERS, optimizer=made)
+            made = self._built("optim.wrapper", "WRAPPERS", optimizer=made)
         # Around the wrapper: frozen params must not follow slow weights either.
         return optimizers.until_stop(made, lambda: self.param_groups)
 
@@ -230,8 +261,7 @@ class Recipe:
             total=known.steps,
         )
         span = schedules.Span(first=known.warmup, last=last, steps=in_steps)
-        table = schedules.SCHEDULES
-        main = self._built("optim.schedule", table, peak=known.lr, span=span)
+        main = self._built("optim.schedule", "SCHEDULES", peak=known.lr, span=span)
         start = self.config.optim.warmup_from
         main = schedules.warm_up(main, known.lr, known.warmup, start)
         return schedules.cool_down(main, last, known.steps) if known.cooldown else main
@@ -241,7 +271,7 @@ class Recipe:
     @functools.cached_property
     def loss(self) -> losses.Loss:
         """The loss of evaluations, one value an example, without class weights."""
-        return self._built("loss.name", losses.LOSSES)
+        return self._built("loss.name", "LOSSES")
 
     @property
     def link(self) -> str:
@@ -273,13 +303,13 @@ class Recipe:
     @functools.cached_property
     def normalize(self) -> augment.Normalization:
         """uint8 images -> normalised images for the model."""
-        return self._built("normalize", augment.NORMALIZATIONS)
+        return self._built("normalize", "NORMALIZATIONS")
 
     @functools.cached_property
     def metrics(self) -> list[metrics.Metric]:
         """The metrics of training records and evaluations, without the loss."""
         text = self.config.eval.metrics
-        made = calls.build(text, metrics.METRICS, "eval.metrics")
+        made = calls.build(text, self._tables["METRICS"], "eval.metrics")
         if len({metric.name for metric in made}) < len(made):
             raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
         return made
@@ -335,7 +365,7 @@ class Recipe:
     @functools.cached_property
     def inputs(self) -> step.Inputs:
         """inputs(key, step, batch) -> (images, targets) for the model."""
-        built = calls.build(self.config.augment, augment.AUGMENTATIONS, "augment")
+        built = calls.build(self.config.augment, self._tables["AUGMENTATIONS"], "augment")
         rows = mesh.by_example(self.data.mesh)
         return functools.partial(
             step.inputs,
@@ -343,7 +373,7 @@ class Recipe:
             smoothing=self.config.loss.smoothing,
             augment=augment.on_each_device(augment.chain(built), rows),
             normalize=self.normalize,
-            mix=self._built("mix", augment.MIXES) if self.config.mix.strip() else None,
+            mix=self._built("mix", "MIXES") if self.config.mix.strip() else None,
             steps=self.plan.steps,
         )
 
@@ -401,7 +431,13 @@ class Recipe:
 
         def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
             with self.numerics():
-                return self.module.apply(variables, self.normalize(images), False).embed
+                out = self.module.apply(variables, self.normalize(images), False)
+            if isinstance(out.embed, tuple):
+                raise InputError(
+                    f"model.name={self.config.model.name!r} gives no features; return"
+                    " jaxcls.models.Output(logits, embed) from its __call__"
+                )
+            return out.embed
 
         return embed
 

@@ -50,7 +50,8 @@ def pixels(exp: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """
     # The targets and images of the train step, which `unit` leaves in 0..1.
     config = from_flat({**flat(exp.config), "normalize": "unit"})
-    inputs, key = Recipe(config, exp.data).inputs, recipe.keys(config)[1]["augment"]
+    inputs = Recipe(config, exp.data, exp.plugins).inputs
+    key = recipe.keys(config)[1]["augment"]
     drawn = jax.jit(
         lambda batch: [array[:IMAGES] for array in inputs(key, jnp.int32(0), batch)],
         out_shardings=mesh.replicated(exp.mesh),

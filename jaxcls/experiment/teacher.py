@@ -26,7 +26,7 @@ def load(student: Recipe) -> TrainedModel:
     place = student.config.distill.run
     if not initial.is_run(place):
         raise InputError(f"{_KEY}={place} is not a run's folder; give a --workdir of one")
-    found = initial.read_run(place, _KEY)
+    found = initial.read_run(place, _KEY, student.plugins)
     teacher = found.recipe
     there, here = teacher.data.selection, student.data.selection
     if there.class_names != here.class_names:

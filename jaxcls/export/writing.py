@@ -62,7 +62,7 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
         jax.device_get(exp.recipe.variables(dict(saved))),
         exp.data.eval_shape,
         tuple(exp.selection.class_names),
-        module.namings(),
+        exp.recipe.namings,
         export_facts.preprocessing(exp),
         exp.programs.jit,
     )

@@ -4,7 +4,8 @@ Targets are distributions over the classes: one-hot, smoothed or mixed.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -196,9 +197,11 @@ def parse_weights(
     return weights
 
 
-LOSSES: dict[str, Callable[..., Loss]] = {
-    "focal": focal,
-    "poly": poly,
-    "sigmoid": sigmoid,
-    "softmax": softmax,
-}
+LOSSES: Mapping[str, Callable[..., Loss]] = MappingProxyType(
+    {
+        "focal": focal,
+        "poly": poly,
+        "sigmoid": sigmoid,
+        "softmax": softmax,
+    }
+)

@@ -5,7 +5,8 @@ not a mean over examples (AUC, calibration) is no metric here: it needs the pred
 whole split.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -65,7 +66,9 @@ def topk(k: int = 5) -> Metric:
     return Metric(f"top{k}", function)
 
 
-METRICS: dict[str, Callable[..., Metric]] = {"top1": top1, "topk": topk}
+METRICS: Mapping[str, Callable[..., Metric]] = MappingProxyType(
+    {"top1": top1, "topk": topk}
+)
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:

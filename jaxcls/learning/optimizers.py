@@ -15,6 +15,7 @@ Decoupled decay is added to the update, so the rate multiplies it (arXiv:1711.05
 import functools
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import jax
@@ -453,15 +454,17 @@ def _matrix_scale(kernel: jax.Array, rms: float) -> float:
     return max(1.0, outputs / inputs) ** 0.5
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adafactor": adafactor,
-    "adam": functools.partial(_adam, False, False),
-    "adamw": functools.partial(_adam, True, False),
-    "lamb": lamb,
-    "lion": lion,
-    "muon": muon,
-    "muon_sgd": muon_sgd,
-    "nadamw": functools.partial(_adam, True, True),
-    "rmsprop": rmsprop,
-    "sgd": sgd,
-}
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType(
+    {
+        "adafactor": adafactor,
+        "adam": functools.partial(_adam, False, False),
+        "adamw": functools.partial(_adam, True, False),
+        "lamb": lamb,
+        "lion": lion,
+        "muon": muon,
+        "muon_sgd": muon_sgd,
+        "nadamw": functools.partial(_adam, True, True),
+        "rmsprop": rmsprop,
+        "sgd": sgd,
+    }
+)

@@ -11,8 +11,9 @@ step.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -274,15 +275,17 @@ def _period(name: str, text: str, span: Span) -> Fraction:
 
 
 # Each entry takes (peak, span) and its options.
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "exponential": exponential,
-    "linear": linear,
-    "multistep": multistep,
-    "one_cycle": one_cycle,
-    "polynomial": polynomial,
-    "rsqrt": rsqrt,
-    "step": step,
-    "triangular": triangular,
-}
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
+    {
+        "constant": constant,
+        "cosine": cosine,
+        "exponential": exponential,
+        "linear": linear,
+        "multistep": multistep,
+        "one_cycle": one_cycle,
+        "polynomial": polynomial,
+        "rsqrt": rsqrt,
+        "step": step,
+        "triangular": triangular,
+    }
+)

@@ -9,7 +9,8 @@ step counter for its rate, where ``lr`` is an argument here, and it rounds param
 not move.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -228,8 +229,12 @@ def renormalize(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-WRAPPERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "lookahead": lookahead,
-    "renormalize": renormalize,
-    "schedule_free": schedule_free,
-}
+WRAPPERS: Mapping[str, Callable[..., optax.GradientTransformationExtraArgs]] = (
+    MappingProxyType(
+        {
+            "lookahead": lookahead,
+            "renormalize": renormalize,
+            "schedule_free": schedule_free,
+        }
+    )
+)

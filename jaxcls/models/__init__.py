@@ -7,6 +7,7 @@ style.
 """
 
 from jaxcls.models.creating import create
+from jaxcls.models.layers import Output
 from jaxcls.models.table import MODELS, Classifier
 
-__all__ = ["MODELS", "Classifier", "create"]
+__all__ = ["MODELS", "Classifier", "Output", "create"]

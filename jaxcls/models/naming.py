@@ -70,6 +70,21 @@ def of_both(
     }
 
 
+def of_paths(like: Mapping[str, Any]) -> Naming:
+    """Returns a naming of every parameter by its own path: "block/conv" is "block.conv".
+
+    like: {"params", "batch_stats"} as arrays or shapes.
+    """
+    table: Naming = {}
+    for path, leaf in flatten(like).items():
+        rest = path.partition("/")[2]
+        layer, _, name = rest.rpartition("/")
+        is_usual = name in _SUFFIXES and (name != "kernel" or len(leaf.shape) in _AXES)
+        key = layer if is_usual and layer else rest
+        table[key] = key.replace("/", ".")
+    return table
+
+
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens {"params": tree, "batch_stats": tree} to {"params/head/kernel": leaf}."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
@@ -141,5 +156,6 @@ def _layout(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Returns (our shape as a view, order of the library's axes, the library's shape)."""
     view = entry.view or ours
-    axes = _AXES[len(view)] if path.endswith("/kernel") else tuple(range(len(view)))
+    same = tuple(range(len(view)))
+    axes = _AXES.get(len(view), same) if path.endswith("/kernel") else same
     return view, axes, entry.shape or tuple(view[axis] for axis in axes)

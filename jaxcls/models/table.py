@@ -1,6 +1,7 @@
 """MODELS: every model by its name in a config; see `jaxcls.models`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -44,15 +45,17 @@ class Classifier(Protocol):
         """Flax's `apply`: (variables, images, train, ...) -> Output."""
 
 
-MODELS: dict[str, Callable[..., Classifier]] = {
-    "airbench": Airbench,
-    "alexnet": AlexNet,
-    "cnn": CNN,
-    **CONVNEXTS,
-    **MIXERS,
-    **MOBILENETS,
-    **RESNETS,
-    **VGGS,
-    **VITS,
-    **WIDE_RESNETS,
-}
+MODELS: Mapping[str, Callable[..., Classifier]] = MappingProxyType(
+    {
+        "airbench": Airbench,
+        "alexnet": AlexNet,
+        "cnn": CNN,
+        **CONVNEXTS,
+        **MIXERS,
+        **MOBILENETS,
+        **RESNETS,
+        **VGGS,
+        **VITS,
+        **WIDE_RESNETS,
+    }
+)

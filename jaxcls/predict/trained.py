@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxcls.config.plugins import load as load_plugins
 from jaxcls.data import clean
 from jaxcls.data.files import Bad
 from jaxcls.errors import InputError
@@ -42,6 +43,7 @@ class TrainedRun:
         folder: The folder of the run.
         checkpoint: "best", "last", or a step.
         overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+        plugins: The plug-ins that the run was trained with: "net.py, mypackage.nets".
 
     Raises `InputError` if the folder holds no run, or no such checkpoint.
 
@@ -55,9 +57,11 @@ class TrainedRun:
         folder: str | os.PathLike[str],
         checkpoint: str | int = "best",
         overrides: Mapping[str, Any] | None = None,
+        plugins: str = "",
     ) -> None:
         texts = {key: str(value) for key, value in (overrides or {}).items()}
-        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts)
+        added = load_plugins(plugins, "plugins")
+        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts, added)
         self._folder = Workdir(folder)
         self._exp, self.step, _, self._weights = loaded
         self.variables = self._exp.recipe.variables(self._weights)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxcls import experiment
+from jaxcls.config.plugins import Plugins
 from jaxcls.data import batches, files
 from jaxcls.data.clean import quiet
 from jaxcls.devices import memory
@@ -40,19 +41,21 @@ def read_run(
     images: Sequence[str | files.Bad],
     overrides: Mapping[str, str],
     asked: assess.Asked,
+    plugins: Plugins,
 ) -> Run:
     """Returns the content of a run's files, with scores if checkpoint and data exist.
 
     which: "best", "last" or a step. split: "test", "eval", "train" or a TFDS split; "":
     data.test, or data.eval if data.test is empty. images: files for saliency maps, in
     place of examples of the split. overrides: {config key: text}. asked: additional
-    scores. Raises `InputError` if `path` is no run's folder, or an argument is bad.
+    scores. plugins: what the run's model may be of. Raises `InputError` if `path` is no
+    run's folder, or an argument is bad.
     """
     folder = Workdir(path)
     saved = folder.read()
     # The batches are the same, but only the images that the report uses are decoded.
     values = {"data.resident": "off", **overrides}
-    exp = scoring.from_workdir(folder, values)
+    exp = scoring.from_workdir(folder, values, plugins)
     run = Run(
         name=name,
         saved=saved,
@@ -71,7 +74,7 @@ def read_run(
             "It has no checkpoint yet, so its model can be neither scored nor looked into."
         )
         return run
-    exp, step, at, weights = scoring.load(path, which, values)
+    exp, step, at, weights = scoring.load(path, which, values, plugins)
     answered = _answers(exp, weights, images)
     given, why = _given(exp, split)
     found = None

@@ -49,9 +49,13 @@ def pack(folder: str, file: pathlib.Path) -> None:
         place = saved["config"].get(key, "")
         if not place.startswith("hf:"):
             saved["config"][key] = pathlib.PurePath(place).name
+    names = saved["config"].get("plugins", "").split(",")
+    saved["config"]["plugins"] = ",".join(pathlib.PurePath(each).name for each in names)
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
-        for name in PACKED:
+        kept = sorted(workdir.path.glob("plugins/**/*.py"))
+        sources = [file.relative_to(workdir.path).as_posix() for file in kept]
+        for name in (*PACKED, *sources):
             text = _text(workdir.path / name)
             if name == "config.json":
                 text = json.dumps(saved, indent=1) + "\n"

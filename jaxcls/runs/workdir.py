@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 from jaxcls import atomic
 from jaxcls.config import loading as configs
+from jaxcls.config import plugins
+from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError, InUseError
 from jaxcls.runs import provenance
 from jaxcls.version import NUMERICS, __version__, home_of
@@ -28,6 +30,7 @@ from jaxcls.version import NUMERICS, __version__, home_of
 FORMAT = 1
 # Every other implied fact describes the data.
 _NAMED = {"weights": "what init.weights name", "teacher": "what distill.run names"}
+_NAMED |= {"plugins": "the source of a plug-in"}
 
 
 class Workdir:
@@ -185,13 +188,33 @@ class Workdir:
         # Data that jaxcls did not prepare have no known fingerprint.
         if before.get("facts.fingerprint") in (None, '""'):
             now.pop("facts.fingerprint", None)
+        if implied.keys() & {"facts", "plugins"}:
+            self._check_sources(implied.get("plugins", {}))
         for key in (key for key in now if before.get(key) != now[key]):
-            what = _NAMED.get(key, "the data")
+            what = _NAMED.get(key.partition(".")[0], "the data")
             raise InputError(
                 f"--workdir={self.given}: {what} changed: {key} was {before.get(key)}"
                 f" and is {now[key]}; restore {what}, or start another run with"
                 f" --workdir={self.free_name()}"
             )
+
+    def check_plugins(self, given: Plugins) -> None:
+        """Raises `InputError` unless `given` has the plug-ins that the run trained with."""
+        self._check_sources(given.digests)
+
+    def _check_sources(self, now: dict[str, str]) -> None:
+        saved = self.read()
+        recorded = saved["implied"].get("plugins", {})
+        named = saved["config"].get("plugins", "")
+        plugins.check_same(now, recorded, named, f"--workdir={self.given}")
+
+    def keep_plugins(self, given: Plugins) -> None:
+        """Writes the source of plug-ins to plugins/, for people; nothing imports it."""
+        for name, text in given.sources.items():
+            file = self.path / "plugins" / name
+            if not file.exists() or file.read_text() != text:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write(file, text)
 
     def weights_of(self, config: ConfigDict) -> str | None:
         """Returns the recorded fingerprint of the config's init.weights.

@@ -91,4 +91,5 @@ def check_same(recorded: Mapping[str, Any], config: ConfigDict) -> None:
             " leave --config.KEY out, or record it anew"
         )
     facts = sources.facts_of({"facts": recorded["data"]})
-    sources.check_same(facts, experiment.build(config).selection.facts)
+    of_data = configs.from_flat({**configs.flat(config), "plugins": ""})
+    sources.check_same(facts, experiment.build(of_data).selection.facts)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import experiment
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import NONE, Plugins, check_same
 from jaxcls.data import sources
 from jaxcls.devices import compiling
 from jaxcls.errors import DivergedError, InputError, StoppedError
@@ -40,13 +41,15 @@ def reproduce(
     steps: int = 0,
     tolerance: float = 0.05,
     scratch: str = "",
+    plugins: Plugins = NONE,
 ) -> tuple[bool, str]:
     """Trains a run again up to step `steps` (0: its end), and compares it with its record.
 
     On the same kind of machine, digests and records must be equal; on another kind, or
     under another `NUMERICS`, losses must agree within `tolerance`, a relative difference.
     overrides: {config key: text} for keys that may change, such as data.dir. scratch: a new
-    or empty folder for the run, which is kept; "": a temporary folder. Returns whether they
+    or empty folder for the run, which is kept; "": a temporary folder. plugins: those that
+    the run was trained with. Returns whether they
     match, and the verdict. Raises `InputError` if the run cannot be reproduced here,
     `StoppedError` on a signal.
     """
@@ -55,7 +58,9 @@ def reproduce(
         raise InputError(f"--scratch={scratch} is not empty; name a new folder")
     first, last = recorded.starts[0], _last_step(recorded, steps)
     _set_environment(first)  # Before any device starts.
-    exp = experiment.build(_config(recorded, overrides))
+    given = recorded.implied.get("plugins", {}), recorded.config.get("plugins", "")
+    check_same(plugins.digests, *given, "the run")
+    exp = experiment.build(_config(recorded, overrides), plugins=plugins)
     _check_data(recorded, exp)
     now = {
         **provenance.of_this_start(),

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import atomic, experiment
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.devices import hosts
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.evaluation import passes, scoring
@@ -32,12 +33,13 @@ _STOPPED = "asked to; the same command goes on with the study"
 
 
 class Study(NamedTuple):
-    """A study: base config, cells, folder, and the seeds of this call."""
+    """A study: base config, cells, folder, the seeds of this call, and plug-ins."""
 
     base: ConfigDict
     cells: list[Cell]
     seeds: list[int]
     folder: pathlib.Path
+    plugins: Plugins = NONE
 
     def config(self, cell: Cell) -> ConfigDict:
         """Returns the checked config of a cell, without its seed; raises `InputError`."""
@@ -94,7 +96,7 @@ def check(study: Study) -> None:
 def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     """Returns the checked experiment of a cell; raises `InputError`."""
     with _named(cell):
-        exp = experiment.build(study.config(cell))
+        exp = experiment.build(study.config(cell), plugins=study.plugins)
         checks.check(exp)
         exp.recipe.direction(metric, "--metric")
     return exp

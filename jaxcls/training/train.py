@@ -76,6 +76,7 @@ def run(
         if final := _finished_before(exp, folder):
             return final
         folder.adopt(exp.config, implied)
+        folder.keep_plugins(exp.plugins)
         folder.begin(
             [device.device_kind for device in exp.mesh.devices.flat],
             local_devices=jax.local_device_count(),
@@ -103,7 +104,10 @@ def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     folder.check_identity(exp.config)
     final = finished(folder)
     if final:
-        same = {"weights": _fingerprint(exp, folder.weights_of(exp.config))}
+        same: dict[str, Any] = {
+            "weights": _fingerprint(exp, folder.weights_of(exp.config)),
+            "plugins": exp.plugins.digests,
+        }
         if exp.config.distill.run != folder.config().distill.run:
             same["teacher"] = exp.teacher.fingerprint if exp.teacher else ""
         folder.check_same(same)
