@@ -20,7 +20,7 @@ class Squeeze(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         x = nn.relu(nn.Conv(self.width, (3, 3), name="stem")(images))
-        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
         x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=2, name="squeeze")(x))
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 

@@ -149,9 +149,9 @@ def test_a_module_of_nnx_trains_as_the_documents_show(tmp_path, data_dir, monkey
     (tmp_path / "nnx_net.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     given = {
-        "plugins": "nnx_net.py", "model.name": "nnx_net(16, channels=1)", "length": "150 steps",
-        "optim.lr": 0.02,
-        "data.dir": data_dir, "log.tensorboard": False,
+        "plugins": "nnx_net.py", "model.name": "nnx_net(16, channels=1)",
+        "length": "150 steps", "optim.lr": 0.02, "data.dir": data_dir,
+        "log.tensorboard": False,
     }  # fmt: skip
     run = jaxcls.train("configs/digits.py", tmp_path / "run", given)
     assert run.metrics()[-1]["top1"] > 0.3  # By chance 0.1.
