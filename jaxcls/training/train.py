@@ -82,6 +82,7 @@ def run(
             local_devices=jax.local_device_count(),
             hosts=hosts.count(),
             data=exp.selection.facts.fingerprint,
+            **({"plugins": exp.plugins.digests} if exp.plugins.sources else {}),
             **topology,
         )
         return None

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_changed_source_is_refused_and_the_runs_own_is_kept(made, tmp_path, monk
     folder, flags = made
     kept = folder / "plugins/squeeze/squeeze.py"
     assert kept.read_text() == EXAMPLE.read_text()
+    starts = json.loads((folder / "manifest.json").read_text())["starts"]
+    assert list(starts[0]["plugins"]) == ["squeeze/squeeze.py"]
     changed = tmp_path / "squeeze.py"
     changed.write_text(EXAMPLE.read_text().replace("nn.relu(x)", "nn.gelu(x)") + "#\n")
     others = [flag for flag in flags if not flag.startswith("--plugins")]
@@ -137,6 +140,19 @@ def test_the_archive_has_its_digest_and_source_and_no_path(made, tmp_path):
     assert re.fullmatch("[0-9a-f]{16}", digest)
     source = pathlib.Path(tmp_path / "out/run/plugins/squeeze/squeeze.py")
     assert source.read_text() == EXAMPLE.read_text()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_documents_run_as_they_stand(command, tmp_path):
+    text = (ROOT / "docs/plugins.md").read_text()
+    first, second = re.findall(r"^jaxcls (\w+) (.*)$", text, re.MULTILINE)
+    for verb, rest in (first, second):
+        flags = shlex.split(rest.replace("runs/squeeze", str(tmp_path / "run")))
+        if verb == "train":
+            flags.append("--config.length=2 epochs")
+        done = command(verb, *flags)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("evaluate: step=")
 
 
 @pytest.mark.slow
