@@ -99,11 +99,14 @@ def check_rising(interval: str, example: Any, **options: Sequence[float]) -> Non
 
 def _call(node: ast.expr, where: str, malformed: InputError) -> Call:
     """Returns the call of a syntax tree; where: "key=text", for messages."""
-    if isinstance(node, ast.Name):
-        return Call(node.id, (), {})
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+    function = node.func if isinstance(node, ast.Call) else node
+    dotted = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
+    if not dotted and not isinstance(function, ast.Name):
         raise malformed
-    name, keywords = node.func.id, {k.arg: k.value for k in node.keywords if k.arg}
+    name = ast.unparse(function)  # A name, or two with a dot: "optax.adam".
+    if not isinstance(node, ast.Call):
+        return Call(name, (), {})
+    keywords = {k.arg: k.value for k in node.keywords if k.arg}
     if len(keywords) < len(node.keywords):
         raise InputError(f"{where}: {name!r} is given an argument twice, or with '**'")
     try:

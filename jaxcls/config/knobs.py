@@ -66,7 +66,7 @@ loss.l2 = 0.0  factor of sum p^2 over the params of optim.decay_on, added to the
 distill.run ~ ""  folder of the teacher, a run whose logits are learned; '': none
 distill.weight = 0.5  share of the distillation in the loss, up to 1
 distill.temperature = 1.0  temperature of both softmaxes of distillation
-optim.name = "sgd"  an entry of OPTIMIZERS: 'adamw(b2=0.95)'
+optim.name = "sgd"  an entry of OPTIMIZERS, 'adamw(b2=0.95)', or of optax, 'optax.yogi'
 optim.lr = 0.1  peak learning rate
 optim.lr_per = 0  batch size to which optim.lr refers; 0: lr is absolute
 optim.weight_decay = 0.0  weight decay: coupled (L2) for sgd, adam and rmsprop, else

@@ -29,6 +29,7 @@ from jaxcls.learning import (
     gradients,
     losses,
     metrics,
+    of_optax,
     optimizers,
     param_groups,
     schedules,
@@ -70,8 +71,12 @@ class Recipe:
 
     def _built(self, key: str, table: str, **given: Any) -> Any:
         """Returns the one entry of a table that the text of a config key names."""
-        text = operator.attrgetter(key)(self.config)
-        return calls.build_one(text, self._tables[table], key, **given)
+        text, entries = operator.attrgetter(key)(self.config), self._tables[table]
+        if table == "OPTIMIZERS":
+            named = [call.name for call in calls.parse(text, key)]
+            theirs = [name for name in named if name.startswith(of_optax.PREFIX)]
+            entries = {**entries, **{name: of_optax.optimizer(name) for name in theirs}}
+        return calls.build_one(text, entries, key, **given)
 
     @functools.cached_property
     def plan(self) -> Plan:

@@ -50,7 +50,7 @@ def test_text_is_parsed_into_calls_in_order(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["a |", "a b", "a || b", "1 | 2", "a.b(1)", "a[0]", "lambda: 1", "a(", "a\nb"]
+    "text", ["a |", "a b", "a || b", "1 | 2", "a.b.c(1)", "a[0]", "lambda: 1", "a(", "a\nb"]
 )
 def test_text_that_is_no_pipeline_is_refused_with_one_that_is(text):
     with pytest.raises(InputError) as caught:
