@@ -33,7 +33,8 @@ class Plugins(NamedTuple):
     """What plug-ins add, and the source that it comes from.
 
     tables: {name of a table: {name of an entry: factory}}. sources: {"net/layers.py": the
-    file's text}, of each source file by plug-in and relative path.
+    file's text}, of each source file by plug-in and relative path; of an installed package
+    "package/version", too.
     """
 
     tables: Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -135,22 +136,22 @@ def _imported(name: str, where: str, beside: str) -> tuple[ModuleType, dict[str,
 
 
 def _module(name: str, where: str) -> tuple[ModuleType, dict[str, str]]:
-    """Imports a module of Python's path."""
+    """Imports a module of Python's path; its source is the whole of its package."""
+    top = name.partition(".")[0]
     if name not in _LOADED:
-        before = {*sys.modules}
         try:
             importlib.import_module(name)
         except Exception as error:  # The module is the user's code.
             raise InputError(f"{where}: {_told(error, '')}") from None
-        top = sys.modules[name.partition(".")[0]]
-        if not getattr(top, "__file__", None) or name.partition(".")[0] == "jaxcls":
+        file = getattr(sys.modules[top], "__file__", None)
+        if not file or top == "jaxcls":
             raise InputError(f"{where} is not a plug-in; give a module of your own")
-        file = pathlib.Path(str(top.__file__)).resolve()
-        is_package = file.name == "__init__.py"
-        root, own = file.parent.parent if is_package else file.parent, {*sys.modules}
-        # Of a package every module; it may have been imported before.
-        names = {each for each in own if f"{each}.".startswith(f"{top.__name__}.")}
-        _LOADED[name] = _texts(names | ({name} - before), root, "")
+        root = pathlib.Path(file).resolve().parent
+        is_package = hasattr(sys.modules[top], "__path__")
+        names = {each for each in sys.modules if f"{each}.".startswith(f"{top}.")}
+        _LOADED[name] = _texts(names, root.parent if is_package else root, "")
+        for package in importlib.metadata.packages_distributions().get(top, []):
+            _LOADED[name][f"{top}/version"] = importlib.metadata.version(package)
     return sys.modules[name], _LOADED[name]
 
 

@@ -76,6 +76,7 @@ def test_a_package_is_all_its_modules_and_an_entry_point_names_one(folder, monke
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: packed\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[jaxcls.plugins]\nnice = packed.nets\n")
+    (about / "RECORD").write_text("packed/__init__.py,,\npacked/nets.py,,\n")
     monkeypatch.syspath_prepend(folder)
     assert "packed" not in sys.modules
     by_name = plugins.load("nice", "--plugins")
@@ -83,7 +84,9 @@ def test_a_package_is_all_its_modules_and_an_entry_point_names_one(folder, monke
         "packed/__init__.py",
         "packed/layers.py",
         "packed/nets.py",
+        "packed/version",
     ]
+    assert by_name.sources["packed/version"] == "1.0"
     assert plugins.load("packed.nets", "--plugins") == by_name
 
 
