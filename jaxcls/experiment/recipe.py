@@ -101,7 +101,8 @@ class Recipe:
         theirs = [name for name in called if name in added]
         if theirs:
             taken = inspect.signature(added[theirs[0]]).parameters
-            given = {name: value for name, value in given.items() if name in taken}
+            if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+                given = {name: value for name, value in given.items() if name in taken}
         made = self._built("model.name", "MODELS", **given)
         if theirs:
             classes = self.data.selection.num_classes

@@ -180,6 +180,24 @@ def test_features_and_layers_by_depth_are_taken_where_the_model_tells_them(tiny)
         jax.eval_shape(other.recipe.embed_step(), other.recipe.variables_like, images)
 
 
+def test_a_factory_gets_the_dtype_if_it_takes_one(tiny):
+    seen = {}
+
+    def both(num_classes, dtype):
+        seen["both"] = dtype
+        return Plain(num_classes)
+
+    def any_of_them(**given):
+        seen["any"] = sorted(given)
+        return Plain(given["num_classes"])
+
+    models = {"both": both, "any_of_them": any_of_them}
+    added = plugins.Plugins({"MODELS": models}, {"a/a.py": ""})
+    for name in models:
+        _ = built(tiny, added, **{"model.name": name}).recipe.module
+    assert seen == {"both": jnp.float32, "any": ["dtype", "num_classes"]}
+
+
 def test_a_model_without_names_elsewhere_gets_its_own_paths(tiny):
     exp = built(tiny, **{"model.name": "plain"})
     assert exp.recipe.namings == {
