@@ -125,7 +125,9 @@ def _built(call: Call, table: Table, key: str, **given: Any) -> Any:
     options = [
         each.replace(kind=each.POSITIONAL_OR_KEYWORD)
         for name, each in inspect.signature(function).parameters.items()
-        if name not in given and name not in ("name", "parent")
+        if name not in given
+        and name not in ("name", "parent")
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
     try:
         bound = inspect.Signature(options).bind(*call.args, **call.kwargs).arguments
