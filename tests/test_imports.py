@@ -14,7 +14,7 @@ ORDER = [
     "evaluation", "predict", "training", "export", "studies", "report", "commands",
     "__init__", "main", "__main__",
 ]  # fmt: skip
-READ_CONFIGS = {"config", "data", "runs", "experiment", "studies", "commands"}
+READ_CONFIGS = {"__init__", "config", "data", "runs", "experiment", "studies", "commands"}
 
 
 def package_of(path):

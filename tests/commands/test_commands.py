@@ -127,7 +127,10 @@ REFUSED = {
         ("--config.mesh.devices=9", "mesh.devices=9, and host 0 has 8 cpu devices"),
         ("--config.mesh.fsdp=3", "fsdp=3 does not divide .*, 8; give one of 1, 2, 4, 8$"),
         ("--config.mesh.fsdp=0", "mesh.fsdp=0 must be at least 1"),
-        ("--config.model.remat=all", r"model.remat='all' must be one of \('', 'blocks'\)"),
+        (
+            "--config.model.remat=all",
+            r"model.remat='all' must be one of \('', 'blocks', 'elem",
+        ),
         ("--config.model.remat=blocks", "model.name=.* is not made of blocks, as 'vit"),
         ("--devices=some", "--devices=some must be a whole number, at least 0"),
         ("--config.data.train=trian", "data.train='trian' .*did you mean 'train'.*n=1437"),

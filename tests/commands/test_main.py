@@ -72,7 +72,8 @@ def test_a_run_ends_with_one_line_and_a_finished_one_says_so(trained, capsys):
     assert "images/s, data wait" in out
     arguments = ["--config.length=2 epochs", "--config.mesh.devices=1"]
     assert commands.main(["train", DIGITS, f"--workdir={folder}", *arguments]) == 0
-    assert capsys.readouterr().out == last.replace("done", "already finished") + "\n"
+    said = last.replace("done", "already finished")
+    assert capsys.readouterr().out == f"{folder}: loading JAX\n{said}\n"
 
 
 def test_evaluate_repeats_the_score_and_takes_any_split_devices_and_checkpoint(

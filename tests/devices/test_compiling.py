@@ -76,6 +76,7 @@ def test_a_run_keeps_its_library_when_it_goes_on(tiny, tmp_path, whole):
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_X86, reason="only on x86 is another library chosen")
 def test_the_choice_is_that_of_the_flag_and_moves_bits(tiny, tmp_path, whole, data_dir):
     values = {"mesh.devices": 1, "length": "4 steps"}

@@ -14,6 +14,7 @@ from jaxcls.errors import InputError
 from jaxcls.models import creating, naming, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [augment, creating])
 def test_examples_run(module):
     found = doctest.testmod(module, extraglobs={"jax": jax, "jnp": jnp})
@@ -21,6 +22,7 @@ def test_examples_run(module):
     assert found.failed == 0
 
 
+@pytest.mark.slow
 def test_weights_of_a_file_are_in_place_but_for_a_head_of_other_classes(tmp_path):
     shape = (32, 32, 3)
     text = "resnet18(stem='small', width=4)"

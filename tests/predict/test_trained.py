@@ -146,6 +146,7 @@ def test_apply_is_a_pure_function_of_variables_and_images(brief_run):
     assert not run.apply(zeros, images).any()
 
 
+@pytest.mark.slow
 def test_training_from_python_goes_on_and_is_done_once(data_dir, tmp_path):
     given = {"length": "2 steps", "data.dir": data_dir, "log.tensorboard": False}
     run = jaxcls.train("configs/digits.py", tmp_path / "run", given)

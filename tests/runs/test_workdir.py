@@ -158,7 +158,7 @@ def test_every_key_that_changes_a_run_is_part_of_its_identity():
         "watchdog.first", "watchdog.later",
         "log.profile",
         # Where they are; what they are is known by their fingerprint.
-        "init.weights", "distill.run",
+        "init.weights", "distill.run", "plugins",
     }  # fmt: skip
 
 
