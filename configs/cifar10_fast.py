@@ -18,8 +18,8 @@ Cost: 247 steps of 1536; 0.71 GFLOP an image forward and backward.
 Expected: 94.0 % on the test images (the record, mean of 200 runs; its quarter of the images
 with the lowest confidence is scored on six shifted and mirrored views, and without them it
 says 93.1 and 93.5 of its first two runs). Run here once, on CIFAR-10 as JPEG files (quality
-75, colours at half the size), which is harder: 0.898 on 5,000 test images, each scored once;
-47 minutes on two cores that had other work too (136 images/s).
+75, colours at half the size), which is harder: 0.898 on 5,000 test images, each scored
+once; 47 minutes on two cores that had other work too (136 images/s).
 
     python -m jaxcls.main --config=configs/cifar10_fast.py --config.data.dir=DIR
 """
