@@ -8,6 +8,7 @@ above it in the table of docs/architecture.md.
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ def train(
     """Trains in a folder to the end of the run, as ``jaxcls train`` does; returns the run.
 
     The same call on an old folder goes on where it stopped, or returns a run that is done.
+    Kernels of a GPU are deterministic if this is called before JAX is imported; later only
+    XLA_FLAGS can ask for it, and the run records that they do not.
 
     Args:
         config: A config's file, such as "configs/digits.py", or its ConfigDict.
@@ -67,10 +70,14 @@ def train(
     >>> run = jaxcls.train("configs/digits.py", "runs/short", {"length": "5 epochs"})
     ... # doctest: +SKIP
     """
+    has_jax = "jax" in sys.modules
     from jaxcls import experiment
     from jaxcls.config import loading
+    from jaxcls.devices import mesh
     from jaxcls.training import train as training
 
+    if not has_jax:
+        mesh.prefer_same_bits()
     given = loading.load(config) if isinstance(config, str) else config
     given = loading.from_flat(loading.flat(given))
     for key, value in (overrides or {}).items():

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     named = {"plugins": args.plugins} if args.plugins else {}
     config = configs.load(args.config, {**overrides, **named})
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
-    if not args.dry_run:
+    if not args.dry_run and args.process in ("", "0"):
         print(f"{workdir}: loading JAX", flush=True)
 
     from jaxcls import experiment

@@ -49,9 +49,8 @@ def reproduce(
     under another `NUMERICS`, losses must agree within `tolerance`, a relative difference.
     overrides: {config key: text} for keys that may change, such as data.dir. scratch: a new
     or empty folder for the run, which is kept; "": a temporary folder. plugins: those that
-    the run was trained with. Returns whether they
-    match, and the verdict. Raises `InputError` if the run cannot be reproduced here,
-    `StoppedError` on a signal.
+    the run was trained with. Returns whether they match, and the verdict. Raises
+    `InputError` if the run cannot be reproduced here, `StoppedError` on a signal.
     """
     where = Workdir(scratch).path if scratch else None
     if where and where.exists() and any(where.iterdir()):
