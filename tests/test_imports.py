@@ -60,6 +60,16 @@ def test_only_commands_know_argparse():
             assert package_of(path) == "commands"
 
 
+def test_importing_jaxcls_alone_imports_no_jax():
+    code = (
+        "import sys, jaxcls\n"
+        "assert 'jax' not in sys.modules and callable(jaxcls.load)\n"
+        "assert callable(jaxcls.models.create) and callable(jaxcls.augment.apply)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_starts_no_device_and_no_tensorflow():
     code = (
         "import sys, jaxcls.main\n"

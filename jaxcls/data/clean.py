@@ -136,6 +136,11 @@ def pixels_of(image: Image.Image | np.ndarray, decode: Decode) -> np.ndarray:
             )
         flat = image[..., 0] if image.shape[2:] == (1,) else image
         image = Image.fromarray(np.ascontiguousarray(flat))
+    if not isinstance(image, Image.Image):
+        raise DecodeError(
+            f"{type(image).__name__} is no image; give a path, an image of Pillow or an"
+            " array of uint8"
+        )
     _check_header(image)
     out = io.BytesIO()
     try:

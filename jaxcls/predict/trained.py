@@ -105,9 +105,9 @@ class TrainedRun:
 
         Args:
             images: One image, or any number of them: paths; images of Pillow, which their
-                EXIF turns; uint8 arrays of upright pixels, [H, W] or [H, W, 1] of grey or
-                [H, W, 3] of RGB; or an array of several, [n, H, W, C]. Sizes may differ:
-                each image goes through the run's data.eval_ops.
+                EXIF turns; uint8 arrays (NumPy's, JAX's) of upright pixels, [H, W] or [H,
+                W, 1] of grey or [H, W, 3] of RGB; or an array of several, [n, H, W, C].
+                Sizes may differ: each image goes through the run's data.eval_ops.
             batch_size: Images that the device gets at a time.
             threads: Threads that read and decode; 0 is one a core.
 
@@ -200,9 +200,15 @@ class TrainedRun:
 
 def _sources(images: Picture | Iterable[Picture]) -> Iterator[Source]:
     """Yields the images that a caller gave, one or many."""
-    many: Iterable[Any] = images  # type: ignore[assignment]
+    many: Any = np.asarray(images) if _is_array(images) else images
     is_one = isinstance(images, str | os.PathLike | Image.Image)
-    if is_one or (isinstance(images, np.ndarray) and images.ndim < 4):
-        many = [images]
+    if is_one or (_is_array(images) and many.ndim < 4):
+        many = [many]
     for each in many:
-        yield os.fspath(each) if isinstance(each, os.PathLike) else each
+        plain = os.fspath(each) if isinstance(each, os.PathLike) else each
+        yield np.asarray(plain) if _is_array(plain) else plain
+
+
+def _is_array(value: Any) -> bool:
+    """Returns whether a value is an array of NumPy, JAX or another library."""
+    return hasattr(value, "dtype") and hasattr(value, "shape")

@@ -4,6 +4,7 @@ import csv
 import io
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +67,7 @@ def test_one_image_or_many_in_one_array_or_none(brief_run, pictures, tmp_path):
     run, rng = jaxcls.load(brief_run), np.random.default_rng(1)
     many = rng.integers(0, 256, (3, 8, 8, 1), np.uint8)
     found = run.predict(many).probabilities
+    np.testing.assert_array_equal(run.predict(jnp.asarray(many)).probabilities, found)
     alone = [run.predict(each).probabilities for each in (many[0], many[1, ..., 0])]
     np.testing.assert_allclose(np.concatenate(alone), found[:2], rtol=1e-5)
     Image.fromarray(many[2, ..., 0]).save(tmp_path / "2.png")
@@ -98,6 +100,7 @@ def test_a_picture_is_turned_by_its_exif_as_its_file_is(brief_run, tmp_path, ori
         (np.zeros((8, 8, 4), np.uint8), r"images\[1\]: an array of uint8\[8, 8, 4\]"),
         (np.zeros((0, 8), np.uint8), r"images\[1\]: an array of uint8\[0, 8\]"),
         ("none.png", r"images\[1\], none.png: No such file"),
+        (3, r"images\[1\]: int is no image; give a path, an image of Pillow or an array"),
         (Image.new("F", (8, 8)), r"images\[1\]: 32 bits a sample"),
     ],
 )
