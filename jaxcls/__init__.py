@@ -43,9 +43,10 @@ def load(
     >>> run.predict(["seven.png", "two.png"]).names  # doctest: +SKIP
     ('7', '2')
     """
+    from jaxcls.config.plugins import load as load_plugins
     from jaxcls.predict.trained import TrainedRun
 
-    return TrainedRun(folder, checkpoint, overrides, plugins)
+    return TrainedRun(folder, checkpoint, overrides, load_plugins(plugins, "plugins"))
 
 
 def train(
@@ -74,6 +75,7 @@ def train(
     from jaxcls import experiment
     from jaxcls.config import loading
     from jaxcls.devices import mesh
+    from jaxcls.predict.trained import TrainedRun
     from jaxcls.training import train as training
 
     if not has_jax:
@@ -84,7 +86,7 @@ def train(
         loading.override(given, key, str(value))
     plugins = loading.plugins_of(config if isinstance(config, str) else "", given)
     training.run(experiment.build(given, plugins=plugins), os.fspath(workdir))
-    return load(workdir, plugins=given.plugins)
+    return TrainedRun(workdir, plugins=plugins)
 
 
 def evaluate(

@@ -97,7 +97,7 @@ def from_workdir(
     key of the run's identity, and for plug-ins that are not those of the run.
     """
     facts = sources.facts_of(folder.read()["implied"])
-    folder.check_plugins(plugins)
+    folder.check_plugins(plugins.digests)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1
     for key, text in overrides.items():

@@ -157,7 +157,7 @@ def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
     implied = folder.read()["implied"]
-    folder.check_plugins(plugins)
+    folder.check_plugins(plugins.digests)
     recipe = Recipe(config, Data(config, sources.facts_of(implied)), plugins)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxcls.config.plugins import load as load_plugins
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import clean
 from jaxcls.data.files import Bad
 from jaxcls.errors import InputError
@@ -43,7 +43,7 @@ class TrainedRun:
         folder: The folder of the run.
         checkpoint: "best", "last", or a step.
         overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
-        plugins: The plug-ins that the run was trained with: "net.py, mypackage.nets".
+        plugins: The plug-ins that the run was trained with, from `plugins.load`.
 
     Raises `InputError` if the folder holds no run, or no such checkpoint.
 
@@ -57,11 +57,10 @@ class TrainedRun:
         folder: str | os.PathLike[str],
         checkpoint: str | int = "best",
         overrides: Mapping[str, Any] | None = None,
-        plugins: str = "",
+        plugins: Plugins = NONE,
     ) -> None:
         texts = {key: str(value) for key, value in (overrides or {}).items()}
-        added = load_plugins(plugins, "plugins")
-        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts, added)
+        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts, plugins)
         self._folder = Workdir(folder)
         self._exp, self.step, _, self._weights = loaded
         self.variables = self._exp.recipe.variables(self._weights)
@@ -181,14 +180,15 @@ class TrainedRun:
                 f"batch_size={batch_size} must be at least 1, such as {BATCH_SIZE}, and"
                 f" threads={threads} at least 0"
             )
-        step = self._steps.setdefault(embed, inference.make_step(self._exp, embed))
+        if embed not in self._steps:
+            self._steps[embed] = inference.make_step(self._exp, embed)
         found = inference.predict(
             self._exp,
             self._weights,
             _sources(images),
             batch_size=batch_size,
             threads=threads or self._exp.config.data.threads,
-            step=step,
+            step=self._steps[embed],
         )
         with clean.quiet():
             for i, each in enumerate(found):

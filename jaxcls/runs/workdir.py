@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -189,7 +189,7 @@ class Workdir:
         if before.get("facts.fingerprint") in (None, '""'):
             now.pop("facts.fingerprint", None)
         if implied.keys() & {"facts", "plugins"}:
-            self._check_sources(implied.get("plugins", {}))
+            self.check_plugins(implied.get("plugins", {}))
         for key in (key for key in now if before.get(key) != now[key]):
             what = _NAMED.get(key.partition(".")[0], "the data")
             raise InputError(
@@ -198,11 +198,11 @@ class Workdir:
                 f" --workdir={self.free_name()}"
             )
 
-    def check_plugins(self, given: Plugins) -> None:
-        """Raises `InputError` unless `given` has the plug-ins that the run trained with."""
-        self._check_sources(given.digests)
+    def check_plugins(self, now: Mapping[str, str]) -> None:
+        """Raises `InputError` unless `now` has the plug-ins that the run trained with.
 
-    def _check_sources(self, now: dict[str, str]) -> None:
+        now: {file: digest}, as `Plugins.digests`.
+        """
         saved = self.read()
         recorded = saved["implied"].get("plugins", {})
         named = saved["config"].get("plugins", "")

@@ -85,6 +85,22 @@ def test_its_run_is_loaded_from_python_with_the_plug_in(made, pictures):
     assert run.predict(pictures / "0.png").probabilities.shape == (1, 10)
 
 
+@pytest.mark.slow
+def test_a_plug_in_beside_a_config_trains_from_python_from_any_folder(
+    tmp_path, data_dir, monkeypatch
+):
+    (tmp_path / "squeeze_beside.py").write_text(EXAMPLE.read_text())
+    config = (ROOT / "configs/digits.py").read_text()
+    named = '    c.plugins, c.model.name = "squeeze_beside.py", "squeeze"\n    return c'
+    (tmp_path / "mine.py").write_text(config.replace("    return c", named))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = {"length": "2 steps", "data.dir": data_dir, "log.tensorboard": False}
+    run = jaxcls.train(str(tmp_path / "mine.py"), tmp_path / "run", given)
+    assert run.config.model.name == "squeeze"
+    assert run.step == 2
+
+
 def test_changed_source_is_refused_and_the_runs_own_is_kept(made, tmp_path, monkeypatch):
     folder, flags = made
     kept = folder / "plugins/squeeze/squeeze.py"
