@@ -131,8 +131,9 @@ def pixels_of(image: Image.Image | np.ndarray, decode: Decode) -> np.ndarray:
         is_image = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))
         if image.dtype != np.uint8 or not is_image or not image.size:
             raise DecodeError(
-                f"an array of {image.dtype}{list(image.shape)}; give uint8 [H, W, 3], such"
-                " as np.uint8(np.round(255 * array)) for values from 0 to 1"
+                f"an array of {image.dtype}{list(image.shape)}; give uint8 [H, W, 3] or"
+                " [H, W], several as [n, H, W, C]; np.uint8(np.round(255 * array)) is so of"
+                " values from 0 to 1"
             )
         flat = image[..., 0] if image.shape[2:] == (1,) else image
         image = Image.fromarray(np.ascontiguousarray(flat))
