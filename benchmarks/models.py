@@ -1,7 +1,7 @@
 """The README's table of models: ``python -m benchmarks.models`` prints it, in Markdown.
 
 Parameters and multiply-adds for one image follow from shapes, at 224 pixels and 1,000
-classes (wrn* and airbench: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
+classes (wrn*: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
 torchvision and timm state for the weights that they publish.
 """
 
@@ -27,7 +27,7 @@ from jaxcls.models.wide_resnet import WIDE_RESNETS
 # from billions of tagged photographs first; where torchvision has no such model, the most
 # accurate of timm's, from results/results-imagenet.csv of the GitHub repository
 # huggingface/pytorch-image-models at commit aa4b5850. What is not here has none in either:
-# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn* and airbench, for CIFAR.
+# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn*, for CIFAR.
 PUBLISHED = {
     "alexnet": ("torchvision IMAGENET1K_V1", 56.522),
     "vgg11": ("torchvision IMAGENET1K_V1", 69.020),
@@ -64,7 +64,7 @@ PUBLISHED = {
 }
 
 _FAMILIES = (VGGS, RESNETS, VITS, CONVNEXTS, MIXERS, MOBILENETS)
-_CIFARS = (*WIDE_RESNETS, "airbench")
+_CIFARS = (*WIDE_RESNETS,)
 _ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.
 NAMES = [name for name in dict.fromkeys((*_ORDER, *MODELS)) if name != "cnn"]

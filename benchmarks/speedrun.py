@@ -28,6 +28,7 @@ from benchmarks import figures, measuring
 from jaxcls import experiment
 from jaxcls.commands import cli
 from jaxcls.config import loading
+from jaxcls.config.plugins import Plugins
 from jaxcls.data.batch import Batch
 from jaxcls.devices import mesh
 from jaxcls.errors import DONE, InputError
@@ -188,7 +189,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--seeds={args.seeds} must be at least 1; try --seeds=25")
     if args.steps:
         overrides["length"] = f"{args.steps} steps"
-    runs = made(loading.load(args.config, {"mesh.devices": "1", **overrides}), args.seeds)
+    config = loading.load(args.config, {"mesh.devices": "1", **overrides})
+    runs = made(config, loading.plugins_of(args.config, config), args.seeds)
     seconds = [run.start + run.training + run.scoring for run in runs]
     rows = [
         row("jaxcls, training alone", [r.views for r in runs], [r.training for r in runs]),
@@ -207,13 +209,13 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def made(given: Any, seeds: int) -> list[Run]:
+def made(given: Any, plugins: Plugins, seeds: int) -> list[Run]:
     """The runs of seeds 0, 1, ...; one before them, of the next seed, compiles."""
     # What is scored stays on the device where it is data.eval.
     if given.data.test:
         given.data.eval, given.data.test = given.data.test, ""
     mesh.prefer_same_bits()  # As in a run of `jaxcls train`.
-    exp = experiment.build(given)
+    exp = experiment.build(given, plugins=plugins)
     if not mesh.is_accelerator(exp.mesh):
         print("no accelerator here: the figures only show that the benchmark runs")
     hits = scorer(exp)

@@ -4,6 +4,8 @@ Airbench's small net (Jordan, arXiv:2404.00498), whose first convolution whitens
 patches, with SiLU; flips that alternate from epoch to epoch; Muon for the convolutions,
 whose kernels are scaled back to one norm ever more rarely; Nesterov SGD for biases and
 head. The recipe is hiverge's (cifar10-speedrun, 2025), a descendant of airbench94_muon.
+Network and optimizer are a plug-in, examples/airbench.py: so this needs a checkout, and
+other verbs on its run need --plugins=examples/airbench.py.
 
 Where it differs in form: the record sums the loss over the batch where this is its mean, so
 its rates of SGD are 1536 times as high here. It divides logits by 256 and starts the head
@@ -33,6 +35,7 @@ def get_config() -> ConfigDict:
     c = base()
     c.batch_size = 1536
     c.length = "7.59 epochs"
+    c.plugins = "../examples/airbench.py"
     c.model.name = "airbench(momentum=0.5566, activation='silu')"
     c.data.name = "cifar10"
     c.data.test = "test"
@@ -55,8 +58,8 @@ def get_config() -> ConfigDict:
     sgd = 1 / (1 - 0.825) / 0.205
     c.optim.decay_scales = f"{{'bias$': {sgd / biases:.4f}, '^head/': {sgd / head:.3f}}}"
     c.optim.schedule = "linear"
-    c.optim.wrapper = "renormalize(every=2, growth=15)"
+    c.optim.wrapper = (
+        "renormalize(every=2, growth=15, freeze='^whiten/bias', freeze_from=0.025)"
+    )
     c.optim.freeze = "^whiten/kernel"
-    c.optim.freeze_after = "{'^whiten/bias': '0.19 epochs'}"
-    c.init.whiten = "whiten"
     return c

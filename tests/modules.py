@@ -10,10 +10,10 @@ from jaxcls.models import MODELS, naming
 KEY = jax.random.key(0)
 
 
-def built(text, **options):
+def built(text, table=MODELS, **options):
     """The module that ``model.name`` of a config describes."""
     options = {"num_classes": 1000, "dtype": jnp.float32} | options
-    return calls.build_one(text, MODELS, "model.name", **options)
+    return calls.build_one(text, table, "model.name", **options)
 
 
 def shapes(module, size, channels=3):
@@ -22,12 +22,12 @@ def shapes(module, size, channels=3):
     return jax.eval_shape(lambda x: module.init_with_output(KEY, x, False), image)
 
 
-def outputs(text, size):
+def outputs(text, size, table=MODELS):
     """{module: shape of what it gives}, computing nothing."""
 
     def forward(x):
         options = {"capture_intermediates": True, "mutable": ["intermediates"]}
-        module = built(text)
+        module = built(text, table)
         return module.apply(module.init(KEY, x, False), x, False, **options)[1]
 
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -45,7 +45,7 @@ def optimizer_of(name, decay=0.0, pattern="kernel$", trains=None, **options):
     made = direction(name, decay, pattern, **options)
     if trains:
         made = optimizers.train_only(made, trains)
-    return optimizers.until_stop(optimizers.at_rate(made, lambda: found), lambda: found)
+    return optimizers.at_rate(made, lambda: found)
 
 
 def with_columns(image, label):

@@ -51,7 +51,6 @@ KINDS = {
     },
     "frozen, rates by depth, the head first": {
         "optim.freeze": "^stage1",
-        "optim.freeze_after": "{'^dense/bias': '8 steps'}",
         "optim.layer_decay": 0.5,
         "optim.head_first": "7 steps",
     },

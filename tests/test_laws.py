@@ -142,7 +142,8 @@ def test_law_5_every_config_builds_from_shapes_alone(name, request):
         given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
     loaded = loading.load(str(ROOT / "configs" / name), given)
     facts = sources.published_facts(loaded.data.name) or PHOTOS
-    exp = experiment.build(loaded, facts)
+    used = loading.plugins_of(str(ROOT / "configs" / name), loaded)
+    exp = experiment.build(loaded, facts, plugins=used)
     shown = dry_run.describe(exp)
     assert loading.to_text(exp.config).strip() in shown
     assert "= 'weights'" not in shown

@@ -176,23 +176,20 @@ def _example(table: Table) -> str:
     return next(iter(table))  # Its argument is given by the program.
 
 
-def table(text: str, key: str, *, example: str) -> dict[str, Any]:
-    """Parses ``"{'bias$': 64}"``, regular expression -> value; ``""`` gives {}.
+def table(text: str, key: str, *, example: str) -> dict[str, float]:
+    """Parses ``"{'bias$': 64}"``, regular expression -> number above 0; ``""`` gives {}.
 
-    Values are numbers above 0, or texts if `example` has a text. key: the config key that
-    the text comes from. example: a text that works. Both are for the message of
-    `InputError`.
+    key: the config key that the text comes from. example: a text that works. Both are for
+    the message of `InputError`.
     """
     if not text.strip():
         return {}
-    kind = type(next(iter(ast.literal_eval(example).values())))
-    rule = "a text" if kind is str else "a number above 0"
     try:
-        found: dict[str, Any] = ast.literal_eval(text.strip())
+        found: dict[str, float] = ast.literal_eval(text.strip())
         for pattern, value in found.items():
             re.compile(pattern)
-            if not _is_a(value, kind) or (kind is float and not 0 < value < math.inf):
-                raise ValueError(f"{value!r} is not {rule}")
+            if not _is_a(value, float) or not 0 < value < math.inf:
+                raise ValueError(f"{value!r} is not a number above 0")
     except Exception as error:  # literal_eval and compile raise many kinds.
         raise InputError(
             f"{key}={text!r} must be a table of regular expressions ({first_line(error)});"

@@ -90,8 +90,6 @@ optim.head_first = "0 steps"  duration in which the head alone changes; all grad
     computed
 optim.lr_scales = ""  factors of the rate by regular expression: {'bias$': 64, '^stem/':
     0.1}
-optim.freeze_after = ""  time at which params freeze, by regular expression: {'^whiten/': '3
-    epochs'}
 optim.clip_norm = 0.0  largest global norm of the gradient; 0: no clipping
 optim.clip_value = 0.0  largest absolute value in the gradient; 0: no clipping
 optim.clip_adaptive = 0.0  largest norm of a unit's gradient over the norm of its weights
@@ -104,8 +102,6 @@ init.weights ~ ""  initial weights: a file (.safetensors, .pth) with torchvision
 init.head = "keep"  head of init.weights: keep, fresh, or auto (fresh if the classes differ)
 init.skip = ""  layers of init.weights to leave out, as a regular expression on names here
     or there
-init.whiten = ""  layer whose kernel starts by whitening patches of the training images,
-    unless init.weights has it
 ema.decay = 0.0  decay of the moving average of params and batch_stats; 0: no average
 ema.every = 1  updates between two updates of the average
 ema.warmup = false  use a smaller decay at first: (1 + t) / (10 + t)
@@ -160,6 +156,11 @@ def _read(table: str) -> dict[str, Knob]:
 
 
 KNOBS = _read(_TABLE)
+# Keys of earlier runs, which a folder holds as "", with what took their place.
+RETIRED = {
+    "init.whiten": "a model's from_images, as in examples/airbench.py",
+    "optim.freeze_after": "a wrapper, such as renormalize of examples/airbench.py",
+}
 
 
 def describe() -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcls.config import plugins, rules
-from jaxcls.config.knobs import KNOBS
+from jaxcls.config.knobs import KNOBS, RETIRED
 from jaxcls.errors import InputError, did_you_mean, first_line
 
 
@@ -35,10 +35,12 @@ def base() -> ConfigDict:
 def from_flat(values: Mapping[str, Any]) -> ConfigDict:
     """Returns the defaults with ``{"optim.lr": 0.1}`` set.
 
-    Raises `InputError` for an unknown key.
+    A key of an earlier version may be there if it is "". Raises `InputError` for any other
+    unknown key.
     """
-    for key in values:
-        _require_known(key)
+    for key, value in values.items():
+        if key not in RETIRED or value != "":
+            _require_known(key)
     tree: dict[str, Any] = {}
     for key, knob in KNOBS.items():
         group, _, leaf = key.rpartition(".")
@@ -240,6 +242,8 @@ def _require_known(key: str) -> None:
         raise InputError(
             f"config.{key} is a group of keys; set one of: {', '.join(inside)}"
         )
+    if key in RETIRED:
+        raise InputError(f"config key {key!r} is no more; there is {RETIRED[key]}")
     if key not in KNOBS:
         raise InputError(
             f"unknown config key {key!r}{_near(key)}; jaxcls train --help lists every key"

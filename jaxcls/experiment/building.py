@@ -163,9 +163,8 @@ class Experiment:
 
     def init(self) -> State:
         """Returns the state at step 0, on the mesh."""
-        given = dict(self.initial.arrays) if self.initial else {}
-        if self.config.init.whiten and initial.to_whiten(self.recipe)[0] not in given:
-            given |= initial.whitened(self.recipe, self.data)
+        given = initial.of_images(self.recipe, self.data)
+        given |= self.initial.arrays if self.initial else {}
         return self.programs.init(*recipe.keys(self.config), given)
 
     def train_batches(self, start: int = 0) -> Iterator[Batch]:

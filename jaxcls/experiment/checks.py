@@ -11,7 +11,7 @@ from jaxcls.config import calls
 from jaxcls.config.loading import check_alone
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
-from jaxcls.experiment import Experiment, initial
+from jaxcls.experiment import Experiment
 from jaxcls.experiment.recipe import Recipe
 from jaxcls.learning import schedules
 from jaxcls.models import naming
@@ -29,8 +29,6 @@ def check(exp: Experiment) -> None:
         _model(exp.recipe)
     _optimizer(exp.recipe)
     _loss(exp.recipe)
-    if exp.config.init.whiten:
-        initial.to_whiten(exp.recipe)
     with _options_of(exp.config.model.name):
         _ = exp.programs.lowered_train_step
 
@@ -121,10 +119,6 @@ def _optimizer(recipe: Recipe) -> None:
             f"{wrapper} is for a constant rate, and its average is scored as ema_...: give"
             " optim.schedule='constant' and"
             f" best.metric={'ema_' + metric.removeprefix('ema_')!r}"
-        )
-    if optim.freeze_after:
-        raise InputError(
-            f"{wrapper} goes on averaging what optim.freeze_after freezes; leave one out"
         )
 
 

@@ -24,14 +24,13 @@ from jaxcls.devices import hosts
 from jaxcls.errors import InputError
 from jaxcls.experiment.recipe import Recipe, keys
 from jaxcls.models import naming, weights
-from jaxcls.models.speedrun import whitening
 from jaxcls.models.weights import transfer
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 
 _KEY = "init.weights"
-# The number of images for a whitening kernel.
-_WHITENED = 5000
+# The most images that a model makes arrays of.
+_IMAGES = 5000
 # Keys whose value "weights" is replaced by the weights' text, each with an example.
 TOLD = {
     "normalize": "imagenet",
@@ -186,37 +185,34 @@ def _as_file(run: TrainedModel) -> weights.Weights:
     return weights.Weights(tensors, None, names, run.fingerprint)
 
 
-def to_whiten(recipe: Recipe) -> tuple[str, int]:
-    """Returns (path of the kernel that init.whiten names, its size in pixels).
+def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
+    """Returns the arrays that a model makes of training images, by path; often none.
 
-    Raises `InputError` if no layer has that name and the shape of a whitening layer.
+    A model may have ``from_images(images) -> {"layer/param": array}``. It gets up to 5,000
+    training images, normalised and without augmentation, float32 [n, H, W, C].
+    Raises `InputError` for an array that the model does not have.
     """
-    layer = recipe.config.init.whiten
-    path = f"params/{layer}/kernel"
-    like = naming.flatten(recipe.variables_like).get(path)
-    shape: tuple[int, ...] = like.shape if like is not None else ()
-    if len(shape) != 4 or shape[0] != shape[1] or shape[3] != 2 * math.prod(shape[:3]):
-        raise InputError(
-            f"init.whiten={layer!r} must name a square convolution with twice as many"
-            " filters as a patch has numbers, as 'whiten' of model.name='airbench' is"
-        )
-    return path, shape[0]
-
-
-def whitened(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
-    """Returns the whitening kernel for the state at step 0, by its path.
-
-    It comes from 5,000 training images as the model sees them, without augmentation
-    (Jordan, arXiv:2404.00498).
-    """
-    path, side = to_whiten(recipe)
+    make = getattr(recipe.module, "from_images", None)
+    if not make:
+        return {}
 
     def made() -> Any:
-        images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_WHITENED))))
-        return whitening(images, kernel=side).tolist()
+        images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_IMAGES))))
+        return {path: np.asarray(array).tolist() for path, array in make(images).items()}
 
     # On one process: the linear algebra of another could differ in the last bits.
-    return {path: np.array(hosts.on_first(made), np.float32)}
+    found = {f"params/{path}": each for path, each in hosts.on_first(made).items()}
+    arrays = {path: np.array(each, np.float32) for path, each in found.items()}
+    like = naming.flatten(recipe.variables_like)
+    for path, array in arrays.items():
+        there = like[path].shape if path in like else None
+        if array.shape != there:
+            raise InputError(
+                f"model.name={recipe.config.model.name!r}: its from_images gives {path!r}"
+                f" of shape {array.shape}, and the model has"
+                f" {f'shape {there}' if there is not None else 'no such array'}"
+            )
+    return arrays
 
 
 def _texts(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxcls.config import calls, durations
+from jaxcls.config import durations
 from jaxcls.errors import InputError
 
 
@@ -33,8 +33,6 @@ class Plan(NamedTuple):
     lr: The peak learning rate.
     warmup, cooldown: The steps of the linear start and end.
     head_first: The steps in which the head trains alone.
-    stops: The step at which matching parameters freeze, by expression of
-        optim.freeze_after.
     """
 
     examples: int
@@ -45,7 +43,6 @@ class Plan(NamedTuple):
     warmup: int
     cooldown: int
     head_first: int
-    stops: dict[str, int]
 
     def due(self, step: int) -> Due:
         """Returns the duties after `step` updates; all of them are due after the last."""
@@ -84,8 +81,6 @@ def make(config: ConfigDict, examples: int) -> Plan:
             f"optim.warmup and optim.cooldown are {parts['warmup']} and {parts['cooldown']}"
             f" steps and the whole run has {steps}; try '5 percent' and '20 percent'"
         )
-    key = "optim.freeze_after"
-    stops = calls.table(optim.freeze_after, key, example="{'^stem/': '3 epochs'}")
     return Plan(
         examples=examples,
         steps=steps,
@@ -95,9 +90,5 @@ def make(config: ConfigDict, examples: int) -> Plan:
             for name in ("eval", "checkpoint", "log")
         },
         lr=optim.lr * size / optim.lr_per if optim.lr_per else optim.lr,
-        stops={
-            pattern: durations.step_of(1, in_steps(text, key, total=steps))
-            for pattern, text in stops.items()
-        },
         **parts,
     )

@@ -147,7 +147,7 @@ class Recipe:
             return self.module.groups()
         return [layers]
 
-    def _param_groups(self, head_first: int, stops: dict[str, int]) -> ParamGroups:
+    def _param_groups(self, head_first: int) -> ParamGroups:
         optim, key = self.config.optim, "optim.lr_scales"
         return param_groups.divide(
             self.variables_like["params"],
@@ -157,18 +157,17 @@ class Recipe:
             head_lr=optim.head_lr,
             head_first=head_first,
             lr_scales=calls.table(optim.lr_scales, key, example="{'bias$': 2.0}"),
-            stops=stops,
         )
 
     @functools.cached_property
     def untimed_param_groups(self) -> ParamGroups:
-        """`param_groups` without start and stop, which need the length of an epoch."""
-        return self._param_groups(0, {})
+        """`param_groups` without starts, which need the length of an epoch."""
+        return self._param_groups(0)
 
     @functools.cached_property
     def param_groups(self) -> ParamGroups:
         """The param group of each parameter."""
-        return self._param_groups(self.plan.head_first, self.plan.stops)
+        return self._param_groups(self.plan.head_first)
 
     @functools.cached_property
     def frozen_statistics(self) -> dict[str, Any]:
@@ -240,8 +239,7 @@ class Recipe:
         made = optimizers.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
             made = self._built("optim.wrapper", "WRAPPERS", optimizer=made)
-        # Around the wrapper: frozen params must not follow slow weights either.
-        return optimizers.until_stop(made, lambda: self.param_groups)
+        return made
 
     @functools.cached_property
     def _decay_scales(self) -> Callable[[Any], Any]:

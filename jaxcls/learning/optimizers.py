@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config.calls import check_range
-from jaxcls.learning.param_groups import ParamGroup, ParamGroups, map_named, searcher
+from jaxcls.learning.param_groups import ParamGroups, map_named, searcher
 
 Tree = Any
 Optimizer: TypeAlias = optax.GradientTransformation
@@ -230,48 +230,6 @@ def muon(
     return _decayed(step, decay, decoupled=True)
 
 
-def muon_sgd(
-    decay: Optimizer,
-    momentum: float = 0.6,
-    nesterov: bool = True,
-    iterations: int = 3,
-    coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
-    sgd_on: str = "^head/",
-    sgd_momentum: float = 0.85,
-) -> Optimizer:
-    """Returns Muon for kernels and Nesterov SGD for all else, with decoupled decay.
-
-    It is the form of the speed records on CIFAR-10 (Jordan, airbench94_muon): SGD's
-    momentum of a kernel, orthogonalised and not scaled. Kernels of one shape are
-    orthogonalised as one batch.
-
-    coefficients: a, b, c of an iteration: X becomes a X + b S X + c S S X, where S is
-        X X^T.
-    iterations: The number of Newton-Schulz iterations.
-    sgd_on: A regular expression on paths; SGD also trains a matching kernel. "" matches
-        nothing.
-    """
-    check_range("[0, 1)", 0.9, momentum=momentum, sgd_momentum=sgd_momentum)
-    check_range("[1, inf)", 3, iterations=iterations)
-    search = searcher("sgd_on", sgd_on, "^head/")
-
-    def label(path: str, param: Any) -> str:
-        by_sgd = param.ndim not in (2, 4) or (sgd_on and search(path))
-        return "sgd" if by_sgd else "muon"
-
-    orthogonal = optax.stateless(
-        lambda updates, params: _orthogonalized(updates, iterations, coefficients)
-    )
-    step = optax.partition(
-        {
-            "muon": optax.chain(optax.trace(momentum, nesterov), orthogonal),
-            "sgd": optax.trace(sgd_momentum, nesterov=True),
-        },
-        functools.partial(map_named, label),
-    )
-    return _decayed(step, decay, decoupled=True)
-
-
 # Clipping: before an optimizer.
 
 
@@ -336,44 +294,22 @@ def at_rate(
         epoch.
     """
 
-    def rated(
-        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
-    ) -> jax.Array:
-        if not part.scale:
-            return jnp.zeros_like(change)
-        new = (lr if part.scale == 1.0 else lr * part.scale) * change
-        return jnp.where(step >= part.start, new, 0.0) if part.start else new
-
-    return _each_update(optimizer, parts, rated)
-
-
-def until_stop(
-    optimizer: Optimizer, parts: Callable[[], ParamGroups]
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with updates of 0 from the stop of each parameter on."""
-
-    def stopped(
-        part: ParamGroup, change: jax.Array, lr: jax.Array, step: jax.Array
-    ) -> jax.Array:
-        return change if part.stop is None else jnp.where(step < part.stop, change, 0.0)
-
-    return _each_update(optimizer, parts, stopped)
-
-
-def _each_update(
-    optimizer: Optimizer,
-    parts: Callable[[], ParamGroups],
-    function: Callable[[ParamGroup, jax.Array, jax.Array, jax.Array], jax.Array],
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with `function` (group, update, lr, step) of each update."""
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
         grads: Tree, state: Tree, params: Tree, lr: jax.Array, step: jax.Array, **more: Any
     ) -> tuple[Tree, Tree]:
         known = parts()
+
+        def rated(path: str, change: jax.Array) -> jax.Array:
+            part = known[path]
+            if not part.scale:
+                return jnp.zeros_like(change)
+            new = (lr if part.scale == 1.0 else lr * part.scale) * change
+            return jnp.where(step >= part.start, new, 0.0) if part.start else new
+
         updates, state = inner.update(grads, state, params, lr=lr, step=step, **more)
-        return map_named(lambda path, u: function(known[path], u, lr, step), updates), state
+        return map_named(rated, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -420,32 +356,6 @@ def _as_matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     )
 
 
-def _orthogonalized(
-    kernels: Tree, iterations: int, coefficients: tuple[float, float, float]
-) -> Tree:
-    """Maps kernels [..., out] to nearly orthogonal ones by Newton-Schulz iterations.
-
-    A kernel counts as a matrix [the product of its other axes, out].
-    """
-    a, b, c = coefficients
-    leaves, structure = jax.tree.flatten(kernels)
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        by_shape.setdefault(leaf.shape, []).append(i)
-    for shape, members in by_shape.items():
-        x = jnp.stack([leaves[i].reshape(-1, shape[-1]) for i in members])
-        is_tall = x.shape[1] > x.shape[2]
-        x = x.mT if is_tall else x
-        x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
-        for _ in range(iterations):
-            squared = x @ x.mT
-            x = a * x + (b * squared + c * squared @ squared) @ x
-        x = x.mT if is_tall else x
-        for i, matrix in zip(members, x, strict=True):
-            leaves[i] = matrix.reshape(shape)
-    return jax.tree.unflatten(structure, leaves)
-
-
 def _matrix_scale(kernel: jax.Array, rms: float) -> float:
     outputs = kernel.shape[-1]
     inputs = kernel.size // outputs
@@ -462,7 +372,6 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType(
         "lamb": lamb,
         "lion": lion,
         "muon": muon,
-        "muon_sgd": muon_sgd,
         "nadamw": functools.partial(_adam, True, True),
         "rmsprop": rmsprop,
         "sgd": sgd,

@@ -49,12 +49,10 @@ class ParamGroup(NamedTuple):
     scale: The parameter's rate as a multiple of the schedule's; 0 freezes it for the whole
         run.
     start: The first step that changes it.
-    stop: The step from which it is frozen; None is never.
     """
 
     scale: float = 1.0
     start: int = 0
-    stop: int | None = None
 
 
 WHOLE = ParamGroup()
@@ -70,7 +68,6 @@ def divide(
     head_lr: float = 1.0,
     head_first: int = 0,
     lr_scales: Mapping[str, float] | None = None,
-    stops: Mapping[str, int] | None = None,
 ) -> ParamGroups:
     """Returns the param group of every parameter of `params`, arrays or shapes.
 
@@ -81,8 +78,6 @@ def divide(
     head_lr: The rate of the head as a multiple of its layer group's.
     head_first: The number of steps in which the head trains alone.
     lr_scales: Factors of the rate by regular expression on paths; several matches multiply.
-    stops: The step from which matching parameters are frozen, by regular expression; the
-        earliest match counts.
 
     Raises `InputError` if an expression matches no parameter, `freeze` matches all of them,
     or `head_first` meets a frozen head.
@@ -91,7 +86,6 @@ def divide(
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     is_frozen = matching({freeze: True} if freeze else {}, paths, "optim.freeze")
     factors = matching(lr_scales or {}, paths, "optim.lr_scales")
-    ends = matching(stops or {}, paths, "optim.freeze_after")
     parts = {}
     for path in paths:
         layer = path.partition("/")[0]
@@ -104,8 +98,7 @@ def divide(
         is_head = layer == "head"
         scale *= math.prod(factors[path]) * (head_lr if is_head else 1.0)
         start = 0 if is_head else head_first
-        stop = min(ends[path], default=None)
-        parts[path] = ParamGroup(0.0) if is_frozen[path] else ParamGroup(scale, start, stop)
+        parts[path] = ParamGroup(0.0) if is_frozen[path] else ParamGroup(scale, start)
     if all(is_frozen.values()):
         raise InputError(
             f"optim.freeze={freeze!r} matches every parameter, and none would train;"

@@ -1,4 +1,4 @@
-"""Wrappers of a whole optimizer: a second set of weights, or weights of a given norm.
+"""Wrappers of a whole optimizer, which keep a second set of weights.
 
 A wrapper takes an optimizer with final updates, already times the rate, and passes the
 arguments of `update` on to it. States hold arrays only.
@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config.calls import check_range
-from jaxcls.errors import InputError
-from jaxcls.learning.param_groups import map_named, searcher
 
 Tree = Any
 
@@ -163,77 +161,10 @@ def averaged(opt_state: Tree, params: Tree) -> Tree | None:
     return None
 
 
-class RenormalizeState(NamedTuple):
-    """inner: the optimizer's state; steps: updates done; last: the latest that scaled."""
-
-    inner: Tree
-    steps: jax.Array
-    last: jax.Array
-
-
-def renormalize(
-    optimizer: optax.GradientTransformation,
-    on: str = "conv.*kernel$",
-    every: int = 1,
-    growth: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `optimizer` with kernels that are scaled to the norm sqrt(their outputs).
-
-    BatchNorm cancels the scale of the convolution before it, so the norm only decides how
-    much an update of a given size changes (Jordan, airbench94_muon). A scaling comes before
-    the update of its step.
-
-    on: A regular expression on paths.
-    every: Updates from one scaling to the next, at the start of the run.
-    growth: Their number grows by this much, linearly, up to the end of the run. ``share``,
-        an argument of `update`, is the share of the run done with this update.
-
-    Raises ValueError for an option out of range; init raises `InputError` if no param
-    matches `on`.
-    """
-    check_range("[1, inf)", 2, every=every)
-    check_range("[0, inf)", 15, growth=growth)
-    matches = searcher("on", on, "conv.*kernel$")
-    inner = optax.with_extra_args_support(optimizer)
-
-    def init(params: Tree) -> RenormalizeState:
-        if not any(jax.tree.leaves(map_named(lambda path, _: bool(matches(path)), params))):
-            raise InputError(
-                f"optim.wrapper: renormalize: on={on!r} matches no param; give an"
-                " expression on paths, such as on='kernel$'"
-            )
-        zero = jnp.zeros((), jnp.int32)
-        return RenormalizeState(inner.init(params), zero, jnp.copy(zero))
-
-    def update(
-        grads: Tree,
-        state: RenormalizeState,
-        params: Tree,
-        *,
-        share: jax.Array,
-        **extra: Any,
-    ) -> tuple[Tree, RenormalizeState]:
-        updates, new = inner.update(grads, state.inner, params, share=share, **extra)
-        steps = state.steps + 1
-        due = steps - state.last >= every + jnp.int32(growth * share)
-
-        def scaled(path: str, p: jax.Array) -> jax.Array:
-            norm = jnp.linalg.norm(p.ravel())
-            factor = p.shape[-1] ** 0.5 / jnp.where(norm > 0, norm, jnp.inf)
-            return (factor - 1.0) * p if matches(path) else jnp.zeros_like(p)
-
-        changes = map_named(scaled, params)
-        updates = jax.tree.map(lambda u, c: jnp.where(due, u + c, u), updates, changes)
-        return updates, RenormalizeState(new, steps, jnp.where(due, steps, state.last))
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
 WRAPPERS: Mapping[str, Callable[..., optax.GradientTransformationExtraArgs]] = (
     MappingProxyType(
         {
             "lookahead": lookahead,
-            "renormalize": renormalize,
             "schedule_free": schedule_free,
         }
     )

@@ -1,12 +1,13 @@
 """Models of plug-ins: any Flax module of images and `train` as a `Classifier`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.errors import InputError
 from jaxcls.models import naming
@@ -19,8 +20,9 @@ _WANTED = "a flax.linen.Module whose __call__(self, images, train) returns logit
 class Foreign:
     """A user's module with the methods of a `Classifier`, of which it need have none.
 
-    Its `__call__` returns logits [B, K], or an `Output` of logits and embed. `groups` and
-    `namings` are optional. It keeps its arrays in "params" and "batch_stats".
+    Its `__call__` returns logits [B, K], or an `Output` of logits and embed. `groups`,
+    `namings` and `from_images` are optional. It keeps its arrays in "params" and
+    "batch_stats".
     """
 
     def __init__(self, module: Any, where: str, num_classes: int) -> None:
@@ -86,6 +88,11 @@ class Foreign:
             )
         found: list[tuple[str, ...]] = self._module.groups()
         return found
+
+    @property
+    def from_images(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]] | None:
+        """The module's function from training images to params by path, if it has one."""
+        return getattr(self._module, "from_images", None)
 
     def namings(self) -> dict[str, Naming]:
         """Returns the module's own names elsewhere; {} if it has none."""

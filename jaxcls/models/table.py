@@ -14,7 +14,6 @@ from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.naming import Naming
 from jaxcls.models.resnet import RESNETS
-from jaxcls.models.speedrun import Airbench
 from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
 from jaxcls.models.wide_resnet import WIDE_RESNETS
@@ -47,7 +46,6 @@ class Classifier(Protocol):
 
 MODELS: Mapping[str, Callable[..., Classifier]] = MappingProxyType(
     {
-        "airbench": Airbench,
         "alexnet": AlexNet,
         "cnn": CNN,
         **CONVNEXTS,

@@ -16,13 +16,14 @@ TABLE = "MODELS = {'mine': dict}\n"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working directory for plug-ins, whose modules are forgotten afterwards."""
-    before = {*sys.modules}
+    before, loaded = {*sys.modules}, dict(plugins._LOADED)
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
     yield tmp_path
     for name in {*sys.modules} - before:
         del sys.modules[name]
     plugins._LOADED.clear()
+    plugins._LOADED.update(loaded)
 
 
 def digest(text):

@@ -66,7 +66,8 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     if "init.weights" not in given:
         loaded.model.name = shallow(loaded.model.name)
     facts = sources.published_facts(loaded.data.name) or PHOTOS
-    exp = experiment.build(loaded, facts)
+    used = loading.plugins_of(str(ROOT / "configs" / name), loaded)
+    exp = experiment.build(loaded, facts, plugins=used)
     shape = exp.data.train_shapes[0]
     sample = random_batch(exp, shape, 2).image
     monkeypatch.setattr(exp.data, "sample", lambda count: np.asarray(sample))

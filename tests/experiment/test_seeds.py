@@ -58,7 +58,7 @@ def test_crops_of_the_host_move_with_augmentation(tiny, stream):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_images_that_whiten_move_with_init(tiny, stream):
+def test_images_for_a_model_to_start_from_move_with_init(tiny, stream):
     exp = experiment.build(tiny())
     samples = [each.data.sample(50) for each in (exp, exp.reseeded({f"seeds.{stream}": 7}))]
     assert (samples[0] != samples[1]).any() == (stream == "init")

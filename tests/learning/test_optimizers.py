@@ -171,51 +171,6 @@ def test_muon_leaves_the_head_vectors_and_what_is_named_to_adam():
     assert step(adam_on="") == vectors
 
 
-def test_muon_with_sgd_orthogonalises_kernels_of_every_shape_and_leaves_the_rest_to_sgd():
-    shapes = {
-        "a": {"kernel": (3, 3, 2, 5)},
-        "b": {"kernel": (3, 3, 2, 5)},
-        "c": {"kernel": (4, 9), "bias": (9,)},
-        "head": {"kernel": (9, 3)},
-    }
-    grads = jax.tree.map(
-        lambda shape: jnp.asarray(RNG.standard_normal(shape), jnp.float32),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    # Newton and Schulz's own coefficients, which converge to the orthogonal factor.
-    options = {"coefficients": (1.5, -0.5, 0.0), "iterations": 40, "momentum": 0.5}
-    optimizer = OPTIMIZERS["muon_sgd"](optax.identity(), sgd_momentum=0.8, **options)
-    updates = first_updates(optimizer, grads)
-    for name in ("a", "b", "c"):
-        grad = np.asarray(grads[name]["kernel"], np.float64)
-        u, _, v = np.linalg.svd(grad.reshape(-1, grad.shape[-1]), full_matrices=False)
-        got = np.asarray(updates[name]["kernel"]).reshape(u.shape[0], -1)
-        np.testing.assert_allclose(got, -u @ v, atol=1e-4)
-    # The first step of Nesterov's momentum.
-    for got, grad in (
-        (updates["c"]["bias"], grads["c"]["bias"]),
-        (updates["head"]["kernel"], grads["head"]["kernel"]),
-    ):
-        np.testing.assert_allclose(got, -1.8 * grad, rtol=1e-6)
-
-
-def test_muon_with_sgd_iterates_as_published_on_the_momentum_of_two_steps():
-    first, second = (RNG.standard_normal((6, 4)) for _ in range(2))
-    optimizer = OPTIMIZERS["muon_sgd"](optax.identity(), momentum=0.6)
-    state = optimizer.init(START)
-    for grad in (first, second):
-        grads = {"layer": {"kernel": jnp.float32(grad)}}
-        updates, state = optimizer.update(grads, state, START)
-    momentum = 0.6 * first + second
-    x = second + 0.6 * momentum
-    x = x.T / np.linalg.norm(x)
-    for _ in range(3):
-        squared = x @ x.T
-        x = 3.4445 * x - 4.775 * squared @ x + 2.0315 * squared @ squared @ x
-    np.testing.assert_allclose(updates["layer"]["kernel"], -x.T, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_only_what_the_pattern_names_decays_and_the_rest_stays_bit_for_bit(name):
     ones = {"kernel": jnp.full((2, 2), 0.1), "bias": jnp.full(2, 0.1)}

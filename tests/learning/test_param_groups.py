@@ -73,16 +73,16 @@ FROZEN = {"scale": 0.0, "start": 0}
         ({"head_lr": 10.0}, {p: {"scale": 10.0} for p in SCALES if p[:4] == "head"}),
         ({"head_first": 4}, {p: {"start": 4} for p in SCALES if p[:4] != "head"}),
         (
-            {"lr_scales": {"bias$": 64, "^norm/": 0.5}, "stops": {"^norm/": 9, "bias$": 5}},
+            {"lr_scales": {"bias$": 64, "^norm/": 0.5}},
             {
-                "norm/bias": {"scale": 8.0, "stop": 5},
-                "norm/scale": {"scale": 0.125, "stop": 9},
-                "head/bias": {"scale": 64.0, "stop": 5},
+                "norm/bias": {"scale": 8.0},
+                "norm/scale": {"scale": 0.125},
+                "head/bias": {"scale": 64.0},
             },
         ),
         ({"freeze": "^token$"}, {"token": FROZEN}),
         (
-            {"freeze": "^head/b|^norm/scale", "head_lr": 1.0, "stops": {"^head/b": 3}},
+            {"freeze": "^head/b|^norm/scale", "head_lr": 1.0},
             {"norm/scale": FROZEN, "head/bias": FROZEN},
         ),
         ({"freeze": "^(?!head/)"}, {p: FROZEN for p in SCALES if p[:4] != "head"}),
@@ -114,7 +114,6 @@ def test_a_layer_that_only_begins_like_the_head_is_not_the_head():
         ({"freeze": "."}, r"optim.freeze='.' matches every parameter, and none would"),
         ({"freeze": "^head/", "head_first": 3}, r"head_first .* freezes it; leave one"),
         ({"lr_scales": {"^nil": 3}}, r"optim.lr_scales: '\^nil' matches no parameter"),
-        ({"stops": {"^nil": 3}}, r"optim.freeze_after: '\^nil' matches no parameter"),
     ],
 )
 def test_an_expression_that_leaves_nothing_is_refused_with_one_that_works(options, said):
@@ -273,9 +272,7 @@ def test_what_trains_is_updated_as_if_the_frozen_were_not_there():
 
 def updated(params, changes, lr, step, found):
     """The params after `changes` at a rate."""
-    rate = optimizers.until_stop(
-        optimizers.at_rate(optax.identity(), lambda: found), lambda: found
-    )
+    rate = optimizers.at_rate(optax.identity(), lambda: found)
     due, _ = rate.update(changes, rate.init(params), params, lr=jnp.float32(lr), step=step)
     return optimizers.apply(params, due)
 
@@ -306,15 +303,6 @@ def test_odd_numbers_keep_every_bit_while_no_update_is_due():
     after = bits(update(params, jnp.int32(2)))
     assert after["frozen"] == bits(params)["frozen"]
     assert after["waits"] != bits(params)["waits"]
-
-
-def test_what_stops_changes_until_then_and_no_more():
-    found = {"a": ParamGroup(stop=3), "b": ParamGroup(2.0, 1, 2)}
-    params = {"a": jnp.float32(1), "b": jnp.float32(2)}
-    changes = {"a": jnp.float32(8), "b": jnp.float32(8)}
-    update = jax.jit(lambda step: updated(params, changes, 0.5, step, found))
-    told = [[float(x) for x in update(jnp.int32(i)).values()] for i in range(4)]
-    assert told == [[5.0, 2.0], [5.0, 10.0], [5.0, 2.0], [1.0, 2.0]]
 
 
 def linear(variables, images, train, key):

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcls.errors import InputError
 from jaxcls.learning.optimizers import OPTIMIZERS, decay_scales, decay_weights
 from jaxcls.learning.wrappers import WRAPPERS, averaged
 from tests.stepping import at_rate
@@ -17,7 +16,7 @@ GRADS = RNG.standard_normal((12, 5))
 
 
 # What each wrapper needs for params without convolutions.
-OPTIONS = {"lookahead": {}, "renormalize": {"on": "^w"}, "schedule_free": {}}
+OPTIONS = {"lookahead": {}, "schedule_free": {}}
 
 
 def plain(decay=0.0, **options):
@@ -95,36 +94,6 @@ def test_what_never_moves_stays_bit_for_bit_in_an_averaging_wrapper():
         zeros = np.zeros((20, 5))
         for params, _ in trained(WRAPPERS[name](plain()), [0.1] * 20, zeros):
             np.testing.assert_array_equal(params["w"], np.float32(START))
-
-
-@pytest.mark.parametrize(
-    ("options", "due"),
-    [
-        ({}, [*range(1, 13)]),
-        ({"every": 5}, [5, 10]),
-        # Of twelve: 2 from one to the next, from the third on 3, the sixth 4, the ninth 5.
-        ({"every": 2, "growth": 4}, [2, 5, 10]),
-    ],
-)
-def test_kernels_are_renormalized_before_the_updates_that_are_due(options, due):
-    kernel = START.copy()
-    got = trained(WRAPPERS["renormalize"](plain(), on="^w", **options), [0.2] * 12)
-    for i, ((params, state), grad) in enumerate(zip(got, GRADS, strict=True), start=1):
-        if i in due:
-            kernel = kernel * 5**0.5 / np.linalg.norm(kernel)
-        kernel = kernel - 0.2 * grad
-        np.testing.assert_allclose(params["w"], kernel, rtol=1e-5, atol=1e-6)
-        assert int(state.last) == max([0, *(each for each in due if each <= i)])
-
-
-def test_renormalizing_leaves_other_params_and_zeros_alone_and_wants_a_match():
-    params = {"conv1": {"kernel": jnp.zeros((3, 4))}, "head": {"kernel": jnp.ones(2)}}
-    optimizer = WRAPPERS["renormalize"](optax.identity())
-    zeros, one = jax.tree.map(jnp.zeros_like, params), jnp.float32(1.0)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params, share=one)
-    assert not any(np.any(u) for u in jax.tree.leaves(updates))
-    with pytest.raises(InputError, match="renormalize: on='none' matches no param; give"):
-        WRAPPERS["renormalize"](optax.identity(), on="none").init(params)
 
 
 RISING = [0.0, 0.1, 0.2, 0.3, *[0.4] * 8]

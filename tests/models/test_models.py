@@ -12,12 +12,10 @@ from jaxcls.errors import InputError
 from jaxcls.models import MODELS, naming
 from tests.modules import KEY, built, count, dtypes, shapes
 
-# Parameters for 1000 classes (10 for wrn* and airbench) and the features before the head.
+# Parameters for 1000 classes (10 for wrn*) and the features before the head.
 # torchvision's documentation; timm's for mixer, vit_ti and vit_s; the paper and its
 # PyTorch port for wrn. vit_ti_32 has no weights anywhere: 12 * 444864 + 595624 + 200,...
-# airbench: 1,972,792 in the author's code, which counts 1,152 scales that stay 1.
 PUBLISHED = {
-    "airbench": (1_972_792 - 1_152, 256),
     "alexnet": (61_100_840, 4096),
     "vgg11": (132_863_336, 4096),
     "vgg13": (133_047_848, 4096),
@@ -70,7 +68,7 @@ def variants(names):
 
 
 def natural_size(name):
-    return 32 if name.startswith(("wrn", "cnn", "airbench")) else 224
+    return 32 if name.startswith(("wrn", "cnn")) else 224
 
 
 @functools.cache
@@ -127,7 +125,6 @@ def test_every_parameter_has_one_name_of_its_own_elsewhere(name):
 
 # Large ones with fewer or narrower layers: the names follow from the same loops.
 SMALL = {
-    "airbench": "airbench(widths=(8, 16, 16), convs=3)",
     "alexnet": "alexnet",
     "cnn": "cnn(batch_norm=True)",
     "cnn_mean": "cnn(pool='mean')",
@@ -218,7 +215,6 @@ def test_one_training_step_lowers_the_loss_of_all_but_the_largest(name):
     [
         ("vgg11", 31, "vgg needs images of at least 32 pixels, and gets 31x31"),
         ("alexnet", 62, "at least 63 pixels"),
-        ("airbench", 8, "at least 9 pixels"),
         ("convnext_tiny", 31, "at least 32 pixels"),
         ("vit_s_16", 100, "patches of 16 pixels, and gets 100x100; .* resize\\(96"),
         ("mixer_s_32", 20, "patches of 32 pixels, and gets 20x20; .* resize\\(32"),
@@ -241,12 +237,6 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "vit_s_16(position='rotary')",
         "vit_s_16(drop_path=2.0)",
         "vit_s_16(layer_scale=-1e-4)",
-        "airbench(widths=())",
-        "airbench(widths=(8, 0))",
-        "airbench(convs=4)",
-        "airbench(scale=0.0)",
-        "airbench(momentum=1.0)",
-        "airbench(activation='relu')",
         "cnn(pool='min')",
         "mixer_s_16(dropout=1.5)",
         "convnext_tiny(drop_path=1.0)",

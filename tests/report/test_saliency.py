@@ -13,7 +13,6 @@ from tests import modules
 
 # Of each family one, its images, and the height and width of its map by the papers.
 FAMILIES = [
-    ("airbench", 32, 3),
     ("alexnet", 64, 3),
     ("convnext_tiny", 64, 2),
     ("efficientnet_b0", 64, 2),

@@ -81,7 +81,6 @@ def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
 # One of each family, and of what differs in one. VGG has no part that AlexNet and ResNet
 # lack, and takes ONNX a minute.
 FAMILIES = [
-    ("airbench", 32),
     ("alexnet", 224),
     ("cnn(widths=(8, 16), batch_norm=True)", 16),
     ("convnext_tiny", 64),
