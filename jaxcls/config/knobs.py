@@ -57,7 +57,8 @@ data.prefetch ~ 2  batches kept ready
 augment = ""  device pipeline over uint8 images, keyed per example
 mix = ""  mixing of examples within the batch, after augment and normalize
 normalize = "unit"  uint8 -> float32, an entry of NORMALIZATIONS
-loss.name = "softmax"  an entry of LOSSES
+loss.name = "softmax"  an entry of LOSSES, 'focal(gamma=1.0)', or of optax,
+    'optax.sigmoid_focal_loss'
 loss.smoothing = 0.0  label smoothing: share of the target that is spread over all classes
 loss.class_weights = ""  class weights of the training loss: 'balanced', a number for each,
     '1, 2, 0.5', or some by name, 'cat: 2'; '': all 1

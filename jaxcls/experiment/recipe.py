@@ -72,10 +72,10 @@ class Recipe:
     def _built(self, key: str, table: str, **given: Any) -> Any:
         """Returns the one entry of a table that the text of a config key names."""
         text, entries = operator.attrgetter(key)(self.config), self._tables[table]
-        if table == "OPTIMIZERS":
+        if entry := {"OPTIMIZERS": of_optax.optimizer, "LOSSES": of_optax.loss}.get(table):
             named = [call.name for call in calls.parse(text, key)]
             theirs = [name for name in named if name.startswith(of_optax.PREFIX)]
-            entries = {**entries, **{name: of_optax.optimizer(name) for name in theirs}}
+            entries = {**entries, **{name: entry(name) for name in theirs}}
         return calls.build_one(text, entries, key, **given)
 
     @functools.cached_property
@@ -280,8 +280,7 @@ class Recipe:
     @property
     def link(self) -> str:
         """The function from logits to probabilities: "softmax" or "sigmoid"."""
-        name = calls.parse(self.config.loss.name, "loss.name")[0].name
-        return "sigmoid" if name == "sigmoid" else "softmax"
+        return getattr(self.loss, "link", "softmax")
 
     @functools.cached_property
     def _train_loss(self) -> losses.Loss:

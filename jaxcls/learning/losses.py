@@ -1,6 +1,7 @@
 """Losses: ``(logits [B, K] float32, targets [B, K] float32) -> [B]``, one an example.
 
-Targets are distributions over the classes: one-hot, smoothed or mixed.
+Targets are distributions over the classes: one-hot, smoothed or mixed. Probabilities are
+the softmax of logits, unless the loss has an attribute ``link = "sigmoid"``.
 """
 
 import re
@@ -45,6 +46,7 @@ def sigmoid(threshold: float = 0.0, reduce: str = "mean") -> Loss:
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
         return reduced(losses, -1)
 
+    vars(apply)["link"] = "sigmoid"
     return apply
 
 

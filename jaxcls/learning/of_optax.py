@@ -1,8 +1,9 @@
-"""Optimizers of optax by their own names: ``optim.name="optax.adabelief(b1=0.95)"``.
+"""Optimizers and losses of optax by their own names, such as "optax.adabelief(b1=0.95)".
 
-Any factory with a `learning_rate` serves whose updates are proportional to it, which is
-checked on three steps: the rate of a run is the schedule's, and is applied around the
-optimizer.
+An optimizer is any factory with a `learning_rate` whose updates are proportional to it,
+which is checked on three steps: the rate of a run is the schedule's, and is applied around
+the optimizer. A loss is any function of (logits, labels) that gives a number an example,
+or, if it is of sigmoids, one a class, which `reduce` makes one.
 """
 
 import inspect
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcls.errors import InputError, first_line
+from jaxcls.errors import InputError, first_line, lookup
+from jaxcls.learning.losses import Loss
 
 PREFIX = "optax."
 # Rates of the check; a schedule of a count.
@@ -51,9 +53,62 @@ def optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
 
     options = [each for key, each in taken.items() if key != "learning_rate"]
     ours = inspect.Parameter("decay", inspect.Parameter.KEYWORD_ONLY)
-    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
-    vars(make)["__signature__"] = inspect.Signature([*named, ours])
+    vars(make)["__signature__"] = _keywords([*options, ours])
     return make
+
+
+def loss(name: str) -> Callable[..., Loss]:
+    """Returns an entry of LOSSES that makes `name`, such as "optax.sigmoid_focal_loss".
+
+    The entry takes the options of optax's function but arrays and axes. If that gives a
+    value a class, as those of sigmoids do, the entry takes `reduce`, too: "mean" or "sum"
+    over the classes, and its probabilities are sigmoids. Raises `InputError` if optax has
+    no such function.
+    """
+    function = getattr(optax.losses, name.removeprefix(PREFIX), None)
+    taken = dict(inspect.signature(function).parameters) if callable(function) else {}
+    if not function or [*taken][:2] != ["logits", "labels"]:
+        raise InputError(
+            f"loss.name={name!r} is no loss of optax with (logits, labels); try"
+            " 'optax.sigmoid_focal_loss'"
+        )
+    for key in ("logits", "labels", "axis", "where"):
+        taken.pop(key, None)
+    batch = np.full((3, 5), 0.2, np.float32)
+    is_by_class = "sigmoid" in name
+
+    def make(reduce: str = "mean", **options: Any) -> Loss:
+        reduced = lookup({"mean": jnp.mean, "sum": jnp.sum}, reduce, f"reduce of {name}")
+        try:
+            shape = jax.eval_shape(lambda x: function(x, x, **options), batch).shape
+        except Exception as error:
+            raise ValueError(
+                f"it takes no distributions for labels ({type(error).__name__}:"
+                f" {first_line(error)})"
+            ) from None
+        if shape != (batch.shape if is_by_class else batch.shape[:1]):
+            raise ValueError(
+                f"it gives {list(shape)} for logits {list(batch.shape)}, and must give a"
+                " number an example, or one a class if it is of sigmoids"
+            )
+
+        def apply(logits: jax.Array, targets: jax.Array) -> jax.Array:
+            found: jax.Array = function(logits, targets, **options)
+            return reduced(found, -1) if is_by_class else found
+
+        vars(apply)["link"] = "sigmoid" if is_by_class else "softmax"
+        return apply
+
+    reduce = inspect.signature(make).parameters["reduce"]
+    named = [*taken.values(), reduce] if is_by_class else [*taken.values()]
+    vars(make)["__signature__"] = _keywords(named)
+    return make
+
+
+def _keywords(parameters: list[inspect.Parameter]) -> inspect.Signature:
+    """Returns a signature of keywords, without annotations of optax's own types."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([each.replace(kind=keyword) for each in parameters])
 
 
 def _decays(decay: optax.GradientTransformation) -> bool:

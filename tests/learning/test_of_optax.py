@@ -94,3 +94,71 @@ def test_a_run_takes_it(tiny):
     assert bool(record["finite"])
     with pytest.raises(InputError, match=r"unknown model.name 'optax.adabelief'"):
         _ = experiment.build(tiny(**{"model.name": "optax.adabelief"})).recipe.module
+
+
+def loss_of(text):
+    (call,) = calls.parse(text, "loss.name")
+    return calls.build_one(text, {call.name: of_optax.loss(call.name)}, "loss.name")
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs", "link"),
+    [
+        ("optax.softmax_cross_entropy", optax.softmax_cross_entropy, "softmax"),
+        ("optax.safe_softmax_cross_entropy", optax.safe_softmax_cross_entropy, "softmax"),
+        (
+            "optax.poly_loss_cross_entropy(epsilon=0.5)",
+            lambda x, y: optax.losses.poly_loss_cross_entropy(x, y, epsilon=0.5),
+            "softmax",
+        ),
+        (
+            "optax.sigmoid_binary_cross_entropy",
+            lambda x, y: optax.sigmoid_binary_cross_entropy(x, y).mean(-1),
+            "sigmoid",
+        ),
+        (
+            "optax.sigmoid_focal_loss(alpha=0.3, reduce='sum')",
+            lambda x, y: optax.sigmoid_focal_loss(x, y, alpha=0.3).sum(-1),
+            "sigmoid",
+        ),
+    ],
+)
+def test_a_loss_is_optaxs_one_an_example(text, theirs, link):
+    logits = jnp.float32(RNG.standard_normal((6, 4)) * 3)
+    targets = jnp.float32(RNG.dirichlet(np.ones(4), 6))
+    loss = loss_of(text)
+    assert loss(logits, targets).shape == (6,)
+    np.testing.assert_allclose(loss(logits, targets), theirs(logits, targets), rtol=1e-6)
+    assert loss.link == link
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optax.softmax_crossentropy", "is no loss of optax with .logits, labels.; try"),
+        ("optax.huber_loss", "is no loss of optax with"),
+        ("optax.ctc_loss", "is no loss of optax with"),
+        ("optax.softmax_cross_entropy_with_integer_labels", "takes no distributions for"),
+        ("optax.sparsemax_loss", r"it gives \[3, 5\] for logits \[3, 5\], and must give"),
+        ("optax.ranking_softmax_loss", r"it gives \[\] for logits \[3, 5\]"),
+        ("optax.poly_loss_cross_entropy(reduce='sum')", "does not take these arguments"),
+        ("optax.sigmoid_focal_loss(reduce='max')", "unknown reduce of optax.sigmoid_focal"),
+        ("optax.softmax_cross_entropy(axis=0)", "does not take these arguments"),
+    ],
+)
+def test_what_is_no_loss_of_logits_and_distributions_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        loss_of(text)
+
+
+def test_a_run_takes_a_loss_and_its_probabilities_are_of_its_link(tiny):
+    given = {"loss.name": "optax.sigmoid_binary_cross_entropy", "mesh.devices": 1}
+    ours, theirs = (
+        experiment.build(tiny(**{**given, "loss.name": name}))
+        for name in ("sigmoid", given["loss.name"])
+    )
+    batch = next(ours.train_batches())
+    steps = [exp.programs.train_step(exp.init(), batch)[1] for exp in (ours, theirs)]
+    np.testing.assert_allclose(steps[0]["loss"], steps[1]["loss"], rtol=1e-6)
+    assert theirs.recipe.link == ours.recipe.link == "sigmoid"
+    assert experiment.build(tiny()).recipe.link == "softmax"
