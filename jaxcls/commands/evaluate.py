@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxcls import atomic, experiment
 from jaxcls.commands import cli
+from jaxcls.config.plugins import Plugins
 from jaxcls.devices import memory
 from jaxcls.errors import DONE, InputError
 from jaxcls.evaluation import assess, attacks, corruptions, examples, scoring, table, views
@@ -37,11 +38,10 @@ def main(argv: Sequence[str]) -> int:
             f" --config.data.dir={args.data_dir}"
         )
     seen_as = views.build(args.tta, "--tta") if args.tta else []
-    corrupted = corruptions.named(args.corruptions, "--corruptions")
+    plugins = cli.plugins(args)
+    corrupted = corruptions.named(args.corruptions, "--corruptions", plugins)
     attacked = attacks.named(args.attacks, "--attacks")
-    exp, step, at, weights = scoring.load(
-        args.workdir, args.checkpoint, overrides, cli.plugins(args)
-    )
+    exp, step, at, weights = scoring.load(args.workdir, args.checkpoint, overrides, plugins)
     if args.dataset:
         given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
     else:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         tta=args.tta,
         views=seen_as,
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
-        members=_members(args, exp, given, size, overrides),
+        members=_members(args, exp, given, size, overrides, plugins),
         real=examples.real_labels(args.real, given) if args.real else None,
         corruptions=corrupted,
         attacks=attacked,
@@ -141,6 +141,7 @@ def _members(
     given: examples.Examples,
     size: int,
     overrides: Mapping[str, str],
+    plugins: Plugins,
 ) -> list[Subject]:
     """Returns the runs of --ensemble, each with the same examples through its eval_ops.
 
@@ -157,7 +158,7 @@ def _members(
     found = []
     for path in args.ensemble:
         try:
-            other, _, _, weights = scoring.load(path, which, overrides, cli.plugins(args))
+            other, _, _, weights = scoring.load(path, which, overrides, plugins)
         except InputError as error:
             raise InputError(f"--ensemble={path}: {error}") from None
         same = examples.same_for(exp, given, other, path)

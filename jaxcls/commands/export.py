@@ -17,24 +17,26 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
     args = _parser().parse_args(rest)
-    lookup(formats.FORMATS, args.format, "--format")
+    plugins = cli.plugins(args)
+    table = plugins.added_to("FORMATS", formats.FORMATS)
+    kind = lookup(table, args.format, "--format")
     for flag, of in {"--names": "safetensors", "--batch_size": "tflite"}.items():
         if flag in cli.given(_parser(), args) and args.format != of:
             raise InputError(f"{flag} is of --format={of}; leave it out")
-    formats.check(args.format)
+    formats.check(args.format, kind)
     asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
     if args.images:
         files.check(args.images)
     folder = Workdir(args.workdir)
     beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
     out = pathlib.Path(args.out).expanduser() if args.out else beside
-    exp, step, at, saved = scoring.load(
-        args.workdir, args.checkpoint, overrides, cli.plugins(args)
-    )
+    exp, step, at, saved = scoring.load(args.workdir, args.checkpoint, overrides, plugins)
     model = writing.model_of(exp, saved)
     about = export_facts.described(exp, folder, step, at, model)
     try:
-        facts = writing.export_run(args.format, exp, model, asked, about, args.images, out)
+        facts = writing.export_run(
+            args.format, kind, exp, model, asked, about, args.images, out
+        )
     except writing.DiffersError as error:
         print(error)
         return DIFFERS

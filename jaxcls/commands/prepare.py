@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     add("--tfds", help="a dataset that TFDS itself prepares; needs jaxcls[tfds]")
     add("--show", metavar="PNG", help="draw the first training batch of --config")
     add("--config", help="for --show: a config file, as train takes it")
+    cli.add_plugins(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
     given = [f for f in ("source", "tfds", "show") if getattr(args, f) is not None]
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     if given == ["show"]:
         if not args.config:
             raise InputError(f"--show={args.show} needs --config=FILE")
-        config = loading.load(args.config, overrides)
+        named = {"plugins": args.plugins} if args.plugins else {}
+        config = loading.load(args.config, {**overrides, **named})
         plugins = loading.plugins_of(args.config, config)
         show.draw(experiment.build(config, plugins=plugins), args.show)
         return DONE
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
             _no_choice(parser, args, f"{old} is a TFDS dataset, and")
             folder = convert.from_tfrecord(old, root, options.name)
         else:
-            folder = preparing.prepare(options, root)
+            folder = preparing.prepare(options, root, cli.plugins(args))
     manifest = sources.manifest(folder)
     counts = {split: sum(n) for split, n in manifest["examples"].items()}
     preparing.say(
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
     """Raises `InputError` for a flag that has no effect on a copy."""
-    for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads"):
+    for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads", "plugins"):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             raise InputError(f"{what} is copied as it is; leave --{flag}={value} out")

@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
     if not paths:
         given = cli.given(parser, args) + (["--config"] if overrides else [])
         _check_studies_alone(given, folders)
+    plugins = cli.plugins(args)
     asked = assess.Asked(
-        corruptions=corruptions.named(args.corruptions, "--corruptions"),
+        corruptions=corruptions.named(args.corruptions, "--corruptions", plugins),
         attacks=attacks.named(args.attacks, "--attacks"),
     )
     output = Workdir((paths or folders)[0]).path / "report.html"
@@ -66,7 +67,6 @@ def main(argv: Sequence[str]) -> int:
             f" into at most {MOST_IMAGES}; name some of them"
         )
     names = dict(zip([*paths, *folders], names_of([*paths, *folders]), strict=True))
-    plugins = cli.plugins(args)
     studies = [gather.read_study(folder, names[folder]) for folder in folders]
     runs = [
         gather.read_run(

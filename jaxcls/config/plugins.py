@@ -1,7 +1,7 @@
 """Plug-ins: modules of the user's, whose tables add entries to ours.
 
 A plug-in is a file, or a module on Python's path, that holds one or more of `TABLES`, each
-a dict from a name to a factory, as ours are:
+a dict from names, as ours are:
 
     MODELS = {"mine": Mine}
 
@@ -23,8 +23,11 @@ from jaxcls.errors import InputError, first_line
 
 TABLES = (
     *("MODELS", "OPTIMIZERS", "WRAPPERS", "LOSSES", "METRICS", "SCHEDULES"),
-    *("AUGMENTATIONS", "MIXES", "NORMALIZATIONS"),
+    *("AUGMENTATIONS", "MIXES", "NORMALIZATIONS", "HOST_OPS", "RANDOM_HOST_OPS"),
+    *("CORRUPTIONS", "IMPORTERS", "FORMATS"),
 )
+# What an entry of FORMATS, often a module, must have; all others are called.
+_OF_A_FORMAT = ("ABOUT", "NEEDS", "write", "load", "example")
 # Installed packages name their plug-ins in this group of entry points.
 GROUP = "jaxcls.plugins"
 
@@ -39,6 +42,19 @@ class Plugins(NamedTuple):
 
     tables: Mapping[str, Mapping[str, Callable[..., Any]]]
     sources: Mapping[str, str]
+
+    def added_to(self, table: str, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns our entries of a table with those of the plug-ins.
+
+        Raises `InputError` for a name that ours has already.
+        """
+        theirs = self.tables.get(table, {})
+        for name in theirs.keys() & ours.keys():
+            raise InputError(
+                f"plugins: {name!r} is in {table} already; give it another name, such as"
+                f" 'my_{name}'"
+            )
+        return {**ours, **theirs}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -112,12 +128,22 @@ def check_same(
 
 
 def _check_entries(where: str, table: str, entries: Any) -> None:
-    """Raises `InputError` unless `entries` is a dict from names to factories."""
-    for name, factory in entries.items() if isinstance(entries, Mapping) else [("", 0)]:
-        if not (isinstance(name, str) and name.isidentifier() and callable(factory)):
+    """Raises `InputError` unless `entries` is a dict from names to what a table holds."""
+    for name, entry in entries.items() if isinstance(entries, Mapping) else [("", 0)]:
+        if not (isinstance(name, str) and name.isidentifier()):
             raise InputError(
-                f"{where}: {table} must be a dict from names to functions or classes, such"
-                " as {'mine': Mine}"
+                f"{where}: {table} must be a dict from names, such as {{'mine': Mine}}"
+            )
+        if table == "FORMATS":
+            if lacking := [each for each in _OF_A_FORMAT if not hasattr(entry, each)]:
+                raise InputError(
+                    f"{where}: {name!r} of FORMATS lacks {lacking[0]}; a format has"
+                    f" {', '.join(_OF_A_FORMAT)}"
+                )
+        elif not callable(entry):
+            raise InputError(
+                f"{where}: {name!r} of {table} must be a function or a class, such as"
+                " {'mine': Mine}"
             )
 
 

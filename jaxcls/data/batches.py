@@ -25,7 +25,7 @@ import numpy as np
 from jaxcls.data import decode
 from jaxcls.data.batch import Batch
 from jaxcls.data.decode import Op
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, first_line
 
 # The manifest holds the name of the order function; another order needs another name.
 ORDER, BALANCED_ORDER = "philox-argsort-1", "philox-balanced-1"
@@ -214,23 +214,35 @@ def output_shape(
     """Returns the output shape (H, W, C) of `ops`, found by running them on blank images.
 
     image_shape: the dataset's shape, with None where image sizes differ. Raises
-    `InputError`, naming `key`, if the output size depends on the input size, or if decode
-    is not the first op and the only decode.
+    `InputError`, naming `key`, if the output size depends on the input size, if decode is
+    not the first op and the only decode, or if an op fails.
     """
     import cv2
 
     height, width, channels = image_shape
     shapes = set()
+    if [isinstance(op, decode.Decode) for op in ops] != [True] + [False] * (len(ops) - 1):
+        raise InputError(
+            f"{key} must begin with decode, and decode once, such as 'decode | resize(224)'"
+        )
     for h, w in {(height or 300, width or 400), (height or 500, width or 333)}:
         pixels = np.zeros((h, w, channels), np.uint8)
         png = cv2.imencode(".png", pixels)[1].tobytes()
         try:
-            shapes.add(transform(ops, png, example_rng(0, 0)).shape)
-        except (AttributeError, ValueError):  # An op met bytes, or decode met pixels.
+            out = transform(ops, png, example_rng(0, 0))
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+        except Exception as error:  # An op may be the user's code.
             raise InputError(
-                f"{key} must begin with decode, and decode once, such as"
-                " 'decode | resize(224)'"
+                f"{key}: an op fails on an image of {w}x{h} pixels"
+                f" ({type(error).__name__}: {first_line(error)})"
             ) from None
+        if np.ndim(out) != 3 or out.dtype != np.uint8:
+            raise InputError(
+                f"{key}: its ops give {np.asarray(out).dtype} {list(np.shape(out))}, and"
+                " must give uint8 [H, W, C]"
+            )
+        shapes.add(out.shape)
     if len(shapes) > 1:
         raise InputError(
             f"{key} leaves images of several sizes; end it with one size, such as"

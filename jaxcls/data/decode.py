@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -17,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from jaxcls.errors import lookup
+from jaxcls.errors import InputError, lookup
 
 cv2.setNumThreads(1)  # batches.py runs the threads, one per image.
 # A damaged file raises DecodeError, so OpenCV must not print a line as well.
@@ -243,6 +244,29 @@ def fuse(ops: Sequence[Op]) -> list[Op]:
     return list(ops)
 
 
+class _Undrawn(NamedTuple):
+    """A random stream for an op that must not draw; name: of the op."""
+
+    name: str
+
+    def random(self) -> float:
+        raise InputError(
+            f"the host op {self.name!r} draws at random; put it into the table"
+            " RANDOM_HOST_OPS, in place of HOST_OPS"
+        )
+
+
+def undrawn(name: str, factory: Callable[..., Op]) -> Callable[..., Op]:
+    """Returns the factory of an op of a plug-in, which raises `InputError` if it draws."""
+
+    @functools.wraps(factory)
+    def make(*args: Any, **options: Any) -> Op:
+        op = factory(*args, **options)
+        return lambda image, rng: op(image, _Undrawn(name))
+
+    return make
+
+
 @dataclasses.dataclass(frozen=True)
 class Growing:
     """An op that changes during a run; parts: (share of the run, op from then on)."""
@@ -319,13 +343,15 @@ FILTERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 
 
-# Random ops: their pixels differ at each position of a run.
-RANDOM = {"random_resized_crop"}
-
-OPS: dict[str, Callable[..., Op | Growing]] = {
-    "decode": decode,
-    "resize": resize,
-    "resize_short": resize_short,
-    "center_crop": center_crop,
-    "random_resized_crop": random_resized_crop,
-}
+HOST_OPS: Mapping[str, Callable[..., Op | Growing]] = MappingProxyType(
+    {
+        "decode": decode,
+        "resize": resize,
+        "resize_short": resize_short,
+        "center_crop": center_crop,
+    }
+)
+# Their pixels differ at each position of a run.
+RANDOM_HOST_OPS: Mapping[str, Callable[..., Op | Growing]] = MappingProxyType(
+    {"random_resized_crop": random_resized_crop}
+)

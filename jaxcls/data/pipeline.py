@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxcls.config import calls
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import batches, decode, sources
 from jaxcls.data.batch import Batch
 from jaxcls.data.selection import Selection
@@ -35,7 +36,7 @@ class Data:
     """The batches of a config; everything is read on first use.
 
     selection: the examples in use. devices: the devices to build the mesh from; None means
-    all.
+    all. plugins: what is looked up beside our own host ops.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Data:
         config: ConfigDict,
         facts: sources.Facts | None,
         devices: Sequence[Any] | None = None,
+        plugins: Plugins = NONE,
     ) -> None:
-        self.config = config
+        self.config, self._plugins = config, plugins
         self.selection = Selection(config, facts)
         self._devices = devices
         # (split, its config key) -> its images and labels.
@@ -128,8 +130,24 @@ class Data:
             )
         return ops
 
+    @functools.cached_property
+    def host_ops(self) -> dict[str, Callable[..., decode.Op | decode.Growing]]:
+        """The table of host ops, by name."""
+        ours = {**decode.HOST_OPS, **decode.RANDOM_HOST_OPS}
+        still = self._plugins.added_to("HOST_OPS", ours)
+        for name in still.keys() - ours.keys():
+            still[name] = decode.undrawn(name, still[name])
+        return self._plugins.added_to("RANDOM_HOST_OPS", still)
+
+    def random_op(self, name: str) -> str | None:
+        """Returns the first random op of data.`name`, "train_ops" or "eval_ops", if any."""
+        theirs = self._plugins.tables.get("RANDOM_HOST_OPS", {})
+        random = {*decode.RANDOM_HOST_OPS, *theirs}
+        named = calls.parse(self.config.data[name], f"data.{name}")
+        return next((call.name for call in named if call.name in random), None)
+
     def _ops(self, name: str) -> list[Any]:
-        return calls.build(self.config.data[name], decode.OPS, f"data.{name}")
+        return calls.build(self.config.data[name], self.host_ops, f"data.{name}")
 
     @functools.cached_property
     def eval_shape(self) -> tuple[int, int, int]:
@@ -287,8 +305,7 @@ class Data:
         kind = self.config.data.resident
         if kind == "off" or REPEATED.get(key) != name:
             return False
-        ops = calls.parse(self.config.data[name], f"data.{name}")
-        drawn = next((call.name for call in ops if call.name in decode.RANDOM), None)
+        drawn = self.random_op(name)
         if not drawn:
             return kind == "on" or self._decoded_bytes(split, key) <= RESIDENT_BYTES
         if kind == "auto":

@@ -16,6 +16,7 @@ import numpy as np
 from rich.progress import track
 
 from jaxcls import atomic, console
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import published, writer
 from jaxcls.data.batches import in_order
 from jaxcls.data.clean import Shrink, clean, quiet
@@ -54,17 +55,18 @@ class Outcome:
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
 
 
-def prepare(options: Options, root: pathlib.Path) -> pathlib.Path:
+def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pathlib.Path:
     """Writes the dataset of `options` below `root`; returns its folder.
 
-    Raises `InputError` for a bad source, or for more than max_bad rejected files. In the
-    second case, only the list of rejected files is left.
+    plugins: their importers are tried before ours. Raises `InputError` for a bad source, or
+    for more than max_bad rejected files. In the second case, only the list of rejected
+    files is left.
     """
     target = root / options.name / writer.VERSION
     with writer.whole(target) as folder, quiet():
         scratch = folder / "scratch"
         scratch.mkdir()
-        found = open_source(options.source, scratch, options.val_fraction)
+        found = open_source(options.source, scratch, options.val_fraction, plugins)
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)

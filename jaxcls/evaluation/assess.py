@@ -1,7 +1,8 @@
 """Assesses a run for `evaluate`: plans the passes over a split and computes all figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxcls.evaluation import (
     scores,
 )
 from jaxcls.evaluation.attacks import Attack
+from jaxcls.evaluation.corruptions import Corruption
 from jaxcls.evaluation.examples import Examples
 from jaxcls.evaluation.figures import Robustness, ScoreRow
 from jaxcls.evaluation.passes import Columns, Keep, Subject
@@ -33,8 +35,8 @@ class Asked(NamedTuple):
 
     tta, views: test-time augmentation as text and as functions. seen: the same examples
     through other eval_ops. members: of an ensemble, with the same examples. real: for each
-    example, its correct classes (ReaL). corruptions: names. Corruptions and attacks use the
-    images and weights of the headline.
+    example, its correct classes (ReaL). corruptions: by name. Corruptions and attacks use
+    the images and weights of the headline.
     """
 
     tta: str = ""
@@ -42,7 +44,7 @@ class Asked(NamedTuple):
     seen: Examples | None = None
     members: Sequence[Subject] = ()
     real: Sequence[Sequence[int]] | None = None
-    corruptions: Sequence[str] = ()
+    corruptions: Mapping[str, Corruption] = MappingProxyType({})
     attacks: Sequence[Attack] = ()
 
 

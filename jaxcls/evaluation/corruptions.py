@@ -14,7 +14,8 @@ module differs from theirs:
 import io
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data.decode import Random
 from jaxcls.errors import InputError, lookup
 
@@ -36,7 +38,11 @@ Levels = Callable[[np.ndarray, Any, Generator], np.ndarray]
 
 
 class Corruption(NamedTuple):
-    """A corruption. kind: its family. small, large: amounts at strengths 1..5, by size."""
+    """A corruption.
+
+    kind: its family. function: (levels float32 [H, W, C] of 0..1, amount, rng) -> levels;
+    it draws from rng alone. small, large: amounts at strengths 1..5, by size.
+    """
 
     kind: str
     function: Levels
@@ -195,36 +201,48 @@ AMOUNTS: dict[str, dict[Levels, tuple[Sequence[Any], Sequence[Any]]]] = {
         jpeg_compression: ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
     },
 }
-CORRUPTIONS = {
-    function.__name__: Corruption(kind, function, small, large)
-    for kind, amounts in AMOUNTS.items()
-    for function, (small, large) in amounts.items()
-}
+CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
+    {
+        function.__name__: Corruption(kind, function, small, large)
+        for kind, amounts in AMOUNTS.items()
+        for function, (small, large) in amounts.items()
+    }
+)
 
 
-def named(text: str, key: str) -> list[str]:
-    """Parses ``"all"`` or ``"contrast, pixelate"`` into names of `CORRUPTIONS`.
+def named(text: str, key: str, plugins: Plugins = NONE) -> dict[str, Corruption]:
+    """Returns the corruptions of ``"all"`` or ``"contrast, pixelate"``, by name.
 
-    An empty text names none. Raises `InputError`, which names `key`, for an unknown or
-    repeated name.
+    plugins: what is looked up beside `CORRUPTIONS`. An empty text names none. Raises
+    `InputError`, which names `key`, for an unknown or repeated name, or one that a plug-in
+    gives to something else.
     """
+    table = plugins.added_to("CORRUPTIONS", CORRUPTIONS)
+    for name, each in table.items():
+        if not isinstance(each, Corruption):
+            raise InputError(
+                f"plugins: {name!r} of CORRUPTIONS must be a jaxcls.evaluation.corruptions."
+                "Corruption(kind, function, small, large)"
+            )
     if text.strip() == "all":
-        return list(CORRUPTIONS)
+        return table
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
-        lookup({**CORRUPTIONS, "all": None}, name, key)
+        lookup({**table, "all": None}, name, key)
         if name == "all" or names.count(name) > 1:
             raise InputError(f"{key}={text!r} must name each once; try {key}=all")
-    return names
+    return {name: table[name] for name in names}
 
 
-def at_every_strength(name: str) -> Callable[[np.ndarray, Random], np.ndarray]:
+def at_every_strength(
+    name: str, corruption: Corruption
+) -> Callable[[np.ndarray, Random], np.ndarray]:
     """Returns a host op: uint8 [H, W, C] -> uint8 [5, H, W, C], at strengths 1..5.
 
-    The op draws one number from the example's rng. So other examples and other corruptions
-    do not change it.
+    name: of the corruption; it chooses the random numbers. The op draws one number from the
+    example's rng. So other examples and other corruptions do not change it.
     """
-    corruption, stream = CORRUPTIONS[name], zlib.crc32(name.encode()) * 8
+    stream = zlib.crc32(name.encode()) * 8
 
     def op(image: np.ndarray, rng: Random) -> np.ndarray:
         drawn = int(rng.random() * 2**53)

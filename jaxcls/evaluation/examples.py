@@ -112,7 +112,7 @@ def _data(
     take the images.
     """
     config = configs.from_flat({**configs.flat(exp.config), **others})
-    data = Data(config, facts)
+    data = Data(config, facts, plugins=exp.plugins)
     try:
         height, width, channels = data.eval_shape
     except InputError as error:

@@ -75,7 +75,7 @@ class Experiment:
     @functools.cached_property
     def data(self) -> Data:
         """The batches and their examples."""
-        return Data(self.config, self._facts, self._devices)
+        return Data(self.config, self._facts, self._devices, self.plugins)
 
     @functools.cached_property
     def recipe(self) -> Recipe:

@@ -157,7 +157,8 @@ def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
     config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
     implied = folder.read()["implied"]
     folder.check_plugins(plugins.digests)
-    recipe = Recipe(config, Data(config, sources.facts_of(implied)), plugins)
+    data = Data(config, sources.facts_of(implied), plugins=plugins)
+    recipe = Recipe(config, data, plugins)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

@@ -1,11 +1,10 @@
-"""The tables that names of a config are looked up in: ours, and entries of plug-ins."""
+"""The tables of a recipe, in which names of a config are looked up."""
 
 from collections.abc import Mapping
 
 from jaxcls import augment, models
 from jaxcls.config.calls import Table
 from jaxcls.config.plugins import Plugins
-from jaxcls.errors import InputError
 from jaxcls.learning import losses, metrics, optimizers, schedules, wrappers
 
 OURS: Mapping[str, Table] = {
@@ -26,12 +25,4 @@ def merged(plugins: Plugins) -> dict[str, Table]:
 
     Raises `InputError` for a name that ours has already.
     """
-    tables = dict(OURS)
-    for table, entries in plugins.tables.items():
-        for name in entries.keys() & OURS[table].keys():
-            raise InputError(
-                f"plugins: {name!r} is in {table} already; give it another name, such as"
-                f" 'my_{name}'"
-            )
-        tables[table] = {**OURS[table], **entries}
-    return tables
+    return {table: plugins.added_to(table, ours) for table, ours in OURS.items()}

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,6 @@ import numpy as np
 
 from jaxcls import experiment
 from jaxcls.config import calls
-from jaxcls.data import decode
 from jaxcls.errors import InputError
 from jaxcls.export.formats.model import Model
 from jaxcls.models.weights import Preprocessing
@@ -28,7 +28,7 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     names = [call.name for call in ops]
     if " | ".join(names) not in _FORMS or height != width:
         return None
-    given = _bound(ops[1])
+    given = _bound(ops[1], exp.data.host_ops[ops[1].name])
     size, kind = given["size"], _FILTERS.get(given["filter"])
     if kind is None or not isinstance(size, int) or size < height:
         return None
@@ -65,23 +65,23 @@ def steps(exp: experiment.Experiment) -> list[dict[str, Any]]:
 
     Raises `InputError` for a random op.
     """
+    if drawn := exp.data.random_op("eval_ops"):
+        raise InputError(
+            f"data.eval_ops draws at random ({drawn}), and an export has one answer"
+            " for an image; export a run whose eval_ops do not"
+        )
     found = []
     for call in calls.parse(exp.config.data.eval_ops, "data.eval_ops"):
-        if call.name in decode.RANDOM:
-            raise InputError(
-                f"data.eval_ops draws at random ({call.name}), and an export has one answer"
-                " for an image; export a run whose eval_ops do not"
-            )
-        given = _bound(call)
+        given = _bound(call, exp.data.host_ops[call.name])
         if call.name != "resize_short" and "size" in given:
             given["height"], given["width"] = np.broadcast_to(given.pop("size"), 2).tolist()
         found.append({"op": call.name, **given})
     return found
 
 
-def _bound(call: calls.Call) -> dict[str, Any]:
+def _bound(call: calls.Call, op: Callable[..., Any]) -> dict[str, Any]:
     """Returns the arguments of a host op by name, with defaults."""
-    bound = inspect.signature(decode.OPS[call.name]).bind(*call.args, **call.kwargs)
+    bound = inspect.signature(op).bind(*call.args, **call.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
 

@@ -20,7 +20,7 @@ from jaxcls.data import clean, decode, files
 from jaxcls.errors import InputError, first_line
 from jaxcls.evaluation import examples
 from jaxcls.export import facts as export_facts
-from jaxcls.export.formats import FORMATS, example
+from jaxcls.export.formats import example
 from jaxcls.export.formats.model import Asked, Model, runs
 from jaxcls.predict import inference
 from jaxcls.runs import provenance
@@ -69,14 +69,16 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
 
 
 def export(
-    form: str, model: Model, asked: Asked, images: Images, folder: pathlib.Path
+    form: str, kind: Any, model: Model, asked: Asked, images: Images, folder: pathlib.Path
 ) -> dict[str, Any]:
     """Write a model's file into `folder` and check it; returns its entries of model.json.
+
+    form, kind: the name of a format and the format, see `jaxcls.export.formats`.
 
     Raises `InputError` if the model cannot be converted, and `DiffersError` if the file
     gives other logits than the model.
     """
-    kind, path = FORMATS[form], folder / f"model.{form}"
+    path = folder / f"model.{form}"
     try:
         facts = kind.write(model, path, asked)
     except (InputError, OSError):
@@ -155,13 +157,13 @@ def of_data(exp: experiment.Experiment) -> Images:
 
 
 def describe(
-    form: str, model: Model, facts: Mapping[str, Any], folder: pathlib.Path
+    form: str, kind: Any, model: Model, facts: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
-    """Write model.json, and example.py if the format has one for this model."""
-    kind = FORMATS[form]
-    run = kind.example(model, facts)
+    """Write model.json, and example.py if the format has one and the host ops are ours."""
+    steps, link = facts["preprocessing"]["steps"], facts["output"]["link"]
+    are_ours = all(step["op"] in decode.HOST_OPS for step in steps)
+    run = kind.example(model, facts) if are_ours else None
     if run:
-        steps, link = facts["preprocessing"]["steps"], facts["output"]["link"]
         text = example.source(run, steps, model.image_shape, link)
         atomic.write(folder / "example.py", text)
     packages = ("jax", "jaxlib", "flax", "numpy", *kind.NEEDS.values())
@@ -177,6 +179,7 @@ def describe(
 
 def export_run(
     form: str,
+    kind: Any,
     exp: experiment.Experiment,
     model: Model,
     asked: Asked,
@@ -191,8 +194,8 @@ def export_run(
     """
     with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
         images = of_files(exp, paths) if paths else of_data(exp)
-        facts = {**export(form, model, asked, images, temporary), **about}
-        describe(form, model, facts, temporary)
+        facts = {**export(form, kind, model, asked, images, temporary), **about}
+        describe(form, kind, model, facts, temporary)
     return facts
 
 

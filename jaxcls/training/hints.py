@@ -5,8 +5,7 @@ It is separate from meter.py, so that readers of records import no data and no m
 
 import math
 
-from jaxcls.config import calls
-from jaxcls.data import batches, decode
+from jaxcls.data import batches
 from jaxcls.experiment import Experiment
 
 
@@ -19,8 +18,7 @@ def input_bound(exp: Experiment, share: float) -> str:
     if data.is_train_resident:
         return ""
     remedies = []
-    ops = calls.parse(config.train_ops, "data.train_ops")
-    if not any(call.name in decode.RANDOM for call in ops):
+    if not data.random_op("train_ops"):
         remedies.append("--config.data.resident=on")
     cores = batches.cores()
     # More threads than cores help slow disks only, not decoding.

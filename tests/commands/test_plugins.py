@@ -5,15 +5,17 @@ import pathlib
 import re
 import shlex
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxcls
-from jaxcls import commands
+from jaxcls import commands, experiment
 from jaxcls.config import plugins
 from jaxcls.errors import InputError
+from jaxcls.experiment import checks
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "examples/squeeze.py"
@@ -190,3 +192,168 @@ def test_a_module_of_nnx_trains_as_the_documents_show(tmp_path, data_dir, monkey
     assert run.metrics()[-1]["top1"] > 0.3  # By chance 0.1.
     assert {*run.variables["batch_stats"]["norm"]} == {"mean", "var"}
     assert run.evaluate("test")["n"] == 360
+
+
+# Entries of the tables that no config names, and host ops.
+WHOLE = """
+import json
+import numpy as np
+from jaxcls.data.importers.listing import ImageSource, of_arrays
+from jaxcls.evaluation.corruptions import Corruption
+
+
+def negative():
+    return lambda image, rng: 255 - image
+
+
+def dark(most=0.5):
+    return lambda image, rng: np.uint8(image * (1 - most * rng.random()))
+
+
+def stripes(levels, amount, rng):
+    striped = levels.copy()
+    striped[::2] = amount
+    return striped
+
+
+def npz(path, scratch):
+    if path.suffix != ".npz":
+        return None
+    with np.load(path) as file:
+        splits = {
+            split: of_arrays({split: (file[f"{split}_x"], file[f"{split}_y"])})
+            for split in ("train", "test")
+        }
+    return ImageSource("arrays of NumPy", ("left", "right"), 1, splits, [], [])
+
+
+class Pieces:
+    ABOUT, NEEDS = "params as one file of NumPy, run by jaxcls", {}
+
+    def write(model, path, asked):
+        import jax
+        leaves, structure = jax.tree.flatten(model.variables)
+        with path.open("wb") as file:
+            np.savez(file, *leaves)
+        return {"arrays": len(leaves)}
+
+    def load(model, path, facts):
+        import jax
+        with np.load(path) as file:
+            leaves = [file[f"arr_{i}"] for i in range(facts["arrays"])]
+        variables = jax.tree.unflatten(jax.tree.structure(model.variables), leaves)
+        return lambda images: model.apply(variables, images)
+
+    def example(model, facts):
+        return "import numpy as np", "def logits(images):\\n    return images"
+
+
+HOST_OPS = {"negative": negative}
+RANDOM_HOST_OPS = {"dark": dark}
+CORRUPTIONS = {"stripes": Corruption("mine", stripes, (0.1, 0.2, 0.3, 0.4, 1), (0,) * 5)}
+IMPORTERS = {"npz": npz}
+FORMATS = {"pieces": Pieces}
+"""
+
+
+def halves(n, seed):
+    """Images [n, 8, 8, 1] that are bright on the left (class 0) or right, and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    images = rng.integers(0, 60, (n, 8, 8, 1), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 4 * label : 4 * label + 4] += 150
+    return images, labels
+
+
+@pytest.mark.slow
+def test_a_plug_in_imports_data_decodes_corrupts_and_exports(tmp_path, capsys):
+    plug = tmp_path / "plug_whole.py"
+    plug.write_text(WHOLE)
+    arrays = {}
+    for split, n, seed in (("train", 300, 0), ("test", 90, 1)):
+        arrays[f"{split}_x"], arrays[f"{split}_y"] = halves(n, seed)
+    np.savez(tmp_path / "halves.npz", **arrays)
+    given, run = f"--plugins={plug}", f"--workdir={tmp_path}/run"
+    source = [f"--source={tmp_path}/halves.npz", "--name=halves"]
+    prepare = ["prepare", *source, f"--data_dir={tmp_path}/data"]
+    with pytest.raises(InputError, match=r"halves\.npz"):
+        commands.main(prepare)
+    with pytest.raises(InputError, match="has splits of its own"):
+        commands.main([*prepare, given, "--val_fraction=0.2"])
+    assert commands.main([*prepare, given]) == 0
+    assert "arrays of NumPy, 2 classes, train=300 test=90" in capsys.readouterr().out
+    flags = [
+        *("train", "--config=configs/digits.py", "--config.data.name=halves", given, run),
+        *(f"--config.data.dir={tmp_path}/data", "--config.length=60 steps"),
+        *("--config.augment=", "--config.log.tensorboard=false"),
+        "--config.data.train_ops=decode(1) | dark(0.3) | negative",
+        "--config.data.eval_ops=decode(1) | negative",
+    ]
+    assert commands.main(flags) == 0
+    capsys.readouterr()
+    table = tmp_path / "all.json"
+    asked = ["evaluate", run, "--corruptions=stripes, contrast", f"--json={table}"]
+    with pytest.raises(InputError, match=r"unknown --corruptions 'stripes'"):
+        commands.main(asked)
+    assert commands.main([*asked, given]) == 0
+    figures = json.loads(table.read_text())
+    assert figures["n"] == 90
+    assert figures["headline"]["top1"]["value"] > 0.95
+    found, _ = figures["corruptions"]
+    assert (found["name"], found["kind"], len(found["strengths"])) == ("stripes", "mine", 5)
+    out = tmp_path / "out"
+    export = ["export", run, "--format=pieces", f"--out={out}"]
+    with pytest.raises(InputError, match=r"unknown --format 'pieces'"):
+        commands.main(export)
+    assert commands.main([*export, given]) == 0
+    about = json.loads((out / "model.json").read_text())
+    assert about["verified"]["largest_difference"] < 1e-5
+    assert [step["op"] for step in about["preprocessing"]["steps"]] == [
+        "decode",
+        "negative",
+    ]
+    # Nobody else has the host op.
+    assert about["example"] is None
+    assert not (out / "example.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        ("decode(1) | still", "'still' draws at random; put it into .*RANDOM_HOST_OPS"),
+        ("decode(1) | wide", r"its ops give float64 \[8, 8, 1\], and must give uint8"),
+        ("decode(1) | broken", r"an op fails on an image of 8x8 .*ZeroDivisionError: "),
+        ("still | decode(1)", "must begin with decode, and decode once"),
+    ],
+)
+def test_a_host_op_is_tried_when_the_experiment_is_checked(tiny, tmp_path, ops, message):
+    file = tmp_path / f"plug_{zlib.crc32(ops.encode())}.py"
+    file.write_text(
+        "def still(): return lambda image, rng: image if rng.random() else image\n"
+        "def wide(): return lambda image, rng: image / 2\n"
+        "def broken(): return lambda image, rng: 1 // 0\n"
+        "HOST_OPS = {'still': still, 'wide': wide, 'broken': broken}\n"
+    )
+    loaded = plugins.load(str(file), "--plugins")
+    config = tiny(**{"data.train_ops": ops, "data.eval_ops": "decode(1)"})
+    with pytest.raises(InputError, match=f"^data.train_ops.*{message}"):
+        checks.check(experiment.build(config, plugins=loaded))
+
+
+def test_random_host_ops_keep_no_images_and_draw_by_the_example(tiny, tmp_path):
+    file = tmp_path / "plug_random.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def dark(): return lambda image, rng: np.uint8(image * rng.random())\n"
+        "RANDOM_HOST_OPS = {'dark': dark}\n"
+    )
+    loaded = plugins.load(str(file), "--plugins")
+    config = tiny(**{"data.train_ops": "decode(1) | dark"})
+    exp = experiment.build(config, plugins=loaded)
+    assert not exp.data.is_train_resident
+    first, again = (np.asarray(next(exp.train_batches()).image) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    plain = np.asarray(next(experiment.build(tiny()).train_batches()).image)
+    shares = first.max((1, 2, 3)) / plain.max((1, 2, 3))
+    assert shares.min() < 0.2 < 0.8 < shares.max()

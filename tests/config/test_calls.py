@@ -10,7 +10,7 @@ import pytest
 
 from jaxcls.augment import AUGMENTATIONS, MIXES, NORMALIZATIONS
 from jaxcls.config import calls
-from jaxcls.data.decode import OPS
+from jaxcls.data.decode import HOST_OPS, RANDOM_HOST_OPS
 from jaxcls.errors import InputError
 from jaxcls.learning.metrics import METRICS
 from jaxcls.models import MODELS
@@ -131,8 +131,16 @@ def test_build_one_wants_exactly_one(text, count):
     [
         ("random_crop(1.5)", AUGMENTATIONS, r"padding=1.5 is not int.*random_crop\(paddi"),
         ("random_crop(True)", AUGMENTATIONS, r"padding=True is not int"),
-        ("resize((8, 8, 8))", OPS, r"size=\(8, 8, 8\) is not int \| tuple\[int, int\]"),
-        ("random_resized_crop(8, area=(0, 'x'))", OPS, r"area=\(0, 'x'\) is not tuple"),
+        (
+            "resize((8, 8, 8))",
+            HOST_OPS,
+            r"size=\(8, 8, 8\) is not int \| tuple\[int, int\]",
+        ),
+        (
+            "random_resized_crop(8, area=(0, 'x'))",
+            RANDOM_HOST_OPS,
+            r"area=\(0, 'x'\) is not tuple",
+        ),
         ("cnn(widths=3, num_classes=2)", MODELS, r"widths=3 is not tuple\[int, \.\.\.\]"),
         ("cnn(batch_norm=1, num_classes=2)", MODELS, r"batch_norm=1 is not bool"),
         ("cnn(dropout=1e999, num_classes=2)", MODELS, r"dropout=inf is not float"),
@@ -145,7 +153,9 @@ def test_an_argument_of_another_kind_is_refused_with_the_signature(text, table, 
 
 
 def test_whole_numbers_are_numbers_and_lists_are_tuples():
-    (crop,) = calls.build("random_resized_crop([8, 9], area=(1, 1))", OPS, "key")
+    (crop,) = calls.build(
+        "random_resized_crop([8, 9], area=(1, 1))", RANDOM_HOST_OPS, "key"
+    )
     made = crop(np.zeros((20, 20, 3), np.uint8), np.random.default_rng(0))
     assert made.shape == (8, 9, 3)
 

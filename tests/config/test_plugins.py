@@ -112,7 +112,12 @@ def test_several_add_up_and_may_not_give_one_name_twice(folder):
         ("bad_b.py", "def f(:\n", "k=bad_b.py: line 1: SyntaxError"),
         ("bad_c.py", "X = 1\n", "k=bad_c.py holds none of the tables MODELS, OPTIMIZERS"),
         ("bad_d.py", "LOSSES = ['a']\n", "k=bad_d.py: LOSSES must be a dict from names"),
-        ("bad_e.py", "LOSSES = {'a': 1}\n", "k=bad_e.py: LOSSES must be a dict from"),
+        ("bad_e.py", "LOSSES = {'a': 1}\n", "k=bad_e.py: 'a' of LOSSES must be a function"),
+        (
+            "bad_h.py",
+            "FORMATS = {'a': dict}\n",
+            "k=bad_h.py: 'a' of FORMATS lacks ABOUT; a",
+        ),
         ("bad_f.py", "LOSSES = {'a b': dict}\n", "k=bad_f.py: LOSSES must be a dict"),
         ("json.py", TABLE, "k=json.py: json is the name of another module; give the file"),
         ("bad-g.py", TABLE, "k=bad-g.py: the name of a file must be one in Python, net"),

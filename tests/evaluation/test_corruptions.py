@@ -153,7 +153,7 @@ def test_an_example_is_corrupted_by_its_own_numbers_alone():
     image = photo((32, 32, 3))
 
     def noise(name, example):
-        op = corruptions.at_every_strength(name)
+        op = corruptions.at_every_strength(name, CORRUPTIONS[name])
         return op(image, batches.example_rng(0, example)).astype(int) - image
 
     first = noise("gaussian_noise", 4)
@@ -165,9 +165,10 @@ def test_an_example_is_corrupted_by_its_own_numbers_alone():
 
 
 def test_names_are_one_or_more_or_all():
-    assert corruptions.named("all", "k") == list(CORRUPTIONS)
-    assert corruptions.named("contrast, shot_noise", "k") == ["contrast", "shot_noise"]
-    assert corruptions.named("", "k") == []
+    assert corruptions.named("all", "k") == dict(CORRUPTIONS)
+    found = corruptions.named("contrast, shot_noise", "k")
+    assert [*found.items()] == [(k, CORRUPTIONS[k]) for k in ("contrast", "shot_noise")]
+    assert corruptions.named("", "k") == {}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_figures_are_those_of_a_plain_loop(data_dir):
     chosen = [attacks.fgsm(8), attacks.pgd(8, steps=2)]
     names = ["speckle_noise", "contrast"]
     subject = passes.Subject(exp, variables, given, 24)
-    found = robust.assess(subject, names, chosen, keep)
+    by_name = corruptions.named(", ".join(names), "--corruptions")
+    found = robust.assess(subject, by_name, chosen, keep)
     records = list(exp.selection.dataset.source(SPLIT, "data.test").read(np.arange(61)))
     images = [batches.transform(exp.data.eval_ops, png, None) for png, _ in records]
     images, labels = np.stack(images), np.array([label for _, label in records])

@@ -2,37 +2,54 @@
 
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from jaxcls.data.importers.cifar import cifar, is_cifar
+from jaxcls.config.plugins import NONE, Plugins
+from jaxcls.data.importers.cifar import cifar
 from jaxcls.data.importers.folders import folders
-from jaxcls.data.importers.idx import idx, is_idx
-from jaxcls.data.importers.imagenet import imagenet, is_imagenet
+from jaxcls.data.importers.idx import idx
+from jaxcls.data.importers.imagenet import imagenet
 from jaxcls.data.importers.listing import ImageSource
 from jaxcls.errors import InputError
 
-# Test for a kind of source -> its importer, in the order of the tests. These kinds have
-# splits. The importer `folders` takes every other source.
-IMPORTERS = {is_cifar: cifar, is_idx: idx, is_imagenet: imagenet}
+# (path, a folder to unpack into) -> the source, or None if it is of another kind. These
+# kinds have splits. The importer `folders` takes every other source.
+Importer = Callable[[pathlib.Path, pathlib.Path], ImageSource | None]
+IMPORTERS: Mapping[str, Importer] = MappingProxyType(
+    {"cifar": cifar, "idx": idx, "imagenet": imagenet}
+)
 
 
 def open_source(
-    path: pathlib.Path, scratch: pathlib.Path, val_fraction: float
+    path: pathlib.Path,
+    scratch: pathlib.Path,
+    val_fraction: float,
+    plugins: Plugins = NONE,
 ) -> ImageSource:
     """Lists the images of a folder or an archive; `scratch`: a folder to unpack into.
 
-    Raises `InputError` for an unknown or damaged source, or if `val_fraction` is given for
-    a source with splits.
+    plugins: what is tried before our own importers. Raises `InputError` for an unknown or
+    damaged source, or if `val_fraction` is given for a source with splits.
     """
     if not (os.path.isdir(path) or os.path.isfile(path)):  # Opening a pipe would block.
         raise InputError(f"--source={path} is not there; give a folder or an archive")
     if not os.access(path, os.R_OK):
         raise InputError(f"--source={path} cannot be read (Permission denied); allow it")
-    for recognise, load in IMPORTERS.items():
-        if recognise(path):
-            if val_fraction:
-                raise InputError(
-                    f"--val_fraction={val_fraction}: {path} has splits of its own; leave"
-                    " the flag out, and use data.eval='train[90%:]'"
-                )
-            return load(path, scratch)
+    table = plugins.added_to("IMPORTERS", IMPORTERS)
+    for name in [*plugins.tables.get("IMPORTERS", ()), *IMPORTERS]:
+        found = table[name](path, scratch)
+        if found is None:
+            continue
+        if not isinstance(found, ImageSource):
+            raise InputError(
+                f"--plugins: the importer {name!r} gives {type(found).__name__}, and must"
+                " give a jaxcls.data.importers.listing.ImageSource, or None"
+            )
+        if val_fraction:
+            raise InputError(
+                f"--val_fraction={val_fraction}: {path} has splits of its own; leave"
+                " the flag out, and use data.eval='train[90%:]'"
+            )
+        return found
     return folders(path, scratch, val_fraction)

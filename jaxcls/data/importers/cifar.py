@@ -50,17 +50,16 @@ CIFARS = (
 FINE = "the labels are the 100 fine ones; the 20 coarse ones are left out"
 
 
-def is_cifar(path: pathlib.Path) -> bool:
-    """Returns whether `path` is or holds CIFAR-10 or -100 for python, packed or not."""
-    return bool(_locate(path))
-
-
-def cifar(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
+def cifar(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource | None:
     """Lists the CIFAR at `path`; holds it in memory (180 MB), and gives images as PNG.
 
+    Returns None unless `path` is or holds CIFAR-10 or -100 for python, packed or not.
     Raises `InputError` for a path with two CIFARs or with a damaged one.
     """
-    (layout, place), *others = _locate(path)
+    places = _locate(path)
+    if not places:
+        return None
+    (layout, place), *others = places
     if others:
         raise InputError(
             f"{path} holds {place} and {others[0][1]}; give one, such as {place}"

@@ -1,7 +1,6 @@
 """Lists the idx files of MNIST and Fashion-MNIST."""
 
 import gzip
-import itertools
 import math
 import pathlib
 import struct
@@ -18,17 +17,12 @@ SPLITS = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images-idx3", "labels-idx1"
 
 
-def is_idx(path: pathlib.Path) -> bool:
-    """Returns whether `path` is a folder with an image or label file named as in MNIST."""
-    pairs = itertools.product(SPLITS.values(), (IMAGES, LABELS))
-    return any(_file(path, stem, kind) for stem, kind in pairs)
-
-
-def idx(path: pathlib.Path, _: pathlib.Path) -> ImageSource:
+def idx(path: pathlib.Path, _: pathlib.Path) -> ImageSource | None:
     """Lists the idx files in folder `path`; holds them in memory, and gives grey PNG.
 
-    The files name no classes, so the classes have their numbers as names. Raises
-    `InputError` if images or labels are missing, damaged or of different number.
+    Returns None without an image or label file named as in MNIST. The files name no
+    classes, so the classes have their numbers as names. Raises `InputError` if images or
+    labels are missing, damaged or of different number.
     """
     splits = {}
     for split, stem in SPLITS.items():
@@ -47,6 +41,8 @@ def idx(path: pathlib.Path, _: pathlib.Path) -> ImageSource:
                 f" {len(labels)} labels; take both from one download"
             )
         splits[split] = of_arrays({split: (images[..., None], labels)})
+    if not splits:
+        return None
     most = max(int(listing.labels.max()) for listing in splits.values())
     class_names = tuple(str(number) for number in range(max(10, most + 1)))
     notes = ["idx files name no class; the classes are called by their number"]

@@ -22,18 +22,16 @@ VAL_IMAGE = re.compile(rb"ILSVRC2012_val_\d{8}\.JPEG")
 REMEDY = "download it again from https://image-net.org"
 
 
-def is_imagenet(path: pathlib.Path) -> bool:
-    """Returns whether `path` is a folder with the train tar or the val tar."""
-    return any((path / name).is_file() for name in (TRAIN, VAL))
-
-
-def imagenet(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource:
+def imagenet(path: pathlib.Path, scratch: pathlib.Path) -> ImageSource | None:
     """Lists splits "train" and "validation" of ILSVRC2012; classes are the wnids, sorted.
 
-    It reads every header of the tars, which takes minutes for the whole set. Raises
-    `InputError` for a truncated tar, or a val tar without its devkit.
+    Returns None unless `path` is a folder with the train tar or the val tar. It reads every
+    header of the tars, which takes minutes for the whole set. Raises `InputError` for a
+    truncated tar, or a val tar without its devkit.
     """
     train_tar, val_tar = path / TRAIN, path / VAL
+    if not (train_tar.is_file() or val_tar.is_file()):
+        return None
     rejected: list[tuple[str, str]] = []
     notes, splits, named = [], {}, None
     if val_tar.is_file():

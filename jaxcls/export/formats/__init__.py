@@ -1,6 +1,6 @@
 """Formats of export. A format writes a trained model to a file, and runs the file.
 
-A format is a module here with an entry in FORMATS, and has
+A format is a module with an entry in FORMATS, and has
 
 - ABOUT: a line for --help;
 - NEEDS: {module: distribution} of the optional dependency of its name;
@@ -11,23 +11,26 @@ A format is a module here with an entry in FORMATS, and has
 """
 
 import importlib.util
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from jaxcls.errors import InputError
 from jaxcls.export.formats import onnx, safetensors, stablehlo, tflite
 
-FORMATS: dict[str, ModuleType] = {
-    "onnx": onnx,
-    "safetensors": safetensors,
-    "stablehlo": stablehlo,
-    "tflite": tflite,
-}
+FORMATS: Mapping[str, Any] = MappingProxyType(
+    {
+        "onnx": onnx,
+        "safetensors": safetensors,
+        "stablehlo": stablehlo,
+        "tflite": tflite,
+    }
+)
 
 
-def check(name: str) -> None:
+def check(name: str, format: Any) -> None:
     """Raises `InputError` if a package that a format needs is not installed."""
-    for module, distribution in FORMATS[name].NEEDS.items():
+    for module, distribution in format.NEEDS.items():
         if importlib.util.find_spec(module) is None:
-            raise InputError(
-                f"--format={name} needs {distribution}; pip install 'jaxcls[{name}]'"
-            )
+            given = f"jaxcls[{name}]" if name in FORMATS else distribution
+            raise InputError(f"--format={name} needs {distribution}; pip install '{given}'")

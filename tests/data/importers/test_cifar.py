@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls.data.importers import open_source
-from jaxcls.data.importers.cifar import is_cifar
+from jaxcls.data.importers.cifar import cifar
 from jaxcls.errors import InputError
 from tests import archives
 from tests.images import pillow, write
@@ -156,7 +156,7 @@ def test_other_things_are_no_cifar(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(bytes(5000))[:20])
     packed(tmp_path / "cifar-100-python.tar.gz", "cats", {"train": b"", "meta": b""})
     for path in (tmp_path, *tmp_path.iterdir(), tmp_path / "nowhere"):
-        assert not is_cifar(path)
+        assert cifar(path, tmp_path) is None
 
 
 def test_two_sets_in_one_folder_are_refused(tmp_path):

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from jaxcls.data.importers import idx as importer
 from jaxcls.data.importers import open_source
-from jaxcls.data.importers.idx import is_idx
 from jaxcls.errors import InputError
 from tests.images import pillow
 from tests.properties import few_examples
@@ -69,7 +69,7 @@ def test_idx_files_come_back(tmp_path, dotted, pack):
 def test_other_things_are_no_idx(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").mkdir()
     for path in (tmp_path, *tmp_path.iterdir(), tmp_path / "nowhere"):
-        assert not is_idx(path)
+        assert importer(path, tmp_path) is None
 
 
 cubes = numpy_strategies.arrays(

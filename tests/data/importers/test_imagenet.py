@@ -9,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from jaxcls.data.importers import open_source
-from jaxcls.data.importers.imagenet import is_imagenet
+from jaxcls.data.importers.imagenet import imagenet
 from jaxcls.errors import InputError
 from tests.archives import member, tar
 from tests.images import write
@@ -180,7 +180,7 @@ def test_what_is_not_safe_to_name_is_rejected(source):
 def test_other_things_are_no_imagenet(tmp_path):
     (tmp_path / "images.tar").write_bytes(tar({"cats/1.jpg": b""}))
     for path in (tmp_path, *tmp_path.iterdir(), tmp_path / "nowhere"):
-        assert not is_imagenet(path)
+        assert imagenet(path, tmp_path) is None
 
 
 def damaged(data, place):

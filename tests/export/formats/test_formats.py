@@ -19,7 +19,7 @@ from jaxcls.config import loading
 from jaxcls.data import sources
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts, writing
-from jaxcls.export.formats import FORMATS, example
+from jaxcls.export.formats import FORMATS, example, safetensors
 from jaxcls.export.formats.model import Asked, Model
 from jaxcls.predict import inference
 from jaxcls.training import train
@@ -132,7 +132,9 @@ def test_a_model_of_each_family_gives_its_logits(form, name, size, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (9, size, size, 3), np.uint8)
     seen = writing.Images(images, "noise")
     model = drawn(name, size)
-    found = writing.export(form, model, Asked(batch_size=2), seen, tmp_path)["verified"]
+    asked = Asked(batch_size=2)
+    made = writing.export(form, FORMATS[form], model, asked, seen, tmp_path)
+    found = made["verified"]
     assert found["images"] == 9
     assert found["largest_difference"] < found["tolerance"]
 
@@ -249,8 +251,8 @@ def test_an_example_with_torchvision_answers_as_predict_does(
     model, out = writing.model_of(exp, saved), tmp_path / "out"
     out.mkdir()
     seen = writing.of_files(exp, [str(tmp_path)])
-    found = writing.export("safetensors", model, Asked(), seen, out)
+    found = writing.export("safetensors", safetensors, model, Asked(), seen, out)
     about = {"preprocessing": {"steps": facts.steps(exp)}}
     told = {**about, "output": {"link": exp.recipe.link}, "labels": model.class_names}
-    writing.describe("safetensors", model, found | told, out)
+    writing.describe("safetensors", safetensors, model, found | told, out)
     check_answers(answered(out, files, TORCHVISION), exp, saved, files)
