@@ -10,9 +10,12 @@ import os
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from ml_collections import ConfigDict
+
+from jaxcls.config import loading
 from jaxcls.config.plugins import Plugins
 from jaxcls.config.plugins import load as load_plugins
 from jaxcls.errors import (
@@ -97,6 +100,16 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
 def plugins(args: argparse.Namespace) -> Plugins:
     """Imports the plug-ins of --plugins; raises `InputError`."""
     return load_plugins(args.plugins, "--plugins")
+
+
+def with_plugins(overrides: Mapping[str, str], args: argparse.Namespace) -> dict[str, str]:
+    """Returns the overrides of a config, in which --plugins is config.plugins."""
+    return {**overrides, **({"plugins": args.plugins} if args.plugins else {})}
+
+
+def plugins_of(path: str, config: ConfigDict, args: argparse.Namespace) -> Plugins:
+    """Imports the plug-ins of --plugins, else of a config; path: its file."""
+    return plugins(args) if args.plugins else loading.plugins_of(path, config)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

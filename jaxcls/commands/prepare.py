@@ -48,9 +48,8 @@ def main(argv: Sequence[str]) -> int:
     if given == ["show"]:
         if not args.config:
             raise InputError(f"--show={args.show} needs --config=FILE")
-        named = {"plugins": args.plugins} if args.plugins else {}
-        config = loading.load(args.config, {**overrides, **named})
-        plugins = loading.plugins_of(args.config, config)
+        config = loading.load(args.config, cli.with_plugins(overrides, args))
+        plugins = cli.plugins_of(args.config, config, args)
         show.draw(experiment.build(config, plugins=plugins), args.show)
         return DONE
     if overrides or args.config:

@@ -28,7 +28,7 @@ and say how sure the result is. The same command again goes on, or shows the res
 # The flags that --verify and --compare accept; --config accepts all flags.
 _BESIDE = {
     "--compare": {"--metric"},
-    "--verify": {"--workdir", "--seeds", "--shard", "--dry_run"}
+    "--verify": {"--workdir", "--seeds", "--shard", "--dry_run", "--plugins"}
     | {"--coordinator", "--processes", "--process"},
 }
 # Flags that have no effect without another one.
@@ -118,6 +118,7 @@ def _parser() -> cli.Parser:
         metavar=("A", "B"),
         help="folders of two runs, studies or cells; or run folders with commas between",
     )
+    cli.add_plugins(parser)
     cli.add_processes(parser)
     return parser
 
@@ -130,8 +131,9 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     varied = {key for cell in found for key in cell.seeds(0)}
     if twice := sorted(varied & overrides.keys()):
         raise InputError(f"--config.{twice[0]} is what --seeds varies; give --seeds=3-12")
-    base = configs.load(args.config, overrides)
-    seeds, plugins = cells.seeds(args.seeds or "10"), configs.plugins_of(args.config, base)
+    base = configs.load(args.config, cli.with_plugins(overrides, args))
+    seeds = cells.seeds(args.seeds or "10")
+    plugins = cli.plugins_of(args.config, base, args)
     study = Study(base, found, seeds, _folder(args, "study"), plugins)
     names = [cell.name for cell in found]
     baseline = args.baseline or names[0]
@@ -216,10 +218,10 @@ def _made(
 def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Trains a recorded recipe again; returns 0 if the results are equivalent, else 4."""
     before = expected.read(expected.file_of(args.verify))
-    base = configs.load(args.verify, overrides)
+    base = configs.load(args.verify, cli.with_plugins(overrides, args))
     expected.check_same(before, base)
     seeds = cells.seeds(args.seeds) if args.seeds else before["seeds"]
-    plugins, only = configs.plugins_of(args.verify, base), cells.make([], [], 0, 0, "all")
+    plugins, only = cli.plugins_of(args.verify, base, args), cells.make([], [], 0, 0, "all")
     study = Study(base, only, seeds, _folder(args, "verify"), plugins)
     metric, place = before["metric"], before["place"]
     print(table.plan(["base"], seeds, _shard(args.shard)))

@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_plugins(parser)
     rest, overrides = cli.split_overrides(argv)
     args = parser.parse_args(rest)
-    named = {"plugins": args.plugins} if args.plugins else {}
-    config = configs.load(args.config, {**overrides, **named})
+    config = configs.load(args.config, cli.with_plugins(overrides, args))
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
     if not args.dry_run and args.process in ("", "0"):
         print(f"{workdir}: loading JAX", flush=True)
@@ -50,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxcls.devices import hosts, mesh
     from jaxcls.training import stopping, train
 
-    plugins = configs.plugins_of(args.config, config)
+    plugins = cli.plugins_of(args.config, config, args)
     if args.dry_run:
         print(_dry_run(config, plugins, args.devices))
         return DONE

@@ -153,6 +153,8 @@ def _imported(name: str, where: str, beside: str) -> tuple[ModuleType, dict[str,
     if entry:
         return _module(entry.value.partition(":")[0], where)
     if not name.endswith(".py"):
+        if "/" in name or pathlib.Path(f"{name}.py").is_file():
+            raise InputError(f"{where} is no module; name the file, {name}.py")
         return _module(name, where)
     places = [pathlib.Path(beside) / name] if beside else []
     places = [place for place in (*places, pathlib.Path(name)) if place.is_file()]

@@ -14,7 +14,8 @@ from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment
 from jaxcls.experiment.recipe import Recipe
 from jaxcls.learning import schedules
-from jaxcls.models import naming
+from jaxcls.models import foreign, naming
+from jaxcls.models.foreign import Foreign
 from jaxcls.models.layers import blocks_of
 
 
@@ -78,6 +79,8 @@ def _model(recipe: Recipe) -> None:
             " as 'vit_s_16' and 'resnet50' are; leave model.remat at ''"
         )
     count = recipe.config.optim.accumulate
+    if isinstance(recipe.module, Foreign):
+        _foreign_statistics(recipe)
     statistics = naming.flatten(recipe.variables_like["batch_stats"])
     moving = statistics.keys() - naming.flatten(recipe.frozen_statistics).keys()
     has_norm = any(path.endswith("var") for path in moving)
@@ -86,6 +89,23 @@ def _model(recipe: Recipe) -> None:
             f"optim.accumulate={count} would give BatchNorm other statistics than the"
             " whole batch; say that they are the microbatches': model.batch_norm_groups="
             f"{count}"
+        )
+
+
+def _foreign_statistics(recipe: Recipe) -> None:
+    """Checks that a plug-in's model can freeze or group its BatchNorm, if it is asked."""
+    config = recipe.config
+    key = f"model.batch_norm_groups={config.model.batch_norm_groups}"
+    if recipe.frozen_statistics:
+        key = f"optim.freeze={config.optim.freeze!r}"
+    elif config.model.batch_norm_groups <= config.optim.accumulate:
+        return
+    images = jax.ShapeDtypeStruct((1, *recipe.data.train_shape), jnp.float32)
+    others = foreign.other_statistics(recipe.module, recipe.variables_like, images)
+    if others:
+        raise InputError(
+            f"{key} does not reach {others[0]} of model.name={config.model.name!r}, which"
+            " Flax's or another BatchNorm keeps; use jaxcls.models.layers.BatchNorm there"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcls.errors import InputError
 from jaxcls.models import naming
-from jaxcls.models.layers import Output
+from jaxcls.models.layers import BatchNorm, Output
 from jaxcls.models.naming import Naming
 
 _WANTED = "a flax.linen.Module whose __call__(self, images, train) returns logits [B, K]"
@@ -104,6 +104,24 @@ def _shown(out: Any) -> str:
     if hasattr(out, "shape"):
         return f"an array of {list(out.shape)}"
     return type(out).__name__
+
+
+def other_statistics(classifier: Any, like: Mapping[str, Any], images: Any) -> list[str]:
+    """Returns the paths of batch_stats that no `layers.BatchNorm` keeps.
+
+    like, images: The variables and a batch of images, as shapes.
+    """
+    kept = set()
+
+    def note(call: Any, args: Any, options: Any, context: Any) -> Any:
+        if isinstance(context.module, BatchNorm):
+            kept.add("/".join(context.module.path))
+        return call(*args, **options)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda v, x: classifier.apply(v, x, False), like, images)
+    paths = sorted(naming.flatten(like["batch_stats"]))
+    return [path for path in paths if path.rpartition("/")[0] not in kept]
 
 
 def names_of(classifier: Any, like: Mapping[str, Any]) -> dict[str, Naming]:

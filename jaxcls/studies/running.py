@@ -19,6 +19,7 @@ from jaxcls.devices import hosts
 from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import checks
+from jaxcls.learning.metrics import is_higher_better
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
@@ -98,7 +99,11 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     with _named(cell):
         exp = experiment.build(study.config(cell), plugins=study.plugins)
         checks.check(exp)
-        exp.recipe.direction(metric, "--metric")
+        if exp.recipe.direction(metric, "--metric") != is_higher_better(metric):
+            raise InputError(
+                f"--metric={metric} is of a plug-in and lower is better; a study compares"
+                " such metrics by the highest: let it give its negative, or name another"
+            )
     return exp
 
 

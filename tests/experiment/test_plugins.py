@@ -15,7 +15,7 @@ from jaxcls.data import sources
 from jaxcls.errors import InputError
 from jaxcls.experiment import checks
 from jaxcls.learning.metrics import Metric
-from jaxcls.models import Output
+from jaxcls.models import Output, layers
 
 
 class Plain(nn.Module):
@@ -40,6 +40,18 @@ class Told(Plain):
 
     def groups(self):
         return [("stem",), ("head",)]
+
+
+class Ours(nn.Module):
+    """Our BatchNorm in a network of one's own."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(4, (3, 3), name="stem")(images)
+        x = layers.BatchNorm(name="norm")(x, train)
+        return nn.Dense(self.num_classes, name="top")(nn.relu(x).mean((1, 2)))
 
 
 class OtherArguments(nn.Module):
@@ -88,8 +100,8 @@ def plain_sgd(decay):
 ADDED = plugins.Plugins(
     {
         "MODELS": {
-            "plain": Plain, "told": Told, "arguments": OtherArguments, "shape": OtherShape,
-            "collection": OtherCollection, "empty": NoParams,
+            "plain": Plain, "told": Told, "ours": Ours,
+            "arguments": OtherArguments, "shape": OtherShape, "collection": OtherCollection, "empty": NoParams,
             "nothing": lambda num_classes: 3,
         },
         "AUGMENTATIONS": {"halves": halves},
@@ -157,12 +169,30 @@ def test_entries_of_every_table_take_a_step(tiny):
         ),
         ({"model.name": "plain", "optim.head_first": "1 steps"}, r"has no groups\(\), its"),
         ({"model.name": "plain", "model.remat": "blocks"}, "is not made of blocks"),
+        (
+            {"model.name": "plain", "optim.freeze": "^(stem|norm)/"},
+            "optim.freeze=.* does not reach norm/mean of .*'plain', which Flax's",
+        ),
+        (
+            {"model.name": "plain", "model.batch_norm_groups": 2},
+            "batch_norm_groups=2 does not reach norm/mean of",
+        ),
     ],
 )
 def test_what_a_model_lacks_is_said_in_one_line_when_it_is_built(tiny, values, message):
     with pytest.raises(InputError, match=message) as error:
         checks.check(built(tiny, **values))
     assert "\n" not in str(error.value)
+
+
+def test_what_freezes_or_groups_no_norm_of_others_is_taken(tiny):
+    for values in (
+        {"model.name": "plain", "optim.freeze": "^stem/"},
+        {"model.name": "plain", "optim.accumulate": 2, "model.batch_norm_groups": 2},
+        {"model.name": "ours", "optim.freeze": "^(stem|norm)/"},
+        {"model.name": "ours", "model.batch_norm_groups": 2},
+    ):
+        checks.check(built(tiny, **values))
 
 
 def test_features_and_layers_by_depth_are_taken_where_the_model_tells_them(tiny):
