@@ -101,7 +101,8 @@ ADDED = plugins.Plugins(
     {
         "MODELS": {
             "plain": Plain, "told": Told, "ours": Ours,
-            "arguments": OtherArguments, "shape": OtherShape, "collection": OtherCollection, "empty": NoParams,
+            "arguments": OtherArguments, "shape": OtherShape, "collection": OtherCollection,
+            "empty": NoParams,
             "nothing": lambda num_classes: 3,
         },
         "AUGMENTATIONS": {"halves": halves},
