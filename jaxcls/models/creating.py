@@ -8,9 +8,9 @@ from flax import traverse_util
 
 from jaxcls.config import calls
 from jaxcls.errors import InputError
-from jaxcls.models import naming, weights
+from jaxcls.models import naming
 from jaxcls.models.table import MODELS
-from jaxcls.models.weights import transfer
+from jaxcls.models.weights import read, transfer
 
 
 def create(
@@ -18,7 +18,7 @@ def create(
     num_classes: int,
     *,
     image_shape: tuple[int, int, int] = (224, 224, 3),
-    pretrained: str = "",
+    weights: str = "",
     seed: int = 0,
     dtype: Any = jnp.float32,
 ) -> tuple[Any, dict[str, Any]]:
@@ -31,7 +31,7 @@ def create(
         name: With options, if any: "resnet50", "vit_s_16(drop_path=0.1)".
         num_classes: The number of logits.
         image_shape: (H, W, C) of the images that the variables are for.
-        pretrained: A file of weights (.safetensors, .pth), or "hf:timm/resnet50.a1_in1k";
+        weights: A file of weights (.safetensors, .pth), or "hf:timm/resnet50.a1_in1k";
             "" is none. A head of other classes starts at random.
         seed: Of the random variables.
         dtype: Of the computation; params are float32.
@@ -47,14 +47,14 @@ def create(
     images = jnp.zeros((1, *image_shape), jnp.float32)
     made = jax.jit(lambda: module.init(jax.random.key(seed), images, False))()
     variables = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-    if not pretrained:
+    if not weights:
         return module, variables
-    tensors = weights.read(pretrained, "pretrained").tensors
+    tensors = read(weights, "weights").tensors
     is_fresh = transfer.classes_of(tensors, module.namings()) != num_classes
     try:
         start = transfer.adapt(tensors, module.namings(), variables, is_head_fresh=is_fresh)
     except InputError as error:
-        raise InputError(f"pretrained={pretrained} for name={name}: it {error}") from None
+        raise InputError(f"weights={weights} for name={name}: it {error}") from None
     flat = naming.flatten(variables)
     arrays = {path: jnp.asarray(start.arrays.get(path, x)) for path, x in flat.items()}
     return module, variables | traverse_util.unflatten_dict(arrays, sep="/")

@@ -113,8 +113,8 @@ class TrainedRun:
         Raises `InputError`, which names the place and the reason, for an image that cannot
         be read.
 
-        >>> run = jaxcls.load("runs/digits")  # doctest: +SKIP
-        >>> run.predict("seven.png").names  # doctest: +SKIP
+        >>> run = jaxcls.load("runs/digits")
+        >>> run.predict("seven.png").names
         ('7',)
         """
         found = self._answers(images, False, batch_size, threads)
@@ -136,6 +136,9 @@ class TrainedRun:
             images, batch_size, threads: As of `predict`.
 
         Raises `InputError` as `predict` does.
+
+        >>> jaxcls.load("runs/digits").embed(["seven.png", "two.png"]).shape
+        (2, 128)
         """
         found = self._answers(images, True, batch_size, threads)
         rows = [each.embed for each in found]

@@ -31,7 +31,7 @@ def test_weights_of_a_file_are_in_place_but_for_a_head_of_other_classes(tmp_path
     weights.write(file, _as_torch(text, there), None, ())
     for classes in (5, 3):
         module, here = jaxcls.models.create(
-            text, classes, image_shape=shape, pretrained=str(file)
+            text, classes, image_shape=shape, weights=str(file)
         )
         for path, array in naming.flatten(here).items():
             is_head = path.startswith("params/head/")
@@ -53,8 +53,8 @@ def test_what_is_no_model_or_not_its_weights_is_refused_in_one_line(tmp_path):
         jaxcls.models.create("resnet19", 10)
     file = tmp_path / "weights.safetensors"
     weights.write(file, {"a": np.zeros(3, np.float32)}, None, ())
-    with pytest.raises(InputError, match=r"pretrained=.* for name=cnn: it holds no layer"):
-        jaxcls.models.create("cnn", 10, image_shape=(8, 8, 1), pretrained=str(file))
+    with pytest.raises(InputError, match=r"weights=.* for name=cnn: it holds no layer"):
+        jaxcls.models.create("cnn", 10, image_shape=(8, 8, 1), weights=str(file))
 
 
 def test_a_seed_gives_the_same_variables_and_another_seed_others():

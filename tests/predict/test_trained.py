@@ -1,6 +1,7 @@
 """A trained run from Python: the answers of the verbs, for images of every form."""
 
 import csv
+import doctest
 import io
 
 import jax
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import jaxcls
 from jaxcls import commands
 from jaxcls.config import loading
 from jaxcls.errors import InputError
 from jaxcls.evaluation import scoring
-from jaxcls.predict import inference
+from jaxcls.predict import inference, trained
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,18 @@ def test_training_from_python_goes_on_and_is_done_once(data_dir, tmp_path):
     assert again.metrics() == run.metrics()
     with pytest.raises(InputError, match="unknown config key 'epochs'"):
         jaxcls.train(config, tmp_path / "run", {"epochs": 3})
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_docstrings_run(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    images, labels = load_digits(return_X_y=True)
+    for name, digit in {"seven.png": 7, "two.png": 2}.items():
+        # Digits runs from 0 to 16, and its dataset from 0 to 255.
+        pixels = images[np.flatnonzero(labels == digit)[0]].reshape(8, 8) * (255 / 16)
+        Image.fromarray(np.uint8(np.rint(pixels))).save(name)
+    jaxcls.train("configs/digits.py", "runs/digits", {"length": "5 epochs"})
+    for module in (jaxcls, trained):
+        found = doctest.testmod(module, extraglobs={"jaxcls": jaxcls})
+        assert (found.failed, found.attempted > 2) == (0, True)
