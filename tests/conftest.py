@@ -1,5 +1,7 @@
 """Eight fake CPU devices, one prepared digits dataset, and small configs for tests."""
 
+import gc
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -12,7 +14,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Most of the suite's time is LLVM's, and what it optimises is not ours to test; the
 # processes that tests start have it too, so that bits can be compared.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# The older emitters of fusions compile faster; a later XLA has no others, nor the flag.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0" + (
+    " --xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib") < "0.11"
+    else ""
+)
 import jax
 import pytest
 
@@ -25,6 +32,9 @@ from tests import settings
 from tests.dying import dying
 from tests.modules import zeros_of
 
+# JAX makes millions of objects that stay; a collector of the usual eagerness reads them
+# over and over.
+gc.set_threshold(200_000, 20, 50)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled serves the next, and the processes that tests start; those
 # that must make the same bits by themselves go without. A cache of this session alone.

@@ -36,7 +36,8 @@ def machine():
     # Eigen cuts products by the sizes of caches, which follow from the model.
     model = r"^(?:cpu family|model|stepping|cache size)\s*:.*$"
     about = re.findall(model, info.read_text(), re.MULTILINE) if info.exists() else []
-    kind = json.dumps([cpu["machine"], cpu["instructions"], sorted(set(about))])
+    flags = os.environ["XLA_FLAGS"]
+    kind = json.dumps([cpu["machine"], cpu["instructions"], sorted(set(about)), flags])
     digest = hashlib.sha256(kind.encode()).hexdigest()[:12]
     versions = provenance.versions(("jax", "jaxlib", "numpy"))
     return " ".join([*map(str, versions.values()), f"{cpu['cores']} cores", digest])

@@ -140,7 +140,7 @@ def test_muons_step_of_a_convolution_is_that_of_its_matrix_and_nearly_orthogonal
         np.asarray(first_updates(optimizer, {"conv1": {"kernel": each}})["conv1"]["kernel"])
         for each in (grad, grad.reshape(-1, 16))
     )
-    np.testing.assert_allclose(whole.reshape(matrix.shape), matrix, rtol=1e-6)
+    np.testing.assert_allclose(whole.reshape(matrix.shape), matrix, rtol=1e-4)
     singular = np.linalg.svd(matrix, compute_uv=False)
     assert (singular > 0.6).all()
     assert (singular < 1.3).all()
