@@ -57,6 +57,11 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "vit_s_16": {"model.name": "vit_s_16(pool='mean', position='sincos')", **_VIT},
     "vit_b_16": {"model.name": "vit_b_16(pool='mean', position='sincos')", **_VIT},
+    # Of two blocks, which a test can compile again; the others are the same.
+    "vit_s_16_of_2": {
+        "model.name": "vit_s_16(pool='mean', position='sincos', depth=2)",
+        **_VIT,
+    },
 }
 # The two layers of randaugment(2, 10) one after the other: its scan would count once.
 AUGMENTED = ("randaugment(1, 10) | randaugment(1, 10)", "trivialaugment", "three_augment")
@@ -304,7 +309,7 @@ def main() -> None:
         if name == "resnet50" and args.flax_example:
             peer = flax_example(args.flax_example, devices, args.batch)
             title = "flax's example"
-        elif name.startswith("vit") and args.big_vision:
+        elif name.endswith("_16") and args.big_vision:
             peer = big_vision(args.big_vision, name, devices, args.batch)
             title = "big_vision"
         if peer:

@@ -46,14 +46,14 @@ def parts(out: pathlib.Path, data_dir: str, tiny: bool) -> list[Part]:
     size, many, some = (16, 8, 8) if tiny else (224, 256, 128)
     models = ("resnet50", "vit_b_16", "convnext_tiny")
     if tiny:
-        models = ("cnn(widths=(4,))", "vit_ti_16(patch=8, depth=1)", "resnet18(width=8)")
+        models = ("cnn(widths=(4,))",)
     found = [
         Part(
             f"step-{model.partition('(')[0]}",
             _step(model, size, batch, "none" if tiny else "compiled", precision),
             100,
         )
-        for model, batch in zip(models, (many, some, some), strict=True)
+        for model, batch in zip(models, (many, some, some), strict=False)
     ]
     fixed = _step(models[0], size, many, "none", precision, steps=2 if tiny else 20)
     tuned = out / "autotune.textproto"
@@ -63,7 +63,7 @@ def parts(out: pathlib.Path, data_dir: str, tiny: bool) -> list[Part]:
         "narrow": f"{NARROW} --xla_gpu_dump_autotune_results_to={tuned}",
         "narrow-again": f"{NARROW} --xla_gpu_load_autotune_results_from={tuned}",
     }
-    for kind, flags in kinds.items():
+    for kind, flags in [*kinds.items()][: 2 if tiny else None]:
         # A CPU's XLA ends the process at a flag of GPUs that it does not know.
         found.append(Part(f"flags-{kind}", fixed, 40, "" if tiny else flags))
     speed: tuple[str, ...] = ("-m", "benchmarks.speedrun", f"--seeds={1 if tiny else 5}")

@@ -79,10 +79,10 @@ def test_the_script_for_a_gpu_runs_its_parts_one_after_the_other(data_dir, tmp_p
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": status 0") == 9, done.stdout
+    assert done.stdout.count(": status 0") == 5, done.stdout
     digests = re.findall(r"digest of the params after \d+ steps: (\w+)", done.stdout)
-    assert len(digests) == 7
-    assert len(set(digests[3:])) == 1  # The same steps in four processes.
+    assert len(digests) == 3
+    assert len(set(digests[1:])) == 1  # The same steps in two processes.
 
 
 @pytest.mark.slow
