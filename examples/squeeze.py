@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models import Output
+
 
 class Squeeze(nn.Module):
-    """Two convolutions, and the mean of each channel: images [B, H, W, C] to logits."""
+    """Two convolutions; the mean of each channel is a feature. Images to logits."""
 
     num_classes: int
     width: int = 32
@@ -22,7 +24,8 @@ class Squeeze(nn.Module):
         x = nn.relu(nn.Conv(self.width, (3, 3), name="stem")(images))
         x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
         x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=2, name="squeeze")(x))
-        return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
+        features = x.mean((1, 2))
+        return Output(nn.Dense(self.num_classes, name="head")(features), features)
 
 
 def dim(most: float = 0.5):

@@ -70,14 +70,25 @@ def test_a_verb_works_with_the_plug_in_and_says_the_flag_without(
     monkeypatch.setattr("jaxcls.studies.reproducing._set_environment", lambda start: None)
     given = [each.format(pictures=pictures) for each in flags]
     command = [verb, f"--workdir={made[0]}", *given]
-    if verb == "search":  # It gives no features.
-        with pytest.raises(InputError, match="gives no features; return"):
-            commands.main([*command, f"--plugins={EXAMPLE}"])
-        return
     with pytest.raises(InputError, match=r"was trained with a plug-in .*squeeze.py'$"):
         commands.main(command)
     assert commands.main([*command, f"--plugins={EXAMPLE}"]) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_takes_a_plug_in(tmp_path, data_dir, capsys):
+    command = [
+        "study",
+        *OPTIONS,
+        f"--config.data.dir={data_dir}",
+        f"--workdir={tmp_path}/study",
+        "--seeds=2",
+    ]
+    with pytest.raises(InputError, match=r"unknown model\.name 'squeeze'"):
+        commands.main(command)
+    assert commands.main([*command, f"--plugins={EXAMPLE}"]) == 0
+    assert "done: cells=1 done=2" in capsys.readouterr().out
 
 
 def test_its_run_is_loaded_from_python_with_the_plug_in(made, pictures):
