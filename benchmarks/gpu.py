@@ -44,7 +44,7 @@ def parts(out: pathlib.Path, data_dir: str, tiny: bool) -> list[Part]:
     """Returns the parts in order; `out` keeps the results of autotuning."""
     precision = "float32" if tiny else "bfloat16"
     size, many, some = (16, 8, 8) if tiny else (224, 256, 128)
-    models = ("resnet50", "vit_b_16", "convnext_tiny")
+    models: tuple[str, ...] = ("resnet50", "vit_b_16", "convnext_tiny")
     if tiny:
         models = ("cnn(widths=(4,))",)
     found = [

@@ -18,7 +18,7 @@ from jaxcls.data import sources
 from jaxcls.data.batch import Batch
 from jaxcls.data.pipeline import ROLES, Data
 from jaxcls.data.selection import Selection
-from jaxcls.devices import compiling, mesh
+from jaxcls.devices import compiling, jax_settings, mesh
 from jaxcls.errors import InputError
 from jaxcls.experiment import compile_cache, initial, recipe, teacher
 from jaxcls.experiment.initial import Initial, TrainedModel
@@ -44,6 +44,7 @@ def build(
     plugins: From `config.plugins.load`; build itself imports none.
     """
     check(config)
+    jax_settings.check()
     if config.plugins and not plugins.tables:
         raise InputError(
             f"config.plugins={config.plugins!r} is not loaded; give build(config, plugins="

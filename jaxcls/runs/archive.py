@@ -17,6 +17,8 @@ from jaxcls.errors import InputError
 from jaxcls.runs import provenance, records
 from jaxcls.runs.workdir import Workdir
 
+# The most that an archive may unpack to: a file of some megabytes can hold terabytes.
+MOST_BYTES = 2**30
 PACKED = ("config.json", "manifest.json", "metrics.jsonl", "digests.jsonl")
 
 
@@ -79,15 +81,19 @@ def opened(given: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with gzip.open(path) as stream, tarfile.open(fileobj=stream) as archive:
-                for member in archive:
-                    name = pathlib.PurePosixPath(member.name).name
-                    # A link may lead nowhere.
-                    content = archive.extractfile(member) if member.isfile() else None
-                    if content and name in PACKED:
-                        pathlib.Path(scratch, name).write_bytes(content.read())
-                while stream.read(2**20):  # gzip compares the checksum at the end.
-                    pass
+            with gzip.open(path) as stream, tempfile.TemporaryFile() as whole:
+                while part := stream.read(2**20):
+                    whole.write(part)
+                    _check_size(whole.tell())
+                whole.seek(0)
+                with tarfile.open(fileobj=whole, mode="r:") as archive:
+                    for member in archive:
+                        name = pathlib.PurePosixPath(member.name).name
+                        _check_size(member.size)  # A sparse file's is that of its holes.
+                        # A link may lead nowhere.
+                        content = archive.extractfile(member) if member.isfile() else None
+                        if content and name in PACKED:
+                            pathlib.Path(scratch, name).write_bytes(content.read())
             if missing := set(PACKED) - set(os.listdir(scratch)):
                 raise OSError(f"it lacks {min(missing)}")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
@@ -96,6 +102,12 @@ def opened(given: str) -> Iterator[str]:
                 " or what --pack has written"
             ) from None
         yield scratch
+
+
+def _check_size(size: int) -> None:
+    """Raises OSError for more bytes than an archive may unpack to."""
+    if size > MOST_BYTES:
+        raise OSError(f"it unpacks to more than {MOST_BYTES:,} bytes")
 
 
 def read(folder: str, given: str) -> Recorded:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxcls.devices import jax_settings
 from jaxcls.version import NUMERICS, __version__, home_of
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
@@ -37,6 +39,7 @@ def of_this_start() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "jax_settings": jax_settings.others(),
     }
 
 
@@ -84,6 +87,7 @@ def _facts(start: Mapping[str, Any]) -> dict[str, Any]:
         "numerics": start.get("numerics", 0),
         **{name: start[name] for name in fields if name in start},
         **start["versions"],
+        "JAX's settings": json.dumps(start.get("jax_settings", {}), sort_keys=True),
         "devices": f"{len(start['devices'])} {start['devices'][0]}",
         "mesh.fsdp": start.get("fsdp", 1),
         "convolutions": start.get("convolution", ""),

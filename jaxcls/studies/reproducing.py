@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -111,15 +112,41 @@ def _last_step(recorded: Recorded, steps: int) -> int:
 
 
 def _set_environment(start: dict[str, Any]) -> None:
-    """Sets XLA_FLAGS, and on CPU the threads and devices, as in the recorded start."""
-    os.environ["XLA_FLAGS"] = start["xla_flags"]
+    """Sets XLA_FLAGS, and on CPU the threads and devices, as in the recorded start.
+
+    Raises `InputError` for a flag that may do more than change bits, such as write files,
+    unless the environment has it already: an archive may come from anybody.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    for flag in str(start["xla_flags"]).split():
+        if flag not in given and not _SAFE_FLAG.fullmatch(flag):
+            raise InputError(
+                f"the run was made with XLA_FLAGS={flag}, which is not set because an"
+                f" archive says so; if you trust it: XLA_FLAGS='{flag}' jaxcls reproduce"
+            )
+    os.environ["XLA_FLAGS"] = str(start["xla_flags"])
     if provenance.is_on_cpu(start):
+        cpu, there = start["cpu"], len(start["devices"])
+        threads, local = cpu["nproc"] or cpu["cores"], start.get("local_devices", 1)
+        for name, count in {"threads": threads, "local_devices": local}.items():
+            if not str(count).isdecimal() or not 1 <= int(count) <= _MOST:
+                raise InputError(
+                    f"the run's manifest.json has {name}={count!r}, and must have a number"
+                    f" from 1 to {_MOST}; take the folder or archive as it was"
+                )
         # The size of XLA's thread pool decides how XLA splits sums.
-        os.environ["NPROC"] = str(start["cpu"]["nproc"] or start["cpu"]["cores"])
-        there = max(start.get("local_devices", 1), len(start["devices"]))
-        jax.config.update("jax_num_cpu_devices", there)
+        os.environ["NPROC"] = str(threads)
+        jax.config.update("jax_num_cpu_devices", max(int(local), there))
 
 
+# A flag with a number or a word of XLA's, that names nothing of the file system.
+_SAFE_FLAG = re.compile(
+    r"--xla_(?!\w*(?:dump|file|dir|path|log|cache))(?:backend|cpu|gpu|tpu|llvm|allow)_\w+"
+    r"(?:=[\w,+-]*)?",
+    re.ASCII,
+)
+# The most threads and devices of a CPU that a recorded start may ask for.
+_MOST = 1024
 # The config keys that may change when a run is reproduced.
 _ANYWHERE = (
     "data.dir", "data.threads", "data.prefetch", "data.resident", "init.weights",

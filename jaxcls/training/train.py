@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcls.config import loading as configs
-from jaxcls.devices import compiling, hosts, memory
+from jaxcls.devices import compiling, hosts, jax_settings, memory
 from jaxcls.errors import DivergedError, InputError, StoppedError
 from jaxcls.evaluation import passes
 from jaxcls.experiment import Experiment, checks, show
@@ -144,6 +144,7 @@ def _same_everywhere(
         "--workdir": workdir,
         "code": provenance.code(),
         "versions": provenance.versions(),
+        "JAX's settings": jax_settings.others(),
         "data": implied,
         "convolutions": exp.convolution,
         **{f"config.{key}": value for key, value in values if key not in _OF_EACH},

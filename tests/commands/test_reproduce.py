@@ -1,5 +1,6 @@
 """A recorded run is made again from its folder alone; what was tampered with is found."""
 
+import io
 import json
 import os
 import shutil
@@ -346,3 +347,68 @@ def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
     for path in (*tmp_path.glob("damaged*"), tmp_path / "odd.tar.gz"):
         with pytest.raises(InputError, match=f"{path.name} is no archive of a run"):
             commands.main(["reproduce", f"--workdir={path}"])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--xla_dump_to=/tmp/anywhere",
+        "--xla_gpu_dump_autotune_results_to=x",
+        "--xla_gpu_kernel_cache_file=x",
+        "--xla_cpu_sigmund_cpu_file_path=x",
+        "--xla_gpu_cuda_data_dir=x",
+        "--flagfile=x",
+        "--xla_cpu_flag=../x",
+    ],
+)
+def test_an_archive_sets_no_flag_that_may_write(flag, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    start = {**START, "xla_flags": f"--xla_cpu_enable_fast_math=false {flag}"}
+    with pytest.raises(InputError, match="not set because an archive says so; if you"):
+        reproducing._set_environment(start)
+    assert os.environ["XLA_FLAGS"] == ""
+    # The user's own flag is the user's.
+    monkeypatch.setenv("XLA_FLAGS", flag)
+    monkeypatch.setenv("NPROC", "")
+    monkeypatch.setattr("jax.config.update", lambda name, value: None)
+    reproducing._set_environment(start)
+    assert os.environ["XLA_FLAGS"] == start["xla_flags"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_gpu_deterministic_ops=true",
+        "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",
+        "--xla_allow_excess_precision=false",
+    ],
+)
+def test_flags_that_change_bits_are_set_as_recorded(flag, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("NPROC", "")
+    monkeypatch.setattr("jax.config.update", lambda name, value: None)
+    reproducing._set_environment({**START, "xla_flags": flag})
+    assert os.environ["XLA_FLAGS"] == flag
+    assert os.environ["NPROC"] == "2"
+
+
+@pytest.mark.parametrize("there", [0, -1, 10**9, "many", 2.5])
+def test_a_start_asks_for_a_sensible_number_of_devices(there, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    with pytest.raises(InputError, match=r"manifest.json has local_devices=.* from 1 to"):
+        reproducing._set_environment({**START, "local_devices": there})
+
+
+def test_an_archive_unpacks_to_bounded_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_archive, "MOST_BYTES", 2**20)
+    file = tmp_path / "bomb.tar.gz"
+    with tarfile.open(file, "w:gz") as archive:
+        member = tarfile.TarInfo("run/config.json")
+        member.size = 2**22
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    with (
+        pytest.raises(InputError, match="it unpacks to more than 1,048,576 bytes"),
+        run_archive.opened(str(file)),
+    ):
+        pass
