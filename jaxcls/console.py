@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, printable
 
 
 def console(width: int = 120) -> Console:
@@ -23,13 +25,40 @@ def console(width: int = 120) -> Console:
     return Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
+class _Table(Table):
+    """A table whose cells may be of anybody: an escape sequence is shown, not obeyed."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(printable(str(cell)) for cell in cells), **options)
+
+
 def table(title: str, *columns: str, texts: int = 1) -> Table:
     """Returns an empty table; the first `texts` columns hold text, the others numbers."""
-    made = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
+    made = _Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         is_text = number < texts
         made.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     return made
+
+
+@contextlib.contextmanager
+def outlived() -> Iterator[None]:
+    """Goes on without standard output if its reader or its terminal is gone.
+
+    A pipe without a reader gives EPIPE, and a terminal that was closed EIO.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EPIPE and not (error.errno == errno.EIO and _is_hung_up()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_hung_up() -> bool:
+    """Returns whether standard output is a terminal that was closed: a disk has EIO too."""
+    descriptor = sys.stdout.fileno()
+    return stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor)
 
 
 def as_text(value: float | None) -> str:

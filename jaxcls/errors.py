@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -56,6 +57,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """Returns an error's first line, cut to 200 characters; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def printable(text: str) -> str:
+    """Returns text with its control characters as escapes, but for the end of a line.
+
+    What comes from another's folder could otherwise move a terminal's cursor.
+    """
+    if text.isprintable():
+        return text
+    kept = (c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+    return "".join(kept)
+
+
+def _escaped(character: str) -> str:
+    """Returns a character's escape, of Zs and Cf the character itself."""
+    is_harmless = unicodedata.category(character) in ("Zs", "Cf", "Co", "Cs")
+    is_turning = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return character if is_harmless and not is_turning else ascii(character)[1:-1]
 
 
 def shown(name: str | bytes) -> str:

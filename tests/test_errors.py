@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcls.errors import InputError, did_you_mean, lookup
+from jaxcls.errors import InputError, did_you_mean, lookup, printable
 
 TABLE = {"cosine": 1, "constant": 2, "linear": 3}
 
@@ -25,3 +25,17 @@ def test_a_name_is_its_entry_or_is_answered_with_the_nearest_and_the_list(name, 
 )
 def test_did_you_mean_names_the_nearest_or_nothing(name, expected):
     assert did_you_mean(name, iter(["cnn", "resnet50"])) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("plain text, grün, 猫, 👩\u200d🚀", "plain text, grün, 猫, 👩\u200d🚀"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[31mred\x9b1A\x07\r", "\\x1b[31mred\\x9b1A\\x07\\r"),
+        ("\u202eturned\u2066", "\\u202eturned\\u2066"),
+        ("no\xa0break", "no\xa0break"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text, said):
+    assert printable(text) == said

@@ -5,6 +5,8 @@ stray arguments, and accepts overrides that are NaN or a dict.
 """
 
 import argparse
+import contextlib
+import io
 import math
 import os
 import pathlib
@@ -15,6 +17,7 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
+from jaxcls import console
 from jaxcls.config import loading
 from jaxcls.config.plugins import Plugins
 from jaxcls.config.plugins import load as load_plugins
@@ -27,6 +30,7 @@ from jaxcls.errors import (
     DivergedError,
     InputError,
     StoppedError,
+    printable,
 )
 
 # The files of a run's folder, which no output may replace.
@@ -245,9 +249,14 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     with 3, a `StoppedError` with 75, and Ctrl-C with 130. Any other exception is a bug and
     keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A name may be in no ASCII.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = main(sys.argv[1:])
-        sys.stdout.flush()
+        status = DONE
+        with console.outlived():
+            status = main(sys.argv[1:])
+            sys.stdout.flush()
     except InputError as error:
         status = _say(f"error: {error}", BAD_INPUT)
     except DivergedError as error:
@@ -256,12 +265,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
         status = _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # The reader closed the pipe, which is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = DONE
     sys.exit(status)
 
 
 def _say(text: str, status: int) -> int:
-    print(" ".join(text.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        print(printable(" ".join(text.split())), file=sys.stderr)
     return status

@@ -14,8 +14,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jaxcls import atomic
+from jaxcls import atomic, console
 from jaxcls.devices import hosts
+from jaxcls.errors import printable
 from jaxcls.runs.records import Record, pairs, plain, trim
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
@@ -181,14 +182,13 @@ class _Console:
             self._bar.update(self._task, completed=step, pace=pace)
 
     def line(self, text: str) -> None:
-        if self._bar:
-            self._bar.console.print(text)
-            return
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # The reader is gone; the run goes on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with console.outlived():
+            if self._bar:
+                self._bar.console.print(printable(text))
+            else:
+                print(printable(text), flush=True)
 
     def close(self) -> None:
         if self._bar:
-            self._bar.stop()
+            with console.outlived():
+                self._bar.stop()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C -> a run that saves its state and exits with status 75."""
+"""SIGTERM, SIGHUP and Ctrl-C -> a run that saves its state and exits with status 75."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from jaxcls.errors import INTERRUPTED, STOPPED
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stop:
@@ -52,11 +52,14 @@ class Stop:
         if not self._polls:
             self._before_leaving()
             _leave("stopped before the first step; the same command starts", STOPPED)
+        _say("stopping: the state is saved first; a second signal ends at once")
 
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-    """Yields a `Stop` that SIGTERM and Ctrl-C ask; for the main thread of a command.
+    """Yields a `Stop` that `SIGNALS` ask; for the main thread of a command.
+
+    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as by nohup.
 
     The interpreter's C code writes signals to a pipe, and a thread reads them. A Python
     handler would wait until XLA returns from a compilation.
@@ -65,12 +68,15 @@ def on_signals() -> Iterator[Stop]:
     out, into = os.pipe()
     os.set_blocking(into, False)
 
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [each for each in SIGNALS if each != signal.SIGHUP or not is_ignored]
+
     def watch() -> None:
         while number := os.read(out, 1):
-            if number[0] in SIGNALS:
+            if number[0] in heard:
                 stop.ask()
 
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda *_: None) for number in heard}
     previous = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
@@ -87,7 +93,12 @@ def on_signals() -> Iterator[Stop]:
 
 def _leave(text: str, status: int) -> None:
     """Ends the process from any thread, whatever the other threads do."""
+    _say(text)
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(status)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -2,13 +2,18 @@
 
 import functools
 import json
+import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from jaxcls.training import stopping
+from tests.conftest import ROOT
 
 
 def ended(folder):
@@ -52,14 +57,17 @@ def test_sigterm_while_compiling_ends_the_process_at_once(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_saves_and_leaves_with_75(train, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_in_training_saves_and_leaves_with_75(train, tmp_path, number):
     short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
     process = train(*short)
     until(process, "step 20:")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert said.startswith("stopped: asked to; the state after step ")
+    first, second = said.splitlines()
+    assert first == "stopping: the state is saved first; a second signal ends at once"
+    assert second.startswith("stopped: asked to; the state after step ")
     again = train(*short)
     out, said = again.communicate(timeout=120)
     assert again.returncode == 0, said
@@ -78,3 +86,43 @@ def test_a_second_signal_leaves_at_once_with_130(train, tmp_path):
     process.send_signal(signal.SIGINT)  # Two of one kind may reach it as one.
     process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_a_run_that_ignores_sighup_outlives_its_terminal(data_dir, tmp_path):
+    code = (
+        "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+        "sys.argv[0] = 'jaxcls'; from jaxcls.__main__ import main; main()"
+    )
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
+    flags += ["--config.length=90 steps", "--config.model.name=cnn(widths=(4,))"]
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", *flags],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        cwd=ROOT,
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "JAX_NUM_CPU_DEVICES": "1"},
+    )
+    os.close(terminal)
+    seen = b""
+    while b"step 20:" not in seen:
+        seen += os.read(ours, 2**16)
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    assert ended(tmp_path / "run") == ["done"]
+    last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["kind"] == "final"
+
+
+@pytest.mark.slow
+def test_a_name_that_the_terminal_cannot_show_ends_no_run(train, started, tmp_path):
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/grün"]
+    process = started(
+        "-m", "jaxcls", "train", *flags, "--config.length=2 steps", PYTHONIOENCODING="ascii"
+    )
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert out.splitlines()[-1].endswith("gr\\xfcn")
