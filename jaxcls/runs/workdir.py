@@ -100,7 +100,9 @@ class Workdir:
             return
         if not self.path.is_dir():
             raise InputError(f"--workdir={self.given} is a file; name a folder")
-        others = sorted({entry.name for entry in self.path.iterdir()} - {"lock"})
+        # A start that was killed leaves these; another may write them just now.
+        begun = {"lock", "config.json.tmp"}
+        others = sorted({entry.name for entry in self.path.iterdir()} - begun)
         if not others:
             return
         if "config.json" not in others:

@@ -95,6 +95,19 @@ def test_a_new_folder_an_empty_one_and_one_only_locked_are_taken(tmp_path):
         Workdir(tmp_path / "run").check_identity(loading.base())
 
 
+@pytest.mark.parametrize("left", [["config.json.tmp"], ["lock", "config.json.tmp"]])
+def test_a_start_that_was_killed_in_its_first_write_leaves_a_folder_to_start_in(
+    tmp_path, left
+):
+    for name in left:
+        (tmp_path / name).write_text('{"format": 1, "con')
+    folder, config = Workdir(tmp_path), loading.base()
+    folder.check_identity(config)
+    folder.adopt(config, {})
+    assert folder.config() == config
+    assert not (tmp_path / "config.json.tmp").exists()
+
+
 def test_another_identity_is_refused_with_the_difference_and_a_free_name(tmp_path):
     begun(tmp_path / "run", seed=1)
     (tmp_path / "run-2").mkdir()
