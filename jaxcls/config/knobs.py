@@ -60,8 +60,8 @@ normalize = "unit"  uint8 -> float32, an entry of NORMALIZATIONS
 loss.name = "softmax"  an entry of LOSSES, 'focal(gamma=1.0)', or of optax,
     'optax.sigmoid_focal_loss'
 loss.smoothing = 0.0  label smoothing: share of the target that is spread over all classes
-loss.class_weights = ""  class weights of the training loss: 'balanced', a number for each,
-    '1, 2, 0.5', or some by name, 'cat: 2'; '': all 1
+loss.class_weights = ""  weights of an example's label in the training loss: 'balanced', a
+    number for each, '1, 2, 0.5', or some by name, 'cat: 2'; '': all 1
 loss.l1 = 0.0  factor of sum |p| over the params of optim.decay_on, added to the loss
 loss.l2 = 0.0  factor of sum p^2 over the params of optim.decay_on, added to the loss
 distill.run ~ ""  folder of the teacher, a run whose logits are learned; '': none

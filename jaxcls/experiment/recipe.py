@@ -289,7 +289,8 @@ class Recipe:
         if not text:
             return self.loss
         names, counts = self.data.selection.class_names, self.data.selection.class_counts
-        return losses.weighted(self.loss, losses.parse_weights(text, names, counts))
+        weights = losses.parse_weights(text, names, counts)
+        return losses.weighted(self.loss, weights, self.config.loss.smoothing)
 
     @functools.cached_property
     def _penalty(self) -> Callable[[Any], jax.Array] | None:

@@ -106,10 +106,11 @@ def distill(
     return temperature**2 * apart
 
 
-def weighted(loss: Loss, weights: np.ndarray) -> Loss:
-    """Returns `loss` with each example's value times ``sum_c target_c weights_c``.
+def weighted(loss: Loss, weights: np.ndarray, smoothing: float = 0.0) -> Loss:
+    """Returns `loss` with each example's value times ``sum_c label_c weights_c``.
 
-    weights: [K].
+    weights: [K]. smoothing: Of the targets, below 1; label_c is what they were without it,
+    so that a rare class keeps its whole weight.
 
     The sum is not divided by the weights of a batch. Balanced weights average to 1 over the
     data. A divisor of each batch would change the gradient under accumulation.
@@ -119,6 +120,8 @@ def weighted(loss: Loss, weights: np.ndarray) -> Loss:
         scale = jnp.einsum(
             "bk,k->b", targets, jnp.asarray(weights), precision=jax.lax.Precision.HIGHEST
         )
+        if smoothing:  # It is linear, as a mix is.
+            scale = (scale - smoothing * float(weights.mean())) / (1.0 - smoothing)
         return scale * loss(logits, targets)
 
     return apply

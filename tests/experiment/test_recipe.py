@@ -229,7 +229,7 @@ def test_weights_of_classes_and_smoothing_are_of_the_training_loss_alone(tiny):
     expected = -(hot * log_softmax(logits, -1)).sum(-1)
     np.testing.assert_allclose(scored["loss"], expected, rtol=1e-4)
     _, record = exp.programs.train_step(state, batch)
-    expected = ((targets @ weights) * each).mean()
+    expected = ((hot @ weights) * each).mean()
     assert float(record["loss"]) == pytest.approx(expected, rel=1e-5)
 
 

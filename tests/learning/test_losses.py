@@ -113,6 +113,29 @@ def test_an_example_weighs_what_its_classes_do_by_their_shares():
     np.testing.assert_allclose(function(LOGITS, SOFT), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_balanced_classes_pull_equally_whatever_the_smoothing(smoothing):
+    # 99 to 1, and images that are alike: the best answer is one half for each.
+    labels = np.repeat([0, 1], [990, 10])
+    weights = parse_weights("balanced", ("a", "b"), lambda: np.array([990, 10]))
+    function = weighted(LOSSES["softmax"](), weights, smoothing)
+    targets = smooth(jnp.asarray(labels), 2, smoothing)
+    slope = jax.grad(lambda x: function(jnp.tile(x, (1000, 1)), targets).mean())
+    np.testing.assert_allclose(slope(jnp.zeros(2)), 0, atol=1e-6)
+    assert np.abs(slope(jnp.array([0.0, 1.0]))).min() > 0.1
+
+
+def test_a_mix_of_smoothed_labels_weighs_what_its_labels_do_by_their_shares():
+    weights, share = np.array([0.5, 1.0, 2.0, 0.0], np.float32), 0.3
+    one, other = (smooth(jnp.array(each), 4, 0.2) for each in ([0, 1, 2], [2, 3, 2]))
+    mixed = share * one + (1 - share) * other
+    logits = jnp.asarray(LOGITS[:3])
+    plain = LOSSES["softmax"]()(logits, mixed)
+    found = weighted(LOSSES["softmax"](), weights, 0.2)(logits, mixed) / plain
+    first, second = weights[[0, 1, 2]], weights[[2, 3, 2]]
+    np.testing.assert_allclose(found, share * first + (1 - share) * second, rtol=1e-5)
+
+
 NAMES = ("cat", "dog", "big, old horse")
 
 
