@@ -10,7 +10,7 @@ from jaxcls.config.loading import to_text
 from jaxcls.data.pipeline import ROLES
 from jaxcls.devices.memory import activation_bytes, explained, step_bytes, tree_bytes
 from jaxcls.experiment import Experiment
-from jaxcls.experiment.checks import check
+from jaxcls.experiment.checks import check, notes
 
 
 def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
@@ -45,6 +45,8 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
         rows["teacher"] = exp.config.distill.run
     if exp.initial:
         rows["weights"] = "; ".join(exp.initial.notes)
+    if noted := notes(exp):
+        rows["note"] = "; ".join(noted)
     lines = [f"{name + ':':<15}{text}\n" for name, text in rows.items()]
     return "".join(lines) + "\n" + to_text(exp.config).rstrip("\n")
 

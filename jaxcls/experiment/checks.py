@@ -1,6 +1,7 @@
 """Checks of a config with its data and devices, before a run writes anything."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import flax.errors
@@ -13,10 +14,13 @@ from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment
 from jaxcls.experiment.recipe import Recipe
-from jaxcls.learning import schedules
+from jaxcls.learning import metrics, schedules
 from jaxcls.models import foreign, naming
 from jaxcls.models.foreign import Foreign
 from jaxcls.models.layers import blocks_of
+
+# The most of the initial params in an average at the end that is not worth a line.
+_STILL_START = 0.05
 
 
 def check(exp: Experiment) -> None:
@@ -30,8 +34,34 @@ def check(exp: Experiment) -> None:
         _model(exp.recipe)
     _optimizer(exp.recipe)
     _loss(exp.recipe)
+    _metrics(exp.recipe)
     with _options_of(exp.config.model.name):
         _ = exp.programs.lowered_train_step
+
+
+def notes(exp: Experiment) -> list[str]:
+    """Returns lines about what runs as its config asks, and may not be what is meant."""
+    config, found = exp.config, []
+    decay, updates = config.ema.decay, exp.plan.steps // config.ema.every
+    if decay and not config.ema.warmup and decay**updates > _STILL_START:
+        found.append(
+            f"ema.decay={decay} leaves {decay**updates:.0%} of the initial params in the"
+            f" average after all {updates:,} updates; try ema.warmup=true, or"
+            f" ema.decay={_decay_for(updates)}"
+        )
+    statistics = exp.recipe.variables_like["batch_stats"]
+    if exp.recipe.has_averaging_optimizer and statistics:
+        found.append(
+            f"optim.wrapper={config.optim.wrapper!r} scores averaged params with"
+            " BatchNorm's statistics of other params, so scores may be lower than those of"
+            " a model without BatchNorm"
+        )
+    return found
+
+
+def _decay_for(updates: int) -> float:
+    """Returns a decay that leaves 1 % of the start after so many updates."""
+    return float(f"{0.01 ** (1 / updates):.3g}")
 
 
 @contextlib.contextmanager
@@ -120,6 +150,12 @@ def _optimizer(recipe: Recipe) -> None:
             f"{key} rises by itself, and optim.warmup={optim.warmup!r} would come before"
             " it; give optim.warmup='0 steps'"
         )
+    if optim.warmup_from and not plan.warmup:
+        raise InputError(
+            f"optim.warmup_from={optim.warmup_from} does nothing where"
+            f" optim.warmup={optim.warmup!r} is 0 steps; set a longer warm-up, or leave"
+            " optim.warmup_from at 0.0"
+        )
     last = plan.steps - plan.cooldown
     if plan.cooldown and float(recipe.schedule(jnp.int32(last))) < 1e-4 * plan.lr:
         raise InputError(
@@ -139,6 +175,22 @@ def _optimizer(recipe: Recipe) -> None:
             f"{wrapper} is for a constant rate, and its average is scored as ema_...: give"
             " optim.schedule='constant' and"
             f" best.metric={'ema_' + metric.removeprefix('ema_')!r}"
+        )
+
+
+def _metrics(recipe: Recipe) -> None:
+    """Checks that there are classes to tell apart, and that best.metric can move."""
+    classes, config = recipe.data.selection.num_classes, recipe.config
+    if classes < 2:
+        raise InputError(
+            f"data.name={config.data.name!r} has {classes} class in use, and there is"
+            " nothing to tell apart; give a dataset, or data.classes, of two or more"
+        )
+    name = config.best.metric.removeprefix(metrics.AVERAGED)
+    if re.fullmatch(r"top\d+", name) and int(name[3:]) >= classes:
+        raise InputError(
+            f"best.metric={config.best.metric!r} is always 1 with {classes} classes, so it"
+            " chooses nothing; give best.metric='top1'"
         )
 
 

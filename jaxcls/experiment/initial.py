@@ -111,6 +111,14 @@ def load(recipe: Recipe) -> Initial:
     notes = [f"starting from {place}: {'; '.join(start.notes)}"]
     if fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
+    elif differ and (run or set(given.class_names) & set(names)):
+        pairs = zip(given.class_names, names, strict=False)
+        other, ours = next((a, b) for a, b in pairs if a != b)
+        raise InputError(
+            f"init.head=keep would keep the head of {_KEY}={place} for other classes: what"
+            f" is {other!r} there is {ours!r} here; give init.head=fresh, or"
+            f" {_KEY} of a run on these classes"
+        )
     elif differ:
         notes.append("the head is kept, though its classes have other names there")
     return Initial(start.arrays, notes, given.fingerprint)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -137,6 +138,12 @@ class BatchNorm(nn.Module):
         if train and not self.has_variable("frozen", "mean"):
             x = _grouped(x, groups)
             axes = tuple(i for i in range(x.ndim - 1) if groups == 1 or i != 1)
+            if not self.is_initializing() and math.prod(x.shape[i] for i in axes) == 1:
+                raise InputError(
+                    f"{'/'.join(self.path)} would normalise one value a channel by itself,"
+                    f" which gives 0, for images {list(given)} in {groups} group(s); give"
+                    " a larger batch_size, fewer model.batch_norm_groups, or larger images"
+                )
             wide = x.astype(jnp.float32)
             mean = wide.mean(axes)
             # One pass over memory, not two. The maximum removes a negative rounding error.

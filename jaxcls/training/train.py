@@ -232,6 +232,8 @@ def _run_locked(
             log.line(f"changed since an earlier start, so bits may change: {changed}")
         for note in exp.initial.notes if not restored and exp.initial else []:
             log.line(note)
+        for note in checks.notes(exp) if not restored else []:
+            log.line(f"note: {note}")
         hosts.together(lambda: _add_trackers(exp, folder, log, start))
         loop = Loop(exp, stepper, folder, log=log, saves=saves, **more)
         if config.log.tensorboard and not restored:
