@@ -4,6 +4,7 @@ metrics.jsonl holds no clock time, so repeats of a run write the same file. timi
 holds the durations.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -31,7 +32,7 @@ def read(path: pathlib.Path) -> list[Record]:
             if number == len(lines):
                 break
             record = None
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
             raise InputError(
                 f"{path}:{number} is not a record; put the line right, or start in another"
                 " --workdir"
@@ -40,17 +41,44 @@ def read(path: pathlib.Path) -> list[Record]:
     return records
 
 
-def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> None:
-    """Drops the records after step `last`, and a torn last line, atomically.
+def up_to(path: pathlib.Path, last: int, is_pending: bool = False) -> str:
+    """Returns the text of a file's records up to step `last`; "" if there is no file.
 
-    is_pending: also drop the evaluations at `last`.
+    is_pending: without the evaluations at `last`.
     """
-    if not path.exists():
-        return
     kept = [record for record in read(path) if record["step"] <= last]
     if is_pending:
         kept = [r for r in kept if (r["step"], r.get("kind")) != (last, "eval")]
-    atomic.write(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return "".join(json.dumps(record) + "\n" for record in kept)
+
+
+def trim(path: pathlib.Path, last: int, is_pending: bool = False) -> str:
+    """Drops the records that `up_to` leaves out, atomically; returns the text of the rest.
+
+    A torn last line is dropped too.
+    """
+    text = up_to(path, last, is_pending)
+    if path.exists():
+        atomic.write(path, text)
+    return text
+
+
+def seal(text: str) -> str:
+    """Returns 16 hex digits of SHA-256 over the text of records."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_sealed(path: pathlib.Path, text: str, sealed: str, place: str) -> None:
+    """Raises `InputError` unless the text of a file's records has a seal.
+
+    sealed: the seal; "" is none, of an earlier version. place: what holds it, for the
+    message.
+    """
+    if sealed and seal(text) != sealed:
+        raise InputError(
+            f"{path} does not hold the records that {place} vouches for: some were changed,"
+            " cut or lost; put the file back as it was, or start in another --workdir"
+        )
 
 
 def summary(record: Record, workdir: str) -> str:

@@ -5,7 +5,8 @@ import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -56,13 +57,20 @@ class Checkpoints:
         self._manager.close()
 
     def save(
-        self, state: State, digests: Digests, *, pending: bool = False, anchor: bool = False
+        self,
+        state: State,
+        digests: Digests,
+        *,
+        pending: bool = False,
+        anchor: bool = False,
+        records: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Starts to write `state` at the step of the state.
 
-        digests: the digests of the state. pending: work due at this step is not done yet;
-        see `checkpoint.take_pending`. anchor: `rewind` may return to this checkpoint, so
-        the last anchor is kept. Raises RuntimeError for a non-finite state.
+        digests: the digests of the state. records: the seals of the files of records up to
+        now, by name, for `records.check_sealed`. pending: work due at this step is not done
+        yet; see `checkpoint.take_pending`. anchor: `rewind` may return to this checkpoint,
+        so the last anchor is kept. Raises RuntimeError for a non-finite state.
         """
         self.wait()
         step, best = int(state.step), int(state.best.step)
@@ -76,6 +84,7 @@ class Checkpoints:
             "pending": pending,
             "anchor": anchor,
             "digests": digests,
+            "records": dict(records),
         }
         meta["seal"] = checkpoint.seal_of(meta)
         items = checkpoint.items_of(checkpoint.to_tree(state))
@@ -93,10 +102,10 @@ class Checkpoints:
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
-    def save_now(self, state: State, digests: Digests, **what: bool) -> None:
+    def save_now(self, state: State, digests: Digests, **what: Any) -> None:
         """Saves `state` and waits until it is on disk; retries a failed save after pauses.
 
-        For a state that cannot be computed again. what: `pending` and `anchor` of `save`.
+        For a state that cannot be computed again. what: the other arguments of `save`.
         Raises `hosts.AgreedError` if the last attempt fails too.
         """
         step = int(state.step)

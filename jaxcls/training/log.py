@@ -4,6 +4,7 @@ The log syncs all records to disk before a save. A resume from step N first drop
 records after N.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -66,9 +67,15 @@ class RunLog:
 
     def _open(self, start: int, is_pending: bool) -> None:
         self._files: dict[str, TextIO] = {}
+        self._sums: dict[str, Any] = {}
         if self._is_first:
-            trim(self._paths["metrics"], start, is_pending)
-            trim(self._paths["digests"], start - is_pending)
+            texts = {
+                "metrics": trim(self._paths["metrics"], start, is_pending),
+                "digests": trim(self._paths["digests"], start - is_pending),
+            }
+            self._sums = {
+                name: hashlib.sha256(text.encode()) for name, text in texts.items()
+            }
             self._files = {name: path.open("a") for name, path in self._paths.items()}
 
     def _close(self) -> None:
@@ -151,7 +158,17 @@ class RunLog:
 
     def _write(self, name: str, record: Record) -> None:
         if name in self._files:
-            self._files[name].write(json.dumps(plain(record), allow_nan=False) + "\n")
+            line = json.dumps(plain(record), allow_nan=False) + "\n"
+            self._files[name].write(line)
+            if name in self._sums:
+                self._sums[name].update(line.encode())
+
+    def seals(self) -> dict[str, str]:
+        """Returns `records.seal` of metrics.jsonl and digests.jsonl as they are now.
+
+        {} on other processes than the first.
+        """
+        return {name: each.hexdigest()[:16] for name, each in self._sums.items()}
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         for tracker in (self.tensorboard, self.wandb):

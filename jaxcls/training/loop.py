@@ -208,7 +208,8 @@ class Loop:
             self.log.digest(step, state_digests.combine(digests), digests)
             self.log.sync()
             save = self.saves.save_now if is_kept else self.saves.save
-            save(state, digests, anchor=due.save and self._rewinds)
+            anchor = due.save and self._rewinds
+            save(state, digests, anchor=anchor, records=self.log.seals())
             self.log.meter.apart("save", time.perf_counter() - began)
         return state
 
@@ -276,7 +277,13 @@ class Loop:
         due = self.plan.due(step + 1)
         pending = due.evaluation or due.save
         digests = checkpoint.digests(state)
-        self.saves.save_now(state, digests, pending=pending, anchor=not pending)
+        self.saves.save_now(
+            state,
+            digests,
+            pending=pending,
+            anchor=not pending,
+            records=self.log.seals(),
+        )
         if pending:
             self.saves.take_pending(step + 1)
         return state, pending
@@ -300,7 +307,12 @@ class Loop:
         step, folder = int(state.step), self.folder.checkpoints
         if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
             self.log.sync()
-            self.saves.save_now(state, checkpoint.digests(state), pending=pending)
+            self.saves.save_now(
+                state,
+                checkpoint.digests(state),
+                pending=pending,
+                records=self.log.seals(),
+            )
 
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
         """Writes a record of the non-finite update before `step`, with its examples."""

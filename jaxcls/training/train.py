@@ -1,7 +1,7 @@
 """A run: take the folder, restore, loop to the end, score the best once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +105,8 @@ def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     folder.check_identity(exp.config)
     final = finished(folder)
     if final:
+        sealed = folder.starts()[-1].get("records", {}) if folder.starts() else {}
+        _check_records(folder, sealed, exp.plan.steps, False, "manifest.json")
         same: dict[str, Any] = {
             "weights": _fingerprint(exp, folder.weights_of(exp.config)),
             "plugins": exp.plugins.digests,
@@ -208,7 +210,7 @@ def _run_locked(
     state = exp.init() if restored is None else restored
     start, config = int(state.step), exp.config
     is_pending = restored is not None and hosts.on_first(
-        lambda: checkpoint.take_pending(saved, start)
+        lambda: _checked_records(folder, start)
     )
     is_first = hosts.is_first()
     if is_first:
@@ -245,6 +247,27 @@ def _run_locked(
         saves.wait()
         hosts.on_first(lambda: checkpoint.bring_back(saved))
         return _final_record(loop, state)
+
+
+def _checked_records(folder: Workdir, step: int) -> bool:
+    """Returns whether work is pending at the checkpoint of `step`, and moves it aside.
+
+    Raises `InputError` unless the records up to it are those that it was saved with.
+    """
+    meta = checkpoint.meta_of(folder.checkpoints, step)
+    sealed, is_pending = meta.get("records", {}), bool(meta.get("pending"))
+    _check_records(folder, sealed, step, is_pending, f"checkpoints/{step}")
+    return checkpoint.take_pending(folder.checkpoints, step)
+
+
+def _check_records(
+    folder: Workdir, sealed: Mapping[str, str], step: int, is_pending: bool, place: str
+) -> None:
+    """Raises `InputError` unless the records up to `step` have the seals of a place."""
+    for name, path in {"metrics": folder.metrics, "digests": folder.digests}.items():
+        last = step - is_pending if name == "digests" else step
+        text = run_records.up_to(path, last, is_pending)
+        run_records.check_sealed(path, text, sealed.get(name, ""), place)
 
 
 def _add_trackers(exp: Experiment, folder: Workdir, log: RunLog, start: int) -> None:
@@ -288,5 +311,7 @@ def _final_record(loop: Loop, state: State) -> dict[str, Any]:
             f"asked to; step {step}, the last, is saved, and the same command scores it"
         ) from None
     loop.log.sync()
+    if hosts.is_first():
+        folder.note(records=loop.log.seals())
     loop.log.done()
     return _without_kind(record)

@@ -76,8 +76,9 @@ def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
     best = train.run(exp, str(tmp_path)).record["best_step"]
     if best == 12:
         pytest.fail("the config must have its best before its end for this test")
-    (tmp_path / "metrics.jsonl").unlink()
     folder = Workdir(tmp_path)
+    *others, _ = folder.metrics.read_text().splitlines(keepends=True)
+    folder.metrics.write_text("".join(others))  # Without the final record.
     shutil.rmtree(folder.checkpoints / str(best) / "weights")
     with pytest.raises(InputError, match=rf"/{best}, is not whole .*checkpoint=last"):
         train.run(exp, str(tmp_path))
