@@ -271,7 +271,14 @@ class Data:
             prefetch=data.prefetch,
         ):
             batches.check_labels(batch, len(numbers), f"{key}={split!r}")
-            yield batch._replace(label=numbers[batch.label])
+            labels = numbers[batch.label]
+            if (wrong := np.flatnonzero(labels < 0)).size:
+                raise InputError(
+                    f"{key}={split!r}: record {batch.index[wrong[0]]} of those in use has"
+                    f" label {batch.label[wrong[0]]}, and the dataset's file of labels says"
+                    " another; prepare the dataset again"
+                )
+            yield batch._replace(label=labels)
 
     # Decoded images on the device.
 

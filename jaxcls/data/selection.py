@@ -105,8 +105,11 @@ class Selection:
 
     @functools.cached_property
     def class_numbers(self) -> np.ndarray:
-        """The model's number of each class of the dataset, [facts.num_classes] int32."""
-        numbers = np.zeros(self.facts.num_classes, np.int32)
+        """The model's number of each class of the dataset, [facts.num_classes] int32.
+
+        It is -1 for a class that is not in use.
+        """
+        numbers = np.full(self.facts.num_classes, -1, np.int32)
         numbers[self._classes] = np.arange(self.num_classes)
         return numbers
 

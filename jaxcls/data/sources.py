@@ -21,6 +21,7 @@ from jaxcls.data import published, splits
 from jaxcls.data.datasets import BUNDLED
 from jaxcls.data.example import LABELS, MANIFEST, Example, parse
 from jaxcls.data.published import Facts as Facts
+from jaxcls.data.writer import seal_of, sha256
 from jaxcls.errors import InputError, did_you_mean, first_line
 
 _MANY = 100_000  # Reading the labels of this many examples prints a line.
@@ -40,6 +41,7 @@ class Dataset:
 
     def __init__(self, name: str, data_dir: str) -> None:
         self.folder = folder = _folder(name, data_dir)
+        _check_files(folder)
         _allow_open_files()
         self._builder = builder_of(folder)
         info, base = self._builder.info, name.partition(":")[0]
@@ -268,8 +270,32 @@ def label_keys(info: Any, where: str) -> tuple[str, str]:
 
 
 def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the manifest that `prepare` wrote, or {} for a dataset of another origin."""
-    return atomic.read_json(folder / MANIFEST) or {}
+    """Returns the manifest that `prepare` wrote, or {} for a dataset of another origin.
+
+    Raises `InputError` if it was changed since.
+    """
+    found = atomic.read_json(folder / MANIFEST)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or found.get("seal") not in (None, seal_of(found)):
+        raise _damaged(folder / MANIFEST, ValueError("its seal differs"))
+    return found
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Raises `InputError` for a small file of a dataset that is not as it was written.
+
+    Labels, class names and splits decide what a model learns. Shards are checked as they
+    are read, by ArrayRecord.
+    """
+    for name, digest in manifest(folder).get("files", {}).items():
+        file = folder / name
+        try:
+            is_same = sha256(file) == digest
+        except OSError as error:
+            raise _damaged(file, error) from None
+        if not is_same:
+            raise _damaged(file, ValueError("its SHA-256 differs from the manifest's"))
 
 
 def facts_of(implied: Mapping[str, Any]) -> Facts:

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +120,9 @@ class Contents:
     ) -> None:
         """Writes the manifest, and the labels [n] of each split in a file beside it.
 
-        The manifest identifies the content, and has a SHA-256 for each shard. It holds no
-        date and no path. A label of -1 means no label. more: further entries.
+        The manifest identifies the content, and has a SHA-256 of each shard, of each other
+        file, and of itself (see `sources.manifest`). It holds no date and no path. A label
+        of -1 means no label. more: further entries. Call it last.
         """
         examples = {}
         for split, labels in self.labels.items():
@@ -130,6 +131,8 @@ class Contents:
             counts = np.bincount(values[values >= 0], minlength=len(class_names))
             examples[split] = counts.tolist()
         shards = self.shards.items()
+        of_shards = {shard.file for each in self.shards.values() for shard in each}
+        others = sorted(path.name for path in self._folder.iterdir() if path.is_file())
         content = {
             "source": source,
             "jaxcls": __version__,
@@ -141,7 +144,13 @@ class Contents:
             "shards": {
                 split: [shard._asdict() for shard in each] for split, each in shards
             },
+            "files": {
+                name: sha256(self._folder / name)
+                for name in others
+                if name not in (*of_shards, example.MANIFEST)
+            },
         }
+        content["seal"] = seal_of(content)
         (self._folder / example.MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -215,6 +224,12 @@ def _lock(descriptor: int, target: pathlib.Path) -> None:
         if os.path.samestat(os.fstat(descriptor), os.stat(target.parent)):
             return
     raise busy  # A failed process removed the folder after it was opened here.
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a manifest's content but its seal, in hexadecimal."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: pathlib.Path) -> str:
