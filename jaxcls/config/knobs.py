@@ -123,7 +123,7 @@ nonfinite.rewinds = 3  times that rewind goes back before it stops
 checkpoint.every ~ "1 epoch"  period of the checkpoints, besides each new best and the last
     step
 checkpoint.keep ~ 1  last checkpoints that are kept, besides the best one
-log.every ~ "50 steps"  period of the training records
+log.every ~ "50 steps"  period of the training records, besides one at each evaluation
 log.tensorboard ~ true  write TensorBoard event files too
 log.wandb ~ ""  project of Weights & Biases to log to; '': none
 log.profile ~ 0  steps to trace into profile/, after the first three of a start; 0: none

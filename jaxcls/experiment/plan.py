@@ -45,13 +45,17 @@ class Plan(NamedTuple):
     head_first: int
 
     def due(self, step: int) -> Due:
-        """Returns the duties after `step` updates; all of them are due after the last."""
+        """Returns the duties after `step` updates; all of them are due after the last.
+
+        A record is due at each evaluation, too, so that short runs have some.
+        """
         last = step == self.steps
         record, evaluation, save = (
             last or durations.is_due(step, self.every[name])
             for name in ("log", "eval", "checkpoint")
         )
-        return Due(record, evaluation and self.evaluates, save)
+        evaluation = evaluation and self.evaluates
+        return Due(record or evaluation, evaluation, save)
 
 
 def make(config: ConfigDict, examples: int) -> Plan:

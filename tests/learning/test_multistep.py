@@ -53,7 +53,10 @@ def made(config, nan=()):
 
 @pytest.fixture
 def looped(tiny):
-    """A config of 20 steps: records at 9 and 18, evaluations at 8 and 16, a save at 10."""
+    """A config of 20 steps: records at 9 and 18, evaluations at 8 and 16, a save at 10.
+
+    An evaluation has a record, too.
+    """
 
     def make(**changes):
         values = {
@@ -145,8 +148,9 @@ def test_a_record_says_how_fast_the_steps_up_to_it_went(
     monkeypatch.setattr(meter.Meter, "stepped", count)
     monkeypatch.setattr(meter.Meter, "since_last", record)
     run(looped(), tmp_path, size)
-    # Records at 9, 18 and the last step, 20; of each the steps up to it, and no other.
-    assert at_record[:3] == [9, 18, 20]
+    # Records at 9 and 18, the evaluations at 8 and 16, and the last step, 20; of each the
+    # steps up to it, and no other.
+    assert at_record[:5] == [8, 9, 16, 18, 20]
     assert len(counted) == 20
     assert min(counted) >= 0
 

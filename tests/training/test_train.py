@@ -71,6 +71,14 @@ def test_other_data_than_the_run_began_with_is_refused(tiny, tmp_path):
         train.run(experiment.build(exp.config, facts), str(tmp_path))
 
 
+def test_a_short_run_has_a_training_record_at_each_evaluation(tiny):
+    exp = experiment.build(tiny(**{"log.every": "50 steps", "eval.every": "5 steps"}))
+    due = {step for step in range(1, 13) if exp.plan.due(step).record}
+    assert due == {5, 10, 12}
+    without = experiment.build(tiny(**{"log.every": "7 steps", "data.eval": ""}))
+    assert {step for step in range(1, 13) if without.plan.due(step).record} == {7, 12}
+
+
 def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
     exp = experiment.build(tiny())
     best = train.run(exp, str(tmp_path)).record["best_step"]
