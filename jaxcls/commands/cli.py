@@ -13,6 +13,7 @@ import pathlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from ml_collections import ConfigDict
@@ -172,6 +173,15 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     )
     add("--processes", default="", metavar="N", help="how many there are")
     add("--process", default="", metavar="I", help="which one this is, from 0")
+    add("--join_timeout", default="300", help="seconds for all to join (default 300)")
+
+
+def joined(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Returns the block in which the processes of `add_processes` are one run."""
+    from jaxcls.devices import hosts  # It imports JAX, and other verbs start without.
+
+    seconds = whole_number(args.join_timeout, "--join_timeout", least=1)
+    return hosts.joined(args.coordinator, args.processes, args.process, seconds)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -29,7 +29,7 @@ and say how sure the result is. The same command again goes on, or shows the res
 _BESIDE = {
     "--compare": {"--metric"},
     "--verify": {"--workdir", "--seeds", "--shard", "--dry_run", "--plugins"}
-    | {"--coordinator", "--processes", "--process"},
+    | {"--coordinator", "--processes", "--process", "--join_timeout"},
 }
 # Flags that have no effect without another one.
 _NEEDS = {
@@ -204,7 +204,7 @@ def _made(
     mesh.prefer_same_bits()
     conclude = functools.partial(running.conclude, study, metric, baseline)
     with (
-        hosts.joined(args.coordinator, args.processes, args.process),
+        cli.joined(args),
         stopping.on_signals() as stop,
     ):
         try:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     mesh.prefer_same_bits()
     # The distributed runtime installs its SIGTERM handler first, so that ours replaces it.
     with (
-        hosts.joined(args.coordinator, args.processes, args.process),
+        cli.joined(args),
         stopping.on_signals() as stop,
     ):
         result = train.run(experiment.build(config, plugins=plugins), workdir, stop)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxcls.devices import joining
 from jaxcls.errors import LOST, DivergedError, InputError, StoppedError, first_line
 
 T = TypeVar("T")
@@ -30,12 +31,14 @@ class AgreedError(InputError):
 
 
 @contextlib.contextmanager
-def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator[None]:
+def joined(
+    coordinator: str, processes: str = "", process: str = "", seconds: int = 300
+) -> Iterator[None]:
     """Starts the runtime of several processes; inside the block they form one run.
 
     coordinator: "" for one process; "auto" on a TPU pod, under SLURM, Kubernetes or Open
     MPI; or host:port of process 0, with the count `processes` and the number `process` of
-    this process, from 0.
+    this process, from 0. seconds: for all to join.
 
     Raises `InputError` for arguments that do not fit together. If this process fails and
     the others cannot know, it exits at once. If another process is lost, it exits with
@@ -46,7 +49,7 @@ def joined(coordinator: str, processes: str = "", process: str = "") -> Iterator
             raise InputError("--processes and --process need --coordinator=HOST:PORT")
         yield
         return
-    _start(coordinator, processes, process)
+    _start(coordinator, processes, process, seconds)
     try:
         yield
     except Exception as error:  # The others wait for this process, whatever it raises.
@@ -145,7 +148,7 @@ def agree(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def _start(coordinator: str, processes: str, process: str) -> None:
+def _start(coordinator: str, processes: str, process: str, seconds: int) -> None:
     flag, is_auto = f"--coordinator={coordinator}", coordinator == "auto"
     number, count = (int(text) if text.isdecimal() else -1 for text in (process, processes))
     port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
@@ -161,10 +164,16 @@ def _start(coordinator: str, processes: str, process: str) -> None:
         raise InputError(flag + wrong)
     given: dict[str, Any] = {}
     if not is_auto:
+        host = coordinator.rpartition(":")[0].strip("[]")
+        joining.gather(host, int(port[1]) if port else 0, count, number, seconds)
         given = {"coordinator_address": coordinator}
         given |= {"num_processes": count, "process_id": number}
     try:
-        jax.distributed.initialize(**given, shutdown_timeout_seconds=_SHUTDOWN)
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=seconds,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
     except (ValueError, ImportError) as error:
         raise InputError(
             f"{flag}: no TPU pod, SLURM, Kubernetes or Open MPI job was found ({error});"
