@@ -122,7 +122,8 @@ class Workdir:
         if listed:
             raise InputError(
                 f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
-                f" it is; start this one with --workdir={self.free_name()}"
+                f" it is; start this one with --workdir={self.free_name()}, and to go on"
+                f" from its weights --config.init.weights={self.given}"
             )
 
     def _holds_results(self) -> bool:
