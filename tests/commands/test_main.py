@@ -165,7 +165,10 @@ def test_a_run_that_cannot_start_says_why_and_leaves_no_run(tmp_path, argument, 
 def test_an_old_folder_keeps_what_it_is(trained):
     folder, _ = trained
     before = (folder / "config.json").read_bytes()
-    said = r"optim.lr 0.002 -> 0.5.* start this one with --workdir=\S+run-2, and to go on from its weights --config.init.weights=\S+run"
+    said = (
+        r"optim.lr 0.002 -> 0.5.* start this one with --workdir=\S+run-2, and to go on from"
+        r" its weights --config.init.weights=\S+run"
+    )
     given = ["--config.length=2 epochs", "--config.optim.lr=0.5"]
     bad(said, DIGITS, f"--workdir={folder}", *given)
     assert (folder / "config.json").read_bytes() == before
