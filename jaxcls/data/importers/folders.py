@@ -6,19 +6,19 @@ import io
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
+from jaxcls.data.importers import splits
 from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.splits import SPLITS
 from jaxcls.data.importers.tars import plain
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-# Common names of split folders. If all classes have such names, they are splits.
-LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
 LABELS = b"labels.csv"
 
 # (row of the tree, split, class name)
@@ -28,6 +28,7 @@ Rows = Iterator[tuple[int, str, str]]
 def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> ImageSource:
     """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with labels.csv.
 
+    The folders of splits may have other names, such as training_set and test_set.
     val_fraction: the share of the training images that becomes split "val", if the source
     has only split "train". A hash of each path decides, so that new files move no old one.
     Raises `InputError` for a source that holds none of these.
@@ -55,11 +56,8 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
             " columns path, label"
         )
     class_names = _in_order({name for _, _, name in found} | empty)
-    if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
-        raise InputError(
-            f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
-            " name them train, val and test, and train must be there"
-        )
+    if table is None:
+        _check_no_split(path, class_names)
     numbers = {name: label for label, name in enumerate(class_names)}
     labels = np.zeros(len(tree.names), np.int32)
     rows_of: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -84,7 +82,7 @@ def _unwrapped(tree: Tree) -> Tree:
         for name in tree.names:
             if b"/" in name or files.is_image(os.fsdecode(name)):
                 top.add(name.split(b"/")[0])
-        if len(top) != 1 or not top.isdisjoint(map(os.fsencode, SPLITS)):
+        if len(top) != 1 or {name.lower() for name in top} & set(map(os.fsencode, SPLITS)):
             break
         inner = tree.below(top.pop())
         is_class = not any(b"/" in name for name in inner.names)
@@ -94,17 +92,56 @@ def _unwrapped(tree: Tree) -> Tree:
     return tree
 
 
-def _has_splits(tree: Tree) -> bool:
-    """Returns whether folder train holds folders; with only images, it is a class."""
-    return any(n.startswith(b"train/") and n.count(b"/") >= 2 for n in tree.names)
+def _check_no_split(path: pathlib.Path, class_names: list[str]) -> None:
+    """Raises `InputError` for class folders that are named as splits."""
+    alike = [*splits.of_folders(class_names)]
+    if all(splits.read(name) for name in class_names):
+        alike = class_names
+    if alike:
+        raise InputError(
+            f"{path}: the folders {', '.join(map(shown, alike))} look like splits, not"
+            " classes; name them train, val and test, with a folder for each class in train"
+            " at least, or give a labels.csv with the columns path, label"
+        )
 
 
-def _class_of(path: str, has_splits: bool) -> tuple[str, str] | None:
-    """Returns the split and the class of what is in a class folder, or None."""
-    split, parts = "train", path.split("/")
-    if has_splits:
-        split, *parts = parts
-    return (split, parts[0]) if len(parts) >= 2 and split in SPLITS else None
+class _Places(NamedTuple):
+    """Where the classes of a tree are.
+
+    splits: folder -> split; empty if the class folders are on top. doubled: the folders of
+    splits with all in one more folder of their name, such as seg_train/seg_train/.
+    """
+
+    splits: dict[str, str]
+    doubled: frozenset[str]
+
+    def of(self, path: str) -> tuple[str, str] | None:
+        """Returns the split and the class of what is in a class folder, or None."""
+        split, parts = "train", path.split("/")
+        if self.splits:
+            top, *parts = parts
+            if top not in self.splits:
+                return None
+            split, parts = self.splits[top], parts[top in self.doubled :]
+        return (split, parts[0]) if len(parts) >= 2 else None
+
+
+def _places(tree: Tree) -> _Places:
+    """Returns where the classes are: in splits only if train holds folders with files.
+
+    A folder train with only images is a class.
+    """
+    found = [os.fsdecode(name).split("/") for name in tree.names]
+    folders = {parts[0] for parts in found if len(parts) > 1}
+    deep = {parts[0] for parts in found if len(parts) > 2}
+    named = splits.of_folders(folders)
+    if not any(split == "train" for folder, split in named.items() if folder in deep):
+        named = {name: name.lower() for name in folders if name.lower() in SPLITS}
+        if "train" not in {named[folder] for folder in deep if folder in named}:
+            return _Places({}, frozenset())
+        splits.check(named)
+    single = {parts[0] for parts in found if parts[1:2] != parts[:1] or len(parts) < 4}
+    return _Places(named, frozenset(named) - single)
 
 
 def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) -> Rows:
@@ -113,10 +150,13 @@ def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) ->
     Adds images outside a class folder to `rejected`, and a line for other left-out files to
     `notes`.
     """
-    has_splits = _has_splits(tree)
+    places = _places(tree)
+    renamed = [f"{k}={v}" for k, v in sorted(places.splits.items()) if k != v]
+    if renamed:
+        notes.append(f"folders taken as splits: {', '.join(map(shown, renamed))}")
     others = []
     for row, name in enumerate(map(os.fsdecode, tree.names)):
-        found = _class_of(name, has_splits)
+        found = places.of(name)
         if not files.is_image(name):
             others.append(shown(name))
         elif found:
@@ -130,8 +170,8 @@ def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) ->
 
 def _classes_of_folders(tree: Tree) -> set[str]:
     """Returns the names of class folders, also of empty ones."""
-    has_splits = _has_splits(tree)
-    found = (_class_of(f"{os.fsdecode(name)}/", has_splits) for name in tree.folders)
+    places = _places(tree)
+    found = (places.of(f"{os.fsdecode(name)}/") for name in tree.folders)
     return {place[1] for place in found if place}
 
 

@@ -55,6 +55,40 @@ def test_splits_are_the_first_folder_and_classes_the_second(source, second):
     assert (found.rejected, found.notes) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("train", "second", "split"),
+    [
+        ("training_set", "test_set", "test"),
+        ("Train", "Test", "test"),
+        ("train_images", "dev_images", "val"),
+        ("Training", "Testing", "test"),
+        ("train2017", "val2017", "val"),
+        ("flowers-train", "flowers-valid", "valid"),
+        ("trainset", "validationset", "validation"),
+        ("seg_train/seg_train", "seg_test/seg_test", "test"),
+    ],
+)
+def test_folders_named_like_splits_are_splits(source, train, second, split):
+    names = [f"{train}/a/1.png", f"{train}/b/2.png", f"{second}/a/3.png"]
+    found, table = read(source(*names, f"{train}/b/deep/4.png"))
+    assert found.class_names == ("a", "b")
+    assert {name: label for name, (label, _) in table["train"].items()} == {
+        names[0]: "a", names[1]: "b", f"{train}/b/deep/4.png": "b",
+    }  # fmt: skip
+    assert [*table[split]] == names[2:]
+    one, two = sorted([f"{train.split('/')[0]}=train", f"{second.split('/')[0]}={split}"])
+    assert found.notes == [f"folders taken as splits: {one}, {two}"]
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "bus", "car"), ("train station", "bus station"), ("testing", "a")]
+)
+def test_a_class_may_be_called_like_a_split(source, names):
+    found, table = read(source(*(f"{name}/1.png" for name in names)))
+    assert found.class_names == tuple(sorted(names))
+    assert [*table] == ["train"]
+
+
 def test_odd_names_are_classes_and_files(source):
     odd = ["a b", "c,d", 'e"f', "naïve ☃", "-x", "%41", "train"]
     names = [*(f"{name}/{name} 1.png" for name in odd), os.fsdecode(b"a b/\xff\n.png")]
@@ -120,7 +154,19 @@ def test_what_is_in_no_class_is_said(source):
         (["notes.txt"], r"holds no image by class folders; it must hold train/<class>"),
         (["train/1.png", "test/2.png"], r"folders test, train look like splits, not"),
         (["1.png"], r"no image by class folders \(refused: 1.png, in no class folder\)"),
-        (["Train/a/1.png", "Test/a/2.png"], r"folders Test, Train look like splits, not"),
+        (
+            ["train_images/1.png", "test_images/2.png", "train.csv"],
+            r"test_images, train_images look like splits, .* or give a labels.csv",
+        ),
+        (
+            ["x/train/1.png", "x/test/2.png", "x/cat/3.png"],
+            r"folders test, train look like",
+        ),
+        (["TrainSet/1.png", "TestSet/2.png"], r"folders TestSet, TrainSet look like"),
+        (
+            ["train/a/1.png", "Train/b/1.png", "val/a/1.png"],
+            r"folders Train and train are both split train; put them into one",
+        ),
         (["test/a/1.png", "val/a/2.png"], r"folders test, val look like splits, not"),
     ],
 )
