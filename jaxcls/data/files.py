@@ -20,8 +20,15 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif"),
 )
-# Files that operating systems leave behind.
-SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
+# What operating systems, network disks and gallery programs leave behind, in small letters.
+SYSTEM = frozenset(
+    (
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
+        *("system volume information", "icon\r", "__macosx", "lost+found"),
+        *("@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "thumbnails"),
+        "__pycache__",
+    )
+)
 # The largest readable file in bytes; MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 100  # The deepest nesting of folders.
@@ -147,12 +154,13 @@ def below(folder: str) -> Iterator[str | Bad]:
             yield os.path.join(folder, entry)
 
 
-def walk(folder: str) -> Iterator[str | Bad]:
+def walk(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
     """Yields the paths below a folder, ordered by the bytes of the whole paths.
 
     The path of a folder ends with "/" and comes before its content. Follows links, except
-    into a folder that contains the link. Leaves out hidden and system entries. An entry is
-    `Bad` if it is unreadable, or neither a file nor a folder; the walk continues.
+    into a folder that contains the link. Leaves out hidden and system entries, and adds
+    their paths to `left_out`. An entry is `Bad` if it is unreadable, or neither a file nor
+    a folder; the walk continues.
     """
 
     def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str | Bad]:
@@ -176,6 +184,8 @@ def walk(folder: str) -> Iterator[str | Bad]:
         for entry in entries:
             path = os.path.join(folder, prefix + entry)
             if is_hidden(entry):
+                if left_out is not None:
+                    left_out.append(prefix + entry)
                 continue
             if entry.endswith("/"):
                 yield from inside(prefix + entry, above | {here})
@@ -187,8 +197,8 @@ def walk(folder: str) -> Iterator[str | Bad]:
 
 
 def is_hidden(path: str) -> bool:
-    """Returns whether a component of the path begins with a dot or is a system file."""
-    return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
+    """Returns whether a component of the path begins with a dot or is of a system."""
+    return any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
 
 
 def is_image(path: str) -> bool:

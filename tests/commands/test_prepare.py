@@ -114,8 +114,12 @@ def test_a_folder_becomes_a_dataset_of_its_pixels(source, run, capsys):
     assert manifest["classes"] == list(CLASSES)
     assert manifest["examples"] == {"train": [4, 5, 4], "val": [4, 4, 4]}
     assert (manifest["rejected"], manifest["shrink"]) == (0, None)
-    first, last = capsys.readouterr().out.splitlines()
+    first, *rows, last = capsys.readouterr().out.splitlines()
     assert first.endswith("some photos: class folders, 3 classes, train=13 val=12")
+    assert [row.split() for row in rows if "──" not in row] == [
+        ["class", "train", "val"], ["cat,", "big", "4", "4", "(50%)"],
+        ["dog", "5", "4", "(44%)"], ["naïve", "☃", "4", "4", "(50%)"],
+    ]  # fmt: skip
     assert last.startswith("done: photos train=13 val=12 classes=3 rejected=0 sha256:")
     assert last.endswith(str(folder))
     before = files_of(folder)
@@ -219,6 +223,39 @@ def test_notes_and_shrink(source, run, capsys):
     ]
 
 
+def test_what_is_left_out_is_a_table_of_reasons(source, run, capsys):
+    files = {f"{name}/{k}.jpg": picture(k) for k, name in enumerate("aabb")}
+    takeout = {f"{name}.json": b"{}" for name in files}
+    others = {"a/Thumbs.db": b"x", "b/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg": picture(9)}
+    root = source({**files, **takeout, **others, "a/notes.txt": b"text"})
+    (root / "c").mkdir()
+    folder = run(root)
+    assert table(folder)["train"].keys() == files.keys()
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    at = rows.index("left out such as entries")
+    assert rows[at + 2 : -1] == [
+        "hidden, or of a system a/Thumbs.db 2",
+        "not named as an image a/0.jpg.json 5",
+        "a folder without an image c/ 1",
+    ]
+    assert rows[at - 4 : at] == ["class train", rows[at + 1][:15], "a 2", "b 2"]
+
+
+def test_a_thousand_classes_are_a_short_table(source, run, capsys):
+    run(source({f"{k}/1.jpg": picture(k) for k in range(40)}))
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    assert rows[3:-1] == [*(f"{k} 1" for k in range(29)), "11 more classes 11"]
+
+
+def test_a_class_whose_files_are_all_bad_is_refused(source, bad):
+    root = source({"a/1.jpg": picture(1), "b/2.jpg": picture(2), "c/3.jpg": b""})
+    bad(
+        f"--source={root}", "--name=x", "--max_bad=9",
+        said="no image of class c can be used; put its files right, or take",
+        left=["x/rejected.csv"],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -313,6 +350,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.endswith("class folders, 2 classes, train=20\n")
+    assert "class folders, 2 classes, train=20\n" in done.stdout
+    assert "done" not in done.stdout
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert os.listdir(tmp_path / "data") == []

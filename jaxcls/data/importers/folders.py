@@ -41,21 +41,22 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
         )
     tree = _unwrapped(tree)
     rejected, notes = list(tree.rejected), list[str]()
+    left_out = {"hidden, or of a system": tree.hidden}
     table = tree.find(LABELS)
     if table is None:
         kind = "class folders"
-        found = sorted(_by_folder(tree, rejected, notes))
-        empty = _classes_of_folders(tree)
+        found = sorted(_by_folder(tree, rejected, notes, left_out))
+        left_out["a folder without an image"] = _empty_folders(tree, found)
     else:
         kind = "labels.csv"
-        found, empty = sorted(_by_table(tree, table, path, rejected, notes)), set()
+        found = sorted(_by_table(tree, table, path, rejected, notes))
     if not found:
         raise InputError(
             f"{path} holds no image by {kind}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
             " columns path, label"
         )
-    class_names = _in_order({name for _, _, name in found} | empty)
+    class_names = _in_order({name for _, _, name in found})
     if table is None:
         _check_no_split(path, class_names)
     numbers = {name: label for label, name in enumerate(class_names)}
@@ -68,28 +69,35 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
     listings = {s: whole.subset(np.array(rows)) for s, rows in rows_of.items() if rows}
     if val_fraction:
         listings = _split_off(listings, val_fraction)
-    return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes)
+    left_out = {why: paths for why, paths in left_out.items() if paths}
+    return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes, left_out)
 
 
 def _unwrapped(tree: Tree) -> Tree:
     """Returns the tree without the folders that wrap the whole source, such as flowers/.
 
-    Such a folder is neither a split nor a class. Files beside it that are no images, such
-    as a README, are left out.
+    Such a folder is neither a split nor a class. What lies beside it without an image, such
+    as a README or an empty folder, is left out.
     """
     while tree.find(LABELS) is None:
-        top = {folder.split(b"/")[0] for folder in tree.folders}
-        for name in tree.names:
-            if b"/" in name or files.is_image(os.fsdecode(name)):
-                top.add(name.split(b"/")[0])
+        named = [name for name in tree.names if files.is_image(os.fsdecode(name))]
+        named = named or [name for name in tree.names if b"/" in name]
+        top = {name.split(b"/")[0] for name in named}
         if len(top) != 1 or {name.lower() for name in top} & set(map(os.fsencode, SPLITS)):
             break
         inner = tree.below(top.pop())
-        is_class = not any(b"/" in name for name in inner.names)
+        is_flat = [b"/" not in name for name in inner.names]
+        # A class with a folder in it, beside a class whose images are yet to come.
+        is_class = all(is_flat) or (any(is_flat) and _tops(tree.folders) > 1)
         if is_class and inner.find(LABELS) is None:
             break
         tree = inner
     return tree
+
+
+def _tops(folders: list[bytes]) -> int:
+    """Returns the number of folders on top."""
+    return len({folder.split(b"/")[0] for folder in folders})
 
 
 def _check_no_split(path: pathlib.Path, class_names: list[str]) -> None:
@@ -144,35 +152,44 @@ def _places(tree: Tree) -> _Places:
     return _Places(named, frozenset(named) - single)
 
 
-def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) -> Rows:
+def _by_folder(
+    tree: Tree,
+    rejected: list[tuple[str, str]],
+    notes: list[str],
+    left_out: dict[str, list[str]],
+) -> Rows:
     """Yields row, split and class of each file from its path.
 
-    Adds images outside a class folder to `rejected`, and a line for other left-out files to
-    `notes`.
+    Adds images outside a class folder to `rejected`, other files to `left_out`, and a line
+    about renamed splits to `notes`.
     """
     places = _places(tree)
     renamed = [f"{k}={v}" for k, v in sorted(places.splits.items()) if k != v]
     if renamed:
         notes.append(f"folders taken as splits: {', '.join(map(shown, renamed))}")
-    others = []
+    others = left_out.setdefault("not named as an image", [])
     for row, name in enumerate(map(os.fsdecode, tree.names)):
         found = places.of(name)
         if not files.is_image(name):
-            others.append(shown(name))
+            others.append(name)
         elif found:
             yield row, *found
         else:
             rejected.append((name, "in no class folder"))
-    if others:
-        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-        notes.append(f"left out, not named as images: {', '.join(others[:3])}{more}")
 
 
-def _classes_of_folders(tree: Tree) -> set[str]:
-    """Returns the names of class folders, also of empty ones."""
-    places = _places(tree)
-    found = (places.of(f"{os.fsdecode(name)}/") for name in tree.folders)
-    return {place[1] for place in found if place}
+def _empty_folders(tree: Tree, found: list[tuple[int, str, str]]) -> list[str]:
+    """Returns the class folders whose class has no image in any split.
+
+    found: the images. A class without any image cannot be learned, and has no score.
+    """
+    places, known = _places(tree), {name for _, _, name in found}
+    empty: dict[str, str] = {}
+    for name in map(os.fsdecode, tree.folders):
+        place = places.of(f"{name}/")
+        if place and place[1] not in known:
+            empty.setdefault("/".join(place), f"{name}/")
+    return [*empty.values()]
 
 
 def _by_table(

@@ -48,12 +48,14 @@ class Tree(NamedTuple):
     folders: the paths of folders, down to three levels.
     rejected: (name, reason) of links in a folder or tar, of paths that lead out of the
     root, and of members that are no regular file.
+    hidden: the paths of what is hidden or of a system; of such a folder only its own.
     """
 
     names: np.ndarray
     read: Read
     folders: list[bytes]
     rejected: list[tuple[str, str]]
+    hidden: list[str]
 
     def find(self, name: bytes) -> int | None:
         """Returns the index of a file, or None if it is not there."""
@@ -115,6 +117,7 @@ class _Found:
         self.files: list[bytes] = []
         self.folders: list[bytes] = []
         self.rejected: list[tuple[str, str]] = []
+        self.hidden: dict[str, None] = {}
 
     def add(self, path: str) -> bool:
         """Adds a file, or a folder whose path ends with "/"; returns whether it is a file.
@@ -123,6 +126,10 @@ class _Found:
         """
         name = os.fsencode(path)
         if files.is_hidden(path):
+            parts = path.split("/")
+            shown = next(n for n, part in enumerate(parts) if files.is_hidden(part))
+            end = "/" if shown < len(parts) - 1 else ""
+            self.hidden["/".join(parts[: shown + 1]) + end] = None
             return False
         if not path.endswith("/"):
             self.files.append(name)
@@ -137,19 +144,27 @@ class _Found:
         names, order = np.unique(given, return_index=True)
         for name in np.delete(given, order):
             self.rejected.append((os.fsdecode(name), "the same path a second time"))
-        return Tree(names, lambda i: read(int(order[i])), self.folders, self.rejected)
+        return Tree(
+            names,
+            lambda i: read(int(order[i])),
+            self.folders,
+            self.rejected,
+            [*self.hidden],
+        )
 
 
 def _folder(root: pathlib.Path) -> Tree:
     """Lists the files below a folder, by `files.walk`."""
     found, base = _Found(), os.fspath(root)
-    for entry in files.walk(base):
+    hidden: list[str] = []
+    for entry in files.walk(base, hidden):
         if isinstance(entry, str):
             found.add(entry)
         elif entry.path:
             found.rejected.append((entry.path, entry.why))
         else:
             raise InputError(f"{root} cannot be read ({entry.why}); allow it")
+    found.hidden.update(dict.fromkeys(hidden))
     names = np.array(found.files, np.bytes_)  # In the order of `walk`, and of the tree.
     return found.tree(lambda i: files.read(os.path.join(base, os.fsdecode(names[i]))))
 

@@ -124,26 +124,80 @@ def test_a_wrapper_is_no_class_and_a_class_is_no_wrapper(source):
     write(root, made("cats/sub/3.png"))
     (root / "dogs").mkdir()
     found, table = read(root)
-    assert found.class_names == ("cats", "dogs")
+    assert found.class_names == ("cats",)
     assert len(table["train"]) == 3
 
 
-def test_an_empty_class_folder_is_a_class(source):
-    root = source("train/b/1.png", "val/b/2.png")
-    (root / "train" / "a").mkdir()
-    (root / "other" / "c").mkdir(parents=True)
+EMPTY = "a folder without an image"
+
+
+def test_a_folder_without_an_image_is_no_class(source):
+    root = source("train/b/1.png", "val/b/2.png", "val/d/3.png", "train/e/notes.txt")
+    for name in ("train/a", "val/a", "train/d", "other/c"):
+        (root / name).mkdir(parents=True)
     found, table = read(root)
-    assert found.class_names == ("a", "b")
+    assert found.class_names == ("b", "d")
     assert table["train"]["train/b/1.png"][0] == "b"
+    assert found.left_out == {
+        "not named as an image": ["train/e/notes.txt"],
+        EMPTY: ["train/a/", "train/e/", "val/a/"],
+    }
+
+
+def test_an_empty_folder_on_top_is_neither_a_class_nor_beside_a_wrapper(source):
+    root = source("cats/1.png", "dogs/2.png")
+    (root / "birds").mkdir()
+    found, _ = read(root)
+    assert (found.class_names, found.left_out) == (("cats", "dogs"), {EMPTY: ["birds/"]})
+    wrapped = write(root.parent / "outer", made("pets/cats/1.png", "pets/dogs/2.png"))
+    (wrapped / "videos").mkdir()
+    (wrapped / "docs").mkdir()
+    (wrapped / "docs" / "a.txt").touch()
+    assert read(wrapped)[0].class_names == ("cats", "dogs")
+
+
+LITTER = [
+    "cats/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "lost+found/2.png", "@eaDir/3.png",
+    "$RECYCLE.BIN/S-1/4.png", "System Volume Information/5.png", "cats/Desktop.ini",
+    "dogs/DESKTOP.INI", "dogs/THUMBS.DB", ".thumbnails/6.png", "#recycle/cats/7.png",
+    "cats/._1.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_system_leaves_is_neither_class_nor_image(source, tmp_path, packed):
+    root = source("cats/1.png", "dogs/1.png", *LITTER)
+    if packed:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(root, ".")
+        root = tmp_path / "a.tar"
+    found, table = read(root)
+    assert found.class_names == ("cats", "dogs")
+    assert [*table["train"]] == ["cats/1.png", "dogs/1.png"]
+    (paths,) = found.left_out.values()
+    assert [*found.left_out] == ["hidden, or of a system"]
+    assert sorted(paths) == sorted(
+        ["cats/@eaDir/", "lost+found/", "@eaDir/", "$RECYCLE.BIN/", ".thumbnails/",
+         "System Volume Information/", "cats/Desktop.ini", "dogs/DESKTOP.INI",
+         "dogs/THUMBS.DB", "#recycle/", "cats/._1.png"]
+    )  # fmt: skip
+    assert (found.rejected, found.notes) == ([], [])
 
 
 def test_what_is_in_no_class_is_said(source):
     names = ["train/a/1.png", "train/2.JPG", "3.png", "extra/a/4.png", "README.md"]
-    found, table = read(source(*names, "train/.DS_Store", "__MACOSX/train/a/._1.png"))
+    litter = ["train/.DS_Store", "__MACOSX/train/a/._1.png"]
+    root = source(*names, *litter)
+    (root / "train" / "b").mkdir()
+    found, table = read(root)
     assert list(table["train"]) == ["train/a/1.png"]
     reason = "in no class folder"
     assert sorted(found.rejected) == sorted((name, reason) for name in names[1:4])
-    assert found.notes == ["left out, not named as images: README.md"]
+    assert found.left_out == {
+        "hidden, or of a system": ["__MACOSX/", "train/.DS_Store"],
+        "not named as an image": ["README.md"],
+        EMPTY: ["train/b/"],
+    }
 
 
 @pytest.mark.parametrize(
