@@ -25,8 +25,8 @@ from jaxcls.data.decode import DecodeError
 from jaxcls.data.example import Example, serialize
 from jaxcls.data.importers import open_source
 from jaxcls.data.importers.findings import Kept, findings
-from jaxcls.data.importers.folders import name_hash
 from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.parts import name_hash
 from jaxcls.errors import InputError, shown
 
 REJECTED = "rejected.csv"
@@ -39,6 +39,7 @@ class Options(NamedTuple):
     source: pathlib.Path
     name: str
     val_fraction: float
+    test_fraction: float
     max_bad: int
     shrink: Shrink | None
     threads: int
@@ -68,7 +69,10 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
     with writer.whole(target) as folder, quiet():
         scratch = folder / "scratch"
         scratch.mkdir()
-        found = open_source(options.source, scratch, options.val_fraction, plugins)
+        fractions = options.val_fraction, options.test_fraction
+        found = open_source(
+            options.source, scratch, fractions[0], plugins, test_fraction=fractions[1]
+        )
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
         _check_names(found.class_names)
@@ -93,7 +97,8 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
             found.kind,
             names,
             rejected=len(outcome.rejected),
-            val_fraction=options.val_fraction,
+            val_fraction=fractions[0],
+            test_fraction=fractions[1],
             shrink=options.shrink._asdict() if options.shrink else None,
         )
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):

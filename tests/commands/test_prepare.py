@@ -241,6 +241,18 @@ def test_what_is_left_out_is_a_table_of_reasons(source, run, capsys):
     assert rows[at - 4 : at] == ["class train", rows[at + 1][:15], "a 2", "b 2"]
 
 
+def test_fractions_are_of_each_class_and_their_shares_are_shown(source, run, capsys):
+    files = {f"{name}/{k}.jpg": picture(k) for name in "abcdefghij" for k in range(8)}
+    folder = run(source(files), "--val_fraction=0.2", "--test_fraction=0.1")
+    manifest = sources.manifest(folder)
+    assert manifest["examples"] == {"train": [5] * 10, "val": [2] * 10, "test": [1] * 10}
+    assert (manifest["val_fraction"], manifest["test_fraction"]) == (0.2, 0.1)
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    assert rows[0].endswith("10 classes, train=50 val=20 test=10")
+    assert rows[1] == "class train val test"
+    assert rows[3:13] == [f"{name} 5 2 (25%) 1 (12%)" for name in "abcdefghij"]
+
+
 def test_a_thousand_classes_are_a_short_table(source, run, capsys):
     run(source({f"{k}/1.jpg": picture(k) for k in range(40)}))
     rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]

@@ -1,7 +1,6 @@
 """Lists images in class folders, or beside a labels.csv, in a folder or an archive."""
 
 import csv
-import hashlib
 import io
 import os
 import pathlib
@@ -14,6 +13,7 @@ from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import splits
 from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.parts import split_off
 from jaxcls.data.importers.splits import SPLITS
 from jaxcls.data.importers.tars import plain
 from jaxcls.data.importers.trees import Tree, open_tree
@@ -25,12 +25,17 @@ LABELS = b"labels.csv"
 Rows = Iterator[tuple[int, str, str]]
 
 
-def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> ImageSource:
+def folders(
+    path: pathlib.Path,
+    scratch: pathlib.Path,
+    val_fraction: float,
+    test_fraction: float = 0.0,
+) -> ImageSource:
     """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with labels.csv.
 
     The folders of splits may have other names, such as training_set and test_set.
-    val_fraction: the share of the training images that becomes split "val", if the source
-    has only split "train". A hash of each path decides, so that new files move no old one.
+    val_fraction, test_fraction: the share of each class that becomes split "val" or "test",
+    by `parts.split_off`, if the source has only split "train".
     Raises `InputError` for a source that holds none of these.
     """
     tree = open_tree(path, scratch)
@@ -67,8 +72,7 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
         rows_of[split].append(row)
     whole = Listing(tree.names, labels, tree.read)
     listings = {s: whole.subset(np.array(rows)) for s, rows in rows_of.items() if rows}
-    if val_fraction:
-        listings = _split_off(listings, val_fraction)
+    listings = split_off(listings, {"val": val_fraction, "test": test_fraction})
     left_out = {why: paths for why, paths in left_out.items() if paths}
     return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes, left_out)
 
@@ -261,28 +265,3 @@ def _in_order(names: set[str]) -> list[str]:
     if all(name.isdecimal() and len(name) < 20 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listing]:
-    """Splits "val" off "train" by a hash of each path."""
-    if set(listings) != {"train"}:
-        raise InputError(
-            f"--val_fraction={fraction}: the source has its own {', '.join(listings)};"
-            " leave the flag out"
-        )
-    train = listings["train"]
-    limit = int(fraction * 2**64)
-    is_val = np.array([name_hash(name, b"jaxcls val") < limit for name in train.names])
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"--val_fraction={fraction} of {len(is_val)} files leaves split"
-            f" {'train' if is_val.all() else 'val'} empty; try 0.2"
-        )
-    parts = {"train": ~is_val, "val": is_val}
-    return {split: train.subset(np.flatnonzero(part)) for split, part in parts.items()}
-
-
-def name_hash(name: bytes, purpose: bytes = b"jaxcls order") -> int:
-    """Returns 64 bits that depend only on the name and the purpose."""
-    digest = hashlib.blake2b(name, digest_size=8, person=purpose).digest()
-    return int.from_bytes(digest, "big")

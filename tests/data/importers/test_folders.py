@@ -4,18 +4,21 @@ import collections
 import hashlib
 import os
 import re
+import shutil
 import tarfile
+import unicodedata
 
 import pytest
 
-from jaxcls.data.importers.folders import folders, name_hash
+from jaxcls.data.importers.folders import folders
+from jaxcls.data.importers.parts import name_hash
 from jaxcls.errors import InputError
 from tests.images import write
 
 
-def read(root, val_fraction=0.0):
+def read(root, val_fraction=0.0, test_fraction=0.0):
     """ImageSource, and {split: {name: (class name, its file's bytes)}}."""
-    found = folders(root, root.parent, val_fraction)
+    found = folders(root, root.parent, val_fraction, test_fraction)
     table = {}
     for split, listing in found.splits.items():
         labels = [found.class_names[label] for label in listing.labels]
@@ -30,9 +33,9 @@ def made(*names):
     return {name: name.encode("utf-8", "surrogateescape") for name in names}
 
 
-def refused(root, said, *, val_fraction=0.0):
+def refused(root, said, *fractions):
     with pytest.raises(InputError, match=said) as caught:
-        folders(root, root.parent, val_fraction)
+        folders(root, root.parent, *(fractions or (0.0,)))
     assert "\n" not in str(caught.value)
 
 
@@ -240,28 +243,76 @@ def test_the_hash_of_a_name_is_uniform_and_its_first_values_are_for_all_time():
     assert name_hash(b"a/1.png", b"jaxcls val").to_bytes(8, "big") == expected
 
 
-def test_val_fraction_takes_its_share_and_new_files_move_none(source):
+def by_class(rows):
+    return collections.Counter(label for label, _ in rows.values())
+
+
+@pytest.mark.parametrize("counts", [[8] * 10, [1, 2, 3, 7, 13, 40, 101]])
+def test_fractions_take_their_share_of_each_class_by_the_lowest_hashes(source, counts):
+    names = [f"c{c}/{k}.png" for c, n in enumerate(counts) for k in range(n)]
+    root = source(*names)
+    _, parts = read(root, 0.2, 0.1)
+    assert [*parts] == ["train", "val", "test"]
+    assert sorted(name for rows in parts.values() for name in rows) == sorted(names)
+    val, test = by_class(parts["val"]), by_class(parts["test"])
+    for c, n in enumerate(counts):
+        asked_test, asked_val = max(1, round(0.1 * n)), max(1, round(0.2 * n))
+        assert test[f"c{c}"] == min(asked_test, n - 1)
+        assert val[f"c{c}"] == min(asked_val, n - 1 - test[f"c{c}"])
+    _, alone = read(root, 0.2)
+    assert by_class(alone["val"]) == {
+        f"c{c}": max(1, round(0.2 * n)) for c, n in enumerate(counts) if n > 1
+    }
+    assert [*read(root, 0.0, 0.1)[1]["test"]] == [*parts["test"]]
+    largest = [name for name in names if name.startswith(f"c{len(counts) - 1}/")]
+    lowest = sorted(largest, key=lambda name: name_hash(name.encode(), b"jaxcls val"))
+    in_val = {name for name in alone["val"] if name in largest}
+    assert in_val == {*lowest[: len(in_val)]}
+
+
+def test_new_files_move_few_and_none_of_another_class(source):
     names = [f"{'ab'[k % 2]}/{k}.png" for k in range(600)]
     root = source(*names)
     _, before = read(root, 0.25)
-    assert set(before) == {"train", "val"}
-    assert not set(before["train"]) & set(before["val"])
-    assert {**before["train"], **before["val"]} == read(root)[1]["train"]
-    assert abs(len(before["val"]) - 150) < 40
     write(root, made(*(f"c/{k}.png" for k in range(300))))
     _, after = read(root, 0.25)
     for split in ("train", "val"):
         assert set(before[split]) == set(names) & set(after[split])
+    write(root, made(*(f"a/new {k}.png" for k in range(30))))
+    _, grown = read(root, 0.25)
+    moved = {n for n in after["train"].keys() & grown["val"] if "new" not in n}
+    moved |= after["val"].keys() & grown["train"].keys()
+    assert len(moved) <= 8
+    assert all(name.startswith("a/") for name in moved)
     _, more = read(root, 0.5)
-    assert set(after["val"]) < set(more["val"])
+    assert set(grown["val"]) < set(more["val"])
 
 
-def test_val_fraction_is_of_train_alone_and_leaves_none_empty(source):
-    refused(
-        source("a/1.png", "b/1.png"), "leaves split .* empty; try 0.2", val_fraction=1e-9
+def test_the_form_of_a_name_does_not_choose_its_split(tmp_path):
+    names = [f"é/ü {k}.png" for k in range(40)]
+    for form in ("NFC", "NFD"):
+        write(tmp_path / form, made(*(unicodedata.normalize(form, n) for n in names)))
+    one, other = (
+        {
+            unicodedata.normalize("NFC", name)
+            for name in read(tmp_path / form, 0.3)[1]["val"]
+        }
+        for form in ("NFC", "NFD")
     )
+    assert one == other
+    assert len(one) == 12
+
+
+def test_fractions_are_of_train_alone_and_leave_no_split_empty(source):
+    root = source("a/1.png", "b/1.png")
+    refused(root, "--val_fraction=0.2 leaves split val empty: train keeps a file", 0.2)
+    refused(root, "--test_fraction=0.2 leaves split test empty: train", 0.0, 0.2)
+    write(root, made("a/2.png"))
+    refused(root, "--val_fraction=0.2 --test_fraction=0.2 leaves split val e", 0.2, 0.2)
+    shutil.rmtree(root)
     root = source("train/a/1.png", "test/a/2.png")
-    refused(root, "the source has its own train, test; leave", val_fraction=0.2)
+    refused(root, "the source has its own train, test; leave it out", 0.2)
+    refused(root, "--test_fraction=0.1: the source has its own train, test", 0.0, 0.1)
 
 
 def table(tmp_path, text, *names, encoding="utf-8"):
