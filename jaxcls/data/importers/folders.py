@@ -1,17 +1,18 @@
 """Lists images in class folders, or beside a labels.csv, in a folder or an archive."""
 
 import csv
+import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
-from jaxcls.data.importers import splits
+from jaxcls.data.importers import names, splits
 from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.data.importers.parts import split_off
 from jaxcls.data.importers.splits import SPLITS
@@ -61,14 +62,16 @@ def folders(
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
             " columns path, label"
         )
-    class_names = _in_order({name for _, _, name in found})
+    class_of = names.class_names({given for _, _, given in found})
+    class_names = _in_order(set(class_of.values()))
+    notes += names.merged(class_of)
     if table is None:
         _check_no_split(path, class_names)
     numbers = {name: label for label, name in enumerate(class_names)}
     labels = np.zeros(len(tree.names), np.int32)
     rows_of: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for row, split, name in found:
-        labels[row] = numbers[name]
+    for row, split, given in found:
+        labels[row] = numbers[class_of[given]]
         rows_of[split].append(row)
     whole = Listing(tree.names, labels, tree.read)
     listings = {s: whole.subset(np.array(rows)) for s, rows in rows_of.items() if rows}
@@ -187,11 +190,12 @@ def _empty_folders(tree: Tree, found: list[tuple[int, str, str]]) -> list[str]:
 
     found: the images. A class without any image cannot be learned, and has no score.
     """
-    places, known = _places(tree), {name for _, _, name in found}
+    known = set(names.class_names({given for _, _, given in found}).values())
+    places = _places(tree)
     empty: dict[str, str] = {}
     for name in map(os.fsdecode, tree.folders):
         place = places.of(f"{name}/")
-        if place and place[1] not in known:
+        if place and not known.issuperset(names.class_names([place[1]]).values()):
             empty.setdefault("/".join(place), f"{name}/")
     return [*empty.values()]
 
@@ -211,10 +215,9 @@ def _by_table(
     """
     used = np.zeros(len(tree.names), bool)
     used[table] = True
+    find = _finder(tree)
     for line, name, label, split in _lines(tree, table, path):
-        row = tree.find(os.fsencode(plain(name)))
-        if row is None:  # Windows may have written it.
-            row = tree.find(os.fsencode(plain(name.replace("\\", "/"))))
+        row = find(name)
         if not name or not label or split not in SPLITS:
             raise InputError(
                 f"{path}: labels.csv line {line} needs a path, a label and, if any, a split"
@@ -230,6 +233,28 @@ def _by_table(
     if not used.all():
         first = shown(bytes(tree.names[np.argmin(used)]))
         notes.append(f"{(~used).sum():,} files are not in labels.csv, such as {first}")
+
+
+def _finder(tree: Tree) -> Callable[[str], int | None]:
+    """Returns the function of a path in a table -> the row of its file, or None.
+
+    The path may have backslashes, and other forms of its letters than the file's name.
+    """
+
+    @functools.cache
+    def rows() -> dict[str, int]:
+        return {names.composed(os.fsdecode(n)): row for row, n in enumerate(tree.names)}
+
+    def find(path: str) -> int | None:
+        for form in (plain(path), plain(path.replace("\\", "/"))):
+            row = tree.find(os.fsencode(form))
+            if row is None and not form.isascii():
+                row = rows().get(names.composed(form))
+            if row is not None:
+                return row
+        return None
+
+    return find
 
 
 def _lines(

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
 
+from jaxcls.data.importers import names
 from jaxcls.data.importers.listing import Listing
 from jaxcls.errors import InputError
 
@@ -56,7 +56,9 @@ def _lowest(train: Listing, rows: np.ndarray, fraction: float, split: str) -> np
     The share is of all files of the class in `train`.
     """
     purpose = f"jaxcls {split}".encode()
-    hashes = [name_hash(_composed(name), purpose) for name in train.names[rows]]
+    # Of the composed name, so that a copy on another system has the same split.
+    given = (names.composed(os.fsdecode(name)) for name in train.names[rows])
+    hashes = [name_hash(os.fsencode(name), purpose) for name in given]
     labels = train.labels[rows]
     # By class, and within a class by hash.
     order = np.lexsort((np.array(hashes, np.uint64), labels))
@@ -67,8 +69,3 @@ def _lowest(train: Listing, rows: np.ndarray, fraction: float, split: str) -> np
         taken.append(order[start : start + share])
         start += count
     return np.sort(rows[np.concatenate(taken)])
-
-
-def _composed(name: bytes) -> bytes:
-    """Returns a name in NFC: macOS, Windows and Linux may store one name differently."""
-    return os.fsencode(unicodedata.normalize("NFC", os.fsdecode(name)))

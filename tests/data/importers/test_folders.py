@@ -315,6 +315,33 @@ def test_fractions_are_of_train_alone_and_leave_no_split_empty(source):
     refused(root, "--test_fraction=0.1: the source has its own train, test", 0.0, 0.1)
 
 
+def forms(text):
+    return [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+
+
+def test_one_name_in_two_forms_is_one_class(source):
+    (one, other), (word, _) = forms("café"), forms("größe")
+    found, table = read(source(
+        f"train/{one}/1.png", f"val/{other}/2.png", f"train/{word}/3.png",
+        "train/tea /4.png", "val/tea/5.png",
+    ))  # fmt: skip
+    assert found.class_names == (one, word, "tea")
+    assert [label for label, _ in table["val"].values()] == [one, "tea"]
+    assert found.notes == [
+        r"class café is of 'cafe\u0301' and 'caf\xe9', which are one name",
+        "class tea is of 'tea' and 'tea ', which are one name",
+    ]
+
+
+def test_a_name_in_another_form_is_a_class_of_the_composed_name(source):
+    one, other = forms("naïve")
+    root = source(f"{other}/1.png", "b/2.png")
+    (root / one).mkdir()
+    found, _ = read(root)
+    assert found.class_names == ("b", one)
+    assert (found.notes, found.left_out) == ([], {})
+
+
 def table(tmp_path, text, *names, encoding="utf-8"):
     files = made(*(names or ("x/1.png", "2.png", "sub dir/3,4.png")))
     text = text.encode(encoding) if isinstance(text, str) else text
@@ -365,6 +392,18 @@ def test_labels_csv_of_windows_and_in_a_wrapper(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(root, "set")
     assert labels(tmp_path / "a.tar")[1] == expected
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_labels_csv_finds_a_file_in_another_form_of_its_name(tmp_path, swapped):
+    order = -1 if swapped else 1
+    (written, stored), (windows, second) = forms("é/ü.png")[::order], forms("é/ö")[::order]
+    windows = windows.replace("/", "\\")
+    text = f"path,label\n{written},a\n{windows},{forms('ñ')[0]}\n2.png,{forms('ñ')[1]}\n"
+    found, rows = labels(table(tmp_path, text, stored, second, "2.png"))
+    assert found.class_names == ("a", forms("ñ")[0])
+    assert rows["train"] == {stored: "a", second: forms("ñ")[0], "2.png": forms("ñ")[0]}
+    assert found.rejected == []
 
 
 def test_lines_of_labels_csv_that_name_no_file_are_listed(tmp_path):
