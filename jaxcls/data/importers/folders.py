@@ -1,29 +1,19 @@
-"""Lists images in class folders, or beside a labels.csv, in a folder or an archive."""
+"""Lists images in class folders, or labelled by tables, in a folder or an archive."""
 
-import csv
-import functools
-import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.data import files
-from jaxcls.data.decode import DecodeError
-from jaxcls.data.importers import names, splits
+from jaxcls.data.importers import names, splits, tables
 from jaxcls.data.importers.listing import ImageSource, Listing
 from jaxcls.data.importers.parts import split_off
 from jaxcls.data.importers.splits import SPLITS
-from jaxcls.data.importers.tars import plain
+from jaxcls.data.importers.tables import Rows
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
-
-LABELS = b"labels.csv"
-
-# (row of the tree, split, class name)
-Rows = Iterator[tuple[int, str, str]]
 
 
 def folders(
@@ -32,9 +22,10 @@ def folders(
     val_fraction: float,
     test_fraction: float = 0.0,
 ) -> ImageSource:
-    """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with labels.csv.
+    """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with a table.
 
-    The folders of splits may have other names, such as training_set and test_set.
+    Tables are labels.csv, and metadata.csv and .jsonl of Hugging Face's imagefolder. The
+    folders of splits may have other names, such as training_set and test_set.
     val_fraction, test_fraction: the share of each class that becomes split "val" or "test",
     by `parts.split_off`, if the source has only split "train".
     Raises `InputError` for a source that holds none of these.
@@ -48,25 +39,25 @@ def folders(
     tree = _unwrapped(tree)
     rejected, notes = list(tree.rejected), list[str]()
     left_out = {"hidden, or of a system": tree.hidden}
-    table = tree.find(LABELS)
-    if table is None:
+    labelled, hint = tables.of_tree(tree, path)
+    if not labelled:
         kind = "class folders"
         found = sorted(_by_folder(tree, rejected, notes, left_out))
         left_out["a folder without an image"] = _empty_folders(tree, found)
     else:
-        kind = "labels.csv"
-        found = sorted(_by_table(tree, table, path, rejected, notes))
+        kind = labelled[0].name.split("/")[-1]
+        found = sorted(tables.rows(tree, labelled, path, rejected, notes))
     if not found:
         raise InputError(
             f"{path} holds no image by {kind}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
-            " columns path, label"
+            f" columns path, label{hint}"
         )
     class_of = names.class_names({given for _, _, given in found})
     class_names = _in_order(set(class_of.values()))
     notes += names.merged(class_of)
-    if table is None:
-        _check_no_split(path, class_names)
+    if not labelled:
+        _check_no_split(path, class_names, hint)
     numbers = {name: label for label, name in enumerate(class_names)}
     labels = np.zeros(len(tree.names), np.int32)
     rows_of: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -86,7 +77,7 @@ def _unwrapped(tree: Tree) -> Tree:
     Such a folder is neither a split nor a class. What lies beside it without an image, such
     as a README or an empty folder, is left out.
     """
-    while tree.find(LABELS) is None:
+    while not tables.is_on_top(tree):
         named = [name for name in tree.names if files.is_image(os.fsdecode(name))]
         named = named or [name for name in tree.names if b"/" in name]
         top = {name.split(b"/")[0] for name in named}
@@ -96,7 +87,7 @@ def _unwrapped(tree: Tree) -> Tree:
         is_flat = [b"/" not in name for name in inner.names]
         # A class with a folder in it, beside a class whose images are yet to come.
         is_class = all(is_flat) or (any(is_flat) and _tops(tree.folders) > 1)
-        if is_class and inner.find(LABELS) is None:
+        if is_class and not tables.is_on_top(inner):
             break
         tree = inner
     return tree
@@ -107,7 +98,7 @@ def _tops(folders: list[bytes]) -> int:
     return len({folder.split(b"/")[0] for folder in folders})
 
 
-def _check_no_split(path: pathlib.Path, class_names: list[str]) -> None:
+def _check_no_split(path: pathlib.Path, class_names: list[str], hint: str) -> None:
     """Raises `InputError` for class folders that are named as splits."""
     alike = [*splits.of_folders(class_names)]
     if all(splits.read(name) for name in class_names):
@@ -117,6 +108,7 @@ def _check_no_split(path: pathlib.Path, class_names: list[str]) -> None:
             f"{path}: the folders {', '.join(map(shown, alike))} look like splits, not"
             " classes; name them train, val and test, with a folder for each class in train"
             " at least, or give a labels.csv with the columns path, label"
+            f"{hint}"
         )
 
 
@@ -198,86 +190,6 @@ def _empty_folders(tree: Tree, found: list[tuple[int, str, str]]) -> list[str]:
         if place and not known.issuperset(names.class_names([place[1]]).values()):
             empty.setdefault("/".join(place), f"{name}/")
     return [*empty.values()]
-
-
-def _by_table(
-    tree: Tree,
-    table: int,
-    path: pathlib.Path,
-    rejected: list[tuple[str, str]],
-    notes: list[str],
-) -> Rows:
-    """Yields row, split and class of each file in labels.csv.
-
-    Its columns are path and label, and optionally split. Adds rows without a usable file to
-    `rejected`, and a line for unlisted files to `notes`. Raises `InputError` for a line
-    without a path or a label, or with another split.
-    """
-    used = np.zeros(len(tree.names), bool)
-    used[table] = True
-    find = _finder(tree)
-    for line, name, label, split in _lines(tree, table, path):
-        row = find(name)
-        if not name or not label or split not in SPLITS:
-            raise InputError(
-                f"{path}: labels.csv line {line} needs a path, a label and, if any, a split"
-                f" of {', '.join(SPLITS)}; it has {name!r}, {label!r}, {split!r}"
-            )
-        if row is None:
-            rejected.append((name, f"named in labels.csv line {line}, and not there"))
-        elif used[row]:
-            rejected.append((name, f"named a second time in labels.csv line {line}"))
-        else:
-            used[row] = True
-            yield row, split, label
-    if not used.all():
-        first = shown(bytes(tree.names[np.argmin(used)]))
-        notes.append(f"{(~used).sum():,} files are not in labels.csv, such as {first}")
-
-
-def _finder(tree: Tree) -> Callable[[str], int | None]:
-    """Returns the function of a path in a table -> the row of its file, or None.
-
-    The path may have backslashes, and other forms of its letters than the file's name.
-    """
-
-    @functools.cache
-    def rows() -> dict[str, int]:
-        return {names.composed(os.fsdecode(n)): row for row, n in enumerate(tree.names)}
-
-    def find(path: str) -> int | None:
-        for form in (plain(path), plain(path.replace("\\", "/"))):
-            row = tree.find(os.fsencode(form))
-            if row is None and not form.isascii():
-                row = rows().get(names.composed(form))
-            if row is not None:
-                return row
-        return None
-
-    return find
-
-
-def _lines(
-    tree: Tree, table: int, path: pathlib.Path
-) -> Iterator[tuple[int, str, str, str]]:
-    """Yields (line number, path, label, split) of each line of labels.csv but the first."""
-    try:
-        text = tree.read(table).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        fields = [field.strip() for field in reader.fieldnames or []]
-        if not {"path", "label"} <= set(fields):
-            raise InputError(
-                f"{path}: labels.csv has the columns {', '.join(fields) or 'none'}; its"
-                " first line must name path and label (and may name split)"
-            )
-        reader.fieldnames = fields
-        for entry in reader:
-            name, label = entry["path"].strip(), entry["label"].strip()
-            yield reader.line_num, name, label, entry.get("split", "").strip() or "train"
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: labels.csv is not UTF-8; save it as UTF-8") from None
-    except (csv.Error, DecodeError, OSError) as error:
-        raise InputError(f"{path}: labels.csv cannot be read ({error})") from None
 
 
 def _such_as(rejected: list[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -348,9 +349,9 @@ def table(tmp_path, text, *names, encoding="utf-8"):
     return write(tmp_path / "some", {**files, "labels.csv": text})
 
 
-def labels(root):
+def labels(root, kind="labels.csv"):
     found, rows = read(root)
-    assert found.kind == "labels.csv"
+    assert found.kind == kind
     return found, {s: {n: label for n, (label, _) in r.items()} for s, r in rows.items()}
 
 
@@ -440,3 +441,100 @@ def test_lines_of_labels_csv_that_name_no_file_are_listed(tmp_path):
 )
 def test_a_bad_labels_csv_is_refused_by_its_line(tmp_path, text, said):
     refused(table(tmp_path, text), re.escape(said))
+
+
+def hugging(rows, form):
+    """Rows of (file_name, label) as metadata.csv or metadata.jsonl."""
+    if form == "jsonl":
+        lines = [json.dumps({"file_name": n, "label": v, "text": "a, b"}) for n, v in rows]
+    else:
+        lines = ["file_name,text,label", *(f'{name},"a, b",{v}' for name, v in rows)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("wrapper", ["", "set/"])
+def test_metadata_of_hugging_face_labels_the_files_beside_it(tmp_path, form, wrapper):
+    name = f"metadata.{form}"
+    given = {
+        f"train/{name}": hugging([("1.png", "cat"), ("sub/2.jpg", "dog")], form),
+        f"test/{name}": hugging([("1.png", "dog")], form),
+        **made("train/1.png", "train/sub/2.jpg", "test/1.png", "test/no.png"),
+    }
+    root = write(tmp_path / "some", {wrapper + name: data for name, data in given.items()})
+    found, rows = labels(root, name)
+    assert found.class_names == ("cat", "dog")
+    assert rows == {
+        "train": {"train/1.png": "cat", "train/sub/2.jpg": "dog"},
+        "test": {"test/1.png": "dog"},
+    }
+    assert found.rejected == []
+    assert found.notes == [
+        f"1 files are not in test/{name} and train/{name}, such as test/no.png"
+    ]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_metadata_on_top_has_its_splits_by_folders(tmp_path, form):
+    data = hugging([("train/1.png", 10), ("valid/2.png", 2), ("more/3.png", 2)], form)
+    names = made("train/1.png", "valid/2.png", "more/3.png")
+    root = write(tmp_path / "some", {f"metadata.{form}": data, **names})
+    found, rows = labels(root, f"metadata.{form}")
+    assert found.class_names == ("2", "10")
+    assert rows == {
+        "train": {"train/1.png": "10", "more/3.png": "2"}, "valid": {"valid/2.png": "2"},
+    }  # fmt: skip
+    flat = {f"metadata.{form}": hugging([("1.png", "a"), ("no.png", "a")], form)}
+    found, rows = labels(
+        write(tmp_path / "x", {**flat, **made("1.png")}), f"metadata.{form}"
+    )
+    assert rows == {"train": {"1.png": "a"}}
+    why = f"named in metadata.{form} line {3 if form == 'csv' else 2}, and not there"
+    assert found.rejected == [("no.png", why)]
+
+
+def test_metadata_without_labels_leaves_the_class_folders(source):
+    captions = b"file_name,text\na/1.png,a cat\n"
+    root = source("train/a/1.png", "val/a/2.png")
+    write(root, {"train/metadata.csv": captions})
+    found, rows = read(root)
+    assert found.kind == "class folders"
+    assert [*rows] == ["train", "val"]
+    flat = write(root.parent / "flat", {"train/metadata.csv": captions, "train/1.png": b""})
+    refused(
+        flat,
+        "train look like .*; train/metadata.csv has the columns file_name, text, and must"
+        " have file_name and label",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("metadata.jsonl", b"file_name", "line 1 is no JSON object, such as {"),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "1.png", "label": "a"}\n[1]',
+            "line 2 is no JSON",
+        ),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "1.png", "label": [1]}',
+            "line 1 needs a file_na",
+        ),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "1.png", "label": null}',
+            "line 1 needs a file_n",
+        ),
+        ("metadata.csv", b"file_name,label\n1.png,\n", "line 2 needs a file_name, a label"),
+        (
+            "metadata.csv",
+            b"file_name,label\n\xff.png,a\n",
+            "is not UTF-8; save it as UTF-8",
+        ),
+    ],
+)
+def test_bad_metadata_is_refused_by_its_line(tmp_path, name, data, said):
+    root = write(tmp_path / "some", {f"train/{name}": data, **made("train/1.png")})
+    refused(root, re.escape(f"train/{name} {said}"))
