@@ -43,16 +43,18 @@ class Bad(NamedTuple):
     why: str
 
 
-def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
+def asked(
+    arguments: Sequence[str], null: bool, left_out: list[str] | None = None
+) -> Iterator[str | Bad]:
     """Returns the images of a command line, by `images`; "-" is a list on standard input.
 
-    null: whether a NUL ends each path of the list. Raises `InputError` at once if the
-    arguments name no image.
+    null: whether a NUL ends each path of the list. left_out: of `images`. Raises
+    `InputError` at once if the arguments name no image.
     """
     if null and LIST not in arguments:
         raise InputError("--null is of a list on standard input; give - for it, too")
     check(arguments)
-    return images(given(arguments, b"\0" if null else b"\n"))
+    return images(given(arguments, b"\0" if null else b"\n"), left_out)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -111,14 +113,15 @@ def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def images(paths: Iterable[str]) -> Iterator[str | Bad]:
+def images(paths: Iterable[str], left_out: list[str] | None = None) -> Iterator[str | Bad]:
     """Yields files as given, and the images below folders; an unreadable path gives `Bad`.
 
-    Opens no file, and visits a path only when the iterator reaches it.
+    Opens no file, and visits a path only when the iterator reaches it. Adds what is hidden,
+    or not named as an image, to `left_out`.
     """
     for path in paths:
         if os.path.isdir(path):
-            found = below(path)
+            found = below(path, left_out)
             yield next(found, Bad(path, NO_IMAGE))
             yield from found
         else:
@@ -144,14 +147,29 @@ def say(bad: Bad) -> None:
     print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
 
 
-def below(folder: str) -> Iterator[str | Bad]:
-    """Yields the image files and `Bad` entries below a folder, in the order of `walk`."""
-    for entry in walk(folder):
+def say_left_out(paths: Sequence[str]) -> None:
+    """Prints on standard error how much of folders was left out, if anything was."""
+    if paths:
+        such = f"{len(paths):,}, such as {shown(paths[0])}"
+        print(f"left out, hidden or not named as an image: {such}", file=sys.stderr)
+
+
+def below(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
+    """Yields the image files and `Bad` entries below a folder, in the order of `walk`.
+
+    Adds the paths of other files, and of what is hidden, to `left_out`.
+    """
+    hidden: list[str] = []
+    others = [] if left_out is None else left_out
+    for entry in walk(folder, hidden):
         if isinstance(entry, Bad):
             path = os.path.join(folder, entry.path) if entry.path else folder
             yield Bad(path, entry.why)
         elif is_image(entry):
             yield os.path.join(folder, entry)
+        elif not entry.endswith("/"):
+            others.append(os.path.join(folder, entry))
+    others += (os.path.join(folder, path) for path in hidden)
 
 
 def walk(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
