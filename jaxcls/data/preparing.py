@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from jaxcls.data.example import Example, serialize
 from jaxcls.data.importers import open_source
 from jaxcls.data.importers.findings import Kept, findings
 from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.names import check as check_names
 from jaxcls.data.importers.parts import name_hash
 from jaxcls.errors import InputError, shown
 
@@ -75,7 +76,7 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
         )
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
-        _check_names(found.class_names)
+        check_names(found.class_names)
         classes = f"{len(found.class_names)} classes"
         say(f"{options.source}: {found.kind}, {classes}, {pairs(counts)}")
         show(classes_of(found))
@@ -189,15 +190,6 @@ def _check_none_lost(found: ImageSource, outcome: Outcome) -> None:
             f"no image of class {shown(found.class_names[lost[0]])} can be used; put its"
             " files right, or take all of them away"
         )
-
-
-def _check_names(class_names: Sequence[str]) -> None:
-    """Raises `InputError` for a class name that a text file cannot hold."""
-    for name in class_names:
-        if not name.isprintable() or name != name.strip():
-            raise InputError(
-                f"class {name!r} has a name with other than printable characters; rename it"
-            )
 
 
 def classes_of(found: ImageSource) -> Table:

@@ -271,12 +271,40 @@ def test_a_class_whose_files_are_all_bad_is_refused(source, bad):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a\nb/1.jpg", r"class 'a\\nb' has a name with other than printable"),
-        (os.fsdecode(b"\xff/1.jpg"), r"class '\\udcff' has a name with other"),
+        (
+            "a\nb/1.jpg",
+            r"class 'a\\nb' has U\+000A \(a control character\) in",
+        ),
+        ("a\x1b[2Jb/1.jpg", r"class 'a\\x1b\[2Jb' has U\+001B \(a control"),
+        ("a\u2028b/1.jpg", r"class 'a\\u2028b' has U\+2028 \(LINE SEPARATOR\)"),
+        ("a\u202eb/1.jpg", r"has U\+202E \(RIGHT-TO-LEFT OVERRIDE\) in its name; rename"),
+        (
+            os.fsdecode(b"\xff/1.jpg"),
+            r"class '\\udcff' has byte 0xFF, which is not UTF-8, in",
+        ),
+        (" /1.jpg", r"class ' ' has a space at the start or the end of its name"),
     ],
 )
 def test_a_class_that_cannot_be_printed_is_refused(source, bad, name, said):
     bad(f"--source={source({name: picture(1)})}", "--name=x", said=said)
+
+
+def test_joiners_and_spaces_are_part_of_a_class_name(source, run):
+    names = [
+        "\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", "a\xa0b", "flag\U000e0067",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "soft\xadhyphen",
+    ]  # fmt: skip
+    folder = run(source({f"{name}/1.jpg": picture(k) for k, name in enumerate(names)}))
+    assert sources.manifest(folder)["classes"] == sorted(names)
+    labels = [label for _, label in table(folder)["train"].values()]
+    assert sorted(labels) == sorted(names)
+    facts = sources.Dataset("photos", str(folder.parent.parent)).facts
+    assert facts.class_names == tuple(sorted(names))
+
+
+def test_a_space_after_a_class_name_is_none_of_it(source, run):
+    folder = run(source({"cat /1.jpg": picture(1), "\u3000dog/2.jpg": picture(2)}))
+    assert sources.manifest(folder)["classes"] == ["cat", "dog"]
 
 
 def test_a_split_whose_files_are_all_bad_is_refused(source, bad):

@@ -4,7 +4,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
-from jaxcls.errors import shown
+from jaxcls.errors import InputError, printable, shown
 
 
 def composed(text: str) -> str:
@@ -15,6 +15,36 @@ def composed(text: str) -> str:
 def class_names(given: Iterable[str]) -> dict[str, str]:
     """Returns given name -> class name, which is composed and without spaces around it."""
     return {name: composed(name).strip() or name for name in given}
+
+
+def check(class_names: Iterable[str]) -> None:
+    """Raises `InputError` for a class name that a line of a text file cannot hold.
+
+    Joiners are letters of Persian and of emoji, so they may stay; what moves a cursor or
+    turns the direction of text may not.
+    """
+    for name in class_names:
+        if odd := next(filter(_is_odd, name), ""):
+            raise InputError(f"class {name!a} has {_described(odd)} in its name; rename it")
+        if not name.strip() or name != name.strip():
+            raise InputError(
+                f"class {name!a} has a space at the start or the end of its name; rename it"
+            )
+
+
+def _is_odd(character: str) -> bool:
+    is_byte = unicodedata.category(character) == "Cs"  # As os.fsdecode gives it.
+    return is_byte or character == "\n" or printable(character) != character
+
+
+def _described(character: str) -> str:
+    """Returns a character's code point and name, or its byte if it is no Unicode."""
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return f"byte 0x{ord(character) & 0xFF:02X}, which is not UTF-8,"
+    nameless = "a control character" if category == "Cc" else "no assigned character"
+    name = unicodedata.name(character, nameless)
+    return f"U+{ord(character):04X} ({name})"
 
 
 def merged(names: dict[str, str]) -> list[str]:
