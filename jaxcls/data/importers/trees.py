@@ -26,7 +26,7 @@ import numpy as np
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import tars
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 
 _FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 # The standard library has no one exception for damaged archives. zipfile raises
@@ -127,9 +127,9 @@ class _Found:
         name = os.fsencode(path)
         if files.is_hidden(path):
             parts = path.split("/")
-            shown = next(n for n, part in enumerate(parts) if files.is_hidden(part))
-            end = "/" if shown < len(parts) - 1 else ""
-            self.hidden["/".join(parts[: shown + 1]) + end] = None
+            first = next(n for n, part in enumerate(parts) if files.is_hidden(part))
+            end = "/" if first < len(parts) - 1 else ""
+            self.hidden["/".join(parts[: first + 1]) + end] = None
             return False
         if not path.endswith("/"):
             self.files.append(name)
@@ -174,12 +174,35 @@ def of_tar(
 ) -> Tree:
     """Lists an uncompressed tar as `tars.files` does; errors name `where`."""
     found, places = _Found(), array.array("q")
+    links: list[tuple[str, str]] = []
     with path.open("rb") as file:
-        members = tars.files(file, where, found.rejected, remedy, nested)
+        members = tars.files(file, where, found.rejected, remedy, nested, links=links)
         for name, start, size in members:
             if found.add(name):
                 places.extend((start, size))
+    _add_links(found, places, links)
     return found.tree(tars.Reader(path, places))
+
+
+def _add_links(
+    found: _Found, places: "array.array[int]", links: list[tuple[str, str]]
+) -> None:
+    """Adds each hard link as a file with the place of the member that it names.
+
+    links: (name, name of the member). Rejects a link to what is no file of the archive.
+    """
+    if not links:
+        return  # The index below takes memory for each file.
+    numbers: dict[bytes, int] = {}
+    for number, member in enumerate(found.files):
+        numbers.setdefault(member, number)
+    for name, target in links:
+        number = numbers.get(os.fsencode(target), -1)
+        if number < 0:
+            found.rejected.append((name, tars.LOST.format(shown(target))))
+        elif found.add(name):
+            numbers.setdefault(os.fsencode(name), len(found.files) - 1)
+            places.extend(places[2 * number : 2 * number + 2])
 
 
 def _zip(path: pathlib.Path) -> Tree:
