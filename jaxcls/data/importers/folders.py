@@ -1,7 +1,9 @@
 """Lists images in class folders, or labelled by tables, in a folder or an archive."""
 
+import decimal
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ from jaxcls.data.importers.splits import SPLITS
 from jaxcls.data.importers.tables import Rows
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
+
+_NUMBER = re.compile(r"[+-]?\d{1,19}(\.\d{0,19})?(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 def folders(
@@ -197,8 +201,8 @@ def _such_as(rejected: list[tuple[str, str]]) -> str:
     return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
 
-def _in_order(names: set[str]) -> list[str]:
-    """Sorts names; if all are numbers, sorts them as numbers: 2 before 10."""
-    if all(name.isdecimal() and len(name) < 20 for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
+def _in_order(given: set[str]) -> list[str]:
+    """Sorts names; if all are numbers, sorts them as such: 2 before 10, -1.5 before 0."""
+    if all(_NUMBER.fullmatch(name) for name in given):
+        return sorted(given, key=lambda name: (decimal.Decimal(name), name))
+    return sorted(given)

@@ -107,6 +107,27 @@ def test_classes_that_are_numbers_are_in_their_order(source):
     assert found.class_names == ("0", "1", "2", "10", "33")
 
 
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ("0.0", "2.0", "10.0"),
+        ("-10", "-2", "0", "+1", "3"),
+        ("-1.5", "-1.25", "0.5", "2", "1e1", "2E+1"),
+        ("01", "1", "1.0", "2."),
+        ("\u0662", "\u0661\u0660"),
+        ("10", "2", "a"),
+        ("10", "2", "nan"),
+        ("1.2.10", "1.2.9"),
+        ("10 a", "9 a"),
+    ],
+)
+def test_numbers_are_in_their_order_and_other_names_in_that_of_text(tmp_path, ordered):
+    lines = [f"{k}.png,{name}\n" for k, name in enumerate(ordered)]
+    names = [f"{k}.png" for k in range(len(ordered))]
+    root = table(tmp_path, "path,label\n" + "".join(lines[::-1]), *names)
+    assert read(root)[0].class_names == ordered
+
+
 @pytest.mark.parametrize("wrapper", ["flowers", "a/b", "flowers-1.0 (copy)"])
 @pytest.mark.parametrize(
     "below", ["train/a/1.png train/b/2.png val/a/3.png", "a/1.png b/2.png"]
