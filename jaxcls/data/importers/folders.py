@@ -41,7 +41,7 @@ def folders(
             " of images"
         )
     tree = _unwrapped(tree)
-    rejected, notes = list(tree.rejected), list[str]()
+    rejected, notes = list(tree.rejected), list(tree.notes)
     left_out = {"hidden, or of a system": tree.hidden}
     labelled, hint = tables.of_tree(tree, path)
     if not labelled:

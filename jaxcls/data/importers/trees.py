@@ -6,7 +6,6 @@ overwrite a file.
 
 import array
 import bz2
-import contextlib
 import errno
 import gzip
 import lzma
@@ -49,6 +48,7 @@ class Tree(NamedTuple):
     rejected: (name, reason) of links in a folder or tar, of paths that lead out of the
     root, and of members that are no regular file.
     hidden: the paths of what is hidden or of a system; of such a folder only its own.
+    notes: remarks for the user, one line each.
     """
 
     names: np.ndarray
@@ -56,6 +56,7 @@ class Tree(NamedTuple):
     folders: list[bytes]
     rejected: list[tuple[str, str]]
     hidden: list[str]
+    notes: list[str]
 
     def find(self, name: bytes) -> int | None:
         """Returns the index of a file, or None if it is not there."""
@@ -150,6 +151,7 @@ class _Found:
             self.folders,
             self.rejected,
             [*self.hidden],
+            [],
         )
 
 
@@ -213,8 +215,11 @@ def _zip(path: pathlib.Path) -> Tree:
     """
     archive, found = zipfile.ZipFile(path), _Found()
     members: list[zipfile.ZipInfo] = []
+    guessed: list[str] = []
     for member in archive.infolist():
-        given = _zip_name(member)
+        given, is_guess = _zip_name(member)
+        if is_guess and not files.is_hidden(given):
+            guessed.append(given)
         name = tars.plain(given)
         if given.endswith("/"):
             found.add(f"{name}/")
@@ -230,16 +235,28 @@ def _zip(path: pathlib.Path) -> Tree:
         except (*_DAMAGES, RuntimeError, OSError) as error:
             raise DecodeError(f"cannot be unpacked ({error})") from None
 
-    return found.tree(read)
+    notes = []
+    if guessed:
+        notes = [
+            f"{len(guessed):,} names in {shown(path.name)} are not UTF-8, and are read as"
+            f" code page 437, such as {shown(guessed[0])}; if they look wrong, give the"
+            " unpacked folder"
+        ]
+    return found.tree(read)._replace(notes=notes)
 
 
-def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Returns the path of a member; repairs unmarked UTF-8, and backslashes of Windows."""
-    name = member.filename
+def _zip_name(member: zipfile.ZipInfo) -> tuple[str, bool]:
+    """Returns the path of a member, and whether the encoding of its letters is a guess.
+
+    Repairs unmarked UTF-8, and backslashes of Windows.
+    """
+    name, is_guess = member.filename, False
     if not member.flag_bits & 0x800:
-        with contextlib.suppress(UnicodeError):
+        try:
             name = name.encode("cp437").decode("utf-8")
-    return name.replace("\\", "/") if member.create_system == 0 else name
+        except UnicodeError:  # The archive does not say which code page it is.
+            is_guess = True
+    return name.replace("\\", "/") if member.create_system == 0 else name, is_guess
 
 
 def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:

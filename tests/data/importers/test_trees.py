@@ -123,7 +123,29 @@ def test_a_zip_may_not_say_that_its_names_are_utf8(tmp_path):
     path = packed(tmp_path / "a.zip", {"naïve/☃.png": b"snow"})
     path.write_bytes(unflagged(path.read_bytes(), "naïve/☃.png".encode()))
     assert zipfile.ZipFile(path).namelist() != ["naïve/☃.png"]
-    assert contents(open_tree(path, tmp_path)) == {"naïve/☃.png": b"snow"}
+    tree = open_tree(path, tmp_path)
+    assert contents(tree) == {"naïve/☃.png": b"snow"}
+    assert tree.notes == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("gbk", "狗/1.png"), ("cp1252", "é/1.png"), ("cp866", "Жук/1.png")],
+)
+def test_names_in_a_zip_that_are_not_utf8_are_said(tmp_path, encoding, name):
+    stand_in = "x" * len(name.encode(encoding))
+    path = packed(tmp_path / "a.zip", {stand_in: b"1", "dog/2.png": b"2", ".é": b"3"})
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), name.encode(encoding)))
+    tree = open_tree(path, tmp_path)
+    seen = name.encode(encoding).decode("cp437")
+    assert contents(tree) == {seen: b"1", "dog/2.png": b"2"}
+    assert tree.notes == [
+        f"1 names in a.zip are not UTF-8, and are read as code page 437, such as {seen}; if"
+        " they look wrong, give the unpacked folder"
+    ]
+    found = open_source(path, tmp_path, 0)
+    assert set(found.class_names) == {seen.split("/")[0], "dog"}
+    assert found.notes == tree.notes
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
