@@ -40,14 +40,18 @@ def folders(
             f"{path} holds no file{_such_as(tree.rejected)}; give a folder of class folders"
             " of images"
         )
-    tree = _unwrapped(tree)
+    tree, beside = _unwrapped(tree)
     rejected, notes = list(tree.rejected), list(tree.notes)
-    left_out = {"hidden, or of a system": tree.hidden}
+    left_out = {
+        "hidden, or of a system": tree.hidden,
+        "beside the one folder of images": beside,
+    }
     labelled, hint = tables.of_tree(tree, path)
     if not labelled:
         kind = "class folders"
-        found = sorted(_by_folder(tree, rejected, notes, left_out))
-        left_out["a folder without an image"] = _empty_folders(tree, found)
+        places = _places(tree)
+        found = sorted(_by_folder(tree, places, rejected, notes, left_out))
+        left_out["a folder without an image"] = _empty_folders(tree, places, found)
     else:
         kind = labelled[0].name.split("/")[-1]
         found = sorted(tables.rows(tree, labelled, path, rejected, notes))
@@ -75,26 +79,34 @@ def folders(
     return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes, left_out)
 
 
-def _unwrapped(tree: Tree) -> Tree:
+def _unwrapped(tree: Tree) -> tuple[Tree, list[str]]:
     """Returns the tree without the folders that wrap the whole source, such as flowers/.
 
-    Such a folder is neither a split nor a class. What lies beside it without an image, such
-    as a README or an empty folder, is left out.
+    Such a folder is neither a split nor a class. Returns also the paths of the files beside
+    it, such as a README; none of them is an image.
     """
+    beside: list[str] = []
     while not tables.is_on_top(tree):
-        named = [name for name in tree.names if files.is_image(os.fsdecode(name))]
-        named = named or [name for name in tree.names if b"/" in name]
-        top = {name.split(b"/")[0] for name in named}
+        top, others = set[bytes](), set[bytes]()
+        for name in tree.names:
+            if files.is_image(os.fsdecode(name)):
+                top.add(name.split(b"/")[0])
+            elif b"/" in name:
+                others.add(name.split(b"/")[0])
+        top = top or others
         if len(top) != 1 or {name.lower() for name in top} & set(map(os.fsencode, SPLITS)):
             break
-        inner = tree.below(top.pop())
+        (folder,) = top
+        inner = tree.below(folder)
         is_flat = [b"/" not in name for name in inner.names]
         # A class with a folder in it, beside a class whose images are yet to come.
         is_class = all(is_flat) or (any(is_flat) and _tops(tree.folders) > 1)
         if is_class and not tables.is_on_top(inner):
             break
+        outer = (name for name in tree.names if not name.startswith(folder + b"/"))
+        beside += map(os.fsdecode, outer)
         tree = inner
-    return tree
+    return tree, beside
 
 
 def _tops(folders: list[bytes]) -> int:
@@ -142,21 +154,27 @@ def _places(tree: Tree) -> _Places:
 
     A folder train with only images is a class.
     """
-    found = [os.fsdecode(name).split("/") for name in tree.names]
-    folders = {parts[0] for parts in found if len(parts) > 1}
-    deep = {parts[0] for parts in found if len(parts) > 2}
+    folders, deep, single = set[str](), set[str](), set[str]()
+    for name in map(os.fsdecode, tree.names):
+        top, *parts = name.split("/")
+        if parts:
+            folders.add(top)
+        if len(parts) > 1:
+            deep.add(top)
+        if parts[:1] != [top] or len(parts) < 3:
+            single.add(top)
     named = splits.of_folders(folders)
     if not any(split == "train" for folder, split in named.items() if folder in deep):
         named = {name: name.lower() for name in folders if name.lower() in SPLITS}
         if "train" not in {named[folder] for folder in deep if folder in named}:
             return _Places({}, frozenset())
         splits.check(named)
-    single = {parts[0] for parts in found if parts[1:2] != parts[:1] or len(parts) < 4}
     return _Places(named, frozenset(named) - single)
 
 
 def _by_folder(
     tree: Tree,
+    places: _Places,
     rejected: list[tuple[str, str]],
     notes: list[str],
     left_out: dict[str, list[str]],
@@ -166,7 +184,6 @@ def _by_folder(
     Adds images outside a class folder to `rejected`, other files to `left_out`, and a line
     about renamed splits to `notes`.
     """
-    places = _places(tree)
     renamed = [f"{k}={v}" for k, v in sorted(places.splits.items()) if k != v]
     if renamed:
         notes.append(f"folders taken as splits: {', '.join(map(shown, renamed))}")
@@ -181,13 +198,14 @@ def _by_folder(
             rejected.append((name, "in no class folder"))
 
 
-def _empty_folders(tree: Tree, found: list[tuple[int, str, str]]) -> list[str]:
+def _empty_folders(
+    tree: Tree, places: _Places, found: list[tuple[int, str, str]]
+) -> list[str]:
     """Returns the class folders whose class has no image in any split.
 
     found: the images. A class without any image cannot be learned, and has no score.
     """
     known = set(names.class_names({given for _, _, given in found}).values())
-    places = _places(tree)
     empty: dict[str, str] = {}
     for name in map(os.fsdecode, tree.folders):
         place = places.of(f"{name}/")

@@ -139,8 +139,14 @@ def test_one_folder_around_all_is_not_seen(tmp_path, wrapper, below):
     with_readme = write(tmp_path / "w" / wrapper, {**made(*below.split()), "README": b""})
     expected = read(plain)
     assert read(tmp_path / "a.tar")[1] == expected[1]
-    assert read(tmp_path / "w")[1] == expected[1]
+    write(tmp_path / "w", {"LICENSE": b""})
+    found, rows = read(tmp_path / "w")
+    assert rows == expected[1]
     assert with_readme.is_dir()
+    assert found.left_out == {
+        "beside the one folder of images": ["LICENSE"],
+        "not named as an image": ["README"],
+    }
 
 
 def test_a_wrapper_is_no_class_and_a_class_is_no_wrapper(source):
