@@ -91,7 +91,7 @@ def rows(
     """
     used = np.zeros(len(tree.names), bool)
     used[[table.row for table in tables]] = True
-    find, split_of = _finder(tree), _splits(tree)
+    find, near, split_of = *_finders(tree), _splits(tree)
     for table in tables:
         for line, entry in _entries(tree, table, path):
             name, label = entry.get(table.path_column, ""), entry.get("label", "")
@@ -107,7 +107,9 @@ def rows(
                 )
             where = f"in {shown(table.name)} line {line}"
             if row is None:
-                rejected.append((table.folder + name, f"named {where}, and not there"))
+                close = near(table.folder + name)
+                why = f"named {where}, and not there{close and f'; {close} is'}"
+                rejected.append((table.folder + name, why))
             elif used[row]:
                 rejected.append((table.folder + name, f"named a second time {where}"))
             else:
@@ -129,15 +131,22 @@ def _splits(tree: Tree) -> dict[str, str]:
     return splits.of_folders(tops) or alone
 
 
-def _finder(tree: Tree) -> Callable[[str], int | None]:
-    """Returns the function of a path in a table -> the row of its file, or None.
+def _finders(
+    tree: Tree,
+) -> tuple[Callable[[str], int | None], Callable[[str], str]]:
+    """Returns two functions of a path in a table: the row of its file, or None; a near one.
 
-    The path may have backslashes, and other forms of its letters than the file's name.
+    The path may have backslashes, and other forms of its letters than the file's name. A
+    near file differs in capitals only; its name is for a message.
     """
 
     @functools.cache
     def composed() -> dict[str, int]:
         return {names.composed(os.fsdecode(n)): row for row, n in enumerate(tree.names)}
+
+    @functools.cache
+    def folded() -> dict[str, int]:
+        return {name.casefold(): row for name, row in composed().items()}
 
     def find(path: str) -> int | None:
         for form in (plain(path), plain(path.replace("\\", "/"))):
@@ -148,7 +157,12 @@ def _finder(tree: Tree) -> Callable[[str], int | None]:
                 return row
         return None
 
-    return find
+    def near(path: str) -> str:
+        form = names.composed(plain(path.replace("\\", "/")))
+        row = folded().get(form.casefold())
+        return "" if row is None else shown(bytes(tree.names[row]))
+
+    return find, near
 
 
 def _entries(

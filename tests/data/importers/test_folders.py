@@ -453,6 +453,18 @@ def test_lines_of_labels_csv_that_name_no_file_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("written", "stored"),
+    [("X/1.PNG", "x/1.png"), ("é/1.png", "É/1.png"), ("a\\b.jpg", "A/b.JPG")],
+)
+def test_a_file_that_differs_in_capitals_is_named(tmp_path, written, stored):
+    root = table(tmp_path, f"path,label\n2.png,a\n{written},b\n", "2.png", stored)
+    found, rows = labels(root)
+    assert rows == {"train": {"2.png": "a"}}
+    why = f"named in labels.csv line 3, and not there; {stored} is"
+    assert found.rejected == [(written, why)]
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "labels.csv has the columns none; its first line must name path and label"),
