@@ -33,7 +33,7 @@ def split_off(
     if set(listings) != {"train"}:
         raise InputError(
             f"{flags}: the source has its own {', '.join(listings)}; leave"
-            f" {'it' if len(given) == 1 else 'them'} out"
+            f" {'it' if len(given) == 1 else 'them'} out, and use data.eval='train[90%:]'"
         )
     train = listings["train"]
     rest, parts = np.arange(len(train.labels)), {}

@@ -339,7 +339,7 @@ def test_fractions_are_of_train_alone_and_leave_no_split_empty(source):
     refused(root, "--val_fraction=0.2 --test_fraction=0.2 leaves split val e", 0.2, 0.2)
     shutil.rmtree(root)
     root = source("train/a/1.png", "test/a/2.png")
-    refused(root, "the source has its own train, test; leave it out", 0.2)
+    refused(root, "own train, test; leave it out, and use data.eval='train", 0.2)
     refused(root, "--test_fraction=0.1: the source has its own train, test", 0.0, 0.1)
 
 
