@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--data_dir", default="", help="where; default TFDS_DATA_DIR, ~/tensorflow_datasets"
     )
-    add("--val_fraction", default="0", help="share of training images for split val")
+    add("--val_fraction", default="0", help="share of each class for split val")
+    add("--test_fraction", default="0", help="share of each class for split test")
     add("--max_bad", default="0", help="files that may be left out (default 0)")
     add("--shrink", default="0", help="re-encode what is larger to this short side")
     add("--quality", default="95", help="JPEG quality of --shrink (default 95)")
@@ -81,7 +82,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _no_choice(parser: cli.Parser, args: argparse.Namespace, what: str) -> None:
     """Raises `InputError` for a flag that has no effect on a copy."""
-    for flag in ("val_fraction", "max_bad", "shrink", "quality", "threads", "plugins"):
+    for flag in (
+        "val_fraction",
+        "test_fraction",
+        "max_bad",
+        "shrink",
+        "quality",
+        "threads",
+        "plugins",
+    ):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             raise InputError(f"{what} is copied as it is; leave --{flag}={value} out")
@@ -95,6 +104,14 @@ def _check_apart(options: Options, root: pathlib.Path) -> None:
             f"{folder} lies in --source={options.source}; give a --data_dir outside it, or"
             " another --name"
         )
+
+
+def _fraction(text: str, flag: str) -> float:
+    """Returns a share from 0 to below 1; raises `InputError`."""
+    fraction = cli.number(text, flag)
+    if fraction >= 1:
+        raise InputError(f"{flag}={fraction} must be below 1; try 0.2")
+    return fraction
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -112,9 +129,13 @@ def _options(args: argparse.Namespace) -> Options:
             f"--name={name} must be small letters, digits and underscores, such as"
             f" --name={stem.lstrip('_0123456789') or 'photos'}"
         )
-    val_fraction = cli.number(args.val_fraction, "--val_fraction")
-    if val_fraction >= 1:
-        raise InputError(f"--val_fraction={val_fraction} must be below 1; try 0.2")
+    val_fraction = _fraction(args.val_fraction, "--val_fraction")
+    test_fraction = _fraction(args.test_fraction, "--test_fraction")
+    if val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"--val_fraction={val_fraction} and --test_fraction={test_fraction} must be"
+            " below 1 together; try 0.2 and 0.1"
+        )
     short = cli.whole_number(args.shrink, "--shrink")
     quality = cli.whole_number(args.quality, "--quality", least=1)
     if quality > 100:
@@ -123,6 +144,7 @@ def _options(args: argparse.Namespace) -> Options:
         source,
         name,
         val_fraction,
+        test_fraction,
         cli.whole_number(args.max_bad, "--max_bad"),
         Shrink(short, quality) if short else None,
         cli.whole_number(args.threads, "--threads"),

@@ -20,8 +20,15 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif"),
 )
-# Files that operating systems leave behind.
-SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
+# What operating systems, network disks and gallery programs leave behind, in small letters.
+SYSTEM = frozenset(
+    (
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
+        *("system volume information", "icon\r", "__macosx", "lost+found"),
+        *("@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "thumbnails"),
+        "__pycache__",
+    )
+)
 # The largest readable file in bytes; MAX_PIXELS at 16 bits a sample fits.
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 100  # The deepest nesting of folders.
@@ -36,16 +43,18 @@ class Bad(NamedTuple):
     why: str
 
 
-def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
+def asked(
+    arguments: Sequence[str], null: bool, left_out: list[str] | None = None
+) -> Iterator[str | Bad]:
     """Returns the images of a command line, by `images`; "-" is a list on standard input.
 
-    null: whether a NUL ends each path of the list. Raises `InputError` at once if the
-    arguments name no image.
+    null: whether a NUL ends each path of the list. left_out: of `images`. Raises
+    `InputError` at once if the arguments name no image.
     """
     if null and LIST not in arguments:
         raise InputError("--null is of a list on standard input; give - for it, too")
     check(arguments)
-    return images(given(arguments, b"\0" if null else b"\n"))
+    return images(given(arguments, b"\0" if null else b"\n"), left_out)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -104,14 +113,15 @@ def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def images(paths: Iterable[str]) -> Iterator[str | Bad]:
+def images(paths: Iterable[str], left_out: list[str] | None = None) -> Iterator[str | Bad]:
     """Yields files as given, and the images below folders; an unreadable path gives `Bad`.
 
-    Opens no file, and visits a path only when the iterator reaches it.
+    Opens no file, and visits a path only when the iterator reaches it. Adds what is hidden,
+    or not named as an image, to `left_out`.
     """
     for path in paths:
         if os.path.isdir(path):
-            found = below(path)
+            found = below(path, left_out)
             yield next(found, Bad(path, NO_IMAGE))
             yield from found
         else:
@@ -137,22 +147,38 @@ def say(bad: Bad) -> None:
     print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
 
 
-def below(folder: str) -> Iterator[str | Bad]:
-    """Yields the image files and `Bad` entries below a folder, in the order of `walk`."""
-    for entry in walk(folder):
+def say_left_out(paths: Sequence[str]) -> None:
+    """Prints on standard error how much of folders was left out, if anything was."""
+    if paths:
+        such = f"{len(paths):,}, such as {shown(paths[0])}"
+        print(f"left out, hidden or not named as an image: {such}", file=sys.stderr)
+
+
+def below(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
+    """Yields the image files and `Bad` entries below a folder, in the order of `walk`.
+
+    Adds the paths of other files, and of what is hidden, to `left_out`.
+    """
+    hidden: list[str] = []
+    others = [] if left_out is None else left_out
+    for entry in walk(folder, hidden):
         if isinstance(entry, Bad):
             path = os.path.join(folder, entry.path) if entry.path else folder
             yield Bad(path, entry.why)
         elif is_image(entry):
             yield os.path.join(folder, entry)
+        elif not entry.endswith("/"):
+            others.append(os.path.join(folder, entry))
+    others += (os.path.join(folder, path) for path in hidden)
 
 
-def walk(folder: str) -> Iterator[str | Bad]:
+def walk(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
     """Yields the paths below a folder, ordered by the bytes of the whole paths.
 
     The path of a folder ends with "/" and comes before its content. Follows links, except
-    into a folder that contains the link. Leaves out hidden and system entries. An entry is
-    `Bad` if it is unreadable, or neither a file nor a folder; the walk continues.
+    into a folder that contains the link. Leaves out hidden and system entries, and adds
+    their paths to `left_out`. An entry is `Bad` if it is unreadable, or neither a file nor
+    a folder; the walk continues.
     """
 
     def inside(prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str | Bad]:
@@ -176,6 +202,8 @@ def walk(folder: str) -> Iterator[str | Bad]:
         for entry in entries:
             path = os.path.join(folder, prefix + entry)
             if is_hidden(entry):
+                if left_out is not None:
+                    left_out.append(prefix + entry)
                 continue
             if entry.endswith("/"):
                 yield from inside(prefix + entry, above | {here})
@@ -187,8 +215,8 @@ def walk(folder: str) -> Iterator[str | Bad]:
 
 
 def is_hidden(path: str) -> bool:
-    """Returns whether a component of the path begins with a dot or is a system file."""
-    return any(part.startswith(".") or part in SYSTEM for part in path.split("/"))
+    """Returns whether a component of the path begins with a dot or is of a system."""
+    return any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
 
 
 def is_image(path: str) -> bool:

@@ -9,11 +9,12 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from rich.progress import track
+from rich.table import Table
 
 from jaxcls import atomic, console
 from jaxcls.config.plugins import NONE, Plugins
@@ -24,11 +25,13 @@ from jaxcls.data.decode import DecodeError
 from jaxcls.data.example import Example, serialize
 from jaxcls.data.importers import open_source
 from jaxcls.data.importers.findings import Kept, findings
-from jaxcls.data.importers.folders import name_hash
-from jaxcls.data.importers.listing import Listing
+from jaxcls.data.importers.listing import ImageSource, Listing
+from jaxcls.data.importers.names import check as check_names
+from jaxcls.data.importers.parts import name_hash
 from jaxcls.errors import InputError, shown
 
 REJECTED = "rejected.csv"
+MOST_ROWS = 30  # Rows of classes in a table; ImageNet has a thousand.
 
 
 class Options(NamedTuple):
@@ -37,6 +40,7 @@ class Options(NamedTuple):
     source: pathlib.Path
     name: str
     val_fraction: float
+    test_fraction: float
     max_bad: int
     shrink: Shrink | None
     threads: int
@@ -66,18 +70,25 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
     with writer.whole(target) as folder, quiet():
         scratch = folder / "scratch"
         scratch.mkdir()
-        found = open_source(options.source, scratch, options.val_fraction, plugins)
+        fractions = options.val_fraction, options.test_fraction
+        found = open_source(
+            options.source, scratch, fractions[0], plugins, test_fraction=fractions[1]
+        )
         counts = {split: len(listing.labels) for split, listing in found.splits.items()}
         published.check(options.name, counts, "--name")
-        _check_names(found.class_names)
+        check_names(found.class_names)
         classes = f"{len(found.class_names)} classes"
         say(f"{options.source}: {found.kind}, {classes}, {pairs(counts)}")
+        show(classes_of(found))
+        if found.left_out:
+            show(left_out_of(found))
         contents = writer.Contents(folder, options.name)
         outcome = Outcome(found.rejected, contents)
         for split, listing in found.splits.items():
             contents.write_split(split, _records(split, listing, options, outcome))
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
+        _check_none_lost(found, outcome)
         sizes, names = outcome.sizes, found.class_names
         one_size = sizes.pop() if len(sizes) == 1 else (None, None)
         features = writer.features(names, (*one_size, found.channels))
@@ -87,7 +98,8 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
             found.kind,
             names,
             rejected=len(outcome.rejected),
-            val_fraction=options.val_fraction,
+            val_fraction=fractions[0],
+            test_fraction=fractions[1],
             shrink=options.shrink._asdict() if options.shrink else None,
         )
     for note in (*found.notes, *findings(found.class_names, outcome.kept)):
@@ -169,13 +181,57 @@ def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> 
             raise InputError(f"{options.source}: no image of split {split} can be used")
 
 
-def _check_names(class_names: Sequence[str]) -> None:
-    """Raises `InputError` for a class name that a text file cannot hold."""
-    for name in class_names:
-        if not name.isprintable() or name != name.strip():
-            raise InputError(
-                f"class {name!r} has a name with other than printable characters; rename it"
-            )
+def _check_none_lost(found: ImageSource, outcome: Outcome) -> None:
+    """Raises `InputError` for a class with files none of which can be used."""
+    listed = {k for listing in found.splits.values() for k in listing.labels.tolist()}
+    kept = {k for split in outcome.kept.values() for k in split.labels.tolist()}
+    if lost := sorted(listed - kept):
+        raise InputError(
+            f"no image of class {shown(found.class_names[lost[0]])} can be used; put its"
+            " files right, or take all of them away"
+        )
+
+
+def classes_of(found: ImageSource) -> Table:
+    """Returns the table of classes: the files in each split, their share of the class."""
+    names = found.class_names
+    counts = np.array(
+        [np.bincount(x.labels, minlength=len(names)) for x in found.splits.values()]
+    )
+    made = console.table("", "class", *found.splits)
+
+    def add(name: str, column: np.ndarray) -> None:
+        total = max(1, column.sum())
+        shares = (
+            f"{count:,}" if split == "train" else f"{count:,} ({count / total:.0%})"
+            for split, count in zip(found.splits, column.tolist(), strict=True)
+        )
+        made.add_row(name, *shares)
+
+    shown_rows = len(names) if len(names) <= MOST_ROWS else MOST_ROWS - 1
+    for number, name in enumerate(names[:shown_rows]):
+        add(name, counts[:, number])
+    if shown_rows < len(names):
+        rest = len(names) - shown_rows
+        add(f"{rest:,} more classes", counts[:, shown_rows:].sum(axis=1))
+    return made
+
+
+def left_out_of(found: ImageSource) -> Table:
+    """Returns the table of what is left out as no image: reason, an example, the number."""
+    made = console.table("", "left out", "such as", "entries", texts=2)
+    for why, paths in found.left_out.items():
+        made.add_row(why, shown(paths[0]), f"{len(paths):,}")
+    return made
+
+
+def show(table: Table) -> None:
+    """Prints a table; escapes characters that the terminal's encoding lacks."""
+    out = console.console()
+    with out.capture() as printed:
+        out.print(table)
+    lines = (line.rstrip() for line in printed.get().splitlines())
+    say("\n".join(line for line in lines if line))
 
 
 def pairs(counts: dict[str, int]) -> str:

@@ -67,18 +67,23 @@ class Gallery(NamedTuple):
             return []
 
 
-def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
+def listed(
+    folder: str,
+    without: pathlib.Path | None = None,
+    left_out: list[str] | None = None,
+) -> Listing:
     """Returns the images below a folder; raises `InputError` if there is none.
 
-    without: a file to leave out, such as a contact sheet in the folder.
+    without: a file to leave out, such as a contact sheet in the folder. left_out: of
+    `files.below`.
     """
     if not os.path.isdir(folder):
         raise InputError(
             f"--gallery={shown(folder)} is not a folder; give a folder of images"
         )
     found, start = Listing(folder, {}, []), os.path.join(folder, "")
-    left_out = _status(without).identity if without and without.exists() else None
-    for each in files.below(folder):
+    unwanted = _status(without).identity if without and without.exists() else None
+    for each in files.below(folder, left_out):
         if isinstance(each, Bad):
             found.bad.append(each)
             continue
@@ -87,7 +92,7 @@ def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
         except OSError as error:
             found.bad.append(Bad(each, error.strerror or str(error)))
             continue
-        if status.identity != left_out:
+        if status.identity != unwanted:
             found.status[each.removeprefix(start)] = status
     if not found.status:
         raise InputError(f"--gallery={shown(folder)} {files.NO_IMAGE}")

@@ -157,7 +157,9 @@ REFUSED = {
     "prepare --data_dir={tmp}/data --source={photos} --name=x": [
         ("--val_fraction=2", "--val_fraction=2.0 must be below 1; try 0.2"),
         ("--val_fraction=much", "=much must be a number, at least 0"),
-        ("--val_fraction=1e-9", "split val empty; try 0.2"),
+        ("--val_fraction=1e-9", "split val empty: train keeps a file of each class"),
+        ("--test_fraction=1", "--test_fraction=1.0 must be below 1; try 0.2"),
+        ("--val_fraction=0.5 --test_fraction=0.5", "below 1 together; try 0.2 and 0.1"),
         ("--shrink=1.5", "--shrink=1.5 must be a whole numb"),
         ("--quality=101", "--quality=101 must be at most 100"),
         ("--config.seed=1", "--config belongs to --show"),

@@ -267,8 +267,9 @@ def test_a_folder_of_mixed_files_is_answered_in_order_and_the_bad_are_named(
     assert status == 2
     rows = _from_csv(out)
     assert [row[0] for row in rows] == good
-    *said, counted = err.decode().splitlines()
+    *said, left_out, counted = err.decode().splitlines()
     assert counted == "6 answered, 4 bad"
+    assert left_out.endswith(f"image: 2, such as {folder}/notes.txt")
     assert [line.split(": ")[:2] for line in said] == [["error", path] for path in bad]
     exp, _, _, weights = scoring.load(run, "best", {})
     expected = list(inference.predict(exp, weights, good, embed=True))
@@ -293,6 +294,19 @@ def _standard_input(data, tmp_path):
     finally:
         os.dup2(old, 0)
         os.close(old)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(brief_run, tmp_path, capsys):
+    files = {"a/1.png": encode(np.zeros((8, 8), np.uint8)), "a/1.png.json": b"{}"}
+    root = write(tmp_path / "some", {**files, "b/notes.txt": b"", "a/@eaDir/2.png": b""})
+    arguments = ["predict", f"--workdir={brief_run}", "--format=csv"]
+    assert commands.main([*arguments, str(root)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    said = f"left out, hidden or not named as an image: 3, such as {root}/a/1.png.json\n"
+    assert err == said
+    assert commands.main([*arguments, f"{root}/a/1.png"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])

@@ -114,8 +114,12 @@ def test_a_folder_becomes_a_dataset_of_its_pixels(source, run, capsys):
     assert manifest["classes"] == list(CLASSES)
     assert manifest["examples"] == {"train": [4, 5, 4], "val": [4, 4, 4]}
     assert (manifest["rejected"], manifest["shrink"]) == (0, None)
-    first, last = capsys.readouterr().out.splitlines()
+    first, *rows, last = capsys.readouterr().out.splitlines()
     assert first.endswith("some photos: class folders, 3 classes, train=13 val=12")
+    assert [row.split() for row in rows if "──" not in row] == [
+        ["class", "train", "val"], ["cat,", "big", "4", "4", "(50%)"],
+        ["dog", "5", "4", "(44%)"], ["naïve", "☃", "4", "4", "(50%)"],
+    ]  # fmt: skip
     assert last.startswith("done: photos train=13 val=12 classes=3 rejected=0 sha256:")
     assert last.endswith(str(folder))
     before = files_of(folder)
@@ -219,15 +223,88 @@ def test_notes_and_shrink(source, run, capsys):
     ]
 
 
+def test_what_is_left_out_is_a_table_of_reasons(source, run, capsys):
+    files = {f"{name}/{k}.jpg": picture(k) for k, name in enumerate("aabb")}
+    takeout = {f"{name}.json": b"{}" for name in files}
+    others = {"a/Thumbs.db": b"x", "b/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg": picture(9)}
+    root = source({**files, **takeout, **others, "a/notes.txt": b"text"})
+    (root / "c").mkdir()
+    folder = run(root)
+    assert table(folder)["train"].keys() == files.keys()
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    at = rows.index("left out such as entries")
+    assert rows[at + 2 : -1] == [
+        "hidden, or of a system a/Thumbs.db 2",
+        "not named as an image a/0.jpg.json 5",
+        "a folder without an image c/ 1",
+    ]
+    assert rows[at - 4 : at] == ["class train", rows[at + 1][:15], "a 2", "b 2"]
+
+
+def test_fractions_are_of_each_class_and_their_shares_are_shown(source, run, capsys):
+    files = {f"{name}/{k}.jpg": picture(k) for name in "abcdefghij" for k in range(8)}
+    folder = run(source(files), "--val_fraction=0.2", "--test_fraction=0.1")
+    manifest = sources.manifest(folder)
+    assert manifest["examples"] == {"train": [5] * 10, "val": [2] * 10, "test": [1] * 10}
+    assert (manifest["val_fraction"], manifest["test_fraction"]) == (0.2, 0.1)
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    assert rows[0].endswith("10 classes, train=50 val=20 test=10")
+    assert rows[1] == "class train val test"
+    assert rows[3:13] == [f"{name} 5 2 (25%) 1 (12%)" for name in "abcdefghij"]
+
+
+def test_a_thousand_classes_are_a_short_table(source, run, capsys):
+    run(source({f"{k}/1.jpg": picture(k) for k in range(40)}))
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    assert rows[3:-1] == [*(f"{k} 1" for k in range(29)), "11 more classes 11"]
+
+
+def test_a_class_whose_files_are_all_bad_is_refused(source, bad):
+    root = source({"a/1.jpg": picture(1), "b/2.jpg": picture(2), "c/3.jpg": b""})
+    bad(
+        f"--source={root}", "--name=x", "--max_bad=9",
+        said="no image of class c can be used; put its files right, or take",
+        left=["x/rejected.csv"],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a\nb/1.jpg", r"class 'a\\nb' has a name with other than printable"),
-        (os.fsdecode(b"\xff/1.jpg"), r"class '\\udcff' has a name with other"),
+        (
+            "a\nb/1.jpg",
+            r"class 'a\\nb' has U\+000A \(a control character\) in",
+        ),
+        ("a\x1b[2Jb/1.jpg", r"class 'a\\x1b\[2Jb' has U\+001B \(a control"),
+        ("a\u2028b/1.jpg", r"class 'a\\u2028b' has U\+2028 \(LINE SEPARATOR\)"),
+        ("a\u202eb/1.jpg", r"has U\+202E \(RIGHT-TO-LEFT OVERRIDE\) in its name; rename"),
+        (
+            os.fsdecode(b"\xff/1.jpg"),
+            r"class '\\udcff' has byte 0xFF, which is not UTF-8, in",
+        ),
+        (" /1.jpg", r"class ' ' has a space at the start or the end of its name"),
     ],
 )
 def test_a_class_that_cannot_be_printed_is_refused(source, bad, name, said):
     bad(f"--source={source({name: picture(1)})}", "--name=x", said=said)
+
+
+def test_joiners_and_spaces_are_part_of_a_class_name(source, run):
+    names = [
+        "\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", "a\xa0b", "flag\U000e0067",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "soft\xadhyphen",
+    ]  # fmt: skip
+    folder = run(source({f"{name}/1.jpg": picture(k) for k, name in enumerate(names)}))
+    assert sources.manifest(folder)["classes"] == sorted(names)
+    labels = [label for _, label in table(folder)["train"].values()]
+    assert sorted(labels) == sorted(names)
+    facts = sources.Dataset("photos", str(folder.parent.parent)).facts
+    assert facts.class_names == tuple(sorted(names))
+
+
+def test_a_space_after_a_class_name_is_none_of_it(source, run):
+    folder = run(source({"cat /1.jpg": picture(1), "\u3000dog/2.jpg": picture(2)}))
+    assert sources.manifest(folder)["classes"] == ["cat", "dog"]
 
 
 def test_a_split_whose_files_are_all_bad_is_refused(source, bad):
@@ -313,6 +390,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.endswith("class folders, 2 classes, train=20\n")
+    assert "class folders, 2 classes, train=20\n" in done.stdout
+    assert "done" not in done.stdout
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert os.listdir(tmp_path / "data") == []

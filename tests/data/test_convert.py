@@ -139,7 +139,14 @@ def test_a_copy_is_never_written_over_its_source(source, tmp_path):
 
 @pytest.mark.parametrize(
     "flag",
-    ["--val_fraction=0.2", "--shrink=64", "--max_bad=3", "--quality=9", "--threads=1"],
+    [
+        "--val_fraction=0.2",
+        "--test_fraction=0.1",
+        "--shrink=64",
+        "--max_bad=3",
+        "--quality=9",
+        "--threads=1",
+    ],
 )
 def test_a_flag_that_would_change_nothing_is_refused(whole, tmp_path, flag):
     refused(whole, tmp_path, f"is copied as it is; leave {flag} out", flag)

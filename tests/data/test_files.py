@@ -95,8 +95,15 @@ def test_prepare_predict_and_search_find_the_same_files_in_one_order(tmp_path):
     assert [os.fsdecode(name) for name in prepared.splits["train"].names] == good
     assert prepared.rejected == list(bad.items())
 
-    asked = list(files.images([str(root)]))
-    searched = gallery.listed(str(root))
+    lists = [], []
+    asked = list(files.images([str(root)], lists[0]))
+    searched = gallery.listed(str(root), None, lists[1])
+    others = ["b/LICENSE", "b/notes.txt"]
+    hidden = ["__MACOSX/", "b/.x.png", "b/.y/", "b/Thumbs.db"]
+    assert prepared.left_out == {
+        "hidden, or of a system": hidden, "not named as an image": others,
+    }  # fmt: skip
+    assert lists[0] == lists[1] == [f"{root}/{name}" for name in (*others, *hidden)]
     assert [x for x in asked if not isinstance(x, Bad)] == [f"{root}/{x}" for x in good]
     assert list(searched.status) == good
     said = [Bad(f"{root}/{name}", why) for name, why in bad.items()]

@@ -26,11 +26,12 @@ def open_source(
     scratch: pathlib.Path,
     val_fraction: float,
     plugins: Plugins = NONE,
+    test_fraction: float = 0.0,
 ) -> ImageSource:
     """Lists the images of a folder or an archive; `scratch`: a folder to unpack into.
 
     plugins: what is tried before our own importers. Raises `InputError` for an unknown or
-    damaged source, or if `val_fraction` is given for a source with splits.
+    damaged source, or if a fraction is given for a source with splits.
     """
     if not (os.path.isdir(path) or os.path.isfile(path)):  # Opening a pipe would block.
         raise InputError(f"--source={path} is not there; give a folder or an archive")
@@ -46,10 +47,12 @@ def open_source(
                 f"--plugins: the importer {name!r} gives {type(found).__name__}, and must"
                 " give a jaxcls.data.importers.listing.ImageSource, or None"
             )
-        if val_fraction:
+        if val_fraction or test_fraction:
+            flag = "val" if val_fraction else "test"
             raise InputError(
-                f"--val_fraction={val_fraction}: {path} has splits of its own; leave"
+                f"--{flag}_fraction={val_fraction or test_fraction}: {path} has splits of"
+                " its own; leave"
                 " the flag out, and use data.eval='train[90%:]'"
             )
         return found
-    return folders(path, scratch, val_fraction)
+    return folders(path, scratch, val_fraction, test_fraction)

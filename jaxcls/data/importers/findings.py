@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcls.data.importers.names import differing_in_case
 from jaxcls.errors import shown
 
 # From this ratio of the largest class to the smallest, a split counts as unbalanced.
@@ -24,6 +25,7 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
     lines = []
     if len(class_names) == 1:
         lines.append(f"only one class, {class_names[0]}: there is nothing to tell apart")
+    lines += differing_in_case(class_names)
     for split, kept in splits.items():
         counts = np.bincount(kept.labels, minlength=len(class_names))
         empty = [class_names[k] for k in np.flatnonzero(counts == 0)]

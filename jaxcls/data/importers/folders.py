@@ -1,35 +1,37 @@
-"""Lists images in class folders, or beside a labels.csv, in a folder or an archive."""
+"""Lists images in class folders, or labelled by tables, in a folder or an archive."""
 
-import csv
-import hashlib
-import io
+import decimal
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcls.data import files
-from jaxcls.data.decode import DecodeError
+from jaxcls.data.importers import names, splits, tables
 from jaxcls.data.importers.listing import ImageSource, Listing
-from jaxcls.data.importers.tars import plain
+from jaxcls.data.importers.parts import split_off
+from jaxcls.data.importers.splits import SPLITS
+from jaxcls.data.importers.tables import Rows
 from jaxcls.data.importers.trees import Tree, open_tree
 from jaxcls.errors import InputError, shown
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-# Common names of split folders. If all classes have such names, they are splits.
-LIKE_SPLITS = {*SPLITS, "training", "testing", "dev", "eval"}
-LABELS = b"labels.csv"
-
-# (row of the tree, split, class name)
-Rows = Iterator[tuple[int, str, str]]
+_NUMBER = re.compile(r"[+-]?\d{1,19}(\.\d{0,19})?(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
-def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> ImageSource:
-    """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with labels.csv.
+def folders(
+    path: pathlib.Path,
+    scratch: pathlib.Path,
+    val_fraction: float,
+    test_fraction: float = 0.0,
+) -> ImageSource:
+    """Lists ``train/<class>/*`` with val or test, ``<class>/*``, or images with a table.
 
-    val_fraction: the share of the training images that becomes split "val", if the source
-    has only split "train". A hash of each path decides, so that new files move no old one.
+    Tables are labels.csv, and metadata.csv and .jsonl of Hugging Face's imagefolder. The
+    folders of splits may have other names, such as training_set and test_set.
+    val_fraction, test_fraction: the share of each class that becomes split "val" or "test",
+    by `parts.split_off`, if the source has only split "train".
     Raises `InputError` for a source that holds none of these.
     """
     tree = open_tree(path, scratch)
@@ -38,160 +40,178 @@ def folders(path: pathlib.Path, scratch: pathlib.Path, val_fraction: float) -> I
             f"{path} holds no file{_such_as(tree.rejected)}; give a folder of class folders"
             " of images"
         )
-    tree = _unwrapped(tree)
-    rejected, notes = list(tree.rejected), list[str]()
-    table = tree.find(LABELS)
-    if table is None:
+    tree, beside = _unwrapped(tree)
+    rejected, notes = list(tree.rejected), list(tree.notes)
+    left_out = {
+        "hidden, or of a system": tree.hidden,
+        "beside the one folder of images": beside,
+    }
+    labelled, hint = tables.of_tree(tree, path)
+    if not labelled:
         kind = "class folders"
-        found = sorted(_by_folder(tree, rejected, notes))
-        empty = _classes_of_folders(tree)
+        places = _places(tree)
+        found = sorted(_by_folder(tree, places, rejected, notes, left_out))
+        left_out["a folder without an image"] = _empty_folders(tree, places, found)
     else:
-        kind = "labels.csv"
-        found, empty = sorted(_by_table(tree, table, path, rejected, notes)), set()
+        kind = labelled[0].name.split("/")[-1]
+        found = sorted(tables.rows(tree, labelled, path, rejected, notes))
     if not found:
         raise InputError(
             f"{path} holds no image by {kind}{_such_as(rejected)}; it must hold"
             " train/<class>/* and val/<class>/*, or <class>/*, or a labels.csv with the"
-            " columns path, label"
+            f" columns path, label{hint}"
         )
-    class_names = _in_order({name for _, _, name in found} | empty)
-    if table is None and all(name.lower() in LIKE_SPLITS for name in class_names):
-        raise InputError(
-            f"{path}: the folders {', '.join(class_names)} look like splits, not classes;"
-            " name them train, val and test, and train must be there"
-        )
+    class_of = names.class_names({given for _, _, given in found})
+    class_names = _in_order(set(class_of.values()))
+    notes += names.merged(class_of)
+    if not labelled:
+        _check_no_split(path, class_names, hint)
     numbers = {name: label for label, name in enumerate(class_names)}
     labels = np.zeros(len(tree.names), np.int32)
     rows_of: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for row, split, name in found:
-        labels[row] = numbers[name]
+    for row, split, given in found:
+        labels[row] = numbers[class_of[given]]
         rows_of[split].append(row)
     whole = Listing(tree.names, labels, tree.read)
     listings = {s: whole.subset(np.array(rows)) for s, rows in rows_of.items() if rows}
-    if val_fraction:
-        listings = _split_off(listings, val_fraction)
-    return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes)
+    listings = split_off(listings, {"val": val_fraction, "test": test_fraction})
+    left_out = {why: paths for why, paths in left_out.items() if paths}
+    return ImageSource(kind, tuple(class_names), 3, listings, rejected, notes, left_out)
 
 
-def _unwrapped(tree: Tree) -> Tree:
+def _unwrapped(tree: Tree) -> tuple[Tree, list[str]]:
     """Returns the tree without the folders that wrap the whole source, such as flowers/.
 
-    Such a folder is neither a split nor a class. Files beside it that are no images, such
-    as a README, are left out.
+    Such a folder is neither a split nor a class. Returns also the paths of the files beside
+    it, such as a README; none of them is an image.
     """
-    while tree.find(LABELS) is None:
-        top = {folder.split(b"/")[0] for folder in tree.folders}
+    beside: list[str] = []
+    while not tables.is_on_top(tree):
+        top, others = set[bytes](), set[bytes]()
         for name in tree.names:
-            if b"/" in name or files.is_image(os.fsdecode(name)):
+            if files.is_image(os.fsdecode(name)):
                 top.add(name.split(b"/")[0])
-        if len(top) != 1 or not top.isdisjoint(map(os.fsencode, SPLITS)):
+            elif b"/" in name:
+                others.add(name.split(b"/")[0])
+        top = top or others
+        if len(top) != 1 or {name.lower() for name in top} & set(map(os.fsencode, SPLITS)):
             break
-        inner = tree.below(top.pop())
-        is_class = not any(b"/" in name for name in inner.names)
-        if is_class and inner.find(LABELS) is None:
+        (folder,) = top
+        inner = tree.below(folder)
+        is_flat = [b"/" not in name for name in inner.names]
+        # A class with a folder in it, beside a class whose images are yet to come.
+        is_class = all(is_flat) or (any(is_flat) and _tops(tree.folders) > 1)
+        if is_class and not tables.is_on_top(inner):
             break
+        outer = (name for name in tree.names if not name.startswith(folder + b"/"))
+        beside += map(os.fsdecode, outer)
         tree = inner
-    return tree
+    return tree, beside
 
 
-def _has_splits(tree: Tree) -> bool:
-    """Returns whether folder train holds folders; with only images, it is a class."""
-    return any(n.startswith(b"train/") and n.count(b"/") >= 2 for n in tree.names)
+def _tops(folders: list[bytes]) -> int:
+    """Returns the number of folders on top."""
+    return len({folder.split(b"/")[0] for folder in folders})
 
 
-def _class_of(path: str, has_splits: bool) -> tuple[str, str] | None:
-    """Returns the split and the class of what is in a class folder, or None."""
-    split, parts = "train", path.split("/")
-    if has_splits:
-        split, *parts = parts
-    return (split, parts[0]) if len(parts) >= 2 and split in SPLITS else None
+def _check_no_split(path: pathlib.Path, class_names: list[str], hint: str) -> None:
+    """Raises `InputError` for class folders that are named as splits."""
+    alike = [*splits.of_folders(class_names)]
+    if all(splits.read(name) for name in class_names):
+        alike = class_names
+    if alike:
+        raise InputError(
+            f"{path}: the folders {', '.join(map(shown, alike))} look like splits, not"
+            " classes; name them train, val and test, with a folder for each class in train"
+            " at least, or give a labels.csv with the columns path, label"
+            f"{hint}"
+        )
 
 
-def _by_folder(tree: Tree, rejected: list[tuple[str, str]], notes: list[str]) -> Rows:
+class _Places(NamedTuple):
+    """Where the classes of a tree are.
+
+    splits: folder -> split; empty if the class folders are on top. doubled: the folders of
+    splits with all in one more folder of their name, such as seg_train/seg_train/.
+    """
+
+    splits: dict[str, str]
+    doubled: frozenset[str]
+
+    def of(self, path: str) -> tuple[str, str] | None:
+        """Returns the split and the class of what is in a class folder, or None."""
+        split, parts = "train", path.split("/")
+        if self.splits:
+            top, *parts = parts
+            if top not in self.splits:
+                return None
+            split, parts = self.splits[top], parts[top in self.doubled :]
+        return (split, parts[0]) if len(parts) >= 2 else None
+
+
+def _places(tree: Tree) -> _Places:
+    """Returns where the classes are: in splits only if train holds folders with files.
+
+    A folder train with only images is a class.
+    """
+    folders, deep, single = set[str](), set[str](), set[str]()
+    for name in map(os.fsdecode, tree.names):
+        top, *parts = name.split("/")
+        if parts:
+            folders.add(top)
+        if len(parts) > 1:
+            deep.add(top)
+        if parts[:1] != [top] or len(parts) < 3:
+            single.add(top)
+    named = splits.of_folders(folders)
+    if not any(split == "train" for folder, split in named.items() if folder in deep):
+        named = {name: name.lower() for name in folders if name.lower() in SPLITS}
+        if "train" not in {named[folder] for folder in deep if folder in named}:
+            return _Places({}, frozenset())
+        splits.check(named)
+    return _Places(named, frozenset(named) - single)
+
+
+def _by_folder(
+    tree: Tree,
+    places: _Places,
+    rejected: list[tuple[str, str]],
+    notes: list[str],
+    left_out: dict[str, list[str]],
+) -> Rows:
     """Yields row, split and class of each file from its path.
 
-    Adds images outside a class folder to `rejected`, and a line for other left-out files to
-    `notes`.
+    Adds images outside a class folder to `rejected`, other files to `left_out`, and a line
+    about renamed splits to `notes`.
     """
-    has_splits = _has_splits(tree)
-    others = []
+    renamed = [f"{k}={v}" for k, v in sorted(places.splits.items()) if k != v]
+    if renamed:
+        notes.append(f"folders taken as splits: {', '.join(map(shown, renamed))}")
+    others = left_out.setdefault("not named as an image", [])
     for row, name in enumerate(map(os.fsdecode, tree.names)):
-        found = _class_of(name, has_splits)
+        found = places.of(name)
         if not files.is_image(name):
-            others.append(shown(name))
+            others.append(name)
         elif found:
             yield row, *found
         else:
             rejected.append((name, "in no class folder"))
-    if others:
-        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-        notes.append(f"left out, not named as images: {', '.join(others[:3])}{more}")
 
 
-def _classes_of_folders(tree: Tree) -> set[str]:
-    """Returns the names of class folders, also of empty ones."""
-    has_splits = _has_splits(tree)
-    found = (_class_of(f"{os.fsdecode(name)}/", has_splits) for name in tree.folders)
-    return {place[1] for place in found if place}
+def _empty_folders(
+    tree: Tree, places: _Places, found: list[tuple[int, str, str]]
+) -> list[str]:
+    """Returns the class folders whose class has no image in any split.
 
-
-def _by_table(
-    tree: Tree,
-    table: int,
-    path: pathlib.Path,
-    rejected: list[tuple[str, str]],
-    notes: list[str],
-) -> Rows:
-    """Yields row, split and class of each file in labels.csv.
-
-    Its columns are path and label, and optionally split. Adds rows without a usable file to
-    `rejected`, and a line for unlisted files to `notes`. Raises `InputError` for a line
-    without a path or a label, or with another split.
+    found: the images. A class without any image cannot be learned, and has no score.
     """
-    used = np.zeros(len(tree.names), bool)
-    used[table] = True
-    for line, name, label, split in _lines(tree, table, path):
-        row = tree.find(os.fsencode(plain(name)))
-        if row is None:  # Windows may have written it.
-            row = tree.find(os.fsencode(plain(name.replace("\\", "/"))))
-        if not name or not label or split not in SPLITS:
-            raise InputError(
-                f"{path}: labels.csv line {line} needs a path, a label and, if any, a split"
-                f" of {', '.join(SPLITS)}; it has {name!r}, {label!r}, {split!r}"
-            )
-        if row is None:
-            rejected.append((name, f"named in labels.csv line {line}, and not there"))
-        elif used[row]:
-            rejected.append((name, f"named a second time in labels.csv line {line}"))
-        else:
-            used[row] = True
-            yield row, split, label
-    if not used.all():
-        first = shown(bytes(tree.names[np.argmin(used)]))
-        notes.append(f"{(~used).sum():,} files are not in labels.csv, such as {first}")
-
-
-def _lines(
-    tree: Tree, table: int, path: pathlib.Path
-) -> Iterator[tuple[int, str, str, str]]:
-    """Yields (line number, path, label, split) of each line of labels.csv but the first."""
-    try:
-        text = tree.read(table).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        fields = [field.strip() for field in reader.fieldnames or []]
-        if not {"path", "label"} <= set(fields):
-            raise InputError(
-                f"{path}: labels.csv has the columns {', '.join(fields) or 'none'}; its"
-                " first line must name path and label (and may name split)"
-            )
-        reader.fieldnames = fields
-        for entry in reader:
-            name, label = entry["path"].strip(), entry["label"].strip()
-            yield reader.line_num, name, label, entry.get("split", "").strip() or "train"
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: labels.csv is not UTF-8; save it as UTF-8") from None
-    except (csv.Error, DecodeError, OSError) as error:
-        raise InputError(f"{path}: labels.csv cannot be read ({error})") from None
+    known = set(names.class_names({given for _, _, given in found}).values())
+    empty: dict[str, str] = {}
+    for name in map(os.fsdecode, tree.folders):
+        place = places.of(f"{name}/")
+        if place and not known.issuperset(names.class_names([place[1]]).values()):
+            empty.setdefault("/".join(place), f"{name}/")
+    return [*empty.values()]
 
 
 def _such_as(rejected: list[tuple[str, str]]) -> str:
@@ -199,33 +219,8 @@ def _such_as(rejected: list[tuple[str, str]]) -> str:
     return f" (refused: {shown(rejected[0][0])}, {rejected[0][1]})" if rejected else ""
 
 
-def _in_order(names: set[str]) -> list[str]:
-    """Sorts names; if all are numbers, sorts them as numbers: 2 before 10."""
-    if all(name.isdecimal() and len(name) < 20 for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def _split_off(listings: dict[str, Listing], fraction: float) -> dict[str, Listing]:
-    """Splits "val" off "train" by a hash of each path."""
-    if set(listings) != {"train"}:
-        raise InputError(
-            f"--val_fraction={fraction}: the source has its own {', '.join(listings)};"
-            " leave the flag out"
-        )
-    train = listings["train"]
-    limit = int(fraction * 2**64)
-    is_val = np.array([name_hash(name, b"jaxcls val") < limit for name in train.names])
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"--val_fraction={fraction} of {len(is_val)} files leaves split"
-            f" {'train' if is_val.all() else 'val'} empty; try 0.2"
-        )
-    parts = {"train": ~is_val, "val": is_val}
-    return {split: train.subset(np.flatnonzero(part)) for split, part in parts.items()}
-
-
-def name_hash(name: bytes, purpose: bytes = b"jaxcls order") -> int:
-    """Returns 64 bits that depend only on the name and the purpose."""
-    digest = hashlib.blake2b(name, digest_size=8, person=purpose).digest()
-    return int.from_bytes(digest, "big")
+def _in_order(given: set[str]) -> list[str]:
+    """Sorts names; if all are numbers, sorts them as such: 2 before 10, -1.5 before 0."""
+    if all(_NUMBER.fullmatch(name) for name in given):
+        return sorted(given, key=lambda name: (decimal.Decimal(name), name))
+    return sorted(given)

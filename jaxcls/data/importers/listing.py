@@ -1,6 +1,7 @@
 """Listings: the content of a source of images, before any image is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import cv2
@@ -34,6 +35,7 @@ class ImageSource(NamedTuple):
 
     kind: a description for the manifest. channels: 1 (grey) or 3. rejected: (name, reason)
     of each file that is never read. notes: remarks for the user, one line each.
+    left_out: reason -> the paths that are taken for no image, and are no fault.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class ImageSource(NamedTuple):
     splits: dict[str, Listing]
     rejected: list[tuple[str, str]]
     notes: list[str]
+    left_out: Mapping[str, list[str]] = MappingProxyType({})
 
 
 def of_arrays(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Listing:

@@ -17,6 +17,7 @@ from jaxcls.errors import InputError
 # The reasons to reject a member of an archive.
 OUTSIDE = "its path leads out of the archive"
 LINK = "a link; archives are read without following any"
+LOST = "a hard link to {}, which is no file of the archive"
 
 
 class _Tar(tarfile.TarFile):
@@ -54,12 +55,15 @@ def files(
     nested: re.Pattern[str] | None = None,
     prefix: str = "",
     at: int = 0,
+    links: list[tuple[str, str]] | None = None,
 ) -> Iterator[tuple[str, int, int]]:
     """Yields (name, start, size) of each file of a tar; a folder's name ends with "/".
 
     A member whose name matches `nested` is itself a tar: its files come in its place, in a
     folder of the name's first group. prefix, at: the folder and the start of a nested tar.
-    Adds links, special files and paths outside the archive's root to `rejected`. Raises
+    Adds (name, name of the file) of each hard link to `links`: it is a second name of
+    another member. Adds other links, special files and paths outside the archive's root to
+    `rejected`. Raises
     `InputError` for a truncated or damaged tar, because tarfile stops there silently.
     """
     try:
@@ -72,6 +76,9 @@ def files(
                 reason = _fault(member)
                 if reason:
                     rejected.append((prefix + member.name, reason))
+                elif member.islnk():
+                    if links is not None:
+                        links.append((prefix + name, prefix + plain(member.linkname)))
                 elif member.isdir():
                     yield f"{prefix}{name}/", start, 0
                 elif match := nested and nested.fullmatch(name):
@@ -79,7 +86,8 @@ def files(
                     yield folder, start, 0
                     assert inner is not None  # It is a regular file.
                     inside = f"{where}: {name}"
-                    yield from files(inner, inside, rejected, remedy, None, folder, start)
+                    nest = rejected, remedy, None, folder, start, links
+                    yield from files(inner, inside, *nest)
                 else:
                     yield prefix + name, start, member.size
             file.seek(tar.offset)
@@ -106,8 +114,9 @@ def _fault(member: tarfile.TarInfo) -> str:
     """Returns the reason why a member is not read, or ''."""
     if not is_below(member.name):
         return OUTSIDE
-    if member.issym() or member.islnk():
+    if member.issym():
         return LINK
-    if not (member.isdir() or member.isreg()) or member.issparse():
+    is_plain = member.isdir() or member.isreg() or member.islnk()
+    if not is_plain or member.issparse():
         return "not a regular file"
     return ""

@@ -6,7 +6,6 @@ overwrite a file.
 
 import array
 import bz2
-import contextlib
 import errno
 import gzip
 import lzma
@@ -26,7 +25,7 @@ import numpy as np
 from jaxcls.data import files
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.importers import tars
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, shown
 
 _FREE = 1 << 30  # Unpacking leaves this many bytes free on the disk.
 # The standard library has no one exception for damaged archives. zipfile raises
@@ -48,12 +47,16 @@ class Tree(NamedTuple):
     folders: the paths of folders, down to three levels.
     rejected: (name, reason) of links in a folder or tar, of paths that lead out of the
     root, and of members that are no regular file.
+    hidden: the paths of what is hidden or of a system; of such a folder only its own.
+    notes: remarks for the user, one line each.
     """
 
     names: np.ndarray
     read: Read
     folders: list[bytes]
     rejected: list[tuple[str, str]]
+    hidden: list[str]
+    notes: list[str]
 
     def find(self, name: bytes) -> int | None:
         """Returns the index of a file, or None if it is not there."""
@@ -115,6 +118,7 @@ class _Found:
         self.files: list[bytes] = []
         self.folders: list[bytes] = []
         self.rejected: list[tuple[str, str]] = []
+        self.hidden: dict[str, None] = {}
 
     def add(self, path: str) -> bool:
         """Adds a file, or a folder whose path ends with "/"; returns whether it is a file.
@@ -123,6 +127,10 @@ class _Found:
         """
         name = os.fsencode(path)
         if files.is_hidden(path):
+            parts = path.split("/")
+            first = next(n for n, part in enumerate(parts) if files.is_hidden(part))
+            end = "/" if first < len(parts) - 1 else ""
+            self.hidden["/".join(parts[: first + 1]) + end] = None
             return False
         if not path.endswith("/"):
             self.files.append(name)
@@ -137,19 +145,28 @@ class _Found:
         names, order = np.unique(given, return_index=True)
         for name in np.delete(given, order):
             self.rejected.append((os.fsdecode(name), "the same path a second time"))
-        return Tree(names, lambda i: read(int(order[i])), self.folders, self.rejected)
+        return Tree(
+            names,
+            lambda i: read(int(order[i])),
+            self.folders,
+            self.rejected,
+            [*self.hidden],
+            [],
+        )
 
 
 def _folder(root: pathlib.Path) -> Tree:
     """Lists the files below a folder, by `files.walk`."""
     found, base = _Found(), os.fspath(root)
-    for entry in files.walk(base):
+    hidden: list[str] = []
+    for entry in files.walk(base, hidden):
         if isinstance(entry, str):
             found.add(entry)
         elif entry.path:
             found.rejected.append((entry.path, entry.why))
         else:
             raise InputError(f"{root} cannot be read ({entry.why}); allow it")
+    found.hidden.update(dict.fromkeys(hidden))
     names = np.array(found.files, np.bytes_)  # In the order of `walk`, and of the tree.
     return found.tree(lambda i: files.read(os.path.join(base, os.fsdecode(names[i]))))
 
@@ -159,12 +176,35 @@ def of_tar(
 ) -> Tree:
     """Lists an uncompressed tar as `tars.files` does; errors name `where`."""
     found, places = _Found(), array.array("q")
+    links: list[tuple[str, str]] = []
     with path.open("rb") as file:
-        members = tars.files(file, where, found.rejected, remedy, nested)
+        members = tars.files(file, where, found.rejected, remedy, nested, links=links)
         for name, start, size in members:
             if found.add(name):
                 places.extend((start, size))
+    _add_links(found, places, links)
     return found.tree(tars.Reader(path, places))
+
+
+def _add_links(
+    found: _Found, places: "array.array[int]", links: list[tuple[str, str]]
+) -> None:
+    """Adds each hard link as a file with the place of the member that it names.
+
+    links: (name, name of the member). Rejects a link to what is no file of the archive.
+    """
+    if not links:
+        return  # The index below takes memory for each file.
+    numbers: dict[bytes, int] = {}
+    for number, member in enumerate(found.files):
+        numbers.setdefault(member, number)
+    for name, target in links:
+        number = numbers.get(os.fsencode(target), -1)
+        if number < 0:
+            found.rejected.append((name, tars.LOST.format(shown(target))))
+        elif found.add(name):
+            numbers.setdefault(os.fsencode(name), len(found.files) - 1)
+            places.extend(places[2 * number : 2 * number + 2])
 
 
 def _zip(path: pathlib.Path) -> Tree:
@@ -175,8 +215,11 @@ def _zip(path: pathlib.Path) -> Tree:
     """
     archive, found = zipfile.ZipFile(path), _Found()
     members: list[zipfile.ZipInfo] = []
+    guessed: list[str] = []
     for member in archive.infolist():
-        given = _zip_name(member)
+        given, is_guess = _zip_name(member)
+        if is_guess and not files.is_hidden(given):
+            guessed.append(given)
         name = tars.plain(given)
         if given.endswith("/"):
             found.add(f"{name}/")
@@ -192,16 +235,28 @@ def _zip(path: pathlib.Path) -> Tree:
         except (*_DAMAGES, RuntimeError, OSError) as error:
             raise DecodeError(f"cannot be unpacked ({error})") from None
 
-    return found.tree(read)
+    notes = []
+    if guessed:
+        notes = [
+            f"{len(guessed):,} names in {shown(path.name)} are not UTF-8, and are read as"
+            f" code page 437, such as {shown(guessed[0])}; if they look wrong, give the"
+            " unpacked folder"
+        ]
+    return found.tree(read)._replace(notes=notes)
 
 
-def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Returns the path of a member; repairs unmarked UTF-8, and backslashes of Windows."""
-    name = member.filename
+def _zip_name(member: zipfile.ZipInfo) -> tuple[str, bool]:
+    """Returns the path of a member, and whether the encoding of its letters is a guess.
+
+    Repairs unmarked UTF-8, and backslashes of Windows.
+    """
+    name, is_guess = member.filename, False
     if not member.flag_bits & 0x800:
-        with contextlib.suppress(UnicodeError):
+        try:
             name = name.encode("cp437").decode("utf-8")
-    return name.replace("\\", "/") if member.create_system == 0 else name
+        except UnicodeError:  # The archive does not say which code page it is.
+            is_guess = True
+    return name.replace("\\", "/") if member.create_system == 0 else name, is_guess
 
 
 def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:

@@ -32,6 +32,17 @@ def test_one_class_is_said():
     ]
 
 
+def test_classes_that_differ_in_capitals_are_said():
+    names = ("CAT", "Cat", "STRASSE", "cat", "dog", "straße")
+    assert findings(names, {"train": many(1, 1, 1, 1, 1, 1)}) == [
+        "classes CAT and Cat and cat differ in capitals only; if they are one, give them"
+        " one name",
+        "classes STRASSE and straße differ in capitals only; if they are one, give them one"
+        " name",
+    ]
+    assert findings(("cat", "cats"), {"train": many(1, 1)}) == []
+
+
 def test_classes_without_an_image_are_named_by_split():
     splits = {"train": many(0, 4), "val": many(1, 0, start=9)}
     assert findings(("a", "b"), splits) == [

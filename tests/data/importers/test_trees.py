@@ -123,7 +123,29 @@ def test_a_zip_may_not_say_that_its_names_are_utf8(tmp_path):
     path = packed(tmp_path / "a.zip", {"naïve/☃.png": b"snow"})
     path.write_bytes(unflagged(path.read_bytes(), "naïve/☃.png".encode()))
     assert zipfile.ZipFile(path).namelist() != ["naïve/☃.png"]
-    assert contents(open_tree(path, tmp_path)) == {"naïve/☃.png": b"snow"}
+    tree = open_tree(path, tmp_path)
+    assert contents(tree) == {"naïve/☃.png": b"snow"}
+    assert tree.notes == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("gbk", "狗/1.png"), ("cp1252", "é/1.png"), ("cp866", "Жук/1.png")],
+)
+def test_names_in_a_zip_that_are_not_utf8_are_said(tmp_path, encoding, name):
+    stand_in = "x" * len(name.encode(encoding))
+    path = packed(tmp_path / "a.zip", {stand_in: b"1", "dog/2.png": b"2", ".é": b"3"})
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), name.encode(encoding)))
+    tree = open_tree(path, tmp_path)
+    seen = name.encode(encoding).decode("cp437")
+    assert contents(tree) == {seen: b"1", "dog/2.png": b"2"}
+    assert tree.notes == [
+        f"1 names in a.zip are not UTF-8, and are read as code page 437, such as {seen}; if"
+        " they look wrong, give the unpacked folder"
+    ]
+    found = open_source(path, tmp_path, 0)
+    assert set(found.class_names) == {seen.split("/")[0], "dog"}
+    assert found.notes == tree.notes
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -164,8 +186,45 @@ def test_links_in_archives_are_refused(tmp_path):
     extra = [member(name, kind=kind, target="1.png") for name, kind in kinds.items()]
     tree = open_tree(tar(tmp_path / "a.tar", {"a/1.png": b"1"}, extra), tmp_path)
     assert contents(tree) == {"a/1.png": b"1"}
-    link, other = "a link; archives are read without following any", "not a regular file"
-    assert tree.rejected == [(n, link if n[2] in "sh" else other) for n in kinds]
+    assert tree.rejected == [
+        ("a/sym", "a link; archives are read without following any"),
+        ("a/fifo", "not a regular file"),
+        ("a/dev", "not a regular file"),
+        ("a/hard", "a hard link to 1.png, which is no file of the archive"),
+    ]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_hard_links_are_second_names_of_members(tmp_path, form, mode):
+    root = write(tmp_path / "some", {"a/1.png": b"one", "b/2.png": b"two two"})
+    for name, target in {"b/3.png": "a/1.png", "c.png": "b/2.png", "0": "a/1.png"}.items():
+        os.link(root / target, root / name)
+    with tarfile.open(tmp_path / "a", mode, format=form) as archive:
+        archive.add(root, "./wrapper")
+        kinds = {member.type for member in archive.getmembers()}
+    assert tarfile.LNKTYPE in kinds
+    tree = open_tree(tmp_path / "a", tmp_path)
+    expected = contents(open_tree(root, tmp_path))
+    assert contents(tree) == {f"wrapper/{name}": data for name, data in expected.items()}
+    assert tree.rejected == []
+
+
+def test_hard_links_before_their_member_of_one_another_and_out(tmp_path):
+    links = {
+        "late": "./a/1", "chain": "late", "../up": "a/1", ".hidden": "a/1", "a/1": "b/2",
+        "loop": "loop", "out": "../a/1", "folder": "a",
+    }  # fmt: skip
+    extra = [member(name, 0, tarfile.LNKTYPE, target) for name, target in links.items()]
+    files = {"a/1": b"one", "b/2": b"two"}
+    tree = open_tree(tar(tmp_path / "a.tar", files, extra), tmp_path)
+    assert contents(tree) == {**files, "late": b"one", "chain": b"one"}
+    assert tree.rejected == [
+        ("../up", "its path leads out of the archive"),
+        *((name, f"a hard link to {links[name]}, which is no file of the archive")
+          for name in ("loop", "out", "folder")),
+        ("a/1", "the same path a second time"),
+    ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
