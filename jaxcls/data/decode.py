@@ -85,6 +85,19 @@ def frame_of(image: bytes) -> Frame | None:
     return None
 
 
+def is_harmless(error: ValueError) -> bool:
+    """Returns whether an error of simplejpeg is of a JPEG that lacks no pixel.
+
+    libjpeg then only warns, as of headers that phones write; OpenCV decodes all of these,
+    and more sampling factors.
+    """
+    kinds = (
+        *("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters"),
+        *("Unknown Adobe color transform", "bad ICC marker", "subsampling level"),
+    )
+    return any(kind in str(error) for kind in kinds)
+
+
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """An op: bytes -> uint8 [H, W, channels]. See `decode`."""
@@ -103,19 +116,25 @@ class Decode:
             data = frame.cut(image, stop + CONTEXT) if part else image
             with contextlib.suppress(ValueError):
                 pixels = self.jpeg(data, strict=not part)
-        return self._opencv(image) if pixels is None else pixels
+        return self.opencv(image) if pixels is None else pixels
 
     def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
         """Decodes all pixels of a JPEG that has a `frame_of`.
 
-        Raises `ValueError` for damage. If `strict`, this includes damage that libjpeg
-        repairs.
+        Raises `ValueError` for damage. If `strict`, this includes missing data that
+        libjpeg fills in.
         """
         colours = "GRAY" if self.channels == 1 else "RGB"
-        pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
+        try:
+            pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
+        except ValueError as error:
+            if not is_harmless(error):
+                raise
+            pixels = simplejpeg.decode_jpeg(image, colours, strict=False)
         return pixels.reshape(*pixels.shape[:2], self.channels)
 
-    def _opencv(self, image: bytes) -> np.ndarray:
+    def opencv(self, image: bytes) -> np.ndarray:
+        """Decodes all pixels of a JPEG or PNG; raises `DecodeError` if OpenCV cannot."""
         mode = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR_RGB
         pixels = None
         with contextlib.suppress(cv2.error):
