@@ -18,6 +18,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from jaxcls.data.stills import MAX_PIXELS as MAX_PIXELS
+from jaxcls.data.stills import DecodeError as DecodeError
 from jaxcls.errors import InputError, lookup
 
 cv2.setNumThreads(1)  # batches.py runs the threads, one per image.
@@ -33,17 +35,10 @@ class Random(Protocol):
 
 Op = Callable[[Any, Random], np.ndarray]
 
-# The largest image in pixels; headers are checked against it.
-MAX_PIXELS = 100_000_000
 # The longest side of an op's output.
 MAX_SIDE = 8192
 # Chroma upsampling needs this many rows below the crop.
 CONTEXT = 2
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit; Pillow would warn earlier.
-
-
-class DecodeError(ValueError):
-    """Bytes are not an image; the text gives the reason."""
 
 
 class Frame(NamedTuple):

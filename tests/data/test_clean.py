@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps, features
 
-from jaxcls.data import decode
+from jaxcls.data import decode, stills
 from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, quiet
 from tests.images import (
     NOISE,
@@ -469,8 +469,6 @@ def test_an_icon_of_a_usual_size_is_read():
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_a_usual_progression_is_within_the_limit_of_scans_at_any_size(mode):
-    from jaxcls.data import clean as module
-
     data = encode(NOISE, "JPEG", mode, progressive=True, exif=turned(1))
-    module._check_scans(data + 30 * b"\xff\xda", decode.MAX_PIXELS)
+    stills.check_scans(data + 30 * b"\xff\xda", decode.MAX_PIXELS)
     check_read(data)
