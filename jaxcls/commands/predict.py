@@ -32,8 +32,8 @@ formats, one answer a file, in the order given:
 probabilities are those of a softmax, or of a sigmoid of each class where the run was
 trained so. A bad file is named on standard error, the others are answered, and the
 status is 2. Of a folder the files that end in
-{", ".join(files.SUFFIXES)}
-are taken, hidden ones left out.
+{files.NAMED}
+are taken, and the others are counted; hidden ones are left out.
 """
 EMBED = (
     "also write the features that the model's head sees: path [n] and embed [n, D]"
@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if args.embed and not args.embed.endswith(".npz"):
         raise InputError(f"--embed={args.embed} must end in .npz, as features.npz does")
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
-    paths = files.asked(args.images, args.null)
+    left_out: list[str] = []
+    paths = files.asked(args.images, args.null, left_out)
     exp, _, _, weights = scoring.load(
         args.workdir, args.checkpoint, overrides, cli.plugins(args)
     )
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
         features.writing(embed) if embed else contextlib.nullcontext() as add,
     ):
         counts = write(args.format, found, names, top, add)
+    files.note(left_out)
     return cli.answered(counts)
 
 

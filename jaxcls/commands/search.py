@@ -32,8 +32,8 @@ The similarity is the cosine of two images' features: 1 is the same direction. A
 is in the gallery comes first. The gallery's features are kept in a file, and those of
 files that are new or changed are computed. A bad file is named on standard error, and the
 status is 2. Of a folder the files that end in
-{", ".join(files.SUFFIXES)}
-are taken, hidden ones left out.
+{files.NAMED}
+are taken, and the others are counted; hidden ones are left out.
 """
 SHEET = (
     f"a picture of the first {contact_sheet.ROWS} queries and what is near to each;"
@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
     threads = cli.whole_number(args.threads, "--threads")
     Workdir(args.workdir).read()
     sheet = _sheet(args.sheet, args.workdir)
-    listing = gallery.listed(args.gallery, sheet)
-    queries = files.asked(args.images, args.null)
+    left_out: list[str] = []
+    listing = gallery.listed(args.gallery, sheet, left_out)
+    queries = files.asked(args.images, args.null, left_out)
     cache = _cache(args.cache, args.workdir, args.gallery)
     # csv and json are read by programs, so that messages go to standard error.
     say = print if args.format == "table" else functools.partial(print, file=sys.stderr)
@@ -78,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         if sheet and drawn:
             contact_sheet.draw(sheet, drawn, args.gallery, threads)
             say(f"sheet: {shown(str(sheet))}")
+    files.note(left_out)
     more = f", {len(among.bad)} bad in the gallery" if among.bad else ""
     return cli.answered(counts, more)
 

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -17,8 +18,9 @@ from jaxcls.errors import InputError, shown
 
 T = TypeVar("T")
 SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".heic", ".heif", ".avif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng"),
+    *(".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".tga", ".qoi", ".heic", ".heif", ".avif"),
 )
 # Files that operating systems leave behind.
 SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
@@ -36,16 +38,16 @@ class Bad(NamedTuple):
     why: str
 
 
-def asked(arguments: Sequence[str], null: bool) -> Iterator[str | Bad]:
+def asked(arguments: Sequence[str], null: bool, left_out: list[str]) -> Iterator[str | Bad]:
     """Returns the images of a command line, by `images`; "-" is a list on standard input.
 
-    null: whether a NUL ends each path of the list. Raises `InputError` at once if the
-    arguments name no image.
+    null: whether a NUL ends each path of the list. left_out: as `below` takes it. Raises
+    `InputError` at once if the arguments name no image.
     """
     if null and LIST not in arguments:
         raise InputError("--null is of a list on standard input; give - for it, too")
     check(arguments)
-    return images(given(arguments, b"\0" if null else b"\n"))
+    return images(given(arguments, b"\0" if null else b"\n"), left_out)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -104,14 +106,15 @@ def listed(stream: io.BufferedIOBase, end: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def images(paths: Iterable[str]) -> Iterator[str | Bad]:
+def images(paths: Iterable[str], left_out: list[str] | None = None) -> Iterator[str | Bad]:
     """Yields files as given, and the images below folders; an unreadable path gives `Bad`.
 
-    Opens no file, and visits a path only when the iterator reaches it.
+    Opens no file, and visits a path only when the iterator reaches it. left_out: as `below`
+    takes it.
     """
     for path in paths:
         if os.path.isdir(path):
-            found = below(path)
+            found = below(path, left_out)
             yield next(found, Bad(path, NO_IMAGE))
             yield from found
         else:
@@ -137,14 +140,27 @@ def say(bad: Bad) -> None:
     print(f"error: {shown(bad.path)}: {' '.join(bad.why.split())}", file=sys.stderr)
 
 
-def below(folder: str) -> Iterator[str | Bad]:
-    """Yields the image files and `Bad` entries below a folder, in the order of `walk`."""
+def note(left_out: Sequence[str]) -> None:
+    """Prints the number of files that `below` left out on standard error, if any."""
+    if left_out:
+        first = ", ".join(map(shown, left_out[:3]))
+        more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
+        print(f"note: left out, not named as images: {first}{more}", file=sys.stderr)
+
+
+def below(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
+    """Yields the image files and `Bad` entries below a folder, in the order of `walk`.
+
+    left_out: receives the paths of the files that are not named as images.
+    """
     for entry in walk(folder):
         if isinstance(entry, Bad):
             path = os.path.join(folder, entry.path) if entry.path else folder
             yield Bad(path, entry.why)
         elif is_image(entry):
             yield os.path.join(folder, entry)
+        elif left_out is not None and not entry.endswith("/"):
+            left_out.append(os.path.join(folder, entry))
 
 
 def walk(folder: str) -> Iterator[str | Bad]:
@@ -235,4 +251,6 @@ def _reason(error: OSError) -> str:
 
 
 _NOT_REGULAR = "not a regular file"
+# The suffixes in the text of --help.
+NAMED = textwrap.fill(", ".join(SUFFIXES), 88)
 NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"

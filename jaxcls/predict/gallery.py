@@ -67,10 +67,15 @@ class Gallery(NamedTuple):
             return []
 
 
-def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
+def listed(
+    folder: str,
+    without: pathlib.Path | None = None,
+    unnamed: list[str] | None = None,
+) -> Listing:
     """Returns the images below a folder; raises `InputError` if there is none.
 
-    without: a file to leave out, such as a contact sheet in the folder.
+    without: a file to leave out, such as a contact sheet in the folder. unnamed: receives
+    the files that are not named as images.
     """
     if not os.path.isdir(folder):
         raise InputError(
@@ -78,7 +83,7 @@ def listed(folder: str, without: pathlib.Path | None = None) -> Listing:
         )
     found, start = Listing(folder, {}, []), os.path.join(folder, "")
     left_out = _status(without).identity if without and without.exists() else None
-    for each in files.below(folder):
+    for each in files.below(folder, unnamed):
         if isinstance(each, Bad):
             found.bad.append(each)
             continue

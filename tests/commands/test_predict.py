@@ -267,8 +267,9 @@ def test_a_folder_of_mixed_files_is_answered_in_order_and_the_bad_are_named(
     assert status == 2
     rows = _from_csv(out)
     assert [row[0] for row in rows] == good
-    *said, counted = err.decode().splitlines()
+    *said, left_out, counted = err.decode().splitlines()
     assert counted == "6 answered, 4 bad"
+    assert left_out.startswith("note: left out, not named as images: ")
     assert [line.split(": ")[:2] for line in said] == [["error", path] for path in bad]
     exp, _, _, weights = scoring.load(run, "best", {})
     expected = list(inference.predict(exp, weights, good, embed=True))
