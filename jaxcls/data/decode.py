@@ -80,19 +80,6 @@ def frame_of(image: bytes) -> Frame | None:
     return None
 
 
-def is_harmless(error: ValueError) -> bool:
-    """Returns whether an error of simplejpeg is of a JPEG that lacks no pixel.
-
-    libjpeg then only warns, as of headers that phones write; OpenCV decodes all of these,
-    and more sampling factors.
-    """
-    kinds = (
-        *("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters"),
-        *("Unknown Adobe color transform", "bad ICC marker", "subsampling level"),
-    )
-    return any(kind in str(error) for kind in kinds)
-
-
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """An op: bytes -> uint8 [H, W, channels]. See `decode`."""
@@ -116,16 +103,11 @@ class Decode:
     def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
         """Decodes all pixels of a JPEG that has a `frame_of`.
 
-        Raises `ValueError` for damage. If `strict`, this includes missing data that
-        libjpeg fills in.
+        Raises `ValueError` for damage. If `strict`, this includes damage that libjpeg
+        repairs.
         """
         colours = "GRAY" if self.channels == 1 else "RGB"
-        try:
-            pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
-        except ValueError as error:
-            if not is_harmless(error):
-                raise
-            pixels = simplejpeg.decode_jpeg(image, colours, strict=False)
+        pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
         return pixels.reshape(*pixels.shape[:2], self.channels)
 
     def opencv(self, image: bytes) -> np.ndarray:

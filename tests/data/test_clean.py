@@ -380,6 +380,8 @@ def test_a_jpeg_of_which_libjpeg_only_warns_is_read(kind, capfd):
 def test_a_warning_hides_no_missing_end(kind):
     data = WARNED[kind]
     with pytest.raises(decode.DecodeError, match=r"truncated|remature end"):
+        pixels(data[: len(data) * 3 // 4], decode.decode(3))
+    with pytest.raises(decode.DecodeError, match=r"truncated|remature end"):
         clean(data[: len(data) * 3 // 4])
     with pytest.raises(decode.DecodeError, match=r"not a readable image .*premature end"):
         clean(data[: len(data) * 3 // 4] + b"\xff\xd9")
@@ -472,3 +474,13 @@ def test_a_usual_progression_is_within_the_limit_of_scans_at_any_size(mode):
     data = encode(NOISE, "JPEG", mode, progressive=True, exif=turned(1))
     stills.check_scans(data + 30 * b"\xff\xda", decode.MAX_PIXELS)
     check_read(data)
+
+
+def test_bytes_among_the_pixels_hide_no_missing_end():
+    data = encode(NOISE, "JPEG", restart_marker_blocks=1)
+    at = data.index(b"\xff\xd1")
+    data = data[:at] + b"\1\2\3" + data[at:]
+    check_read(data)
+    for read in (clean, lambda data: pixels(data, decode.decode(3))):
+        with pytest.raises(decode.DecodeError, match="truncated"):
+            read(data[:-40])
