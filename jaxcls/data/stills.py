@@ -142,9 +142,15 @@ def _silent_jpeg(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields (marker, start, end) of the content of each segment of a JPEG."""
+    """Yields (marker, start, end) of the content of each segment of a JPEG.
+
+    The last is (0xD9, ...), unless the end is missing.
+    """
     at = 2
-    while (found := _MARKER.search(data, at)) and found[0] != b"\xff\xd9":
+    while found := _MARKER.search(data, at):
+        if found[0] == b"\xff\xd9":
+            yield 0xD9, found.end(), found.end()
+            return
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
         yield found[0][1], found.end() + 2, at
 
@@ -163,13 +169,16 @@ def check_scans(data: bytes, pixels: int) -> None:
 def load(image: Image.Image, data: bytes) -> None:
     """Decodes every pixel of an image that is `opened` from data.
 
-    Raises `DecodeError` for a JPEG of too many scans, and for a PNG that is truncated or
-    has a wrong checksum.
+    Raises `DecodeError` for a JPEG of too many scans or without its end, and for a PNG that
+    is truncated or has a wrong checksum.
     """
-    if data[:2] == b"\xff\xd8":
+    is_jpeg = data[:2] == b"\xff\xd8"
+    if is_jpeg:
         check_scans(data, image.width * image.height)
-    image.load()
-    if image.format == "PNG":  # Pillow's `load` checks neither.
+    image.load()  # Pillow lets a missing byte pass, and all that is checked below.
+    if is_jpeg and all(kind != 0xD9 for kind, _, _ in _segments(data)):
+        raise DecodeError("not a readable image (Premature end of JPEG file)")
+    if image.format == "PNG":
         if _PNG_END not in data:
             raise DecodeError("not a readable image (truncated PNG file)")
         with Image.open(io.BytesIO(data)) as again:

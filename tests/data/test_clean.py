@@ -177,6 +177,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
         (b"\xff\xd8\xff\xe0", "not a readable image"),
         (encode(NOISE, "JPEG")[:-400], "truncated"),
         (encode(NOISE, "JPEG")[:-2], "truncated"),
+        (encode(NOISE, "JPEG", "L")[:-1], "Premature end"),
         (PNG[:500], "truncated"),
         (PNG[:-3], "truncated PNG file"),
         (PNG[:AT_CHECKSUM] + b"none" + PNG[AT_CHECKSUM + 4 :], "bad header checksum"),

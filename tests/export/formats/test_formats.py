@@ -25,7 +25,7 @@ from jaxcls.export.formats import FORMATS, example, safetensors
 from jaxcls.export.formats.model import Asked, Model
 from jaxcls.predict import inference
 from jaxcls.training import train
-from tests.images import before_pixels, chunk, encode, pixels, sampled, write
+from tests.images import NOISE, before_pixels, chunk, encode, pixels, sampled, write
 from tests.modules import built, shapes
 
 FACTS = sources.Facts("photos", "", (None, None, 3), 2, ("a", "b"), {"train": 50, "val": 9})
@@ -285,6 +285,7 @@ REFUSED = {
     "text.png": b"a line of text",
     "cut.png": FILES["wide.png"][:-3],
     "cut.jpg": FILES["wide.jpg"][:-200],
+    "byte.jpg": encode(NOISE, "JPEG", "L")[:-1],
     "pages.tif": encode(
         Image.new("L", (9, 9)),
         "TIFF",
