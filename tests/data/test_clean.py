@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps, features
 
 from jaxcls.data import decode, stills
-from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, quiet
+from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, pixels_of, quiet
 from tests.images import (
     NOISE,
     before_pixels,
@@ -359,11 +359,13 @@ SAMPLED = [
 
 
 def check_read(data, expected=None):
-    """`prepare` and `predict` see exactly the pixels that Pillow reads."""
+    """`prepare`, `predict` and the Python door see exactly the pixels of Pillow."""
     expected = upright(data) if expected is None else expected
     with quiet():
         assert far(decoded(clean(data)), expected) == 0
         assert far(pixels(data, decode.decode(3)), expected) == 0
+        image = Image.open(io.BytesIO(data))
+        assert far(pixels_of(image, decode.decode(3)), expected) == 0
 
 
 @pytest.mark.parametrize("kind", WARNED)
