@@ -54,10 +54,10 @@ class Cleaned(NamedTuple):
 def clean(data: bytes, shrink: Shrink | None = None, compression: int = 6) -> Cleaned:
     """Repairs an encoded file for `decode`; returns a plain JPEG or PNG unchanged.
 
-    Applies EXIF rotation, composites alpha on white, converts CMYK and palette images to
-    RGB, and scales 16-bit images to 8 bits. A repaired file is a PNG; a shrunk file is a
-    JPEG. Every pixel is decoded, so a truncated file is found. Damage that still decodes is
-    not found.
+    Of a plain file, only headers are changed that a decoder warns of: see `silent`. Applies
+    EXIF rotation, composites alpha on white, converts CMYK and palette images to RGB, and
+    scales 16-bit images to 8 bits. A repaired file is a PNG; a shrunk file is a JPEG. Every
+    pixel is decoded, so a truncated file is found. Damage that still decodes is not found.
 
     Args:
       data: the encoded file.
