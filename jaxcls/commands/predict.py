@@ -32,7 +32,7 @@ formats, one answer a file, in the order given:
 probabilities are those of a softmax, or of a sigmoid of each class where the run was
 trained so. A bad file is named on standard error, the others are answered, and the
 status is 2. Of a folder the files that end in
-{", ".join(files.SUFFIXES)}
+{files.NAMED}
 are taken; hidden ones and others are left out and counted.
 """
 EMBED = (

@@ -32,7 +32,7 @@ The similarity is the cosine of two images' features: 1 is the same direction. A
 is in the gallery comes first. The gallery's features are kept in a file, and those of
 files that are new or changed are computed. A bad file is named on standard error, and the
 status is 2. Of a folder the files that end in
-{", ".join(files.SUFFIXES)}
+{files.NAMED}
 are taken; hidden ones and others are left out and counted.
 """
 SHEET = (

@@ -18,6 +18,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from jaxcls.data.stills import MAX_PIXELS as MAX_PIXELS
+from jaxcls.data.stills import DecodeError as DecodeError
 from jaxcls.errors import InputError, lookup
 
 cv2.setNumThreads(1)  # batches.py runs the threads, one per image.
@@ -33,17 +35,10 @@ class Random(Protocol):
 
 Op = Callable[[Any, Random], np.ndarray]
 
-# The largest image in pixels; headers are checked against it.
-MAX_PIXELS = 100_000_000
 # The longest side of an op's output.
 MAX_SIDE = 8192
 # Chroma upsampling needs this many rows below the crop.
 CONTEXT = 2
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit; Pillow would warn earlier.
-
-
-class DecodeError(ValueError):
-    """Bytes are not an image; the text gives the reason."""
 
 
 class Frame(NamedTuple):
@@ -103,7 +98,7 @@ class Decode:
             data = frame.cut(image, stop + CONTEXT) if part else image
             with contextlib.suppress(ValueError):
                 pixels = self.jpeg(data, strict=not part)
-        return self._opencv(image) if pixels is None else pixels
+        return self.opencv(image) if pixels is None else pixels
 
     def jpeg(self, image: bytes, strict: bool = True) -> np.ndarray:
         """Decodes all pixels of a JPEG that has a `frame_of`.
@@ -115,7 +110,8 @@ class Decode:
         pixels = simplejpeg.decode_jpeg(image, colours, strict=strict)
         return pixels.reshape(*pixels.shape[:2], self.channels)
 
-    def _opencv(self, image: bytes) -> np.ndarray:
+    def opencv(self, image: bytes) -> np.ndarray:
+        """Decodes all pixels of a JPEG or PNG; raises `DecodeError` if OpenCV cannot."""
         mode = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR_RGB
         pixels = None
         with contextlib.suppress(cv2.error):

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -17,8 +18,9 @@ from jaxcls.errors import InputError, shown
 
 T = TypeVar("T")
 SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".heic", ".heif", ".avif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng"),
+    *(".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".tga", ".qoi", ".heic", ".heif", ".avif"),
 )
 # What operating systems, network disks and gallery programs leave behind, in small letters.
 SYSTEM = frozenset(
@@ -150,8 +152,10 @@ def say(bad: Bad) -> None:
 def say_left_out(paths: Sequence[str]) -> None:
     """Prints on standard error how much of folders was left out, if anything was."""
     if paths:
-        such = f"{len(paths):,}, such as {shown(paths[0])}"
-        print(f"left out, hidden or not named as an image: {such}", file=sys.stderr)
+        first = ", ".join(map(shown, paths[:3]))
+        more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+        what = "hidden, or not named as images"
+        print(f"note: left out, {what}: {first}{more}", file=sys.stderr)
 
 
 def below(folder: str, left_out: list[str] | None = None) -> Iterator[str | Bad]:
@@ -263,4 +267,6 @@ def _reason(error: OSError) -> str:
 
 
 _NOT_REGULAR = "not a regular file"
+# The suffixes in the text of --help.
+NAMED = textwrap.fill(", ".join(SUFFIXES), 88)
 NO_IMAGE = f"holds no image; {', '.join(sorted(SUFFIXES))} are"

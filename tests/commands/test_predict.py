@@ -269,7 +269,8 @@ def test_a_folder_of_mixed_files_is_answered_in_order_and_the_bad_are_named(
     assert [row[0] for row in rows] == good
     *said, left_out, counted = err.decode().splitlines()
     assert counted == "6 answered, 4 bad"
-    assert left_out.endswith(f"image: 2, such as {folder}/notes.txt")
+    assert left_out.startswith("note: left out, hidden, or not named as images: ")
+    assert f"{folder}/notes.txt" in left_out
     assert [line.split(": ")[:2] for line in said] == [["error", path] for path in bad]
     exp, _, _, weights = scoring.load(run, "best", {})
     expected = list(inference.predict(exp, weights, good, embed=True))
@@ -303,8 +304,10 @@ def test_what_is_left_out_of_a_folder_is_counted(brief_run, tmp_path, capsys):
     assert commands.main([*arguments, str(root)]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    said = f"left out, hidden or not named as an image: 3, such as {root}/a/1.png.json\n"
-    assert err == said
+    paths = ", ".join(
+        f"{root}/{path}" for path in ("a/1.png.json", "b/notes.txt", "a/@eaDir/")
+    )
+    assert err == f"note: left out, hidden, or not named as images: {paths}\n"
     assert commands.main([*arguments, f"{root}/a/1.png"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -140,7 +140,7 @@ def test_a_sheet_replaces_no_other_file_and_is_no_image_of_its_gallery(folder, a
 
 
 def test_bad_files_are_named_counted_and_left_out(folder, tmp_path, ask):
-    write(folder, {"a/bad.png": b"no image"})
+    write(folder, {"a/bad.png": b"no image", "a/notes.txt": b"", "b/0.png.json": b"{}"})
     write(tmp_path, {"empty.png": b""})
     status, out, err = ask(
         "--format=csv", "--top=1", tmp_path / "empty.png", folder / "c.png", "no.png"
@@ -153,7 +153,11 @@ def test_bad_files_are_named_counted_and_left_out(folder, tmp_path, ask):
         f"error: {tmp_path}/empty.png: empty, 0 bytes",
         "error: no.png: No such file or directory",
     ]
-    assert err[-1] == "1 answered, 2 bad, 1 bad in the gallery"
+    named = f"{folder}/a/notes.txt, {folder}/b/0.png.json"
+    assert err[-2:] == [
+        f"note: left out, hidden, or not named as images: {named}",
+        "1 answered, 2 bad, 1 bad in the gallery",
+    ]
 
 
 def test_a_cache_goes_where_it_is_asked_for_or_may_be(run, folder, tmp_path, ask):

@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps, features
 
-from jaxcls.data import decode
-from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, quiet
-from tests.images import NOISE, encode, far, photographs, pillow
+from jaxcls.data import decode, stills
+from jaxcls.data.clean import Cleaned, Shrink, clean, pixels, pixels_of, quiet
+from tests.images import (
+    NOISE,
+    before_pixels,
+    chunk,
+    encode,
+    far,
+    photographs,
+    pillow,
+    sampled,
+    segment,
+    upright,
+)
 
 
 def turned(orientation):
@@ -126,11 +137,6 @@ def test_one_bit_is_black_and_white(form):
     assert far(decoded(clean(encode(image, form)), 1), expected) == 0
 
 
-def chunk(kind, data):
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-
 def png(width, height, rows=b"", colours=2):
     """A PNG by hand, of any size that it may state."""
     header = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0)
@@ -138,7 +144,27 @@ def png(width, height, rows=b"", colours=2):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def icon(*images):
+    """An ICO by hand, whose directory states 16x16."""
+    entries, start = b"", 6 + 16 * len(images)
+    for data in images:
+        entries += struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(data), start)
+        start += len(data)
+    return struct.pack("<HHH", 0, 1, len(images)) + entries + b"".join(images)
+
+
+def many_scans(count, side):
+    """A progressive JPEG that states `side`, and whose last scan is there `count` times."""
+    data = encode(NOISE, "JPEG", progressive=True)
+    at = data.index(b"\xff\xc2") + 5
+    data = data[:at] + side.to_bytes(2) * 2 + data[at + 4 : -2]
+    return data + count * data[data.rindex(b"\xff\xda") :] + b"\xff\xd9"
+
+
 PNG = encode(NOISE)
+JPEG = encode(NOISE, "JPEG")
+HUGE = png(38_000, 38_000)
+BITMAP = struct.pack("<IiiHHIIiiII", 40, 38_000, 76_000, 1, 32, 0, 0, 0, 0, 0, 0)
 AT_CHECKSUM = PNG.index(b"IEND") - 8  # Of the pixels.
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 
@@ -151,6 +177,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
         (b"\xff\xd8\xff\xe0", "not a readable image"),
         (encode(NOISE, "JPEG")[:-400], "truncated"),
         (encode(NOISE, "JPEG")[:-2], "truncated"),
+        (encode(NOISE, "JPEG", "L")[:-1], "Premature end"),
         (PNG[:500], "truncated"),
         (PNG[:-3], "truncated PNG file"),
         (PNG[:AT_CHECKSUM] + b"none" + PNG[AT_CHECKSUM + 4 :], "bad header checksum"),
@@ -161,6 +188,16 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
         (png(60_000, 60_000), "60000x60000 pixels, over the limit of 100000000"),
         (png(10_000, 10_000), "truncated"),
         (encode(np.zeros((2, 2), np.int32), "TIFF"), "32 bits a sample"),
+        (icon(HUGE), "38000x38000 pixels, over the limit of 100000000"),
+        (icon(PNG, HUGE), "38000x38000 pixels, over the limit of 100000000"),
+        (icon(BITMAP), "38000x38000 pixels, over the limit of 100000000"),
+        (icon(), "not a readable image"),
+        (
+            b"icns" + struct.pack(">I4sI", 16 + len(HUGE), b"ic07", 8 + len(HUGE)) + HUGE,
+            "cannot identify image file",
+        ),
+        (many_scans(300, 10_000), "310 scans of 100000000 pixels, over the limit of 20"),
+        (many_scans(300, 3_000), "310 scans of 9000000 pixels, over the limit of 222"),
         (POSTSCRIPT, "PostScript, a drawing; convert it to PNG first"),
     ],
 )
@@ -171,11 +208,17 @@ def test_a_file_that_is_no_image_is_named(data, said):
     assert "0x7f" not in str(refused.value)  # No address of an object.
 
 
-@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animation_is_refused(form):
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        *((form, "animated, 3 frames") for form in ("GIF", "WEBP", "PNG")),
+        ("TIFF", "3 pages"),
+    ],
+)
+def test_an_animation_and_a_file_of_pages_are_refused(form, said):
     frames = [Image.fromarray(NOISE[::-1]), Image.fromarray(NOISE)]
     data = encode(NOISE, form, save_all=True, append_images=frames)
-    with pytest.raises(decode.DecodeError, match=r"^animated, 3 frames"):
+    with pytest.raises(decode.DecodeError, match=f"^{said}; one still"):
         clean(data)
 
 
@@ -246,7 +289,7 @@ def test_large_images_take_turns(monkeypatch):
 
     monkeypatch.setattr(module, "_LARGE_PIXELS", 100)
     data, inside, most = encode(NOISE, "BMP"), [], []
-    whole = module._to_rgb
+    whole = module.to_rgb
 
     def counting(image):
         inside.append(1)
@@ -255,7 +298,7 @@ def test_large_images_take_turns(monkeypatch):
         inside.pop()
         return whole(image)
 
-    monkeypatch.setattr(module, "_to_rgb", counting)
+    monkeypatch.setattr(module, "to_rgb", counting)
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(clean, [data] * 6))) == 6
     assert max(most) == 1
@@ -291,3 +334,156 @@ def test_a_plain_jpeg_and_a_turned_one_are_decoded_once(monkeypatch):
     for data in files:
         pixels(data, decode.decode(3))
     assert len(counted) == 2
+
+
+AT_SCAN = JPEG.index(b"\xff\xda")
+AFTER_SCAN = AT_SCAN + 2 + int.from_bytes(JPEG[AT_SCAN + 2 : AT_SCAN + 4])
+WARNED = {
+    "a scan from 0 to 0": JPEG[: AFTER_SCAN - 2] + b"\0" + JPEG[AFTER_SCAN - 1 :],
+    "approximated bits": JPEG[: AFTER_SCAN - 1] + b"\x11" + JPEG[AFTER_SCAN:],
+    "JFIF 0.1": JPEG.replace(b"JFIF\0\1\1", b"JFIF\0\0\1", 1),
+    "JFIF 0.0": JPEG.replace(b"JFIF\0\1\1", b"JFIF\0\0\0", 1),
+    "JFIF 66.1": JPEG.replace(b"JFIF\0\1", b"JFIF\0B", 1),
+    "Adobe's transform 5": segment(JPEG, 0xEE, b"Adobe\0\x64\0\0\0\0\5"),
+    "bytes before the end": JPEG[:-2] + b"\1\2\3" + JPEG[-2:],
+}
+EXIF = {"exif": turned(6)}
+SAMPLED = [
+    [(4, 2), (1, 1), (1, 1)],
+    [(4, 1), (2, 1), (1, 1)],
+    [(3, 1), (1, 1), (1, 1)],
+    [(2, 2), (2, 1), (1, 2)],
+    [(1, 1), (2, 1), (1, 1)],
+    [(2, 1), (1, 1), (2, 1)],
+]
+
+
+def check_read(data, expected=None):
+    """`prepare`, `predict` and the Python door see exactly the pixels of Pillow."""
+    expected = upright(data) if expected is None else expected
+    with quiet():
+        assert far(decoded(clean(data)), expected) == 0
+        assert far(pixels(data, decode.decode(3)), expected) == 0
+        image = Image.open(io.BytesIO(data))
+        assert far(pixels_of(image, decode.decode(3)), expected) == 0
+
+
+@pytest.mark.parametrize("kind", WARNED)
+def test_a_jpeg_of_which_libjpeg_only_warns_is_read(kind, capfd):
+    data = WARNED[kind]
+    assert data != JPEG
+    check_read(data)
+    assert len(clean(data).data) == len(data)
+    if "JFIF" in kind:
+        decoded(clean(data))
+        assert "JFIF" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", WARNED)
+def test_a_warning_hides_no_missing_end(kind):
+    data = WARNED[kind]
+    with pytest.raises(decode.DecodeError, match=r"truncated|remature end"):
+        pixels(data[: len(data) * 3 // 4], decode.decode(3))
+    with pytest.raises(decode.DecodeError, match=r"truncated|remature end"):
+        clean(data[: len(data) * 3 // 4])
+    with pytest.raises(decode.DecodeError, match=r"not a readable image .*premature end"):
+        clean(data[: len(data) * 3 // 4] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("factors", SAMPLED)
+def test_a_jpeg_of_any_sampling_is_read(factors):
+    data = sampled(factors)
+    check_read(data)
+    assert clean(data).data is data
+    turned_data = segment(data, 0xE1, b"Exif\0\0" + turned(6).tobytes()[6:])
+    check_read(turned_data)
+    with pytest.raises(decode.DecodeError, match="truncated"):
+        clean(data[:-30])
+
+
+# (tag, type, count, value) that Pillow reads, and cannot write.
+UNWRITABLE = {
+    "a fraction over 0": ((0x11A, 10, 1, 50), struct.pack("<ii", -1, 0)),
+    "a negative width": ((0x100, 9, 1, -5 & 0xFFFFFFFF), b""),
+    "a unit of text": ((0x128, 2, 4, int.from_bytes(b"cm\0\0", "little")), b""),
+    "a unit that is a fraction": ((0x128, 5, 1, 50), struct.pack("<II", 1, 3)),
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", UNWRITABLE)
+def test_an_image_is_turned_whatever_else_its_exif_says(kind, form):
+    entry, more = UNWRITABLE[kind]
+    entries = sorted([(0x112, 3, 1, 6), entry, (0x213, 3, 1, 1)])
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    exif = head + b"".join(struct.pack("<HHII", *each) for each in entries) + bytes(4)
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encode(NOISE, form, exif=exif + more, **options)
+    check_read(data, np.rot90(pillow(data), -1))
+    assert not Image.open(io.BytesIO(clean(data).data)).getexif()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_means_nothing_costs_nothing(orientation, form):
+    data = encode(NOISE, form, exif=turned(orientation))
+    assert clean(data).data is data
+    check_read(data)
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("profile", [PROFILE, PROFILE[:200], b"a" * 2_000_000])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_is_decoded_in_silence_whatever_its_colour_profile(mode, profile, capfd):
+    plain = encode(NOISE, "PNG", mode)
+    data = before_pixels(plain, chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile)))
+    assert clean(data).data == plain
+    check_read(data, upright(plain))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"a" * 2_000_000)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"a" * 2_000_000),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 30_000_000)),
+        (b"tEXt", b"Comment\0" + b"a" * 2_000_000),
+    ],
+)
+def test_a_png_of_much_text_is_read(kind, text):
+    check_read(before_pixels(PNG, chunk(kind, text)), NOISE)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16"])
+def test_a_tiff_in_which_white_is_zero_is_no_negative(mode):
+    image = Image.fromarray(WIDE if mode == "I;16" else NOISE[:, :, 0])
+    data = encode(image, "TIFF", None if mode == "I;16" else mode)
+    kept, inverted = (struct.pack("<HHII", 262, 3, 1, white) for white in (1, 0))
+    assert data.count(kept) == 1
+    check_read(data.replace(kept, inverted), 255 - decoded(clean(data)))
+
+
+def test_an_icon_of_a_usual_size_is_read():
+    for form in ("png", "bmp"):
+        data = encode(Image.fromarray(NOISE[:24, :24]), "ICO", bitmap_format=form)
+        check_read(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_usual_progression_is_within_the_limit_of_scans_at_any_size(mode):
+    data = encode(NOISE, "JPEG", mode, progressive=True, exif=turned(1))
+    stills.check_scans(data + 30 * b"\xff\xda", decode.MAX_PIXELS)
+    check_read(data)
+
+
+def test_bytes_among_the_pixels_hide_no_missing_end():
+    data = encode(NOISE, "JPEG", restart_marker_blocks=1)
+    at = data.index(b"\xff\xd1")
+    data = data[:at] + b"\1\2\3" + data[at:]
+    check_read(data)
+    for read in (clean, lambda data: pixels(data, decode.decode(3))):
+        with pytest.raises(decode.DecodeError, match="truncated"):
+            read(data[:-40])

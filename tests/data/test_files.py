@@ -4,11 +4,13 @@ import io
 import os
 
 import pytest
+from PIL import features
 
-from jaxcls.data import decode, files, importers
+from jaxcls.data import clean, decode, files, importers
 from jaxcls.data.files import Bad
 from jaxcls.errors import InputError
 from jaxcls.predict import gallery
+from tests.images import NOISE, encode, far, upright, write
 
 
 @pytest.fixture
@@ -26,6 +28,63 @@ def test_a_folder_gives_its_images_by_path_and_files_come_as_given(folder, monke
     paths = [f"./{name}/x.npy", name, f"{name}//a.png", "no/such"]
     expected = [paths[0], *inside, *paths[2:]]
     assert list(files.images(paths)) == expected
+
+
+def test_files_that_are_not_named_as_images_are_counted(folder, capsys):
+    left_out = []
+    assert len(list(files.images([str(folder), f"{folder}/x.npy"], left_out))) == 5
+    assert left_out == [f"{folder}/notes.txt", f"{folder}/x.npy"]
+    (folder / "sub/.hidden").touch()
+    for name in ("a.png.json", "LICENSE", "z.csv"):
+        (folder / "sub" / name).touch()
+    left_out.clear()
+    assert len(list(files.asked([str(folder)], False, left_out))) == 4
+    assert f"{folder}/sub/.hidden" in left_out
+    files.say_left_out([])
+    assert capsys.readouterr().err == ""
+    files.say_left_out(left_out)
+    first = f"{folder}/notes.txt, {folder}/sub/LICENSE, {folder}/sub/a.png.json"
+    more = len(left_out) - 3
+    said = f"note: left out, hidden, or not named as images: {first} and {more} more\n"
+    assert capsys.readouterr().err == said
+
+
+# {format of Pillow: the suffixes of its files}, for each that it writes.
+WRITTEN = {
+    "JPEG": [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"],
+    "PNG": [".png", ".apng"],
+    "WEBP": [".webp"],
+    "BMP": [".bmp"],
+    "DIB": [".dib"],
+    "GIF": [".gif"],
+    "TIFF": [".tif", ".tiff"],
+    "PPM": [".ppm", ".pgm", ".pbm", ".pnm"],
+    "JPEG2000": [".jp2", ".j2k", ".j2c", ".jpf", ".jpx"],
+    "TGA": [".tga"],
+    "QOI": [".qoi"],
+    "AVIF": [".avif"],
+}
+
+
+def test_prepare_predict_and_search_take_every_kind_that_can_be_read(tmp_path):
+    root = tmp_path / "photos"
+    kinds = [(form, suffix) for form, each in WRITTEN.items() for suffix in each]
+    assert {suffix for _, suffix in kinds} == {*files.SUFFIXES} - {".heic", ".heif"}
+    pixels = {}
+    for form, suffix in kinds:
+        for name in (f"a/{form}{suffix}", f"b/{form}{suffix.upper()}"):
+            if form != "AVIF" or features.check("avif"):
+                pixels[name] = encode(NOISE, form)
+    write(root, pixels)
+    names = sorted(pixels)
+    prepared = importers.open_source(root, tmp_path, 0.0)
+    assert [os.fsdecode(name) for name in prepared.splits["train"].names] == names
+    assert [*files.images([str(root)])] == [f"{root}/{name}" for name in names]
+    assert list(gallery.listed(str(root)).status) == names
+    for name in names:
+        data = files.read(f"{root}/{name}")
+        seen = clean.pixels(data, decode.Decode(3))
+        assert far(seen, upright(data)) == 0
 
 
 def test_nothing_is_looked_at_before_it_is_asked_for():
@@ -116,7 +175,7 @@ def test_arguments_none_of_which_can_be_meant_are_refused_at_once(folder, tmp_pa
         ("no/such.png",): "no/such.png is not a file; give image files",
         ("",): "'' is not a file; give image files",
         ("no/such.png", f"{tmp_path}/empty"): "no/such.png is not a file",
-        (f"{tmp_path}/empty",): f"{tmp_path}/empty holds no image; .avif, .bmp",
+        (f"{tmp_path}/empty",): f"{tmp_path}/empty holds no image; .apng, .avif, .bmp",
         ("-", "-"): "- is given twice",
     }.items():
         with pytest.raises(InputError) as refused:

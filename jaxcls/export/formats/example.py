@@ -1,7 +1,15 @@
-"""The source of example.py, which runs an export without jaxcls."""
+"""The source of example.py, which runs an export without jaxcls.
 
+It holds the text of `stills`, so that it reads a file as `predict` does.
+"""
+
+import ast
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxcls.data import stills
 
 # {"op": name of a host op in data.eval_ops, argument: value}.
 Step = Mapping[str, Any]
@@ -11,12 +19,15 @@ _LINKS = {
     "sigmoid": "1 / (1 + np.exp(-x))",
 }
 _OPENCV = {"linear": "LINEAR", "cubic": "CUBIC", "area": "AREA"}
+# As `clean.pixels` does.
+_GREY = """\
+        if image.mode == "RGB" and turn_of(image) is None:
+            image.draft("L", image.size)  # The luma of a JPEG.
+"""
 _TEMPLATE = '''\
 """What is in images: python example.py IMAGE...; needs {needs}."""
 
-import json
-import pathlib
-import sys
+{standard}
 
 {imports}
 
@@ -25,19 +36,30 @@ LABELS = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["labels"]
 {model}
 
 
+{stills}
+
+
 def pixels(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB")
+    data = silent(pathlib.Path(path).read_bytes())
+    with explained(), opened(data) as image:
+{draft}        load(image, data)
+        image = to_rgb(image).convert("RGB")
 {steps}
     return np.asarray(image).reshape({shape})
 
 
+status = 0
 for path in sys.argv[1:]:
-    x = logits(pixels(path)[None])[0]
+    try:
+        x = logits(pixels(path)[None])[0]
+    except DecodeError as error:
+        print(f"error: {{path}}: {{error}}", file=sys.stderr)
+        status = 2
+        continue
     probabilities = {link}
     best = int(probabilities.argmax())
     print(f"{{path}}: {{LABELS[best]}} {{probabilities[best]:.4f}}")
+sys.exit(status)
 '''
 
 
@@ -51,19 +73,38 @@ def source(
     """
     imports, model = run
     lines = [line for step in steps for line in _lines(step)]
-    imports += "\nimport numpy as np\nfrom PIL import Image, ImageOps"
+    needed, reading = _stills()
     if any("cv2" in line for line in lines):
         imports += "\nimport cv2"
-    ordered = sorted(imports.splitlines(), key=lambda line: (line.startswith("from"), line))
-    packages = dict.fromkeys(line.split()[1].partition(".")[0] for line in ordered)
+    every = {*imports.splitlines(), *needed, "import json", "import pathlib", "import sys"}
+    ordered = sorted(every, key=lambda line: (line.startswith("from"), line))
+    root = {line: line.split()[1].partition(".")[0] for line in ordered}
+    standard = [line for line in ordered if root[line] in sys.stdlib_module_names]
+    others = [line for line in ordered if line not in standard]
+    packages = dict.fromkeys(root[line] for line in others)
     return _TEMPLATE.format(
         needs=", ".join("Pillow" if name == "PIL" else name for name in packages),
-        imports="\n".join(ordered),
+        standard="\n".join(standard),
+        imports="\n".join(others),
         model=model,
+        stills=reading,
+        draft=_GREY if shape[2] == 1 else "",
         steps="\n".join(f"    {line}" for line in lines),
         shape=", ".join(map(str, shape)),
         link=_LINKS[link],
     )
+
+
+def _stills() -> tuple[list[str], str]:
+    """Returns the imports of `stills`, and its text below them."""
+    text = inspect.getsource(stills)
+    imports = [
+        node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    below = text.splitlines()[imports[-1].end_lineno :]
+    return [ast.unparse(node) for node in imports], "\n".join(below).strip()
 
 
 def _lines(step: Step) -> list[str]:

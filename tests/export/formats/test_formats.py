@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import io
 import os
-import re
+import pathlib
+import struct
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +18,14 @@ from PIL import Image
 
 from jaxcls import commands, experiment
 from jaxcls.config import loading
-from jaxcls.data import sources
+from jaxcls.data import clean, decode, sources
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts, writing
 from jaxcls.export.formats import FORMATS, example, safetensors
 from jaxcls.export.formats.model import Asked, Model
 from jaxcls.predict import inference
 from jaxcls.training import train
-from tests.images import encode, pixels, write
+from tests.images import NOISE, before_pixels, chunk, encode, pixels, sampled, write
 from tests.modules import built, shapes
 
 FACTS = sources.Facts("photos", "", (None, None, 3), 2, ("a", "b"), {"train": 50, "val": 9})
@@ -46,12 +48,36 @@ OPS = [
     "decode(1) | resize(20)",
     "decode | center_crop(33)",
 ]
+WIDE = np.arange(0, 64_000, 40, dtype=np.uint16).reshape(40, 40)
+WIDE_JPEG = encode(np.ascontiguousarray(pixels(8, height=30, width=47)), "JPEG")
+# Orientation 6, and a width that Pillow reads and cannot write.
+EXIF = b"Exif\0\0II*\0" + struct.pack(
+    "<IHHHIiHHIII", 8, 2, 0x100, 9, 1, -5, 0x112, 3, 1, 6, 0
+)
 FILES = {
     "wide.png": encode(np.ascontiguousarray(pixels(1, height=30, width=47))),
     "tall.png": encode(np.ascontiguousarray(pixels(2, height=61, width=26))),
     "small.png": encode(np.ascontiguousarray(pixels(3, height=7, width=8))),
     "alpha.png": encode(np.arange(4 * 40 * 40, dtype=np.uint8).reshape(40, 40, 4)),
     "grey.png": encode(np.arange(1600, dtype=np.uint8).reshape(40, 40)),
+    "grey16.png": encode(WIDE),
+    "grey16.tif": encode(WIDE, "TIFF"),
+    "negative16.tif": encode(WIDE, "TIFF").replace(
+        struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0)
+    ),
+    "palette.gif": encode(np.ascontiguousarray(pixels(5, height=30, width=47)), "GIF"),
+    "wide.jpg": WIDE_JPEG,
+    "jfif.jpg": WIDE_JPEG.replace(b"JFIF\0\1", b"JFIF\0\0", 1),
+    "sampled.jpg": sampled([(4, 2), (1, 1), (1, 1)]),
+    "turned.png": encode(np.ascontiguousarray(pixels(4, height=40, width=50)), exif=EXIF),
+    "turned.webp": encode(
+        np.ascontiguousarray(pixels(6, height=40, width=50)), "WEBP", exif=EXIF
+    ),
+    "profile.png": before_pixels(
+        encode(np.ascontiguousarray(pixels(7, height=40, width=50))),
+        chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(2_000_000))),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes([97]) * 2_000_000)),
+    ),
 }
 
 
@@ -61,16 +87,12 @@ def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
     exp = experiment.build(tiny(**values), FACTS)
     steps, shape = facts.steps(exp), exp.data.eval_shape
     text = example.source(("import jax", ""), steps, shape, "softmax")
-    (function,) = re.findall(r"^def pixels.*?(?=\n\n\n)", text, re.DOTALL | re.MULTILINE)
-    names = {}
-    head = "import cv2\nimport numpy as np\nfrom PIL import Image, ImageOps\n"
-    exec(head + function, names)
-    write(tmp_path, FILES)
-    turned = Image.fromarray(np.ascontiguousarray(pixels(4, height=40, width=50)))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=exif)
-    for file in sorted(tmp_path.iterdir()):
+    text = text[: text.index("\n\n\nstatus = 0")]
+    (tmp_path / "model.json").write_text('{"labels": []}')
+    names = {"__file__": str(tmp_path / "example.py")}
+    exec(text, names)
+    folder = write(tmp_path / "files", FILES)
+    for file in sorted(folder.iterdir()):
         seen = names["pixels"](file)
         assert seen.shape == shape
         ours = inference.read(exp, str(file)).astype(int)
@@ -256,3 +278,46 @@ def test_an_example_with_torchvision_answers_as_predict_does(
     told = {**about, "output": {"link": exp.recipe.link}, "labels": model.class_names}
     writing.describe("safetensors", safetensors, model, found | told, out)
     check_answers(answered(out, files, TORCHVISION), exp, saved, files)
+
+
+REFUSED = {
+    "empty.png": b"",
+    "text.png": b"a line of text",
+    "cut.png": FILES["wide.png"][:-3],
+    "cut.jpg": FILES["wide.jpg"][:-200],
+    "byte.jpg": encode(NOISE, "JPEG", "L")[:-1],
+    "pages.tif": encode(
+        Image.new("L", (9, 9)),
+        "TIFF",
+        save_all=True,
+        append_images=[Image.new("L", (9, 9), 1)],
+    ),
+    "range.tif": encode(np.zeros((2, 2), np.int32), "TIFF"),
+    "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+}
+
+
+def test_an_example_refuses_what_predict_refuses_in_the_same_words(tmp_path):
+    steps = [{"op": "decode", "channels": 3}]
+    run = "", "def logits(images):\n    return images.mean((1, 2))"
+    out = write(tmp_path, {"model.json": b'{"labels": ["red", "green", "blue"]}'})
+    red = encode(np.broadcast_to(np.array([9, 0, 0], np.uint8), (20, 24, 3)))
+    (out / "example.py").write_text(example.source(run, steps, (20, 24, 3), "softmax"))
+    folder = write(tmp_path / "files", {**REFUSED, "red.png": red})
+    files = sorted(map(str, folder.iterdir()))
+    done = subprocess.run(
+        [sys.executable, "-I", str(out / "example.py"), *files],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == f"{folder}/red.png: red 0.9998\n"
+    expected = []
+    for file in files:
+        try:
+            clean.pixels(pathlib.Path(file).read_bytes(), decode.Decode(3))
+        except decode.DecodeError as error:
+            expected.append(f"error: {file}: {error}")
+    assert len(expected) == len(REFUSED)
+    assert done.stderr.splitlines() == expected
+    assert done.returncode == 2
