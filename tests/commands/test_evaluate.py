@@ -342,3 +342,41 @@ def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
     )
     assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
     assert np.isnan(done.assessed.calibration.after.value)
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_files_are_written_before_a_broken_pipe_ends_the_print(run, tmp_path):
+    files = tmp_path / "all.json", tmp_path / "all.csv"
+    arguments = [f"--workdir={run}", f"--json={files[0]}", f"--predictions={files[1]}"]
+    with contextlib.redirect_stdout(Closed()), pytest.raises(BrokenPipeError):
+        commands.main(["evaluate", *arguments])
+    assert json.loads(files[0].read_text())["n"] == len(table(files[1])) == 360
+
+
+def test_without_a_test_split_the_evaluation_split_is_scored_and_said(
+    run, data_dir, tmp_path, capsys
+):
+    folder = shutil.copytree(run, tmp_path / "run")
+    given = f"--workdir={folder}"
+
+    def now_without(*keys):
+        saved = json.loads((run / "config.json").read_text())
+        saved["config"] |= dict.fromkeys(keys, "")
+        (folder / "config.json").write_text(json.dumps(saved))
+
+    now_without("data.test")
+    assert " split=train[90%:] n=144 " in said(given).splitlines()[0]
+    assert capsys.readouterr().err == (
+        "the run has no data.test; these are scores of data.eval=train[90%:]\n"
+    )
+    with pytest.raises(InputError, match=r"^--split=test: the run has no data\.test; try"):
+        commands.main(["evaluate", given, "--split=test"])
+    now_without("data.test", "data.eval")
+    with pytest.raises(InputError, match=r"no data\.test; try --split=train"):
+        commands.main(["evaluate", given])
