@@ -96,7 +96,7 @@ def from_workdir(
     overrides: of operational config keys, as on a command line. Raises `InputError` for a
     key of the run's identity, and for plug-ins that are not those of the run.
     """
-    facts = sources.facts_of(folder.read()["implied"])
+    facts = sources.facts_of(folder.implied())
     folder.check_plugins(plugins.digests)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1

@@ -4,6 +4,7 @@ The log syncs all records to disk before a save. A resume from step N first drop
 records after N.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ from jaxcls.runs.records import Record, pairs, plain, trim
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
 from jaxcls.training.trackers import TensorBoard, WandB
+
+_REMEDY = "make room, or allow it to be written, and start again"
 
 
 class RunLog:
@@ -69,7 +72,11 @@ class RunLog:
         if self._is_first:
             trim(self._paths["metrics"], start, is_pending)
             trim(self._paths["digests"], start - is_pending)
-            self._files = {name: path.open("a") for name, path in self._paths.items()}
+            with contextlib.ExitStack() as opened:
+                for name, path in self._paths.items():
+                    with atomic.explained(path, _REMEDY):
+                        self._files[name] = opened.enter_context(path.open("a"))
+                opened.pop_all()
 
     def _close(self) -> None:
         self.sync()
@@ -141,9 +148,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Returns once all records are on disk; raises `InputError` if a write fails."""
-        remedy = "make room, or allow it to be written, and start again"
         for name, file in self._files.items():
-            with atomic.explained(self._paths[name], remedy):
+            with atomic.explained(self._paths[name], _REMEDY):
                 file.flush()
                 os.fsync(file.fileno())
         if self.tensorboard:

@@ -263,6 +263,55 @@ def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
         Workdir(tmp_path).read()
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "says"),
+    [
+        ("config", "log.every", 5, "log.every=5 is int, and must be str; the default is "),
+        ("config", "optim.lr", "x", "optim.lr='x' is str, and must be float; the default"),
+        ("config", "optim.lr", 10**400, "00 is int, and must be float"),
+        ("config", "mesh.devices", None, "mesh.devices=None is NoneType, and must be int"),
+        ("config", "mesh.devices", True, "mesh.devices=True is bool, and must be int"),
+        ("config", "data.eval", [], "data.eval=[] is list, and must be str; the default"),
+        ("implied", "facts", [1], "implied.facts=[1] must be an object; put the file"),
+        ("implied", "weights", 1, "implied.weights=1 must be a text; put the file right"),
+        ("implied", "plugins", {"a": 1}, "implied.plugins={'a': 1} must be an object of"),
+        ("facts", "num_classes", -1, "implied.facts.num_classes=-1 must be a whole"),
+        ("facts", "image_shape", [8, 8], "facts.image_shape=[8, 8] must be three sizes"),
+        ("facts", "splits", {"a": "b"}, "facts.splits={'a': 'b'} must be an object of"),
+        ("facts", "class_names", [0], "facts.class_names=[0] must be a list of texts"),
+    ],
+)
+def test_a_value_of_config_json_of_another_type_is_named(part, key, value, says, tmp_path):
+    folder = begun(tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    (saved["implied"]["facts"] if part == "facts" else saved[part])[key] = value
+    file.write_text(json.dumps(saved))
+    with refused(f"{file}: ", says):
+        folder.read()
+
+
+@pytest.mark.parametrize("part", ["config", "implied"])
+def test_a_part_of_config_json_that_is_no_object_is_named(part, tmp_path):
+    folder, file = begun(tmp_path), tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: 3}))
+    with refused(f"{file}: '{part}' is int, and must be an object"):
+        folder.config()
+
+
+def test_a_whole_number_is_of_a_knob_of_another_number(tmp_path):
+    folder, file = begun(tmp_path), tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    saved["config"]["optim.lr"] = 2
+    file.write_text(json.dumps(saved))
+    assert repr(folder.config().optim.lr) == "2.0"
+
+
+def test_facts_of_the_data_that_are_lost_are_named(tmp_path):
+    with refused("implied.facts lacks 'name'; put the file right"):
+        begun(tmp_path).implied()
+
+
 def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):
     folder = Workdir(tmp_path)
     folder.adopt(tiny(), {})
