@@ -105,6 +105,11 @@ class Checkpoints:
             self.wait()
             if step in hosts.on_first(lambda: checkpoint.steps(self._folder)):
                 return
+            if hosts.on_first(lambda: not self._folder.parent.is_dir()):
+                raise hosts.AgreedError(
+                    f"{self._folder.parent} is gone, and step {step} cannot be saved there;"
+                    " put the folder back where it was, and start again"
+                )
             if pause is not None:
                 time.sleep(pause)
         last = checkpoint.steps(self._folder)

@@ -287,8 +287,16 @@ class Workdir:
         self._write_starts([*starts, ours])
 
     def note(self, **facts: Any) -> None:
-        """Adds facts to the entry of this start, such as the step that it resumed from."""
+        """Adds facts to the entry of this start, such as the step that it resumed from.
+
+        Raises `InputError` if the entry is gone.
+        """
         starts = self.starts()
+        if not starts:
+            raise InputError(
+                f"{self.path / 'manifest.json'} has lost this start; the folder was moved,"
+                " emptied or deleted; put it back, and start again"
+            )
         starts[-1] |= facts
         self._write_starts(starts)
 

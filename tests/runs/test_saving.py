@@ -71,6 +71,17 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
     assert checkpoint.steps(tmp_path) == [3]
 
 
+def test_a_folder_that_is_gone_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "PAUSES", (600.0,))
+    with saving.Checkpoints(tmp_path / "run/checkpoints", keep=1) as saves:
+        saves.save_now(make(3), checkpoint.digests(make(3)))
+        (tmp_path / "run").rename(tmp_path / "moved")
+        said = f"{tmp_path}/run is gone, and step 4 cannot be saved there; put the folder"
+        with pytest.raises(InputError, match=said):
+            saves.save_now(make(4), checkpoint.digests(make(4)))
+    assert checkpoint.steps(tmp_path / "moved/checkpoints") == [3]
+
+
 def test_a_save_that_finds_no_room_writes_nothing(tmp_path, monkeypatch, caplog):
     usage = namedtuple("usage", "total used free")(10**6, 10**6, 12)
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)

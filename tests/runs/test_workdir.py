@@ -240,6 +240,20 @@ def test_a_start_after_a_proper_end_does_not_change_how_the_first_ended(tmp_path
     assert [start["reason"] for start in starts] == ["interrupted", "diverged"]
 
 
+@pytest.mark.parametrize("harm", ["moved", "deleted", "emptied"])
+def test_a_start_whose_entry_is_gone_says_that_the_folder_is(harm, tmp_path):
+    folder = begun(tmp_path / "run")
+    manifest = folder.path / "manifest.json"
+    if harm == "moved":
+        folder.path.rename(tmp_path / "other")
+    elif harm == "deleted":
+        manifest.unlink()
+    else:
+        manifest.write_text('{"starts": []}')
+    with refused(f"{manifest} has lost this start; the folder was moved, emptied"):
+        folder.end("done")
+
+
 def test_reading_what_is_no_run_says_so_and_points_to_the_run(tmp_path):
     with refused(f"--workdir={tmp_path} is not a run's folder"):
         Workdir(tmp_path).read()
