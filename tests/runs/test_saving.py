@@ -1,7 +1,5 @@
 """Saves that fail: full disks, slow storage; what is kept, tried again, said."""
 
-import contextlib
-import resource
 from collections import namedtuple
 
 import orbax.checkpoint as ocp
@@ -11,19 +9,9 @@ from jaxcls import experiment
 from jaxcls.errors import InputError
 from jaxcls.runs import checkpoint, saving
 from jaxcls.training import train
+from tests.limits import files_of_at_most
 from tests.run_folders import record_bytes
 from tests.runs.test_checkpoint import bits, like, make
-
-
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """Writing more than `size` bytes to a file fails, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_save_that_fails_in_the_background_loses_neither_the_last_nor_the_next(
