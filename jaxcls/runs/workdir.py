@@ -175,18 +175,23 @@ class Workdir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                holder = (self.path / "lock").read_text().strip() or "another process"
+                holder = self._holder() or "another process"
                 raise InUseError(
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
                     f" another folder: --workdir={self.free_name()}"
                 ) from None
+            text = f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
             with contextlib.suppress(OSError):  # The lock works without the holder's name.
                 file.truncate(0)
-                host = socket.gethostname()
-                print(
-                    f"host {host}, pid {os.getpid()}, since {_now()}", file=file, flush=True
-                )
+                # Past the buffer of `file`, whose close would fail on a full disk too.
+                os.write(file.fileno(), text.encode())
             yield
+
+    def _holder(self) -> str:
+        """Returns what the lock says of its holder, or "" if that cannot be read."""
+        with contextlib.suppress(OSError):
+            return (self.path / "lock").read_text(errors="replace").strip()[:200]
+        return ""
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
         """Writes config.json if it is new or changed.

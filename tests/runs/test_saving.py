@@ -59,6 +59,27 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
     assert checkpoint.steps(tmp_path) == [3]
 
 
+def test_no_open_file_left_is_one_line_though_the_folder_cannot_be_listed(
+    tmp_path, monkeypatch, caplog
+):
+    def failing(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
+        saves.save_now(make(3), checkpoint.digests(make(3)))
+        with monkeypatch.context() as now:
+            for name in ("save", "reload"):
+                now.setattr(ocp.CheckpointManager, name, failing)
+            now.setattr(checkpoint, "steps", failing)
+            with pytest.raises(InputError, match=r"step 4 cannot be saved \(see above\)"):
+                saves.save_now(make(4), checkpoint.digests(make(4)))
+        assert "could not be listed ([Errno 24] Too many open files)" in caplog.text
+        saves.save_now(make(4), checkpoint.digests(make(4)))
+        monkeypatch.setattr(ocp.CheckpointManager, "close", failing)
+    assert checkpoint.steps(tmp_path) == [4]
+
+
 def test_a_folder_that_is_gone_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "PAUSES", (600.0,))
     with saving.Checkpoints(tmp_path / "run/checkpoints", keep=1) as saves:

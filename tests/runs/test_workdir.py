@@ -14,6 +14,7 @@ from jaxcls.config import loading
 from jaxcls.config.knobs import KNOBS
 from jaxcls.errors import InputError
 from jaxcls.runs.workdir import Workdir
+from tests.limits import files_of_at_most
 
 IMPLIED = {"steps": 12, "image_shape": (8, 8, 1), "facts": {"num_classes": 10, "n": [1, 2]}}
 
@@ -50,6 +51,16 @@ def test_a_folder_held_by_another_process_names_it_and_kill_9_frees_it(started, 
     holder.wait()
     with folder.lock():
         assert f"pid {holder.pid}" not in (folder.path / "lock").read_text()
+
+
+def test_a_lock_on_a_full_disk_holds_without_a_name(started, tmp_path):
+    folder = Workdir(tmp_path)
+    with files_of_at_most(0), folder.lock():
+        assert (tmp_path / "lock").read_text() == ""
+        with refused("is in use by another process"), Workdir(tmp_path).lock():
+            pass
+    with files_of_at_most(0), folder.lock(), refused("config.json cannot be written (File"):
+        folder.adopt(loading.from_flat({}), IMPLIED)
 
 
 def test_the_lock_says_who_holds_it_now_and_nothing_else(tmp_path):
