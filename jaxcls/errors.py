@@ -59,6 +59,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def is_whole_number(text: str) -> bool:
+    """Returns whether a text is a whole number in ASCII digits, at most 18 of them."""
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def printable(text: str) -> str:
     """Returns text with its control characters as escapes, but for the end of a line.
 

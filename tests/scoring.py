@@ -5,7 +5,8 @@ from jaxcls.evaluation import examples, passes, scoring
 
 def score(exp, weights, split, key, batch_size=0):
     """(n, {metric: mean}), as the final record of a run has them."""
-    return scoring.means(scoring.score_each(exp, weights, split, key, batch_size))
+    columns = scoring.score_each(exp, weights, split, key, batch_size)
+    return scoring.means(columns, exp.recipe.split_metrics)
 
 
 def predictions(exp, variables, split, batch_size=8):

@@ -31,6 +31,7 @@ from jaxcls.errors import (
     DivergedError,
     InputError,
     StoppedError,
+    is_whole_number,
     printable,
 )
 
@@ -234,9 +235,9 @@ def new_file(text: str, flag: str, good: str) -> pathlib.Path:
 
 def whole_number(text: str, flag: str, least: int = 0) -> int:
     """Returns an integer flag, at least `least`; raises `InputError` for another text."""
-    if not text.isdecimal() or int(text) < least:
+    if not is_whole_number(text) or int(text) < least:
         raise InputError(
-            f"{flag}={text} must be a whole number, at least {least}; try {flag}=8"
+            f"{flag}={text[:80]} must be a whole number, at least {least}; try {flag}=8"
         )
     return int(text)
 

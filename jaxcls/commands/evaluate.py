@@ -10,6 +10,7 @@ temperature.
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,9 +44,10 @@ def main(argv: Sequence[str]) -> int:
     attacked = attacks.named(args.attacks, "--attacks")
     exp, step, at, weights = scoring.load(args.workdir, args.checkpoint, overrides, plugins)
     if args.dataset:
-        given = examples.of_dataset(exp, args.dataset, args.data_dir, args.split)
+        split = "test" if args.split is None else args.split
+        given = examples.of_dataset(exp, args.dataset, args.data_dir, split)
     else:
-        given = examples.of_run(exp, args.split)
+        given = _own_examples(exp, args.split)
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
     size = min(size, given.n)
     asked = assess.Asked(
@@ -65,18 +67,36 @@ def main(argv: Sequence[str]) -> int:
         shares = f"{len(names)}/{exp.selection.num_classes}"
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
-    print(
-        f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
-    )
-    about = f"{given.split}, {done.weights}"
-    table.show(done, names, about=about, every_class=args.classes == "all")
-    if predictions:
+    if predictions:  # Files come first: a pipe to head breaks in mid-print.
         where = given.data.selection.records(given.split, given.key).where
         write_csv(predictions, done.found, exp.recipe.link, names, where, top)
     if whole:
         found = table.as_json(done, names, record | {"weights": done.weights})
         atomic.write(whole, json.dumps(found, allow_nan=False) + "\n")
+    print(
+        f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
+    )
+    about = f"{given.split}, {done.weights}"
+    table.show(done, names, about=about, every_class=args.classes == "all")
     return DONE
+
+
+def _own_examples(exp: experiment.Experiment, split: str | None) -> examples.Examples:
+    """Returns the examples of a split of the run's data.
+
+    split: as `examples.of_run` takes it. None is test, or else eval, which is said on
+    standard error.
+    """
+    if split is not None:
+        return examples.of_run(exp, split)
+    role = examples.default_role(exp)
+    given = examples.of_run(exp, role or "test")
+    if role == "eval":
+        print(
+            f"the run has no data.test; these are scores of data.eval={given.split}",
+            file=sys.stderr,
+        )
+    return given
 
 
 def _files(
@@ -108,7 +128,8 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("evaluate", about, cli.OF_A_RUN)
     cli.add_run(parser)
     parser.add_argument(
-        "--split", default="test", help="test (default), eval, train, or a TFDS split"
+        "--split",
+        help="test (default; eval if the run has none), eval, train, or a TFDS split",
     )
     parser.add_argument("--batch_size", default="0", help="examples a batch; 0: the run's")
     parser.add_argument(

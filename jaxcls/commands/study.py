@@ -13,7 +13,7 @@ from typing import Any
 from jaxcls.commands import cli
 from jaxcls.config import loading as configs
 from jaxcls.devices import hosts, mesh
-from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError
+from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError, is_whole_number
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import cells, comparison, expected, running, samples, summary, table
 from jaxcls.studies.cells import Cell
@@ -163,7 +163,8 @@ def _folder(args: argparse.Namespace, word: str) -> pathlib.Path:
 def _shard(text: str) -> tuple[int, int]:
     """Returns (index, number of shards) of ``"0/4"``; raises `InputError`."""
     first, _, of = text.partition("/")
-    if not (first.isdecimal() and of.isdecimal() and int(first) < int(of)):
+    are_numbers = is_whole_number(first) and is_whole_number(of)
+    if not (are_numbers and int(first) < int(of)):
         raise InputError(f"--shard={text} must be i/n with i below n; the first of 4: 0/4")
     return int(first), int(of)
 

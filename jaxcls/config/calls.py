@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxcls.errors import InputError, first_line, lookup
 
+_LONG = 1000  # The characters of a text that a message shows.
 Table = Mapping[str, Callable[..., Any]]
 
 
@@ -36,18 +37,23 @@ def parse(text: str, key: str, example: str = "decode | center_crop(224)") -> li
     if not text.strip():
         return []
     malformed = InputError(
-        f"{key}={text!r} is not a pipeline; write names with literal arguments"
+        f"{key}={_cut(text)} is not a pipeline; write names with literal arguments"
         f" joined by '|', such as {example!r}"
     )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Also of deep texts.
         raise malformed from None
     found: list[Call] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-        found.insert(0, _call(tree.right, f"{key}={text!r}", malformed))
+        found.insert(0, _call(tree.right, f"{key}={_cut(text)}", malformed))
         tree = tree.left
-    return [_call(tree, f"{key}={text!r}", malformed), *found]
+    return [_call(tree, f"{key}={_cut(text)}", malformed), *found]
+
+
+def _cut(text: str) -> str:
+    """Returns a text in quotes for a message, cut where it is long."""
+    return repr(text if len(text) <= _LONG else f"{text[:_LONG]}...")
 
 
 def build(text: str, table: Table, key: str) -> list[Any]:
@@ -66,7 +72,7 @@ def build_one(text: str, table: Table, key: str, **given: Any) -> Any:
     calls = parse(text, key, _example(table))
     if len(calls) != 1:
         raise InputError(
-            f"{key}={text!r} names {len(calls)} things where one is needed;"
+            f"{key}={_cut(text)} names {len(calls)} things where one is needed;"
             f" one of: {', '.join(sorted(table))}"
         )
     return _built(calls[0], table, key, **given)
@@ -112,7 +118,7 @@ def _call(node: ast.expr, where: str, malformed: InputError) -> Call:
     try:
         args = tuple(map(ast.literal_eval, node.args))
         return Call(name, args, {k: ast.literal_eval(v) for k, v in keywords.items()})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError, MemoryError):
         raise InputError(
             f"{where}: the arguments of {name!r} must be literals, such as 224, 0.5, True,"
             " 'text' or (1, 2)"
@@ -192,7 +198,7 @@ def table(text: str, key: str, *, example: str) -> dict[str, float]:
                 raise ValueError(f"{value!r} is not a number above 0")
     except Exception as error:  # literal_eval and compile raise many kinds.
         raise InputError(
-            f"{key}={text!r} must be a table of regular expressions ({first_line(error)});"
-            f" try {example}"
+            f"{key}={_cut(text)} must be a table of regular expressions"
+            f" ({first_line(error)}); try {example}"
         ) from None
     return found

@@ -58,6 +58,25 @@ def kept(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "compile.cache": ""}
 
 
+def typed(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns flat values, each in the type of its knob's default.
+
+    name: the file of the values, for messages. A whole number may be of a knob whose
+    default is a float. Raises `InputError` for a value of another type.
+    """
+    found = dict(values)
+    for key, knob in KNOBS.items():
+        value, wanted = values.get(key, knob.default), type(knob.default)
+        if wanted is float and type(value) is int and abs(value) < 2**53:
+            found[key] = float(value)
+        elif type(value) is not wanted:
+            raise InputError(
+                f"{name}: {key}={repr(value)[:80]} is {type(value).__name__}, and must be"
+                f" {wanted.__name__}; the default is {knob.default!r}"
+            )
+    return found
+
+
 def flat(config: ConfigDict) -> dict[str, Any]:
     """Returns ``{"optim.lr": 0.1, ...}`` in the order of `KNOBS`."""
     return {key: operator.attrgetter(key)(config) for key in KNOBS}
@@ -211,15 +230,7 @@ def _flatten(config: ConfigDict, name: str) -> dict[str, Any]:
                 f"{name}: config.{key.partition('.')[0]} was replaced as a whole, and lacks"
                 f" {key}; set one key at a time: c.{key} = {knob.default!r}"
             )
-        value, wanted = values[key], type(knob.default)
-        if wanted is float and type(value) is int:
-            values[key] = float(value)
-        elif type(value) is not wanted:
-            raise InputError(
-                f"{name}: {key}={value!r} is {type(value).__name__}, and must be"
-                f" {wanted.__name__}; the default is {knob.default!r}"
-            )
-    return values
+    return typed(values, name)
 
 
 def _parse(key: str, text: str) -> Any:

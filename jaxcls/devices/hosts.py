@@ -16,7 +16,14 @@ import jax
 import numpy as np
 
 from jaxcls.devices import joining
-from jaxcls.errors import LOST, DivergedError, InputError, StoppedError, first_line
+from jaxcls.errors import (
+    LOST,
+    DivergedError,
+    InputError,
+    StoppedError,
+    first_line,
+    is_whole_number,
+)
 
 T = TypeVar("T")
 
@@ -150,7 +157,9 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 def _start(coordinator: str, processes: str, process: str, seconds: int) -> None:
     flag, is_auto = f"--coordinator={coordinator}", coordinator == "auto"
-    number, count = (int(text) if text.isdecimal() else -1 for text in (process, processes))
+    number, count = (
+        int(text) if is_whole_number(text) else -1 for text in (process, processes)
+    )
     port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
     wrong = ""
     if is_auto and (processes or process):

@@ -78,7 +78,9 @@ def evaluated(
     subject = Subject(exp, sets[chosen], given, size)
     scorers = {chosen: passes.of_model(subject)}
     for name in others:
-        scorers[name] = passes.of_model(subject._replace(variables=sets[name]), score)
+        scorers[name] = passes.of_model(
+            subject._replace(variables=sets[name]), _and_predicted(score)
+        )
     if asked.views:
         scorers["tta"] = passes.through_views(subject, asked.views, score)
     kept, labels = passes.over_examples(subject, scorers)
@@ -89,6 +91,12 @@ def evaluated(
         for name in sets
         for metric in (LOSS, *(m.name for m in exp.recipe.metrics))
     }
+    for name in sets:
+        prefix = "" if name == "params" else AVERAGED
+        is_headline = name == chosen
+        predicted = scores.predicted(found.logits) if is_headline else kept[name]["class"]
+        for of_split in exp.recipe.split_metrics:
+            values[prefix + of_split.name] = of_split.function(predicted, labels)
     assessed = figures.assess(
         found, exp.recipe.link, kept[chosen], *_temperature(subject, found)
     )
@@ -129,6 +137,14 @@ def _scorer(exp: Experiment) -> Keep:
         return {name: np.asarray(each, np.float64) for name, each in columns.items()}
 
     return keep
+
+
+def _and_predicted(score: Keep) -> Keep:
+    """Returns a function: the columns of `score`, and the predicted "class" int64 [B]."""
+    return lambda logits, labels: {
+        **score(logits, labels),
+        "class": scores.predicted(logits),
+    }
 
 
 def _in_pieces(score: Keep, found: Predictions) -> Columns:

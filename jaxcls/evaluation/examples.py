@@ -42,6 +42,11 @@ class Examples(NamedTuple):
         return self.data.selection.count(self.split, self.key)
 
 
+def default_role(exp: Experiment) -> str:
+    """Returns "test", "eval" if the run has no data.test, or "" if it has neither."""
+    return next((role for role in ("test", "eval") if exp.config.data[role]), "")
+
+
 def of_run(exp: Experiment, split: str) -> Examples:
     """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data."""
     is_role = split in ("test", "eval", "train")

@@ -1,6 +1,6 @@
 """Scores every example of a split once, and loads the experiment and weights of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxcls.data import sources
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError
 from jaxcls.evaluation import passes, scores
-from jaxcls.learning.metrics import AVERAGED
+from jaxcls.learning.metrics import AVERAGED, OfSplit
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 
@@ -55,11 +55,21 @@ def score_each(
     return {"label": labels, **scored}
 
 
-def means(columns: Mapping[str, np.ndarray]) -> tuple[int, dict[str, float]]:
-    """Returns (n, {metric: mean}) of the columns of `score_each`."""
-    classes = "label", "predicted", "ema_predicted"
-    each = {name: column for name, column in columns.items() if name not in classes}
-    return len(columns["label"]), {name: scores.mean(each[name]) for name in each}
+def means(
+    columns: Mapping[str, np.ndarray], split_metrics: Sequence[OfSplit] = ()
+) -> tuple[int, dict[str, float]]:
+    """Returns (n, {metric: mean or value}) of the columns of `score_each`.
+
+    split_metrics: the metrics of a whole split, which come after the means.
+    """
+    classes, labels = ("label", "predicted", "ema_predicted"), columns["label"]
+    found = {name: scores.mean(columns[name]) for name in columns if name not in classes}
+    for prefix in ("", AVERAGED):
+        if f"{prefix}predicted" in columns:
+            predicted = columns[f"{prefix}predicted"]
+            for metric in split_metrics:
+                found[f"{prefix}{metric.name}"] = metric.function(predicted, labels)
+    return len(labels), found
 
 
 def load(
@@ -96,7 +106,7 @@ def from_workdir(
     overrides: of operational config keys, as on a command line. Raises `InputError` for a
     key of the run's identity, and for plug-ins that are not those of the run.
     """
-    facts = sources.facts_of(folder.read()["implied"])
+    facts = sources.facts_of(folder.implied())
     folder.check_plugins(plugins.digests)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1

@@ -163,7 +163,7 @@ def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
     folder = Workdir(place)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1  # The run's mesh may not exist here.
-    implied = folder.read()["implied"]
+    implied = folder.implied()
     folder.check_plugins(plugins.digests)
     data = Data(config, sources.facts_of(implied), plugins=plugins)
     recipe = Recipe(config, data, plugins)

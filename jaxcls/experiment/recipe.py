@@ -310,13 +310,23 @@ class Recipe:
         return self._built("normalize", "NORMALIZATIONS")
 
     @functools.cached_property
-    def metrics(self) -> list[metrics.Metric]:
-        """The metrics of training records and evaluations, without the loss."""
+    def _metrics(self) -> list[metrics.Metric | metrics.OfSplit]:
+        """All metrics of eval.metrics, in their order."""
         text = self.config.eval.metrics
         made = calls.build(text, self._tables["METRICS"], "eval.metrics")
         if len({metric.name for metric in made}) < len(made):
             raise InputError(f"eval.metrics={text!r} names one metric twice; name it once")
         return made
+
+    @functools.cached_property
+    def split_metrics(self) -> list[metrics.OfSplit]:
+        """The metrics of evaluations alone, which need a whole split."""
+        return [each for each in self._metrics if isinstance(each, metrics.OfSplit)]
+
+    @functools.cached_property
+    def metrics(self) -> list[metrics.Metric]:
+        """The metrics of training records and evaluations, without the loss."""
+        return [each for each in self._metrics if not isinstance(each, metrics.OfSplit)]
 
     @functools.cached_property
     def higher_is_better(self) -> bool:
@@ -332,13 +342,14 @@ class Recipe:
         """
         directions = {
             name: higher
-            for name, higher in metrics.directions(self.metrics).items()
+            for name, higher in metrics.directions(self._metrics).items()
             if self.is_averaged or not name.startswith(metrics.AVERAGED)
         }
         if metric not in directions:
             raise InputError(
-                f"{key}={metric!r} is not evaluated; one of {', '.join(directions)},"
-                " or add it to eval.metrics"
+                f"{key}={metric!r} is not evaluated; one of {', '.join(directions)}; what"
+                " eval.metrics may name is evaluated too:"
+                f" {', '.join(sorted(self._tables['METRICS']))}"
             )
         return directions[metric]
 

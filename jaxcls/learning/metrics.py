@@ -1,16 +1,19 @@
 """Metrics: ``(logits [B, K] float32, labels [B] int32) -> [B] float32``, one an example.
 
-This module alone defines the name, function and direction of each metric. A score that is
-not a mean over examples (AUC, calibration) is no metric here: it needs the predictions of a
-whole split.
+This module alone defines the name, function and direction of each metric. Means over
+classes need the predicted classes of a whole split, so they are in evaluations and not in
+training records. A score that needs the logits of a split (AUC, calibration) is no metric
+here.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.config.calls import check_range
 
@@ -24,6 +27,17 @@ class Metric(NamedTuple):
 
     name: str
     function: Function
+    higher: bool = True
+
+
+class OfSplit(NamedTuple):
+    """A named `function`: predicted classes, labels, both [n] of a whole split -> score.
+
+    A predicted class of -1 is none. `higher` is True if more is better.
+    """
+
+    name: str
+    function: Callable[[np.ndarray, np.ndarray], float]
     higher: bool = True
 
 
@@ -66,12 +80,49 @@ def topk(k: int = 5) -> Metric:
     return Metric(f"top{k}", function)
 
 
-METRICS: Mapping[str, Callable[..., Metric]] = MappingProxyType(
-    {"top1": top1, "topk": topk}
+def macro_recall() -> OfSplit:
+    """Returns a metric: the mean recall of the classes that occur (balanced accuracy)."""
+
+    def function(predicted: np.ndarray, labels: np.ndarray) -> float:
+        hits, _, support = _counts(predicted, labels)
+        there = support > 0
+        return _mean(hits[there] / support[there])
+
+    return OfSplit("macro_recall", function)
+
+
+def macro_f1() -> OfSplit:
+    """Returns a metric: the mean F1 of the classes that occur or are predicted."""
+
+    def function(predicted: np.ndarray, labels: np.ndarray) -> float:
+        hits, taken, support = _counts(predicted, labels)
+        there = taken + support > 0
+        return _mean(2 * hits[there] / (taken + support)[there])
+
+    return OfSplit("macro_f1", function)
+
+
+def _counts(
+    predicted: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the hits, predictions and examples of each class, arrays [classes]."""
+    count = int(max(labels.max(), predicted.max())) + 1
+    chosen = (labels[predicted == labels], predicted[predicted >= 0], labels)
+    hits, taken, support = (np.bincount(each, minlength=count) for each in chosen)
+    return hits, taken, support
+
+
+def _mean(values: np.ndarray) -> float:
+    # fsum is exact, so that no order of addition changes the best step.
+    return math.fsum(values.tolist()) / len(values)
+
+
+METRICS: Mapping[str, Callable[..., Metric | OfSplit]] = MappingProxyType(
+    {"top1": top1, "topk": topk, "macro_recall": macro_recall, "macro_f1": macro_f1}
 )
 
 
-def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
+def directions(metrics: Iterable[Metric | OfSplit]) -> dict[str, bool]:
     """Returns {name: whether more is better} of the loss, `metrics` and averaged scores."""
     known = {LOSS: False, **{metric.name: metric.higher for metric in metrics}}
     return known | {f"{AVERAGED}{name}": higher for name, higher in known.items()}

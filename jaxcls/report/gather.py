@@ -136,7 +136,7 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
 
     split: as for `read_run`. Raises `InputError` for a split that the dataset lacks.
     """
-    role = split or next((r for r in ("test", "eval") if exp.config.data[r]), "")
+    role = split or examples.default_role(exp)
     if not role:
         return None, "the run has neither data.test nor data.eval; give --split=train"
     try:

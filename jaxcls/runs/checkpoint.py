@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 FORMAT = 1
 WEIGHTS = ("params", "batch_stats", "ema")
+# The name of a checkpoint's folder, as a step is written; other names are others' files.
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 # Older checkpoints lack these fields of State; the values are their defaults.
 _ADDED = {"skips": 0, "rewound": -1}
 
@@ -53,7 +56,8 @@ def steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps that have a checkpoint, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
 def take_pending(folder: pathlib.Path, step: int) -> bool:
@@ -76,14 +80,20 @@ def bring_back(folder: pathlib.Path) -> None:
 
     Also deletes the remains of an interrupted `remove_after`. For the first process alone.
     """
-    for left in folder.glob("*.removed"):
+    for left in _asides(folder, ".removed"):
         shutil.rmtree(left)
-    for aside in folder.glob("*.pending"):
+    for aside in _asides(folder, ".pending"):
         whole = aside.with_suffix("")
         if any(step >= int(whole.name) for step in steps(folder)):
             shutil.rmtree(aside)
         else:
             aside.rename(whole)
+
+
+def _asides(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
+    """Returns the checkpoints that have moved to ``N`` with an ending, and nothing else."""
+    found = folder.glob(f"[0-9]*{ending}")
+    return [path for path in found if _STEP.fullmatch(path.stem) and path.is_dir()]
 
 
 def remove_after(folder: pathlib.Path, first: int) -> None:
@@ -186,7 +196,8 @@ def find(folder: pathlib.Path, which: str) -> tuple[int, str]:
         what = f"best, step {best},"
     if wanted not in named:
         raise InputError(
-            f"--checkpoint={what} is not in {folder}; there are best, {', '.join(named)}"
+            f"--checkpoint={what[:80]} is not in {folder}; there are best,"
+            f" {', '.join(named)}"
         )
     return named[wanted], "last" if wanted == "last" else which
 

@@ -15,30 +15,68 @@ from jaxcls.errors import InputError
 
 Record = dict[str, Any]
 
+# The keys that each record of a file has, besides its step.
+_NEEDED = {"metrics": ("kind",), "digests": ("digest", "arrays")}
+# Every other value is a number, or null where a number was not finite.
+_NUMBER: tuple[Any, str] = ((int, float, type(None)), "a number")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "step": (int, "a whole number"),
+    "best_step": (int, "a whole number"),
+    "n": (int, "a whole number"),
+    **dict.fromkeys(("kind", "at", "split", "digest"), (str, "a text")),
+    "index": (list, "a list"),
+    "arrays": (dict, "an object"),
+}
+_MOST = 2**63 - 1
+
 
 def read(path: pathlib.Path) -> list[Record]:
     """Returns the records of a .jsonl file; [] if there is no file.
 
-    Skips a torn last line. Raises `InputError` for any other line that is no record.
+    Skips a torn last line. Raises `InputError` for any other line that is no record, and
+    for a file that cannot be read.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # What follows the last one is torn.
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), and must be a file of records; put"
+            " it right, or start in another --workdir"
+        ) from None
+    lines = content.split(b"\n")[:-1]  # What follows the last one is torn.
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             record = None
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
+        if fault := _fault(record, path.stem):
             raise InputError(
-                f"{path}:{number} is not a record; put the line right, or start in another"
-                " --workdir"
+                f"{path}:{number} is not a record{fault}; put the line right, or start in"
+                " another --workdir"
             )
         records.append(record)
     return records
+
+
+def _fault(record: Any, name: str) -> str:
+    """Returns what a line of the file `name`.jsonl has wrong, or "" for a record."""
+    if not isinstance(record, dict):
+        return " (it is no JSON object)"
+    for key in ("step", *_NEEDED.get(name, ())):
+        if key not in record:
+            return f" (it has no {key!r})"
+    for key, value in record.items():
+        kind, what = _KINDS.get(key, _NUMBER)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f" ({key!r} must be {what})"
+        if isinstance(value, int) and not -_MOST <= value <= _MOST:
+            return f" ({key!r} must be below 2^63)"
+    return ""
 
 
 def up_to(path: pathlib.Path, last: int, is_pending: bool = False) -> str:

@@ -54,7 +54,10 @@ class Checkpoints:
         if hosts.count() > 1 and not hosts.is_agreed(error):
             return
         self.wait()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as failed:  # It would hide the error that ends the run.
+            self._say_failed(failed)
 
     def save(
         self,
@@ -112,11 +115,16 @@ class Checkpoints:
         for pause in (*PAUSES, None):
             self.save(state, digests, **what)
             self.wait()
-            if step in hosts.on_first(lambda: checkpoint.steps(self._folder)):
+            if step in hosts.on_first(self._steps):
                 return
+            if hosts.on_first(lambda: not self._folder.parent.is_dir()):
+                raise hosts.AgreedError(
+                    f"{self._folder.parent} is gone, and step {step} cannot be saved there;"
+                    " put the folder back where it was, and start again"
+                )
             if pause is not None:
                 time.sleep(pause)
-        last = checkpoint.steps(self._folder)
+        last = self._steps()
         raise hosts.AgreedError(
             f"{self._folder}: step {step} cannot be saved (see above); make room, or allow"
             f" it to be written, and start again from {last[-1] if last else 'step 0'}"
@@ -155,6 +163,12 @@ class Checkpoints:
         hosts.on_first(lambda: checkpoint.take_pending(self._folder, step))
         self._manager.reload()
 
+    def _steps(self) -> list[int]:
+        """Returns the steps with a checkpoint; none if the folder cannot be listed."""
+        with contextlib.suppress(OSError):
+            return checkpoint.steps(self._folder)
+        return []
+
     def _anchors(self) -> list[tuple[int, int]]:
         """Returns (step, best step then) of all anchors; their arrays may be damaged."""
         found = []
@@ -170,10 +184,17 @@ class Checkpoints:
         logging.warning(
             "a checkpoint could not be saved (%s); the run goes on", first_line(error)
         )
-        self._manager.reload()
-        if hosts.is_first():
-            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
+        try:
+            self._manager.reload()
+            if hosts.is_first():
+                for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(left, ignore_errors=True)
+        except Exception as again:  # Such as no open file left, which failed the save too.
+            logging.warning(
+                "%s could not be listed (%s); the run goes on",
+                self._folder,
+                first_line(again),
+            )
 
 
 def all_finite(state: State) -> bool:

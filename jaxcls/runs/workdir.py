@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,7 +76,28 @@ class Workdir:
                 f"{file} has format {saved.get('format')}, and jaxcls {__version__} reads"
                 f" {FORMAT}; use the jaxcls that wrote it"
             )
-        return saved | {"config": configs.kept(saved["config"])}
+        for part in ("config", "implied"):
+            if not isinstance(saved[part], dict):
+                raise InputError(
+                    f"{file}: {part!r} is {type(saved[part]).__name__}, and must be an"
+                    " object; put the file right, or name a new folder"
+                )
+        values = configs.typed(saved["config"], str(file))
+        _check_implied(saved["implied"], file)
+        return saved | {"config": configs.kept(values)}
+
+    def implied(self) -> dict[str, Any]:
+        """Returns the implied facts; raises `InputError` if one of the data is missing."""
+        implied, file = self.read()["implied"], self.path / "config.json"
+        facts = implied.get("facts", {})
+        lost = [key for key in _FACTS if key not in facts and key != "fingerprint"]
+        unknown = sorted(facts.keys() - _FACTS)
+        if lost or unknown:
+            what = f"lacks {lost[0]!r}" if lost else f"has an unknown {unknown[0]!r}"
+            raise InputError(
+                f"{file}: implied.facts {what}; put the file right, or name a new folder"
+            )
+        return implied
 
     def _run_nearby(self) -> str:
         """Returns a hint for messages: a run's folder above, below or beside it."""
@@ -155,18 +176,23 @@ class Workdir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                holder = (self.path / "lock").read_text().strip() or "another process"
+                holder = self._holder() or "another process"
                 raise InUseError(
                     f"--workdir={self.given} is in use by {holder}; wait for it, or give"
                     f" another folder: --workdir={self.free_name()}"
                 ) from None
+            text = f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n"
             with contextlib.suppress(OSError):  # The lock works without the holder's name.
                 file.truncate(0)
-                host = socket.gethostname()
-                print(
-                    f"host {host}, pid {os.getpid()}, since {_now()}", file=file, flush=True
-                )
+                # Past the buffer of `file`, whose close would fail on a full disk too.
+                os.write(file.fileno(), text.encode())
             yield
+
+    def _holder(self) -> str:
+        """Returns what the lock says of its holder, or "" if that cannot be read."""
+        with contextlib.suppress(OSError):
+            return (self.path / "lock").read_text(errors="replace").strip()[:200]
+        return ""
 
     def adopt(self, config: ConfigDict, implied: dict[str, Any]) -> None:
         """Writes config.json if it is new or changed.
@@ -267,8 +293,16 @@ class Workdir:
         self._write_starts([*starts, ours])
 
     def note(self, **facts: Any) -> None:
-        """Adds facts to the entry of this start, such as the step that it resumed from."""
+        """Adds facts to the entry of this start, such as the step that it resumed from.
+
+        Raises `InputError` if the entry is gone.
+        """
         starts = self.starts()
+        if not starts:
+            raise InputError(
+                f"{self.path / 'manifest.json'} has lost this start; the folder was moved,"
+                " emptied or deleted; put it back, and start again"
+            )
         starts[-1] |= facts
         self._write_starts(starts)
 
@@ -306,6 +340,66 @@ class Workdir:
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
         atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
+
+
+def _check_implied(implied: dict[str, Any], file: pathlib.Path) -> None:
+    """Raises `InputError` for an implied fact of another form than it is written in.
+
+    file: where the facts are from, for messages. A fact may be missing.
+    """
+    _check_forms(_IMPLIED, implied, f"{file}: implied.")
+    _check_forms(_FACTS, implied.get("facts", {}), f"{file}: implied.facts.")
+
+
+def _check_forms(table: "_Forms", values: dict[str, Any], where: str) -> None:
+    for key, (fits, what) in table.items():
+        if key in values and not fits(values[key]):
+            raise InputError(
+                f"{where}{key}={repr(values[key])[:80]} must be {what}; put the file right,"
+                " or name a new folder"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_shape(value: Any) -> bool:
+    sides = isinstance(value, list) and len(value) == 3
+    return sides and all(side is None or (_is_count(side) and side) for side in value)
+
+
+def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Returns a function: whether a value is a dict whose values all fit."""
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+# {key: (whether a value has the form, the form in words)} of what a start reads back.
+_Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
+_IMPLIED: _Forms = {
+    "facts": (lambda value: isinstance(value, dict), "an object"),
+    "plugins": (_is_table(_is_text), "an object of texts"),
+    "steps": (_is_count, "a whole number"),
+    "weights": (_is_text, "a text"),
+    "teacher": (_is_text, "a text"),
+}
+_FACTS: _Forms = {
+    "name": (_is_text, "a text"),
+    "version": (_is_text, "a text"),
+    "image_shape": (_is_shape, "three sizes, such as [32, 32, 3]"),
+    "num_classes": (_is_count, "a whole number"),
+    "class_names": (_is_names, "a list of texts"),
+    "splits": (_is_table(_is_count), "an object of whole numbers"),
+    "fingerprint": (_is_text, "a text"),
+}
 
 
 def _leaves(tree: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from jaxcls.config import loading as configs
 from jaxcls.config.plugins import NONE, Plugins, check_same
 from jaxcls.data import sources
 from jaxcls.devices import compiling
-from jaxcls.errors import DivergedError, InputError, StoppedError
+from jaxcls.errors import DivergedError, InputError, StoppedError, is_whole_number
 from jaxcls.runs import archive, checkpoint, provenance, records
 from jaxcls.runs.archive import Recorded
 from jaxcls.runs.workdir import Workdir
@@ -129,7 +129,7 @@ def _set_environment(start: dict[str, Any]) -> None:
         cpu, there = start["cpu"], len(start["devices"])
         threads, local = cpu["nproc"] or cpu["cores"], start.get("local_devices", 1)
         for name, count in {"threads": threads, "local_devices": local}.items():
-            if not str(count).isdecimal() or not 1 <= int(count) <= _MOST:
+            if not is_whole_number(str(count)) or not 1 <= int(count) <= _MOST:
                 raise InputError(
                     f"the run's manifest.json has {name}={count!r}, and must have a number"
                     f" from 1 to {_MOST}; take the folder or archive as it was"

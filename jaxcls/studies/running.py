@@ -197,7 +197,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
         )
     except passes.Abandoned:
         raise StoppedError(_STOPPED) from None
-    n, values = scoring.means(columns)
+    n, values = scoring.means(columns, exp.recipe.split_metrics)
     record = {"step": step, "split": split, "n": n, **values}
     hosts.on_first(lambda: atomic.write_json(folder.path / outcomes.LAST_STEP, record))
 

@@ -4,6 +4,7 @@ The log syncs all records to disk before a save. A resume from step N first drop
 records after N.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from jaxcls.runs.records import Record, pairs, plain, trim
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
 from jaxcls.training.trackers import TensorBoard, WandB
+
+_REMEDY = "make room, or allow it to be written, and start again"
 
 
 class RunLog:
@@ -76,7 +79,11 @@ class RunLog:
             self._sums = {
                 name: hashlib.sha256(text.encode()) for name, text in texts.items()
             }
-            self._files = {name: path.open("a") for name, path in self._paths.items()}
+            with contextlib.ExitStack() as opened:
+                for name, path in self._paths.items():
+                    with atomic.explained(path, _REMEDY):
+                        self._files[name] = opened.enter_context(path.open("a"))
+                opened.pop_all()
 
     def _close(self) -> None:
         self.sync()
@@ -148,9 +155,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Returns once all records are on disk; raises `InputError` if a write fails."""
-        remedy = "make room, or allow it to be written, and start again"
         for name, file in self._files.items():
-            with atomic.explained(self._paths[name], remedy):
+            with atomic.explained(self._paths[name], _REMEDY):
                 file.flush()
                 os.fsync(file.fileno())
         if self.tensorboard:

@@ -229,7 +229,7 @@ class Loop:
             return self.stop.requested
 
         columns = scoring.score_each(self.exp, weights, split, key, abandon=is_asked)
-        n, values = scoring.means(columns)
+        n, values = scoring.means(columns, self.exp.recipe.split_metrics)
         record = self.log.evaluation(step, kind, values, **facts, split=split, n=n)
         if self.log.tensorboard:
             names = self.exp.selection.class_names

@@ -3,11 +3,15 @@
 Trackers do not affect the computation or the records of a run.
 """
 
+import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +24,14 @@ from jaxcls.evaluation import scores
 
 # The most classes for a confusion matrix and a table of recall; more get a histogram.
 MOST_CLASSES = 100
+# The seconds after which a new event brings those before it to the disk.
+_FLUSH_SECONDS = 120
 # The seconds that the end of a run waits for Weights & Biases.
 _PATIENCE = 60
 
 
-def _summary_writer() -> Any:
-    """Imports tensorboardX, but not torch.
+def _tensorboardx() -> Any:
+    """Imports tensorboardX with what writes its files, but not torch.
 
     It imports torch if that is installed, only to name a type. That takes more than a
     second of each start.
@@ -35,28 +41,43 @@ def _summary_writer() -> Any:
     if is_hidden:
         modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX.proto.event_pb2
+        import tensorboardX.record_writer
+        import tensorboardX.summary
     finally:
         if is_hidden:
             del modules["torch"]
-    return SummaryWriter
+    return tensorboardX
 
 
 class TensorBoard:
-    """Event files in `folder`; TensorBoard hides their events after `start`."""
+    """Event files in `folder`; TensorBoard hides their events after `start`.
 
-    def __init__(self, folder: pathlib.Path, start: int) -> None:
-        self._opened = functools.partial(_summary_writer(), str(folder))
-        self._writer = self._opened(purge_step=start + 1)
+    An error never reaches the training run. `say` receives it once, and nothing more is
+    written.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, start: int, say: Callable[[str], None] = print
+    ) -> None:
+        self._folder, self._say = folder, say
+        self._library = _tensorboardx()
+        # tensorboardX's SummaryWriter has a thread and a queue: once a write fails, the
+        # thread is gone, and whoever fills the queue waits for ever.
+        self._events: Any = None
+        self._is_lost, self._flushed = False, 0.0
+        self._open(start)
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Writes each value as ``group/name``."""
+        make = self._library.summary.scalar
         for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._add(step, functools.partial(make, f"{group}/{name}", value))
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Writes an image, uint8 [H, W, 3]."""
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        make = self._library.summary.image
+        self._add(step, functools.partial(make, name, pixels, dataformats="HWC"))
 
     def classes(
         self,
@@ -73,6 +94,7 @@ class TensorBoard:
         columns: The result of `scoring.score_each`; a prediction of -1 means non-finite
             logits.
         """
+        make = self._library.summary
         labels, count = columns["label"], len(names)
         there, support = np.unique(labels, return_counts=True)
         groups = {"predicted": kind, "ema_predicted": f"{kind}/ema"}
@@ -81,27 +103,82 @@ class TensorBoard:
             hits = np.bincount(labels[labels == predicted], minlength=count)[there]
             recall = hits / support
             if count > MOST_CLASSES:
-                self._writer.add_histogram(f"{group}/recall", recall, step, bins=20)
+                told = functools.partial(make.histogram, f"{group}/recall", recall, 20)
+                self._add(step, told)
                 continue
             matrix = scores.confusion(predicted, labels, count)
             self.picture(f"{group}/confusion", step, pictures.confusion(matrix, names))
             rows = ["| class | recall | examples |", "|---|---|---|"]
             for k, share, n in zip(there, recall, support, strict=True):
                 rows.append(f"| {names[k]} | {share:.4f} | {n} |")
-            self._writer.add_text(f"{group}/recall", "\n".join(rows), step)
+            self._add(
+                step, functools.partial(make.text, f"{group}/recall", "\n".join(rows))
+            )
 
     def rewind(self, step: int) -> None:
         """Hides all events after `step`."""
-        self._writer.close()
-        self._writer = self._opened(purge_step=step + 1)
+        self.close()
+        self._open(step)
 
     def flush(self) -> None:
         """Returns once all events are in the files."""
-        self._writer.flush()
+        self._try(lambda events: events.flush())
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the files."""
-        self._writer.close()
+        self._try(lambda events: events.close())
+        self._events = None
+
+    def _open(self, step: int) -> None:
+        """Opens a new file, unless one was lost; hides all events after `step`."""
+        if self._is_lost:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._events = self._library.record_writer.RecordWriter(str(self._free()))
+        except Exception as error:
+            self._lose(error)
+        proto = self._library.proto.event_pb2
+        start = proto.SessionLog(status=proto.SessionLog.START)
+        self._write(0, file_version="brain.Event:2")
+        self._write(step + 1, session_log=start)
+
+    def _free(self) -> pathlib.Path:
+        """Returns a new file; TensorBoard reads the files in the order of their names."""
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}"
+        for count in itertools.count():
+            path = self._folder / f"{name}.{count:06}"
+            if not path.exists():
+                break
+        return path
+
+    def _add(self, step: int, make: Callable[[], Any]) -> None:
+        """Writes the summary that `make` returns."""
+        self._try(lambda _: self._write(step, summary=make()))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        kind = self._library.proto.event_pb2.Event
+        event = kind(step=step, wall_time=time.time(), **content)
+        self._try(lambda events: events.write(event.SerializeToString()))
+
+    def _try(self, tell: Callable[[Any], object]) -> None:
+        try:
+            if self._events:
+                tell(self._events)
+        except Exception as error:  # Whatever it is, it may not end the run.
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        events, self._events, self._is_lost = self._events, None, True
+        with contextlib.suppress(Exception):  # The same error again.
+            events.close()
+        self._say(
+            f"TensorBoard: {self._folder} cannot be written ({first_line(error)}); the run"
+            " goes on without it"
+        )
 
 
 class WandB:

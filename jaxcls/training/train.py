@@ -274,7 +274,7 @@ def _add_trackers(exp: Experiment, folder: Workdir, log: RunLog, start: int) -> 
     """Connects the first process to the trackers of the config."""
     config = exp.config
     if config.log.tensorboard and hosts.is_first():
-        log.tensorboard = trackers.TensorBoard(folder.tensorboard, start)
+        log.tensorboard = trackers.TensorBoard(folder.tensorboard, start, log.line)
     if config.log.wandb and hosts.is_first():
         project, values = config.log.wandb, config.to_dict()
         log.wandb = trackers.WandB(project, folder.path, values, log.line)

@@ -83,7 +83,7 @@ def test_help_leaves_with_0_and_states_the_exit_statuses(parser, capsys):
     assert cli.EXIT_STATUS in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "0"])
+@pytest.mark.parametrize("text", ["\u0663", "9" * 19, "-1", "1.5", "", "x", "0"])
 def test_anything_but_a_whole_number_is_refused(text):
     assert message(cli.whole_number, text, "--top", 1) == (
         f"--top={text} must be a whole number, at least 1; try --top=8"

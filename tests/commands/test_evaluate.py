@@ -342,3 +342,84 @@ def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
     )
     assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
     assert np.isnan(done.assessed.calibration.after.value)
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_files_are_written_before_a_broken_pipe_ends_the_print(run, tmp_path):
+    files = tmp_path / "all.json", tmp_path / "all.csv"
+    arguments = [f"--workdir={run}", f"--json={files[0]}", f"--predictions={files[1]}"]
+    with contextlib.redirect_stdout(Closed()), pytest.raises(BrokenPipeError):
+        commands.main(["evaluate", *arguments])
+    assert json.loads(files[0].read_text())["n"] == len(table(files[1])) == 360
+
+
+def test_without_a_test_split_the_evaluation_split_is_scored_and_said(
+    run, data_dir, tmp_path, capsys
+):
+    folder = shutil.copytree(run, tmp_path / "run")
+    given = f"--workdir={folder}"
+
+    def now_without(*keys):
+        saved = json.loads((run / "config.json").read_text())
+        saved["config"] |= dict.fromkeys(keys, "")
+        (folder / "config.json").write_text(json.dumps(saved))
+
+    now_without("data.test")
+    assert " split=train[90%:] n=144 " in said(given).splitlines()[0]
+    assert capsys.readouterr().err == (
+        "the run has no data.test; these are scores of data.eval=train[90%:]\n"
+    )
+    with pytest.raises(InputError, match=r"^--split=test: the run has no data\.test; try"):
+        commands.main(["evaluate", given, "--split=test"])
+    now_without("data.test", "data.eval")
+    with pytest.raises(InputError, match=r"no data\.test; try --split=train"):
+        commands.main(["evaluate", given])
+
+
+def test_means_over_classes_choose_the_best_step_and_are_scored_again(data_dir, tmp_path):
+    texts = {
+        "eval.metrics": "macro_f1 | top1 | macro_recall",
+        "best.metric": "ema_macro_f1",
+    }
+    exp = experiment.build(settings(data_dir, **texts))
+    done = train.run(exp, str(tmp_path / "run"))
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    best = max(
+        (each["ema_macro_f1"], -each["step"]) for each in records if each["kind"] == "eval"
+    )
+    assert done.record["best_step"] == -best[1]
+    assert not any("macro_f1" in each for each in records if each["kind"] == "train")
+    file = tmp_path / "all.csv"
+    given = f"--workdir={tmp_path}/run", f"--predictions={file}", "--config.mesh.devices=1"
+    shown = said(*given).splitlines()[0].split()
+    names = "macro_f1", "macro_recall", "ema_macro_f1", "ema_macro_recall"
+    for name in names:
+        assert f"{name}={done.record[name]:.4g}" in shown
+    labels, predicted = (
+        [int(each[name]) for each in table(file)] for name in ("label", "predicted")
+    )
+    f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert done.record["ema_macro_f1"] == pytest.approx(f1, rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "ema_macro_recall"])
+def test_a_best_metric_that_is_not_evaluated_is_refused_with_those_that_can_be(
+    metric, data_dir
+):
+    says = (
+        rf"best\.metric='{metric}' is not evaluated; .* macro_f1, macro_recall, top1, topk"
+    )
+    with pytest.raises(InputError, match=says):
+        _ = experiment.build(
+            settings(data_dir, **{"best.metric": metric})
+        ).recipe.higher_is_better
+    values = {"best.metric": "macro_f1", "eval.metrics": "macro_f1"}
+    exp = experiment.build(settings(data_dir, **values))
+    assert exp.recipe.higher_is_better

@@ -49,6 +49,28 @@ def test_text_is_parsed_into_calls_in_order(text, expected):
     assert calls.parse(text, "augment") == expected
 
 
+def test_a_text_that_is_too_deep_is_refused_in_a_line_of_some_length():
+    for count in (500, 1500, 3000, 10_000, 100_000):
+        deep = [
+            "(" * count + "a" + ")" * count,
+            "a(" * count + ")" * count,
+            "a(" + "[" * count + "]" * count + ")",
+            "a(" + "-" * count + "x)",
+            "a(" + "1+" * count + "x)",
+            "not " * count + "a",
+            "a." * count + "a",
+            "-" * count + "1",
+        ]
+        for text in deep:
+            with pytest.raises(InputError) as caught:
+                calls.parse(text, "augment")
+            assert len(str(caught.value)) < 1300
+            with pytest.raises(InputError):
+                calls.table(text, "optim.lr_scale", example="{'bias$': 64}")
+    with pytest.raises(InputError, match=r"augment='a\|a\|.*\.\.\.' is not a pipeline"):
+        calls.parse("|".join(["a"] * 100_000), "augment")
+
+
 @pytest.mark.parametrize(
     "text", ["a |", "a b", "a || b", "1 | 2", "a.b.c(1)", "a[0]", "lambda: 1", "a(", "a\nb"]
 )

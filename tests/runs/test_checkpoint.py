@@ -254,6 +254,13 @@ def test_folders_of_others_and_of_saves_cut_short_do_no_harm(copied):
     for name in junk:
         (copied / name).mkdir()
         (copied / name / "file").touch()
+    for name in ("²", "\u0663", "007", "9" * 200, "x.pending", "².pending", "x.removed"):
+        (copied / name).mkdir()
+    for name in ("8.pending", "8.removed"):
+        (copied / name).touch()
+    there = {path.name for path in copied.iterdir()}
+    checkpoint.bring_back(copied)
+    assert {path.name for path in copied.iterdir()} == there
     assert checkpoint.steps(copied) == [3, 6]
     assert bits(checkpoint.restore_newest(copied, like(make(0)))) == bits(make(6, best=3))
     save(copied, make(9))
@@ -307,6 +314,9 @@ LISTED = "is not in .*; there are best, last, 3, 6"
         ("newest", None, LISTED),
         ("", None, LISTED),
         ("-3", None, LISTED),
+        ("\u0666", None, LISTED),
+        ("²", None, LISTED),
+        pytest.param("6" * 5000, None, f"--checkpoint={'6' * 80} {LISTED}", id="long"),
         # It never takes another for a best that is gone.
         (
             "best",

@@ -1,7 +1,5 @@
 """Saves that fail: full disks, slow storage; what is kept, tried again, said."""
 
-import contextlib
-import resource
 from collections import namedtuple
 
 import orbax.checkpoint as ocp
@@ -11,19 +9,9 @@ from jaxcls import experiment
 from jaxcls.errors import InputError
 from jaxcls.runs import checkpoint, saving
 from jaxcls.training import train
+from tests.limits import files_of_at_most
 from tests.run_folders import record_bytes
 from tests.runs.test_checkpoint import bits, like, make
-
-
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """Writing more than `size` bytes to a file fails, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_save_that_fails_in_the_background_loses_neither_the_last_nor_the_next(
@@ -69,6 +57,38 @@ def test_a_disk_that_stays_full_is_one_line_and_keeps_what_there_is(tmp_path, mo
         with files_of_at_most(1000), pytest.raises(InputError, match=said):
             saves.save_now(make(4), checkpoint.digests(make(4)))
     assert checkpoint.steps(tmp_path) == [3]
+
+
+def test_no_open_file_left_is_one_line_though_the_folder_cannot_be_listed(
+    tmp_path, monkeypatch, caplog
+):
+    def failing(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(saving, "PAUSES", (0.0,))
+    with saving.Checkpoints(tmp_path, keep=1) as saves:
+        saves.save_now(make(3), checkpoint.digests(make(3)))
+        with monkeypatch.context() as now:
+            for name in ("save", "reload"):
+                now.setattr(ocp.CheckpointManager, name, failing)
+            now.setattr(checkpoint, "steps", failing)
+            with pytest.raises(InputError, match=r"step 4 cannot be saved \(see above\)"):
+                saves.save_now(make(4), checkpoint.digests(make(4)))
+        assert "could not be listed ([Errno 24] Too many open files)" in caplog.text
+        saves.save_now(make(4), checkpoint.digests(make(4)))
+        monkeypatch.setattr(ocp.CheckpointManager, "close", failing)
+    assert checkpoint.steps(tmp_path) == [4]
+
+
+def test_a_folder_that_is_gone_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "PAUSES", (600.0,))
+    with saving.Checkpoints(tmp_path / "run/checkpoints", keep=1) as saves:
+        saves.save_now(make(3), checkpoint.digests(make(3)))
+        (tmp_path / "run").rename(tmp_path / "moved")
+        said = f"{tmp_path}/run is gone, and step 4 cannot be saved there; put the folder"
+        with pytest.raises(InputError, match=said):
+            saves.save_now(make(4), checkpoint.digests(make(4)))
+    assert checkpoint.steps(tmp_path / "moved/checkpoints") == [3]
 
 
 def test_a_save_that_finds_no_room_writes_nothing(tmp_path, monkeypatch, caplog):

@@ -14,6 +14,7 @@ from jaxcls.config import loading
 from jaxcls.config.knobs import KNOBS
 from jaxcls.errors import InputError
 from jaxcls.runs.workdir import Workdir
+from tests.limits import files_of_at_most
 
 IMPLIED = {"steps": 12, "image_shape": (8, 8, 1), "facts": {"num_classes": 10, "n": [1, 2]}}
 
@@ -50,6 +51,16 @@ def test_a_folder_held_by_another_process_names_it_and_kill_9_frees_it(started, 
     holder.wait()
     with folder.lock():
         assert f"pid {holder.pid}" not in (folder.path / "lock").read_text()
+
+
+def test_a_lock_on_a_full_disk_holds_without_a_name(started, tmp_path):
+    folder = Workdir(tmp_path)
+    with files_of_at_most(0), folder.lock():
+        assert (tmp_path / "lock").read_text() == ""
+        with refused("is in use by another process"), Workdir(tmp_path).lock():
+            pass
+    with files_of_at_most(0), folder.lock(), refused("config.json cannot be written (File"):
+        folder.adopt(loading.from_flat({}), IMPLIED)
 
 
 def test_the_lock_says_who_holds_it_now_and_nothing_else(tmp_path):
@@ -240,6 +251,20 @@ def test_a_start_after_a_proper_end_does_not_change_how_the_first_ended(tmp_path
     assert [start["reason"] for start in starts] == ["interrupted", "diverged"]
 
 
+@pytest.mark.parametrize("harm", ["moved", "deleted", "emptied"])
+def test_a_start_whose_entry_is_gone_says_that_the_folder_is(harm, tmp_path):
+    folder = begun(tmp_path / "run")
+    manifest = folder.path / "manifest.json"
+    if harm == "moved":
+        folder.path.rename(tmp_path / "other")
+    elif harm == "deleted":
+        manifest.unlink()
+    else:
+        manifest.write_text('{"starts": []}')
+    with refused(f"{manifest} has lost this start; the folder was moved, emptied"):
+        folder.end("done")
+
+
 def test_reading_what_is_no_run_says_so_and_points_to_the_run(tmp_path):
     with refused(f"--workdir={tmp_path} is not a run's folder"):
         Workdir(tmp_path).read()
@@ -261,6 +286,55 @@ def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with refused(wrong):
         Workdir(tmp_path).read()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "says"),
+    [
+        ("config", "log.every", 5, "log.every=5 is int, and must be str; the default is "),
+        ("config", "optim.lr", "x", "optim.lr='x' is str, and must be float; the default"),
+        ("config", "optim.lr", 10**400, "00 is int, and must be float"),
+        ("config", "mesh.devices", None, "mesh.devices=None is NoneType, and must be int"),
+        ("config", "mesh.devices", True, "mesh.devices=True is bool, and must be int"),
+        ("config", "data.eval", [], "data.eval=[] is list, and must be str; the default"),
+        ("implied", "facts", [1], "implied.facts=[1] must be an object; put the file"),
+        ("implied", "weights", 1, "implied.weights=1 must be a text; put the file right"),
+        ("implied", "plugins", {"a": 1}, "implied.plugins={'a': 1} must be an object of"),
+        ("facts", "num_classes", -1, "implied.facts.num_classes=-1 must be a whole"),
+        ("facts", "image_shape", [8, 8], "facts.image_shape=[8, 8] must be three sizes"),
+        ("facts", "splits", {"a": "b"}, "facts.splits={'a': 'b'} must be an object of"),
+        ("facts", "class_names", [0], "facts.class_names=[0] must be a list of texts"),
+    ],
+)
+def test_a_value_of_config_json_of_another_type_is_named(part, key, value, says, tmp_path):
+    folder = begun(tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    (saved["implied"]["facts"] if part == "facts" else saved[part])[key] = value
+    file.write_text(json.dumps(saved))
+    with refused(f"{file}: ", says):
+        folder.read()
+
+
+@pytest.mark.parametrize("part", ["config", "implied"])
+def test_a_part_of_config_json_that_is_no_object_is_named(part, tmp_path):
+    folder, file = begun(tmp_path), tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: 3}))
+    with refused(f"{file}: '{part}' is int, and must be an object"):
+        folder.config()
+
+
+def test_a_whole_number_is_of_a_knob_of_another_number(tmp_path):
+    folder, file = begun(tmp_path), tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    saved["config"]["optim.lr"] = 2
+    file.write_text(json.dumps(saved))
+    assert repr(folder.config().optim.lr) == "2.0"
+
+
+def test_facts_of_the_data_that_are_lost_are_named(tmp_path):
+    with refused("implied.facts lacks 'name'; put the file right"):
+        begun(tmp_path).implied()
 
 
 def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):

@@ -98,10 +98,49 @@ def test_times_are_in_timing_jsonl_and_in_no_other_file(tmp_path):
 
 def test_a_bad_line_before_good_ones_is_named_and_nothing_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nspoilt\n{"step": 2}\n')
+    good = '{"step": 1, "kind": "train"}\n'
+    path.write_text(f"{good}spoilt\n{good}")
     with pytest.raises(InputError, match=r"metrics.jsonl:2 is not a record"):
         records.trim(path, 5)
     assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "says"),
+    [
+        ("metrics", '{"kind": "train"}', "it has no 'step'"),
+        ("metrics", '{"step": 1}', "it has no 'kind'"),
+        ("metrics", '{"step": "1", "kind": "train"}', "'step' must be a whole number"),
+        ("metrics", '{"step": true, "kind": "train"}', "'step' must be a whole number"),
+        ("metrics", '{"step": 1.0, "kind": "train"}', "'step' must be a whole number"),
+        ("metrics", '{"step": null, "kind": "train"}', "'step' must be a whole number"),
+        ("metrics", '{"step": 1, "kind": 2}', "'kind' must be a text"),
+        ("metrics", '{"step": 1, "kind": "eval", "loss": "x"}', "'loss' must be a number"),
+        ("metrics", '{"step": 1, "kind": "eval", "top1": [1]}', "'top1' must be a number"),
+        ("metrics", f'{{"step": {10**30}, "kind": "eval"}}', "'step' must be below 2^63"),
+        ("metrics", "[" * 100_000, "it is no JSON object"),
+        ("timing", '{"step": 1, "train_s": {}}', "'train_s' must be a number"),
+        ("digests", '{"step": 1, "digest": "a"}', "it has no 'arrays'"),
+        (
+            "digests",
+            '{"step": 1, "digest": "a", "arrays": 1}',
+            "'arrays' must be an object",
+        ),
+    ],
+)
+def test_a_line_of_another_form_is_named_with_what_is_wrong(name, line, says, tmp_path):
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text(f'{line}\n{{"step": 2, "kind": "train"}}\n')
+    with pytest.raises(InputError) as caught:
+        records.read(path)
+    assert str(caught.value).startswith(f"{path}:1 is not a record ({says}")
+
+
+@pytest.mark.parametrize("name", ["metrics", "timing", "digests"])
+def test_a_folder_in_the_place_of_a_file_of_records_is_named(name, tmp_path):
+    (tmp_path / f"{name}.jsonl").mkdir()
+    with pytest.raises(InputError, match=rf"{name}\.jsonl cannot be .*Is a directory"):
+        opened(tmp_path)
 
 
 def test_records_are_on_disk_after_a_sync(tmp_path):

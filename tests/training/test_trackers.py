@@ -21,6 +21,7 @@ from jaxcls.training import trackers, train
 from tests.conftest import ROOT
 from tests.dying import Crash, Dying, dying
 from tests.events import scalars, values
+from tests.limits import files_of_at_most
 from tests.run_folders import record_bytes
 
 
@@ -76,6 +77,57 @@ def test_of_many_classes_there_is_a_histogram_of_recall(tmp_path):
     assert found.keys() == {"eval/recall"}
     histogram = found["eval/recall"].histo
     assert (histogram.num, histogram.sum) == (101, 25)
+
+
+def use(board):
+    """More events than any queue or buffer holds, of each kind."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 101
+    for step in range(400):
+        board.scalars("train", step, {"loss": 1.0, "top1": 0.5})
+    board.picture("noise", 400, rng.integers(0, 255, (99, 99, 3), np.uint8))
+    for names in (range(101), range(100)):
+        columns = {"label": labels % len(names), "predicted": labels % 7}
+        board.classes("eval", 400, columns, [str(k) for k in names])
+    board.flush()
+    board.rewind(200)
+    board.scalars("train", 201, {"loss": 1.0})
+    board.close()
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, 30_000])
+def test_a_disk_that_is_full_is_said_once_and_nothing_waits_for_it(size, tmp_path):
+    said = []
+    with files_of_at_most(size):
+        use(trackers.TensorBoard(tmp_path / "events", 0, said.append))
+    assert said == [
+        f"TensorBoard: {tmp_path}/events cannot be written ([Errno 27] File too large);"
+        " the run goes on without it"
+    ]
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_once(tmp_path):
+    said = []
+    (tmp_path / "events").touch()
+    use(trackers.TensorBoard(tmp_path / "events", 0, said.append))
+    (line,) = said
+    assert line.startswith(f"TensorBoard: {tmp_path}/events cannot be written ([Errno 17]")
+
+
+def test_a_value_that_cannot_be_written_is_said_and_not_raised(tmp_path):
+    said = []
+    board = trackers.TensorBoard(tmp_path, 0, said.append)
+    board.scalars("train", 1, {"loss": "x"})
+    use(board)
+    assert len(said) == 1
+
+
+def test_every_event_is_in_the_files_and_those_before_a_rewind_too(tmp_path):
+    said = []
+    use(trackers.TensorBoard(tmp_path, 0, said.append))
+    steps = [step for tag, step, _ in values(tmp_path) if tag == "train/loss"]
+    assert steps == [*range(400), 201]
+    assert not said
 
 
 @pytest.mark.slow
