@@ -25,7 +25,12 @@ def fault(record: Any, name: str) -> str:
     """Returns what a line of the file `name`.jsonl has wrong, or "" for a record."""
     if not isinstance(record, dict):
         return " (it is no JSON object)"
-    for key in ("step", *_NEEDED.get(name, ())):
+    needed = ["step", *_NEEDED.get(name, ())]
+    if name == "metrics" and record.get("kind") == "final":
+        needed += ["at", *(["best_step"] if record.get("at") == "best" else [])]
+    if name == "metrics" and "split" in record and record.get("kind") in ("eval", "final"):
+        needed += ["n"]
+    for key in needed:
         if key not in record:
             return f" (it has no {key!r})"
     for key, value in record.items():
