@@ -12,22 +12,9 @@ from typing import Any
 
 from jaxcls import atomic
 from jaxcls.errors import InputError
+from jaxcls.runs import forms
 
 Record = dict[str, Any]
-
-# The keys that each record of a file has, besides its step.
-_NEEDED = {"metrics": ("kind",), "digests": ("digest", "arrays")}
-# Every other value is a number, or null where a number was not finite.
-_NUMBER: tuple[Any, str] = ((int, float, type(None)), "a number")
-_KINDS: dict[str, tuple[Any, str]] = {
-    "step": (int, "a whole number"),
-    "best_step": (int, "a whole number"),
-    "n": (int, "a whole number"),
-    **dict.fromkeys(("kind", "at", "split", "digest"), (str, "a text")),
-    "index": (list, "a list"),
-    "arrays": (dict, "an object"),
-}
-_MOST = 2**63 - 1
 
 
 def read(path: pathlib.Path) -> list[Record]:
@@ -54,29 +41,13 @@ def read(path: pathlib.Path) -> list[Record]:
             if number == len(lines):
                 break
             record = None
-        if fault := _fault(record, path.stem):
+        if fault := forms.fault(record, path.stem):
             raise InputError(
                 f"{path}:{number} is not a record{fault}; put the line right, or start in"
                 " another --workdir"
             )
         records.append(record)
     return records
-
-
-def _fault(record: Any, name: str) -> str:
-    """Returns what a line of the file `name`.jsonl has wrong, or "" for a record."""
-    if not isinstance(record, dict):
-        return " (it is no JSON object)"
-    for key in ("step", *_NEEDED.get(name, ())):
-        if key not in record:
-            return f" (it has no {key!r})"
-    for key, value in record.items():
-        kind, what = _KINDS.get(key, _NUMBER)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            return f" ({key!r} must be {what})"
-        if isinstance(value, int) and not -_MOST <= value <= _MOST:
-            return f" ({key!r} must be below 2^63)"
-    return ""
 
 
 def up_to(path: pathlib.Path, last: int, is_pending: bool = False) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ from jaxcls.config import loading as configs
 from jaxcls.config import plugins
 from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError, InUseError
-from jaxcls.runs import provenance
+from jaxcls.runs import forms, provenance
 from jaxcls.version import NUMERICS, __version__, home_of
 
 FORMAT = 1
@@ -83,15 +83,15 @@ class Workdir:
                     " object; put the file right, or name a new folder"
                 )
         values = configs.typed(saved["config"], str(file))
-        _check_implied(saved["implied"], file)
+        forms.check_implied(saved["implied"], file)
         return saved | {"config": configs.kept(values)}
 
     def implied(self) -> dict[str, Any]:
         """Returns the implied facts; raises `InputError` if one of the data is missing."""
         implied, file = self.read()["implied"], self.path / "config.json"
         facts = implied.get("facts", {})
-        lost = [key for key in _FACTS if key not in facts and key != "fingerprint"]
-        unknown = sorted(facts.keys() - _FACTS)
+        lost = [key for key in forms.FACTS if key not in facts and key != "fingerprint"]
+        unknown = sorted(facts.keys() - forms.FACTS)
         if lost or unknown:
             what = f"lacks {lost[0]!r}" if lost else f"has an unknown {unknown[0]!r}"
             raise InputError(
@@ -340,66 +340,6 @@ class Workdir:
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
         atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
-
-
-def _check_implied(implied: dict[str, Any], file: pathlib.Path) -> None:
-    """Raises `InputError` for an implied fact of another form than it is written in.
-
-    file: where the facts are from, for messages. A fact may be missing.
-    """
-    _check_forms(_IMPLIED, implied, f"{file}: implied.")
-    _check_forms(_FACTS, implied.get("facts", {}), f"{file}: implied.facts.")
-
-
-def _check_forms(table: "_Forms", values: dict[str, Any], where: str) -> None:
-    for key, (fits, what) in table.items():
-        if key in values and not fits(values[key]):
-            raise InputError(
-                f"{where}{key}={repr(values[key])[:80]} must be {what}; put the file right,"
-                " or name a new folder"
-            )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_shape(value: Any) -> bool:
-    sides = isinstance(value, list) and len(value) == 3
-    return sides and all(side is None or (_is_count(side) and side) for side in value)
-
-
-def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Returns a function: whether a value is a dict whose values all fit."""
-    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-# {key: (whether a value has the form, the form in words)} of what a start reads back.
-_Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
-_IMPLIED: _Forms = {
-    "facts": (lambda value: isinstance(value, dict), "an object"),
-    "plugins": (_is_table(_is_text), "an object of texts"),
-    "steps": (_is_count, "a whole number"),
-    "weights": (_is_text, "a text"),
-    "teacher": (_is_text, "a text"),
-}
-_FACTS: _Forms = {
-    "name": (_is_text, "a text"),
-    "version": (_is_text, "a text"),
-    "image_shape": (_is_shape, "three sizes, such as [32, 32, 3]"),
-    "num_classes": (_is_count, "a whole number"),
-    "class_names": (_is_names, "a list of texts"),
-    "splits": (_is_table(_is_count), "an object of whole numbers"),
-    "fingerprint": (_is_text, "a text"),
-}
 
 
 def _leaves(tree: dict[str, Any]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def read(folder: Workdir, seed: int) -> Outcome:
         return Outcome(seed, "diverged" if _has_diverged(folder) else "missing", 0, {}, {})
     evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
     role = "test" if folder.config().data.test else "eval"
-    found = {f"{role}_{final['at']}": final} if final["split"] else {}
+    found = {f"{role}_{final['at']}": final} if final.get("split") else {}
     if final["at"] == "best":
         best = final["best_step"]
         if best not in evaluations:
