@@ -22,7 +22,7 @@ from jaxcls.data.datasets import BUNDLED
 from jaxcls.data.example import LABELS, MANIFEST, Example, parse
 from jaxcls.data.published import Facts as Facts
 from jaxcls.data.writer import seal_of, sha256
-from jaxcls.errors import InputError, did_you_mean, first_line
+from jaxcls.errors import InputError, did_you_mean, first_line, shown
 
 _MANY = 100_000  # Reading the labels of this many examples prints a line.
 
@@ -130,7 +130,14 @@ class Source:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """Returns the split, record number and file of an example, for messages."""
+        """Returns what an example is called in messages: its file, split and record."""
+        with contextlib.suppress(InputError):
+            if name := next(self.names(np.array([index]))):
+                return f"{shown(name)}, {self._place(index)}"
+        return self._place(index)
+
+    def _place(self, index: int) -> str:
+        """Returns the split, record number and shard of an example."""
         row = left = int(self._rows[index])
         for shard in self._shards:
             if left < shard.take:
@@ -157,7 +164,7 @@ class Source:
                 yield parse(self._data[row], *self._keys)
             except (RuntimeError, ValueError) as error:  # ArrayRecord checks its chunks.
                 raise InputError(
-                    f"{self.where(index)} cannot be read: a shard is damaged"
+                    f"{self._place(index)} cannot be read: a shard is damaged"
                     f" ({first_line(error)}); copy or prepare the dataset again"
                 ) from None
 

@@ -189,17 +189,21 @@ def _pictures(
 ) -> list[Picture]:
     """Returns examples `chosen` [m] after eval_ops.
 
-    A caption has the prediction and, if it is wrong, the true class.
+    A caption has the prediction, if it is wrong the true class, and the file's name.
     """
     rng, names = batches.example_rng(0, 0), exp.selection.class_names
     records = given.data.selection.records(given.split, given.key)
-    pictures = []
-    for k, (data, _) in zip(chosen.tolist(), records.read(chosen), strict=True):
+    pictures, files = [], records.names(chosen)
+    for k, (data, _), file in zip(
+        chosen.tolist(), records.read(chosen), files, strict=True
+    ):
         likely = probabilities(found.logits[k], exp.recipe.link)
         best, label = int(found.logits[k].argmax()), int(found.labels[k])
         caption = f"{names[best]}, {likely[best]:.3f}"
         if best != label:
             caption += f"\nis {names[label]}, {likely[label]:.3f}"
+        if file:
+            caption += f"\n{shown(file)}"
         pixels = batches.transform(exp.data.eval_ops, data, rng)
         pictures.append(Picture(pixels, caption))
     return pictures

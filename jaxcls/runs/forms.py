@@ -77,7 +77,11 @@ FACTS: _Forms = {
     "name": (_is_text, "a text"),
     "version": (_is_text, "a text"),
     "image_shape": (_is_shape, "three sizes, such as [32, 32, 3]"),
-    "num_classes": (_is_count, "a whole number"),
+    # A head of more would fill memory before anything could be said.
+    "num_classes": (
+        lambda value: _is_count(value) and value <= 1_000_000,
+        "a whole number up to 1,000,000",
+    ),
     "class_names": (_is_names, "a list of texts"),
     "splits": (_is_table(_is_count), "an object of whole numbers"),
     "fingerprint": (_is_text, "a text"),

@@ -87,3 +87,19 @@ def test_a_copy_is_as_good_as_the_original(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy/some/1.0.0")
     found = sources.Dataset("some", str(tmp_path / "copy"))
     assert found.facts == opened(prepared).facts
+
+
+def test_an_example_is_called_by_its_file(prepared):
+    source = opened(prepared).source("train[2:]", "data.train")
+    shard = "some-train.array_record-00000-of-00001"
+    assert (
+        source.where(1) == f"a/3.png, record 1 of split 'train[2:]' (record 3 of {shard})"
+    )
+
+
+def test_a_file_of_odd_letters_is_shown_and_not_obeyed(tmp_path):
+    folder = tmp_path / "some/1.0.0"
+    folder.mkdir(parents=True)
+    dataset(folder, {"train": [(b"a/\x1b[2J.png", ROWS[0][1], 0)]})
+    source = opened(folder).source("train", "data.train")
+    assert source.where(0).startswith("'a/\\x1b[2J.png', record 0 of split 'train'")

@@ -301,6 +301,12 @@ def test_a_config_json_that_cannot_be_read_is_named(text, wrong, tmp_path):
         ("implied", "weights", 1, "implied.weights=1 must be a text; put the file right"),
         ("implied", "plugins", {"a": 1}, "implied.plugins={'a': 1} must be an object of"),
         ("facts", "num_classes", -1, "implied.facts.num_classes=-1 must be a whole"),
+        (
+            "facts",
+            "num_classes",
+            10**9,
+            "num_classes=1000000000 must be a whole",
+        ),
         ("facts", "image_shape", [8, 8], "facts.image_shape=[8, 8] must be three sizes"),
         ("facts", "splits", {"a": "b"}, "facts.splits={'a': 'b'} must be an object of"),
         ("facts", "class_names", [0], "facts.class_names=[0] must be a list of texts"),
