@@ -310,7 +310,7 @@ def fewer_examples(text):
             "is not what a run writes",
         ),
         ("manifest.json", None, "and a run's proof needs it"),
-        ("digests.jsonl", '{"step": 4}\n', ":1 is not a record (it has no"),
+        ("digests.jsonl", '{"step": 4}\n', r":1 is not a record \(it has no"),
         ("digests.jsonl", "[4]\n", ":1 is not a record"),
         ("digests.jsonl", None, "has recorded no digest yet"),
         ("config.json", fewer_examples, "the data are not those of the run"),

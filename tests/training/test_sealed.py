@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -10,17 +11,27 @@ from jaxcls.errors import InputError, StoppedError
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
+from tests import settings
 
 FILES = ("metrics.jsonl", "digests.jsonl")
 
 
-@pytest.fixture
-def stopped(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_dir):
     """(config, folder) of a run that was stopped after step 9 of 12."""
-    config = tiny()
+    folder = tmp_path_factory.mktemp("sealed") / "run"
+    values = {"length": "12 steps", "log.every": "2 steps", "eval.every": "4 steps"}
+    config = settings.digits(data_dir, **values, **{"checkpoint.every": "3 steps"})
     with pytest.raises(StoppedError):
-        train.run(experiment.build(config), str(tmp_path / "run"), until=9)
-    return config, tmp_path / "run"
+        train.run(experiment.build(config), str(folder), until=9)
+    return config, folder
+
+
+@pytest.fixture
+def stopped(made, tmp_path):
+    """(config, folder) of a copy of that run."""
+    shutil.copytree(made[1], tmp_path / "run")
+    return made[0], tmp_path / "run"
 
 
 def changed_number(lines):
@@ -55,10 +66,20 @@ def test_a_run_does_not_go_on_over_records_that_are_not_its_own(stopped, name, d
     said = rf"{name} does not hold the records that checkpoints/9 vouches for: some were"
     with pytest.raises(InputError, match=said):
         train.run(experiment.build(config), str(folder))
+
+
+def test_it_goes_on_once_the_file_is_as_it_was(stopped):
+    config, folder = stopped
+    file = folder / "digests.jsonl"
+    before = file.read_text()
+    file.write_text("")
+    with pytest.raises(InputError, match="put the file back as it was"):
+        train.run(experiment.build(config), str(folder))
     file.write_text(before)
     assert train.run(experiment.build(config), str(folder)).record["step"] == 12
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_records_matters_or_leaves_them_the_same(stopped):
     _, folder = stopped
     workdir, rng = Workdir(folder), random.Random(0)
