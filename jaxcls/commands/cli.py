@@ -182,6 +182,8 @@ def joined(args: argparse.Namespace) -> AbstractContextManager[None]:
     from jaxcls.devices import hosts  # It imports JAX, and other verbs start without.
 
     seconds = whole_number(args.join_timeout, "--join_timeout", least=1)
+    if seconds > 86_400:
+        raise InputError(f"--join_timeout={seconds} must be at most 86400, a day; try 300")
     return hosts.joined(args.coordinator, args.processes, args.process, seconds)
 
 

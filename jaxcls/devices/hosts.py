@@ -73,7 +73,8 @@ def joined(
                 " run goes on from its last checkpoint",
                 LOST,
             )
-        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
         _end(f"{ours} failed", 1)
 
 
@@ -197,6 +198,7 @@ def _start(coordinator: str, processes: str, process: str, seconds: int) -> None
 
 def _end(text: str, status: int) -> None:
     """Exits this process at once: a wait for the other processes would never end."""
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(status)

@@ -13,6 +13,8 @@ from jaxcls.errors import InputError
 _HELLO, _GO = "jaxcls", "go"
 # Bytes of a line, and seconds in which a process that has connected must say it.
 _LINE, _PROMPT = 200, 5.0
+# Bytes of the word of process 0, which may list many processes.
+_WORD = 1 << 16
 
 
 def gather(host: str, port: int, count: int, number: int, seconds: float) -> None:
@@ -27,7 +29,7 @@ def gather(host: str, port: int, count: int, number: int, seconds: float) -> Non
         return
     where = f"--coordinator={host}:{port}"
     if number:
-        _join(host, port, count, number, time.monotonic() + seconds, where)
+        _join(host, port, count, number, seconds, where)
         return
     try:
         server = _listening(port)
@@ -62,7 +64,11 @@ def _collect(
 ) -> str:
     """Fills `peers` by number; returns what is wrong, or "" once all are there."""
     began = time.monotonic()
-    while len(peers) < count - 1:
+    while True:
+        for number in [number for number, peer in peers.items() if _has_ended(peer)]:
+            del peers[number]  # It gave up, or was started again.
+        if len(peers) == count - 1:
+            return ""
         server.settimeout(max(0.01, deadline - time.monotonic()))
         try:
             peer = stack.enter_context(server.accept()[0])
@@ -81,6 +87,8 @@ def _collect(
         if len(said) != 3 or said[0] != _HELLO or not (said[1] + said[2]).isdecimal():
             continue
         theirs, number = int(said[1]), int(said[2])
+        if number in peers and _has_ended(peers[number]):
+            del peers[number]
         if theirs != count:
             wrong = f"one process has --processes={theirs}, and process 0 has {count}"
         elif number in peers or not 0 < number < count:
@@ -91,19 +99,32 @@ def _collect(
         with contextlib.suppress(OSError):
             peer.sendall(f"{wrong}\n".encode())
         return wrong
-    return ""
+
+
+def _has_ended(peer: socket.socket) -> bool:
+    """Returns whether the other side has closed a connection on which it says nothing."""
+    peer.setblocking(False)
+    try:
+        return not peer.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        peer.settimeout(_PROMPT)
 
 
 def _join(
-    host: str, port: int, count: int, number: int, deadline: float, where: str
+    host: str, port: int, count: int, number: int, seconds: float, where: str
 ) -> None:
     """Says this process's number to process 0, and waits for its word."""
-    began, last = time.monotonic(), "nobody listens"
+    deadline, last = time.monotonic() + seconds, "nobody listens"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as link:
                 link.sendall(f"{_HELLO} {count} {number}\n".encode())
-                word = _line(link, max(0.01, deadline - time.monotonic()))
+                # Process 0 may have begun later, and knows who is missing.
+                word = _line(link, seconds + _PROMPT, _WORD)
         except OSError as error:  # Process 0 may start later, and its name be known later.
             last = _reason(error)
             time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
@@ -116,7 +137,7 @@ def _join(
         time.sleep(0.2)
     raise InputError(
         f"{where}: process {number} of {count} did not reach process 0 there within"
-        f" {deadline - began:.0f} s ({last}); start process 0 at that address, or give a"
+        f" {seconds:.0f} s ({last}); start process 0 at that address, or give a"
         " longer --join_timeout"
     )
 
@@ -127,14 +148,14 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if known and error.errno else str(error)
 
 
-def _line(link: socket.socket, seconds: float) -> str:
+def _line(link: socket.socket, seconds: float, most: int = _LINE) -> str:
     """Returns the line that the other side sends; "" if it ends without one.
 
-    Raises TimeoutError if none comes in so many seconds.
+    most: the bytes of it that are read. Raises TimeoutError if none comes in time.
     """
     link.settimeout(seconds)
     said = b""
-    while not said.endswith(b"\n") and len(said) < _LINE:
+    while not said.endswith(b"\n") and len(said) < most:
         part = link.recv(_LINE)
         if not part:
             return ""

@@ -44,10 +44,10 @@ def notes(exp: Experiment) -> list[str]:
     config, found = exp.config, []
     decay, updates = config.ema.decay, exp.plan.steps // config.ema.every
     if decay and not config.ema.warmup and decay**updates > _STILL_START:
+        other = f"ema.decay={_decay_for(updates)}" if updates else "a smaller ema.every"
         found.append(
             f"ema.decay={decay} leaves {decay**updates:.0%} of the initial params in the"
-            f" average after all {updates:,} updates; try ema.warmup=true, or"
-            f" ema.decay={_decay_for(updates)}"
+            f" average after all {updates:,} updates; try ema.warmup=true, or {other}"
         )
     statistics = exp.recipe.variables_like["batch_stats"]
     if exp.recipe.has_averaging_optimizer and statistics:
@@ -60,8 +60,8 @@ def notes(exp: Experiment) -> list[str]:
 
 
 def _decay_for(updates: int) -> float:
-    """Returns a decay that leaves 1 % of the start after so many updates."""
-    return float(f"{0.01 ** (1 / updates):.3g}")
+    """Returns a decay below 1 that leaves about 1 % of the start after so many updates."""
+    return round(1 - float(f"{1 - 0.01 ** (1 / updates):.2g}"), 12)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ the text "weights" stands for the preprocessing of the weights.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -21,7 +22,7 @@ from jaxcls.config.plugins import Plugins
 from jaxcls.data import sources
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import hosts
-from jaxcls.errors import InputError
+from jaxcls.errors import InputError, first_line
 from jaxcls.experiment.recipe import Recipe, keys
 from jaxcls.models import naming, weights
 from jaxcls.models.weights import transfer
@@ -111,8 +112,10 @@ def load(recipe: Recipe) -> Initial:
     notes = [f"starting from {place}: {'; '.join(start.notes)}"]
     if fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
+    elif not any(path.startswith(transfer.HEAD) for path in start.arrays):
+        pass  # init.skip has it.
     elif differ and (run or set(given.class_names) & set(names)):
-        pairs = zip(given.class_names, names, strict=False)
+        pairs = itertools.zip_longest(given.class_names, names)
         other, ours = next((a, b) for a, b in pairs if a != b)
         raise InputError(
             f"init.head=keep would keep the head of {_KEY}={place} for other classes: what"
@@ -199,7 +202,7 @@ def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
 
     A model may have ``from_images(images) -> {"layer/param": array}``. It gets up to 5,000
     training images, normalised and without augmentation, float32 [n, H, W, C].
-    Raises `InputError` for an array that the model does not have.
+    Raises `InputError` if it fails, and for an array that the model does not have.
     """
     make = getattr(recipe.module, "from_images", None)
     if not make:
@@ -207,7 +210,14 @@ def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
 
     def made() -> Any:
         images = np.asarray(recipe.normalize(jnp.asarray(data.sample(_IMAGES))))
-        return {path: np.asarray(array).tolist() for path, array in make(images).items()}
+        try:
+            made = make(images)
+            return {path: np.asarray(array).tolist() for path, array in made.items()}
+        except Exception as error:  # It is the user's code.
+            raise InputError(
+                f"model.name={recipe.config.model.name!r}: its from_images fails"
+                f" ({type(error).__name__}: {first_line(error)})"
+            ) from None
 
     # On one process: the linear algebra of another could differ in the last bits.
     found = {f"params/{path}": each for path, each in hosts.on_first(made).items()}

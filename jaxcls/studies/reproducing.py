@@ -117,13 +117,14 @@ def _set_environment(start: dict[str, Any]) -> None:
     Raises `InputError` for a flag that may do more than change bits, such as write files,
     unless the environment has it already: an archive may come from anybody.
     """
-    given = os.environ.get("XLA_FLAGS", "").split()
-    for flag in str(start["xla_flags"]).split():
-        if flag not in given and not _SAFE_FLAG.fullmatch(flag):
-            raise InputError(
-                f"the run was made with XLA_FLAGS={flag}, which is not set because an"
-                f" archive says so; if you trust it: XLA_FLAGS='{flag}' jaxcls reproduce"
-            )
+    given, recorded = os.environ.get("XLA_FLAGS", "").split(), str(start["xla_flags"])
+    unsafe = [each for each in recorded.split() if not _SAFE_FLAG.fullmatch(each)]
+    if not {*unsafe} <= {*given}:
+        named = " ".join(unsafe)
+        raise InputError(
+            f"the run was made with XLA_FLAGS={named}, which is not set because a folder or"
+            f" an archive says so; if you trust it: XLA_FLAGS='{named}' jaxcls reproduce"
+        )
     os.environ["XLA_FLAGS"] = str(start["xla_flags"])
     if provenance.is_on_cpu(start):
         cpu, there = start["cpu"], len(start["devices"])

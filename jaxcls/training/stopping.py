@@ -59,7 +59,8 @@ class Stop:
 def on_signals() -> Iterator[Stop]:
     """Yields a `Stop` that `SIGNALS` ask; for the main thread of a command.
 
-    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as by nohup.
+    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as by nohup. A
+    second SIGHUP asks nothing more.
 
     The interpreter's C code writes signals to a pipe, and a thread reads them. A Python
     handler would wait until XLA returns from a compilation.
@@ -73,7 +74,9 @@ def on_signals() -> Iterator[Stop]:
 
     def watch() -> None:
         while number := os.read(out, 1):
-            if number[0] in heard:
+            # A terminal that closes sends SIGHUP twice: its shell does, and the kernel.
+            is_again = number[0] == signal.SIGHUP and stop.requested
+            if number[0] in heard and not is_again:
                 stop.ask()
 
     before = {number: signal.signal(number, lambda *_: None) for number in heard}

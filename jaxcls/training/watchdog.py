@@ -1,5 +1,6 @@
 """A watchdog ends a run without progress, and reports its last phase."""
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -51,15 +52,15 @@ class Watchdog:
                 self._end(phase, limit)
 
     def _end(self, phase: str, limit: float) -> None:
-        print(
+        said = (
             f"watchdog: {self._who} has got nowhere for {limit:g} s: {phase}. Another may"
             " be stuck or gone. What each thread was doing follows; start all of them"
-            " again, and the run goes on from its last checkpoint",
-            file=sys.stderr,
-            flush=True,
+            " again, and the run goes on from its last checkpoint"
         )
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
         try:
+            with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.
+                print(said, file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
             self._before()
         finally:
             os._exit(LOST)

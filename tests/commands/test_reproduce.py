@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -364,9 +365,13 @@ def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
 def test_an_archive_sets_no_flag_that_may_write(flag, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     start = {**START, "xla_flags": f"--xla_cpu_enable_fast_math=false {flag}"}
-    with pytest.raises(InputError, match="not set because an archive says so; if you"):
+    with pytest.raises(InputError, match="not set because a folder or an archive says"):
         reproducing._set_environment(start)
     assert os.environ["XLA_FLAGS"] == ""
+    two = {**start, "xla_flags": f"{flag} --xla_disable_hlo_passes=fusion"}
+    named = re.escape(f"XLA_FLAGS='{flag} --xla_disable_hlo_passes=fusion' jaxcls")
+    with pytest.raises(InputError, match=named):
+        reproducing._set_environment(two)
     # The user's own flag is the user's.
     monkeypatch.setenv("XLA_FLAGS", flag)
     monkeypatch.setenv("NPROC", "")

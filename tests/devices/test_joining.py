@@ -55,6 +55,54 @@ def test_those_that_are_missing_are_named_to_all(port):
     assert expected in other
 
 
+def test_a_process_that_gave_up_is_missing_for_all(port):
+    # It says its number and ends, as if it was killed.
+    done = []
+
+    def first_of_two():
+        for _ in range(2):
+            with socket.create_connection(("localhost", port)) as link:
+                link.sendall(b"jaxcls 3 1\n")
+                time.sleep(0.2)
+
+    def knock():
+        time.sleep(0.5)
+        first_of_two()
+        done.append(True)
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    said = joined(port, [(3, 0, 3, 0), (3, 2, 5, 1.5)])
+    thread.join()
+    assert done
+    assert all("1 of processes 0 to 2 did not join within 3 s" in x for x in said)
+
+
+def test_a_process_may_be_started_again_while_others_are_awaited(port):
+    def killed():
+        time.sleep(0.3)
+        with socket.create_connection(("localhost", port)) as link:
+            link.sendall(b"jaxcls 3 1\n")
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=killed)
+    thread.start()
+    assert joined(port, [(3, 0, 20, 0), (3, 1, 20, 0.8), (3, 2, 20, 1.2)]) == [""] * 3
+    thread.join()
+
+
+def test_who_is_missing_is_known_to_one_that_waited_longer_than_it_should(port):
+    first, other = joined(port, [(3, 0, 2, 0.8), (3, 2, 2, 0)])
+    assert "1 of processes 0 to 2 did not join within 2 s" in first
+    assert "1 of processes 0 to 2 did not join within 2 s" in other
+
+
+def test_many_that_are_missing_are_all_named(port):
+    first, other = joined(port, [(99, 0, 1, 0), (99, 98, 3, 0)])
+    assert "96, 97 of processes 0 to 98 did not join within 1 s; start them too" in first
+    assert first == other
+
+
 def test_a_number_given_twice_is_said_to_all(port):
     said = joined(port, [(3, 0, 20, 0), (3, 1, 20, 0.2), (3, 1, 20, 0.4)])
     assert all("two processes have --process=1; give each its own" in x for x in said)

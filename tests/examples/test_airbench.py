@@ -336,6 +336,13 @@ def test_arrays_of_images_that_the_model_does_not_have_are_refused(tiny, monkeyp
                 " | resize(16)", "data.eval_ops": "decode(1) | resize(16)"}),
         plugins=PLUGIN,
     )  # fmt: skip
+
+    def fails(self, images):
+        raise ZeroDivisionError("no images")
+
+    monkeypatch.setattr(airbench.Airbench, "from_images", fails)
+    with pytest.raises(InputError, match=r"from_images fails .ZeroDivisionError: no"):
+        exp.init()
     for wrong, message in (
         ({"whitened/kernel": np.zeros(3)}, "'params/whitened/kernel' .* no such array"),
         ({"whiten/bias": np.zeros(3)}, r"of shape \(3,\), and the model has shape \(8,\)"),

@@ -20,10 +20,15 @@ from tests.experiment.test_recipe import SCHEDULE_FREE
         ({"ema.decay": 0.9999, "length": "40 steps"}, "leaves 100% of the initial params"),
         (
             {"ema.decay": 0.9, "length": "12 steps"},
-            "all 12 updates; .* ema.decay=0.681",
+            "all 12 updates; .* ema.decay=0.68",
         ),
         ({"ema.decay": 0.9, "length": "40 steps", "ema.every": 2}, "all 20 updates"),
         ({"ema.decay": 0.9, "length": "40 steps"}, ""),
+        (
+            {"ema.decay": 0.9999, "length": "9500 steps"},
+            "warmup=true, or .*=0.99952",
+        ),
+        ({"ema.decay": 0.9, "ema.every": 99}, "all 0 updates; .* or a smaller ema.every$"),
         ({"ema.decay": 0.9999, "length": "40 steps", "ema.warmup": True}, ""),
         ({"ema.decay": 0.0}, ""),
         (SCHEDULE_FREE, "averaged params with BatchNorm's statistics of other params"),

@@ -130,6 +130,11 @@ def test_as_many_classes_of_other_names_get_a_fresh_head_or_are_kept_with_a_word
     auto = experiment.build(tiny(**{"init.weights": str(other), "init.head": "auto"}))
     assert "params/head/kernel" not in auto.initial.arrays
     # The same names in another order are no other way to write them.
+    skipped = experiment.build(
+        tiny(**{"init.weights": str(other), "init.skip": "head"})
+    ).initial
+    assert not any(path.startswith("params/head/") for path in skipped.arrays)
+    assert len(skipped.notes) == 1
     turned = tmp_path / "turned.safetensors"
     weights.write(turned, read.tensors, None, [str(i) for i in (1, 0, *range(2, 10))])
     with pytest.raises(InputError, match=r"what is '1' there is '0' here; give init.head="):

@@ -63,6 +63,9 @@ def test_a_signal_in_training_saves_and_leaves_with_75(train, tmp_path, number):
     process = train(*short)
     until(process, "step 20:")
     process.send_signal(number)
+    if number == signal.SIGHUP:  # A terminal that closes sends two.
+        time.sleep(0.001)
+        process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     first, second = said.splitlines()
