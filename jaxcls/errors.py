@@ -76,7 +76,10 @@ def printable(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    """Returns a character's escape, of Zs and Cf the character itself."""
+    """Returns a character's escape; a space, a joiner or a byte of no text is itself.
+
+    The marks that turn the direction of text are escaped.
+    """
     is_harmless = unicodedata.category(character) in ("Zs", "Cf", "Co", "Cs")
     is_turning = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return character if is_harmless and not is_turning else ascii(character)[1:-1]

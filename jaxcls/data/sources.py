@@ -41,7 +41,8 @@ class Dataset:
 
     def __init__(self, name: str, data_dir: str) -> None:
         self.folder = folder = _folder(name, data_dir)
-        _check_files(folder)
+        saved = manifest(folder)
+        _check_files(folder, saved.get("files", {}))
         _allow_open_files()
         self._builder = builder_of(folder)
         info, base = self._builder.info, name.partition(":")[0]
@@ -62,7 +63,7 @@ class Dataset:
             label.num_classes,
             tuple(label.names if label.num_classes else ()),
             {split: part.num_examples for split, part in info.splits.items()},
-            manifest(folder).get("fingerprint", ""),
+            saved.get("fingerprint", ""),
         )
         published.check(base, self.facts.splits, "data.name")
 
@@ -289,13 +290,13 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _check_files(folder: pathlib.Path) -> None:
+def _check_files(folder: pathlib.Path, sums: Mapping[str, str]) -> None:
     """Raises `InputError` for a small file of a dataset that is not as it was written.
 
-    Labels, class names and splits decide what a model learns. Shards are checked as they
-    are read, by ArrayRecord.
+    sums: {name: SHA-256}, of the manifest. Labels, class names and splits decide what a
+    model learns. Shards are checked as they are read, by ArrayRecord.
     """
-    for name, digest in manifest(folder).get("files", {}).items():
+    for name, digest in sums.items():
         file = folder / name
         try:
             is_same = sha256(file) == digest

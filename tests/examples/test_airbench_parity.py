@@ -4,10 +4,9 @@ import sys
 
 import pytest
 
-torch = pytest.importorskip("torch")
-from jaxcls.config import plugins  # noqa: E402
-from tests.conftest import ROOT  # noqa: E402
-from tests.models.test_parity import check, randomised  # noqa: E402
+from jaxcls.config import plugins
+from tests.conftest import ROOT
+from tests.models.test_parity import check, randomised, torch
 
 pytestmark = pytest.mark.slow
 plugins.load(str(ROOT / "examples/airbench.py"), "plugins")

@@ -116,6 +116,14 @@ def test_a_finished_run_is_not_told_from_changed_records(tiny, whole, tmp_path):
     assert train.run(experiment.build(tiny()), str(folder)).record == result.record
 
 
+def test_a_finished_run_is_told_where_its_data_are_gone(stopped, data_dir):
+    config, folder = stopped
+    result = train.run(experiment.build(config), str(folder))
+    config.data.dir = str(folder / "nowhere")
+    again = train.run(experiment.build(config), str(folder))
+    assert (again.record, again.already) == (result.record, True)
+
+
 def test_a_checkpoint_of_an_earlier_version_vouches_for_nothing(stopped):
     config, folder = stopped
     file = folder / "checkpoints/9/meta/metadata"
