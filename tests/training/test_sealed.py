@@ -116,10 +116,14 @@ def test_a_finished_run_is_not_told_from_changed_records(tiny, whole, tmp_path):
     assert train.run(experiment.build(tiny()), str(folder)).record == result.record
 
 
-def test_a_finished_run_is_told_where_its_data_are_gone(stopped, data_dir):
+def test_a_finished_run_is_told_where_its_data_are_gone(stopped, monkeypatch):
     config, folder = stopped
     result = train.run(experiment.build(config), str(folder))
-    config.data.dir = str(folder / "nowhere")
+
+    def absent(name, data_dir):
+        raise InputError(f"{name} is not in {data_dir}")
+
+    monkeypatch.setattr("jaxcls.data.sources.Dataset", absent)
     again = train.run(experiment.build(config), str(folder))
     assert (again.record, again.already) == (result.record, True)
 
