@@ -7,19 +7,21 @@ stray arguments, and accepts overrides that are NaN or a dict.
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import os
 import pathlib
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
 from jaxcls import console
-from jaxcls.config import loading
+from jaxcls.config import guesses, loading
 from jaxcls.config.plugins import Plugins
 from jaxcls.config.plugins import load as load_plugins
 from jaxcls.errors import (
@@ -31,6 +33,7 @@ from jaxcls.errors import (
     DivergedError,
     InputError,
     StoppedError,
+    did_you_mean,
     is_whole_number,
     printable,
 )
@@ -51,6 +54,7 @@ EXIT_STATUS = (
     "differs, 70 another process is stuck or gone, 75 stopped on request after saving,\n"
     "130 interrupted"
 )
+_FLAG = re.compile("--?[A-Za-z][\\w.-]*")
 
 
 class _Once(argparse.Action):
@@ -72,9 +76,21 @@ class _Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser without abbreviations, whose errors are an `InputError`."""
+    """An argparse parser without abbreviations, whose errors are an `InputError`.
 
-    def __init__(self, verb: str, about: str, epilog: str = "") -> None:
+    bare: The flag that a lone argument was meant for, such as --config.
+    hints: Whether another trainer's flag is answered with the config key that does it.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        about: str,
+        epilog: str = "",
+        *,
+        bare: str = "",
+        hints: bool = False,
+    ) -> None:
         super().__init__(
             prog=f"jaxcls {verb}",
             description=about,
@@ -83,8 +99,47 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.register("action", None, _Once)
+        self._bare, self._hints = bare, hints
+        self._given: list[str] = []
+
+    def flags(self) -> dict[str, tuple[str, bool]]:
+        """Returns {flag: (its help, whether it takes a value)} of all flags but --help."""
+        return {
+            action.option_strings[0]: (action.help or "", action.nargs != 0)
+            for action in self._actions
+            if action.option_strings and action.dest != "help"
+        }
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses `args`; raises `InputError` for an unknown flag before a missing one."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        known = self.flags().keys() | {"--help", "-h", "--"}
+        for argument, after in itertools.pairwise([*self._given, ""]):
+            flag, equals, value = argument.partition("=")
+            if _FLAG.fullmatch(flag) and flag not in known:
+                value = value if equals or after.startswith("-") else after
+                raise InputError(f"unknown flag {flag}{self._instead(flag, value, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def _instead(self, flag: str, value: str, known: Iterable[str]) -> str:
+        """Returns what to give in place of an unknown flag, as the end of a message."""
+        usual = "--" + flag.lstrip("-").replace("-", "_")
+        if usual in known:
+            return f"; it is {usual}"
+        if self._hints and (advice := guesses.advice(flag, value)):
+            return f"; {advice}"
+        near = did_you_mean(usual, known)
+        return f"{near}; {self.prog} --help shows what there is"
 
     def error(self, message: str) -> NoReturn:
+        takes_value = {flag for flag, (_, has_value) in self.flags().items() if has_value}
+        alone = [
+            text
+            for before, text in itertools.pairwise(["", *self._given])
+            if not text.startswith("-") and before not in takes_value
+        ]
+        if self._bare and alone and message.endswith((self._bare, *alone)):
+            raise InputError(f"{alone[0]} has no flag; give {self._bare}={alone[0]}")
         raise InputError(f"{message}; {self.prog} --help shows what there is")
 
 

@@ -29,7 +29,7 @@ from jaxcls.runs.workdir import Workdir
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
+    args = parser().parse_args(rest)
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
     predictions, whole = _files(args, top)
@@ -123,9 +123,10 @@ def _files(
     return predictions, whole
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     about = "Score a trained run on every example of a split."
-    parser = cli.Parser("evaluate", about, cli.OF_A_RUN)
+    parser = cli.Parser("evaluate", about, cli.OF_A_RUN, bare="--workdir")
     cli.add_run(parser)
     parser.add_argument(
         "--split",

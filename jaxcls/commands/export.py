@@ -16,12 +16,12 @@ from jaxcls.runs.workdir import Workdir
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
+    args = parser().parse_args(rest)
     plugins = cli.plugins(args)
     table = plugins.added_to("FORMATS", formats.FORMATS)
     kind = lookup(table, args.format, "--format")
     for flag, of in {"--names": "safetensors", "--batch_size": "tflite"}.items():
-        if flag in cli.given(_parser(), args) and args.format != of:
+        if flag in cli.given(parser(), args) and args.format != of:
             raise InputError(f"{flag} is of --format={of}; leave it out")
     formats.check(args.format, kind)
     asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
@@ -48,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     listed = "\n".join(f"  {name:12}{each.ABOUT}" for name, each in formats.FORMATS.items())
     parser = cli.Parser(
         "export",
         "Write a trained run for others, with model.json and an example of its use.",
         f"formats:\n{listed}\n\n{cli.OF_A_RUN}",
+        bare="--workdir",
     )
     cli.add_run(parser)
     add = parser.add_argument

@@ -44,7 +44,7 @@ EMBED = (
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status, 2 if any file is bad."""
     rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
+    args = parser().parse_args(rest)
     top = cli.whole_number(args.top, "--top", least=1)
     batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
     threads = cli.whole_number(args.threads, "--threads")
@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     return cli.answered(counts)
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     parser = cli.Parser("predict", "Classify image files with a trained run.", ABOUT)
     cli.add_run(parser)
     cli.add_images(parser, "IMAGE_OR_FOLDER", BATCH_SIZE)

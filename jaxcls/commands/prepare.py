@@ -19,9 +19,10 @@ from jaxcls.errors import DONE, InputError
 from jaxcls.experiment import show
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("prepare", "Make a dataset of images; or look at a batch of one.")
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
+    about = "Make a dataset of images; or look at a batch of one."
+    parser = cli.Parser("prepare", about, bare="--source")
     add = parser.add_argument
     add("--source", help="folder or archive: images, ImageNet, CIFAR, MNIST")
     add("--name", help="what data.name will be: small letters, digits, underscores")
@@ -38,8 +39,14 @@ def main(argv: Sequence[str]) -> int:
     add("--show", metavar="PNG", help="draw the first training batch of --config")
     add("--config", help="for --show: a config file, as train takes it")
     cli.add_plugins(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
+    flags = parser()
+    args = flags.parse_args(rest)
     given = [f for f in ("source", "tfds", "show") if getattr(args, f) is not None]
     if len(given) != 1:
         raise InputError(
@@ -59,14 +66,14 @@ def main(argv: Sequence[str]) -> int:
     if given == ["tfds"]:
         if args.name is not None:
             raise InputError(f"--tfds={args.tfds} has a name of its own; leave --name out")
-        _no_choice(parser, args, f"--tfds={args.tfds}")
+        _no_choice(flags, args, f"--tfds={args.tfds}")
         folder = convert.with_tfds(args.tfds, root)
     else:
         options = _options(args)
         _check_apart(options, root)
         old = tfrecords.tfds_folder(options.source)
         if old:
-            _no_choice(parser, args, f"{old} is a TFDS dataset, and")
+            _no_choice(flags, args, f"{old} is a TFDS dataset, and")
             folder = convert.from_tfrecord(old, root, options.name)
         else:
             folder = preparing.prepare(options, root, cli.plugins(args))

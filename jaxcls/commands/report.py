@@ -25,10 +25,10 @@ def names_of(paths: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(paths)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     about = "One HTML file of how runs and studies went and how good they are."
-    parser = cli.Parser("report", about, cli.OF_A_RUN)
+    parser = cli.Parser("report", about, cli.OF_A_RUN, bare="--workdir")
     add = parser.add_argument
     add("--workdir", default=[], action="append", help="folder of a run; once for each")
     add("--study", default=[], action="append", help="folder of a study; once for each")
@@ -45,11 +45,17 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.add_robustness(parser)
     cli.add_plugins(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
+    flags = parser()
+    args = flags.parse_args(rest)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
-        given = cli.given(parser, args) + (["--config"] if overrides else [])
+        given = cli.given(flags, args) + (["--config"] if overrides else [])
         _check_studies_alone(given, folders)
     plugins = cli.plugins(args)
     asked = assess.Asked(

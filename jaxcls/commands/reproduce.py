@@ -10,9 +10,9 @@ array at every recorded step. Status 0: the same; 4: it differs, and the first s
 arrays that do are named, with what differs in the environment."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("reproduce", ABOUT)
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
+    parser = cli.Parser("reproduce", ABOUT, bare="--workdir")
     add = parser.add_argument
     add("--workdir", required=True, help="a run's folder, or its archive")
     add("--steps", default="0", help="compare up to this step; 0: to the end")
@@ -24,8 +24,13 @@ def main(argv: Sequence[str]) -> int:
     add("--scratch", default="", help="folder for the new run, which is kept")
     cli.add_plugins(parser)
     add("--pack", default="", metavar="FILE.tar.gz", help="only write the archive")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
+    args = parser().parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
     tolerance = cli.number(args.tolerance, "--tolerance")
 

@@ -45,7 +45,7 @@ CACHE = "where the gallery's features are kept; in search/ of the run's folder b
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status, 2 if any file is bad."""
     rest, overrides = cli.split_overrides(argv)
-    args = _parser().parse_args(rest)
+    args = parser().parse_args(rest)
     args.gallery = os.path.expanduser(args.gallery)
     top = cli.whole_number(args.top, "--top", least=1)
     batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
     return cli.answered(counts, more)
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     about = "Find the images of a folder that are nearest to others, by a trained run."
     parser = cli.Parser("search", about, ABOUT)
     cli.add_run(parser)

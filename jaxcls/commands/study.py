@@ -43,9 +43,9 @@ _NEEDS = {
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     rest, overrides = cli.split_overrides(argv)
-    parser = _parser()
-    args = parser.parse_args(rest)
-    given = cli.given(parser, args)
+    flags = parser()
+    args = flags.parse_args(rest)
+    given = cli.given(flags, args)
     modes = [flag for flag in ("--config", "--verify", "--compare") if flag in given]
     if len(modes) != 1:
         raise InputError(
@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> int:
     return _verify(args, overrides) if args.verify else _study(args, overrides)
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser("study", ABOUT)
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
+    parser = cli.Parser("study", ABOUT, bare="--config", hints=True)
     add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:ARG]", help="such as configs/digits.py")
     add("--workdir", default="", help="runs/<name of the config>-study")

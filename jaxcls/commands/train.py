@@ -12,16 +12,15 @@ ABOUT = """Train an image classifier; the same command again continues, or says 
 run is finished. Any config key is set with --config.KEY=VALUE."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
-    from jaxcls.config import loading as configs
+def parser() -> cli.Parser:
+    """Returns the parser of the command's flags."""
     from jaxcls.config.knobs import describe
 
     keys = (
         "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
         f" refused\n{describe()}\n"
     )
-    parser = cli.Parser("train", ABOUT, keys)
+    parser = cli.Parser("train", ABOUT, keys, bare="--config", hints=True)
     add = parser.add_argument
     add(
         "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
@@ -38,8 +37,15 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.add_processes(parser)
     cli.add_plugins(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
+    from jaxcls.config import loading as configs
+
     rest, overrides = cli.split_overrides(argv)
-    args = parser.parse_args(rest)
+    args = parser().parse_args(rest)
     config = configs.load(args.config, cli.with_plugins(overrides, args))
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
     if not args.dry_run and args.process in ("", "0"):

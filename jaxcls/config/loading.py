@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcls.config import plugins, rules
+from jaxcls.config import guesses, plugins, rules
 from jaxcls.config.knobs import KNOBS, RETIRED
 from jaxcls.errors import InputError, did_you_mean, first_line
 
@@ -262,8 +262,10 @@ def _require_known(key: str) -> None:
 
 
 def _near(name: str) -> str:
-    """Formats the nearest key or group, or the keys of this name in groups."""
+    """Formats the keys of this name in groups, the key that does it, or the nearest one."""
     same = [repr(key) for key in KNOBS if key.split(".")[-1] == name]
     if same:
         return f" (did you mean {' or '.join(same)}?)"
+    if advice := guesses.advice(name):
+        return f"; {advice}"
     return did_you_mean(name, {*KNOBS, *(part for key in KNOBS for part in key.split("."))})

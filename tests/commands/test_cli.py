@@ -62,7 +62,12 @@ HELP = "; jaxcls train --help shows what there is"
     ("argv", "said"),
     [
         ([], "the following arguments are required: --config" + HELP),
-        (["--config=a", "--work=b"], "unrecognized arguments: --work=b" + HELP),
+        (
+            ["--work=b"],
+            "unknown flag --work (did you mean '--workdir'?)" + HELP,
+        ),
+        (["--Config=b"], "unknown flag --Config (did you mean '--config'?)" + HELP),
+        (["--config=a", "--xyz", "b"], "unknown flag --xyz" + HELP),
         (["--config=a", "--workdir"], "argument --workdir: expected one argument" + HELP),
         (["--config=a", "x", "--config", "a"], "--config is given twice; give it once"),
     ],

@@ -139,7 +139,7 @@ REFUSED = {
         ("--config.best.metric=top5", "best.metric='top5' .*one of loss, top1"),
         ('"--config.data.train_ops=resize(8)"', "must begin with decode"),
         ('"--config.data.train_ops=decode(1)|resize((16,24))"', "24x16 .* cannot take 16x"),
-        ("--workdr=x", "unrecognized arguments: --workdr=x"),
+        ("--workdr=x", "unknown flag --workdr"),
     ],
     "prepare": [
         ("", "give one of --source=FOLDER_OR_ARCHIVE, --tfds=NAME and --show=PNG"),
@@ -204,7 +204,7 @@ def test_an_unknown_verb_is_one_line_with_the_nearest_name(command):
     done = command("evalute", "--workdir=x")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        "error: unknown verb 'evalute' (did you mean 'evaluate'?); known: evaluate, export,"
+        "error: unknown verb 'evalute' (did you mean 'evaluate'?); known: completion, e"
     )
     assert done.stderr.count("\n") == 1
 
