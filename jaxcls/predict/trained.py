@@ -133,7 +133,9 @@ class TrainedRun:
         """Returns the features that the model's head sees, float32 [n, D].
 
         Args:
-            images, batch_size, threads: As of `predict`.
+            images: Pictures, as of `predict`.
+            batch_size: Images of a batch.
+            threads: Decoding threads; 0 is the run's.
 
         Raises `InputError` as `predict` does.
 

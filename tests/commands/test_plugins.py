@@ -174,7 +174,7 @@ def test_the_archive_has_its_digest_and_source_and_no_path(made, tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_documents_run_as_they_stand(command, tmp_path):
-    text = (ROOT / "docs/plugins.md").read_text()
+    text = (ROOT / "docs/howto/plugins.md").read_text()
     first, second = re.findall(r"^jaxcls (\w+) (.*)$", text, re.MULTILINE)
     for verb, rest in (first, second):
         flags = shlex.split(rest.replace("runs/squeeze", str(tmp_path / "run")))
@@ -189,7 +189,7 @@ def test_the_commands_of_the_documents_run_as_they_stand(command, tmp_path):
 def test_a_module_of_nnx_trains_as_the_documents_show(tmp_path, data_dir, monkeypatch):
     text = re.search(
         r"```python\n(# nnx_net\.py\n.*?)```",
-        (ROOT / "docs/plugins.md").read_text(),
+        (ROOT / "docs/howto/plugins.md").read_text(),
         re.DOTALL,
     )[1]
     (tmp_path / "nnx_net.py").write_text(text)

@@ -1,4 +1,4 @@
-"""The README's table of models is what its command prints, and what others publish."""
+"""The table of models in docs/ is what its command prints, and what others publish."""
 
 import re
 
@@ -41,10 +41,10 @@ def check_fit(name, library, model):
 
 
 @pytest.mark.slow
-def test_the_readmes_table_is_what_the_command_prints(costs, monkeypatch, capsys):
+def test_the_documents_table_is_what_the_command_prints(costs, monkeypatch, capsys):
     monkeypatch.setattr(models, "costs", costs.get)
     models.main()
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs/reference/models.md").read_text()
     (shown,) = re.findall(r"<!-- models -->\n(.*?)<!-- /models -->", readme, re.DOTALL)
     assert shown.strip() == capsys.readouterr().out.strip()
 
