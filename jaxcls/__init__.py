@@ -39,9 +39,10 @@ def load(
 
     Raises `InputError` if the folder holds no run, or no such checkpoint.
 
-    >>> run = jaxcls.load("runs/digits")
-    >>> run.predict(["seven.png", "two.png"]).names
-    ('7', '2')
+    Examples:
+        >>> run = jaxcls.load("runs/digits")
+        >>> run.predict(["seven.png", "two.png"]).names
+        ('7', '2')
     """
     from jaxcls.config.plugins import load as load_plugins
     from jaxcls.predict.trained import TrainedRun
@@ -68,9 +69,10 @@ def train(
     Raises `InputError` for a bad value, or a folder of another run; `DivergedError` if a
     loss or gradient was not finite.
 
-    >>> run = jaxcls.train("configs/digits.py", "runs/digits", {"length": "5 epochs"})
-    >>> run.class_names
-    ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+    Examples:
+        >>> run = jaxcls.train("configs/digits.py", "runs/digits", {"length": "5 epochs"})
+        >>> run.class_names
+        ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
     """
     has_jax = "jax" in sys.modules
     from jaxcls import experiment
@@ -102,9 +104,10 @@ def evaluate(
     Args:
         split: "test", "eval", "train", or a split as TFDS writes it, "train[:10%]".
 
-    >>> found = jaxcls.evaluate("runs/digits")
-    >>> found["n"], found["top1"] > 0.9
-    (360, True)
+    Examples:
+        >>> found = jaxcls.evaluate("runs/digits")
+        >>> found["n"], found["top1"] > 0.9
+        (360, True)
     """
     return load(folder, checkpoint, overrides, plugins).evaluate(split)
 

@@ -68,9 +68,10 @@ def apply(text: str, key: jax.Array, images: jax.Array) -> jax.Array:
 
     Raises `InputError` for an unknown name, or an option that it does not take.
 
-    >>> images = jnp.arange(2 * 32 * 32 * 3, dtype=jnp.uint8).reshape(2, 32, 32, 3)
-    >>> apply("flip | randaugment(2, 10)", jax.random.key(0), images).shape
-    (2, 32, 32, 3)
+    Examples:
+        >>> images = jnp.arange(2 * 32 * 32 * 3, dtype=jnp.uint8).reshape(2, 32, 32, 3)
+        >>> apply("flip | randaugment(2, 10)", jax.random.key(0), images).shape
+        (2, 32, 32, 3)
     """
     number = jnp.arange(len(images), dtype=jnp.int32)
     start = jnp.float32(0.0)

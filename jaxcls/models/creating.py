@@ -39,9 +39,10 @@ def create(
     Raises `InputError` for an unknown name, an option that it does not take, and weights of
     another model.
 
-    >>> module, variables = create("resnet18", num_classes=10)
-    >>> module.apply(variables, jnp.zeros((1, 64, 64, 3)), False).logits.shape
-    (1, 10)
+    Examples:
+        >>> module, variables = create("resnet18", num_classes=10)
+        >>> module.apply(variables, jnp.zeros((1, 64, 64, 3)), False).logits.shape
+        (1, 10)
     """
     module = calls.build_one(name, MODELS, "name", num_classes=num_classes, dtype=dtype)
     images = jnp.zeros((1, *image_shape), jnp.float32)

@@ -113,9 +113,10 @@ class TrainedRun:
         Raises `InputError`, which names the place and the reason, for an image that cannot
         be read.
 
-        >>> run = jaxcls.load("runs/digits")
-        >>> run.predict("seven.png").names
-        ('7',)
+        Examples:
+            >>> run = jaxcls.load("runs/digits")
+            >>> run.predict("seven.png").names
+            ('7',)
         """
         found = self._answers(images, False, batch_size, threads)
         rows = [each.probabilities for each in found]
@@ -139,8 +140,9 @@ class TrainedRun:
 
         Raises `InputError` as `predict` does.
 
-        >>> jaxcls.load("runs/digits").embed(["seven.png", "two.png"]).shape
-        (2, 128)
+        Examples:
+            >>> jaxcls.load("runs/digits").embed(["seven.png", "two.png"]).shape
+            (2, 128)
         """
         found = self._answers(images, True, batch_size, threads)
         rows = [each.embed for each in found]
