@@ -63,6 +63,13 @@ def of(*verbs):
     return pytest.mark.parametrize("command", found.values(), ids=found)
 
 
+# What stands in for the hub's weights: zeros, by the model they are of.
+HUB = {
+    "resnet50.a1_in1k": "resnet50",
+    "vit_small_patch16_224.augreg_in21k_ft_in1k": "vit_s_16",
+}
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, data_dir):
     """A working directory as the README supposes one, and a stand-in for the hub.
@@ -99,14 +106,17 @@ def checkout(tmp_path_factory, data_dir):
     made = cells.make(["optim.lr=0.001,0.004"], [], 0, 0, "all")
     of_rates = running.Study(loaded, made, list(range(5)), rates)
     running.conclude(of_rates, "top1", made[0].name)
-    published = zeros_of("resnet50")
-    (folder / "resnet50-11ad3fa6.pth").write_bytes(saved(published, zipped))
-    (folder / "hub").mkdir()
-    told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.95, "bicubic")
-    weights.write(folder / "hub" / "model.safetensors", published, told, ())
-    timm = {"mean": told.mean, "std": told.std, "interpolation": told.interpolation}
-    beside = {"architecture": "resnet50", "pretrained_cfg": timm}
-    (folder / "hub" / "config.json").write_text(json.dumps(beside))
+    published = saved(zeros_of("resnet50"), zipped)
+    (folder / "resnet50-11ad3fa6.pth").write_bytes(published)
+    for name, model in HUB.items():
+        there = folder / "hub" / name
+        there.mkdir(parents=True)
+        told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.95, "bicubic")
+        zeros = zeros_of(model, "timm")
+        weights.write(there / "model.safetensors", zeros, told, ())
+        timm = {"mean": told.mean, "std": told.std, "interpolation": told.interpolation}
+        beside = {"architecture": name.partition(".")[0], "pretrained_cfg": timm}
+        (there / "config.json").write_text(json.dumps(beside))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TFDS_DATA_DIR", str(data_dir))
@@ -123,8 +133,13 @@ def checkout(tmp_path_factory, data_dir):
 def _as_a_reader(checkout, data_dir, monkeypatch):
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    there = {file.name: file for file in (checkout / "hub").iterdir()}
-    monkeypatch.setattr(hub, "fetch", lambda repository, name: there.get(name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def fetch(repository, name):
+        file = checkout / "hub" / repository.name.removeprefix("timm/") / name
+        return file if file.is_file() else None
+
+    monkeypatch.setattr(hub, "fetch", fetch)
 
 
 def test_every_command_of_the_documents_is_one_of_these():
@@ -147,6 +162,8 @@ def test_a_command_that_needs_more_than_a_laptop_is_right(line, capsys):
 # Two steps, so that each is compiled, run, evaluated and saved.
 SHORT = {
     "length": "2 steps",
+    "batch_size": "16",
+    "mesh.devices": "1",
     "optim.warmup": "0 steps",
     "optim.cooldown": "0 steps",
     "optim.head_first": "0 steps",
