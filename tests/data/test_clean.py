@@ -61,7 +61,7 @@ def test_an_image_is_turned_upright(orientation, form):
 def test_a_plain_file_comes_back_as_it_is(form, mode):
     data = encode(NOISE, form, mode)
     assert clean(data).data is data
-    assert clean(data) == Cleaned(data, 24, 36)
+    assert clean(data, hashed=False) == Cleaned(data, 24, 36)
     assert clean(data, Shrink(24)).data is data
 
 
