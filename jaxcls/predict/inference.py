@@ -53,7 +53,7 @@ def read(exp: experiment.Experiment, image: Source) -> np.ndarray:
     if pixels.shape != shape:
         raise decode.DecodeError(
             f"{pixels.shape[1]}x{pixels.shape[0]} pixels after data.eval_ops, and the"
-            f" model takes {shape[1]}x{shape[0]}"
+            f" model takes {shape[1]}x{shape[0]}; give images of that size"
         )
     return pixels
 
