@@ -23,7 +23,6 @@ from jaxcls.data.stills import (
     DecodeError,
     check_header,
     explained,
-    is_halved,
     load,
     opened,
     silent,
@@ -104,7 +103,7 @@ def clean(
             plain = seen is not None
         changes = (
             ("shrunk", shrink is not None and min(image.size) > shrink.short),
-            ("halved", is_halved(image)),
+            ("halved", _is_halved(image)),
             ("turned", turn_of(image) is not None),
             ("converted", not plain),
         )
@@ -196,18 +195,24 @@ def _as_decoded(data: bytes, image: Image.Image) -> np.ndarray | None:
     """
     decode = Decode(len(image.getbands()))
     try:
-        if not is_halved(image):
+        if not _is_halved(image):
             return decode.jpeg(data)
         simplejpeg.decode_jpeg(data, "GRAY", min_factor=8)  # At an eighth of the size.
     except ValueError as error:
         if not any(kind in str(error) for kind in _HARMLESS):
             raise
-    if not is_halved(image):
+    if not _is_halved(image):
         with contextlib.suppress(DecodeError):
             seen = decode.opencv(data)
             if np.array_equal(seen, np.asarray(image).reshape(seen.shape)):
                 return seen
     return None
+
+
+def _is_halved(image: Image.Image) -> bool:
+    """Returns whether the sides of an image that is `opened` are half its file's."""
+    # Pillow's `draft` sets it; that of a PNG may be (1,).
+    return getattr(image, "decoderconfig", ())[:1] == (2,)
 
 
 def _hash_of(pixels: np.ndarray | Image.Image, width: int) -> int:

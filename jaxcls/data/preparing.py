@@ -266,7 +266,7 @@ def stored_of(outcome: Outcome) -> Table:
     for change, how in CHANGES.items():
         if change in outcome.stored:
             first, files, before, after = outcome.stored[change]
-            times = f"{after / before:.1f} times"
+            times = f"{after / before:.2f} times"
             made.add_row(how, shown(first), f"{files:,}", f"{after:,}", times)
     return made
 

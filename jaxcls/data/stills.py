@@ -55,8 +55,9 @@ def explained() -> Iterator[None]:
 def opened(data: bytes) -> Image.Image:
     """Opens a file with Pillow, which decodes no pixels yet unless it is an icon.
 
-    The sides of a JPEG of over MAX_PIXELS are halved: see `is_halved`. Raises `DecodeError`
-    as `check_header` does, and for a file that Pillow cannot read.
+    A JPEG of MAX_PIXELS to MAX_HALVED is opened at half its sides, which libjpeg decodes
+    from the lower coefficients. Raises `DecodeError` as `check_header` does, and for a file
+    that Pillow cannot read.
     """
     if not data:
         raise DecodeError("empty, 0 bytes")
@@ -86,14 +87,6 @@ def opened(data: bytes) -> Image.Image:
         image.draft(None, (width // 2, height // 2))
     check_header(image)
     return image
-
-
-def is_halved(image: Image.Image) -> bool:
-    """Returns whether the sides of an image that is `opened` are half its file's.
-
-    libjpeg decodes it so, from a quarter of the coefficients.
-    """
-    return bool(getattr(image, "decoderconfig", ()))
 
 
 def _has_one_scan(data: bytes) -> bool:

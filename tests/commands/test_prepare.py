@@ -249,8 +249,8 @@ def test_what_is_stored_anew_is_a_table_and_growth_is_said(source, run, capsys):
     first = next(name for name in images if name in ("a/1.jpg", "b/2.jpg"))
     times = f"{after / before:.1f} times"
     assert rows[at + 2 : -1] == [
-        f"turned upright, as PNG {first} 2 {after:,} {times}",
-        f"of another form, as PNG a/3.gif 1 {gif:,} {gif / file:.1f} times",
+        f"turned upright, as PNG {first} 2 {after:,} {after / before:.2f} times",
+        f"of another form, as PNG a/3.gif 1 {gif:,} {gif / file:.2f} times",
         f"note: 2 turned files are stored as PNG, which changes no pixel: {times} their"
         " bytes; --shrink=512 stores larger ones as JPEG",
     ]

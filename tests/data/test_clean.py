@@ -560,6 +560,15 @@ def test_what_cannot_be_halved_in_little_memory_is_refused(low_limits, data, mon
             read(data)
 
 
+def test_an_interlaced_png_is_let_be():
+    # All of Adam7's passes but the first are empty.
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
+    pixel = chunk(b"IDAT", zlib.compress(b"\0abc"))
+    data = b"\x89PNG\r\n\x1a\n" + header + pixel + chunk(b"IEND", b"")
+    assert clean(data).data is data
+    check_read(data, np.array([[[97, 98, 99]]], np.uint8))
+
+
 def test_the_missing_end_of_a_halved_jpeg_is_seen(low_limits):
     data = encode(LARGE, "JPEG", quality=90)
     for cut in (data[:-200], data[:-200] + b"\xff\xd9"):
