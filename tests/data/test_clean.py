@@ -560,6 +560,14 @@ def test_what_cannot_be_halved_in_little_memory_is_refused(low_limits, data, mon
             read(data)
 
 
+def test_an_opened_picture_over_the_limit_is_refused_with_the_way_that_works(low_limits):
+    image = Image.open(io.BytesIO(encode(LARGE, "JPEG")))
+    said = "^83x61 pixels, over the limit of 2000, or 5120 for the file of a JPEG"
+    with pytest.raises(decode.DecodeError, match=said):
+        pixels_of(image, decode.decode(3))
+    assert image.size == (83, 61)
+
+
 def test_an_interlaced_png_is_let_be():
     # All of Adam7's passes but the first are empty.
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
