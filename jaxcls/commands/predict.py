@@ -60,11 +60,16 @@ def main(argv: Sequence[str]) -> int:
     found = inference.predict(
         exp, weights, paths, batch_size=batch_size, threads=threads, embed=bool(embed)
     )
+    adding = (
+        features.writing(embed, inference.width(exp, weights))
+        if embed
+        else contextlib.nullcontext()
+    )
     with (
         clean.quiet(),
         console.explained(),
         memory.explained("--batch_size", batch_size),
-        features.writing(embed) if embed else contextlib.nullcontext() as add,
+        adding as add,
     ):
         counts = write(args.format, found, names, top, add)
     files.say_left_out(left_out)

@@ -200,11 +200,24 @@ def check_labels(batch: Batch, num_classes: int, split: str) -> None:
         )
 
 
-def transform(ops: Sequence[Op], image: bytes, rng: Random) -> np.ndarray:
-    """Applies every op to one encoded image; returns uint8 [H, W, C]."""
+def transform(ops: Sequence[Op], image: bytes | np.ndarray, rng: Random) -> np.ndarray:
+    """Applies every op to an encoded image, or to pixels; returns uint8 [H, W, C].
+
+    Raises `DecodeError` for an image that an op cannot take.
+    """
     out: Any = image
     for op in ops:
-        out = op(out, rng)
+        try:
+            out = op(out, rng)
+        except (InputError, decode.DecodeError, MemoryError):
+            raise
+        except Exception as error:  # An op may be the user's code.
+            sides = np.shape(out)[1::-1]
+            size = f" of {sides[0]}x{sides[1]} pixels" if len(sides) == 2 else ""
+            raise decode.DecodeError(
+                f"an op fails on an image{size} ({type(error).__name__}:"
+                f" {first_line(error)}); mend the op, or leave the image out"
+            ) from None
     return out
 
 
@@ -230,13 +243,8 @@ def output_shape(
         png = cv2.imencode(".png", pixels)[1].tobytes()
         try:
             out = transform(ops, png, example_rng(0, 0))
-        except InputError as error:
+        except (InputError, decode.DecodeError) as error:
             raise InputError(f"{key}: {error}") from None
-        except Exception as error:  # An op may be the user's code.
-            raise InputError(
-                f"{key}: an op fails on an image of {w}x{h} pixels"
-                f" ({type(error).__name__}: {first_line(error)})"
-            ) from None
         if np.ndim(out) != 3 or out.dtype != np.uint8:
             raise InputError(
                 f"{key}: its ops give {np.asarray(out).dtype} {list(np.shape(out))}, and"
@@ -269,7 +277,7 @@ class _Filled:
         for row, rng, (image, label) in zip(rows, rngs, read, strict=True):
             try:
                 pixels = transform(ops, image, rng)
-            except ValueError as error:
+            except decode.DecodeError as error:
                 where = source.where(int(index[row]))
                 raise InputError(f"{where}: {error}") from None
             with self._lock:
@@ -278,8 +286,9 @@ class _Filled:
             if pixels.shape != self.images.shape[1:]:
                 shapes = sorted([pixels.shape, self.images.shape[1:]])
                 raise InputError(
-                    f"images of several sizes in one batch ({shapes[0]}, {shapes[1]}); end"
-                    " data.train_ops and data.eval_ops with one size, such as resize(224)"
+                    f"{source.where(int(index[row]))}: images of several sizes in one batch"
+                    f" ({shapes[0]}, {shapes[1]}); end data.train_ops and data.eval_ops"
+                    " with one size, such as resize(224)"
                 )
             self.images[row], self.labels[row] = pixels, label
 

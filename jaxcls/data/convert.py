@@ -101,7 +101,7 @@ def _checked(
                 f"{where} has label {example.label}, and there are {classes} classes;"
                 " prepare the dataset again"
             )
-        contents.add(example.digests()[1], example.label)
+        contents.add(example.digest(), example.label)
         yield record
 
 

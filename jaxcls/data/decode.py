@@ -161,7 +161,8 @@ def resize_short(size: int, filter: str = "bilinear") -> Op:
         if h * w > MAX_PIXELS:
             raise DecodeError(
                 f"{width}x{height} pixels become {w}x{h}, over the limit of {MAX_PIXELS};"
-                " crop it, or leave it out"
+                f" crop the image, leave it out, or use resize({side}) in place of"
+                f" resize_short({side})"
             )
         return scale(image, h, w)
 

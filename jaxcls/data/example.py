@@ -17,15 +17,14 @@ class Example(NamedTuple):
     image: bytes
     label: int
 
-    def digests(self) -> tuple[bytes, bytes]:
-        """Returns (image digest, record digest), both SHA-256.
+    def digest(self) -> bytes:
+        """Returns a SHA-256 over that of the image, the name and the label.
 
-        The record digest covers the image digest, the name and the label; `Fingerprint`
-        adds it.
+        `writer.Contents` adds it to the fingerprint.
         """
         image = hashlib.sha256(self.image).digest()
         rest = len(self.name).to_bytes(8, "little") + self.name + b"%d" % self.label
-        return image, hashlib.sha256(image + rest).digest()
+        return hashlib.sha256(image + rest).digest()
 
 
 def serialize(example: Example) -> bytes:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import io
+import operator
 import os
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ from jaxcls import atomic, console
 from jaxcls.config.plugins import NONE, Plugins
 from jaxcls.data import published, writer
 from jaxcls.data.batches import in_order
-from jaxcls.data.clean import Shrink, clean, quiet
+from jaxcls.data.clean import CHANGES, Shrink, clean, quiet
 from jaxcls.data.decode import DecodeError
 from jaxcls.data.example import Example, serialize
 from jaxcls.data.importers import open_source
@@ -50,13 +51,38 @@ class Options(NamedTuple):
 class Outcome:
     """What became of the files: rejected ones, the contents, the examples per split.
 
-    sizes: the (height, width) of the images.
+    sizes: the (height, width) of the images. stored: `Stored` of each key of CHANGES.
     """
 
     rejected: list[tuple[str, str]]
     contents: writer.Contents
     kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    stored: dict[str, "Stored"] = dataclasses.field(default_factory=dict)
+
+
+class Stored(NamedTuple):
+    """Files that are stored anew: the first one, their number, bytes before and after."""
+
+    first: str
+    files: int = 0
+    before: int = 0
+    after: int = 0
+
+
+class _Made(NamedTuple):
+    """A record; digest: of `Example.digest`. The rest is as `clean` gives it.
+
+    before, after: bytes of the file, and as it is stored.
+    """
+
+    record: bytes
+    digest: bytes
+    pixels: int
+    size: tuple[int, int]
+    change: str
+    before: int
+    after: int
 
 
 def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pathlib.Path:
@@ -89,6 +115,8 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
         shutil.rmtree(scratch)
         _settle_rejected(target.parent / REJECTED, options, outcome)
         _check_none_lost(found, outcome)
+        if outcome.stored:
+            show(stored_of(outcome))
         sizes, names = outcome.sizes, found.class_names
         one_size = sizes.pop() if len(sizes) == 1 else (None, None)
         features = writer.features(names, (*one_size, found.channels))
@@ -102,7 +130,8 @@ def prepare(options: Options, root: pathlib.Path, plugins: Plugins = NONE) -> pa
             test_fraction=fractions[1],
             shrink=options.shrink._asdict() if options.shrink else None,
         )
-    for note in (*found.notes, *findings(found.class_names, outcome.kept)):
+    notes = findings(found.class_names, outcome.kept)
+    for note in (*found.notes, *_grown(outcome), *notes):
         say(f"note: {note}")
     return target
 
@@ -124,33 +153,37 @@ def _records(
         console=console.console(),
         disable=not sys.stdout.isatty(),
     )
-    rows, contents = array.array("q"), array.array("Q")
+    rows, seen = array.array("q"), array.array("q")
     for row, made in zip(order, examples, strict=True):
+        name = os.fsdecode(listing.names[row])
         if isinstance(made, str):
-            outcome.rejected.append((os.fsdecode(listing.names[row]), made))
+            outcome.rejected.append((name, made))
             continue
-        record, content, digest, size = made
-        outcome.contents.add(digest, int(listing.labels[row]))
-        outcome.sizes.add(size)
+        outcome.contents.add(made.digest, int(listing.labels[row]))
+        outcome.sizes.add(made.size)
+        if made.change:
+            first, *sums = outcome.stored.get(made.change, Stored(name))
+            more = 1, made.before, made.after
+            outcome.stored[made.change] = Stored(first, *map(operator.add, sums, more))
         rows.append(row)
-        contents.append(int.from_bytes(content[:8], "little"))
-        yield record
+        seen.append(made.pixels)
+        yield made.record
     labels = np.asarray(outcome.contents.labels[split])
-    outcome.kept[split] = Kept(listing.names[rows], labels, np.asarray(contents))
+    outcome.kept[split] = Kept(listing.names[rows], labels, np.asarray(seen))
 
 
-def _example(
-    listing: Listing, shrink: Shrink | None, row: int
-) -> tuple[bytes, bytes, bytes, tuple[int, int]] | str:
-    """Returns (record, image digest, record digest, (height, width)) or a rejection."""
+def _example(listing: Listing, shrink: Shrink | None, row: int) -> _Made | str:
+    """Returns a record, or the reason of a rejection."""
     try:
-        cleaned = clean(listing.read(row), shrink)
+        data = listing.read(row)
+        cleaned = clean(data, shrink)
     except (DecodeError, OSError) as error:
         return str(error)
     label = int(listing.labels[row])
     example = Example(bytes(listing.names[row]), cleaned.data, label)
-    size = cleaned.height, cleaned.width
-    return serialize(example), *example.digests(), size
+    size, sizes = (cleaned.height, cleaned.width), (len(data), len(cleaned.data))
+    record, digest = serialize(example), example.digest()
+    return _Made(record, digest, cleaned.pixels, size, cleaned.change, *sizes)
 
 
 def _settle_rejected(path: pathlib.Path, options: Options, outcome: Outcome) -> None:
@@ -223,6 +256,32 @@ def left_out_of(found: ImageSource) -> Table:
     for why, paths in found.left_out.items():
         made.add_row(why, shown(paths[0]), f"{len(paths):,}")
     return made
+
+
+def stored_of(outcome: Outcome) -> Table:
+    """Returns the table of files that are stored anew: how, an example, what they take."""
+    made = console.table(
+        "", "stored anew", "such as", "files", "bytes", "of before", texts=2
+    )
+    for change, how in CHANGES.items():
+        if change in outcome.stored:
+            first, files, before, after = outcome.stored[change]
+            times = f"{after / before:.2f} times"
+            made.add_row(how, shown(first), f"{files:,}", f"{after:,}", times)
+    return made
+
+
+def _grown(outcome: Outcome) -> list[str]:
+    """Returns a note if upright files are PNGs of over twice the bytes of their JPEGs."""
+    if "turned" not in outcome.stored:
+        return []
+    _, files, before, after = outcome.stored["turned"]
+    if after <= 2 * before:
+        return []
+    return [
+        f"{files:,} turned files are stored as PNG, which changes no pixel:"
+        f" {after / before:.1f} times their bytes; --shrink=512 stores larger ones as JPEG"
+    ]
 
 
 def show(table: Table) -> None:

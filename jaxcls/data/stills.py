@@ -12,8 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-# The largest image in pixels; headers are checked against it.
+# The largest image in pixels, as it is decoded; headers are checked against it.
 MAX_PIXELS = 100_000_000
+# The largest JPEG of one scan; above MAX_PIXELS its sides are halved as it is decoded.
+# Phones make up to 201 megapixels.
+MAX_HALVED = 256_000_000
+MAX_RATIO = 100  # The longest image, in its width or height.
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit; Pillow would warn earlier.
 # What Pillow opens: formats whose header states the pixels that are decoded. An ICNS, say,
 # holds files of any size.
@@ -51,7 +55,9 @@ def explained() -> Iterator[None]:
 def opened(data: bytes) -> Image.Image:
     """Opens a file with Pillow, which decodes no pixels yet unless it is an icon.
 
-    Raises `DecodeError` as `check_header` does, and for a file that Pillow cannot read.
+    A JPEG of MAX_PIXELS to MAX_HALVED is opened at half its sides, which libjpeg decodes
+    from the lower coefficients. Raises `DecodeError` as `check_header` does, and for a file
+    that Pillow cannot read.
     """
     if not data:
         raise DecodeError("empty, 0 bytes")
@@ -75,18 +81,42 @@ def opened(data: bytes) -> Image.Image:
                 height = abs(int.from_bytes(sides[4:], "little", signed=True)) // 2
             check_size(width, height)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    # Of several scans, libjpeg holds all coefficients, 2 bytes each, at any scale.
+    if MAX_PIXELS < width * height <= MAX_HALVED and _has_one_scan(data):
+        image.draft(None, (width // 2, height // 2))
     check_header(image)
     return image
 
 
+def _has_one_scan(data: bytes) -> bool:
+    """Returns whether a JPEG's first scan has every component, of sequential codes."""
+    colours = 0
+    for kind, start, _ in _segments(data) if data[:2] == b"\xff\xd8" else ():
+        if kind in (0xC0, 0xC1):
+            colours = int.from_bytes(data[start + 5 : start + 6])
+        elif kind == 0xDA:
+            return colours == int.from_bytes(data[start : start + 1]) > 0
+    return False
+
+
 def check_size(width: int, height: int) -> None:
-    """Raises `DecodeError` for too many pixels."""
+    """Raises `DecodeError` for too many pixels, or an image that is a line."""
     if width * height > MAX_PIXELS:
-        raise DecodeError(f"{width}x{height} pixels, over the limit of {MAX_PIXELS}")
+        raise DecodeError(
+            f"{width}x{height} pixels, over the limit of {MAX_PIXELS}, or {MAX_HALVED} for"
+            " the file of a JPEG of one scan; scale it, e.g. with:"
+            " magick IN -resize 8000x8000 OUT.jpg"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise DecodeError(
+            f"{width}x{height} pixels, over {MAX_RATIO} times as long as wide; crop it, or"
+            " leave it out"
+        )
 
 
 def check_header(image: Image.Image) -> None:
-    """Raises `DecodeError` for a drawing, too many pixels or several images."""
+    """Raises `DecodeError` for a drawing, a size as of `check_size` or several images."""
     if image.format == "EPS":  # Pillow would run Ghostscript on it.
         raise DecodeError("PostScript, a drawing; convert it to PNG first")
     check_size(*image.size)
@@ -218,4 +248,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image if image.mode == "L" else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -63,7 +63,7 @@ class Contents:
         self.labels[split], self.shards[split] = array.array("q"), []
 
     def add(self, digest: bytes, label: int) -> None:
-        """Adds an example to the last split; digest: the second of `Example.digests`."""
+        """Adds an example to the last split; digest: of `Example.digest`."""
         self._fingerprint.update(digest)
         next(reversed(self.labels.values())).append(label)
 

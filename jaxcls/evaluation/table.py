@@ -132,7 +132,7 @@ def as_json(
     cells = np.stack([truth, taken_for, found.matrix[truth, taken_for]], axis=-1)
     whole = {
         **record,
-        "without_numbers": found.non_finite,
+        "non_finite": found.non_finite,
         "headline": {name: one._asdict() for name, one in found.headline.items()},
         "rows": [_as_json(row) for row in done.rows],
         "corruptions": [

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxcls import atomic
 from jaxcls.config.loading import flat, from_flat
 from jaxcls.data import pictures
 from jaxcls.devices import mesh
@@ -20,16 +21,19 @@ IMAGES = 64
 
 def draw(exp: Experiment, path: str) -> None:
     """Writes `grid` as a picture; raises `InputError` if `path` cannot be written."""
-    if not pathlib.Path(path).suffix:
+    file = pathlib.Path(path)
+    if not file.suffix:
         raise InputError(f"--show={path} has no suffix; try --show={path}.png")
-    picture = Image.fromarray(grid(exp))
-    try:
-        picture.save(path)
-    except (OSError, ValueError) as error:
+    form = Image.registered_extensions().get(file.suffix.lower(), "")
+    if form not in Image.SAVE:
         raise InputError(
-            f"--show={path} cannot be written ({error}); try --show=batch.png"
-        ) from None
-    print(f"training images as the model sees them: {pathlib.Path(path)}")
+            f"--show={path} cannot be written (unknown suffix {file.suffix}); try"
+            " --show=batch.png"
+        )
+    picture = Image.fromarray(grid(exp))
+    with atomic.writing(file, "wb", "try --show=batch.png") as out:
+        picture.save(out, form)
+    print(f"training images as the model sees them: {file}")
 
 
 def grid(exp: Experiment) -> np.ndarray:

@@ -40,7 +40,8 @@ class Prediction(NamedTuple):
 def read(exp: experiment.Experiment, image: Source) -> np.ndarray:
     """Returns one image as the model input, uint8 [H, W, C].
 
-    Raises `decode.DecodeError` if it cannot be decoded or has another size.
+    Raises `decode.DecodeError` if it cannot be decoded, an op cannot take it, or it has
+    another size.
     """
     shape, (first, *rest) = exp.data.eval_shape, exp.data.eval_ops
     assert isinstance(first, decode.Decode)  # eval_shape requires it.
@@ -48,13 +49,11 @@ def read(exp: experiment.Experiment, image: Source) -> np.ndarray:
         pixels = clean.pixels(files.read(image), first)
     else:
         pixels = clean.pixels_of(image, first)
-    rng = batches.example_rng(0, 0)
-    for op in rest:
-        pixels = op(pixels, rng)
+    pixels = batches.transform(rest, pixels, batches.example_rng(0, 0))
     if pixels.shape != shape:
         raise decode.DecodeError(
             f"{pixels.shape[1]}x{pixels.shape[0]} pixels after data.eval_ops, and the"
-            f" model takes {shape[1]}x{shape[0]}"
+            f" model takes {shape[1]}x{shape[0]}; give images of that size"
         )
     return pixels
 
@@ -106,6 +105,13 @@ def predict(
                 yield each
             else:
                 yield Prediction(each[0], probabilities, features)
+
+
+def width(exp: experiment.Experiment, weights: dict[str, Any]) -> int:
+    """Returns the number of features of an image; computes none."""
+    image = jax.ShapeDtypeStruct((1, *exp.data.eval_shape), np.uint8)
+    made = jax.eval_shape(exp.recipe.embed_step(), exp.recipe.variables(weights), image)
+    return int(made.shape[1])
 
 
 def make_step(exp: experiment.Experiment, embed: bool) -> Step:

@@ -146,14 +146,9 @@ class TrainedRun:
         """
         found = self._answers(images, True, batch_size, threads)
         rows = [each.embed for each in found]
-        return np.stack(rows) if rows else np.zeros((0, self._features), np.float32)
-
-    @property
-    def _features(self) -> int:
-        """The number of features of an image."""
-        image = jax.ShapeDtypeStruct((1, *self._exp.data.eval_shape), np.uint8)
-        made = jax.eval_shape(self._exp.recipe.embed_step(), self.variables, image)
-        return int(made.shape[1])
+        if rows:
+            return np.stack(rows)
+        return np.zeros((0, inference.width(self._exp, self._weights)), np.float32)
 
     def evaluate(self, split: str = "test", *, batch_size: int = 0) -> dict[str, Any]:
         """Returns the figures of the run on every example of a split, each counted once.

@@ -310,6 +310,7 @@ def test_logits_that_are_no_numbers_are_said_and_count_as_wrong(loaded, capsys):
     names = list("0123456789")
     whole = tables.as_json(done, names, {})
     json.dumps(whole, allow_nan=False)
+    assert whole["non_finite"] == 360
     assert whole["headline"]["loss"] == {"value": None, "low": None, "high": None}
     tables.show(done, names, about="", every_class=False)
     assert "360 of 360 examples have non-finite logits" in capsys.readouterr().out

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.special import expit, softmax
 
+import jaxcls
 from jaxcls import commands, experiment
 from jaxcls.commands import predict as printed
 from jaxcls.data import decode, sources
@@ -116,7 +117,7 @@ def build(tiny):
     facts = sources.Facts(
         "mine", "1.0.0", (None, None, 1), 3, ("x", "y", "z"), {"train": 9}
     )
-    return lambda **more: experiment.build(tiny(**values, **more), facts)
+    return lambda **more: experiment.build(tiny(**{**values, **more}), facts)
 
 
 @pytest.fixture
@@ -210,9 +211,54 @@ def test_a_file_is_seen_upright_and_on_white(build, tmp_path):
 def test_an_image_of_another_size_than_the_models_is_refused_with_both(tiny, tmp_path):
     exp = experiment.build(tiny())
     Image.new("L", (9, 7)).save(tmp_path / "x.png")
-    said = "^9x7 pixels after data.eval_ops, and the model takes 8x8$"
+    said = "^9x7 pixels after data.eval_ops, and the model takes 8x8; give images of that"
     with pytest.raises(decode.DecodeError, match=said):
         inference.read(exp, str(tmp_path / "x.png"))
+
+
+def test_an_image_that_an_op_cannot_take_is_named_and_the_others_are_answered(
+    build, tmp_path, monkeypatch
+):
+    def narrow():
+        return lambda image, rng: image[[0, 1, 2, 3, 4, 5, 6, 7]]
+
+    monkeypatch.setattr(decode, "HOST_OPS", {**decode.HOST_OPS, "narrow": narrow})
+    ops = "decode(1) | resize_short(400) | center_crop(8)"
+    shapes = {"a.png": (8, 8), "b.png": (1, 101), "c.png": (7, 700), "d.png": (12, 8)}
+    paths = [str(tmp_path / name) for name in shapes]
+    for path, shape in zip(paths, shapes.values(), strict=True):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+    exp = build(**{"data.eval_ops": ops})
+    monkeypatch.setattr(decode, "MAX_PIXELS", 400 * 4_000)
+    found = list(inference.predict(exp, exp.init()._asdict(), paths))
+    assert [each.path for each in found] == paths
+    assert [isinstance(each, Bad) for each in found] == [False, True, True, False]
+    assert found[1].why == (
+        "101x1 pixels, over 100 times as long as wide; crop it, or leave it out"
+    )
+    assert found[2].why == (
+        "700x7 pixels become 40000x400, over the limit of 1600000; crop the image, leave it"
+        " out, or use resize(400) in place of resize_short(400)"
+    )
+    exp = build(**{"data.eval_ops": "decode(1) | narrow | resize(8)"})
+    found = list(inference.predict(exp, exp.init()._asdict(), [paths[2], paths[3]]))
+    assert isinstance(found[1], inference.Prediction)
+    assert found[0].why.startswith(
+        "an op fails on an image of 700x7 pixels (IndexError: index 7 is out of bounds"
+    )
+    assert found[0].why.endswith("; mend the op, or leave the image out")
+
+
+def test_the_features_of_no_image_have_their_width(run, tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    for given in ("-", str(tmp_path / "bad.png")):
+        file = tmp_path / "features.npz"
+        with _standard_input(b"", tmp_path):
+            commands.main(["predict", f"--workdir={run}", f"--embed={file}", given])
+        with np.load(file) as found:
+            assert found["embed"].shape == (0, jaxcls.load(run).embed([]).shape[1])
+            assert found["path"].shape == (0,)
+    assert jaxcls.load(run).embed([]).shape[1] == 8
 
 
 # The command, on a run of two steps.

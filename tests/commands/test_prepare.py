@@ -18,7 +18,7 @@ from jaxcls import commands
 from jaxcls.data import sources, writer
 from jaxcls.errors import InputError
 from tests.data.importers.test_trees import packed, tar
-from tests.images import encode, far, picture, pillow, pixels, write
+from tests.images import encode, far, picture, pillow, pixels, segment, upright, write
 
 CLASSES = ("cat, big", "dog", "naïve ☃")
 
@@ -221,6 +221,88 @@ def test_notes_and_shrink(source, run, capsys):
         "note: 1 images are in train and in val, such as train/a/1.png and val/a/3.png:"
         " scores on val will be too good",
     ]
+
+
+def test_what_is_stored_anew_is_a_table_and_growth_is_said(source, run, capsys):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    large = np.ascontiguousarray(pixels(0, height=200, width=300))
+    turned = encode(large, "JPEG", exif=exif), encode(large[::-1], "JPEG", exif=exif)
+    root = source({
+        "a/1.jpg": turned[0], "b/2.jpg": turned[1], "a/3.gif": picture(3, "GIF"),
+        "a/4.jpg": picture(4), "b/5.jpg": encode(large, "JPEG"),
+    })  # fmt: skip
+    folder = run(root)
+    found = sources.Dataset("photos", str(folder.parent.parent)).source("train", "k")
+    images = dict(zip(
+        map(os.fsdecode, found.names(np.arange(5))),
+        (image for image, _ in found.read(np.arange(5))), strict=True,
+    ))  # fmt: skip
+    after, before = (
+        sum(len(images[n]) for n in ("a/1.jpg", "b/2.jpg")),
+        sum(map(len, turned)),
+    )
+    assert far(pillow(images["a/1.jpg"]), upright(turned[0])) == 0
+    gif, file = len(images["a/3.gif"]), len(picture(3, "GIF"))
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()]
+    at = rows.index("stored anew such as files bytes of before")
+    first = next(name for name in images if name in ("a/1.jpg", "b/2.jpg"))
+    times = f"{after / before:.1f} times"
+    assert rows[at + 2 : -1] == [
+        f"turned upright, as PNG {first} 2 {after:,} {after / before:.2f} times",
+        f"of another form, as PNG a/3.gif 1 {gif:,} {gif / file:.2f} times",
+        f"note: 2 turned files are stored as PNG, which changes no pixel: {times} their"
+        " bytes; --shrink=512 stores larger ones as JPEG",
+    ]
+    assert after > 2 * before
+    run(root, "--shrink=100", name="small")
+    out = capsys.readouterr().out
+    assert "note" not in out
+    (row,) = [line.split() for line in out.splitlines() if "shrunk, as JPEG" in line]
+    assert row[4] == "3"
+
+
+def test_a_leak_is_found_by_its_pixels_across_all_splits(source, run, capsys):
+    a, b, c, d = (np.ascontiguousarray(pixels(k, 40, 60)) for k in range(4))
+    jpeg = encode(c, "JPEG", exif=Image.Exif())
+    comment = segment(jpeg, 0xFE, b"taken by me")
+    other = d.copy()
+    other[39, 59, 2] ^= 1
+    folder = run(source({
+        "train/x/a.png": encode(a, compress_level=1), "val/x/a0.png": encode(a, "BMP"),
+        "train/y/b.jpg": encode(b, "JPEG"),
+        "test/y/b.png": encode(pillow(encode(b, "JPEG")), compress_level=9),
+        "val/y/c.jpg": jpeg, "test/x/c1.jpg": comment,
+        "train/x/d.png": encode(d), "val/y/d.png": encode(other),
+        "train/x/e.png": encode(pixels(9)), "train/y/e2.png": encode(pixels(9), "TIFF"),
+    }))  # fmt: skip
+    assert sources.manifest(folder)["examples"]["train"] == [3, 2]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
+    leak = "note: 1 images are in {} and in {}, such as {} and {}: scores on {} will be too"
+    pair = "train/x/e.png and train/y/e2.png"
+    swapped = "train/y/e2.png and train/x/e.png"
+    expected = {
+        leak.format("train", "val", "train/x/a.png", "val/x/a0.png", "val"),
+        leak.format("train", "test", "train/y/b.jpg", "test/y/b.png", "test"),
+        leak.format("val", "test", "val/y/c.jpg", "test/x/c1.jpg", "test"),
+    }
+    assert {line.removesuffix(" good") for line in notes if "scores on" in line} == expected
+    assert [line.replace(swapped, pair) for line in notes if "scores on" not in line] == [
+        f"note: train holds 1 images twice, such as {pair}",
+        f"note: train has 1 images in two classes, such as {pair}",
+    ]
+
+
+def test_a_line_is_listed_as_no_image(source, bad, run, capsys):
+    good = {f"{name}/{k}.jpg": picture(k) for k, name in enumerate("aabb")}
+    root = source({**good, "a/line.png": encode(np.zeros((1, 5000), np.uint8))})
+    bad(
+        f"--source={root}", "--name=photos", left=["photos/rejected.csv"],
+        said=r"such as a/line.png: 5000x1 pixels, over 100 times .* with --max_bad=1$",
+    )  # fmt: skip
+    folder = run(root, "--max_bad=1")
+    assert list(rejected(folder.parent / "rejected.csv")) == ["a/line.png"]
+    assert table(folder)["train"].keys() == good.keys()
 
 
 def test_what_is_left_out_is_a_table_of_reasons(source, run, capsys):

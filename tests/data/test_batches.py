@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -232,12 +233,46 @@ def test_a_record_that_does_not_decode_is_named():
     assert not data_threads()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("broken"), r"ValueError: broken\)"),
+        (IndexError("index 7"), r"IndexError: index 7\)"),
+        (ZeroDivisionError(), r"ZeroDivisionError: ZeroDivisionError\)"),
+        (cv2.error("two\nlines"), r"error: two\)"),
+    ],
+)
+def test_an_image_that_an_op_cannot_take_is_named_with_what_to_do(error, said):
+    def fails(image, rng):
+        if image[0, 0, 0] == 17:
+            raise error
+        return image
+
+    ops = [pixels, fails]
+    said = rf"^record 17 of the dataset: an op fails on an image of 2x1 pixels \({said}"
+    for read in (lambda: train(Numbered(20), 10, stop=2, ops=ops),
+                 lambda: evaluate(Numbered(20), 7, ops=ops)):  # fmt: skip
+        with pytest.raises(
+            InputError, match=f"{said}; mend the op, or leave the image out"
+        ):
+            read()
+
+
+def test_no_memory_is_no_fault_of_an_image():
+    def fails(image, rng):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        evaluate(Numbered(4), 4, ops=[fails])
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_images_of_several_sizes_are_refused(threads):
     def grows(image, rng):
         return np.zeros((1 + np.frombuffer(image, np.int32)[0], 2, 3), np.uint8)
 
-    with pytest.raises(InputError, match=r"several sizes .*such as resize\(224\)"):
+    said = r"^record \d of the dataset: images of several sizes .*such as resize\(224\)"
+    with pytest.raises(InputError, match=said):
         evaluate(Numbered(4), 4, ops=[grows], threads=threads)
 
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +63,7 @@ def test_an_image_is_turned_upright(orientation, form):
 def test_a_plain_file_comes_back_as_it_is(form, mode):
     data = encode(NOISE, form, mode)
     assert clean(data).data is data
-    assert clean(data) == Cleaned(data, 24, 36)
+    assert clean(data, hashed=False) == Cleaned(data, 24, 36)
     assert clean(data, Shrink(24)).data is data
 
 
@@ -487,3 +489,214 @@ def test_bytes_among_the_pixels_hide_no_missing_end():
     for read in (clean, lambda data: pixels(data, decode.decode(3))):
         with pytest.raises(decode.DecodeError, match="truncated"):
             read(data[:-40])
+
+
+@pytest.fixture
+def low_limits(monkeypatch):
+    """A JPEG is halved from 2,001 pixels, and refused from 5,121."""
+    for module in (stills, decode):
+        monkeypatch.setattr(module, "MAX_PIXELS", 2_000)
+    monkeypatch.setattr(stills, "MAX_HALVED", 5_120)
+
+
+LARGE = photographs()[0][200:261, 300:383]  # 5,063 pixels, of odd sides.
+
+
+def halved(data, mode=cv2.IMREAD_REDUCED_COLOR_2):
+    """A JPEG at half its sides by OpenCV, which turns it by its EXIF."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), mode)[:, :, ::-1]
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+@pytest.mark.parametrize("sampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_over_the_limit_is_halved(low_limits, mode, sampling, orientation):
+    options = {"subsampling": sampling, "exif": turned(orientation), "quality": 90}
+    data = encode(LARGE, "JPEG", mode, **options)
+    expected = halved(data)
+    assert expected.shape == ((31, 42, 3) if orientation == 1 else (42, 31, 3))
+    with quiet():
+        cleaned = clean(data)
+        assert cleaned.change == "halved"
+        assert far(decoded(cleaned), expected) == 0
+        assert far(pixels(data, decode.decode(3)), expected) == 0
+    assert clean(data, Shrink(16)).change == "shrunk"
+    assert (clean(data, Shrink(31)).width == 31) == (orientation > 1)
+
+
+def test_a_phones_second_view_and_cmyk_are_halved_too(low_limits):
+    views = {"save_all": True, "append_images": [Image.new("RGB", (36, 24))]}
+    data = encode(LARGE, "MPO", **views)
+    assert far(decoded(clean(data)), halved(data)) == 0
+    data = encode(LARGE, "JPEG", "CMYK")
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (41, 30))
+    assert far(decoded(clean(data)), np.asarray(image.convert("RGB"))) == 0
+
+
+def test_at_the_limit_a_jpeg_is_what_it_was(low_limits):
+    data = encode(LARGE[:40, :50], "JPEG")
+    assert clean(data).data is data
+    check_read(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(LARGE, "JPEG", progressive=True),
+        encode(LARGE, "PNG"),
+        encode(LARGE, "WEBP"),
+        encode(np.zeros((40, 129), np.uint8), "JPEG"),
+        sampled([(1, 1)] * 3, 40, 80).replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x0c\1"),
+    ],
+    ids=["progressive", "PNG", "WebP", "5,160 pixels", "a scan of one component"],
+)
+def test_what_cannot_be_halved_in_little_memory_is_refused(low_limits, data, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # Before a pixel is decoded.
+    for read in (clean, lambda data: pixels(data, decode.decode(3))):
+        with pytest.raises(
+            decode.DecodeError, match=r"over the limit of 2000, or 5120 for"
+        ):
+            read(data)
+
+
+def test_an_opened_picture_over_the_limit_is_refused_with_the_way_that_works(low_limits):
+    image = Image.open(io.BytesIO(encode(LARGE, "JPEG")))
+    said = "^83x61 pixels, over the limit of 2000, or 5120 for the file of a JPEG"
+    with pytest.raises(decode.DecodeError, match=said):
+        pixels_of(image, decode.decode(3))
+    assert image.size == (83, 61)
+
+
+def test_an_interlaced_png_is_let_be():
+    # All of Adam7's passes but the first are empty.
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
+    pixel = chunk(b"IDAT", zlib.compress(b"\0abc"))
+    data = b"\x89PNG\r\n\x1a\n" + header + pixel + chunk(b"IEND", b"")
+    assert clean(data).data is data
+    check_read(data, np.array([[[97, 98, 99]]], np.uint8))
+
+
+def test_the_missing_end_of_a_halved_jpeg_is_seen(low_limits):
+    data = encode(LARGE, "JPEG", quality=90)
+    for cut in (data[:-200], data[:-200] + b"\xff\xd9"):
+        for read in (clean, lambda data: pixels(data, decode.decode(3))):
+            with pytest.raises(decode.DecodeError, match=r"truncated|remature end"):
+                read(cut)
+
+
+def flat(width, height):
+    """A grey JPEG of any size: in these tables, a block without a change is 5 bits of 0."""
+    data = sampled([(2, 2), (1, 1), (1, 1)], 16, 16)
+    at = data.index(b"\xff\xc0") + 5
+    start = data.index(b"\xff\xda") + 14
+    blocks = -(-width // 16) * -(-height // 16) * 6
+    sides = height.to_bytes(2) + width.to_bytes(2)
+    scan = bytes(-(-5 * blocks // 8))
+    return data[:at] + sides + data[at + 4 : start] + scan + b"\xff\xd9"
+
+
+PEAK = """
+import sys
+from jaxcls.data.clean import Shrink, clean, pixels
+from jaxcls.data.decode import Decode
+from jaxcls.data.stills import DecodeError
+
+data, how = sys.stdin.buffer.read(), sys.argv[1]
+def memory(kind):
+    return int(open("/proc/self/status").read().split(kind)[1].split()[0])
+
+before = memory("VmRSS:")
+try:
+    if how == "pixels":
+        height, width, _ = pixels(data, Decode(3)).shape
+    else:
+        _, height, width, _, _ = clean(data, Shrink(512) if how == "shrink" else None)
+except DecodeError:
+    height = width = 0
+print(width, height, memory("VmHWM:") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is in /proc")
+@pytest.mark.parametrize(
+    ("given", "size", "most"),
+    [
+        ((12_000, 9_000), (4_500, 6_000), 350_000),
+        ((16_320, 12_240), (6_120, 8_160), 550_000),
+        ((21_000, 12_000), (6_000, 10_500), 700_000),
+        ((30_000, 20_000), (0, 0), 20_000),
+    ],
+)
+def test_a_phones_photograph_takes_bounded_memory(given, size, most):
+    data = segment(flat(*given), 0xE1, b"Exif\0\0" + turned(6).tobytes()[6:])
+    for how in ("shrink", "clean", "pixels"):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, how], input=data, capture_output=True, check=True
+        )
+        width, height, kilobytes = map(int, done.stdout.split())
+        if how == "shrink" and width:
+            assert (min(width, height), width < height) == (512, True)
+        else:
+            assert (width, height) == size
+        assert kilobytes < most
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
+def test_a_line_is_no_image(form):
+    reader = decode.decode(3)
+    for shape in ((1, 101), (101, 1), (3, 301)):
+        data = encode(np.zeros(shape, np.uint8), form)
+        said = f"^{shape[1]}x{shape[0]} pixels, over 100 times as long as wide; crop it"
+        with Image.open(io.BytesIO(data)) as image:
+            for read in (
+                lambda data=data: clean(data),
+                lambda data=data: clean(data, Shrink(256)),
+                lambda data=data: pixels(data, reader),
+                lambda image=image: pixels_of(image, reader),
+                lambda shape=shape: pixels_of(np.zeros(shape, np.uint8), reader),
+            ):
+                with pytest.raises(decode.DecodeError, match=said):
+                    read()
+    for shape in ((1, 100), (100, 1), (1, 1)):
+        data = encode(np.zeros(shape, np.uint8), form)
+        assert pixels(data, reader).shape == (*shape, 3)
+
+
+def hashes(*files):
+    with quiet():
+        return {clean(data).pixels for data in files}
+
+
+def test_the_same_pixels_have_one_hash_whatever_the_file():
+    tall = photographs()[0][:300, :200]  # Of several bands.
+    jpeg = encode(tall, "JPEG")
+    seen = pillow(jpeg)
+    assert len(hashes(
+        jpeg,
+        segment(jpeg, 0xFE, b"a comment"),
+        encode(tall, "JPEG", exif=turned(1)),
+        encode(seen, compress_level=1),
+        encode(seen, compress_level=9),
+        encode(seen, "BMP"),
+        encode(seen, "WEBP", lossless=True),
+        encode(seen, mode="RGBA"),
+        encode(np.rot90(seen), exif=turned(6)),
+    )) == 1  # fmt: skip
+    grey = encode(tall, "JPEG", "L")
+    values = pillow(grey, "L")
+    as_rgb = np.stack([values] * 3, -1)
+    assert len(hashes(grey, encode(values), encode(as_rgb), encode(values, "GIF"))) == 1
+
+
+def test_other_pixels_have_other_hashes():
+    files = [encode(NOISE.reshape(shape)) for shape in ((24, 36, 3), (36, 24, 3))]
+    flat_ones = [encode(np.zeros(shape, np.uint8)) for shape in ((2, 6), (3, 4), (6, 2))]
+    for place in ((0, 0, 0), (299, 199, 2), (256, 0, 1)):
+        changed = photographs()[0][:300, :200].copy()
+        changed[place] ^= 1
+        files.append(encode(changed))
+    files.append(encode(photographs()[0][:300, :200]))
+    files += [encode(NOISE[::-1]), encode(NOISE[:, :, ::-1]), *flat_ones]
+    assert len(hashes(*files)) == len(files)

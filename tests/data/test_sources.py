@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxcls.data import sources, splits
+from jaxcls.data import batches, decode, sources, splits
 from jaxcls.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -267,6 +267,23 @@ def test_a_missing_shard_is_named_when_its_split_is_opened(data_dir, tmp_path):
     said = re.escape(f"data.test='test[:5]': shard {shard} is missing")
     with pytest.raises(InputError, match=said):
         dataset.source("test[:5]", "data.test")
+
+
+def test_a_shard_of_fewer_records_than_its_split_is_said(data_dir, tmp_path):
+    folder = copy(data_dir, tmp_path, "mine")
+    short, long = (
+        folder / f"digits-{split}.array_record-00000-of-00001"
+        for split in ("test", "train")
+    )
+    long.write_bytes(short.read_bytes())
+    dataset = sources.Dataset("mine", str(tmp_path))
+    for split, first in (("train", 0), ("train[300:]", 300), ("train[400:]", 400)):
+        source = dataset.source(split, "data.train")
+        plans = batches.eval_plans(len(source), 64, slice(0, 64))
+        row = max(0, 360 - first)
+        said = rf"^record {row} of split '{re.escape(split)}' .* cannot be read: a shard is"
+        with pytest.raises(InputError, match=said):
+            list(batches.decoded(source, [decode.decode(1)], plans, seed=0, threads=1))
 
 
 def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):

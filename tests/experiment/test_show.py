@@ -45,7 +45,11 @@ def test_a_caption_names_the_class_or_the_two_that_are_mixed():
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
+def test_the_command_writes_a_picture(tmp_path, data_dir, capsys, monkeypatch):
+    def half_a_picture(self, file, *more):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
     out = tmp_path / "batch.png"
     config = ["--config=configs/digits.py", f"--config.data.dir={data_dir}"]
     assert commands.main(["prepare", f"--show={out}", *config]) == 0
@@ -53,6 +57,13 @@ def test_the_command_writes_a_picture(tmp_path, data_dir, capsys):
     with Image.open(out) as picture:
         assert picture.format == "PNG"
         assert len(picture.convert("L").getcolors()) > 20
+    before = out.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(Image.Image, "save", half_a_picture)
+        with pytest.raises(InputError, match=r"batch.png cannot be written \(No space"):
+            commands.main(["prepare", f"--show={out}", *config])
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
     for given, said in {
         f"--show={tmp_path}/no/batch.png": r"cannot be written .*--show=batch\.png",
         f"--show={tmp_path}/batch.xyz": r"cannot be written .*--show=batch\.png",

@@ -13,7 +13,10 @@ IMBALANCE = 10
 
 
 class Kept(NamedTuple):
-    """The examples written to a split: names [n] bytes, labels [n], content hashes [n]."""
+    """The examples written to a split: names [n] bytes, labels [n], pixels' hashes [n].
+
+    The hashes may be others in the next process.
+    """
 
     names: np.ndarray
     labels: np.ndarray
@@ -45,10 +48,11 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
     for (one, a), (other, b) in itertools.combinations(splits.items(), 2):
         _, in_a, in_b = np.intersect1d(a.hashes, b.hashes, return_indices=True)
         if in_a.size:
+            first = in_a.argmin()
             lines.append(
                 f"{in_a.size:,} images are in {one} and in {other}, such as"
-                f" {shown(a.names[in_a[0]])} and {shown(b.names[in_b[0]])}: scores on"
-                f" {other} will be too good"
+                f" {shown(a.names[in_a[first]])} and {shown(b.names[in_b[first]])}: scores"
+                f" on {other} will be too good"
             )
     return lines
 
@@ -59,11 +63,13 @@ def _twice(split: str, kept: Kept) -> list[str]:
     names, labels, hashes = kept.names[order], kept.labels[order], kept.hashes[order]
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
     torn = same[labels[same] != labels[same + 1]]
-    return [
-        f"{split} {text}, such as {shown(names[rows[0]])} and {shown(names[rows[0] + 1])}"
-        for rows, text in (
-            (same, f"holds {same.size:,} images twice"),
-            (torn, f"has {torn.size:,} images in two classes"),
-        )
-        if rows.size
-    ]
+    lines = []
+    for rows, text in (
+        (same, f"holds {same.size:,} images twice"),
+        (torn, f"has {torn.size:,} images in two classes"),
+    ):
+        if rows.size:
+            at = rows[order[rows].argmin()]
+            one, other = shown(names[at]), shown(names[at + 1])
+            lines.append(f"{split} {text}, such as {one} and {other}")
+    return lines

@@ -90,6 +90,21 @@ def test_images_in_two_splits_are_counted_once():
     assert not any("test" in line for line in lines)
 
 
+def test_the_example_of_a_note_does_not_depend_on_the_hashes():
+    for start in range(20):
+        text = [f"{start + k}" for k in range(8)]
+        rows = [(f"{k}", k % 3, text[k // 2]) for k in range(16)]
+        train = kept(*rows)
+        val = kept(*((f"v{k}", k % 3, text[7 - k]) for k in range(8)))
+        lines = findings(("a", "b", "c"), {"train": train, "val": val})
+        assert lines == [
+            "train holds 8 images twice, such as 0 and 1",
+            "train has 8 images in two classes, such as 0 and 1",
+            "8 images are in train and in val, such as 0 and v7: scores on val will be too"
+            " good",
+        ]
+
+
 def test_odd_names_are_shown_on_one_line():
     rows = [(os.fsdecode(b"\xff\n.png"), 0, "x"), ("b.png", 1, "x"), ("ü.png", 1, "y")]
     for line in findings(("a", "b"), {"train": kept(*rows)}):

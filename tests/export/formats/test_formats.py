@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -18,14 +19,23 @@ from PIL import Image
 
 from jaxcls import commands, experiment
 from jaxcls.config import loading
-from jaxcls.data import clean, decode, sources
+from jaxcls.data import clean, decode, sources, stills
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts, writing
 from jaxcls.export.formats import FORMATS, example, safetensors
 from jaxcls.export.formats.model import Asked, Model
 from jaxcls.predict import inference
 from jaxcls.training import train
-from tests.images import NOISE, before_pixels, chunk, encode, pixels, sampled, write
+from tests.images import (
+    NOISE,
+    before_pixels,
+    chunk,
+    encode,
+    pixels,
+    sampled,
+    segment,
+    write,
+)
 from tests.modules import built, shapes
 
 FACTS = sources.Facts("photos", "", (None, None, 3), 2, ("a", "b"), {"train": 50, "val": 9})
@@ -98,6 +108,43 @@ def test_an_example_sees_the_pixels_that_predict_sees(tiny, tmp_path, ops):
         ours = inference.read(exp, str(file)).astype(int)
         # Grey is rounded otherwise by OpenCV.
         assert np.abs(seen.astype(int) - ours).max() <= shape[-1] % 3, file
+
+
+@pytest.mark.parametrize("ops", [OPS[0], "decode(1) | resize(20)"])
+def test_an_example_halves_and_refuses_what_predict_does(tiny, tmp_path, ops, monkeypatch):
+    values = {"data.name": "photos", "data.train_ops": ops, "data.eval_ops": ops}
+    exp = experiment.build(tiny(**values), FACTS)
+    shape = exp.data.eval_shape
+    text = example.source(("import jax", ""), facts.steps(exp), shape, "softmax")
+    text = text[: text.index("\n\n\nstatus = 0")]
+    (tmp_path / "model.json").write_text('{"labels": []}')
+    names = {"__file__": str(tmp_path / "example.py")}
+    exec(text, names)
+    for module in (stills, decode):
+        monkeypatch.setattr(module, "MAX_PIXELS", 1_000)
+    monkeypatch.setattr(stills, "MAX_HALVED", 3_000)
+    names |= {"MAX_PIXELS": 1_000, "MAX_HALVED": 3_000}
+    large = np.ascontiguousarray(pixels(3, height=45, width=61))
+    folder = write(tmp_path / "files", {
+        "large.jpg": encode(large, "JPEG"),
+        "turned.jpg": segment(encode(large, "JPEG"), 0xE1, EXIF),
+        "grey.jpg": encode(large, "JPEG", "L"),
+        "large.png": encode(large), "line.gif": encode(np.zeros((1, 101), np.uint8), "GIF"),
+        "progressive.jpg": encode(large, "JPEG", progressive=True),
+        "larger.jpg": encode(np.zeros((55, 61), np.uint8), "JPEG"),
+    })  # fmt: skip
+    for file in sorted(folder.iterdir()):
+        if file.name in ("large.jpg", "turned.jpg", "grey.jpg"):
+            seen = names["pixels"](file).astype(int)
+            ours = inference.read(exp, str(file)).astype(int)
+            assert np.abs(seen - ours).max() <= shape[-1] % 3, file
+            continue
+        with pytest.raises(decode.DecodeError) as refused:
+            inference.read(exp, str(file))
+        with pytest.raises(
+            names["DecodeError"], match=f"^{re.escape(str(refused.value))}$"
+        ):
+            names["pixels"](file)
 
 
 # One of each family, and of what differs in one. VGG has no part that AlexNet and ResNet
