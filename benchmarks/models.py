@@ -1,4 +1,4 @@
-"""The table of docs/reference/models.md: ``python -m benchmarks.models`` prints it, in Markdown.
+"""The table of docs/reference/models.md; ``python -m benchmarks.models`` prints it.
 
 Parameters and multiply-adds for one image follow from shapes, at 224 pixels and 1,000
 classes (wrn*: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
