@@ -61,7 +61,7 @@ def keys_page() -> str:
     for key, knob in KNOBS.items():
         group = key.rpartition(".")[0] or "The run"
         mark = " *" if knob.identity else ""
-        about = re.sub(r"([\[<*_|])", r"\\\1", knob.about)
+        about = re.sub(r"([\[*_|])", r"\\\1", knob.about).replace("<", "&lt;")
         row = f"| `{key}`{mark} | `{json.dumps(knob.default)}` | {about} |"
         groups.setdefault(group, []).append(row)
     head = "| key | default | what it is |\n|---|---|---|\n"

@@ -29,8 +29,7 @@ batch_size = 128  examples of a step, over all devices and hosts
 length = "10 epochs"  length of the run, in epochs, steps or examples
 model.name = "cnn"  an entry of MODELS, with options: 'cnn(dropout=0.2)'
 model.dtype = "auto"  dtype of the computation; params are float32. auto: bfloat16 on
-    accelerators, float32 on CPU (the device decides it, so it belongs to the topology of
-    law 1)
+    accelerators, float32 on CPU
 model.batch_norm_groups = 1  groups of BatchNorm: rows m, m + k, ... of the batch share
     statistics, for each m below k; 1: the whole global batch
 model.matmul_precision = ""  precision of products and convolutions: bfloat16, tensorfloat32
@@ -39,7 +38,8 @@ model.remat = ""  recompute in the backward pass, which saves memory: blocks (th
     each block, about a third more work), elementwise (all inside but convolutions and
     products); '': nothing. The last bits differ, so it is part of the run
 data.name = "digits"  a TFDS dataset in ArrayRecord: 'name[/config][:1.2.3]'
-data.dir ~ ""  folder of the dataset; '': TFDS_DATA_DIR or ~/tensorflow_datasets
+data.dir ~ ""  folder that holds NAME/VERSION of datasets, as --data_dir of prepare; '':
+    TFDS_DATA_DIR or ~/tensorflow_datasets
 data.train = "train"  split to train on; TFDS slices: 'train[:90%]'
 data.eval = ""  split that drives keep-best and early stopping; '': none
 data.test = ""  split scored once, at the end; '': none
