@@ -67,11 +67,13 @@ class Checkpoints:
         pending: bool = False,
         anchor: bool = False,
         records: Mapping[str, str] = MappingProxyType({}),
+        means: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Starts to write `state` at the step of the state.
 
         digests: the digests of the state. records: the seals of the files of records up to
-        now, by name, for `records.check_sealed`. pending: work due at this step is not done
+        now, by name, for `records.check_sealed`. means: of training values since the last
+        record, as `training.means` keeps them. pending: work due at this step is not done
         yet; see `checkpoint.take_pending`. anchor: `rewind` may return to this checkpoint,
         so the last anchor is kept. Raises RuntimeError for a non-finite state.
         """
@@ -88,6 +90,7 @@ class Checkpoints:
             "anchor": anchor,
             "digests": digests,
             "records": dict(records),
+            "means": dict(means),
         }
         meta["seal"] = checkpoint.seal_of(meta)
         items = checkpoint.items_of(checkpoint.to_tree(state))
@@ -162,6 +165,12 @@ class Checkpoints:
         self.wait()
         hosts.on_first(lambda: checkpoint.take_pending(self._folder, step))
         self._manager.reload()
+
+    def means(self, step: int) -> dict[str, Any]:
+        """Returns the "means" that a checkpoint was saved with; {} if there are none."""
+        with contextlib.suppress(checkpoint.CorruptError):
+            return checkpoint.meta_of(self._folder, step).get("means", {})
+        return {}
 
     def _steps(self) -> list[int]:
         """Returns the steps with a checkpoint; none if the folder cannot be listed."""
