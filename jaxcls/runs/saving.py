@@ -5,7 +5,8 @@ import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -30,10 +31,17 @@ class Checkpoints:
     A save that fails loses no older checkpoint: it logs a warning, and the run continues.
     As a context manager, it waits at the exit for the current save, unless another process
     of the save may be gone.
+
+    watched: Makes a block of what may get stuck in a save.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int,
+        watched: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._folder, self._watched = folder, watched
         self._policy = _KeepLastAnd(keep)
         self._manager = ocp.CheckpointManager(
             folder,
@@ -55,7 +63,8 @@ class Checkpoints:
             return
         self.wait()
         try:
-            self._manager.close()
+            with self._watched():
+                self._manager.close()
         except Exception as failed:  # It would hide the error that ends the run.
             self._say_failed(failed)
 
@@ -104,7 +113,8 @@ class Checkpoints:
             if free < needed:  # Else the records would find no room either.
                 raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
             # The training loop decides; without `force` orbax would skip some saves.
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+            with self._watched():
+                self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
@@ -136,7 +146,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the current save is on disk, or has failed with a warning."""
         try:
-            self._manager.wait_until_finished()
+            with self._watched():
+                self._manager.wait_until_finished()
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
@@ -194,7 +205,8 @@ class Checkpoints:
             "a checkpoint could not be saved (%s); the run goes on", first_line(error)
         )
         try:
-            self._manager.reload()
+            with self._watched():
+                self._manager.reload()
             if hosts.is_first():
                 for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)

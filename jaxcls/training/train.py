@@ -196,11 +196,12 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
-    """Returns the watchdog of a run of several processes; one process waits for nobody."""
-    limits = exp.config.watchdog
-    first, later = (limits.first, limits.later) if hosts.count() > 1 else (0, 0)
-    who = f"process {jax.process_index()} of {hosts.count()}"
-    return watchdog.Watchdog(first, later, who, lambda: end("watchdog"))
+    """Returns the watchdog of a run; one process waits for nobody, except in a save."""
+    limits, first, later, who = exp.config.watchdog, 0, 0, ""
+    if hosts.count() > 1:
+        first, later = limits.first, limits.later
+        who = f"process {jax.process_index()} of {hosts.count()}"
+    return watchdog.Watchdog(first, later, limits.later, who, lambda: end("watchdog"))
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:
@@ -244,7 +245,7 @@ def _run_locked(
         is_pending,
         hint=lambda share: hints.input_bound(exp, share),
     )
-    saves = saving.Checkpoints(saved, config.checkpoint.keep)
+    saves = saving.Checkpoints(saved, config.checkpoint.keep, more["dog"].saving)
     count = config.log.profile if is_first else 0
     traced = profiling.traced(stepper, count, folder.profile, log.line)
     with log, saves, traced as stepper:
