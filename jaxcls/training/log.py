@@ -10,11 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import Progress
 
 from jaxcls import atomic, console
 from jaxcls.devices import hosts
@@ -24,8 +23,6 @@ from jaxcls.runs.workdir import Workdir
 from jaxcls.training.meter import INPUT_BOUND, Meter
 from jaxcls.training.trackers import TensorBoard, WandB
 
-# Columns for what a terminal echoes.
-_ECHO = 8
 _REMEDY = "make room, or allow it to be written, and start again"
 
 
@@ -184,31 +181,6 @@ class RunLog:
                 tracker.scalars(group, step, values)
 
 
-class _Terminal(Console):
-    """A terminal whose cursor stays: a process that ends at once would leave it hidden."""
-
-    def show_cursor(self, show: bool = True) -> bool:
-        return False
-
-
-class _Narrow(NamedTuple):
-    """A renderable with room at its end for the ^C that a terminal echoes there.
-
-    An echo that breaks the line would leave a bar there, above the next one.
-    """
-
-    inside: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        narrow = options.update_width(max(1, options.max_width - _ECHO))
-        return console.render(self.inside, narrow)
-
-
-class _Bar(Progress):
-    def get_renderables(self) -> Iterable[RenderableType]:
-        return map(_Narrow, super().get_renderables())
-
-
 class _Console:
     """Lines of text, on a terminal above a progress bar."""
 
@@ -216,18 +188,10 @@ class _Console:
         self._bar: Progress | None = None
         if not sys.stdout.isatty():
             return
-        self._bar = _Bar(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=_Terminal(highlight=False, markup=False),
-            refresh_per_second=4,
-            transient=True,
-            redirect_stderr=sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("", total=steps, completed=start, pace="compiling")
-        self._bar.start()
+        from jaxcls.training import bar  # Few runs have a terminal.
+
+        self._bar = bar.started(start, steps)
+        self._task = self._bar.task_ids[0]
 
     def step(self, step: int, pace: str) -> None:
         if self._bar:
