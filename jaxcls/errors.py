@@ -12,7 +12,7 @@ T = TypeVar("T")
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
 # Exit statuses on a signal: stopped after saving (run it again), and interrupted.
 STOPPED, INTERRUPTED = 75, 130
-# Exit status of a process whose peer in the same run does not respond or is lost.
+# Exit status of a process whose save is stuck, or whose peer does not respond or is lost.
 LOST = 70
 
 

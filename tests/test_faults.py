@@ -1,6 +1,9 @@
 """Whole runs under faults that no single module sees: what was damaged, what differs."""
 
+import json
 import shutil
+import sys
+import time
 
 import pytest
 
@@ -71,3 +74,56 @@ def test_law_1_hashes_folders_and_threads_change_no_bit(started, tmp_path):
         assert "done: step=101" in out, said
         done.append(record_bytes(cwd / "run"))
     assert done[0] == done[1] == done[2]
+
+
+LIMITED = """
+import os, resource, threading
+from jaxcls.runs import saving
+
+save, saving.PAUSES = saving.Checkpoints.save, (0.1, 0.1)
+
+def limited(self, *args, **kwargs):
+    saving.Checkpoints.save = save
+    if {room} >= 0:  # Only the first threads of a save get a file.
+        opened = len(os.listdir("/proc/self/fd")) + {room}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened, opened))
+    else:
+        self._manager.save = lambda *args, **kwargs: threading.Event().wait()
+    save(self, *args, **kwargs)
+
+saving.Checkpoints.save = limited
+from jaxcls.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("room", "status", "says"),
+    [
+        (0, 2, "error: {}/checkpoints: step 4 cannot be saved (see above); make room"),
+        (3, 2, "error: {}/checkpoints: step 4 cannot be saved (see above); make room"),
+        (-1, 70, "watchdog: the run has got nowhere for 3 s: saving a checkpoint."),
+    ],
+)
+def test_a_save_without_files_or_without_end_ends_the_process_soon(
+    started, tmp_path, room, status, says
+):
+    process = started(
+        "-c", LIMITED.format(room=room), "train", f"--config={ROOT}/configs/digits.py",
+        f"--workdir={tmp_path}/run", "--config.eval.every=4 steps",
+        "--config.length=8 steps",
+        "--config.log.tensorboard=false", "--config.model.name=cnn(widths=(4,))",
+        "--config.watchdog.later=3",
+    )  # fmt: skip
+    while "eval" not in process.stdout.readline():
+        assert process.poll() is None
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == status
+    says = says.format(f"{tmp_path}/run")
+    assert len([line for line in said.splitlines() if line.startswith(says)]) == 1
+    starts = json.loads((tmp_path / "run/manifest.json").read_text())["starts"]
+    if room < 0:
+        assert starts[-1]["reason"] == "watchdog"

@@ -58,6 +58,16 @@ REFUSED = [
         r"loss.smoothing=0.5 makes targets of 0.05 and 0.55, .* at 0.02; try",
     ),
     ({"optim.wrapper": "look"}, r"unknown optim.wrapper 'look' .*lookahead"),
+    ({"eval.batch_size": 10**9}, r"eval.batch_size=1000000000 must be at most 1048576;"),
+    ({"batch_size": 10**9}, r"batch_size=1000000000 must be at most 1048576; .* is 128"),
+    (
+        {"model.name": f"cnn(widths={(4,) * 2000})"},
+        r"^model.name: cnn: widths with convs makes 2,000 blocks, over 1,000; try widths=",
+    ),
+    ({"model.name": "cnn(convs=1000000000)"}, "makes 2,000,000,000 blocks, over 1,000"),
+    ({"model.name": "resnet18(stages=(400, 601))"}, "stages makes 1,001 blocks"),
+    ({"model.name": "vit_s_16(depth=2000)"}, "depth=2000 makes 2,000 blocks, .* depth=12"),
+    ({"model.name": "wrn28_10(depth=3004)"}, "depth=3004 makes 1,502 blocks"),
     ({"loss.class_weights": "1, 2"}, r"loss.class_weights='1, 2'"),
     (
         {"loss.class_weights": "balanced", "data.balance": True},

@@ -5,6 +5,7 @@ stray arguments, and accepts overrides that are NaN or a dict.
 """
 
 import argparse
+import atexit
 import contextlib
 import io
 import itertools
@@ -13,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -41,6 +43,8 @@ from jaxcls.errors import (
 # The files of a run's folder, which no output may replace.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
 _OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id"}
+# Seconds for the threads of a command to end.
+_PATIENCE = 10.0
 # Paths of streams: an atomic write would replace the stream by a file.
 _STREAMS = "/dev/std", "/dev/fd/", "/proc/"
 
@@ -51,8 +55,8 @@ OF_A_RUN = """\
 """
 EXIT_STATUS = (
     "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"
-    "differs, 70 another process is stuck or gone, 75 stopped on request after saving,\n"
-    "130 interrupted"
+    "differs, 70 a save is stuck, or another process stuck or gone, 75 stopped on request\n"
+    "after saving, 130 interrupted"
 )
 _FLAG = re.compile("--?[A-Za-z][\\w.-]*")
 
@@ -333,7 +337,37 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
         status = _say("interrupted", INTERRUPTED)
+    except Exception:
+        _end_soon(1)
+        raise
+    _end_soon(status)
     sys.exit(status)
+
+
+def _end_soon(status: int) -> None:
+    """Ends the process once other threads have kept it from its exit for `_PATIENCE`.
+
+    Those of a save that failed wait 300 s for each other.
+    """
+    ended = threading.Event()
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    def watch() -> None:
+        threading.main_thread().join()
+        if not ended.wait(_PATIENCE):
+            end()
+
+    atexit.register(ended.set)  # Called after the other threads have ended.
+    try:
+        threading.Thread(target=watch, name="exit", daemon=True).start()
+    except RuntimeError:  # No memory is left for a thread.
+        if status != 1:  # That of a bug, whose traceback comes now.
+            end()
 
 
 def _say(text: str, status: int) -> int:

@@ -129,8 +129,8 @@ log.wandb ~ ""  project of Weights & Biases to log to; '': none
 log.profile ~ 0  steps to trace into profile/, after the first three of a start; 0: none
 watchdog.first ~ 1800  several processes: seconds that the first step may take, with its
     compilation
-watchdog.later ~ 600  several processes: seconds between steps before a process ends; 0: no
-    limit
+watchdog.later ~ 600  seconds of a save, and of several processes also between steps, before
+    a process ends; 0: no limit
 mesh.devices ~ 0  devices of a host to use; 0: all
 mesh.fsdp ~ 1  devices over which one copy of params, average and optimizer state is
     sharded; the batch is spread over all devices. 1: each device has the whole copy

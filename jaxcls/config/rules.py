@@ -21,6 +21,8 @@ _RANGES = {
     "at most 1": "distill.weight optim.warmup_from optim.plateau_factor optim.layer_decay"
     " data.fraction",
     "below 1": "loss.smoothing ema.decay",
+    # A batch of more takes minutes to find out that no memory holds it.
+    "at most 1048576": "batch_size eval.batch_size",
     "below 1001": "data.prefetch nonfinite.rewinds",
     "at least -1": "seeds.init seeds.order seeds.augment seeds.dropout",
 }

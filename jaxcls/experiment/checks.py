@@ -1,6 +1,7 @@
 """Checks of a config with its data and devices, before a run writes anything."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -8,13 +9,13 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 
-from jaxcls.config import calls
+from jaxcls.config import calls, durations
 from jaxcls.config.loading import check_alone
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment
 from jaxcls.experiment.recipe import Recipe
-from jaxcls.learning import metrics, schedules
+from jaxcls.learning import metrics, schedules, wrappers
 from jaxcls.models import foreign, naming
 from jaxcls.models.foreign import Foreign
 from jaxcls.models.layers import blocks_of
@@ -56,7 +57,36 @@ def notes(exp: Experiment) -> list[str]:
             " BatchNorm's statistics of other params, so scores may be lower than those of"
             " a model without BatchNorm"
         )
+    if fast := _fast_weights(exp):
+        found.append(fast)
     return found
+
+
+def _fast_weights(exp: Experiment) -> str:
+    """Returns a line on the first step that is scored with lookahead's fast weights, or "".
+
+    The model of Zhang et al. (arXiv:1907.08610) is the slow weights. The params are these
+    after each `every` updates, and after the last one by `final`.
+    """
+    plan, text, period = exp.plan, exp.config.optim.wrapper, exp.plan.every["eval"]
+    (call, *_) = calls.parse(text or "none", "optim.wrapper")
+    if call.name != "lookahead":
+        return ""
+    options = inspect.signature(wrappers.lookahead).bind(None, *call.args, **call.kwargs)
+    options.apply_defaults()
+    every = options.arguments["every"]
+    said = f"optim.wrapper={text!r}: the model is the slow weights, and the fast ones are"
+    # After so many periods the remainders repeat.
+    for count in range(1, every * period.denominator + 1):
+        step = durations.step_of(count, period)
+        if step >= plan.steps or not plan.evaluates:
+            break
+        if step % every:
+            near = max(1, round(period / every)) * every
+            return f"{said} scored after step {step}; try eval.every='{near} steps'"
+    if plan.steps % every and not options.arguments["final"]:
+        return f"{said} the last, after step {plan.steps}; leave out final=False"
+    return ""
 
 
 def _decay_for(updates: int) -> float:

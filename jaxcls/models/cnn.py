@@ -34,6 +34,9 @@ class CNN(nn.Module):
             raise ValueError("widths, convs and dense must be at least 1")
         if self.pool not in ("max", "mean"):
             raise ValueError(f"pool={self.pool!r} must be 'max' or 'mean'")
+        layers.check_depth(
+            len(self.widths) * self.convs, "widths with convs", "widths=(32, 64)"
+        )
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 

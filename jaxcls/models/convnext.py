@@ -54,6 +54,7 @@ class ConvNeXt(nn.Module):
     layer_scale: float = 1e-6
 
     def __post_init__(self) -> None:
+        layers.check_depth(sum(self.stages), "stages", "stages=(3, 3, 9, 3)")
         layers.check_shares(drop_path=self.drop_path)
         super().__post_init__()
 

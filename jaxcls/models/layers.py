@@ -18,6 +18,8 @@ from jaxcls.models.convolution import convolve
 
 Dtype = Any
 # He et al. (arXiv:1502.01852), fan-out.
+# More than any published model has.
+_MOST_BLOCKS = 1_000
 HE = initializers.variance_scaling(2.0, "fan_out", "normal")
 LECUN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -96,6 +98,17 @@ def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
         for stage, blocks in enumerate(stages)
         for i in range(blocks)
     ]
+
+
+def check_depth(blocks: int, what: str, example: str) -> None:
+    """Raises `ValueError` for more than 1,000 blocks, which compile for many minutes.
+
+    what: The options that make them. example: Options that work, for the message.
+    """
+    if blocks > _MOST_BLOCKS:
+        raise ValueError(
+            f"{what} makes {blocks:,} blocks, over {_MOST_BLOCKS:,}; try {example}"
+        )
 
 
 def check_shares(**shares: float) -> None:

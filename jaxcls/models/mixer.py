@@ -62,6 +62,7 @@ class Mixer(nn.Module):
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        layers.check_depth(self.depth, f"depth={self.depth}", "depth=12")
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 

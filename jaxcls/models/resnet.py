@@ -94,6 +94,7 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem={self.stem!r} must be 'imagenet' or 'small'")
+        layers.check_depth(sum(self.stages), "stages", "stages=(3, 4, 6, 3)")
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 

@@ -30,6 +30,7 @@ class VGG(nn.Module):
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        layers.check_depth(sum(self.convs), "convs", "convs=(1, 1, 2, 2, 2)")
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 

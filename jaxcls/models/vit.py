@@ -168,6 +168,7 @@ class ViT(nn.Module):
             raise ValueError(
                 f"layer_scale={self.layer_scale} must be at least 0, such as 1e-4"
             )
+        layers.check_depth(self.depth, f"depth={self.depth}", "depth=12")
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 

@@ -57,6 +57,7 @@ class WideResNet(nn.Module):
                 f"depth={self.depth}, widen={self.widen}: depth must be 6 n + 4, such as"
                 " 28, and widen at least 1"
             )
+        layers.check_depth(self.depth // 2, f"depth={self.depth}", "depth=28")
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 

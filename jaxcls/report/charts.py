@@ -11,7 +11,7 @@ from jaxcls.evaluation.calibration import Reliability
 from jaxcls.evaluation.figures import Robustness
 from jaxcls.learning.metrics import AVERAGED
 from jaxcls.report.contents import Run
-from jaxcls.runs.records import Record
+from jaxcls.runs.records import MEAN, Record
 
 # The number of colours for runs; the style of the page defines them.
 COLOURS = 8
@@ -110,7 +110,8 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
     """Returns the charts of metrics, learning rate and speed of all runs.
 
     Lines of evaluations are solid, of the averaged weights dashed, of training dotted. A
-    metric that no evaluation has is solid, too.
+    metric that no evaluation has is solid, too. A line of training is of the means since
+    the record before, if its run has recorded them.
     """
     trained, evaluated = (
         dict.fromkeys(
@@ -124,14 +125,15 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
         for kind in ("train", "eval")
     )
     found = []
-    for name in dict.fromkeys(key.removeprefix(AVERAGED) for key in evaluated | trained):
+    names = (key.removeprefix(AVERAGED) for key in evaluated | trained)
+    for name in dict.fromkeys(name for name in names if not name.startswith(MEAN)):
         styles = {
             ("train", name): ":" if name in evaluated else "-",
             ("eval", f"{AVERAGED}{name}"): "--",
             ("eval", name): "-",
         }
         lines = [
-            Line(number, style, *points(run.metrics, key, kind))
+            Line(number, style, *_points_or_means(run.metrics, key, kind))
             for number, run in enumerate(runs)
             for (kind, key), style in styles.items()
         ]
@@ -140,6 +142,14 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
         pace = [Line(i, "-", *points(run.timing, name)) for i, run in enumerate(runs)]
         found += by_step(name, pace, _TITLES[name])
     return found
+
+
+def _points_or_means(
+    records: Sequence[Record], name: str, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the `points` of the mean since the record before; if none, of `name`."""
+    means = points(records, f"{MEAN}{name}", kind)
+    return means if len(means[0]) else points(records, name, kind)
 
 
 def points(

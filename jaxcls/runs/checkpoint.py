@@ -9,8 +9,9 @@ folder ``checkpoints/N`` holds the state after N updates, in three items:
 - "meta", as JSON: "format" (the number of this layout); "step" and "best_step"; "pending"
   (whether the duties at the step are still due, see `take_pending`); "anchor" (whether a
   rewind may return to it); "digests" (one for each array of the state); "records"
-  (the seals of the files of records, see `records.check_sealed`); and "seal" (a digest of
-  meta itself).
+  (the seals of the files of records, see `records.check_sealed`); "means" (the sums of
+  training values since the last record, see `training.means`); and "seal" (a digest of meta
+  itself).
 
 Several processes may share a folder. Only the first process lists, moves and removes
 checkpoints. A checkpoint is whole if every process can read it.
@@ -58,6 +59,12 @@ def steps(folder: pathlib.Path) -> list[int]:
         return []
     names = (entry.name for entry in folder.iterdir())
     return sorted(int(name) for name in names if _STEP.fullmatch(name))
+
+
+def reached(folder: pathlib.Path) -> int:
+    """Returns the last step that has a checkpoint, also one set aside; 0 without any."""
+    aside = (int(path.stem) for path in _asides(folder, ".pending"))
+    return max([0, *steps(folder), *aside])
 
 
 def take_pending(folder: pathlib.Path, step: int) -> bool:

@@ -15,6 +15,8 @@ from jaxcls.errors import InputError
 from jaxcls.runs import forms
 
 Record = dict[str, Any]
+# Before the name of a training value: its mean since the training record before.
+MEAN = "mean_"
 
 
 def read(path: pathlib.Path) -> list[Record]:

@@ -5,7 +5,8 @@ import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -30,10 +31,17 @@ class Checkpoints:
     A save that fails loses no older checkpoint: it logs a warning, and the run continues.
     As a context manager, it waits at the exit for the current save, unless another process
     of the save may be gone.
+
+    watched: Makes a block of what may get stuck in a save.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int,
+        watched: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._folder, self._watched = folder, watched
         self._policy = _KeepLastAnd(keep)
         self._manager = ocp.CheckpointManager(
             folder,
@@ -55,7 +63,8 @@ class Checkpoints:
             return
         self.wait()
         try:
-            self._manager.close()
+            with self._watched():
+                self._manager.close()
         except Exception as failed:  # It would hide the error that ends the run.
             self._say_failed(failed)
 
@@ -67,11 +76,13 @@ class Checkpoints:
         pending: bool = False,
         anchor: bool = False,
         records: Mapping[str, str] = MappingProxyType({}),
+        means: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Starts to write `state` at the step of the state.
 
         digests: the digests of the state. records: the seals of the files of records up to
-        now, by name, for `records.check_sealed`. pending: work due at this step is not done
+        now, by name, for `records.check_sealed`. means: of training values since the last
+        record, as `training.means` keeps them. pending: work due at this step is not done
         yet; see `checkpoint.take_pending`. anchor: `rewind` may return to this checkpoint,
         so the last anchor is kept. Raises RuntimeError for a non-finite state.
         """
@@ -88,6 +99,7 @@ class Checkpoints:
             "anchor": anchor,
             "digests": digests,
             "records": dict(records),
+            "means": dict(means),
         }
         meta["seal"] = checkpoint.seal_of(meta)
         items = checkpoint.items_of(checkpoint.to_tree(state))
@@ -101,7 +113,8 @@ class Checkpoints:
             if free < needed:  # Else the records would find no room either.
                 raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
             # The training loop decides; without `force` orbax would skip some saves.
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+            with self._watched():
+                self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
@@ -133,7 +146,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the current save is on disk, or has failed with a warning."""
         try:
-            self._manager.wait_until_finished()
+            with self._watched():
+                self._manager.wait_until_finished()
         except Exception as error:  # Orbax and file systems raise many kinds.
             self._say_failed(error)
 
@@ -163,6 +177,12 @@ class Checkpoints:
         hosts.on_first(lambda: checkpoint.take_pending(self._folder, step))
         self._manager.reload()
 
+    def means(self, step: int) -> dict[str, Any]:
+        """Returns the "means" that a checkpoint was saved with; {} if there are none."""
+        with contextlib.suppress(checkpoint.CorruptError):
+            return checkpoint.meta_of(self._folder, step).get("means", {})
+        return {}
+
     def _steps(self) -> list[int]:
         """Returns the steps with a checkpoint; none if the folder cannot be listed."""
         with contextlib.suppress(OSError):
@@ -185,7 +205,8 @@ class Checkpoints:
             "a checkpoint could not be saved (%s); the run goes on", first_line(error)
         )
         try:
-            self._manager.reload()
+            with self._watched():
+                self._manager.reload()
             if hosts.is_first():
                 for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)

@@ -115,8 +115,11 @@ class Workdir:
         """Returns the config of the run in this folder."""
         return configs.from_flat(self.read()["config"])
 
-    def check_identity(self, config: ConfigDict) -> None:
-        """Raises `InputError` if the folder holds another run or other files."""
+    def check_identity(self, config: ConfigDict, why: str = "") -> None:
+        """Raises `InputError` if the folder holds another run or other files.
+
+        why: Why the run cannot become that of the config, for the message.
+        """
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -134,18 +137,27 @@ class Workdir:
         saved = self.read()["config"]  # Raises for another program's folder.
         if not self._holds_results():
             return  # Nothing can be lost.
-        changed = configs.differences(configs.from_flat(saved), config)
         listed = ", ".join(
             f"{key} {old!r} -> {new!r}"
-            for key, (old, new) in changed.items()
-            if configs.is_identity(key, config)
+            for key, (old, new) in _changed(configs.from_flat(saved), config).items()
         )
         if listed:
             raise InputError(
-                f"--workdir={self.given} holds another run ({listed}), and a run keeps what"
-                f" it is; start this one with --workdir={self.free_name()}, and to go on"
-                f" from its weights --config.init.weights={self.given}"
+                f"--workdir={self.given} holds another run ({listed}), and"
+                f" {why or 'a run keeps what it is'}; start this one with"
+                f" --workdir={self.free_name()}, and to go on from its weights"
+                f" --config.init.weights={self.given}"
             )
+
+    def length_before(self, config: ConfigDict) -> str:
+        """Returns the length of the folder's run if the config differs in it alone.
+
+        Returns "" if the length is the same, anything else differs, or no run is there.
+        """
+        if not (self.path / "config.json").is_file() or not self._holds_results():
+            return ""
+        changed = _changed(self.config(), config)
+        return str(changed["length"][0]) if changed.keys() == {"length"} else ""
 
     def _holds_results(self) -> bool:
         """Returns whether the folder has a checkpoint or a metrics record."""
@@ -202,7 +214,9 @@ class Workdir:
         """
         file = self.path / "config.json"
         if file.exists() and self._holds_results():
-            self.check_same(implied)
+            is_longer = bool(self.length_before(config))
+            given = implied.items()
+            self.check_same({k: v for k, v in given if k != "steps" or not is_longer})
         values = configs.kept(configs.flat(config))
         saved = {"format": FORMAT, "config": values, "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
@@ -340,6 +354,12 @@ class Workdir:
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
         atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
+
+
+def _changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that make `new` another run than `old`, each with (old, new)."""
+    found = configs.differences(old, new).items()
+    return {key: both for key, both in found if configs.is_identity(key, new)}
 
 
 def _leaves(tree: dict[str, Any]) -> dict[str, str]:

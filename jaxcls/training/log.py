@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import Progress
 
 from jaxcls import atomic, console
 from jaxcls.devices import hosts
@@ -107,7 +106,9 @@ class RunLog:
         self.event(step, "train", **values)
         self._write("timing", {"step": step, **self.meter.since_last()})
         self._scalars("train", step, values)
-        self.line(f"step {step}: {pairs(values)} | {self.meter}")
+        means = {k: v for k, v in values.items() if k.startswith("mean_")}
+        others = {k: v for k, v in values.items() if f"mean_{k}" not in values}
+        self.line(f"step {step}: train {pairs(means | others)} | {self.meter}")
         self._advise(self.meter.waiting())
 
     def evaluation(
@@ -189,16 +190,10 @@ class _Console:
         self._bar: Progress | None = None
         if not sys.stdout.isatty():
             return
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=Console(highlight=False, markup=False),
-            refresh_per_second=4,
-        )
-        self._task = self._bar.add_task("", total=steps, completed=start, pace="compiling")
-        self._bar.start()
+        from jaxcls.training import bar  # Few runs have a terminal.
+
+        self._bar = bar.started(start, steps)
+        self._task = self._bar.task_ids[0]
 
     def step(self, step: int, pace: str) -> None:
         if self._bar:

@@ -28,6 +28,7 @@ from jaxcls.runs.records import Record
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import stepping
 from jaxcls.training.log import RunLog
+from jaxcls.training.means import Means
 from jaxcls.training.stepping import Scores, Stepper
 from jaxcls.training.stopping import Stop
 from jaxcls.training.watchdog import Watchdog
@@ -53,6 +54,7 @@ class Block(NamedTuple):
 class Loop:
     """The objects of a pass from a state to the last step, besides the state.
 
+    means: Of the training values since the last record, at the state's step.
     until: A step to save and stop at, as if asked to; 0 is none.
     on_digest: Called with the digests of the state at each save that writes a digest.
     """
@@ -64,6 +66,7 @@ class Loop:
     dog: Watchdog
     log: RunLog
     saves: saving.Checkpoints
+    means: Means
     until: int = 0
     on_digest: OnDigest = lambda step, digests: None
     # The most batches of the next block.
@@ -178,7 +181,9 @@ class Loop:
                 self.dog.beat(f"training, after step {step} of {self.plan.steps}")
                 values = {name: float(each[i]) for name, each in found.items()}
                 self._asked |= bool(values.pop("asked", False))
-                if not values.pop("finite"):
+                if values.pop("finite"):
+                    self.means.add(values)
+                else:
                     if 0 <= int(state.bad_step) < step:  # A later one means a skip here.
                         return False
                     self._note_nonfinite(step, "skip")
@@ -186,7 +191,8 @@ class Loop:
                         f"step {step}: the update was not finite, and is left out"
                     )
                 if due.record and step == last:
-                    self.log.train(step, {"loss": values.pop("loss"), **values})
+                    values = {"loss": values.pop("loss"), **values, **self.means.take()}
+                    self.log.train(step, values)
         return True
 
     def _duties(self, state: State, due: Due) -> State:
@@ -209,7 +215,7 @@ class Loop:
             self.log.sync()
             save = self.saves.save_now if is_kept else self.saves.save
             anchor = due.save and self._rewinds
-            save(state, digests, anchor=anchor, records=self.log.seals())
+            save(state, digests, anchor=anchor, **self._beside())
             self.log.meter.apart("save", time.perf_counter() - began)
         return state
 
@@ -264,6 +270,7 @@ class Loop:
         start = self.exp.init() if found is None else found
         first = int(start.step)
         self.log.rewind(first)
+        self.means.restore(hosts.on_first(lambda: self.saves.means(first)))
         state = start._replace(
             step=start.step + (step + 1 - first),
             rewound=bad.rewound.at[rewound].set(np.array([first, step])),
@@ -282,7 +289,7 @@ class Loop:
             digests,
             pending=pending,
             anchor=not pending,
-            records=self.log.seals(),
+            **self._beside(),
         )
         if pending:
             self.saves.take_pending(step + 1)
@@ -311,8 +318,12 @@ class Loop:
                 state,
                 checkpoint.digests(state),
                 pending=pending,
-                records=self.log.seals(),
+                **self._beside(),
             )
+
+    def _beside(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the state, as arguments of a save."""
+        return {"records": self.log.seals(), "means": self.means.saved()}
 
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
         """Writes a record of the non-finite update before `step`, with its examples."""

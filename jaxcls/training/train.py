@@ -15,9 +15,10 @@ from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, provenance, saving
 from jaxcls.runs import records as run_records
 from jaxcls.runs.workdir import Workdir
-from jaxcls.training import hints, meter, profiling, stepping, trackers, watchdog
+from jaxcls.training import extending, hints, meter, profiling, stepping, trackers, watchdog
 from jaxcls.training.log import RunLog
 from jaxcls.training.loop import Loop, OnDigest
+from jaxcls.training.means import Means
 from jaxcls.training.stepping import Stepper
 from jaxcls.training.stopping import Stop
 
@@ -75,6 +76,9 @@ def run(
         held.enter_context(folder.lock())
         if final := _finished_before(exp, folder):
             return final
+        before = folder.length_before(exp.config)
+        if before:
+            extending.reopen(folder)
         folder.adopt(exp.config, implied)
         folder.keep_plugins(exp.plugins)
         folder.begin(
@@ -83,6 +87,7 @@ def run(
             hosts=hosts.count(),
             data=exp.selection.facts.fingerprint,
             **({"plugins": exp.plugins.digests} if exp.plugins.sources else {}),
+            **({"length_before": before} if before else {}),
             **topology,
         )
         return None
@@ -102,8 +107,15 @@ def run(
 
 def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     """Returns the final record of a folder in which this run has ended, else None."""
-    folder.check_identity(exp.config)
-    final = finished(folder)
+    before, why = folder.length_before(exp.config), ""
+    if before:
+        final = finished(folder)
+        why = extending.reason_against(
+            exp, folder, before, final["step"] if final else None
+        )
+    if why or not before:
+        folder.check_identity(exp.config, why and f"it cannot be made longer: {why}")
+    final = None if before else finished(folder)
     if final:
         starts = folder.starts()
         sealed = starts[-1].get("records", {}) if starts else {}
@@ -184,11 +196,12 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
 
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
-    """Returns the watchdog of a run of several processes; one process waits for nobody."""
-    limits = exp.config.watchdog
-    first, later = (limits.first, limits.later) if hosts.count() > 1 else (0, 0)
-    who = f"process {jax.process_index()} of {hosts.count()}"
-    return watchdog.Watchdog(first, later, who, lambda: end("watchdog"))
+    """Returns the watchdog of a run; one process waits for nobody, except in a save."""
+    limits, first, later, who = exp.config.watchdog, 0, 0, ""
+    if hosts.count() > 1:
+        first, later = limits.first, limits.later
+        who = f"process {jax.process_index()} of {hosts.count()}"
+    return watchdog.Watchdog(first, later, limits.later, who, lambda: end("watchdog"))
 
 
 def finished(folder: Workdir) -> dict[str, Any] | None:
@@ -216,12 +229,14 @@ def _run_locked(
     )
     state = exp.init() if restored is None else restored
     start, config = int(state.step), exp.config
-    is_pending = restored is not None and hosts.on_first(
-        lambda: _checked_records(folder, start)
-    )
+    is_pending, means = False, Means(("loss", *(m.name for m in exp.recipe.metrics)))
+    if restored is not None:
+        is_pending, sums = hosts.on_first(lambda: _checked_records(folder, start))
+        means.restore(sums)
     is_first = hosts.is_first()
     if is_first:
         folder.note(resumed_from=start if restored else None)
+        before = folder.starts()[-1].get("length_before", "")
     log = RunLog(
         folder,
         meter.Meter(start, exp.plan.steps, config.batch_size),
@@ -230,11 +245,13 @@ def _run_locked(
         is_pending,
         hint=lambda share: hints.input_bound(exp, share),
     )
-    saves = saving.Checkpoints(saved, config.checkpoint.keep)
+    saves = saving.Checkpoints(saved, config.checkpoint.keep, more["dog"].saving)
     count = config.log.profile if is_first else 0
     traced = profiling.traced(stepper, count, folder.profile, log.line)
     with log, saves, traced as stepper:
         log.line(f"resuming from step {start}" if restored else "starting from step 0")
+        if is_first and before:
+            log.line(f"the run is longer: length {before!r} -> {config.length!r}")
         if exp.convolution == compiling.BY_FLAGS:
             log.line("XLA_FLAGS choose the library of convolutions")
         if restored and (changed := hosts.on_first(folder.changes)):
@@ -244,7 +261,7 @@ def _run_locked(
         for note in checks.notes(exp) if not restored else []:
             log.line(f"note: {note}")
         hosts.together(lambda: _add_trackers(exp, folder, log, start))
-        loop = Loop(exp, stepper, folder, log=log, saves=saves, **more)
+        loop = Loop(exp, stepper, folder, log=log, saves=saves, means=means, **more)
         if config.log.tensorboard and not restored:
             loop.compile()  # It refuses a batch that does not fit before making it.
             grid = show.grid(exp)
@@ -256,15 +273,17 @@ def _run_locked(
         return _final_record(loop, state)
 
 
-def _checked_records(folder: Workdir, step: int) -> bool:
-    """Returns whether work is pending at the checkpoint of `step`, and moves it aside.
+def _checked_records(folder: Workdir, step: int) -> tuple[bool, dict[str, Any]]:
+    """Returns (whether work is pending at the checkpoint of `step`, its "means").
+
+    Moves a pending checkpoint aside.
 
     Raises `InputError` unless the records up to it are those that it was saved with.
     """
     meta = checkpoint.meta_of(folder.checkpoints, step)
     sealed, is_pending = meta.get("records", {}), bool(meta.get("pending"))
     _check_records(folder, sealed, step, is_pending, f"checkpoints/{step}")
-    return checkpoint.take_pending(folder.checkpoints, step)
+    return checkpoint.take_pending(folder.checkpoints, step), meta.get("means", {})
 
 
 def _check_records(

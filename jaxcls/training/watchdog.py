@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jaxcls.errors import LOST
 
@@ -16,21 +16,27 @@ class Watchdog:
 
     first: The most seconds from a beat that compiles to the next; 0 is no limit.
     later: The most seconds from any other beat to the next; 0 is no limit.
-    who: The process in messages, such as "process 1 of 4".
+    save: The most seconds of a `saving`; 0 is no limit.
+    who: The process in messages, such as "process 1 of 4"; "" is a run of one process.
     before: Called before the process ends.
     """
 
     def __init__(
-        self, first: float, later: float, who: str, before: Callable[[], None]
+        self,
+        first: float,
+        later: float,
+        save: float,
+        who: str,
+        before: Callable[[], None],
     ) -> None:
-        self._first, self._later = first, later
+        self._first, self._later, self._save = first, later, save
         self._who, self._before = who, before
         self._ended = threading.Event()
         self._last = time.monotonic(), "starting", first
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        if self._first or self._later:
+        if self._first or self._later or self._save:
             self._thread.start()
         return self
 
@@ -44,18 +50,31 @@ class Watchdog:
         """
         self._last = time.monotonic(), phase, self._first if compiles else self._later
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Ends the process if the block, a part of a save, takes too long."""
+        _, phase, limit = self._last
+        self._last = time.monotonic(), "saving a checkpoint", self._save
+        try:
+            yield
+        finally:
+            self._last = time.monotonic(), phase, limit
+
     def _watch(self) -> None:
-        shortest = min(limit for limit in (self._first, self._later) if limit)
+        limits = self._first, self._later, self._save
+        shortest = min(limit for limit in limits if limit)
         while not self._ended.wait(min(1.0, shortest / 4)):
             since, phase, limit = self._last
             if limit and time.monotonic() - since > limit:
                 self._end(phase, limit)
 
     def _end(self, phase: str, limit: float) -> None:
+        others, all_of_them = " Another may be stuck or gone.", " all of them"
         said = (
-            f"watchdog: {self._who} has got nowhere for {limit:g} s: {phase}. Another may"
-            " be stuck or gone. What each thread was doing follows; start all of them"
-            " again, and the run goes on from its last checkpoint"
+            f"watchdog: {self._who or 'the run'} has got nowhere for {limit:g} s: {phase}."
+            f"{others if self._who else ''} What each thread was doing follows; start"
+            f"{all_of_them if self._who else ''} again, and the run goes on from its last"
+            " checkpoint"
         )
         try:
             with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.

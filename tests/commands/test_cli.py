@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -179,3 +180,29 @@ def test_a_reader_that_left_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "outcome", "status"),
+    [(60, "raise InputError('x')", 2), (60, "return 4", 4), (1, "return 0", 0)],
+)
+def test_a_thread_that_stays_does_not_keep_the_process(seconds, outcome, status):
+    code = (
+        "import threading, time\n"
+        "from jaxcls.commands import cli\n"
+        "from jaxcls.errors import InputError\n"
+        "def work():\n"
+        f"    time.sleep({seconds})\n"
+        "    print('worked', flush=True)\n"
+        "def main(argv):\n"
+        "    threading.Thread(target=work).start()\n"
+        "    print('said')\n"
+        f"    {outcome}\n"
+        "cli.run(main)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert time.monotonic() - began < 30
+    assert done.returncode == status
+    assert done.stdout == "said\n" + "worked\n" * (seconds == 1)

@@ -13,6 +13,8 @@ from jaxcls.experiment import checks
 from jaxcls.models.layers import BatchNorm
 from tests.experiment.test_recipe import SCHEDULE_FREE
 
+LOOKAHEAD = {"optim.wrapper": "lookahead", "ema.decay": 0.0}
+
 
 @pytest.mark.parametrize(
     ("values", "said"),
@@ -33,6 +35,24 @@ from tests.experiment.test_recipe import SCHEDULE_FREE
         ({"ema.decay": 0.0}, ""),
         (SCHEDULE_FREE, "averaged params with BatchNorm's statistics of other params"),
         ({**SCHEDULE_FREE, "model.name": "cnn"}, ""),
+        # Evaluations after 4, 8 and 12 steps, the last with the slow weights.
+        (LOOKAHEAD, "model is the slow weights, .* after step 4; try eval.every='5 steps'"),
+        ({**LOOKAHEAD, "eval.every": "1 steps"}, "after step 1; .*eval.every='5 steps'"),
+        ({**LOOKAHEAD, "optim.wrapper": "lookahead(every=2)"}, ""),
+        ({**LOOKAHEAD, "optim.wrapper": "lookahead(every=8)"}, "after step 4; .*'8 steps'"),
+        ({**LOOKAHEAD, "eval.every": "13 steps"}, ""),
+        ({**LOOKAHEAD, "data.eval": ""}, ""),
+        # 20.2 steps an epoch: evaluations after 20, 40, 61.
+        ({**LOOKAHEAD, "eval.every": "1 epoch", "length": "2 epochs"}, ""),
+        ({**LOOKAHEAD, "eval.every": "1 epoch", "length": "9 epochs"}, "after step 61;"),
+        (
+            {
+                **LOOKAHEAD,
+                "optim.wrapper": "lookahead(4, final=False)",
+                "length": "13 steps",
+            },
+            "the last, after step 13; leave out final=False",
+        ),
     ],
 )
 def test_an_average_that_says_little_is_noted(tiny, values, said):

@@ -156,6 +156,14 @@ def test_curves_have_a_line_for_each_run_in_colours_of_the_page():
     assert "1.25 at step 8" in found[0].about
 
 
+def test_a_line_of_training_is_of_the_means_if_they_are_recorded():
+    train = {"step": 8, "kind": "train", "loss": 9.0, "mean_loss": 2.5}
+    loss, *others = charts.learning([run(metrics=[train], timing=[])])
+    assert loss.title == "Loss"
+    assert "2.5 at step 8" in loss.about
+    assert not others
+
+
 def test_a_run_says_how_far_it_is():
     empty = run(metrics=[], timing=[], digests=[], starts=[], scored=None, looks=[])
     assert "No run has a record yet" in made(empty)

@@ -1,8 +1,11 @@
 """What a run says: records, their trimming, rates, and TensorBoard's events."""
 
+import contextlib
 import io
 import json
 import math
+import os
+import pty
 import subprocess
 import sys
 
@@ -17,6 +20,7 @@ from jaxcls.training import meter
 from jaxcls.training.log import RunLog
 from tests.conftest import ROOT
 from tests.events import scalars
+from tests.terminals import Screen
 
 
 def opened(folder, start=0, **more):
@@ -34,6 +38,63 @@ def test_a_terminal_has_a_bar_below_the_lines(tmp_path, monkeypatch):
     assert "37/100" in text
     assert "images/s" in text
     assert text.count("hello") == 1
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """``seen = terminal()`` makes standard output a terminal of 80 columns.
+
+    ``seen(b"...")`` types a text, and gives the screen after it.
+    """
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen(80)
+    os.set_blocking(ours, False)
+
+    def seen(typed=b""):
+        os.write(ours, typed)
+        file.flush()
+        with contextlib.suppress(BlockingIOError):
+            while text := os.read(ours, 2**16):
+                screen.write(text.decode())
+        return screen
+
+    with open(theirs, "w") as file:
+        # In the test itself: pytest gives each of its phases another standard output.
+        yield lambda: monkeypatch.setattr(sys, "stdout", file) or seen
+    os.close(ours)
+
+
+def bars(screen):
+    return [row for row in screen.lines() if row.startswith("training")]
+
+
+@pytest.mark.parametrize("typed", [b"", b"\x03", b"\x03\x03"])
+def test_an_echo_leaves_no_bar_above_the_live_one(tmp_path, terminal, typed):
+    seen = terminal()
+    with opened(tmp_path) as log:
+        log.step(37)
+        log._console._bar.refresh()
+        assert "37/100" in bars(seen(typed))[0]
+        log.line("hello")
+        log.step(38)
+        log._console._bar.refresh()
+        (bar,) = bars(seen())
+        assert "38/100" in bar
+        assert not seen().is_cursor_hidden  # Whatever ends the process now.
+        log.line("time: 1 s")
+    print("done: step=38")
+    assert seen().lines() == ["hello", "time: 1 s", "done: step=38", ""]
+
+
+def test_standard_error_stays_in_its_file_beside_a_bar(tmp_path, terminal, monkeypatch):
+    errors, seen = io.StringIO(), terminal()
+    monkeypatch.setattr(sys, "stderr", errors)
+    with opened(tmp_path):
+        print("a warning", file=sys.stderr)
+    assert errors.getvalue() == "a warning\n"
+    assert "warning" not in "".join(seen().lines())
 
 
 def lines(file):

@@ -1,12 +1,16 @@
 """A run that is asked to stop: what is saved, what it leaves with, how it goes on."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 
 from jaxcls.training import stopping
 from tests.conftest import ROOT
+from tests.terminals import Screen
 
 
 def ended(folder):
@@ -118,6 +123,43 @@ def test_a_run_that_ignores_sighup_outlives_its_terminal(data_dir, tmp_path):
     assert ended(tmp_path / "run") == ["done"]
     last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["kind"] == "final"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_leaves_lines_and_no_bar(data_dir, tmp_path):
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
+    flags += ["--config.length=90 epochs", "--config.model.name=cnn(widths=(4,))"]
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 300, 0, 0))
+    # The terminal becomes that of the new session, so that ^C is a signal to it.
+    code = (
+        f"import fcntl, termios; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0);"
+        "from jaxcls.__main__ import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", *flags],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        cwd=ROOT,
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "TERM": "xterm"}
+        | {"JAX_NUM_CPU_DEVICES": "1"},
+    )
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO where the process has ended.
+        while text := os.read(ours, 2**16):
+            is_first = b"step 20:" in text and b"step 20:" not in seen
+            seen += text
+            if is_first:
+                os.write(ours, b"\x03")
+    os.close(ours)
+    assert process.wait(timeout=120) == 75
+    screen = Screen(300).write(seen.decode())
+    assert not screen.is_cursor_hidden
+    assert not [row for row in screen.lines() if "training" in row]
+    assert [row[:8] for row in screen.lines() if row][-2:] == ["stopping", "stopped:"]
 
 
 @pytest.mark.slow

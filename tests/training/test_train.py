@@ -18,7 +18,8 @@ def test_records_are_written_at_their_steps_and_in_order(tiny, whole):
     expected += [(step, "eval") for step in (4, 8, 12)]
     expected.sort(key=lambda each: (each[0], each[1] == "eval"))
     assert [(r["step"], r["kind"]) for r in found] == [*expected, (12, "final")]
-    assert set(found[0]) == {"step", "kind", "loss", "top1", "lr", "grad_norm"}
+    values = {"loss", "top1", "lr", "grad_norm", "mean_loss", "mean_top1"}
+    assert set(found[0]) == {"step", "kind"} | values
     rate = float(experiment.build(tiny()).recipe.schedule(1))
     assert found[0]["lr"] == pytest.approx(rate)
     timing = {"step", "images_per_s", "data_wait", "train_s", "eval_s", "save_s"}

@@ -10,7 +10,7 @@ PROGRAM = """
 import sys, time
 from jaxcls.training.watchdog import Watchdog
 
-with Watchdog({first}, {later}, "process 1 of 4", lambda: print("closed")) as dog:
+with Watchdog({first}, {later}, 0, "process 1 of 4", lambda: print("closed")) as dog:
     dog.beat("compiling", compiles=True)
     time.sleep({compiling})
     for step in range(3):
@@ -46,3 +46,28 @@ def test_the_first_step_has_a_limit_of_its_own():
 def test_a_run_that_gets_on_is_left_alone(limits):
     done = run(first=limits[0], later=limits[1], compiling=0.8, step=0.1)
     assert (done.returncode, done.stdout, done.stderr) == (0, "through\n", "")
+
+
+SAVE = """
+import time
+from jaxcls.training.watchdog import Watchdog
+
+with Watchdog(0, 0, 0.4, "", lambda: None) as dog:
+    dog.beat("training")
+    time.sleep(0.8)
+    with dog.saving():
+        time.sleep({save})
+    time.sleep(0.8)
+print("through")
+"""
+
+
+@pytest.mark.parametrize(("save", "status"), [(0.1, 0), (60, 70)])
+def test_a_run_of_one_process_has_a_limit_in_a_save_alone(save, status):
+    code = SAVE.format(save=save)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stdout == ("" if status else "through\n")
+    said = "watchdog: the run has got nowhere for 0.4 s: saving a checkpoint. What each"
+    assert done.stderr.startswith(said if status else "")
+    assert "Another" not in done.stderr
