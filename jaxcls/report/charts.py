@@ -27,6 +27,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxcls",
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
