@@ -319,6 +319,17 @@ def test_images_of_cells_are_few_bytes_and_what_is_left_out_is_said(
     assert [*Cells(text).found.items()] == [*whole.items()][:-2]
 
 
+@pytest.mark.slow
+def test_labels_are_counted_unless_that_reads_a_large_dataset(
+    folder, of_files, tmp_path, monkeypatch
+):
+    counted = '<button type="button">in training</button>'
+    assert counted in reported(tmp_path, f"--workdir={folder}")
+    monkeypatch.setattr(gather, "MOST_READ", 10)
+    assert counted not in reported(tmp_path, f"--workdir={folder}")
+    assert counted in reported(tmp_path, f"--workdir={of_files[0]}")  # They are in a file.
+
+
 @pytest.fixture(scope="module")
 def noise(of_files):
     """The report of that run."""
