@@ -84,6 +84,11 @@ class Dataset:
         data = self._builder.as_data_source(ranges).data_source
         return Source(data, shards, self._keys, split)
 
+    def lists_labels(self, split: str, key: str) -> bool:
+        """Returns whether the labels of a split are in `prepare`'s files."""
+        parts = splits.resolve(split, self.facts.splits, key)
+        return all((self.folder / LABELS.format(name)).is_file() for name, *_ in parts)
+
     def labels(self, split: str, key: str) -> np.ndarray:
         """Returns the labels [n] int32 of a split, from `prepare`'s file or the records."""
         found = []

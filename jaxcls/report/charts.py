@@ -1,6 +1,10 @@
-"""Charts of runs as SVG, in the colours of the page, light or dark."""
+"""Charts of runs as SVG, in the colours of the page, light or dark.
+
+A chart carries its values, too: `read.js` shows them under the pointer.
+"""
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +27,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxcls",
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
@@ -53,40 +58,84 @@ _TITLES = {
 _NO_VALUES = {"step", "kind", "split", "n", "at", "best_step", "index", "to"}
 
 
-# (strength, top1) of each point of a line.
+# (x, value) of each point of a line, such as (strength, top1).
 Points = Sequence[tuple[float, float]]
 
 
+class Reading(NamedTuple):
+    """The values of one line that the page shows on hover.
+
+    colour: of the run, from 1; 0 is the colour of text. epoch: the steps of an epoch, 0 if
+    unknown. height: the place of all points on the y axis, if it is not their value.
+    """
+
+    name: str
+    colour: int
+    points: Points
+    epoch: float = 0
+    height: float | None = None
+
+
+class Readings(NamedTuple):
+    """The values of a chart that the page shows on hover.
+
+    unit: of the x axis. is_scattered: the point nearest to the pointer counts, not the
+    nearest x.
+    """
+
+    unit: str
+    lines: Sequence[Reading]
+    is_percent: bool = False
+    is_scattered: bool = False
+
+
 class Chart(NamedTuple):
-    """A chart. about: a text alternative for screen readers. box, content: of its <svg>."""
+    """A chart. about: a text alternative for screen readers. box, content: of its <svg>.
+
+    readings: `Readings` in JSON types, with the places of both axes in the box.
+    """
 
     title: str
     about: str
     box: str
     content: str
+    readings: dict[str, Any]
 
 
 class Line(NamedTuple):
     """A line of values [n] at steps [n].
 
-    run: the number that decides the colour. style: of the line, for matplotlib. is_faint:
-    draws a thin line, for a single run behind its median.
+    run: the number that decides the colour. style: of the line, for matplotlib. name: on
+    hover. epoch: the steps of an epoch, 0 if unknown. is_faint: draws a thin line, for a
+    single run behind its median.
     """
 
     run: int
     style: str
     steps: np.ndarray
     values: np.ndarray
+    name: str = ""
+    epoch: float = 0
     is_faint: bool = False
 
 
 def colour(run: int) -> str:
     """Returns the placeholder colour of run number `run`, from 0."""
-    return f"#0300{run % COLOURS + 1:02x}"
+    return f"#0300{shade(run):02x}"
 
 
-def chart(title: str, about: str, height: float, draw: Callable[[Any], None]) -> Chart:
-    """Returns the chart that `draw(figure)` draws, `height` inches high."""
+def shade(run: int) -> int:
+    """Returns the number, from 1, of the page's colour for run number `run`, from 0."""
+    return run % COLOURS + 1
+
+
+def chart(
+    title: str, about: str, height: float, draw: Callable[[Any], None], readings: Readings
+) -> Chart:
+    """Returns the chart that `draw(figure)` draws, `height` inches high.
+
+    readings: the values on the first axes of the figure.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -103,7 +152,35 @@ def chart(title: str, about: str, height: float, draw: Callable[[Any], None]) ->
     for placeholder, real in _FIXED.items():
         svg = svg.replace(placeholder, real)
     svg = re.sub(r"#0300([0-9a-f]{2})", lambda found: f"var(--run{int(found[1], 16)})", svg)
-    return Chart(title, about, f"0 0 {72 * WIDTH:g} {72 * height:g}", svg)
+    width, height = 72 * WIDTH, 72 * height
+    found = _as_json(readings) | _places(figure.axes[0], width, height)
+    return Chart(title, about, f"0 0 {width:g} {height:g}", svg, found)
+
+
+def _as_json(readings: Readings) -> dict[str, Any]:
+    """Returns readings in JSON types, with 5 digits of each finite value."""
+    lines = [
+        line._asdict()
+        | {"points": [[x, float(f"{y:.5g}")] for x, y in line.points if math.isfinite(y)]}
+        for line in readings.lines
+    ]
+    return readings._asdict() | {"lines": lines}
+
+
+def _places(axes: Any, width: float, height: float) -> dict[str, Any]:
+    """Returns {"x", "y": [place of 0, place of 1 more], "is_log"} of drawn axes.
+
+    Places are in a box [width, height]. On a logarithmic axis, y is that of log10.
+    """
+    box, is_log = axes.get_position(), axes.get_yscale() == "log"
+    left, right = axes.get_xlim()
+    bottom, top = np.log10(axes.get_ylim()) if is_log else axes.get_ylim()
+    x, y = width * box.width / (right - left), height * box.height / (bottom - top)
+    return {
+        "x": [float(f"{place:.8g}") for place in (width * box.x0 - left * x, x)],
+        "y": [float(f"{place:.8g}") for place in (height * (1 - box.y0) - bottom * y, y)],
+        "is_log": is_log,
+    }
 
 
 def learning(runs: Sequence[Run]) -> list[Chart]:
@@ -127,19 +204,29 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
     found = []
     names = (key.removeprefix(AVERAGED) for key in evaluated | trained)
     for name in dict.fromkeys(name for name in names if not name.startswith(MEAN)):
+        is_both = name in evaluated
         styles = {
-            ("train", name): ":" if name in evaluated else "-",
-            ("eval", f"{AVERAGED}{name}"): "--",
-            ("eval", name): "-",
+            ("train", name): (":", ", training") if is_both else ("-", ""),
+            ("eval", f"{AVERAGED}{name}"): ("--", ", averaged weights"),
+            ("eval", name): ("-", ", evaluation"),
         }
         lines = [
-            Line(number, style, *_points_or_means(run.metrics, key, kind))
+            Line(
+                number,
+                style,
+                *_points_or_means(run.metrics, key, kind),
+                run.name + what,
+                run.epoch,
+            )
             for number, run in enumerate(runs)
-            for (kind, key), style in styles.items()
+            for (kind, key), (style, what) in styles.items()
         ]
         found += by_step(name, lines, _TITLES.get(name, name))
     for name in ("images_per_s", "data_wait"):
-        pace = [Line(i, "-", *points(run.timing, name)) for i, run in enumerate(runs)]
+        pace = [
+            Line(i, "-", *points(run.timing, name), run.name, run.epoch)
+            for i, run in enumerate(runs)
+        ]
         found += by_step(name, pace, _TITLES[name])
     return found
 
@@ -171,12 +258,17 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def by_step(name: str, lines: Sequence[Line], title: str) -> list[Chart]:
-    """Returns the chart of one metric by step; [] without a finite value."""
+    """Returns the chart of one metric by step; [] without a finite value.
+
+    Lines with the same epochs have an axis of epochs above.
+    """
     drawn = [line for line in lines if np.isfinite(line.values).any()]
     if not drawn:
         return []
     known = np.concatenate([line.values[np.isfinite(line.values)] for line in drawn])
     is_wide = name in ("loss", "grad_norm") and 0 < 30 * known.min() < known.max()
+    epochs = {line.epoch for line in drawn}
+    epoch = epochs.pop() if len(epochs) == 1 else 0
 
     def draw(figure: Any) -> None:
         from matplotlib import ticker
@@ -205,13 +297,25 @@ def by_step(name: str, lines: Sequence[Line], title: str) -> list[Chart]:
         if name == "data_wait":
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4, integer=True))
+        if epoch:
+            ways = (lambda step: step / epoch), (lambda number: number * epoch)
+            above = axes.secondary_xaxis("top", functions=ways)
+            above.set_xlabel("epoch")
+            above.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
 
     last = [
         f"{line.values[-1]:.4g} at step {line.steps[-1]}"
         for line in drawn
         if not line.is_faint
     ]
-    return [chart(title, f"ends at {'; '.join(last)}", 2.5, draw)]
+    read = []
+    for line in drawn:
+        if not line.is_faint:
+            steps, values = thinned(line.steps, line.values)
+            each = [*zip(steps.tolist(), values.tolist(), strict=True)]
+            read.append(Reading(line.name, shade(line.run), each, line.epoch))
+    readings = Readings("step", read, is_percent=name == "data_wait")
+    return [chart(title, f"ends at {'; '.join(last)}", 2.8, draw, readings)]
 
 
 def reliability(found: Reliability, title: str) -> Chart:
@@ -233,8 +337,13 @@ def reliability(found: Reliability, title: str) -> Chart:
         below.yaxis.set_major_formatter("{x:.0%}")
 
     columns = (column[known] for column in (found.confidence, found.accuracy, found.count))
-    about = "; ".join(f"{x:.2f}: {y:.2f} of {n}" for x, y, n in zip(*columns, strict=True))
-    return chart(title, about, 3.9, draw)
+    rows = [*zip(*(column.tolist() for column in columns), strict=True)]
+    about = "; ".join(f"{x:.2f}: {y:.2f} of {n}" for x, y, n in rows)
+    lines = [
+        Reading("share that is right", 1, [(x, y) for x, y, _ in rows]),
+        Reading("examples", 0, [(x, n) for x, _, n in rows], height=0),
+    ]
+    return chart(title, about, 3.9, draw, Readings("probability", lines))
 
 
 def corruptions(found: Robustness, clean: float) -> list[Chart]:
@@ -283,4 +392,7 @@ def _top1(title: str, unit: str, lines: Mapping[str, Points], mean: Points) -> C
         f"{name} {', '.join(f'{top1:.3f}' for _, top1 in points)}"
         for name, points in lines.items()
     )
-    return chart(title, "; ".join(about), 2.9, draw)
+    read = [Reading(n, shade(i), each) for i, (n, each) in enumerate(lines.items())]
+    read += [Reading("mean of all", 0, mean)] if mean else []
+    readings = Readings(unit.partition(",")[0], read)
+    return chart(title, "; ".join(about), 2.9, draw, readings)

@@ -1,6 +1,7 @@
 """The content of a report as plain values: records of runs, scores and saliency maps."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +24,23 @@ class Look(NamedTuple):
     heats: list[tuple[str, np.ndarray]]
 
 
+class Cell(NamedTuple):
+    """A cell of the confusion matrix: `examples` of a class, taken for another.
+
+    truth, taken_for: numbers of classes. pictures: of the most confident ones.
+    """
+
+    truth: int
+    taken_for: int
+    examples: int
+    pictures: list[Picture]
+
+
 class Scored(NamedTuple):
     """The scores of a checkpoint on all examples of a split.
 
     step, at: of the checkpoint; `at` is such as "best". weights: "params" or "ema".
+    cells: of the matrix, the most confused ones, the largest first.
     """
 
     step: int
@@ -35,20 +49,29 @@ class Scored(NamedTuple):
     weights: str
     assessed: Assessment
     mistakes: list[Picture]
+    cells: list[Cell]
     robustness: Robustness
+
+
+def epoch_of(saved: Mapping[str, Any]) -> float:
+    """Returns the steps of an epoch of a run's config.json, 0 if it does not say."""
+    examples = saved["implied"].get("examples", {}).get("train", 0)
+    return float(examples / saved["config"]["batch_size"])
 
 
 class Study(NamedTuple):
     """A study's result, with the records of its runs.
 
     result: the content of study.json. config: the base config of all cells, {} if it is
-    unknown. records: {(cell, seed): the records of metrics.jsonl}.
+    unknown. records: {(cell, seed): the records of metrics.jsonl}. epochs: {cell: the steps
+    of an epoch}, of cells whose config.json is there.
     """
 
     name: str
     result: dict[str, Any]
     config: dict[str, Any]
     records: dict[tuple[str, int], list[Record]]
+    epochs: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -56,8 +79,8 @@ class Run:
     """The content of a run's files, with scores and images from its model and dataset.
 
     saved: the content of config.json. starts: the entries of manifest.json. scored: None
-    without a checkpoint or the dataset. looked_by: the saliency method. missing: {section:
-    why it is missing}.
+    without a checkpoint or the dataset. class_counts: training examples of each class [K],
+    if known. looked_by: the saliency method. missing: {section: why it is missing}.
     """
 
     name: str
@@ -68,10 +91,16 @@ class Run:
     starts: list[dict[str, Any]]
     class_names: tuple[str, ...]
     scored: Scored | None = None
+    class_counts: list[int] = dataclasses.field(default_factory=list)
     trained_on: list[Picture] = dataclasses.field(default_factory=list)
     looks: list[Look] = dataclasses.field(default_factory=list)
     looked_by: str = ""
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def epoch(self) -> float:
+        """The steps of an epoch, 0 if unknown."""
+        return epoch_of(self.saved)
 
     @property
     def state(self) -> str:

@@ -3,6 +3,7 @@
 Without the dataset, the sections that need it are missing, and the report says why.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,18 @@ from jaxcls.evaluation.predictions import Predictions, probabilities
 from jaxcls.experiment import show
 from jaxcls.predict import inference
 from jaxcls.report import saliency
-from jaxcls.report.contents import Look, Picture, Run, Scored, Study
+from jaxcls.report.contents import Cell, Look, Picture, Run, Scored, Study, epoch_of
+from jaxcls.report.images import thumbnail
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 
 # The numbers of mistakes, of training images, and of mistakes and hits with saliency maps.
 MISTAKES, TRAINED_ON, LOOKS = 24, 24, 6
+# The most cells of the confusion matrix with images, the images of one, and their bytes.
+CELLS, IN_A_CELL, CELL_BYTES = 40, 8, 150_000
+# Labels of more training examples are counted only if the dataset lists them.
+MOST_READ = 100_000
 # The batch size of saliency maps: a gradient through a model takes memory for each image.
 TOGETHER = 3 * LOOKS
 
@@ -69,6 +75,10 @@ def read_run(
         run.trained_on = _training_images(exp)
     except InputError as error:
         run.missing["training images"] = f"Not shown: {error}."
+    try:
+        run.class_counts = _class_counts(exp)
+    except InputError as error:
+        run.missing["training counts"] = f"Training examples are not counted: {error}."
     if not checkpoint.steps(folder.checkpoints):
         run.missing["scores"] = (
             "It has no checkpoint yet, so its model can be neither scored nor looked into."
@@ -117,6 +127,15 @@ def _training_images(exp: experiment.Experiment) -> list[Picture]:
     ]
 
 
+def _class_counts(exp: experiment.Experiment) -> list[int]:
+    """Returns the training examples of each class; [] if that would take a long read."""
+    data, split = exp.selection, exp.config.data.train
+    is_listed = data.dataset.lists_labels(split, "data.train")
+    if not is_listed and sum(data.facts.splits.values()) > MOST_READ:
+        return []
+    return [int(count) for count in data.class_counts()]
+
+
 def _answers(
     exp: experiment.Experiment, weights: dict[str, Any], paths: Sequence[str | files.Bad]
 ) -> list[inference.Prediction]:
@@ -161,11 +180,36 @@ def _scored(
     with memory.explained("eval.batch_size", size):
         done = assess.evaluated(exp, weights, given, asked, size)
     worst = most_confident_mistakes(done.found, MISTAKES, exp.recipe.link)
-    mistakes = _pictures(exp, given, done.found, worst)
     scored = Scored(
-        step, at, given.split, done.weights, done.assessed, mistakes, done.robustness
+        step=step,
+        at=at,
+        split=given.split,
+        weights=done.weights,
+        assessed=done.assessed,
+        mistakes=_pictures(exp, given, done.found, worst),
+        cells=_cells(exp, given, done.found, done.assessed.matrix),
+        robustness=done.robustness,
     )
     return scored, done.found
+
+
+def _cells(
+    exp: experiment.Experiment,
+    given: examples.Examples,
+    found: Predictions,
+    matrix: np.ndarray,
+) -> list[Cell]:
+    """Returns the most confused cells, as many as have images of CELL_BYTES together."""
+    wrong = most_confident_mistakes(found, len(found.labels), exp.recipe.link)
+    taken_for, cells, room = scores.predicted(found.logits)[wrong], [], CELL_BYTES
+    for truth, other, count in scores.most_confused(matrix, CELLS):
+        chosen = wrong[(found.labels[wrong] == truth) & (taken_for == other)][:IN_A_CELL]
+        pictures = _pictures(exp, given, found, chosen, is_named=False)
+        room -= sum(len(thumbnail(picture.pixels)) for picture in pictures)
+        if room < 0:
+            break
+        cells.append(Cell(truth, other, count, pictures))
+    return cells
 
 
 def most_confident_mistakes(
@@ -186,10 +230,12 @@ def _pictures(
     given: examples.Examples,
     found: Predictions,
     chosen: np.ndarray,
+    is_named: bool = True,
 ) -> list[Picture]:
     """Returns examples `chosen` [m] after eval_ops.
 
-    A caption has the prediction, if it is wrong the true class, and the file's name.
+    A caption has the prediction, if it is wrong the true class, and the file's name or the
+    example's number. is_named: it has the names of classes, not only their probabilities.
     """
     rng, names = batches.example_rng(0, 0), exp.selection.class_names
     records = given.data.selection.records(given.split, given.key)
@@ -199,11 +245,13 @@ def _pictures(
     ):
         likely = probabilities(found.logits[k], exp.recipe.link)
         best, label = int(found.logits[k].argmax()), int(found.labels[k])
-        caption = f"{names[best]}, {likely[best]:.3f}"
-        if best != label:
-            caption += f"\nis {names[label]}, {likely[label]:.3f}"
-        if file:
-            caption += f"\n{shown(file)}"
+        if is_named:
+            caption = f"{names[best]}, {likely[best]:.3f}"
+            if best != label:
+                caption += f"\nis {names[label]}, {likely[label]:.3f}"
+        else:
+            caption = f"{likely[best]:.3f}, {likely[label]:.3f}"
+        caption += f"\n{shown(file) if file else f'example {k}'}"
         pixels = batches.transform(exp.data.eval_ops, data, rng)
         pictures.append(Picture(pixels, caption))
     return pictures
@@ -296,9 +344,12 @@ def read_study(path: str, name: str) -> Study:
     folder = Workdir(path).path
     result = study_folder.read_result(folder, "--study")
     plan = study_folder.read_plan(folder)
-    found = {}
+    found, epochs = {}, {}
     for cell in result["cells"]:
         for run in cell["runs"]:
             key = cell["name"], run["seed"]
-            found[key] = records.read(study_folder.run_folder(folder, *key).metrics)
-    return Study(name, result, plan.config if plan else {}, found)
+            of_run = study_folder.run_folder(folder, *key)
+            found[key] = records.read(of_run.metrics)
+            with contextlib.suppress(InputError):  # It has not begun.
+                epochs[cell["name"]] = epoch_of(of_run.read())
+    return Study(name, result, plan.config if plan else {}, found, epochs)

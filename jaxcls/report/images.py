@@ -10,13 +10,20 @@ from PIL import Image
 SMALL = 48
 # The largest side in the page. An overlay of a 7 x 7 map looks smooth at this size.
 SIDE = 128
+# The largest side of a thumbnail: of images of which a page has hundreds.
+THUMBNAIL = 96
 
 
-def source(pixels: np.ndarray) -> str:
-    """Returns pixels uint8 [H, W, C] as the src of an <img>, at most SIDE pixels large."""
+def thumbnail(pixels: np.ndarray) -> str:
+    """Returns `source` of at most THUMBNAIL pixels."""
+    return source(pixels, THUMBNAIL)
+
+
+def source(pixels: np.ndarray, side: int = SIDE) -> str:
+    """Returns pixels uint8 [H, W, C] as the src of an <img> of at most `side` pixels."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     kind = "png" if max(picture.size) <= SMALL else "jpeg"
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=None)
+    picture.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
     out = io.BytesIO()
     picture.save(out, kind, optimize=True, quality=82)
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

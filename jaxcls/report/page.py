@@ -14,6 +14,9 @@ from jaxcls.report.contents import Run, Study
 from jaxcls.studies import table
 from jaxcls.training.meter import INPUT_BOUND
 
+# Each works alone, on elements that read without it.
+SCRIPTS = ("sort.js", "read.js", "open.js")
+
 
 def page(
     runs: Sequence[Run], defaults: Mapping[str, Any], found: Sequence[Study] = ()
@@ -39,7 +42,8 @@ def page(
     environment.filters |= {"own_ids": own_ids, "source": images.source}
     environment.filters["overlay"] = images.overlay
     environment.globals["COLOURS"] = charts.COLOURS
-    script = environment.get_template("sort.js").render()
+    environment.filters["thumbnail"] = images.thumbnail
+    script = "".join(environment.get_template(name).render() for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [*(study.name for study in found), *(run.name for run in runs)]
     return environment.get_template("page.html").render(

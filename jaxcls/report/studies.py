@@ -8,7 +8,7 @@ import numpy as np
 from jaxcls import console
 from jaxcls.learning.metrics import is_higher_better
 from jaxcls.report import charts
-from jaxcls.report.charts import COLOURS, INK, Chart, Line
+from jaxcls.report.charts import COLOURS, INK, Chart, Line, Reading, Readings
 from jaxcls.report.contents import Study
 from jaxcls.report.tables import Rows
 from jaxcls.studies import table
@@ -96,8 +96,18 @@ def dots(result: dict[str, Any], shades: Mapping[str, int]) -> list[Chart]:
         for cell, known in zip(cells, figures, strict=True)
         if known
     )
-    title = f"{metric} on {table.PLACES[place]}"
-    return [charts.chart(title, about, 0.55 + 0.58 * len(cells), draw)]
+    title, lines = f"{metric} on {table.PLACES[place]}", []
+    for row, (cell, runs, known) in enumerate(zip(cells, values, figures, strict=True)):
+        name, shade = cell["name"], shades.get(cell["name"])
+        ink = 0 if shade is None else charts.shade(shade)
+        for run, value in zip(cell["runs"], runs.tolist(), strict=True):
+            seed = f"{name}, seed {run['seed']}"
+            lines.append(Reading(seed, ink, [(value, value)], height=row + 0.06))
+        if known:
+            at = [(known["mean"], known["mean"])]
+            lines.append(Reading(f"{name}, mean", ink, at, height=row + 0.32))
+    readings = Readings(metric, lines, is_scattered=True)
+    return [charts.chart(title, about, 0.55 + 0.58 * len(cells), draw, readings)]
 
 
 def _label(cell: dict[str, Any]) -> str:
@@ -139,15 +149,16 @@ def curves(found: Study, shades: Mapping[str, int]) -> list[Chart]:
     for cell in found.result["cells"]:
         if cell["name"] not in shades:
             continue
-        shade, ended = shades[cell["name"]], []
+        name, ended = cell["name"], []
+        shade, epoch = shades[name], found.epochs.get(name, 0)
         for run in cell["runs"]:
-            records = found.records.get((cell["name"], run["seed"]), [])
+            records = found.records.get((name, run["seed"]), [])
             line = charts.points(records, metric, "eval")
-            faint.append(Line(shade, "-", *line, is_faint=True))
+            faint.append(Line(shade, "-", *line, epoch=epoch, is_faint=True))
             if run["state"] == "done" and len(line[0]):
                 ended.append(line)
         if ended:
-            medians.append(Line(shade, "-", *median(ended)))
+            medians.append(Line(shade, "-", *median(ended), f"{name}, median", epoch))
     return charts.by_step(metric, [*faint, *medians], f"{metric} on data.eval")
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from jaxcls.evaluation import scores
 from jaxcls.evaluation.figures import Assessment, Calibration, Robustness
 from jaxcls.evaluation.intervals import Interval
-from jaxcls.report.contents import Run
+from jaxcls.report.contents import Cell, Run
 from jaxcls.training.meter import duration
 
 # The most classes of a full confusion matrix; and the classes shown of a larger matrix.
 WHOLE, PART = 25, 20
-PAIRS = 12
 Rows = list[list[Any]]
 
 
@@ -45,6 +44,14 @@ def main_figures(runs: Sequence[Run]) -> list[str]:
     return [n for n in names if not n.startswith("weighted") and not n.endswith(less)]
 
 
+def epochs(runs: Sequence[Run]) -> str:
+    """Returns what runs of different epochs have in place of an axis; "" if they agree."""
+    if len({run.epoch for run in runs}) == 1:
+        return ""
+    known = [f"{run.name} {run.epoch:.4g}" for run in runs if run.epoch]
+    return f"Steps of an epoch: {', '.join(known)}." if known else ""
+
+
 def pace(run: Run) -> list[str]:
     """Returns [median images/s, training time, share of data wait] as text."""
     if not run.timing:
@@ -54,20 +61,46 @@ def pace(run: Run) -> list[str]:
     return [f"{rate:,.0f}", duration(seconds), f"{run.data_wait:.0%}"]
 
 
-def by_class(found: Assessment, names: Sequence[str]) -> Rows:
-    """Returns rows of (class, examples, precision, recall, F1 and, if known, AUC)."""
+def by_class(
+    found: Assessment, names: Sequence[str], trained: Sequence[int] = ()
+) -> tuple[list[str], Rows]:
+    """Returns (heads, rows) of each class, with AUC and training examples if known.
+
+    trained: the training examples of each class, or ().
+    """
     support, *columns = found.by_class
+    heads = ["class", "examples", "precision", "recall", "F1"]
     if found.auc.size:
         columns.append(found.auc)
-    return [
+        heads.append("AUC")
+    rows = [
         [name, int(n), *(f"{value:.3f}" for value in values)]
         for name, n, *values in zip(names, support, *columns, strict=True)
     ]
+    if trained:
+        heads.insert(1, "in training")
+        for row, count in zip(rows, trained, strict=True):
+            row.insert(1, count)
+    return heads, rows
 
 
-def confusions(matrix: np.ndarray, names: Sequence[str]) -> Rows:
-    """Returns rows of (truth, taken for, examples), the largest confusions first."""
-    return [[names[a], names[b], n] for a, b, n in scores.most_confused(matrix, PAIRS)]
+def confused(matrix: np.ndarray) -> int:
+    """Returns the number of pairs of classes (truth, taken for) that are confused."""
+    return int(np.count_nonzero(matrix) - np.count_nonzero(np.diag(matrix)))
+
+
+def pictured(cells: Sequence[Cell]) -> list[tuple[int, int]]:
+    """Returns the (truth, taken for) of cells."""
+    return [(cell.truth, cell.taken_for) for cell in cells]
+
+
+def in_matrix(matrix: np.ndarray) -> list[int]:
+    """Returns the classes of a shown matrix; of many those of the largest confusions."""
+    if len(matrix) <= WHOLE:
+        return list(range(len(matrix)))
+    pairs = scores.most_confused(matrix, PART * PART)
+    chosen = dict.fromkeys(k for pair in pairs for k in pair[:2])
+    return sorted([*chosen][:PART])
 
 
 def heat_map(
@@ -75,14 +108,10 @@ def heat_map(
 ) -> list[tuple[str, list[tuple[int, float]]]]:
     """Returns (class, [(examples, depth of colour)]) of each class by what it is taken for.
 
-    Of many classes, those of the largest confusions. The depth is the share of the row's
-    examples; errors are deeper by 0.15, without which a small share would be invisible.
+    The classes are those `in_matrix`. The depth is the share of the row's examples; errors
+    are deeper by 0.15, without which a small share would be invisible.
     """
-    shown = list(range(len(matrix)))
-    if len(matrix) > WHOLE:
-        pairs = scores.most_confused(matrix, PART * PART)
-        chosen = dict.fromkeys(k for pair in pairs for k in pair[:2])
-        shown = sorted([*chosen][:PART])
+    shown = in_matrix(matrix)
     counts = matrix[np.ix_(shown, shown)]
     share = counts / np.maximum(matrix[shown].sum(1, keepdims=True), 1)
     depth = np.where(np.eye(len(shown)), share, np.minimum(1, share + 0.15))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 # Columns for what a terminal echoes.
@@ -33,7 +34,7 @@ class _Pace(ProgressColumn):
     """The pace, or its last part, the time that is left, in less than 80 columns."""
 
     def __init__(self, terminal: Console) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._terminal = terminal
 
     def render(self, task: Task) -> Text:

@@ -1,6 +1,10 @@
 """The report of real runs: what is in it, what is left out, and how a browser shows it."""
 
+import collections
+import html
+import html.parser
 import json
+import pathlib
 import re
 import shutil
 
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxcls
 from jaxcls import commands, experiment
 from jaxcls.commands import report
 from jaxcls.errors import InputError
@@ -207,6 +212,131 @@ def test_attention_is_shown_of_a_vit(data_dir, tmp_path):
     assert text.count("<figcaption>attention rollout<") == 2 * gather.LOOKS
 
 
+class Cells(html.parser.HTMLParser):
+    """The folded cells of a report: {id: [summary, captions of its images]}."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self._path = {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "details" and "name" in given:
+            self._path = [given["id"]]
+            self.found[given["id"]] = ["", []]
+        elif self._path and tag in ("summary", "figcaption"):
+            self._path.append(tag)
+            if tag == "figcaption":
+                self.found[self._path[0]][1].append("")
+
+    def handle_endtag(self, tag):
+        if tag == "details":
+            self._path = []
+        elif tag in self._path:
+            self._path.remove(tag)
+
+    def handle_data(self, data):
+        if self._path[1:] == ["summary"]:
+            self.found[self._path[0]][0] += " ".join(data.split())
+        elif self._path[1:] == ["figcaption"]:
+            self.found[self._path[0]][1][-1] += data
+
+
+CLASSES = ("a cat", "dog & co", "fox")
+
+
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory):
+    """(run folder, folder of originals) of a run that tells classes by their grey.
+
+    A test image may have the grey of any class, so that all are taken for one another.
+    """
+    place = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (9, 20, 5)), ("test", (15, 15, 15))):
+        for number, (name, count) in enumerate(zip(CLASSES, counts, strict=True)):
+            (place / "images" / split / name).mkdir(parents=True)
+            for k in range(count):
+                grey = 80 * (number if split == "train" else max(0, rng.integers(-4, 3)))
+                pixels = (grey + rng.integers(0, 60, (12, 12))).astype(np.uint8)
+                file = place / "images" / split / name / f"{name[0]}-{split}-{k}.png"
+                Image.fromarray(pixels).save(file)
+    given = [f"--source={place}/images", "--name=noise", f"--data_dir={place}/data"]
+    assert commands.main(["prepare", *given]) == 0
+    values = {
+        "data.name": "noise", "data.train": "train", "data.eval": "test", "batch_size": 8,
+        "length": "150 steps", "eval.every": "50 steps", "checkpoint.every": "50 steps",
+    }  # fmt: skip
+    return trained(place / "data", place / "run", **values), place / "images"
+
+
+@pytest.mark.slow
+def test_the_images_of_a_cell_are_those_that_the_model_takes_so(of_files, tmp_path):
+    folder, originals = of_files
+    text = reported(tmp_path, f"--workdir={folder}")
+    expected = collections.defaultdict(list)
+    model = jaxcls.load(str(folder))
+    for truth, name in enumerate(CLASSES):
+        paths = sorted(map(str, (originals / "test" / name).iterdir()))
+        answers = model.predict(paths)
+        for path, likely in zip(paths, answers.probabilities, strict=True):
+            if (taken := int(likely.argmax())) != truth:
+                file = str(pathlib.Path(path).relative_to(originals))
+                caption = f"{likely[taken]:.3f}, {likely[truth]:.3f}", file
+                expected[truth, taken].append((-likely[taken], caption))
+    assert max(collections.Counter(truth for truth, _ in expected).values()) == 2
+    assert any(len(each) > gather.IN_A_CELL for each in expected.values())
+    found = Cells(text).found
+    order = sorted(expected, key=lambda pair: (-len(expected[pair]), pair))
+    assert [*found] == [f"run1-{a}-{b}" for a, b in order]
+    for (truth, taken), (summary, captions) in zip(order, found.values(), strict=True):
+        count, least = len(expected[truth, taken]), gather.IN_A_CELL
+        cut = f", {least} shown" if count > least else ""
+        assert summary == f"{CLASSES[truth]} taken for {CLASSES[taken]}: {count}{cut}"
+        surest = [caption for _, caption in sorted(expected[truth, taken])][:least]
+        assert [tuple(each.split("\n")) for each in captions] == surest
+    # What was trained on is counted in the folder of originals.
+    counts = {name: len([*(originals / "train" / name).iterdir()]) for name in CLASSES}
+    seen = re.findall(r'<tr><th scope="row">([^<]+)</th><td>(\d+)</td><td>15</td>', text)
+    assert {html.unescape(name): int(count) for name, count in seen} == counts
+
+
+@pytest.mark.slow
+def test_images_of_cells_are_few_bytes_and_what_is_left_out_is_said(
+    of_files, tmp_path, monkeypatch
+):
+    folder, _ = of_files
+    whole = Cells(reported(tmp_path, f"--workdir={folder}")).found
+    monkeypatch.setattr(gather, "CELLS", len(whole) - 1)
+    text = reported(tmp_path, f"--workdir={folder}")
+    assert [*Cells(text).found.items()] == [*whole.items()][:-1]
+    said = f"Of {len(whole)} confused pairs the {len(whole) - 1} with the most examples."
+    assert said in text
+    sources = re.findall(r'<img src="([^"]+)"', text.split("Its most confident")[0])
+    monkeypatch.setattr(gather, "CELL_BYTES", sum(map(len, sources)) - 1)
+    text = reported(tmp_path, f"--workdir={folder}")
+    assert [*Cells(text).found.items()] == [*whole.items()][:-2]
+
+
+@pytest.mark.slow
+def test_labels_are_counted_unless_that_reads_a_large_dataset(
+    folder, of_files, tmp_path, monkeypatch
+):
+    counted = '<button type="button">in training</button>'
+    assert counted in reported(tmp_path, f"--workdir={folder}")
+    monkeypatch.setattr(gather, "MOST_READ", 10)
+    assert counted not in reported(tmp_path, f"--workdir={folder}")
+    assert counted in reported(tmp_path, f"--workdir={of_files[0]}")  # They are in a file.
+
+
+@pytest.fixture(scope="module")
+def noise(of_files):
+    """The report of that run."""
+    assert commands.main(["report", f"--workdir={of_files[0]}"]) == 0
+    return of_files[0] / "report.html"
+
+
 @pytest.fixture(scope="module")
 def both(folder, data_dir, tmp_path_factory):
     """The report of two digits runs, made by the command."""
@@ -229,7 +359,7 @@ def shown(tmp_path_factory):
 def test_a_browser_finds_nothing_to_complain_of(shown, both):
     shown.open(both, 1200)
     assert shown.evaluate("document.title") == "Report: first, second"
-    for kind, count in (("svg", 8), ("table", 10), ("img", 60)):
+    for kind, count in (("svg", 8), ("table", 8), ("img", 60)):
         widths = shown.evaluate(
             f"[...document.querySelectorAll('{kind}')].filter(e => !e.closest('details'))"
             ".map(e => e.getBoundingClientRect().width)"
@@ -265,8 +395,11 @@ def test_a_click_on_a_head_sorts(shown, both):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["both", "of_study"])
-@pytest.mark.parametrize(("width", "dark"), [(320, True), (1200, False)])
+@pytest.mark.parametrize("name", ["both", "noise", "of_study"])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [(320, True), (360, False), (768, True), (768, False), (1280, True), (1280, False)],
+)
 def test_a_page_fits_a_phone_and_light_and_dark_are_the_readers_choice(
     shown, request, name, width, dark
 ):
@@ -276,11 +409,24 @@ def test_a_page_fits_a_phone_and_light_and_dark_are_the_readers_choice(
     wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     scrolled, visible = shown.evaluate(wide)
     assert scrolled <= visible <= width
+    outside = shown.evaluate(
+        "[...document.querySelectorAll('main *')]"
+        ".filter(e => !e.closest('.scroll *, svg *'))"
+        ".filter(e => e.getBoundingClientRect().right > innerWidth + 0.5)"
+        ".map(e => e.outerHTML.slice(0, 99))"
+    )
+    assert outside == []
+    broken = shown.evaluate(
+        "[...document.querySelectorAll('.code tbody th')].map(e => {"
+        "const range = document.createRange(); range.selectNodeContents(e);"
+        "return range.getClientRects().length})"
+    )
+    assert set(broken) == {1}
     letters = shown.evaluate(
         "[...document.querySelectorAll('svg text')].map(t => [t.getScreenCTM(), t]).map("
         "([m, t]) => Math.hypot(m.a, m.b) * parseFloat(getComputedStyle(t).fontSize))"
     )
-    assert min(letters) >= (11 if width > 320 else 9)
+    assert min(letters) >= (11 if width > 360 else 9)
     for kinds, style, least in (
         ("p, td, th, figcaption", "fontSize", 12),
         ("svg, table", "height", 60),
@@ -301,6 +447,131 @@ def test_a_page_fits_a_phone_and_light_and_dark_are_the_readers_choice(
     assert high > 200
     assert brightness(".chart svg text", "fill") == ink
     assert len(shown.messages) == before
+
+
+def move(page, x, y):
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+
+def press(page, key):
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+
+PLOT = "[...document.querySelectorAll('.plot')][{}]"
+READ = "[...{}.querySelector('.readout').children].map(e => e.textContent)"
+
+
+def read(page, number=0):
+    """What a chart reads now: its head, and {line: value}."""
+    head, *each = page.evaluate(READ.format(PLOT.format(number))) or [""]
+    lines = dict(line.rsplit(": ", 1) for line in each)
+    return head, {name: float(value) for name, value in lines.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_hovering_reads_the_values_of_the_records(shown, both, folder, width):
+    shown.open(both, width)
+    plot = PLOT.format(0)
+    shown.evaluate(f"{plot}.scrollIntoView({{block: 'center'}})")
+    box = shown.evaluate(
+        f"(b => [b.x, b.y, b.width, b.height])({plot}.getBoundingClientRect())"
+    )
+    seen = {}
+    for place in np.linspace(0.02, 0.98, 33):
+        move(shown, box[0] + place * box[2], box[1] + box[3] / 2)
+        head, lines = read(shown)
+        step, epoch = map(
+            float, re.fullmatch(r"step (\d+) / epoch ([\d.]+)", head).groups()
+        )
+        assert epoch == pytest.approx(step * 64 / 1293, rel=0.06)  # Two digits.
+        seen.setdefault(int(step), lines)
+        over = shown.evaluate(
+            f"(b => [b.left, b.right])({plot}.lastChild.getBoundingClientRect())"
+        )
+        assert 0 <= over[0] < over[1] <= width
+    expected = {}
+    kinds = {"train": ", training", "eval": ", evaluation"}
+    for name in ("first", "second"):
+        for line in (folder.parent / name / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            if record["kind"] in kinds:
+                at = expected.setdefault(record["step"], {})
+                at[name + kinds[record["kind"]]] = record.get("mean_loss", record["loss"])
+    assert len(expected) == 6
+    assert {step: pytest.approx(at, rel=1e-4) for step, at in expected.items()} == seen
+    move(shown, 1, 1)
+    assert read(shown) == ("", {})
+
+
+@pytest.mark.slow
+def test_arrow_keys_read_a_chart_and_escape_leaves_it(shown, both):
+    shown.open(both, 1280)
+    shown.evaluate(f"{PLOT.format(1)}.focus()")
+    steps = [read(shown, 1)[0].split()[1]]
+    for key in ("ArrowLeft", "Home", "ArrowLeft", "ArrowRight", "End", "ArrowRight"):
+        press(shown, key)
+        steps.append(read(shown, 1)[0].split()[1])
+    assert steps == ["6", "5", "1", "1", "2", "6", "6"]
+    press(shown, "Escape")
+    assert read(shown, 1) == ("", {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+def test_choosing_a_cell_shows_its_images_alone(shown, noise, width):
+    shown.open(noise, width)
+    links = shown.evaluate("[...document.querySelectorAll('.heat a')].map(a => a.hash)")
+    assert len(links) > 1
+    for link in reversed(links):
+        shown.evaluate(f"document.querySelector('.heat a[href=\"{link}\"]').click()")
+        opened = "[...document.querySelectorAll('details[open]')].map(e => '#' + e.id)"
+        assert shown.evaluate(opened) == [link]
+        assert shown.evaluate(f"document.activeElement.parentNode.id == '{link[1:]}'")
+        first = f"document.querySelector('{link} img').getBoundingClientRect()"
+        top, width_of = shown.evaluate(f"(b => [b.top, b.width])({first})")
+        assert 0 <= top <= 900
+        assert width_of > 40
+    assert shown.messages == []
+
+
+@pytest.mark.slow
+def test_without_scripts_all_is_there(shown, noise):
+    shown.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        shown.open(noise, 768)
+        assert shown.evaluate("document.querySelectorAll('.readout').length") == 0
+        shown.evaluate("document.querySelectorAll('details summary')[2].click()")
+        assert shown.evaluate("document.querySelectorAll('details[open] img').length") > 0
+        sizes = shown.evaluate(
+            "[...document.querySelectorAll('svg, .matrix table')]"
+            ".map(e => e.getBoundingClientRect().height)"
+        )
+        assert min(sizes) > 40
+    finally:
+        shown.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [True, False])
+def test_a_table_that_goes_on_has_a_shadow_at_its_edge(shown, both, tmp_path, dark):
+    shown.open(both, 360, dark=dark)
+    box = "document.querySelector('.scroll')"
+    assert shown.evaluate(f"{box}.scrollWidth > {box}.clientWidth")
+    found = []
+    for place in (0, 9999):
+        x, y = shown.evaluate(
+            f"{box}.scrollLeft = {place}, (b => [b.right, b.top])"
+            f"({box}.getBoundingClientRect())"
+        )
+        shown.screenshot(tmp_path / "shot.png", whole=False)
+        with Image.open(tmp_path / "shot.png") as image:
+            at = image.convert("L").getpixel((int(x) - 3, int(y) + 4))
+            paper = image.convert("L").getpixel((2, int(y) + 4))
+        found.append(abs(at - paper))
+    assert found[0] > 40
+    assert found[1] == 0
 
 
 @pytest.mark.slow

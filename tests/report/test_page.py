@@ -15,7 +15,7 @@ from jaxcls.evaluation import figures
 from jaxcls.evaluation.intervals import Interval
 from jaxcls.evaluation.predictions import Predictions
 from jaxcls.report import charts, images, page, tables
-from jaxcls.report.contents import Look, Picture, Run, Scored
+from jaxcls.report.contents import Cell, Look, Picture, Run, Scored
 
 DEFAULTS = {key: knob.default for key, knob in KNOBS.items()}
 NASTY = ("<script>alert(1)</script>", 'a" onload="alert(1)', "&amp; $x^2$ ]]> '")
@@ -68,7 +68,10 @@ def scored(classes=3, n=40, seed=0, sure=1.5):
         Predictions(logits, labels), "softmax", columns, 1.3, "data.eval"
     )
     pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-    return Scored(8, "best", "test", "params", found, [Picture(pixels, "b")], NO_ROBUSTNESS)
+    picture = Picture(pixels, "b")
+    pairs = np.argwhere(found.matrix - np.diag(np.diag(found.matrix)))[:4].tolist()
+    cells = [Cell(a, b, int(found.matrix[a, b]), [picture]) for a, b in pairs]
+    return Scored(8, "best", "test", "params", found, [picture], cells, NO_ROBUSTNESS)
 
 
 def run(name="a", classes=("x", "y", "z"), **changes):
@@ -145,7 +148,7 @@ def test_curves_have_a_line_for_each_run_in_colours_of_the_page():
         "Loss", "top1", "Learning rate", "Images a second",
         "Share of training time waiting for data",
     ]  # fmt: skip
-    for title, _, _, svg in found:
+    for title, _, _, svg, _ in found:
         assert not re.search("#[0-9a-fA-F]{6}", svg), title
         counts = [len(re.findall(rf"stroke: var\(--run{i}\)", svg)) for i in (1, 2, 3)]
         is_both = title in ("Loss", "top1")  # Of training, dotted, and evaluation.
@@ -162,6 +165,118 @@ def test_a_line_of_training_is_of_the_means_if_they_are_recorded():
     assert loss.title == "Loss"
     assert "2.5 at step 8" in loss.about
     assert not others
+
+
+def epochs_of(chart):
+    """{epoch: its place} on the axis of epochs of a chart; {} without one."""
+    found = re.findall(r'<text[^>]*? x="([\d.]+)"[^>]*>([^<]+)</text>', chart.content)
+    names = [name for _, name in found]
+    ticks = found[: names.index("epoch")] if "epoch" in names else []
+    return {float(name): float(x) for x, name in ticks}
+
+
+def of_epochs(name, steps):
+    """A run whose epochs have that many steps, 0 for unknown."""
+    made = run(name)
+    made.saved["implied"]["examples"] = {
+        "train": steps * made.saved["config"]["batch_size"]
+    }
+    return made
+
+
+def test_epochs_stand_beside_steps_where_the_runs_agree_on_them():
+    for runs, steps, said in (
+        ([of_epochs("a", 2)], 2, ""),
+        ([of_epochs("a", 2.5), of_epochs("b", 2.5)], 2.5, ""),
+        ([of_epochs("a", 2), of_epochs("b", 2.5)], 0, "Steps of an epoch: a 2, b 2.5."),
+        ([of_epochs("a", 2), of_epochs("b", 0)], 0, "Steps of an epoch: a 2."),
+        ([run("a")], 0, ""),
+    ):
+        loss = charts.learning(runs)[0]
+        ticks, (start, wide) = epochs_of(loss), loss.readings["x"]
+        assert (len(ticks) > 2) == bool(steps)
+        for epoch, place in ticks.items():
+            assert place == pytest.approx(start + wide * epoch * steps, abs=0.01)
+        assert [line["epoch"] for line in loss.readings["lines"]] == [
+            each.epoch for each in runs for _ in range(2)
+        ]
+        text = made(*runs)
+        assert ("Steps of an epoch" in text) == bool(said)
+        assert said in text
+
+
+def test_what_a_chart_reads_is_what_it_draws():
+    many = [{"step": k, "kind": "train", "loss": 90 / k} for k in range(1, 60)]
+    lost = [{"step": 60, "kind": "train", "loss": None}]
+    for metrics, is_log in ((run().metrics, False), (many + lost, True)):
+        loss = charts.learning([run("a", metrics=metrics)])[0]
+        kinds = list(dict.fromkeys(r["kind"] for r in metrics if r["kind"] != "final"))
+        found = loss.readings
+        assert found["is_log"] == is_log
+        assert [line["name"] for line in found["lines"]] == (
+            ["a"] if is_log else ["a, training", "a, evaluation"]
+        )
+        # Matplotlib's own paths, of which the last move starts a line.
+        drawn = re.findall(
+            r'<path d="(M [^"]+)"[^>]*clip-path[^>]*var\(--run1', loss.content
+        )
+        for kind, line, path in zip(kinds, found["lines"], drawn, strict=True):
+            known = [r for r in metrics if r["kind"] == kind and r["loss"] is not None]
+            steps, values = np.array([[r["step"], r["loss"]] for r in known]).T
+            np.testing.assert_array_equal([x for x, _ in line["points"]], steps)
+            np.testing.assert_allclose([y for _, y in line["points"]], values, rtol=1e-4)
+            corners = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), float)
+            x = found["x"][0] + found["x"][1] * steps
+            heights = np.log10(values) if is_log else values
+            y = found["y"][0] + found["y"][1] * heights
+            ends = corners[[0, -1]]  # Points on a straight line between are left out.
+            np.testing.assert_allclose(ends, np.stack([x, y], 1)[[0, -1]], atol=0.01)
+
+
+def test_a_cell_of_the_matrix_leads_to_its_images():
+    labels = np.array([0] * 9 + [1] * 5 + [2] * 4)
+    taken = np.array([0] * 4 + [1] * 3 + [2] * 2 + [1] * 4 + [0] + [2] * 4)
+    logits = np.eye(3, dtype=np.float32)[taken] * 9
+    found = figures.assess(
+        Predictions(logits, labels), "softmax",
+        {"loss": np.ones(18), "top1": np.ones(18)}, float("nan"), "nothing",
+    )  # fmt: skip
+    picture = Picture(np.zeros((4, 4, 1), np.uint8), "0.9, 0.1\nfile 1.png")
+    cells = [Cell(0, 1, 3, [picture] * 2), Cell(0, 2, 2, [picture] * 2)]
+    text = made(run(scored=scored()._replace(assessed=found, cells=cells)))
+    root = parsed(text)
+    (matrix,) = [t for t in root.iter("table") if t.get("class") == "heat"]
+    body = [[*row][1:] for row in [*matrix.iter("tr")][1:]]
+    expected = np.zeros((3, 3), int)
+    np.add.at(expected, (labels, taken), 1)
+    assert [[int(said(cell) or 0) for cell in row] for row in body] == expected.tolist()
+    links = {
+        (a, b): link.get("href")
+        for a, row in enumerate(body)
+        for b, cell in enumerate(row)
+        for link in cell.iter("a")
+    }
+    assert [*links] == [(0, 1), (0, 2)]
+    summaries = {
+        f"#{each.get('id')}": said(each.find("summary"))
+        for each in root.iter("details")
+        if each.get("name")
+    }
+    assert [summaries[link] for link in links.values()] == [
+        "x taken for y: 3, 2 shown", "x taken for z: 2",
+    ]  # fmt: skip
+    assert "Of 3 confused pairs the 2 with the most examples." in text
+    assert text.count("file 1.png</figcaption>") == 4
+
+
+def test_results_stand_before_configs_and_provenance():
+    other = {**DEFAULTS, "seed": 3}
+    text = made(run("a"), run("b", saved={"config": other, "implied": {"steps": 8}}))
+    places = [text.index(part) for part in (
+        ">Learning curves<", 'id="run1"', ">Confusions<", ">Mistakes by class<",
+        'id="run2"', ">Configs<", ">Where a comes from<", ">Where b comes from<",
+    )]  # fmt: skip
+    assert places == sorted(places)
 
 
 def test_a_run_says_how_far_it_is():
@@ -198,7 +313,7 @@ def test_the_confusions_are_the_matrix():
     right = np.diag(np.diag(matrix))
     expected = matrix / matrix.sum(1, keepdims=True) + 0.15 * (right != matrix)
     np.testing.assert_allclose(depths[counts > 0], expected[counts > 0])
-    assert tables.confusions(matrix, ["a", "b", "c"]) == [["c", "a", 2], ["a", "b", 1]]
+    assert tables.confused(matrix) == 2
 
 
 def test_of_many_classes_the_most_confused_are_shown():
@@ -208,6 +323,7 @@ def test_of_many_classes_the_most_confused_are_shown():
     found = dict(tables.heat_map(matrix, names))
     assert [*found] == ["n3", "n12", "n14", "n700", "n999"]
     assert [count for count, _ in found["n700"]] == [30, 0, 0, 50, 0]
+    assert tables.in_matrix(matrix) == [3, 12, 14, 700, 999]
     busy = np.random.default_rng(0).integers(0, 9, (1000, 1000))
     busy[5, 6] = 99
     found = dict(tables.heat_map(busy, names))
@@ -216,10 +332,10 @@ def test_of_many_classes_the_most_confused_are_shown():
 
 
 def test_no_mistake_is_said():
-    text = made(run(scored=scored(sure=99)._replace(mistakes=[])))
+    text = made(run(scored=scored(sure=99)._replace(mistakes=[], cells=[])))
     assert "No example is taken for another class" in text
     assert "There is none" in text
-    assert "most confused pairs" not in text
+    assert "Choose a cell" not in text
 
 
 def test_each_class_has_its_figures():
@@ -228,14 +344,20 @@ def test_each_class_has_its_figures():
         "softmax", {"loss": np.ones(4), "top1": np.array([1.0, 0, 1, 1])}, float("nan"),
         "nothing",
     )  # fmt: skip
-    root = parsed(made(run(scored=scored()._replace(assessed=found))))
-    head, *each = rows(root, "Each class")
-    assert head == ["class", "examples", "precision", "recall", "F1", "AUC"]
-    assert [row[:5] for row in each] == [
+    alone = scored()._replace(assessed=found, cells=[])
+    figured = [
         ["x", "1", "0.500", "1.000", "0.667"],
         ["y", "2", "1.000", "0.500", "0.667"],
         ["z", "1", "1.000", "1.000", "1.000"],
     ]
+    head, *each = rows(parsed(made(run(scored=alone))), "Each class")
+    assert head == ["class", "examples", "precision", "recall", "F1", "AUC"]
+    assert [row[:5] for row in each] == figured
+    counted = parsed(made(run(scored=alone, class_counts=[70, 0, 5])))
+    head, *each = rows(counted, "Each class")
+    assert head[:3] == ["class", "in training", "examples"]
+    assert [row[1] for row in each] == ["70", "0", "5"]
+    assert [row[:1] + row[2:6] for row in each] == figured
 
 
 def test_a_figure_has_its_interval():

@@ -49,7 +49,7 @@ def study(*values, of=TWO, name="s", config=None):
         for each in runs
         if each.values
     }
-    return Study(name, result, config or {}, records)
+    return Study(name, result, config or {}, records, dict.fromkeys(found, 4.0))
 
 
 def made(*found, runs=()):
@@ -152,6 +152,31 @@ def test_each_seed_has_a_thin_curve_and_each_cell_a_thick_one(pair):
     assert chart.about == f"ends at {'; '.join(ends)}"
 
 
+def test_on_hover_are_the_runs_the_means_and_the_medians(pair):
+    (chart,) = studies.dots(pair.result, studies.colours(pair.result))
+    found = {line["name"]: line["points"] for line in chart.readings["lines"]}
+    expected = {f"base, seed {k}": [[x, x]] for k, x in enumerate(A)}
+    expected |= {f"optim.lr=0.1, seed {k}": [[x, x]] for k, x in enumerate(B)}
+    means = {"base, mean": np.mean(A), "optim.lr=0.1, mean": np.mean(B)}
+    assert {name: found.pop(name)[0][1] for name in means} == pytest.approx(means)
+    assert found == expected
+    (x, dx), (y, dy) = chart.readings["x"], chart.readings["y"]
+    for shade, values, row in ((1, A, 0), (2, B, 1)):
+        seen = dots(chart, f"var(--run{shade})")
+        heights = [
+            one["height"] for one in chart.readings["lines"] if one["colour"] == shade
+        ]
+        np.testing.assert_allclose(seen[:, 0], x + dx * np.sort(values), atol=0.01)
+        np.testing.assert_allclose(seen[:, 1], y + dy * heights[0], atol=0.01)
+        assert row < heights[0] < heights[-1] < row + 1
+    (curve,) = studies.curves(pair, studies.colours(pair.result))
+    assert [(line["name"], line["epoch"]) for line in curve.readings["lines"]] == [
+        ("base, median", 4.0), ("optim.lr=0.1, median", 4.0),
+    ]  # fmt: skip
+    last = [line["points"][-1] for line in curve.readings["lines"]]
+    assert last == [[10, pytest.approx(np.median(each) - 0.1)] for each in (A, B)]
+
+
 def test_the_median_is_of_steps_that_every_run_has():
     first = np.array([1, 2, 3, 5]), np.array([0.1, 0.2, 0.3, 0.5])
     others = (np.array([2, 5]), np.array([0.6, 0.7])), (np.array([2, 4, 5]), np.ones(3))
@@ -210,6 +235,14 @@ def test_of_many_cells_the_baseline_and_the_best_have_colours():
     chart = chart_of_runs(found)
     assert len(set(re.findall(">(lr=\\d+)<", chart.content))) == 30
     assert len(rows(root, "top1 on data.test at the best step")) == 31
+
+
+def test_results_stand_before_the_plan_and_the_config(pair):
+    text = made(pair._replace(config={**DEFAULTS, "batch_size": 7}))
+    places = [text.index(f">{part}<") for part in (
+        "Runs", "Cells", "Comparisons", "Plan", "The config that cells change",
+    )]  # fmt: skip
+    assert places == sorted(places)
 
 
 def test_the_config_is_folded_and_names_are_text():

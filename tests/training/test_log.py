@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -42,15 +43,14 @@ def test_a_terminal_has_a_bar_below_the_lines(tmp_path, monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """``seen = terminal()`` makes standard output a terminal of 80 columns.
+    """``seen = terminal(80)`` makes standard output a terminal of so many columns.
 
     ``seen(b"...")`` types a text, and gives the screen after it.
     """
     ours, theirs = pty.openpty()
-    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    screen = Screen(80)
     os.set_blocking(ours, False)
+    screen = None
 
     def seen(typed=b""):
         os.write(ours, typed)
@@ -60,14 +60,21 @@ def terminal(monkeypatch):
                 screen.write(text.decode())
         return screen
 
+    def begin(columns=80):
+        nonlocal screen
+        screen = Screen(columns)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "stdout", file)
+        return seen
+
     with open(theirs, "w") as file:
         # In the test itself: pytest gives each of its phases another standard output.
-        yield lambda: monkeypatch.setattr(sys, "stdout", file) or seen
+        yield begin
     os.close(ours)
 
 
 def bars(screen):
-    return [row for row in screen.lines() if row.startswith("training")]
+    return [row for row in screen.lines() if "/100" in row]
 
 
 @pytest.mark.parametrize("typed", [b"", b"\x03", b"\x03\x03"])
@@ -86,6 +93,19 @@ def test_an_echo_leaves_no_bar_above_the_live_one(tmp_path, terminal, typed):
         log.line("time: 1 s")
     print("done: step=38")
     assert seen().lines() == ["hello", "time: 1 s", "done: step=38", ""]
+
+
+@pytest.mark.parametrize("columns", [40, 70, 80, 200])
+def test_a_bar_says_how_far_it_is_and_how_long_it_takes(tmp_path, terminal, columns):
+    seen = terminal(columns)
+    with opened(tmp_path) as log:
+        log.meter.stepped(0.5, 0.1)
+        log.step(37)
+        log._console._bar.refresh()
+        (bar,) = bars(seen())
+        assert re.search(r"━+.* 37/100 .*ETA 0:\d\d$", bar)
+        assert ("images/s, data wait 20%" in bar) == (columns >= 80)
+        assert len(bar) <= columns
 
 
 def test_standard_error_stays_in_its_file_beside_a_bar(tmp_path, terminal, monkeypatch):

@@ -1,5 +1,5 @@
-// Cells sort as numbers if both are numbers, else as text. The first click is ascending.
 "use strict";
+// Cells sort as numbers if both are numbers, else as text. The first click is ascending.
 for (const table of document.querySelectorAll("table.sorts")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
