@@ -95,7 +95,7 @@ class Dataset:
                 labels = np.load(file, allow_pickle=False)
                 if labels.shape != (n,):
                     raise ValueError(f"it has {labels.shape} labels for {n} examples")
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # NumPy raises many types for a damaged file.
                 raise _damaged(file, error) from None
             found.append(labels[start:stop])
         return np.concatenate(found)

@@ -45,7 +45,7 @@ class Workdir:
         try:
             self.path = pathlib.Path(path).expanduser().resolve()
             self.path.exists()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # A NUL is in no path.
             raise InputError(
                 f"--workdir={path} is no path ({error}); try runs/name"
             ) from None
@@ -331,11 +331,9 @@ class Workdir:
         saved = atomic.read_json(file)
         if saved is None:
             return []
-        starts = saved.get("starts") if isinstance(saved, dict) else None
-        if not isinstance(starts, list) or not all(isinstance(s, dict) for s in starts):
-            raise InputError(
-                f"{file} is no record of starts; put it right, or move it away"
-            )
+        found: Any = saved.get("starts") if isinstance(saved, dict) else None
+        forms.check_starts(found, file)
+        starts: list[dict[str, Any]] = found
         return starts
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:

@@ -303,7 +303,7 @@ def fewer_examples(text):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", "no JSON", "is not what a run writes"),
+        ("manifest.json", "no JSON", "manifest.json cannot be read: Expecting value"),
         ("manifest.json", '{"starts": []}', "is not what a run writes"),
         (
             "manifest.json",

@@ -145,6 +145,10 @@ def test_damaged_labels_are_named(data_dir, tmp_path):
     data = sources.Dataset("mine", str(tmp_path))
     with pytest.raises(InputError, match=r"labels-train\.npy is damaged"):
         data.labels("train", "data.train")
+    head = b"\x93NUMPY\x01\x00\x10\x00{'descr': (\0      "
+    (folder / "labels-train.npy").write_bytes(head)
+    with pytest.raises(InputError, match=r"labels-train\.npy is damaged"):
+        data.labels("train", "data.train")
     np.save(folder / "labels-train.npy", np.zeros(3, np.int32))
     with pytest.raises(InputError, match=r"\(3,\) labels for 1437 examples"):
         data.labels("train", "data.train")
