@@ -125,14 +125,15 @@ def _round(spec, first, say):
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
-        child.stdin.write(json.dumps({**spec, "first": first}))
-        child.stdin.close()
-        watch = _Watch(child, home / "at")
-        for line in child.stdout:
-            faults.append(Fault(**json.loads(line)))
-            say(faults[-1])
-        status = child.wait()
-        watch.stop()
+        with child:
+            child.stdin.write(json.dumps({**spec, "first": first}))
+            child.stdin.close()
+            watch = _Watch(child, home / "at")
+            for line in child.stdout:
+                faults.append(Fault(**json.loads(line)))
+                say(faults[-1])
+            status = child.wait()
+            watch.stop()
         at = (home / "at").read_text().split() if (home / "at").exists() else []
         if not status or not at:
             if status:
