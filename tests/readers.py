@@ -177,7 +177,7 @@ def tarred(kind):
 
     extra = [archives.member("a/3.png", 0, tarfile.LNKTYPE, "a/1.png")]
     made = archives.tar(SOURCE, form=tarfile.PAX_FORMAT)[:-1024] + archives.tar({}, extra)
-    share = 1.0 if kind == "tar" else 0.4
+    share = 1.0 if kind == "tar" else 0.2
     return of_source(f"source.{kind}", {"raw": made}, pack, share=share)
 
 
@@ -197,7 +197,7 @@ def tables(name):
         "metadata.jsonl": '{"file_name": "a/1.png", "label": "cat"}\n'
         '{"file_name": "a/2.png", "label": 7}\n{"file_name": "b/1.png", "label": "d"}\n',
     }[name]
-    return of_source(".", {**SOURCE, name: text.encode()}, targets=(name,))
+    return of_source(".", {**SOURCE, name: text.encode()}, targets=(name,), share=0.5)
 
 
 def pickles_of(_):
@@ -253,7 +253,7 @@ def imagenet_of(_):
         kit = made.devkit(left.pop("meta.mat"), left.pop("truth.txt"))
         return {name: tar_sums(data) for name, data in left.items()} | {made.DEVKIT: kit}
 
-    return of_source(".", files, pack, share=0.5)
+    return of_source(".", files, pack, share=0.03)
 
 
 # Datasets.
@@ -480,7 +480,7 @@ def resealed(files):
     made = dict(files)
     for name in files:
         if name.endswith("metadata"):
-            with contextlib.suppress(ValueError, AttributeError, KeyError, RecursionError):
+            with contextlib.suppress(Exception):  # It is no JSON object any more.
                 meta = json.loads(files[name])
                 meta.pop("seal", None)
                 sealed = {**meta, "seal": checkpoint.seal_of(meta)}
@@ -493,7 +493,9 @@ def found(folder):
     for which in ("best", "last", "3"):
         checkpoint.find(workdir.checkpoints, which)
     with contextlib.suppress(checkpoint.CorruptError):
-        train._checked_records(workdir, 3)
+        meta = checkpoint.meta_of(workdir.checkpoints, 3)
+        sealed, is_pending = meta.get("records", {}), bool(meta.get("pending"))
+        train._check_records(workdir, sealed, 3, is_pending, "checkpoints/3")
 
 
 def proof(folder):
@@ -719,16 +721,23 @@ READERS = {
     "safetensors": functools.partial(safetensors_of, ""),
     "gallery": functools.partial(features, ""),
     "config.json": functools.partial(
-        of_run("config.json", reads=(experiment_of, started, proof, repacked), share=0.5),
+        of_run("config.json", reads=(experiment_of, started, proof), share=0.3),
         "",
     ),
     "manifest.json": functools.partial(
-        of_run("manifest.json", reads=(started, proof, repacked)), ""
+        of_run("manifest.json", reads=(started, proof), share=0.3), ""
+    ),
+    "packing": functools.partial(
+        of_run(
+            "config.json", "manifest.json", "metrics.jsonl", reads=(repacked,), share=0.1
+        ),
+        "",
     ),
     "records": functools.partial(
         of_run(
             *("metrics.jsonl", "digests.jsonl", "timing.jsonl", "last_step.json"),
             reads=(record_files, started, proof),
+            share=0.3,
         ),
         "",
     ),

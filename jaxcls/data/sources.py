@@ -74,7 +74,10 @@ class Dataset:
         """
         parts = splits.resolve(split, self.facts.splits, key)
         ranges = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in parts)
-        shards = self._builder.info.splits[ranges].file_instructions
+        try:
+            shards = self._builder.info.splits[ranges].file_instructions
+        except Exception as error:  # TFDS fills in the names of files that it is told.
+            raise _damaged(self.folder / "dataset_info.json", error) from None
         for shard in shards:
             if not os.path.exists(shard.filename):
                 raise InputError(
@@ -287,6 +290,9 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("seal") not in (None, seal_of(found)):
         raise _damaged(folder / MANIFEST, ValueError("its seal differs"))
+    files, fingerprint = found.get("files", {}), found.get("fingerprint", "")
+    if not (isinstance(files, dict) and isinstance(fingerprint, str)):
+        raise _damaged(folder / MANIFEST, ValueError("its files or fingerprint are none"))
     return found
 
 

@@ -20,7 +20,10 @@ def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int
     try:
         if re.search(r"\dshard", split):
             raise ValueError("shards are not counted here")
-        ranges = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        # TFDS takes quadratic time for a run of spaces.
+        ranges = tfds.core.ReadInstruction.from_spec(" ".join(split.split())).to_absolute(
+            infos
+        )
         parts = [
             (r.splitname, *slice(r.from_, r.to).indices(splits[r.splitname])[:2])
             for r in ranges

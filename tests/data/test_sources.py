@@ -111,6 +111,24 @@ def test_a_damaged_description_is_named(data_dir, tmp_path, name):
         sources.Dataset("mine", str(tmp_path))
 
 
+@pytest.mark.parametrize("change", [{"files": []}, {"files": 7}, {"fingerprint": [1]}])
+def test_a_manifest_of_another_form_is_damaged(data_dir, tmp_path, change):
+    file = copy(data_dir, tmp_path, "mine") / "manifest.json"
+    file.write_text(json.dumps(change))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \("):
+        sources.Dataset("mine", str(tmp_path))
+
+
+@pytest.mark.parametrize("template", ["{DATASET}-{SPOF_Y}", "{DATASET}}", "{}"])
+def test_a_description_whose_files_have_no_names_is_damaged(data_dir, tmp_path, template):
+    file = copy(data_dir, tmp_path, "mine") / "dataset_info.json"
+    info = json.loads(file.read_text())
+    info["splits"][0]["filepathTemplate"] = template
+    file.write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"dataset_info\.json is damaged \("):
+        sources.Dataset("mine", str(tmp_path)).source("train", "data.train")
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
