@@ -379,3 +379,14 @@ def test_a_start_of_another_form_is_named(tmp_path, change, wrong):
 def test_a_path_with_a_nul_is_refused():
     with refused("is no path"):
         Workdir("runs/a\0b")
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    folder = begun(tmp_path / "run")
+    file = folder.path / "manifest.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"cpu"', '"gpu"'))
+    with refused("manifest.json is not as it was written", "put it back as it was"):
+        folder.starts()
+    file.write_text(json.dumps(json.loads(whole)))
+    assert len(folder.starts()) == 1  # Its spaces are its own affair.

@@ -15,6 +15,7 @@ from jaxcls.runs import provenance, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
 
+pytestmark = pytest.mark.slow
 NAMES = ("config.json", "manifest.json", "timing.jsonl")
 
 
@@ -80,7 +81,6 @@ class Start:
         return None, (identity, exp.convolution, self.folder.read())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("state", ["stopped", "ended"])
 def test_every_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name):
@@ -106,7 +106,6 @@ def test_every_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name
     assert all(map(str.isprintable, said))
 
 
-@pytest.mark.slow
 def test_a_flip_that_passes_trains_to_the_same_bits(made, tmp_path):
     config, stopped, ended = made
     folder = tmp_path / "run"
