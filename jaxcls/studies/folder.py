@@ -140,7 +140,7 @@ def read(file: pathlib.Path, form: Mapping[str, Any]) -> dict[str, Any] | None:
     found = atomic.read_json(file)
     if found is None:
         return None
-    if not isinstance(found, dict) or not {"format", *form} <= found.keys():
+    if not isinstance(found, dict) or "format" not in found:
         raise _foreign(file)
     if found["format"] != FORMAT:
         raise InputError(
