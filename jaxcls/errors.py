@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+# The search for a near name takes quadratic time.
+_LONGEST_NAME = 200
 
 # Exit statuses: success, bad input, a run diverged, a check found a difference.
 DONE, BAD_INPUT, DIVERGED, DIFFERS = 0, 2, 3, 4
@@ -16,11 +18,23 @@ STOPPED, INTERRUPTED = 75, 130
 LOST = 70
 
 
+# The most characters of an error's text: it may quote a value of any length.
+MOST_TEXT = 2000
+
+
 class InputError(Exception):
     """A bad input. The text names the thing, the value, the rule and a value that works.
 
-    A command prints the text on one line and exits with status 2.
+    The text is one printable line of about `MOST_TEXT` characters at most, whatever it
+    quotes. A command prints it and exits with status 2.
     """
+
+    def __init__(self, text: str) -> None:
+        text = printable(text).replace("\n", " ")
+        if len(text) > MOST_TEXT:
+            half = MOST_TEXT // 2
+            text = f"{text[:half]} ... {text[-half:]}"
+        super().__init__(text)
 
 
 class InUseError(InputError):
@@ -50,6 +64,8 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ' (did you mean ...?)' for the nearest of `known`, or '' if none is near."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

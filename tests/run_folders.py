@@ -10,6 +10,7 @@ def write(path, records=(), *, seed=0, reason="done", facts=None, **values):
     path.mkdir(parents=True, exist_ok=True)
     known = {
         "name": "made",
+        "version": "1.0.0",
         "fingerprint": "f1",
         "num_classes": 2,
         "class_names": ["a", "b"],

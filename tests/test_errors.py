@@ -39,3 +39,14 @@ def test_did_you_mean_names_the_nearest_or_nothing(name, expected):
 )
 def test_what_a_terminal_would_obey_is_shown(text, said):
     assert printable(text) == said
+
+
+def test_a_refusal_is_one_printable_line_whatever_it_quotes():
+    assert str(InputError("a\n\x1b[31mb")) == "a \\x1b[31mb"
+    text = str(InputError("begins " + "\0" * 10**6 + " ends"))
+    assert len(text) < 2100
+    assert (text[:7], text[-5:]) == ("begins ", " ends")
+
+
+def test_a_name_of_a_megabyte_has_no_near_one():
+    assert did_you_mean("resnet50" * 10**5, ["resnet50" * 99]) == ""

@@ -74,7 +74,10 @@ class Dataset:
         """
         parts = splits.resolve(split, self.facts.splits, key)
         ranges = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in parts)
-        shards = self._builder.info.splits[ranges].file_instructions
+        try:
+            shards = self._builder.info.splits[ranges].file_instructions
+        except Exception as error:  # TFDS fills in the names of files that it is told.
+            raise _damaged(self.folder / "dataset_info.json", error) from None
         for shard in shards:
             if not os.path.exists(shard.filename):
                 raise InputError(
@@ -100,7 +103,7 @@ class Dataset:
                 labels = np.load(file, allow_pickle=False)
                 if labels.shape != (n,):
                     raise ValueError(f"it has {labels.shape} labels for {n} examples")
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # NumPy raises many types for a damaged file.
                 raise _damaged(file, error) from None
             found.append(labels[start:stop])
         return np.concatenate(found)
@@ -292,6 +295,9 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("seal") not in (None, seal_of(found)):
         raise _damaged(folder / MANIFEST, ValueError("its seal differs"))
+    files, fingerprint = found.get("files", {}), found.get("fingerprint", "")
+    if not (isinstance(files, dict) and isinstance(fingerprint, str)):
+        raise _damaged(folder / MANIFEST, ValueError("its files or fingerprint are none"))
     return found
 
 

@@ -20,12 +20,15 @@ def resolve(split: str, splits: dict[str, int], key: str) -> list[tuple[str, int
     try:
         if re.search(r"\dshard", split):
             raise ValueError("shards are not counted here")
-        ranges = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        # TFDS takes quadratic time for a run of spaces.
+        ranges = tfds.core.ReadInstruction.from_spec(" ".join(split.split())).to_absolute(
+            infos
+        )
         parts = [
             (r.splitname, *slice(r.from_, r.to).indices(splits[r.splitname])[:2])
             for r in ranges
         ]
-    except (ValueError, AssertionError):
+    except (ValueError, AssertionError, RecursionError):  # Also of a long chain of "+".
         base = re.split(r"[\[+]", split)[0]
         near = "" if base in splits else did_you_mean(base, splits)
         counts = ", ".join(f"{name} (n={n})" for name, n in splits.items())

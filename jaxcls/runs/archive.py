@@ -119,9 +119,9 @@ def read(folder: str, given: str) -> Recorded:
     saved = workdir.read()
     try:
         digests = {r["step"]: dict(r["arrays"]) for r in records.read(workdir.digests)}
-        every = json.loads(_text(workdir.path / "manifest.json"))["starts"]
+        _text(workdir.path / "manifest.json")  # It must be there.
         # A start that ended before it knew its first step trained nothing.
-        starts = [start for start in every if "resumed_from" in start]
+        starts = [start for start in workdir.starts() if "resumed_from" in start]
         begun = max(i for i, start in enumerate(starts) if start["resumed_from"] is None)
         for start in starts:
             _ = topology(start), start["versions"]["jax"], start["xla_flags"]
@@ -142,9 +142,11 @@ def read(folder: str, given: str) -> Recorded:
 def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(
-            f"{path} cannot be read ({error.strerror}), and a run's proof needs it"
+            f"{path} cannot be read ({reason}), and a run's proof needs it; take the folder"
+            " as it was"
         ) from None
 
 

@@ -37,6 +37,7 @@ from jaxcls.errors import InputError, first_line
 from jaxcls.learning.param_groups import path_name
 from jaxcls.learning.step import Best, Plateau, State
 from jaxcls.runs import digests as state_digests
+from jaxcls.runs import forms
 from jaxcls.runs.digests import Digests
 
 T = TypeVar("T")
@@ -293,10 +294,10 @@ def meta_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
         seal = meta.pop("seal")
-        if seal != seal_of(meta):
+        if seal != seal_of(meta) or not forms.is_meta(meta):
             raise ValueError("seal")
         return meta
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # Damaged JSON raises many types.
         raise CorruptError(f"{path.name} of meta: {type(error).__name__}") from None
 
 

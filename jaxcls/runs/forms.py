@@ -1,5 +1,6 @@
-"""The forms of what a run's files hold: records, and the implied facts of config.json."""
+"""The forms of what a run's files hold: records, starts, implied facts, checkpoints."""
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,17 +43,19 @@ def fault(record: Any, name: str) -> str:
     return ""
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Returns whether a value is a text."""
     return isinstance(value, str)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Returns whether a value is a whole number, at least 0 and below 2^63."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def _is_shape(value: Any) -> bool:
     sides = isinstance(value, list) and len(value) == 3
-    return sides and all(side is None or (_is_count(side) and side) for side in value)
+    return sides and all(side is None or (is_count(side) and side) for side in value)
 
 
 def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -61,30 +64,30 @@ def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+    return isinstance(value, list) and all(map(is_text, value))
 
 
 # {key: (whether a value has the form, the form in words)} of what a start reads back.
 _Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
 _IMPLIED: _Forms = {
     "facts": (lambda value: isinstance(value, dict), "an object"),
-    "plugins": (_is_table(_is_text), "an object of texts"),
-    "steps": (_is_count, "a whole number"),
-    "weights": (_is_text, "a text"),
-    "teacher": (_is_text, "a text"),
+    "plugins": (_is_table(is_text), "an object of texts"),
+    "steps": (is_count, "a whole number"),
+    "weights": (is_text, "a text"),
+    "teacher": (is_text, "a text"),
 }
 FACTS: _Forms = {
-    "name": (_is_text, "a text"),
-    "version": (_is_text, "a text"),
+    "name": (is_text, "a text"),
+    "version": (is_text, "a text"),
     "image_shape": (_is_shape, "three sizes, such as [32, 32, 3]"),
     # A head of more would fill memory before anything could be said.
     "num_classes": (
-        lambda value: _is_count(value) and value <= 1_000_000,
+        lambda value: is_count(value) and value <= 1_000_000,
         "a whole number up to 1,000,000",
     ),
     "class_names": (_is_names, "a list of texts"),
-    "splits": (_is_table(_is_count), "an object of whole numbers"),
-    "fingerprint": (_is_text, "a text"),
+    "splits": (_is_table(is_count), "an object of whole numbers"),
+    "fingerprint": (is_text, "a text"),
 }
 
 
@@ -104,3 +107,91 @@ def _check_forms(table: _Forms, values: dict[str, Any], where: str) -> None:
                 f"{where}{key}={repr(values[key])[:80]} must be {what}; put the file right,"
                 " or name a new folder"
             )
+
+
+# A form is a function of a value (whether it fits), a list of one form (a list of any
+# number of such values) or a dict: {key: form} of keys that are needed, {ANY: form} of all.
+ANY = object()
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number, or null: a non-finite one is so."""
+    if type(value) is int:
+        return abs(value) <= _MOST
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_finite(value: Any) -> bool:
+    """Returns whether a value is a finite number, and not null."""
+    return value is not None and is_number(value)
+
+
+def misfit(value: Any, form: Any, where: str = "") -> str:
+    """Returns the dotted place of the first value that has not its form; "" if all have.
+
+    Keys that the form does not name are free. where: the place of `value`.
+    """
+    if callable(form):
+        return "" if form(value) else where or "the whole"
+    if not isinstance(value, type(form)):
+        return where or "the whole"
+    forms: Any = form
+    if isinstance(form, list):
+        forms = dict.fromkeys(range(len(value)), form[0])
+    elif ANY in form:
+        forms = dict.fromkeys(value, form[ANY])
+    for key, of_key in forms.items():
+        place = f"{where}.{key}"[:80].lstrip(".")
+        if isinstance(value, dict) and key not in value:
+            return place
+        if found := misfit(value[key], of_key, place):
+            return found
+    return ""
+
+
+def or_none(form: Any) -> Callable[[Any], bool]:
+    """Returns a form that null has, too."""
+    return lambda value: value is None or not misfit(value, form)
+
+
+def is_facts(value: Any) -> bool:
+    """Returns whether a value is the whole facts of a dataset."""
+    table = {key: fits for key, (fits, _) in FACTS.items()}
+    return not misfit(value, table) and value.keys() == table.keys()
+
+
+# What is read back of a start in manifest.json; an earlier version may lack any of them.
+_START: dict[str, Any] = {
+    **dict.fromkeys(("reason", "convolution", "xla_flags", "jaxcls", "code"), is_text),
+    **dict.fromkeys(("python", "data", "command", "started", "ended"), is_text),
+    **dict.fromkeys(("numerics", "hosts", "local_devices", "fsdp", "loop"), is_count),
+    "commit": or_none(is_text),
+    "resumed_from": or_none(is_count),
+    "versions": {ANY: or_none(is_text)},
+    "devices": lambda value: _is_names(value) and bool(value),
+    "cpu": {"instructions": [is_text]},
+    "plugins": {ANY: is_text},
+    "records": {ANY: is_text},
+}
+
+
+def check_starts(starts: Any, file: pathlib.Path) -> None:
+    """Raises `InputError` unless the starts of the manifest `file` have their form."""
+    wrong = misfit(starts, [{}], "starts")
+    for number, start in enumerate(starts if not wrong else []):
+        known = {key: form for key, form in _START.items() if key in start}
+        wrong = wrong or misfit(start, known, f"starts.{number}")
+    if wrong:
+        raise InputError(
+            f"{file} is no record of starts: {wrong} is not as it is written; put it right,"
+            " or move it away"
+        )
+
+
+_META = {"format": is_count, "step": is_count, "digests": {ANY: is_text}}
+_META |= {"best_step": lambda value: type(value) is int}
+
+
+def is_meta(meta: Any) -> bool:
+    """Returns whether a value has the form of the "meta" of a checkpoint."""
+    return not misfit(meta, _META) and not misfit(meta.get("records", {}), {ANY: is_text})

@@ -1,8 +1,8 @@
 """The folder of a run: its lock, config.json and manifest.json.
 
 config.json holds the config of the run, and manifest.json holds an entry for each start.
-Both are replaced atomically. Nothing here overwrites another run: only a config of the same
-identity continues an old folder.
+Both are replaced atomically, and manifest.json has a seal. Nothing here overwrites another
+run: only a config of the same identity continues an old folder.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jaxcls.config import loading as configs
 from jaxcls.config import plugins
 from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError, InUseError
-from jaxcls.runs import forms, provenance
+from jaxcls.runs import forms, provenance, records
 from jaxcls.version import NUMERICS, __version__, home_of
 
 FORMAT = 1
@@ -45,7 +45,7 @@ class Workdir:
         try:
             self.path = pathlib.Path(path).expanduser().resolve()
             self.path.exists()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # A NUL is in no path.
             raise InputError(
                 f"--workdir={path} is no path ({error}); try runs/name"
             ) from None
@@ -220,7 +220,7 @@ class Workdir:
         values = configs.kept(configs.flat(config))
         saved = {"format": FORMAT, "config": values, "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
-        if not file.exists() or file.read_text() != text:
+        if not file.exists() or file.read_bytes() != text.encode():
             atomic.write(file, text)
 
     def check_same(self, implied: dict[str, Any]) -> None:
@@ -255,7 +255,7 @@ class Workdir:
         """Writes the source of plug-ins to plugins/, for people; nothing imports it."""
         for name, text in given.sources.items():
             file = self.path / "plugins" / name
-            if not file.exists() or file.read_text() != text:
+            if not file.exists() or file.read_bytes() != text.encode():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write(file, text)
 
@@ -339,21 +339,31 @@ class Workdir:
     def starts(self) -> list[dict[str, Any]]:
         """Returns the entries of manifest.json, one a start; [] if there is no manifest.
 
-        Raises `InputError` if the file has another form.
+        Raises `InputError` if the file was changed, or has another form.
         """
         file = self.path / "manifest.json"
         saved = atomic.read_json(file)
         if saved is None:
             return []
-        starts = saved.get("starts") if isinstance(saved, dict) else None
-        if not isinstance(starts, list) or not all(isinstance(s, dict) for s in starts):
+        found: Any = saved.get("starts") if isinstance(saved, dict) else None
+        # An earlier version sealed nothing.
+        if isinstance(saved, dict) and saved.get("seal", _seal(found)) != _seal(found):
             raise InputError(
-                f"{file} is no record of starts; put it right, or move it away"
+                f"{file} is not as it was written, by its seal; put it back as it was, or"
+                " move it away"
             )
+        forms.check_starts(found, file)
+        starts: list[dict[str, Any]] = found
         return starts
 
     def _write_starts(self, starts: list[dict[str, Any]]) -> None:
-        atomic.write_json(self.path / "manifest.json", {"format": FORMAT, "starts": starts})
+        saved = {"format": FORMAT, "starts": starts, "seal": _seal(atomic.finite(starts))}
+        atomic.write_json(self.path / "manifest.json", saved)
+
+
+def _seal(starts: Any) -> str:
+    """Returns the seal of the starts in manifest.json."""
+    return records.seal(json.dumps(starts, sort_keys=True))
 
 
 def _changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

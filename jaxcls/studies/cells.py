@@ -190,19 +190,18 @@ def _axes(texts: Sequence[str], flag: str, example: str) -> dict[str, list[str]]
 
 def split(text: str) -> list[str]:
     """Splits a list at its commas, except within brackets and quotes."""
-    values: list[str] = []
+    values: list[list[str]] = []
+    depth, quotes = 0, collections.Counter[str]()
     for part in text.split(","):
-        if values and _is_open(values[-1]):
-            values[-1] += f",{part}"
-        else:
-            values.append(part)
-    return [value.strip() for value in values]
-
-
-def _is_open(text: str) -> bool:
-    """Returns whether a text ends within brackets or quotes."""
-    opened, closed = (sum(map(text.count, brackets)) for brackets in ("([{", ")]}"))
-    return opened > closed or text.count("'") % 2 == 1 or text.count('"') % 2 == 1
+        is_open = depth > 0 or any(count % 2 for count in quotes.values())
+        if not values or not is_open:
+            values.append([])
+            depth, quotes = 0, collections.Counter[str]()
+        values[-1].append(part)
+        opened, closed = (sum(map(part.count, brackets)) for brackets in ("([{", ")]}"))
+        depth += opened - closed
+        quotes.update({quote: part.count(quote) for quote in "'\""})
+    return [",".join(parts).strip() for parts in values]
 
 
 def _name(overrides: Mapping[str, str]) -> str:

@@ -14,10 +14,19 @@ from jaxcls import atomic, experiment
 from jaxcls.config import loading as configs
 from jaxcls.data import sources
 from jaxcls.errors import InputError
+from jaxcls.runs import forms
 from jaxcls.studies import folder
 
 # The fields of a spread that a record keeps.
 _KEPT = ("n", "mean", "deviation", "least", "most")
+_FORM = {
+    **{"metric": forms.is_text, "place": forms.is_text, "seeds": [forms.is_count]},
+    "margin": forms.is_finite,
+    "figures": {forms.ANY: {forms.ANY: dict.fromkeys(_KEPT, forms.is_finite)}},
+    **{"config": {}, "data": forms.is_facts},
+    "versions": {"jax": forms.is_text},
+    "devices": lambda value: bool(value) and not forms.misfit(value, [forms.is_text]),
+}
 
 
 def file_of(config: str) -> pathlib.Path:
@@ -73,7 +82,12 @@ def record(
 
 def read(file: pathlib.Path) -> dict[str, Any]:
     """Returns the content of a record; raises `InputError` if it is missing or invalid."""
-    found = folder.read(file, "config", "figures", "seeds")
+    found = folder.read(file, _FORM)
+    if found and found["metric"] not in found["figures"].get(found["place"], {}):
+        raise InputError(
+            f"{file} has no {found['metric']} of {found['place']}, which it is recorded by;"
+            " put it right, or record it anew"
+        )
     if found is None:
         raise InputError(
             f"{file} is not there: nothing is recorded of this recipe; --record makes it"

@@ -3,18 +3,105 @@
 import contextlib
 import fcntl
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxcls import atomic
 from jaxcls.errors import InputError
+from jaxcls.runs import forms
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies.cells import Cell
+from jaxcls.studies.outcomes import PLACES
 from jaxcls.version import __version__
 
 PLAN, RESULT = "plan.json", "study.json"
 # The format version of both files, and of expected.json.
 FORMAT = 1
+
+
+_ENDS = {"value": forms.is_number, "low": forms.is_number, "high": forms.is_number}
+
+
+def _is_interval(value: Any) -> bool:
+    """Returns whether a value is an interval: with both ends, or with none."""
+    is_one = not forms.misfit(value, _ENDS)
+    return is_one and (value["low"] is None) == (value["high"] is None)
+
+
+def _is_share(value: Any) -> bool:
+    """Returns whether a value is an interval whose ends are known if its value is."""
+    return _is_interval(value) and (value["value"] is None) == (value["low"] is None)
+
+
+def _is_figure(value: Any) -> bool:
+    """Returns whether a value has the form of `spread.spread`."""
+    known = ("mean", "least", "most")
+    form = {
+        **{"n": forms.is_count, "deviation": forms.is_number, "t": _is_interval},
+        **dict.fromkeys(known, forms.is_finite),
+        **{"median": _is_interval, "coverage_median": forms.is_number},
+        **{"iqm": _is_interval, "coverage_iqm": forms.is_number},
+    }
+    return not forms.misfit(value, form) and all(
+        value[name]["low"] is None or value[f"coverage_{name}"] is not None
+        for name in ("median", "iqm")
+    )
+
+
+_CELL = {"name": forms.is_text, "overrides": {forms.ANY: forms.is_text}}
+
+
+def _is_vary(value: object) -> bool:
+    return value == "all" or not forms.misfit(value, [forms.is_text])
+
+
+# What is read back of study.json, as `summary.summarise` makes it.
+_RESULT = {
+    **dict.fromkeys(("metric", "unit", "baseline"), forms.is_text),
+    **dict.fromkeys(("done", "diverged", "missing"), forms.is_count),
+    "headline": lambda value: value in ("", *PLACES),
+    "budget": {"steps": forms.is_count},
+    "cells": [
+        {
+            **_CELL,
+            "vary": lambda value: (
+                value == "all" or not forms.misfit(value, [forms.is_text])
+            ),
+            "runs": [
+                {
+                    "seed": forms.is_count,
+                    "state": forms.is_text,
+                    "values": {forms.ANY: {forms.ANY: forms.is_number}},
+                }
+            ],
+            "figures": {forms.ANY: {forms.ANY: _is_figure}},
+        }
+    ],
+    "comparisons": {
+        forms.ANY: {
+            forms.ANY: {
+                **{"unpaired": forms.is_count, "comparisons": forms.is_count},
+                **{"difference": _is_interval},
+                **{"p_corrected": forms.is_number, "words": forms.is_text},
+            }
+        }
+    },
+    "selected": forms.or_none(
+        {"cell": forms.is_text, "metric": forms.is_text, "mean": forms.is_finite}
+    ),
+    "streams": {forms.ANY: {forms.ANY: _is_share}},
+    "runs_needed": forms.or_none(
+        {
+            **{"of": forms.is_text, "deviation": forms.is_finite},
+            "seeds": {forms.ANY: forms.or_none(forms.is_count)},
+        }
+    ),
+}
+_PLAN = {
+    "config": {},
+    "cells": [{**_CELL, "streams": [forms.is_text]}],
+    "seeds": [forms.is_count],
+}
 
 
 class StudyPlan(NamedTuple):
@@ -44,21 +131,24 @@ def held(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+def read(file: pathlib.Path, form: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns a JSON file of a study, or None if it is missing.
 
-    Raises `InputError` if the file lacks one of `keys`, or is of another format.
+    form: see `forms.misfit`. Raises `InputError` if the file has not that form, or is of
+    another format.
     """
     found = atomic.read_json(file)
     if found is None:
         return None
-    if not isinstance(found, dict) or not {"format", *keys} <= found.keys():
+    if not isinstance(found, dict) or "format" not in found:
         raise _foreign(file)
     if found["format"] != FORMAT:
         raise InputError(
             f"{file} has format {found['format']}, and jaxcls {__version__} reads"
             f" {FORMAT}; use the jaxcls that wrote it"
         )
+    if wrong := forms.misfit(found, form):
+        raise _foreign(file, f": {wrong} is of another form")
     return found
 
 
@@ -67,16 +157,11 @@ def read_plan(folder: pathlib.Path) -> StudyPlan | None:
 
     Raises `InputError` if the file is no plan of this format.
     """
-    found = read(folder / PLAN, *StudyPlan._fields)
+    found = read(folder / PLAN, _PLAN)
     if found is None:
         return None
-    try:
-        cells = [Cell(**{**c, "streams": tuple(c["streams"])}) for c in found["cells"]]
-        is_ours = bool(cells) and isinstance(found["config"], dict)
-        is_ours &= all(isinstance(cell.name, str) for cell in cells)
-    except (KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
+    cells = [Cell(c["name"], c["overrides"], tuple(c["streams"])) for c in found["cells"]]
+    if not cells:
         raise _foreign(folder / PLAN)
     return StudyPlan(found["config"], cells, found["seeds"])
 
@@ -93,18 +178,18 @@ def read_result(folder: pathlib.Path, flag: str) -> dict[str, Any]:
 
     Raises `InputError`, which names `flag`, if the file is missing or invalid.
     """
-    found = read(folder / RESULT, "cells", "headline", "metric")
+    found = read(folder / RESULT, _RESULT)
     if found is None:
         raise InputError(
             f"{flag}={folder} is not a study's folder: it has no {RESULT}, which jaxcls"
             " study writes into its --workdir where it ends or is stopped; give that"
         )
-    if not isinstance(found["cells"], list):
+    if not found["cells"]:
         raise _foreign(folder / RESULT)
     return found
 
 
-def _foreign(file: pathlib.Path) -> InputError:
+def _foreign(file: pathlib.Path, why: str = "") -> InputError:
     return InputError(
-        f"{file} is not what jaxcls study writes; put it right, or move it away"
+        f"{file} is not what jaxcls study writes{why}; put it right, or move it away"
     )

@@ -594,7 +594,7 @@ def test_the_same_runs_give_the_same_bytes(folder, both, command, tmp_path):
         ("[]", "study.json is not what jaxcls study writes"),
         (
             '{"format": 1, "cells": [], "headline": "", "metric": ""}',
-            "plan.json is not what jaxcls study writes",
+            "study.json is not what jaxcls study writes: unit is of another form",
         ),
         ('{"format": 1, "ce', "study.json cannot be read: "),
         (None, "has no study.json, which jaxcls study writes into its --workdir"),

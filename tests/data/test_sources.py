@@ -111,6 +111,24 @@ def test_a_damaged_description_is_named(data_dir, tmp_path, name):
         sources.Dataset("mine", str(tmp_path))
 
 
+@pytest.mark.parametrize("change", [{"files": []}, {"files": 7}, {"fingerprint": [1]}])
+def test_a_manifest_of_another_form_is_damaged(data_dir, tmp_path, change):
+    file = copy(data_dir, tmp_path, "mine") / "manifest.json"
+    file.write_text(json.dumps(change))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \("):
+        sources.Dataset("mine", str(tmp_path))
+
+
+@pytest.mark.parametrize("template", ["{DATASET}-{SPOF_Y}", "{DATASET}}", "{}"])
+def test_a_description_whose_files_have_no_names_is_damaged(data_dir, tmp_path, template):
+    file = copy(data_dir, tmp_path, "mine") / "dataset_info.json"
+    info = json.loads(file.read_text())
+    info["splits"][0]["filepathTemplate"] = template
+    file.write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"dataset_info\.json is damaged \("):
+        sources.Dataset("mine", str(tmp_path)).source("train", "data.train")
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
@@ -143,6 +161,10 @@ def test_damaged_labels_are_named(data_dir, tmp_path):
     folder = copy(data_dir, tmp_path, "mine")
     (folder / "labels-train.npy").write_bytes(b"\x93NUMPY\x01")
     data = sources.Dataset("mine", str(tmp_path))
+    with pytest.raises(InputError, match=r"labels-train\.npy is damaged"):
+        data.labels("train", "data.train")
+    head = b"\x93NUMPY\x01\x00\x10\x00{'descr': (\0      "
+    (folder / "labels-train.npy").write_bytes(head)
     with pytest.raises(InputError, match=r"labels-train\.npy is damaged"):
         data.labels("train", "data.train")
     np.save(folder / "labels-train.npy", np.zeros(3, np.int32))

@@ -1,5 +1,7 @@
 """Splits as TFDS writes them."""
 
+import time
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -37,3 +39,16 @@ def test_a_bad_split_is_refused_with_the_splits_there_are(split, said):
 @hypothesis.given(st.text("train+[]:%5-", max_size=14) | st.text(max_size=14))
 def test_any_text_is_a_split_or_one_line(text):
     assert "\n" not in refusal(splits.resolve, text, SPLITS, "data.eval")
+
+
+def test_a_megabyte_of_spaces_is_refused_at_once():
+    began = time.process_time()
+    said = refusal(splits.resolve, f"train[{' ' * 10**6}", SPLITS, "data.eval")
+    assert "is not a split" in said
+    assert time.process_time() - began < 2
+    assert splits.resolve("train  +\ttest", SPLITS, "data.eval")[1] == ("test", 0, 360)
+
+
+def test_a_chain_too_long_is_refused():
+    said = refusal(splits.resolve, "train+" * 3000 + "train", SPLITS, "data.eval")
+    assert "is not a split" in said

@@ -336,3 +336,25 @@ def test_find_names_the_checkpoints_there_are(which, damage, says, copied):
         damage(copied)
     with pytest.raises(InputError, match=says):
         checkpoint.find(copied, which)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said.pop("best_step"),
+        lambda said: said.update(best_step="6"),
+        lambda said: said.update(digests=[1]),
+        lambda said: said.update(records={"metrics": 1}),
+    ],
+)
+def test_a_meta_of_another_form_is_not_whole(copied, change):
+    seal(copied / "6", change)
+    with pytest.raises(InputError, match="which names the best, is not whole"):
+        checkpoint.find(copied, "best")
+
+
+@pytest.mark.parametrize("content", [b'{"a":' * 10**5, b"\xff", b"7"])
+def test_a_meta_that_is_no_json_is_not_whole(copied, content):
+    (copied / "6/meta/metadata").write_bytes(content)
+    with pytest.raises(checkpoint.CorruptError, match="metadata of meta"):
+        checkpoint.meta_of(copied, 6)

@@ -350,3 +350,43 @@ def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):
     folder.metrics.write_text('{"step": 2}\n')
     with refused("seed 0 -> 1", "--workdir="):
         folder.check_identity(tiny(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"versions": {"jax": 7}}, "starts.0.versions.jax"),
+        ({"versions": []}, "starts.0.versions"),
+        ({"devices": []}, "starts.0.devices"),
+        ({"cpu": {}}, "starts.0.cpu.instructions"),
+        ({"cpu": {"instructions": ["avx", 1]}}, "starts.0.cpu.instructions.1"),
+        ({"numerics": "6"}, "starts.0.numerics"),
+        ({"resumed_from": True}, "starts.0.resumed_from"),
+        ({"records": ["x"]}, "starts.0.records"),
+    ],
+)
+def test_a_start_of_another_form_is_named(tmp_path, change, wrong):
+    folder = begun(tmp_path / "run")
+    file = folder.path / "manifest.json"
+    saved = json.loads(file.read_text())
+    saved["starts"][0] |= change
+    del saved["seal"]
+    file.write_text(json.dumps(saved))
+    with refused(f"{wrong} is not as it is written", "put it right"):
+        folder.starts()
+
+
+def test_a_path_with_a_nul_is_refused():
+    with refused("is no path"):
+        Workdir("runs/a\0b")
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    folder = begun(tmp_path / "run")
+    file = folder.path / "manifest.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"cpu"', '"gpu"'))
+    with refused("manifest.json is not as it was written", "put it back as it was"):
+        folder.starts()
+    file.write_text(json.dumps(json.loads(whole)))
+    assert len(folder.starts()) == 1  # Its spaces are its own affair.

@@ -1,6 +1,7 @@
 """The cells and seeds of a study: what a command line asks for, and no other."""
 
 import math
+import time
 
 import pytest
 
@@ -133,3 +134,9 @@ def test_draws_from_lists_are_of_the_lists_and_no_two_are_the_same():
 def test_what_makes_no_sense_is_refused(asked, message):
     with pytest.raises(InputError, match=message):
         made(**asked)
+
+
+def test_a_megabyte_in_an_open_bracket_is_split_at_once():
+    began = time.process_time()
+    assert len(cells.split("randaugment(2," * 70_000)) == 1
+    assert time.process_time() - began < 2

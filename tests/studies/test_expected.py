@@ -84,3 +84,19 @@ def test_another_file_is_refused(tmp_path):
     file.write_text('{"format": 1}')
     with pytest.raises(InputError, match=r"x\.expected\.json is not what jaxcls study"):
         expected.read(file)
+
+
+@pytest.mark.parametrize("lost", ["metric", "data", "versions", "margin", "figures"])
+def test_a_record_that_lacks_a_part_is_refused(tmp_path, lost):
+    file = tmp_path / "x.expected.json"
+    whole = json.loads(expected.file_of("configs/digits.py").read_text())
+    file.write_text(json.dumps(whole))
+    assert expected.read(file) == whole
+    for value in (None, 10**400, {}):
+        file.write_text(json.dumps({**whole, lost: value}))
+        with pytest.raises(InputError, match=r"x\.expected\.json "):
+            expected.read(file)
+    del whole[lost]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"is not what jaxcls study writes"):
+        expected.read(file)

@@ -1,13 +1,20 @@
 """The files of a study's folder."""
 
 import fcntl
+import functools
+import itertools
 import json
+import operator
 
 import pytest
 
 from jaxcls.errors import InputError
-from jaxcls.studies import folder
+from jaxcls.report import page
+from jaxcls.report.contents import Study
+from jaxcls.studies import folder, summary
 from jaxcls.studies.cells import Cell
+from jaxcls.studies.outcomes import Outcome
+from tests.properties import refusal
 
 CELL = {"name": "base", "overrides": {}, "streams": ["init"]}
 PLAN = {"format": 1, "config": {"seed": 0}, "cells": [CELL], "seeds": [0, 1]}
@@ -52,3 +59,40 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     refused = pytest.raises(InputError, match=r"cannot be written \(Not a directory\)")
     with refused, folder.held(tmp_path / "file" / "study"):
         pass
+
+
+def result():
+    runs = [
+        Outcome(k, "done", 9, {"test_best": 5}, {"test_best": {"top1": k / 7}})
+        for k in (1, 2, 3)
+    ]
+    found = {"base": runs, "lr": runs[::-1]}
+    cells = [Cell("base", {}, ()), Cell("lr", {"optim.lr": "1"}, ())]
+    made = summary.summarise(
+        cells, found, metric="top1", baseline="base", best_metric="top1"
+    )
+    return json.loads(json.dumps(made))
+
+
+def places(tree, at=()):
+    """The path of every value in nested dicts and lists."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*at, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, key))
+
+
+@pytest.mark.slow
+def test_a_result_of_another_form_is_refused_or_can_be_reported(tmp_path):
+    file, whole, said = tmp_path / "study.json", result(), []
+    file.write_text(json.dumps(whole))
+    assert folder.read_result(tmp_path, "--study") == whole
+    changes = itertools.product(places(whole), (None, "x", 7, [], {}, float("inf")))
+    for number, ((*path, last), value) in enumerate(changes):
+        changed = json.loads(json.dumps(whole))
+        functools.reduce(operator.getitem, path, changed)[last] = value
+        file.write_text(json.dumps(changed))
+        said.append(refusal(folder.read_result, tmp_path, "--study"))
+        if not said[-1] and number % 7 == 0:
+            page.page([], {}, [Study("made", changed, {}, {})])
+    assert sum(map(bool, said)) > 300

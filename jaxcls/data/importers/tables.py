@@ -217,5 +217,9 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, dict[str, str]]]:
 def _text(value: Any) -> str:
     """Returns a string or a number as text, and "" for what can be no label."""
     if isinstance(value, str):
+        try:
+            os.fsencode(value)  # JSON may hold a half of a letter, which no file has.
+        except UnicodeEncodeError:
+            return ""
         return value.strip()
     return json.dumps(value) if isinstance(value, int | float) else ""

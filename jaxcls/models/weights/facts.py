@@ -52,7 +52,7 @@ def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
         )
         found = None if told is None else _checked(file, Preprocessing(**told))
         return Facts(found, _names(file, names))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file} has metadata of jaxcls that is damaged ({first_line(error)}); download"
             " it again, or write it again"

@@ -566,6 +566,11 @@ def test_metadata_without_labels_leaves_the_class_folders(source):
             b'{"file_name": "1.png", "label": null}',
             "line 1 needs a file_n",
         ),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "\\ud800.png", "label": "a"}',
+            "line 1 needs a file_n",
+        ),
         ("metadata.csv", b"file_name,label\n1.png,\n", "line 2 needs a file_name, a label"),
         (
             "metadata.csv",

@@ -49,6 +49,12 @@ def meta(wnids=WNIDS):
     return out.getvalue()
 
 
+def fatal():
+    data = bytearray(meta())
+    data[1097] = 16
+    return bytes(data)
+
+
 def devkit(mat=None, truth=None, root="ILSVRC2012_devkit_t12"):
     files = {
         f"{root}/readme.txt": b"read me",
@@ -199,6 +205,11 @@ CLASS = tar(CONTENTS["n02119789"])
         ({DEVKIT: devkit(meta())}, "lacks data/ILSVRC2012_validation_ground_truth.txt"),
         ({DEVKIT: devkit(None, lines(TRUTH))}, f"{DEVKIT} lacks data/meta.mat"),
         ({DEVKIT: devkit(b"no mat", lines(TRUTH))}, "data/meta.mat is damaged ("),
+        # SciPy dies of this size.
+        (
+            {DEVKIT: devkit(fatal(), lines(TRUTH))},
+            "data/meta.mat is damaged (its reader di",
+        ),
         ({DEVKIT: devkit(meta(WNIDS * 2), b"")}, "meta.mat names no class, or one twice"),
         ({DEVKIT: devkit(meta(), b"1\n4\n")}, "ground_truth.txt:2 is '4', no class"),
         ({DEVKIT: devkit(meta(), b"\xff\xd8")}, "ground_truth.txt:1 is "),

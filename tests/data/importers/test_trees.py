@@ -326,7 +326,8 @@ def test_what_is_no_archive_is_named(tmp_path, name, data, said):
 def test_a_source_that_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "gone", tmp_path / "pipe", tmp_path / ("x" * 5000)):
-        with pytest.raises(InputError, match=re.escape(f"--source={path} is not there")):
+        said = f"--source={path}"[:900]  # A long one is cut in its middle.
+        with pytest.raises(InputError, match=rf"{re.escape(said)}.* is not there"):
             open_source(path, tmp_path, 0)
 
 

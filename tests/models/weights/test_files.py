@@ -217,6 +217,7 @@ def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path):
     [
         {"jaxcls.preprocessing": "{"},
         {"jaxcls.preprocessing": "3"},
+        {"jaxcls.class_names": "[" * 10**5},
         {"jaxcls.preprocessing": '{"mean": [1]}'},
         {"jaxcls.preprocessing": json.dumps(TOLD._replace(std=(0, 1, 1))._asdict())},
         {"jaxcls.preprocessing": json.dumps(TOLD._replace(size="224")._asdict())},
