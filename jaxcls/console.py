@@ -19,10 +19,16 @@ from rich.table import Table
 from jaxcls.errors import InputError, printable
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves a pipe without a reader to `outlived`; rich would exit with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(width: int = 120) -> Console:
     """Returns a console for tables, without markup; `width` applies to a pipe."""
     wide = None if sys.stdout.isatty() else width
-    return Console(width=wide, highlight=False, markup=False, emoji=False)
+    return _Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
 class _Table(Table):

@@ -166,10 +166,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.run(lambda argv: 1 // 0)
 
 
-def test_a_reader_that_left_is_no_error():
+@pytest.mark.parametrize("printed", ["print", "console.console().print"])
+def test_a_reader_that_left_is_no_error(printed):
     code = (
+        "from jaxcls import console\n"
         "from jaxcls.commands import cli\n"
-        "cli.run(lambda argv: print('line\\n' * 10**6) or 0)"
+        f"cli.run(lambda argv: {printed}('line\\n' * 10**5) or 0)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
