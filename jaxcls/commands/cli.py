@@ -55,8 +55,8 @@ OF_A_RUN = """\
 """
 EXIT_STATUS = (
     "exit status: 0 done, 2 bad input (one line says what), 3 diverged, 4 checked and it\n"
-    "differs, 70 a save is stuck, or another process stuck or gone, 75 stopped on request\n"
-    "after saving, 130 interrupted"
+    "differs, 70 a save is stuck, or another process stuck or gone,\n"
+    "75 stopped on request after saving, 130 interrupted"
 )
 _FLAG = re.compile("--?[A-Za-z][\\w.-]*")
 

@@ -107,6 +107,7 @@ def from_workdir(
     key of the run's identity, and for plug-ins that are not those of the run.
     """
     facts = sources.facts_of(folder.implied())
+    folder.check_config()
     folder.check_plugins(plugins.digests)
     config = folder.config()
     config.mesh.devices, config.mesh.fsdp = 0, 1

@@ -162,7 +162,9 @@ def is_facts(value: Any) -> bool:
 
 # What is read back of a start in manifest.json; an earlier version may lack any of them.
 _START: dict[str, Any] = {
-    **dict.fromkeys(("reason", "convolution", "xla_flags", "jaxcls", "code"), is_text),
+    **dict.fromkeys(
+        ("reason", "convolution", "xla_flags", "jaxcls", "code", "config"), is_text
+    ),
     **dict.fromkeys(("python", "data", "command", "started", "ended"), is_text),
     **dict.fromkeys(("numerics", "hosts", "local_devices", "fsdp", "loop"), is_count),
     "commit": or_none(is_text),

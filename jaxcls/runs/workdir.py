@@ -302,9 +302,27 @@ class Workdir:
             "started": _now(),
             **provenance.of_this_start(),
             "devices": devices,
+            "config": self._config_seal(),
             **facts,
         }
         self._write_starts([*starts, ours])
+
+    def _config_seal(self) -> str:
+        return records.seal((self.path / "config.json").read_text())
+
+    def check_config(self) -> None:
+        """Raises `InputError` if config.json is not as the last start wrote it.
+
+        Without manifest.json, or with an earlier version's, nothing is known.
+        """
+        starts = self.starts()
+        sealed = starts[-1].get("config") if starts else None
+        if sealed and sealed != self._config_seal():
+            raise InputError(
+                f"{self.path / 'config.json'} is not as the run's last start wrote it, by"
+                " the seal in manifest.json; put it back as it was, or start the run once"
+                " more with its command, which writes it"
+            )
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the entry of this start, such as the step that it resumed from.

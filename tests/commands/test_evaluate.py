@@ -370,6 +370,7 @@ def test_without_a_test_split_the_evaluation_split_is_scored_and_said(
         saved = json.loads((run / "config.json").read_text())
         saved["config"] |= dict.fromkeys(keys, "")
         (folder / "config.json").write_text(json.dumps(saved))
+        (folder / "manifest.json").unlink(missing_ok=True)  # It has a seal of the other.
 
     now_without("data.test")
     assert " split=train[90%:] n=144 " in said(given).splitlines()[0]
@@ -424,3 +425,22 @@ def test_a_best_metric_that_is_not_evaluated_is_refused_with_those_that_can_be(
     values = {"best.metric": "macro_f1", "eval.metrics": "macro_f1"}
     exp = experiment.build(settings(data_dir, **values))
     assert exp.recipe.higher_is_better
+
+
+def test_a_config_that_was_changed_answers_nothing(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "config.json"
+    text = file.read_text()
+    for old, new in (('"normalize": "', '"normalize": " '), ('"seed": 0', '"seed": 1')):
+        assert old in text
+        file.write_text(text.replace(old, new))
+        with pytest.raises(
+            InputError, match=r"config\.json is not as the run's last start"
+        ):
+            commands.main(["evaluate", f"--workdir={folder}"])
+    file.write_text(text)
+    assert commands.main(["evaluate", f"--workdir={folder}"]) == 0
+    # An earlier version sealed nothing, and a folder may come without its manifest.
+    file.write_text(text.replace('"seed": 0', '"seed": 1'))
+    (folder / "manifest.json").unlink()
+    assert commands.main(["evaluate", f"--workdir={folder}"]) == 0

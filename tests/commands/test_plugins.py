@@ -147,6 +147,9 @@ def test_a_hostile_folder_imports_nothing(made, pictures, tmp_path):
     saved = json.loads((hostile / "config.json").read_text())
     saved["config"]["plugins"] = f"{trap}, {hostile}/plugins/squeeze/squeeze.py"
     (hostile / "config.json").write_text(json.dumps(saved))
+    manifest = json.loads((hostile / "manifest.json").read_text())
+    del manifest["seal"], manifest["starts"][-1]["config"]  # As a forger would.
+    (hostile / "manifest.json").write_text(json.dumps(manifest))
     for command in (
         ["evaluate"],
         ["predict", str(pictures / "0.png")],
