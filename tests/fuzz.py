@@ -226,7 +226,12 @@ def _child():
         os.pwrite(at.fileno(), f"{name} {first}".ljust(80).encode(), 0)
         shutil.rmtree(work / "input", ignore_errors=True)
         (work / "input").mkdir()
-        reader = readers[name]()
+        try:
+            reader = readers[name]()
+        except Exception:  # The parent would start the child for it again and again.
+            why = f"the valid input cannot be made: {traceback.format_exc()}"
+            out.write(json.dumps(Fault(name, spec["seed"], 0, why)._asdict()) + "\n")
+            continue
         until = 1 + int((spec["until"] - 1) * reader.share)
         child = _Reading(name, reader, spec["seed"], work / "input", watched)
         if why := child.warm():

@@ -271,7 +271,7 @@ def dataset_files():
 
                 def added(given=given):
                     for each in given:
-                        contents.add(each.digests()[1], each.label)
+                        contents.add(each.digest(), each.label)
                         yield example.serialize(each)
 
                 contents.write_split(split, added())

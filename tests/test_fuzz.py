@@ -80,6 +80,7 @@ FAULTY = {
     "outside": (only_mutated(escapes), "open outside its folder"),
     "command": (only_mutated(lambda folder: subprocess.run(["true"])), "subprocess.Popen"),
     "refused": (refuses("never"), "the valid input is refused"),
+    "unmade": (None, "the valid input cannot be made"),
 }
 
 
@@ -90,6 +91,8 @@ def spin(seconds):
 
 
 def reader(read):
+    if not read:
+        raise OSError("no input")
     return fuzz.Reader({"x": b"valid"}, (read,))
 
 
@@ -102,7 +105,7 @@ def test_every_kind_of_fault_is_seen_and_its_input_kept():
     assert [fault.reader for fault in faults] == [*FAULTY]
     for fault in faults:
         assert FAULTY[fault.reader][1] in fault.why
-        if fault.reader != "refused":
+        if fault.reader not in ("refused", "unmade"):
             kept = pathlib.Path(fault.input, "x").read_bytes()
             made = fuzz.made(READERS[fault.reader](), fault.reader, 0, fault.number)
             assert kept == made["x"] != b"valid"
