@@ -24,8 +24,8 @@ def test_a_few_mutations_of_each_reader_are_read_or_refused():
 
 
 @pytest.mark.slow
-def test_a_thousand_mutations_of_each_reader_are_read_or_refused():
-    assert not (faults := fuzz.run(seed=1, count=1000)), shown(faults)
+def test_two_hundred_mutations_of_each_reader_are_read_or_refused():
+    assert not (faults := fuzz.run(seed=1, count=200)), shown(faults)
 
 
 def refuses(text):
