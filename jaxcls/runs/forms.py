@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -192,8 +193,18 @@ def check_starts(starts: Any, file: pathlib.Path) -> None:
 
 _META = {"format": is_count, "step": is_count, "digests": {ANY: is_text}}
 _META |= {"best_step": lambda value: type(value) is int}
+# A float as float.hex writes it.
+_HEX = re.compile(r"-?0x[01]\.[0-9a-f]{1,13}p[+-](\d{1,3}|10[01]\d|102[0-3])|-?inf|nan")
+_SUMS = {"count": is_count, "sums": {ANY: lambda x: is_text(x) and _HEX.fullmatch(x)}}
+# An earlier version had none of these.
+_META_LATER: dict[str, Any] = {
+    "records": {ANY: is_text},
+    "means": lambda value: value == {} or not misfit(value, _SUMS),
+}
 
 
 def is_meta(meta: Any) -> bool:
     """Returns whether a value has the form of the "meta" of a checkpoint."""
-    return not misfit(meta, _META) and not misfit(meta.get("records", {}), {ANY: is_text})
+    if misfit(meta, _META):
+        return False
+    return not misfit(meta, {k: form for k, form in _META_LATER.items() if k in meta})

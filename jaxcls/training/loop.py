@@ -280,17 +280,9 @@ class Loop:
             f"step {step + 1}: the update was not finite; back to step {first}, and on"
             f" without the batches since ({rewound + 1} of {policy.rewinds} rewinds)"
         )
-        self.log.sync()
         due = self.plan.due(step + 1)
         pending = due.evaluation or due.save
-        digests = checkpoint.digests(state)
-        self.saves.save_now(
-            state,
-            digests,
-            pending=pending,
-            anchor=not pending,
-            **self._beside(),
-        )
+        self._save_now(state, pending=pending, anchor=not pending)
         if pending:
             self.saves.take_pending(step + 1)
         return state, pending
@@ -313,13 +305,12 @@ class Loop:
         self.saves.wait()  # A save under way may be of this step.
         step, folder = int(state.step), self.folder.checkpoints
         if not hosts.on_first(lambda: step in checkpoint.steps(folder)):
-            self.log.sync()
-            self.saves.save_now(
-                state,
-                checkpoint.digests(state),
-                pending=pending,
-                **self._beside(),
-            )
+            self._save_now(state, pending=pending)
+
+    def _save_now(self, state: State, **what: bool) -> None:
+        self.log.sync()
+        digests = checkpoint.digests(state)
+        self.saves.save_now(state, digests, **what, **self._beside())
 
     def _beside(self) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the state, as arguments of a save."""

@@ -62,7 +62,7 @@ def test_one_process_is_alone_and_agrees_with_itself():
     hosts.agree({"a": 1})
     assert hosts.is_agreed(None)
     assert hosts.is_agreed(StoppedError())
-    assert not hosts.is_agreed(InputError())
+    assert not hosts.is_agreed(InputError("x"))
 
 
 def test_no_process_asks_for_a_device_before_it_has_to(command, tmp_path):

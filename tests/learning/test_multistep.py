@@ -18,6 +18,7 @@ from jaxcls.learning import multistep
 from jaxcls.runs import checkpoint
 from jaxcls.runs import records as run_records
 from jaxcls.training import loop, meter, stepping, train
+from jaxcls.training.means import Means
 from jaxcls.training.stopping import Stop
 from tests.dying import Poisoned
 
@@ -260,7 +261,9 @@ def test_what_goes_at_once_takes_a_quarter_of_a_second(tiny, monkeypatch, second
         batches=lambda start: (Batch() for _ in range(300)),
         advance=advance,
     )
-    made = NoDuties(exp, stepper, mock.Mock(), Stop(), *(mock.Mock() for _ in range(3)))
+    made = NoDuties(
+        exp, stepper, mock.Mock(), Stop(), *(mock.Mock() for _ in range(3)), Means(())
+    )
     made._train(types.SimpleNamespace(step=0, halted=False))
     assert sum(sizes) == 300
     assert sizes[0] == 1  # Nothing is known yet.
