@@ -95,6 +95,22 @@ class ConvNeXt(nn.Module):
             found.append((name,))
         return [*found, ("norm", "head")]
 
+    def decay_groups(self) -> list[tuple[str, ...]]:
+        """Returns the groups by depth among which the rate decays, as Meta's code does.
+
+        A group is up to three consecutive blocks of a stage, with the convolution before
+        them; stem and head are groups of their own. The sizes from "small" on have 14.
+        """
+        found: list[tuple[str, ...]] = [("stem_conv", "stem_norm")]
+        for name, stage, i in self._blocks():
+            before = f"stage{stage + 1}"
+            cut = (f"{before}_norm", f"{before}_conv") if stage and i == 0 else ()
+            if i % 3 == 0:
+                found.append((*cut, name))
+            else:
+                found[-1] += (name,)
+        return [*found, ("norm", "head")]
+
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in files of torchvision and timm."""
         rows: list[tuple[str, str | Entry, str]] = [

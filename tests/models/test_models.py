@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxcls.errors import InputError
+from jaxcls.learning import param_groups
 from jaxcls.models import MODELS, naming
 from tests.modules import KEY, built, count, dtypes, shapes
 
@@ -344,3 +345,32 @@ def test_convolutions_start_with_the_deviation_of_he(text, fan):
             n = height * width * (before if fan == "fan_in" else after)
             apart = 5 / (2 * kernel.size) ** 0.5
             assert np.std(kernel) == pytest.approx((2 / n) ** 0.5, rel=apart), path
+
+
+def metas_layer(name, last):
+    """The layer of a parameter in Meta's code for [3, 3, n, 3] blocks; the head's is last.
+
+    facebookresearch/ConvNeXt, optim_factory.py (4eddc6b), which has n = 27 and last = 13:
+    stages 1 and 2 are a layer each, stage 3 one for every three blocks, stage 4 one.
+    """
+    if name.startswith(("stem", "norm", "head")):
+        return 0 if name.startswith("stem") else last
+    stage = int(name.removeprefix("stage").partition("_")[0])
+    if stage == 3 and "block" in name:
+        return 3 + (int(name.partition("block")[2]) - 1) // 3
+    return {1: 1, 2: 2, 3: 3, 4: last - 1}[stage]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("convnext_small", 13), ("convnext_base", 13), ("convnext_tiny", 7)]
+)
+def test_a_convnext_decays_the_rate_by_metas_layers(name, last):
+    module = built(name)
+    params = shapes(module, 32)[1]["params"]
+    found = param_groups.divide(params, module.decay_groups(), layer_decay=0.7)
+    assert {path.partition("/")[0] for path in found} == set(params)
+    for path, part in found.items():
+        layer = metas_layer(path.partition("/")[0], last)
+        assert part.scale == pytest.approx(0.7 ** (last - layer)), path
+    # Blocks stay alone for model.remat.
+    assert len(module.groups()) == 2 + sum(module.stages) + 3
