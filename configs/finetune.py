@@ -17,6 +17,9 @@ Only the head, a linear probe: --config.optim.freeze='^(?!head/)'
 The head alone first, then all: --config.optim.head_first="2 epochs"
 The body slower than the head: --config.optim.head_lr=10
 A ViT, the lower the layer the slower: --config.optim.layer_decay=0.75
+
+Deviations:
+- None: the recipe is this project's own.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,9 @@ Cost: 30 epochs; 11.2 million parameters, 3.6 GFLOP an image forward and backwar
 Expected: from nothing, some hundred photographs a class are needed; not measured here.
 
     python -m jaxcls.main --config=configs/photos.py
+
+Deviations:
+- None: the recipe is this project's own.
 """
 
 from ml_collections import ConfigDict

@@ -12,9 +12,19 @@ Cost: A1 371,588 steps, A2 185,794, A3 61,931, of 2048 images, each 24.5 GFLOP f
 backward at 224 pixels and 12.5 at 160.
 Expected on the validation set: A1 80.4 %, A2 79.8 %, A3 78.1 % (timm's results for its
 weights, trained on all of the training images); mmpretrain's runs of the same recipes gave
-80.1, 79.6 and 78.3. Not yet run to the end here.
+80.1, 79.6 and 78.3. Each is a single run. Not yet run to the end here.
 
     python -m jaxcls.main --config=configs/resnet50_rsb.py:a3 --config.data.dir=DIR
+
+Deviations:
+- RandAugment's geometry reads the nearest pixel, theirs by bicubic interpolation.
+- One mixing weight, box and choice for the whole batch; theirs for each GPU's part.
+- timm draws the filter of a crop, bilinear or bicubic; here it is bicubic.
+- Their rate changes once an epoch.
+- The last 1 % of the training images selects and does not train; the published number
+  trained on all.
+- The last partial batch of an epoch is not dropped, as theirs is: positions run on
+  across epochs.
 """
 
 from ml_collections import ConfigDict
@@ -39,8 +49,8 @@ def get_config(recipe: str = "a1") -> ConfigDict:
     c.data.train = "train[:99%]"
     c.data.eval = "train[99%:]"
     c.data.test = "validation"
-    c.data.train_ops = f"decode | random_resized_crop({size}, filter='cubic')"
-    c.data.eval_ops = "decode | resize_short(235, 'bicubic') | center_crop(224)"
+    c.data.train_ops = f"decode | random_resized_crop({size}, filter='bicubic')"
+    c.data.eval_ops = "decode | resize_short(235, 'bicubic', 'truncate') | center_crop(224)"
     c.data.repeats = 1 if recipe == "a3" else 3
     c.augment = f"flip | randaugment(2, {magnitude}, 'timm', noise=0.5, probability=0.5)"
     c.mix = f"mixup_or_cutmix({mixup}, 1.0)"

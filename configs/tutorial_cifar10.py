@@ -9,6 +9,9 @@ Expected: no published number is of this very recipe; 0.688 on 5,000 test images
 as JPEG files, one seed, in five minutes on two cores.
 
     python -m jaxcls.main --config=configs/tutorial_cifar10.py --config.data.dir=DIR
+
+Deviations:
+- None: the recipe is this project's own.
 """
 
 from ml_collections import ConfigDict

@@ -47,16 +47,18 @@ def apply(
     *,
     fill: jax.Array,
     legacy_contrast: bool = False,
+    legacy_solarize: bool = False,
 ) -> jax.Array:
     """Applies to each row of images, uint8 [B, H, W, C], its drawn operation.
 
     among: the names of all operations that may be drawn; steps that none of them needs are
-    left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast: see
-    `levels.contrast`.
+    left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast,
+    legacy_solarize: see `levels`.
     """
     by_pixel: dict[str, Callable[..., jax.Array]] = {
         **levels.POINTWISE,
         "contrast": functools.partial(levels.contrast, legacy=legacy_contrast),
+        "solarize": functools.partial(levels.solarize, legacy=legacy_solarize),
         "color": colors.saturation,
     }
     # A row has one operation, so that any order is correct, and each reads the same images.

@@ -46,8 +46,13 @@ def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
     return images & each((255 << shift) & 255).astype(jnp.uint8)
 
 
-def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts levels from `threshold` on, as `ImageOps.solarize`."""
+def solarize(images: jax.Array, threshold: jax.Array, *, legacy: bool = False) -> jax.Array:
+    """Inverts levels from `threshold` on, as `ImageOps.solarize`.
+
+    legacy: use the threshold modulo 256, as TensorFlow's RandAugment with its uint8: 256
+    inverts every level.
+    """
+    threshold = threshold % 256 if legacy else threshold
     return jnp.where(images < each(threshold), images, 255 - images)
 
 

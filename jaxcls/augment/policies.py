@@ -34,6 +34,7 @@ def randaugment(
     probability: float = 1.0,
     fill: Fill | None = None,
     legacy_contrast: bool = False,
+    legacy_solarize: bool = False,
 ) -> Augmentation:
     """Applies `layers` drawn operations in order, all of one magnitude.
 
@@ -44,7 +45,9 @@ def randaugment(
       full strength: 30 degrees, 150/331 of the width or height, factors of 1 +- 0.9.
     - "google": 16 operations, with invert, solarize_add and cutout; magnitudes 0 to 30. 10
       is the full strength. big_vision, scenic and TensorFlow's models use it. Their
-      published numbers need ``legacy_contrast=True``: contrast about the pixel count / 256.
+      published numbers need ``legacy_contrast=True``: contrast about the pixel count / 256;
+      and ``legacy_solarize=True``: its threshold is modulo 256, so that at 10 solarize
+      inverts every level, and at 15 those from 128 on.
     - "timm": 15 operations with inc1, magnitudes 0 to 10. rand-m7-mstd0.5-inc1 is
       ``randaugment(2, 7, "timm", noise=0.5, probability=0.5)``.
 
@@ -71,7 +74,8 @@ def randaugment(
         return [draw_randaugment(k, chosen, mean, size, noise, probability) for k in keys]
 
     background = chosen.fill if fill is None else fill
-    return _policy(chosen, draw, background, legacy_contrast=legacy_contrast)
+    legacy = {"legacy_contrast": legacy_contrast, "legacy_solarize": legacy_solarize}
+    return _policy(chosen, draw, background, **legacy)
 
 
 def draw_randaugment(

@@ -115,7 +115,7 @@ TRIVIALAUGMENT = Space({"identity": none, **_PAPER, **_WIDE}, unit=30, cap=30, f
 
 # The 16 operations of TensorFlow's models for TPU, which big_vision, scenic and others
 # copied. Factors go from 0.1 to 1.9. Posterize and solarize weaken as the magnitude rises,
-# and at 10 solarize changes nothing.
+# and at 10 solarize changes nothing; there its threshold wraps (`legacy_solarize`).
 _GOOGLE: dict[str, Range] = {
     **_MORE,
     "posterize": whole(0, 4),

@@ -144,20 +144,22 @@ def resize(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
     return lambda image, rng: scale(image, height, width)
 
 
-def resize_short(size: int, filter: str = "bilinear") -> Op:
+def resize_short(size: int, filter: str = "bilinear", rounding: str = "round") -> Op:
     """Returns an op that resizes the shorter side to `size` and keeps the aspect ratio.
 
-    The longer side is rounded half to even. The op raises `DecodeError` if its output has
-    more than MAX_PIXELS.
+    rounding: of the longer side. "round" rounds half to even, as big_vision; "truncate"
+    rounds down, as torchvision and timm. The op raises `DecodeError` if its output has more
+    than MAX_PIXELS.
     """
     (side, other), scale = _pair(size), lookup(FILTERS, filter, "filter")
+    lengthened = lookup(ROUNDINGS, rounding, "rounding")
     if side != other:
         raise ValueError(f"size={size!r} must be one whole number")
 
     def apply(image: np.ndarray, rng: Random) -> np.ndarray:
         height, width = image.shape[:2]
-        ratio = side / min(height, width)
-        h, w = max(side, round(height * ratio)), max(side, round(width * ratio))
+        short = min(height, width)
+        h, w = (max(side, lengthened(n, side, short)) for n in (height, width))
         if h * w > MAX_PIXELS:
             raise DecodeError(
                 f"{width}x{height} pixels become {w}x{h}, over the limit of {MAX_PIXELS};"
@@ -195,8 +197,7 @@ class RandomResizedCrop:
 
     height: int
     width: int
-    area: tuple[float, float]
-    ratio: tuple[float, float]
+    box: Callable[[int, int, Random], tuple[int, int, int, int]]
     scale: Callable[[np.ndarray, int, int], np.ndarray]
 
     def __call__(self, image: np.ndarray, rng: Random) -> np.ndarray:
@@ -214,23 +215,59 @@ class RandomResizedCrop:
         top, left, h, w = box
         return self.scale(image[top : top + h, left : left + w], self.height, self.width)
 
-    def box(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
-        """Draws a random box (top, left, height, width) in an image of the given size."""
-        low, high = self.area
-        flat, long = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(10):
-            area = (low + (high - low) * rng.random()) * height * width
-            ratio = math.exp(flat + (long - flat) * rng.random())
-            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-            if 0 < h <= height and 0 < w <= width:
-                top = int(rng.random() * (height - h + 1))
-                return top, int(rng.random() * (width - w + 1)), h, w
-        h, w = height, width
-        if width / height < self.ratio[0]:
-            h = round(width / self.ratio[0])
-        elif width / height > self.ratio[1]:
-            w = round(height * self.ratio[1])
-        return (height - h) // 2, (width - w) // 2, h, w
+
+def _box_of_torchvision(
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    height: int,
+    width: int,
+    rng: Random,
+) -> tuple[int, int, int, int]:
+    """Draws a box as torchvision: uniform in area and in the logarithm of the ratio."""
+    low, high = area
+    flat, long = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        pixels = (low + (high - low) * rng.random()) * height * width
+        shape = math.exp(flat + (long - flat) * rng.random())
+        h, w = round(math.sqrt(pixels / shape)), round(math.sqrt(pixels * shape))
+        if 0 < h <= height and 0 < w <= width:
+            top = int(rng.random() * (height - h + 1))
+            return top, int(rng.random() * (width - w + 1)), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _box_of_tensorflow(
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    height: int,
+    width: int,
+    rng: Random,
+) -> tuple[int, int, int, int]:
+    """Draws a box as TensorFlow: uniform in the ratio, then in the heights that fit.
+
+    If a hundred draws do not fit, the box is the whole image. A smaller box never touches
+    the lower and the right border, as there.
+    """
+    least, most = (share * height * width for share in area)
+    for _ in range(100):
+        shape = ratio[0] + (ratio[1] - ratio[0]) * rng.random()
+        tallest = min(
+            round(math.sqrt(most / shape)), int((width + 0.4999999) / shape), height
+        )
+        h = min(round(math.sqrt(least / shape)), tallest)
+        h += int(rng.random() * (tallest - h + 1))
+        # Rounding may leave the range of areas by a row.
+        h += (h * round(h * shape) < least) - (h * round(h * shape) > most)
+        w = round(h * shape)
+        if 0 < h <= height and 0 < w <= width and least <= h * w <= most:
+            top, left = (int(rng.random() * n) for n in (height - h, width - w))
+            return top, left, h, w
+    return 0, 0, height, width
 
 
 def fuse(ops: Sequence[Op]) -> list[Op]:
@@ -280,29 +317,33 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     filter: str = "linear",
+    law: str = "torchvision",
 ) -> "Op | Growing":
     """Returns an op that resizes a random box to `size` (Szegedy et al., arXiv:1409.4842).
 
-    area: the range of the box's share of the image. ratio: the range of width over height,
-    drawn log-uniformly. If ten draws do not fit, the op takes the largest central crop
-    within `ratio`, as torchvision does.
+    area: the range of the box's share of the image. ratio: the range of width over height.
+    law: "torchvision" draws the area uniformly and the ratio log-uniformly; if ten draws do
+    not fit, the op takes the largest central crop within `ratio`. "tf" draws the ratio
+    uniformly and then the height, as `tf.image.sample_distorted_bounding_box`, which
+    big_vision uses: the boxes are smaller.
     A size that grows is a tuple of (share of the run, size) pairs: ((0, 128), (0.5, 192)).
     The result is then a `Growing`.
     """
-    scale = lookup(FILTERS, filter, "filter")
+    scale, of_law = lookup(FILTERS, filter, "filter"), lookup(LAWS, law, "law")
     if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise ValueError(
             f"area={area}, ratio={ratio} must be (low, high), area within 0..1"
         )
+    box = functools.partial(of_law, area, ratio)
     if not isinstance(size, Sequence) or not size or not isinstance(size[0], Sequence):
-        return RandomResizedCrop(*_pair(size), area, ratio, scale)
+        return RandomResizedCrop(*_pair(size), box, scale)
     starts = [start for start, _ in size]
     if starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
         raise ValueError(
             f"size={size!r}: the shares of the run must rise from 0 to below 1, as in"
             " ((0, 128), (0.5, 192))"
         )
-    crops = (RandomResizedCrop(*_pair(side), area, ratio, scale) for _, side in size)
+    crops = (RandomResizedCrop(*_pair(side), box, scale) for _, side in size)
     return Growing(tuple(zip(starts, crops, strict=True)))
 
 
@@ -339,6 +380,16 @@ FILTERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "area": functools.partial(_scaled, cv2.INTER_AREA),
 }
 
+
+# (a side of the image, new shorter side, its shorter side) -> the new side.
+ROUNDINGS: dict[str, Callable[[int, int, int], int]] = {
+    "round": lambda n, side, short: round(n * (side / short)),
+    "truncate": lambda n, side, short: n * side // short,
+}
+LAWS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
+    "torchvision": _box_of_torchvision,
+    "tf": _box_of_tensorflow,
+}
 
 HOST_OPS: Mapping[str, Callable[..., Op | Growing]] = MappingProxyType(
     {

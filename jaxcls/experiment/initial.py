@@ -249,11 +249,12 @@ def _texts(
             f" here; give data.eval_ops yourself, such as {TOLD['data.eval_ops']!r}"
         )
     size, side = told.size, math.floor(told.size / told.crop)
-    resize = "resize_short" if told.crop_mode == "center" else "resize"
     filter, decode = told.interpolation, "decode(1)" if len(told.mean) == 1 else "decode"
-    crop = f"{resize}({side}, {filter!r}) | center_crop({size})"
+    resize = f"resize({side}, {filter!r})"
+    if told.crop_mode == "center":  # timm and torchvision truncate the longer side.
+        resize = f"resize_short({side}, {filter!r}, 'truncate')"
     return {
         "normalize": f"mean_std({told.mean}, {told.std})",
         "data.train_ops": f"{decode} | random_resized_crop({size}, filter={filter!r})",
-        "data.eval_ops": f"{decode} | {crop}",
+        "data.eval_ops": f"{decode} | {resize} | center_crop({size})",
     }

@@ -149,9 +149,11 @@ class Recipe:
 
     def _param_groups(self, head_first: int) -> ParamGroups:
         optim, key = self.config.optim, "optim.lr_scales"
+        # A model may count coarser for the decay than for its blocks.
+        own = getattr(self.module, "decay_groups", None)
         return param_groups.divide(
             self.variables_like["params"],
-            self.groups,
+            own() if own else self.groups,
             freeze=optim.freeze,
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,

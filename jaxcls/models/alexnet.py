@@ -33,10 +33,7 @@ class AlexNet(nn.Module):
     weight_init: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.weight_init not in INITIALIZERS:
-            raise ValueError(
-                f"weight_init={self.weight_init!r} must be one of {', '.join(INITIALIZERS)}"
-            )
+        layers.check_known(INITIALIZERS, weight_init=self.weight_init)
         layers.check_shares(dropout=self.dropout)
         super().__post_init__()
 

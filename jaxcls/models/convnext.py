@@ -22,6 +22,7 @@ class Block(nn.Module):
     layer_scale: float
     drop_path: float
     dtype: Dtype
+    rescale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -35,15 +36,16 @@ class Block(nn.Module):
         start = nn.initializers.constant(self.layer_scale)
         scale = self.param("layer_scale", start, (width,))
         y = y * scale.astype(self.dtype).reshape(1, 1, 1, width)
-        return x + drop_path(y, self.drop_path, train)
+        return x + drop_path(y, self.drop_path, train, self.rescale)
 
 
 class ConvNeXt(nn.Module):
     """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D].
 
     H and W are at least 32. drop_path: the rate of the last block; rates rise linearly from
-    0. The sizes in CONVNEXTS have the paper's rates for ImageNet-1k. layer_scale: its
-    initial value.
+    0, or with drop_path_mode="constant" each block has it. The sizes in CONVNEXTS have the
+    paper's rates for ImageNet-1k. drop_path_rescale: whether branches that are kept are
+    divided by 1 - rate. layer_scale: its initial value.
     """
 
     num_classes: int
@@ -52,8 +54,11 @@ class ConvNeXt(nn.Module):
     drop_path: float
     dtype: Dtype = jnp.float32
     layer_scale: float = 1e-6
+    drop_path_mode: str = "rising"
+    drop_path_rescale: bool = True
 
     def __post_init__(self) -> None:
+        layers.check_known(layers.DROP_PATH_MODES, drop_path_mode=self.drop_path_mode)
         layers.check_depth(sum(self.stages), "stages", "stages=(3, 3, 9, 3)")
         layers.check_shares(drop_path=self.drop_path)
         super().__post_init__()
@@ -66,13 +71,14 @@ class ConvNeXt(nn.Module):
         x = images.astype(self.dtype)
         x = cut(self.width, 4, 4, dtype=self.dtype, name="stem_conv")(x)
         x = norm(name="stem_norm")(x)
-        rates = layers.drop_rates(self.drop_path, sum(self.stages))
+        rates = layers.drop_rates(self.drop_path, sum(self.stages), self.drop_path_mode)
+        block = partial(Block, self.layer_scale, dtype=self.dtype)
         for (name, stage, i), rate in zip(self._blocks(), rates, strict=True):
             if stage and i == 0:
                 width, before = self.width * 2**stage, f"stage{stage + 1}"
                 x = norm(name=f"{before}_norm")(x)
                 x = cut(width, 2, 2, dtype=self.dtype, name=f"{before}_conv")(x)
-            x = Block(self.layer_scale, rate, self.dtype, name=name)(x, train)
+            x = block(rate, rescale=self.drop_path_rescale, name=name)(x, train)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(layers.global_mean(x))
         return layers.head(x, self.num_classes, NORMAL)
 
@@ -87,6 +93,22 @@ class ConvNeXt(nn.Module):
             if stage and i == 0:
                 found.append((f"stage{stage + 1}_norm", f"stage{stage + 1}_conv"))
             found.append((name,))
+        return [*found, ("norm", "head")]
+
+    def decay_groups(self) -> list[tuple[str, ...]]:
+        """Returns the groups by depth among which the rate decays, as Meta's code does.
+
+        A group is up to three consecutive blocks of a stage, with the convolution before
+        them; stem and head are groups of their own. The sizes from "small" on have 14.
+        """
+        found: list[tuple[str, ...]] = [("stem_conv", "stem_norm")]
+        for name, stage, i in self._blocks():
+            before = f"stage{stage + 1}"
+            cut = (f"{before}_norm", f"{before}_conv") if stage and i == 0 else ()
+            if i % 3 == 0:
+                found.append((*cut, name))
+            else:
+                found[-1] += (name,)
         return [*found, ("norm", "head")]
 
     def namings(self) -> dict[str, Naming]:

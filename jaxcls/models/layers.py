@@ -17,10 +17,13 @@ from jaxcls.models import initializers
 from jaxcls.models.convolution import convolve
 
 Dtype = Any
-# He et al. (arXiv:1502.01852), fan-out.
 # More than any published model has.
 _MOST_BLOCKS = 1_000
-HE = initializers.variance_scaling(2.0, "fan_out", "normal")
+# He et al. (arXiv:1502.01852), by the names of `weight_init`.
+HES = {
+    fan: initializers.variance_scaling(2.0, fan, "normal") for fan in ("fan_out", "fan_in")
+}
+HE = HES["fan_out"]
 LECUN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -73,19 +76,57 @@ def _gelu_backward(x: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
+@jax.custom_vjp
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """Computes GELU by its approximation with tanh, the default of Flax and TensorFlow.
+
+    Its gradient keeps x alone, as that of `gelu`.
+    """
+    return nn.gelu(x, approximate=True)
+
+
+def _gelu_tanh_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu_tanh(x), x
+
+
+def _gelu_tanh_backward(x: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
+    _, pull = jax.vjp(nn.gelu, x.astype(jnp.float32))
+    return (pull(grads.astype(jnp.float32))[0].astype(x.dtype),)
+
+
+gelu_tanh.defvjp(_gelu_tanh_forward, _gelu_tanh_backward)
+
+# By the names of a model's option `gelu`.
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"exact": gelu, "tanh": gelu_tanh}
+
+
+def drop_path(x: jax.Array, rate: float, train: bool, rescale: bool = True) -> jax.Array:
     """Returns a branch x [B, ...], or 0 for examples that stochastic depth drops.
 
     Huang et al., arXiv:1603.09382. Each example is dropped with probability `rate`; the
-    others are scaled by 1 / (1 - rate).
+    others are scaled by 1 / (1 - rate) if `rescale`, else they stay.
     """
     each = tuple(range(1, x.ndim))
-    return nn.Dropout(rate, broadcast_dims=each, deterministic=not train)(x)
+    drop = nn.Dropout(rate, broadcast_dims=each, deterministic=not train)
+    if rescale:
+        return drop(x)
+    kept = drop(jnp.ones((len(x), *[1] * len(each)), x.dtype)) > 0
+    return jnp.where(kept, x, 0)
 
 
-def drop_rates(last: float, depth: int) -> list[float]:
-    """Returns the `drop_path` rates of `depth` blocks, rising linearly from 0 to `last`."""
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
+# By the names of `drop_path_mode`: (rate of the last block, blocks) -> the blocks' rates.
+DROP_PATH_MODES: dict[str, Callable[[float, int], list[float]]] = {
+    "rising": lambda last, depth: [last * i / max(depth - 1, 1) for i in range(depth)],
+    "constant": lambda last, depth: [last] * depth,
+}
+
+
+def drop_rates(last: float, depth: int, mode: str = "rising") -> list[float]:
+    """Returns the `drop_path` rates of `depth` blocks: `last` in the last block.
+
+    mode: "rising" linearly from 0, or "constant" in every block.
+    """
+    return DROP_PATH_MODES[mode](last, depth)
 
 
 def block_names(stages: Sequence[int]) -> list[tuple[str, int, int]]:
@@ -116,6 +157,13 @@ def check_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name}={share} must be at least 0 and below 1, such as 0.1")
+
+
+def check_known(known: Collection[str], **given: str) -> None:
+    """Raises `ValueError` for an option that is not one of `known`."""
+    for name, value in given.items():
+        if value not in known:
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
 
 
 class BatchNorm(nn.Module):

@@ -19,12 +19,13 @@ class Mlp(nn.Module):
     hidden: int
     dtype: Dtype
     dropout: float
+    gelu: str = "exact"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
-        y = dropout(layers.gelu(y))
+        y = dropout(layers.GELUS[self.gelu](y))
         return dropout(nn.Dense(x.shape[-1], dtype=self.dtype, name="dense2")(y))
 
 
@@ -34,23 +35,28 @@ class Block(nn.Module):
     dtype: Dtype
     dropout: float
     drop_path: float
+    gelu: str = "exact"
+    rescale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        mlp = partial(Mlp, dtype=self.dtype, dropout=self.dropout)
+        mlp = partial(Mlp, dtype=self.dtype, dropout=self.dropout, gelu=self.gelu)
         y = norm(name="norm1")(x).swapaxes(1, 2)
         y = mlp(x.shape[-1] // 2, name="tokens")(y, train).swapaxes(1, 2)
-        x = x + drop_path(y, self.drop_path, train)
+        x = x + drop_path(y, self.drop_path, train, self.rescale)
         y = mlp(4 * x.shape[-1], name="channels")(norm(name="norm2")(x), train)
-        return x + drop_path(y, self.drop_path, train)
+        return x + drop_path(y, self.drop_path, train, self.rescale)
 
 
 class Mixer(nn.Module):
     """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, width].
 
     H and W are multiples of `patch`. A trained model accepts only its image size.
-    drop_path: the rate of the last block; rates rise linearly from 0.
+    drop_path: the rate of the last block; rates rise linearly from 0, or with
+    drop_path_mode="constant" each block has it. drop_path_rescale: whether branches that
+    are kept are divided by 1 - rate; the authors' are not. gelu: "exact" or "tanh", its
+    approximation, as the authors'.
     """
 
     num_classes: int
@@ -60,8 +66,13 @@ class Mixer(nn.Module):
     dtype: Dtype = jnp.float32
     dropout: float = 0.0
     drop_path: float = 0.0
+    gelu: str = "exact"
+    drop_path_mode: str = "rising"
+    drop_path_rescale: bool = True
 
     def __post_init__(self) -> None:
+        layers.check_known(layers.GELUS, gelu=self.gelu)
+        layers.check_known(layers.DROP_PATH_MODES, drop_path_mode=self.drop_path_mode)
         layers.check_depth(self.depth, f"depth={self.depth}", "depth=12")
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
@@ -70,9 +81,10 @@ class Mixer(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> Output:
         x = patches(images, self.width, self.patch, "mixer", self.dtype, name="patch")
         x = x.reshape(x.shape[0], -1, self.width)
-        rates = layers.drop_rates(self.drop_path, self.depth)
+        rates = layers.drop_rates(self.drop_path, self.depth, self.drop_path_mode)
+        options = self.gelu, self.drop_path_rescale
         for i, rate in enumerate(rates, 1):
-            x = Block(self.dtype, self.dropout, rate, name=f"block{i}")(x, train)
+            x = Block(self.dtype, self.dropout, rate, *options, name=f"block{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = x.astype(jnp.float32).mean(axis=1)
         return layers.head(x, self.num_classes, nn.initializers.zeros)

@@ -35,6 +35,7 @@ class Block(nn.Module):
     bottleneck: bool = True
     cardinality: int = 1
     base: int = 64
+    weight_init: str = "fan_out"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -64,8 +65,9 @@ class Block(nn.Module):
         """Applies a convolution to x [B, H, W, C], blurred as `ResNet` says."""
         if self.blur and stride > 1 and x.shape[-1] >= 16:
             x = layers.blur(x)
-        layer = conv(filters, kernel, stride, groups=groups, dtype=self.dtype, name=name)
-        return layer(x)
+        start = layers.HES[self.weight_init]
+        layer = partial(conv, filters, kernel, stride, groups=groups, kernel_init=start)
+        return layer(dtype=self.dtype, name=name)(x)
 
 
 class ResNet(nn.Module):
@@ -75,7 +77,8 @@ class ResNet(nn.Module):
     images of about 32 pixels). width: filters of the first stage. drop_path: the rate of
     the last block; rates rise linearly from 0. dropout: the rate before the head. blur:
     blur the input of each convolution with a stride and at least 16 input channels, as
-    ffcv's recipe does. bottleneck, cardinality, base: see `Block`.
+    ffcv's recipe does. bottleneck, cardinality, base: see `Block`. weight_init: "fan_out"
+    or "fan_in" of He's initialisation of convolutions.
     """
 
     num_classes: int
@@ -90,8 +93,10 @@ class ResNet(nn.Module):
     bottleneck: bool = True
     cardinality: int = 1
     base: int = 64
+    weight_init: str = "fan_out"
 
     def __post_init__(self) -> None:
+        layers.check_known(layers.HES, weight_init=self.weight_init)
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem={self.stem!r} must be 'imagenet' or 'small'")
         layers.check_depth(sum(self.stages), "stages", "stages=(3, 4, 6, 3)")
@@ -102,7 +107,8 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> Output:
         x = images.astype(self.dtype)
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = conv(self.width, kernel, stride, dtype=self.dtype, name="conv1")(x)
+        stem = partial(conv, self.width, kernel, stride, dtype=self.dtype)
+        x = stem(kernel_init=layers.HES[self.weight_init], name="conv1")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm1")(x, train))
         if self.stem == "imagenet":
             x = layers.max_pool(x, window=3, stride=2, padding=1)
@@ -112,7 +118,8 @@ class ResNet(nn.Module):
             block = partial(
                 Block, width, stride, self.dtype, self.zero_init, rate, self.blur
             )
-            x = block(self.bottleneck, self.cardinality, self.base, name=name)(x, train)
+            options = self.bottleneck, self.cardinality, self.base, self.weight_init
+            x = block(*options, name=name)(x, train)
         x = layers.global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return layers.head(x, self.num_classes)

@@ -1,12 +1,14 @@
 """Vision Transformers (Dosovitskiy et al., arXiv:2010.11929).
 
 The initialisation follows the authors' code. pool="mean" with position="sincos" is the
-plain form of Beyer et al. (arXiv:2205.01580). layer_scale=1e-4 with token_position=False is
-DeiT III (Touvron et al., arXiv:2204.07118).
+plain form of Beyer et al. (arXiv:2205.01580). layer_scale=1e-4, token_position=False,
+drop_path_mode="constant" and weight_init="deit" are DeiT III (Touvron et al.,
+arXiv:2204.07118).
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +24,44 @@ from jaxcls.models.naming import Entry, Naming
 XAVIER = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Gives each of three concatenated matrices the variance of XAVIER.
 XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
+
+
+class Start(NamedTuple):
+    """The initializers of a ViT; position: a function of the width."""
+
+    qkv: nn.initializers.Initializer
+    dense: nn.initializers.Initializer
+    bias: nn.initializers.Initializer
+    patch: nn.initializers.Initializer
+    token: nn.initializers.Initializer
+    position: Callable[[int], nn.initializers.Initializer]
+    head: nn.initializers.Initializer
+
+
+_ZEROS = nn.initializers.zeros
+# PyTorch's `trunc_normal_(std=0.02)` cuts at 2, which is never.
+_NORMAL = initializers.normal(0.02)
+# By the names of `weight_init`.
+STARTS = {
+    "xavier": Start(
+        qkv=XAVIER_OF_THREE,
+        dense=XAVIER,
+        bias=initializers.normal(1e-6),
+        patch=layers.LECUN,
+        token=_ZEROS,
+        position=lambda width: initializers.normal(1 / np.sqrt(width)),
+        head=_ZEROS,
+    ),
+    "deit": Start(
+        qkv=_NORMAL,
+        dense=_NORMAL,
+        bias=_ZEROS,
+        patch=initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        token=_NORMAL,
+        position=lambda width: _NORMAL,
+        head=_NORMAL,
+    ),
+}
 
 
 def sincos(height: int, width: int, features: int) -> np.ndarray:
@@ -93,15 +133,16 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Dtype
+    weight_init: str = "xavier"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = x.shape[-1]
+        features, start = x.shape[-1], STARTS[self.weight_init]
         dense = partial(nn.Dense, dtype=self.dtype)
-        qkv = dense(3 * features, kernel_init=XAVIER_OF_THREE, name="qkv")(x)
+        qkv = dense(3 * features, kernel_init=start.qkv, name="qkv")(x)
         y = attend(*(each.swapaxes(1, 2) for each in of_heads(qkv, self.heads)))
         y = y.swapaxes(1, 2)
-        return dense(features, kernel_init=XAVIER, name="out")(y.reshape(x.shape))
+        return dense(features, kernel_init=start.dense, name="out")(y.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -112,20 +153,26 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     layer_scale: float = 0.0
+    gelu: str = "exact"
+    rescale: bool = True
+    weight_init: str = "xavier"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        bias = initializers.normal(1e-6)
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=XAVIER, bias_init=bias)
-        y = Attention(self.heads, self.dtype, name="attention")(norm(name="norm1")(x))
+        start = STARTS[self.weight_init]
+        dense = partial(
+            nn.Dense, dtype=self.dtype, kernel_init=start.dense, bias_init=start.bias
+        )
+        attention = Attention(self.heads, self.dtype, self.weight_init, name="attention")
+        y = attention(norm(name="norm1")(x))
         y = self._scaled(dropout(y), "layer_scale1")
-        x = x + drop_path(y, self.drop_path, train)
+        x = x + drop_path(y, self.drop_path, train, self.rescale)
         y = dense(4 * x.shape[-1], name="dense1")(norm(name="norm2")(x))
-        y = dropout(layers.gelu(y))
+        y = dropout(layers.GELUS[self.gelu](y))
         y = self._scaled(dropout(dense(x.shape[-1], name="dense2")(y)), "layer_scale2")
-        return x + drop_path(y, self.drop_path, train)
+        return x + drop_path(y, self.drop_path, train, self.rescale)
 
     def _scaled(self, y: jax.Array, name: str) -> jax.Array:
         """Scales the features of a branch y [B, N, D], if layer_scale is above 0."""
@@ -141,9 +188,13 @@ class ViT(nn.Module):
 
     H and W are multiples of `patch`. pool: "token" (a class token) or "mean" (over all
     tokens, and no class token). position: "learned" or "sincos". drop_path: the rate of the
-    last block; rates rise linearly from 0. layer_scale: the initial value of learned
-    factors of each branch's features (CaiT, Touvron et al., arXiv:2103.17239); 0: no such
-    parameters. token_position: whether the class token has a position too.
+    last block; rates rise linearly from 0, or with drop_path_mode="constant" each block has
+    it. drop_path_rescale: whether branches that are kept are divided by 1 - rate.
+    layer_scale: the initial value of learned factors of each branch's features (CaiT,
+    Touvron et al., arXiv:2103.17239); 0: no such parameters. token_position: whether the
+    class token has a position too. gelu: "exact" or "tanh", its approximation. weight_init:
+    "xavier", as the authors', or "deit": dense layers, positions and token normal with a
+    deviation of 0.02.
     """
 
     num_classes: int
@@ -158,6 +209,10 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     layer_scale: float = 0.0
     token_position: bool = True
+    gelu: str = "exact"
+    drop_path_mode: str = "rising"
+    drop_path_rescale: bool = True
+    weight_init: str = "xavier"
 
     def __post_init__(self) -> None:
         if self.pool not in ("token", "mean"):
@@ -168,31 +223,36 @@ class ViT(nn.Module):
             raise ValueError(
                 f"layer_scale={self.layer_scale} must be at least 0, such as 1e-4"
             )
+        layers.check_known(layers.GELUS, gelu=self.gelu)
+        layers.check_known(layers.DROP_PATH_MODES, drop_path_mode=self.drop_path_mode)
+        layers.check_known(STARTS, weight_init=self.weight_init)
         layers.check_depth(self.depth, f"depth={self.depth}", "depth=12")
         layers.check_shares(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
-        x = patches(images, self.width, self.patch, "vit", self.dtype, name="patch")
+        start, cut = STARTS[self.weight_init], (self.width, self.patch, "vit", self.dtype)
+        x = patches(images, *cut, name="patch", kernel_init=start.patch)
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
         tokens = []
         if self.pool == "token":
-            token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
+            token = self.param("token", start.token, (1, 1, self.width))
             tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))]
         if self.token_position:
             x, tokens = jnp.concatenate([*tokens, x], axis=1), []
         x = x + self._positions(*grid).astype(self.dtype)
         x = jnp.concatenate([*tokens, x], axis=1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        rates = layers.drop_rates(self.drop_path, self.depth)
+        rates = layers.drop_rates(self.drop_path, self.depth, self.drop_path_mode)
+        options = self.layer_scale, self.gelu, self.drop_path_rescale, self.weight_init
         for i, rate in enumerate(rates, 1):
             block = partial(Block, self.heads, self.dtype, self.dropout, rate)
-            x = block(self.layer_scale, name=f"block{i}")(x, train)
+            x = block(*options, name=f"block{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = x[:, 0] if self.pool == "token" else x.astype(jnp.float32).mean(axis=1)
-        return layers.head(x, self.num_classes, nn.initializers.zeros)
+        return layers.head(x, self.num_classes, start.head)
 
     def _positions(self, height: int, width: int) -> jax.Array:
         """Returns [1, N, width]; the class token's position, if any, comes first."""
@@ -204,7 +264,7 @@ class ViT(nn.Module):
             if kept.shape != table.shape:  # `self.param` raises this error.
                 raise ScopeParamShapeError("position", "", kept.shape, table.shape)
             return kept
-        init = initializers.normal(1 / np.sqrt(self.width))
+        init = STARTS[self.weight_init].position(self.width)
         shape = (1, tokens + height * width, self.width)
         return self.param("position", init, shape)
 
@@ -249,7 +309,13 @@ class ViT(nn.Module):
 
 
 def patches(
-    images: jax.Array, features: int, patch: int, model: str, dtype: Dtype, name: str
+    images: jax.Array,
+    features: int,
+    patch: int,
+    model: str,
+    dtype: Dtype,
+    name: str,
+    kernel_init: nn.initializers.Initializer = layers.LECUN,
 ) -> jax.Array:
     """Maps images [B, H, W, C] to tokens [B, H / patch, W / patch, features].
 
@@ -265,7 +331,7 @@ def patches(
             f" as resize({near})"
         )
     cut = partial(conv, features, patch, patch, padding=[(0, 0)] * 2, bias=True)
-    return cut(kernel_init=layers.LECUN, dtype=dtype, name=name)(images.astype(dtype))
+    return cut(kernel_init=kernel_init, dtype=dtype, name=name)(images.astype(dtype))
 
 
 VITS: dict[str, Callable[..., ViT]] = {

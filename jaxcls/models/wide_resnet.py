@@ -23,18 +23,20 @@ class Block(nn.Module):
     stride: int
     dtype: Dtype
     dropout: float
+    weight_init: str = "fan_out"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = partial(BatchNorm, dtype=self.dtype)
+        start = layers.HES[self.weight_init]
+        layer = partial(conv, self.width, dtype=self.dtype, kernel_init=start)
         y = nn.relu(norm(name="norm1")(x, train))
         if x.shape[-1] != self.width:  # A projection reads the normalised input.
-            projection = partial(conv, self.width, 1, self.stride, dtype=self.dtype)
-            x = projection(name="shortcut_conv")(y)
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(y)
+            x = layer(1, self.stride, name="shortcut_conv")(y)
+        y = layer(3, self.stride, name="conv1")(y)
         y = nn.relu(norm(name="norm2")(y, train))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return x + conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+        return x + layer(3, name="conv2")(y)
 
 
 class WideResNet(nn.Module):
@@ -42,7 +44,7 @@ class WideResNet(nn.Module):
 
     depth: 6 n + 4, for n blocks in each of three stages. widen: the stages have 16, 32 and
     64 times this many filters. dropout: the rate within the blocks; the paper uses 0 or
-    0.3.
+    0.3. weight_init: "fan_out" or "fan_in" of He's initialisation of convolutions.
     """
 
     num_classes: int
@@ -50,8 +52,10 @@ class WideResNet(nn.Module):
     widen: int
     dtype: Dtype = jnp.float32
     dropout: float = 0.0
+    weight_init: str = "fan_out"
 
     def __post_init__(self) -> None:
+        layers.check_known(layers.HES, weight_init=self.weight_init)
         if self.depth % 6 != 4 or self.depth < 10 or self.widen < 1:
             raise ValueError(
                 f"depth={self.depth}, widen={self.widen}: depth must be 6 n + 4, such as"
@@ -63,10 +67,13 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
-        x = conv(16, 3, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
+        start = layers.HES[self.weight_init]
+        stem = conv(16, 3, dtype=self.dtype, kernel_init=start, name="conv1")
+        x = stem(images.astype(self.dtype))
         for name, stage, i in self._blocks():
             width, stride = 16 * self.widen * 2**stage, 2 if stage and i == 0 else 1
-            x = Block(width, stride, self.dtype, self.dropout, name=name)(x, train)
+            options = self.dropout, self.weight_init
+            x = Block(width, stride, self.dtype, *options, name=name)(x, train)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
         x = layers.FeatureMap()(x)
         return layers.head(layers.global_mean(x), self.num_classes)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy import stats
 
-from jaxcls.augment import AUGMENTATIONS, Rows, on_each_device, policies, row_keys
+from jaxcls.augment import AUGMENTATIONS, Rows, levels, on_each_device, policies, row_keys
 from jaxcls.augment.layer import NUMBERS, OPERATIONS
 from jaxcls.augment.rows import fold
 from jaxcls.augment.spaces import RANDAUGMENT, SUBPOLICIES
@@ -200,6 +200,34 @@ def test_every_row_is_what_pillow_makes_of_what_was_drawn(text):
 
 
 EXACT = ("identity", "equalize", "posterize", "solarize")
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "threshold"), [(9, 230), (10, 0), (15, 128), (20, 0), (30, 0)]
+)
+def test_a_legacy_threshold_of_solarize_wraps_as_uint8(magnitude, threshold):
+    images = photographs(*SIZE, count=8)
+    keys = row_keys(KEY, 256)
+    drawn = drawn_randaugment("google", magnitude, keys)
+    amount = np.asarray(drawn.amount)[np.asarray(drawn.operation) == NUMBERS["solarize"]]
+    assert set(amount % 256) == {threshold}  # int(magnitude / 10 * 256), as uint8.
+    expected = np.where(images < np.uint8(threshold), images, 255 - images)
+    amounts = jnp.full(8, float(amount[0]))
+    got = levels.solarize(jnp.asarray(images), amounts, legacy=True)
+    np.testing.assert_array_equal(got, expected)
+    plain = levels.solarize(jnp.asarray(images), amounts)
+    assert (np.asarray(plain) == images).all() == (magnitude >= 10)
+
+
+def test_randaugment_wraps_solarize_where_it_is_told_to():
+    images = photographs(*SIZE, count=64)
+    new = augmented("randaugment(1, 10, 'google')", images)
+    old = augmented("randaugment(1, 10, 'google', legacy_solarize=True)", images)
+    drawn = drawn_randaugment("google", 10, fold(fold(rows(64), 0), 0).key)
+    solarized = np.asarray(drawn.operation) == NUMBERS["solarize"]
+    assert solarized.any()
+    np.testing.assert_array_equal(old[solarized], 255 - images[solarized])
+    np.testing.assert_array_equal(old[~solarized], new[~solarized])
 
 
 @pytest.mark.slow

@@ -139,6 +139,21 @@ def test_resize_short_keeps_the_proportions(shape, expected):
     assert out.shape == (*expected, 1)
 
 
+def test_resize_short_rounds_the_longer_side_or_truncates_it_as_torchvision(torchvision):
+    theirs = torchvision.transforms.functional._compute_resized_output_size
+    for height, width in np.random.default_rng(0).integers(1, 900, (300, 2)).tolist():
+        image = np.zeros((height, width, 1), np.uint8)
+        if max(height, width) > 20 * min(height, width):
+            continue
+        out = decode.resize_short(97, rounding="truncate")(image, None)
+        assert list(out.shape[:2]) == theirs((height, width), [97]), (height, width)
+    image = np.zeros((375, 500, 1), np.uint8)  # 341.33 at 256, 330.67 at 248.
+    for size, rounded, truncated in ((256, 341, 341), (248, 331, 330)):
+        op = decode.resize_short
+        assert op(size)(image, None).shape[1] == rounded
+        assert op(size, rounding="truncate")(image, None).shape[1] == truncated
+
+
 def test_center_crop_takes_the_middle_rounding_half_to_even():
     image = np.arange(9 * 12, dtype=np.uint8).reshape(9, 12, 1)
     for size, (top, left) in {(4, 9): (2, 2), (6, 7): (2, 2), (5, 6): (2, 3)}.items():
@@ -178,6 +193,45 @@ def test_random_crops_are_uniform_in_area_log_ratio_and_place():
         assert stats.kstest(values, "uniform").pvalue > 0.01, name
 
 
+def test_crops_by_tensorflows_law_are_uniform_in_ratio_and_height():
+    # The heights that fit: of areas 0.05 to 1 of 375x500, for ratios 0.75 to 1.33.
+    n, (height, width), low, high = 20_000, (375, 500), 0.75, 1.33
+    crop = decode.random_resized_crop(8, (0.05, 1.0), (low, high), law="tf")
+    drawn = (crop.box(height, width, batches.example_rng(0, seed)) for seed in range(n))
+    top, left, h, w = np.array(list(drawn)).T
+    ratios = low + (high - low) * (np.arange(1000) + 0.5) / 1000
+    shortest = np.sqrt(0.05 * height * width / ratios)
+    tallest = np.minimum(height, width / ratios)
+    # A mean over 20 quantiles of each ratio's heights.
+    heights = shortest + (tallest - shortest) * (np.arange(20)[:, None] + 0.5) / 20
+    expected = (heights**2 * ratios).mean() / (height * width)
+    found = h * w / (height * width)
+    assert abs(expected - 0.342) < 0.005  # By torchvision's law it is 0.417.
+    assert abs(found.mean() - expected) < 4 * found.std() / n**0.5
+    ratio = w / h
+    assert stats.kstest((ratio - low) / (high - low), "uniform").statistic < 0.02
+    shortest = np.sqrt(0.05 * height * width / ratio)
+    tallest = np.minimum(height, width / ratio)
+    assert stats.kstest((h - shortest) / (tallest - shortest), "uniform").statistic < 0.02
+    for start, room in ((top, height - h), (left, width - w)):
+        within = room > 20
+        places = (start[within] + 0.5) / room[within]
+        assert stats.kstest(places, "uniform").statistic < 0.02
+        assert ((start < room) | (room == 0)).all()
+
+
+def test_where_no_crop_of_tensorflows_law_fits_the_whole_image_is_taken():
+    crop = decode.random_resized_crop(8, (0.9, 1.0), law="tf")
+    boxes = {crop.box(10, 240, batches.example_rng(0, seed)) for seed in range(20)}
+    assert boxes == {(0, 0, 10, 240)}
+    for shape in ((1, 1), (1, 7), (7, 1), (2, 3)):
+        crop = decode.random_resized_crop(8, (0.01, 1.0), law="tf")
+        for seed in range(200):
+            top, left, h, w = crop.box(*shape, batches.example_rng(0, seed))
+            assert 0 <= top <= shape[0] - h < shape[0]
+            assert 0 <= left <= shape[1] - w < shape[1]
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((10, 240), (0, 113, 10, 13)), ((240, 10), (113, 0, 13, 10))],
@@ -207,6 +261,13 @@ def test_a_bad_argument_is_refused_by_its_value(make, said):
 def test_an_unknown_filter_is_refused_with_the_list():
     with pytest.raises(InputError, match=r"'lanczos'.* known: area, bicubic, bilinear"):
         decode.resize(8, "lanczos")
+
+
+def test_an_unknown_law_or_rounding_is_refused_with_the_list():
+    with pytest.raises(InputError, match=r"law 'uniform'.* known: tf, torchvision"):
+        decode.random_resized_crop(8, law="uniform")
+    with pytest.raises(InputError, match=r"rounding 'floor'.* known: round, truncate"):
+        decode.resize_short(8, rounding="floor")
 
 
 def test_sizes_that_no_memory_holds_are_refused():

@@ -280,7 +280,7 @@ def told(tiny, folder, preprocessing):
             [
                 "mean_std((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))",
                 "decode | random_resized_crop(224, filter='bicubic')",
-                "decode | resize_short(235, 'bicubic') | center_crop(224)",
+                "decode | resize_short(235, 'bicubic', 'truncate') | center_crop(224)",
             ],
         ),
         (

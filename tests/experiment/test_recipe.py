@@ -318,3 +318,15 @@ def test_dropout_in_training_is_a_function_of_the_key(tiny):
     first, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_a_convnexts_rate_decays_by_threes_and_its_blocks_are_recomputed_alone(tiny):
+    ops = {f"data.{name}": "decode(1) | resize(32)" for name in ("train_ops", "eval_ops")}
+    values = {"model.name": "convnext_tiny(stages=(1, 1, 4, 1), width=8)", **ops}
+    exp = experiment.build(tiny(**values, **{"optim.layer_decay": 0.5}))
+    found = exp.recipe.param_groups
+    layers = ["stage3_block4", "stage3_block3", "stage3_block1", "stage3_conv", "stem_conv"]
+    scales = [found[f"{layer}/bias"].scale for layer in layers if "block" not in layer]
+    scales += [found[f"{layer}/dense1/bias"].scale for layer in layers if "block" in layer]
+    assert scales == [0.5**3, 0.5**6, 0.5**2, 0.5**3, 0.5**3]
+    assert {f"stage3_block{i}" for i in range(1, 5)} <= {g[0] for g in exp.recipe.groups}

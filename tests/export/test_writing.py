@@ -212,6 +212,6 @@ def test_steps_are_the_host_ops_with_all_their_arguments(tiny):
     values = {"data.name": "photos", "data.train_ops": ops, "data.eval_ops": ops}
     assert facts.steps(experiment.build(tiny(**values), FACTS)) == [
         {"op": "decode", "channels": 3},
-        {"op": "resize_short", "size": 64, "filter": "bilinear"},
+        {"op": "resize_short", "size": 64, "filter": "bilinear", "rounding": "round"},
         {"op": "center_crop", "height": 32, "width": 48},
     ]

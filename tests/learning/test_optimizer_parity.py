@@ -105,6 +105,7 @@ def test_twenty_steps_are_torchs(name, options, reference, given):
         ("lion", {}, "Lion", {}),
         # Where nothing decays, timm's takes Adam's steps, and so does ours.
         ("lamb", {"norm": 1.0}, "Lamb", {}),
+        ("lamb", {"norm": 1.0, "eps": 1e-2}, "Lamb", {"eps": 1e-2}),
         ("lamb", {"adapt_on": ""}, "Lamb", {"max_grad_norm": None, "always_adapt": True}),
         ("rmsprop", {"tensorflow": True, "alpha": 0.9, "eps": 1e-3}, "RMSpropTF", None),
         (

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.signal import correlate2d
 from scipy.stats import norm
 
+from jaxcls.models import layers
 from jaxcls.models.layers import (
     BatchNorm,
     adaptive_mean,
@@ -287,3 +288,47 @@ def test_gelu_and_its_gradient_are_of_the_normal_distribution(dtype, near):
     expected = norm.cdf(exact) + exact * norm.pdf(exact)
     np.testing.assert_allclose(np.float64(value), exact * norm.cdf(exact), near, near)
     np.testing.assert_allclose(np.float64(gradient), expected, near, near)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_gelu_by_tanh_and_its_gradient_are_torchs(dtype, near):
+    torch = pytest.importorskip("torch")
+    x = jnp.linspace(-6, 6, 97).astype(dtype)
+    value, gradient = jax.vmap(jax.value_and_grad(layers.GELUS["tanh"]))(x)
+    assert value.dtype == gradient.dtype == dtype
+    theirs = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    expected = torch.nn.functional.gelu(theirs, approximate="tanh")
+    expected.sum().backward()
+    np.testing.assert_allclose(np.float64(value), expected.detach(), near, near)
+    np.testing.assert_allclose(np.float64(gradient), theirs.grad, near, near)
+    assert np.abs(np.float64(value) - np.float64(gelu(x))).max() > 1e-4
+
+
+class Branch(nn.Module):
+    """Stochastic depth alone."""
+
+    rate: float
+    rescale: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        return layers.drop_path(x, self.rate, train, self.rescale)
+
+
+@pytest.mark.parametrize(("rescale", "kept"), [(True, 4.0), (False, 1.0)])
+def test_a_branch_that_is_kept_is_rescaled_or_stays(rescale, kept):
+    x = jnp.asarray(RNG.standard_normal((4000, 3, 2)), jnp.float32)
+    module, rngs = Branch(0.75, rescale), {"dropout": jax.random.key(1)}
+    found = np.asarray(module.apply({}, x, True, rngs=rngs))
+    is_kept = (found != 0).all((1, 2))
+    assert (found[~is_kept] == 0).all()
+    np.testing.assert_allclose(found[is_kept], kept * np.asarray(x)[is_kept], rtol=1e-6)
+    assert abs(is_kept.mean() - 0.25) < 4 * (0.75 * 0.25 / 4000) ** 0.5
+    np.testing.assert_array_equal(module.apply({}, x, False), x)
+
+
+def test_rates_rise_from_0_or_are_constant():
+    assert layers.drop_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert layers.drop_rates(0.3, 4, "constant") == [0.3] * 4
+    assert layers.drop_rates(0.3, 1) == [0]
+    assert layers.drop_rates(0.3, 1, "constant") == [0.3]

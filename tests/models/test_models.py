@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxcls.errors import InputError
+from jaxcls.learning import param_groups
 from jaxcls.models import MODELS, naming
 from tests.modules import KEY, built, count, dtypes, shapes
 
@@ -237,6 +238,14 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "vit_s_16(position='rotary')",
         "vit_s_16(drop_path=2.0)",
         "vit_s_16(layer_scale=-1e-4)",
+        "vit_s_16(gelu='erf')",
+        "vit_s_16(drop_path_mode='linear')",
+        "vit_s_16(weight_init='timm')",
+        "mixer_s_16(gelu='erf')",
+        "mixer_s_16(drop_path_mode='linear')",
+        "convnext_tiny(drop_path_mode='linear')",
+        "resnet18(weight_init='fan_avg')",
+        "wrn28_10(weight_init='fan_avg')",
         "cnn(pool='min')",
         "mixer_s_16(dropout=1.5)",
         "convnext_tiny(drop_path=1.0)",
@@ -283,3 +292,85 @@ def test_kernels_of_alexnet_start_with_the_variance_of_their_initialisation(name
         kernel = np.asarray(made["params"][layer]["kernel"])
         fan_in = kernel.size / kernel.shape[-1]
         assert kernel.var() * fan_in == pytest.approx(variance, rel=0.02)
+
+
+# Small, of one block: alone, a rising rate leaves it whole.
+ONE_BLOCK = {
+    "vit": "vit_s_16(patch=4, depth=1, width=16, heads=2, layer_scale=1.0, {})",
+    "mixer": "mixer_s_16(patch=4, depth=1, width=16, {})",
+    "convnext": "convnext_tiny(stages=(1,), width=16, layer_scale=1.0, {})",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ONE_BLOCK)
+def test_stochastic_depth_is_of_every_block_and_rescaled_where_asked(family):
+    def embeds(options):
+        """The features of 64 equal rows: {those in training}, and in evaluation."""
+        module = built(ONE_BLOCK[family].format(f"drop_path=0.5, {options}"), num_classes=2)
+        images = jnp.broadcast_to(jax.random.normal(KEY, (1, 32, 32, 3)), (64, 32, 32, 3))
+        made = jax.jit(lambda: module.init(KEY, images[:1], False))()
+
+        def forward(train):
+            rngs = {"dropout": jax.random.key(7)}
+            return np.asarray(module.apply(made, images, train, rngs=rngs).embed)
+
+        return forward(True), forward(False)[0]
+
+    def kinds(rows):
+        return len(np.unique(rows.round(4), axis=0))
+
+    def as_evaluated(rows, whole):
+        return np.isclose(rows, whole, atol=1e-4).all(1)
+
+    rising, whole = embeds("drop_path_mode='rising'")
+    assert as_evaluated(rising, whole).all()
+    branches = 1 if family == "convnext" else 2
+    constant, whole = embeds("drop_path_mode='constant'")
+    assert kinds(constant) == 2**branches
+    assert not as_evaluated(constant, whole).any()  # Those that are kept are doubled.
+    unscaled, whole = embeds("drop_path_mode='constant', drop_path_rescale=False")
+    assert kinds(unscaled) == 2**branches
+    assert 0 < as_evaluated(unscaled, whole).sum() < 64 * 0.8
+
+
+@pytest.mark.parametrize("text", ["resnet18(stages=(1, 1), {})", "wrn16_4(depth=10, {})"])
+@pytest.mark.parametrize("fan", ["fan_in", "fan_out"])
+def test_convolutions_start_with_the_deviation_of_he(text, fan):
+    module = built(text.format(f"weight_init='{fan}'"))
+    made = jax.jit(lambda: module.init(KEY, jnp.zeros((1, 32, 32, 3)), False))()["params"]
+    for path, kernel in jax.tree_util.tree_leaves_with_path(made):
+        if kernel.ndim == 4:
+            height, width, before, after = kernel.shape
+            n = height * width * (before if fan == "fan_in" else after)
+            apart = 5 / (2 * kernel.size) ** 0.5
+            assert np.std(kernel) == pytest.approx((2 / n) ** 0.5, rel=apart), path
+
+
+def metas_layer(name, last):
+    """The layer of a parameter in Meta's code for [3, 3, n, 3] blocks; the head's is last.
+
+    facebookresearch/ConvNeXt, optim_factory.py (4eddc6b), which has n = 27 and last = 13:
+    stages 1 and 2 are a layer each, stage 3 one for every three blocks, stage 4 one.
+    """
+    if name.startswith(("stem", "norm", "head")):
+        return 0 if name.startswith("stem") else last
+    stage = int(name.removeprefix("stage").partition("_")[0])
+    if stage == 3 and "block" in name:
+        return 3 + (int(name.partition("block")[2]) - 1) // 3
+    return {1: 1, 2: 2, 3: 3, 4: last - 1}[stage]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("convnext_small", 13), ("convnext_base", 13), ("convnext_tiny", 7)]
+)
+def test_a_convnext_decays_the_rate_by_metas_layers(name, last):
+    module = built(name)
+    params = shapes(module, 32)[1]["params"]
+    found = param_groups.divide(params, module.decay_groups(), layer_decay=0.7)
+    assert {path.partition("/")[0] for path in found} == set(params)
+    for path, part in found.items():
+        layer = metas_layer(path.partition("/")[0], last)
+        assert part.scale == pytest.approx(0.7 ** (last - layer)), path
+    # Blocks stay alone for model.remat.
+    assert len(module.groups()) == 2 + sum(module.stages) + 3

@@ -5,6 +5,7 @@ Needs torch, torchvision and timm (Python 3.11: ``pip install -e ".[parity]"``, 
 """
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,43 @@ def check(model, ours, library, size):
 def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     model = randomised(reference("timm", theirs, num_classes=10, **options))
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
+
+
+def test_a_vit_with_tanh_is_timms(reference):
+    options = {"depth": 2, "act_layer": "gelu_tanh", "num_classes": 10}
+    model = randomised(reference("timm", "vit_tiny_patch16_224", **options))
+    ours = MODELS["vit_ti_16"](num_classes=10, depth=2, gelu="tanh")
+    check(model, ours, "timm", 224)
+
+
+def test_a_mixer_with_tanh_is_timms(reference):
+    act = functools.partial(torch.nn.GELU, approximate="tanh")
+    options = {"act_layer": act, "num_classes": 10}
+    model = randomised(reference("timm", "mixer_s16_224", **options))
+    ours = MODELS["mixer_s_16"](num_classes=10, gelu="tanh")
+    check(model, ours, "timm", 224)
+
+
+def test_a_vit_starts_as_deit_does(reference):
+    torch.manual_seed(1)
+    model = reference("timm", "deit3_small_patch16_224", depth=2, num_classes=100)
+    form = {"layer_scale": 1e-6, "token_position": False, "depth": 2}
+    ours = MODELS["vit_s_16"](num_classes=100, weight_init="deit", **form)
+    image = jnp.zeros((1, 224, 224, 3))
+    made = jax.jit(lambda: ours.init(jax.random.key(0), image, False))()
+    written = naming.to_theirs(made, ours.namings()["timm"])
+    theirs = tensors_of(model)
+    assert set(written) == set(theirs)
+    for name, tensor in written.items():
+        spread, expected = np.std(tensor), np.std(theirs[name])
+        if name == "cls_token":
+            expected = 0.02  # Of DeiT III's own code; timm's is 1e-6.
+        if name == "patch_embed.proj.bias":
+            expected = 0.0  # There as wide as the kernel.
+        apart = 5 / (2 * np.size(tensor)) ** 0.5
+        assert spread == pytest.approx(expected, rel=2 * apart, abs=1e-7), name
+    kernel = written["patch_embed.proj.weight"]
+    assert np.abs(kernel).max() == pytest.approx(768**-0.5, rel=1e-3)  # Uniform.
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -115,7 +115,10 @@ def _lines(step: Step) -> list[str]:
         case {"op": "resize", "height": height, "width": width}:
             return [_scaled(f"({width}, {height})", step["filter"])]
         case {"op": "resize_short", "size": side}:
-            sizes = f"max({side}, round(n * ({side} / min(image.size))))"
+            new = f"round(n * ({side} / min(image.size)))"
+            if step["rounding"] == "truncate":
+                new = f"n * {side} // min(image.size)"
+            sizes = f"max({side}, {new})"
             return [
                 f"size = tuple({sizes} for n in image.size)",
                 _scaled("size", step["filter"]),

@@ -52,6 +52,7 @@ def needed(form):
 OPS = [
     "decode | resize_short(24) | center_crop(20)",
     "decode | resize_short(24, 'bicubic') | center_crop((20, 30))",
+    "decode | resize_short(24, 'bilinear', 'truncate') | center_crop(20)",
     "decode | resize((20, 30))",
     "decode | resize(20, 'linear')",
     "decode | resize_short(21, 'area') | center_crop(20)",
