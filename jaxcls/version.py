@@ -2,11 +2,12 @@
 
 __version__ = "0.1.0"
 # It rises with every change of the code that alters a bit of some run. A run keeps it.
-NUMERICS = 2
+NUMERICS = 3
 # {number: the last commit that computes it}.
 COMMITS = {
     0: "e9447dff73e016f769a191a6bc9ccc78c42a663f",
     1: "f433cffcea6d9b0aeddd78cec7210de7efbc9ae5",
+    2: "9a74ca94e8f5e8536989a6526f34984ddd5d3cb5",
 }
 
 
