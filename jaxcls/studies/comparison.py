@@ -4,7 +4,6 @@ Holm's correction and Welch's interval from means and deviations are here becaus
 lacks them. Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -68,10 +67,10 @@ class Comparison(NamedTuple):
         }[interval_shows, self.p_corrected <= LEVEL]
         if self.least_p <= LEVEL:
             return said
-        enough = next(n for n in itertools.count(2) if m * 2.0 ** (1 - n) <= LEVEL)
+        enough = fewest(m)
         return (
             f"{said}; n too small to reach {LEVEL}: {self.n} pairs cannot go below"
-            f" p = {self.least_p:.3g}; {enough} can"
+            f" p = {self.least_p:.3g}; {enough or 'no number'} can"
         )
 
 
@@ -165,6 +164,12 @@ def _least(n: int) -> float:
     if n < 2:
         return math.nan
     return 2.0 ** (1 - n) if 2**n <= FLIPS else 1 / (FLIPS + 1)
+
+
+def fewest(comparisons: int) -> int | None:
+    """Returns the least n at which p can be significant; None if it cannot at any n."""
+    counts = range(2, FLIPS.bit_length() + 1)
+    return next((n for n in counts if comparisons * _least(n) <= LEVEL), None)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -151,10 +151,12 @@ def needed(found: dict[str, Any]) -> dict[str, str]:
 
 
 def needed_by(found: dict[str, Any]) -> str:
-    """Returns the assumptions of the needed seeds: power and deviation."""
+    """Returns the assumptions of the needed seeds: power, comparisons and deviation."""
     by = found["runs_needed"]
     deviation = f"{by['deviation']:.3g}{_unit(found)}"
-    return f"80% power; from the deviation of {by['of']}, {deviation}"
+    made = by.get("comparisons", 1)
+    among = f" in each of {made} comparisons" if made > 1 else ""
+    return f"80% power{among}; from the deviation of {by['of']}, {deviation}"
 
 
 def _unit(found: dict[str, Any]) -> str:
