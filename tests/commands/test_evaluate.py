@@ -98,6 +98,7 @@ def test_the_headline_is_scikit_learns_on_the_predictions_that_are_written(told)
         "top1": metrics.accuracy_score(labels, predicted),
         "top5": metrics.top_k_accuracy_score(labels, likely, k=5),
         "loss": metrics.log_loss(labels, likely / likely.sum(1, keepdims=True)),
+        "Brier score": ((likely - np.eye(10)[labels]) ** 2).sum(1).mean(),
         "macro AUC": metrics.roc_auc_score(
             labels, likely / likely.sum(1, keepdims=True), multi_class="ovr"
         ),
@@ -123,6 +124,11 @@ def test_the_headline_is_scikit_learns_on_the_predictions_that_are_written(told)
 
 def test_the_tables_say_what_the_json_says(told):
     out, record, _ = told
+    ece = record["headline"].pop("ECE")  # Its bias is larger than an interval would be.
+    assert (ece["low"], ece["high"]) == (None, None)
+    assert ece["value"] == record["calibration"]["ece"]
+    (line,) = [x for x in out.splitlines() if x.strip().startswith("ECE ")]
+    assert line.split() == ["ECE", f"{ece['value']:.4f}", "-"]
     for name, each in record["headline"].items():
         (line,) = [x for x in out.splitlines() if x.strip().startswith(f"{name} ")]
         assert line.split()[len(name.split()) :] == [
@@ -138,7 +144,9 @@ def test_the_tables_say_what_the_json_says(told):
     fitted = record["calibration"]
     assert fitted["fitted_on"] == "the 144 examples of data.eval=train[90%:]"
     assert f"temperature {fitted['temperature']:.4g}: ECE " in out
-    assert "); fitted on the 144 examples of" in out
+    assert "; fitted on the 144 examples of" in out
+    said = f"debiased (l2) {fitted['with_temperature']['debiased']:.4f}; fitted on"
+    assert said in out
 
 
 def test_rows_of_their_own_are_what_they_say(told, loaded):
@@ -342,7 +350,7 @@ def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
         alone, {**params, "ema": {}}, examples.of_run(alone, "test"), assess.Asked(), 64
     )
     assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
-    assert np.isnan(done.assessed.calibration.after.value)
+    assert np.isnan(done.assessed.calibration.after.ece)
 
 
 class Closed(io.StringIO):
