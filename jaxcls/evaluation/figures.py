@@ -169,12 +169,20 @@ def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:
         return areas, UNKNOWN
 
     def mean(weights: np.ndarray) -> np.ndarray:
-        areas = areas_of(weights)
-        known = areas[~np.isnan(areas)]
-        return np.array([known.mean() if known.size else math.nan])
+        return np.array([mean_area(areas_of(weights))])
 
-    replicates = intervals.REPLICATES // (5 if likely.size > AUC_WORK else 1)
     (found,) = intervals.bootstrap(
-        mean, len(labels), replicates=replicates, limits=(0.0, 1.0)
+        mean, len(labels), replicates=auc_replicates(likely.size), limits=(0.0, 1.0)
     )
     return areas, found
+
+
+def mean_area(areas: np.ndarray) -> float:
+    """Returns the mean of the AUC [K] of the classes that have one; NaN if none has."""
+    known = areas[~np.isnan(areas)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def auc_replicates(work: int) -> int:
+    """Returns the replicates of an AUC's bootstrap. work: examples times classes."""
+    return intervals.REPLICATES // (5 if work > AUC_WORK else 1)
