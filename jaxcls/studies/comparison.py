@@ -27,7 +27,9 @@ class Comparison(NamedTuple):
     b - a, with Student's interval at level 1 - 0.05 / m (Bonferroni). deviation: the
     standard deviation of the differences. p: of the sign-flip test. p_corrected: p
     corrected for m comparisons (Holm, 1979). least_p: the lower bound of p_corrected at
-    this n. unit: of the difference. higher: whether a larger value is better.
+    this n. superiority: the probability that b is better at a seed, of pairs that are not
+    equal, with Wilson's 95 % interval (Bouthillier et al., arXiv:2103.03098). unit: of the
+    difference. higher: whether a larger value is better.
     """
 
     n: int
@@ -38,6 +40,7 @@ class Comparison(NamedTuple):
     p: float
     p_corrected: float
     least_p: float
+    superiority: Interval
     unit: str
     higher: bool
 
@@ -122,11 +125,20 @@ def compare(
             p=p[i],
             p_corrected=corrected[i],
             least_p=least[i],
+            superiority=_superiority(differences, is_higher_better(metric)),
             unit=unit(metric),
             higher=is_higher_better(metric),
         )
         for i, (name, differences) in enumerate(pairs.items())
     }
+
+
+def _superiority(differences: np.ndarray, higher: bool) -> Interval:
+    """Returns the share of differences [n] that are better, of those that are not 0."""
+    if len(differences) < 2:
+        return _NONE
+    better = differences > 0 if higher else differences < 0
+    return intervals.proportion(int(better.sum()), int(np.count_nonzero(differences)))
 
 
 def sign_flips(differences: np.ndarray) -> float:

@@ -2,7 +2,8 @@
 
 At few seeds, trust Student's interval, `t`. The median and the interquartile mean
 have percentile-bootstrap intervals. Their nominal coverage is 95 %; at small n the true
-coverage is lower, so a simulated coverage comes with each interval.
+coverage is lower, so a simulated coverage comes with each interval. BCa intervals are no
+remedy: of 10 and 20 normal or exponential results, their coverage is the same within 0.015.
 Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 

@@ -103,7 +103,11 @@ def _compared(
     values = {name: values_of(runs, place, metric) for name, runs in found.items()}
     made = comparison.compare(values.pop(baseline), values, metric)
     return {
-        name: {**one._asdict(), "difference": one.difference._asdict(), "words": one.words}
+        name: {
+            **one._asdict(),
+            **{key: getattr(one, key)._asdict() for key in ("difference", "superiority")},
+            "words": one.words,
+        }
         for name, one in made.items()
     }
 
