@@ -19,7 +19,16 @@ from jaxcls.commands import cli
 from jaxcls.config.plugins import Plugins
 from jaxcls.devices import memory
 from jaxcls.errors import DONE, InputError
-from jaxcls.evaluation import assess, attacks, corruptions, examples, scoring, table, views
+from jaxcls.evaluation import (
+    against,
+    assess,
+    attacks,
+    corruptions,
+    examples,
+    scoring,
+    table,
+    views,
+)
 from jaxcls.evaluation.passes import Subject
 from jaxcls.evaluation.predictions import write_csv
 from jaxcls.runs import records
@@ -50,11 +59,13 @@ def main(argv: Sequence[str]) -> int:
         given = _own_examples(exp, args.split)
     size = batch_size or exp.config.eval.batch_size or exp.config.batch_size
     size = min(size, given.n)
+    others = _others(args, exp, given, size, overrides, plugins)
     asked = assess.Asked(
         tta=args.tta,
         views=seen_as,
         seen=examples.seen_through(exp, given, args.eval_ops) if args.eval_ops else None,
-        members=_members(args, exp, given, size, overrides, plugins),
+        members=others[:-1] if args.against else others,
+        other=others[-1] if args.against else None,
         real=examples.real_labels(args.real, given) if args.real else None,
         corruptions=corrupted,
         attacks=attacked,
@@ -67,17 +78,21 @@ def main(argv: Sequence[str]) -> int:
         shares = f"{len(names)}/{exp.selection.num_classes}"
         record |= {"dataset": args.dataset, "classes": shares}
     record |= {"split": given.split, "n": given.n}
+    where = given.data.selection.records(given.split, given.key).where
     if predictions:  # Files come first: a pipe to head breaks in mid-print.
-        where = given.data.selection.records(given.split, given.key).where
         write_csv(predictions, done.found, exp.recipe.link, names, where, top)
     if whole:
         found = table.as_json(done, names, record | {"weights": done.weights})
+        if done.against:
+            found["against"] = against.as_json(done.against, args.against, names, where)
         atomic.write(whole, json.dumps(found, allow_nan=False) + "\n")
     print(
         f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
     )
     about = f"{given.split}, {done.weights}"
     table.show(done, names, about=about, every_class=args.classes == "all")
+    if done.against:
+        against.show(done.against, args.against, names, where)
     return DONE
 
 
@@ -149,6 +164,9 @@ def parser() -> cli.Parser:
     group.add_argument(
         "--ensemble", default=[], action="append", metavar="RUN", help="once for each run"
     )
+    group.add_argument(
+        "--against", default="", metavar="RUN", help="a run to compare with, by example"
+    )
     group.add_argument("--real", default="", metavar="real.json", help="ImageNet ReaL")
     cli.add_robustness(parser)
     group = parser.add_argument_group("another dataset")
@@ -157,7 +175,7 @@ def parser() -> cli.Parser:
     return parser
 
 
-def _members(
+def _others(
     args: argparse.Namespace,
     exp: experiment.Experiment,
     given: examples.Examples,
@@ -165,9 +183,10 @@ def _members(
     overrides: Mapping[str, str],
     plugins: Plugins,
 ) -> list[Subject]:
-    """Returns the runs of --ensemble, each with the same examples through its eval_ops.
+    """Returns the runs of --ensemble, and that of --against last.
 
-    Raises `InputError` for a bad run or a repeated folder.
+    Each has the same examples through its eval_ops. Raises `InputError` for a bad run or a
+    repeated folder.
     """
     which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
     folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
@@ -177,12 +196,18 @@ def _members(
                 f"--ensemble={path} is in it already; give the folder of another run, and"
                 " not that of --workdir"
             )
+    if args.against and Workdir(args.against).path == folders[0]:
+        raise InputError(
+            f"--against={args.against} is --workdir, too; give the folder of another run"
+        )
+    asked = [(f"--ensemble={path}", path) for path in args.ensemble]
+    asked += [(f"--against={args.against}", args.against)] if args.against else []
     found = []
-    for path in args.ensemble:
+    for flag, path in asked:
         try:
             other, _, _, weights = scoring.load(path, which, overrides, plugins)
         except InputError as error:
-            raise InputError(f"--ensemble={path}: {error}") from None
-        same = examples.same_for(exp, given, other, path)
+            raise InputError(f"{flag}: {error}") from None
+        same = examples.same_for(exp, given, other, flag)
         found.append(Subject(other, other.recipe.variables(weights), same, size))
     return found

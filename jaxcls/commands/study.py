@@ -7,6 +7,7 @@ result is a pure function of these folders.
 import argparse
 import functools
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -263,4 +264,9 @@ def _compare(one: str, other: str, metric: str) -> int:
     table.show(result)
     for line in samples.differences(*pair):
         print(f"differs in the config: {line}")
+    if all(len(sample.runs) == 1 for sample in pair):
+        print(
+            "by example, on one test set: jaxcls evaluate"
+            f" {shlex.join([f'--workdir={one}', f'--against={other}'])}"
+        )
     return DONE

@@ -18,6 +18,7 @@ from jaxcls.evaluation import (
     robustness,
     scores,
 )
+from jaxcls.evaluation.against import Against, compare
 from jaxcls.evaluation.attacks import Attack
 from jaxcls.evaluation.corruptions import Corruption
 from jaxcls.evaluation.examples import Examples
@@ -34,15 +35,17 @@ class Asked(NamedTuple):
     """The options of an assessment beyond the headline; an option is off if it is empty.
 
     tta, views: test-time augmentation as text and as functions. seen: the same examples
-    through other eval_ops. members: of an ensemble, with the same examples. real: for each
-    example, its correct classes (ReaL). corruptions: by name. Corruptions and attacks use
-    the images and weights of the headline.
+    through other eval_ops. members: of an ensemble, with the same examples. other: the run
+    to compare with, likewise. real: for each example, its correct classes (ReaL).
+    corruptions: by name. Corruptions and attacks use the images and weights of the
+    headline.
     """
 
     tta: str = ""
     views: Sequence[View] = ()
     seen: Examples | None = None
     members: Sequence[Subject] = ()
+    other: Subject | None = None
     real: Sequence[Sequence[int]] | None = None
     corruptions: Mapping[str, Corruption] = MappingProxyType({})
     attacks: Sequence[Attack] = ()
@@ -52,6 +55,7 @@ class Evaluation(NamedTuple):
     """The figures of a run. weights: the headline's weights, "params" or "ema".
 
     values: metrics for the first line; a prefix ``ema_`` marks those of the average.
+    against: the comparison with another run, or None.
     """
 
     weights: str
@@ -60,6 +64,7 @@ class Evaluation(NamedTuple):
     assessed: figures.Assessment
     rows: list[ScoreRow]
     robustness: Robustness
+    against: Against | None
 
 
 def evaluated(
@@ -108,7 +113,7 @@ def evaluated(
         text = asked.seen.data.config.data.eval_ops
         rows[f"--eval_ops={text!r}"] = passes.scored(again, passes.of_model(again, score))
     if asked.members:
-        together = _ensemble(exp.recipe.link, found, asked.members)
+        together = _ensemble(exp.recipe.link, asked.members, found)
         rows[f"--ensemble of {len(asked.members) + 1} runs"] = _in_pieces(score, together)
     made = [figures.row(name, columns) for name, columns in rows.items()]
     if asked.real is not None:
@@ -116,7 +121,12 @@ def evaluated(
     robust = robustness.assess(subject, asked.corruptions, asked.attacks, score)
     if robust.mean:
         values["corrupted_top1"] = robust.mean.top1.value
-    return Evaluation(chosen, values, found, assessed, made, robust)
+    against = None
+    if asked.other:
+        theirs = _ensemble(exp.recipe.link, [asked.other])
+        columns = _in_pieces(score, theirs)
+        against = compare(found, kept[chosen], theirs, columns, exp.recipe.link)
+    return Evaluation(chosen, values, found, assessed, made, robust, against)
 
 
 def _scorer(exp: Experiment) -> Keep:
@@ -174,16 +184,24 @@ def _temperature(subject: Subject, found: Predictions) -> tuple[float, str]:
     return temperature, text
 
 
-def _ensemble(link: str, found: Predictions, members: Sequence[Subject]) -> Predictions:
-    """Returns the logits of the mean probabilities of a run and the members."""
-    every = [(found.logits, link)]
-    for member in members:
-        every.append((passes.predictions(member).logits, member.exp.recipe.link))
-    joined = np.empty_like(found.logits)
+def _ensemble(
+    link: str, members: Sequence[Subject], first: Predictions | None = None
+) -> Predictions:
+    """Returns the logits, for `link`, of the mean probabilities of the members.
+
+    first: predictions of one more member, whose logits are for `link`. A single member's
+    logits stay as they are if they are for `link`.
+    """
+    found = [(passes.predictions(each), each.exp.recipe.link) for each in members]
+    found = [*([(first, link)] if first else []), *found]
+    (leading, its_link), labels = found[0], found[0][0].labels
+    if len(found) == 1 and its_link == link:
+        return leading
+    joined = np.empty_like(leading.logits)
     for piece in scores.in_pieces(len(joined)):
-        likely = [probabilities(logits[piece], each) for logits, each in every]
+        likely = [probabilities(each.logits[piece], of) for each, of in found]
         joined[piece] = mean_logits(likely, link)
-    return Predictions(joined, found.labels)
+    return Predictions(joined, labels)
 
 
 def _real(logits: np.ndarray, real: Sequence[Sequence[int]]) -> ScoreRow:

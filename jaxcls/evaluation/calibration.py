@@ -5,7 +5,8 @@ returns no counts of bins, which ECE needs, and omits empty bins.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,25 +62,58 @@ def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def error(
-    confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
-) -> Callable[[np.ndarray], float]:
-    """Returns a function: weights [n] of the examples -> expected calibration error (ECE).
+class Errors(NamedTuple):
+    """Calibration errors of n examples, in `BINS` bins; NaN if n is 0.
 
-    ECE is the mean of |accuracy - confidence| over bins, weighted by their counts. It is
-    NaN if all weights are 0. Examples whose confidence is NaN are left out.
+    ece: the mean of |accuracy - confidence| over equal bins, weighted by their counts.
+    adaptive: the same over bins of equal counts. Chance moves the accuracy of a bin, so
+    both are above 0 for a calibrated model, the more so the smaller n is: they have no
+    interval. debiased: the root of the mean squared error over equal bins, without the
+    part that is due to chance (Kumar et al., arXiv:1909.10155); at least 0.
     """
-    rows = np.flatnonzero(~np.isnan(confidence))
-    sure = confidence[rows]
-    where, gaps = bin_of(sure, bins), hits[rows] - sure
 
-    def expected(weights: np.ndarray) -> float:
-        kept = weights[rows]
-        if not kept.any():
-            return float("nan")
-        return float(np.abs(np.bincount(where, kept * gaps)).sum() / kept.sum())
+    ece: float
+    adaptive: float
+    debiased: float
 
-    return expected
+
+def errors(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> Errors:
+    """Returns the calibration errors of confidences [n] and hits, bool [n].
+
+    Examples whose confidence is NaN are left out.
+    """
+    known = ~np.isnan(confidence)
+    sure, gaps = confidence[known], hits[known] - confidence[known]
+    if not sure.size:
+        return Errors(math.nan, math.nan, math.nan)
+    equal, inner = bin_of(sure, bins), np.arange(1, bins) / bins
+    # Equal confidences are in one bin, so their order is without effect.
+    edges = np.unique(np.quantile(sure, inner, method="inverted_cdf"))
+    ece, adaptive = (
+        float(np.abs(np.bincount(where, gaps)).sum() / len(gaps))
+        for where in (equal, np.searchsorted(edges, sure))
+    )
+    return Errors(ece, adaptive, float(np.sqrt(np.maximum(0, _squared(equal, gaps)))))
+
+
+def _squared(where: np.ndarray, gaps: np.ndarray) -> float:
+    """Returns an unbiased estimate of the mean squared gap of the bins; it may be negative.
+
+    where: the bin [n] of each gap [n], a hit minus its confidence. The square of a bin's
+    mean gap exceeds the true one by the variance of that mean, which is subtracted. Kumar
+    et al. have the variance of the hits, which is the same if a bin has one confidence. A
+    bin of one example has no variance, so it is left out.
+    """
+    count = np.bincount(where)
+    count = np.where(count > 1, count, 0)
+    there = count > 0
+    if not there.any():
+        return math.nan
+    sums, squares = np.bincount(where, gaps)[there], np.bincount(where, gaps**2)[there]
+    count = count[there]
+    mean = sums / count
+    variance = (squares - count * mean**2) / (count - 1)
+    return float((count * mean**2 - variance).sum() / count.sum())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: str = "softmax") -> float:

@@ -135,14 +135,15 @@ def _data(
     return data
 
 
-def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -> Examples:
+def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -> Examples:
     """Returns the same examples through the host ops of another run.
 
-    Raises `InputError` unless that run has the same classes and split.
+    flag: the flag that names that run, for messages. Raises `InputError` unless it has the
+    same classes and split.
     """
     if other.selection.class_names != first.selection.class_names:
         raise InputError(
-            f"--ensemble={path} tells other classes apart ({other.selection.num_classes} of"
+            f"{flag} tells other classes apart ({other.selection.num_classes} of"
             f" {other.config.data.name}, not {first.selection.num_classes} of"
             f" {first.config.data.name}); give runs of the same classes"
         )
@@ -152,18 +153,16 @@ def same_for(first: Experiment, given: Examples, other: Experiment, path: str) -
         before, now = first.selection.facts, other.selection.facts
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
             raise InputError(
-                f"--ensemble={path} has {now.name} {theirs!r} where --workdir has"
+                f"{flag} has {now.name} {theirs!r} where --workdir has"
                 f" {before.name} {given.split!r}; name a split of both, such as"
                 f" --split={next(iter(before.splits))}"
             )
         if before.fingerprint and now.fingerprint and before.fingerprint != now.fingerprint:
             raise InputError(
-                f"--ensemble={path} was trained on another {now.name} (its fingerprint"
+                f"{flag} was trained on another {now.name} (its fingerprint"
                 " differs); give runs of the same data"
             )
-    return given._replace(
-        data=_data(other, _same(given), given.data.selection.facts, f"--ensemble={path}")
-    )
+    return given._replace(data=_data(other, _same(given), given.data.selection.facts, flag))
 
 
 # Labels of ImageNet ReaL are in the order of these file names.

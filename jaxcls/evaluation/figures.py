@@ -18,17 +18,17 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Calibration(NamedTuple):
-    """The calibration of a model. reliability, before: the bins and the ECE.
+    """The calibration of a model. reliability, before: the bins and their errors.
 
     temperature: NaN if none was fitted. fitted_on: the examples, or the reason for NaN.
-    after: the ECE with the temperature.
+    after: the errors with the temperature.
     """
 
     reliability: calibration.Reliability
-    before: Interval
+    before: calibration.Errors
     temperature: float
     fitted_on: str
-    after: Interval
+    after: calibration.Errors
 
 
 class Assessment(NamedTuple):
@@ -118,21 +118,24 @@ def assess(
     predicted = scores.predicted(logits)
     sure = calibration.confidence(logits, link)
     tempered = calibration.confidence(logits, link, temperature)
-    errors = [calibration.error(each, predicted == labels) for each in (sure, tempered)]
+    hits = predicted == labels
+    before, after = (calibration.errors(each, hits) for each in (sure, tempered))
     by_class, means = scores.by_class(predicted, labels, num_classes)
 
     def sampled(weights: np.ndarray) -> np.ndarray:
         _, means = scores.by_class(predicted, labels, num_classes, weights)
-        return np.array([*means.values(), *(error(weights) for error in errors)])
+        return np.array([*means.values()])
 
-    *of_means, before, after = intervals.bootstrap(sampled, n, limits=(0.0, 1.0))
+    of_means = intervals.bootstrap(sampled, n, limits=(0.0, 1.0))
     names = sorted(columns, key=lambda name: (name == LOSS, name))  # Loss is last.
     headline = {name: figure(columns[name]) for name in names}
-    headline |= {**dict(zip(means, of_means, strict=True)), "ECE": before}
+    headline["Brier score"] = figure(brier(logits, labels, link))
+    headline |= dict(zip(means, of_means, strict=True))
+    headline["ECE"] = Interval(before.ece, math.nan, math.nan)
     auc = np.zeros(0)
     if num_classes <= AUC_CLASSES:
         auc, headline["macro AUC"] = _auc(probabilities(logits, link), labels)
-    reliability = calibration.reliability(sure, predicted == labels)
+    reliability = calibration.reliability(sure, hits)
     return Assessment(
         n=n,
         non_finite=int((predicted < 0).sum()),
@@ -144,6 +147,20 @@ def assess(
     )
 
 
+def brier(logits: np.ndarray, labels: np.ndarray, link: str = "softmax") -> np.ndarray:
+    """Returns the Brier score [n] of logits [n, K]: the sum over k of (p_k - y_k)**2.
+
+    It is 0 at best, and 2 for a certain and wrong class (Brier, 1950); y is one-hot. It is
+    NaN for logits that are NaN.
+    """
+    found = np.empty(len(logits))
+    for piece in scores.in_pieces(len(logits)):
+        apart = probabilities(logits[piece], link)
+        apart[np.arange(len(apart)), labels[piece]] -= 1
+        found[piece] = (apart**2).sum(1)
+    return found
+
+
 def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:
     """Returns the AUC of each class [K], and the mean over the classes that have one."""
     areas_of = scores.class_auc(likely, labels)
@@ -152,12 +169,20 @@ def _auc(likely: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, Interval]:
         return areas, UNKNOWN
 
     def mean(weights: np.ndarray) -> np.ndarray:
-        areas = areas_of(weights)
-        known = areas[~np.isnan(areas)]
-        return np.array([known.mean() if known.size else math.nan])
+        return np.array([mean_area(areas_of(weights))])
 
-    replicates = intervals.REPLICATES // (5 if likely.size > AUC_WORK else 1)
     (found,) = intervals.bootstrap(
-        mean, len(labels), replicates=replicates, limits=(0.0, 1.0)
+        mean, len(labels), replicates=auc_replicates(likely.size), limits=(0.0, 1.0)
     )
     return areas, found
+
+
+def mean_area(areas: np.ndarray) -> float:
+    """Returns the mean of the AUC [K] of the classes that have one; NaN if none has."""
+    known = areas[~np.isnan(areas)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def auc_replicates(work: int) -> int:
+    """Returns the replicates of an AUC's bootstrap. work: examples times classes."""
+    return intervals.REPLICATES // (5 if work > AUC_WORK else 1)

@@ -5,7 +5,7 @@ the count of each example, so a split of a million needs no copies.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,16 +69,25 @@ def bootstrap(
     statistic: counts of the examples, float64 [n] -> figures [m]. limits: the range of a
     figure. The seed is fixed, so the same examples give the same intervals.
 
-    An interval is the spread of the replicates about their mean, moved to the figure. Some
-    figures, such as a calibration error, have a bootstrap bias, and it is not part of the
-    interval.
+    An interval is the spread of the replicates about their mean, moved to the figure. A
+    bootstrap bias of the figure is not part of the interval.
     """
-    rng = np.random.default_rng(SEED)
     value = np.asarray(statistic(np.ones(n)), np.float64)
-    drawn = np.empty((replicates, len(value)))
-    for row in range(replicates):
-        weights = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
-        drawn[row] = statistic(weights)
+    drawn = np.array([statistic(weights) for weights in counts(n, replicates)])
+    return about(value, drawn, limits)
+
+
+def counts(n: int, replicates: int = REPLICATES) -> Iterator[np.ndarray]:
+    """Returns the counts, float64 [n], of the examples of each bootstrap replicate."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(replicates):
+        yield np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+
+
+def about(
+    value: np.ndarray, drawn: np.ndarray, limits: tuple[float, float]
+) -> list[Interval]:
+    """Returns the intervals of figures [m] with replicates [replicates, m]."""
     tail = (1 - LEVEL) / 2
     ends = value + np.quantile(drawn, [tail, 1 - tail], axis=0) - drawn.mean(0)
     ends = np.clip(ends, *limits)

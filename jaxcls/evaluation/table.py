@@ -44,10 +44,14 @@ def show(
     if pairs := scores.most_confused(found.matrix, PAIRS):
         out.print(_confused(pairs, found, class_names))
     fit = found.calibration
-    out.print(f"calibration: ECE {_both(fit.before)} of {calibration.BINS} bins")
+    out.print(
+        f"calibration: {_errors(fit.before)}; {calibration.BINS} bins; ECE of few examples"
+        " is too large by chance, so it has no interval, and debiased is without that part",
+        soft_wrap=True,
+    )
     said = f"no temperature: {fit.fitted_on}"
     if not math.isnan(fit.temperature):
-        said = f"temperature {fit.temperature:.4g}: ECE {_both(fit.after)}; fitted on "
+        said = f"temperature {fit.temperature:.4g}: {_errors(fit.after)}; fitted on "
         said += fit.fitted_on
     out.print(said, soft_wrap=True)
 
@@ -108,9 +112,9 @@ def _confused(
     return made
 
 
-def _both(interval: Interval) -> str:
-    value, ends = _cells(interval)
-    return f"{value} ({ends})"
+def _errors(found: calibration.Errors) -> str:
+    ece, adaptive, debiased = map(as_text, found)
+    return f"ECE {ece}, in bins of equal counts {adaptive}, debiased (l2) {debiased}"
 
 
 def _cells(interval: Interval) -> tuple[str, str]:
@@ -151,10 +155,10 @@ def as_json(
         ],
         "confusion": cells.tolist(),
         "calibration": {
-            "ece": fit.before._asdict(),
+            **fit.before._asdict(),
             "temperature": fit.temperature,
             "fitted_on": fit.fitted_on,
-            "ece_with_temperature": fit.after._asdict(),
+            "with_temperature": fit.after._asdict(),
             **{what: values.tolist() for what, values in vars(fit.reliability).items()},
         },
     }

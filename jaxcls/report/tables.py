@@ -127,7 +127,7 @@ def temperature(found: Calibration) -> str:
         return f"No temperature: {found.fitted_on}."
     return (
         f"Logits divided by a temperature of {found.temperature:.3f} have an ECE of"
-        f" {figure(found.after)}. It was fitted on {found.fitted_on}."
+        f" {found.after.ece:.3f}. It was fitted on {found.fitted_on}."
     )
 
 

@@ -4,7 +4,6 @@ Holm's correction and Welch's interval from means and deviations are here becaus
 lacks them. Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +27,9 @@ class Comparison(NamedTuple):
     b - a, with Student's interval at level 1 - 0.05 / m (Bonferroni). deviation: the
     standard deviation of the differences. p: of the sign-flip test. p_corrected: p
     corrected for m comparisons (Holm, 1979). least_p: the lower bound of p_corrected at
-    this n. unit: of the difference. higher: whether a larger value is better.
+    this n. superiority: the probability that b is better at a seed, of pairs that are not
+    equal, with Wilson's 95 % interval (Bouthillier et al., arXiv:2103.03098). unit: of the
+    difference. higher: whether a larger value is better.
     """
 
     n: int
@@ -39,6 +40,7 @@ class Comparison(NamedTuple):
     p: float
     p_corrected: float
     least_p: float
+    superiority: Interval
     unit: str
     higher: bool
 
@@ -68,10 +70,10 @@ class Comparison(NamedTuple):
         }[interval_shows, self.p_corrected <= LEVEL]
         if self.least_p <= LEVEL:
             return said
-        enough = next(n for n in itertools.count(2) if m * 2.0 ** (1 - n) <= LEVEL)
+        enough = fewest(m)
         return (
             f"{said}; n too small to reach {LEVEL}: {self.n} pairs cannot go below"
-            f" p = {self.least_p:.3g}; {enough} can"
+            f" p = {self.least_p:.3g}; {enough or 'no number'} can"
         )
 
 
@@ -123,11 +125,20 @@ def compare(
             p=p[i],
             p_corrected=corrected[i],
             least_p=least[i],
+            superiority=_superiority(differences, is_higher_better(metric)),
             unit=unit(metric),
             higher=is_higher_better(metric),
         )
         for i, (name, differences) in enumerate(pairs.items())
     }
+
+
+def _superiority(differences: np.ndarray, higher: bool) -> Interval:
+    """Returns the share of differences [n] that are better, of those that are not 0."""
+    if len(differences) < 2:
+        return _NONE
+    better = differences > 0 if higher else differences < 0
+    return intervals.proportion(int(better.sum()), int(np.count_nonzero(differences)))
 
 
 def sign_flips(differences: np.ndarray) -> float:
@@ -165,6 +176,12 @@ def _least(n: int) -> float:
     if n < 2:
         return math.nan
     return 2.0 ** (1 - n) if 2**n <= FLIPS else 1 / (FLIPS + 1)
+
+
+def fewest(comparisons: int) -> int | None:
+    """Returns the least n at which p can be significant; None if it cannot at any n."""
+    counts = range(2, FLIPS.bit_length() + 1)
+    return next((n for n in counts if comparisons * _least(n) <= LEVEL), None)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -48,6 +48,27 @@ def _is_figure(value: Any) -> bool:
     )
 
 
+def _is_comparison(value: Any) -> bool:
+    """Returns whether a value is a comparison; older versions wrote no superiority."""
+    form = {
+        **{"unpaired": forms.is_count, "comparisons": forms.is_count},
+        **{"difference": _is_interval},
+        **{"p_corrected": forms.is_number, "words": forms.is_text},
+    }
+    is_one = not forms.misfit(value, form)
+    return is_one and ("superiority" not in value or _is_share(value["superiority"]))
+
+
+def _is_needed(value: Any) -> bool:
+    """Returns whether a value is a plan; older versions wrote no comparisons."""
+    form = {
+        **{"of": forms.is_text, "deviation": forms.is_finite},
+        "seeds": {forms.ANY: forms.or_none(forms.is_count)},
+    }
+    is_one = not forms.misfit(value, form)
+    return is_one and forms.is_count(value.get("comparisons", 1))
+
+
 _CELL = {"name": forms.is_text, "overrides": {forms.ANY: forms.is_text}}
 
 
@@ -77,25 +98,12 @@ _RESULT = {
             "figures": {forms.ANY: {forms.ANY: _is_figure}},
         }
     ],
-    "comparisons": {
-        forms.ANY: {
-            forms.ANY: {
-                **{"unpaired": forms.is_count, "comparisons": forms.is_count},
-                **{"difference": _is_interval},
-                **{"p_corrected": forms.is_number, "words": forms.is_text},
-            }
-        }
-    },
+    "comparisons": {forms.ANY: {forms.ANY: _is_comparison}},
     "selected": forms.or_none(
         {"cell": forms.is_text, "metric": forms.is_text, "mean": forms.is_finite}
     ),
     "streams": {forms.ANY: {forms.ANY: _is_share}},
-    "runs_needed": forms.or_none(
-        {
-            **{"of": forms.is_text, "deviation": forms.is_finite},
-            "seeds": {forms.ANY: forms.or_none(forms.is_count)},
-        }
-    ),
+    "runs_needed": forms.or_none(_is_needed),
 }
 _PLAN = {
     "config": {},

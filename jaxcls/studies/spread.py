@@ -1,12 +1,12 @@
-"""Statistics of n results of one recipe: spread, shares of variance, seeds to plan.
+"""Statistics of n results of one recipe: spread and shares of variance.
 
 At few seeds, trust Student's interval, `t`. The median and the interquartile mean
 have percentile-bootstrap intervals. Their nominal coverage is 95 %; at small n the true
-coverage is lower, so a simulated coverage comes with each interval.
+coverage is lower, so a simulated coverage comes with each interval. BCa intervals are no
+remedy: of 10 and 20 normal or exponential results, their coverage is the same within 0.015.
 Functions import SciPy: the import takes a second, and training needs no SciPy.
 """
 
-import bisect
 import functools
 import math
 from typing import Any
@@ -20,8 +20,6 @@ from jaxcls.evaluation.intervals import Interval
 REPLICATES, DRAWN = 10_000, 10**7
 # The coverage simulation: tables of normal draws, samples of each table, and the largest n.
 _TABLES, _SAMPLES, _MOST = 5_000, 8_000, 100
-# The most pairs of runs that a study could train, and the power and level of its test.
-MOST_RUNS, POWER, LEVEL = 100_000, 0.8, 0.05
 
 
 def spread(values: np.ndarray) -> dict[str, Any]:
@@ -122,24 +120,3 @@ def share_of_variance(part: np.ndarray, whole: np.ndarray) -> Interval:
     tail = (1 - intervals.LEVEL) / 2
     low, high = scipy.stats.f.ppf([1 - tail, tail], len(part) - 1, len(whole) - 1)
     return Interval(ratio, float(ratio / low), float(ratio / high))
-
-
-def runs_needed(deviation: float, difference: float) -> int | None:
-    """Returns the number of pairs of runs that show a difference; None if over 100,000.
-
-    deviation: above 0; the standard deviation of the paired differences, not of the
-    results. The test is a two-sided paired t test. The square of its statistic has a
-    noncentral F distribution, which is exact for normal differences.
-    """
-    import scipy.stats
-
-    # Two pairs show the largest effect. The limit keeps squares finite.
-    effect = min(difference / deviation, 1e4)
-
-    def is_enough(n: int) -> bool:
-        bound = scipy.stats.f.ppf(1 - LEVEL, 1, n - 1)
-        return bool(scipy.stats.ncf.sf(bound, 1, n - 1, n * effect**2) >= POWER)
-
-    counts = range(2, MOST_RUNS + 1)
-    found = bisect.bisect_left(counts, True, key=is_enough)
-    return counts[found] if found < len(counts) else None

@@ -15,7 +15,7 @@ from jaxcls import atomic
 from jaxcls.errors import InputError, did_you_mean
 from jaxcls.evaluation import intervals
 from jaxcls.learning.metrics import is_higher_better
-from jaxcls.studies import comparison, folder, spread
+from jaxcls.studies import comparison, folder, power, spread
 from jaxcls.studies.cells import Cell
 from jaxcls.studies.outcomes import PLACES, Outcome, values_of
 
@@ -103,7 +103,11 @@ def _compared(
     values = {name: values_of(runs, place, metric) for name, runs in found.items()}
     made = comparison.compare(values.pop(baseline), values, metric)
     return {
-        name: {**one._asdict(), "difference": one.difference._asdict(), "words": one.words}
+        name: {
+            **one._asdict(),
+            **{key: getattr(one, key)._asdict() for key in ("difference", "superiority")},
+            "words": one.words,
+        }
         for name, one in made.items()
     }
 
@@ -158,7 +162,8 @@ def _needed(
 
     values [n]: of the baseline. compared: {cell: its comparison with the baseline}. The
     deviation is the largest one among the comparisons. Without a comparison, it is the
-    deviation of the difference of two independent runs. Returns None without a deviation.
+    deviation of the difference of two independent runs. The number of comparisons is that
+    of this study, or 1. Returns None without a deviation.
     """
     scale, of = comparison.scale(metric), "paired differences"
     deviations = [
@@ -171,5 +176,6 @@ def _needed(
     if not deviation > 0:  # One run, or equal runs, allow no plan.
         return None
     apart = [difference * scale / 100 for difference in DIFFERENCES]
-    seeds = {f"{each:g}": spread.runs_needed(deviation, each) for each in apart}
-    return {"of": of, "deviation": deviation, "seeds": seeds}
+    made = max((one["comparisons"] for one in compared.values()), default=0) or 1
+    seeds = {f"{each:g}": power.runs_needed(deviation, each, made) for each in apart}
+    return {"of": of, "deviation": deviation, "comparisons": made, "seeds": seeds}

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxcls import console
 from jaxcls.console import as_text
+from jaxcls.evaluation import intervals
 
 # The titles of outcomes.PLACES.
 PLACES = {
@@ -106,13 +107,22 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def lost(found: dict[str, Any]) -> list[str]:
     """Returns a line for each cell with diverged runs, and for each with missing runs."""
-    ways = {"diverged": "not in its figures", "missing": "not ended yet"}
-    return [
-        f"{state}: {cell['name']}, seed {listed(seeds)}; {what}"
-        for cell in found["cells"]
-        for state, what in ways.items()
-        if (seeds := [run["seed"] for run in cell["runs"] if run["state"] == state])
-    ]
+    said = []
+    for cell in found["cells"]:
+        seeds = {
+            state: [run["seed"] for run in cell["runs"] if run["state"] == state]
+            for state in STATES
+        }
+        done, diverged, missing = (seeds[state] for state in STATES)
+        if diverged:
+            rate = intervals.proportion(len(done), len(done) + len(diverged))
+            said.append(
+                f"diverged: {cell['name']}, seed {listed(diverged)}; not in its figures:"
+                f" {rate.value:.0%} of its runs succeed ({rate.low:.0%} to {rate.high:.0%})"
+            )
+        if missing:
+            said.append(f"missing: {cell['name']}, seed {listed(missing)}; not ended yet")
+    return said
 
 
 def bootstrapped(figure: dict[str, Any], word: str) -> str:
@@ -129,8 +139,19 @@ def compared(found: dict[str, Any]) -> list[str]:
     said = []
     for name, one in found["comparisons"].get(found["headline"], {}).items():
         apart = f" ({one['unpaired']} seeds without a pair)" if one["unpaired"] else ""
-        said.append(f"{name} against {found['baseline']}: {one['words']}{apart}")
+        said.append(
+            f"{name} against {found['baseline']}: {one['words']}{apart}{_superior(one)}"
+        )
     return said
+
+
+def _superior(one: dict[str, Any]) -> str:
+    """Returns the probability that a recipe is better at a seed; "" without one."""
+    share = one.get("superiority")  # A study of an older version has none.
+    if not share or share["value"] is None:
+        return ""
+    value, low, high = (f"{share[key]:.2f}" for key in ("value", "low", "high"))
+    return f"; P(better at a seed) = {value} ({low} to {high})"
 
 
 def chosen(found: dict[str, Any]) -> list[str]:
@@ -151,10 +172,12 @@ def needed(found: dict[str, Any]) -> dict[str, str]:
 
 
 def needed_by(found: dict[str, Any]) -> str:
-    """Returns the assumptions of the needed seeds: power and deviation."""
+    """Returns the assumptions of the needed seeds: power, comparisons and deviation."""
     by = found["runs_needed"]
     deviation = f"{by['deviation']:.3g}{_unit(found)}"
-    return f"80% power; from the deviation of {by['of']}, {deviation}"
+    made = by.get("comparisons", 1)
+    among = f" in each of {made} comparisons" if made > 1 else ""
+    return f"80% power{among}; from the deviation of {by['of']}, {deviation}"
 
 
 def _unit(found: dict[str, Any]) -> str:
@@ -169,16 +192,24 @@ def closing(found: dict[str, Any]) -> str:
 
 
 def row(cell: dict[str, Any], place: str, metric: str) -> list[str]:
-    """Returns the figures of a cell, one for each of `COLUMNS`."""
+    """Returns the figures of a cell, one for each of `COLUMNS`.
+
+    n is "8 of 10" if 2 of 10 runs diverged: the figures are of the other 8 only.
+    """
+    diverged = sum(run["state"] == "diverged" for run in cell["runs"])
     figure = cell["figures"].get(place, {}).get(metric)
     if figure is None:
-        return [cell["name"], "0", *["-"] * (len(COLUMNS) - 2)]
+        return [cell["name"], _of(0, diverged), *["-"] * (len(COLUMNS) - 2)]
     ends = [figure["t"]["low"], figure["t"]["high"]]
     return [
         cell["name"],
-        str(figure["n"]),
+        _of(figure["n"], diverged),
         as_text(figure["mean"]),
         "-" if None in ends else f"{as_text(ends[0])} to {as_text(ends[1])}",
         *(as_text(figure[name]) for name in ("deviation", "least", "most")),
         *(as_text(figure[name]["value"]) for name in ("median", "iqm")),
     ]
+
+
+def _of(n: int, diverged: int) -> str:
+    return f"{n} of {n + diverged}" if diverged else str(n)

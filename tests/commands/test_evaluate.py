@@ -98,6 +98,7 @@ def test_the_headline_is_scikit_learns_on_the_predictions_that_are_written(told)
         "top1": metrics.accuracy_score(labels, predicted),
         "top5": metrics.top_k_accuracy_score(labels, likely, k=5),
         "loss": metrics.log_loss(labels, likely / likely.sum(1, keepdims=True)),
+        "Brier score": ((likely - np.eye(10)[labels]) ** 2).sum(1).mean(),
         "macro AUC": metrics.roc_auc_score(
             labels, likely / likely.sum(1, keepdims=True), multi_class="ovr"
         ),
@@ -123,6 +124,11 @@ def test_the_headline_is_scikit_learns_on_the_predictions_that_are_written(told)
 
 def test_the_tables_say_what_the_json_says(told):
     out, record, _ = told
+    ece = record["headline"].pop("ECE")  # Its bias is larger than an interval would be.
+    assert (ece["low"], ece["high"]) == (None, None)
+    assert ece["value"] == record["calibration"]["ece"]
+    (line,) = [x for x in out.splitlines() if x.strip().startswith("ECE ")]
+    assert line.split() == ["ECE", f"{ece['value']:.4f}", "-"]
     for name, each in record["headline"].items():
         (line,) = [x for x in out.splitlines() if x.strip().startswith(f"{name} ")]
         assert line.split()[len(name.split()) :] == [
@@ -138,7 +144,9 @@ def test_the_tables_say_what_the_json_says(told):
     fitted = record["calibration"]
     assert fitted["fitted_on"] == "the 144 examples of data.eval=train[90%:]"
     assert f"temperature {fitted['temperature']:.4g}: ECE " in out
-    assert "); fitted on the 144 examples of" in out
+    assert "; fitted on the 144 examples of" in out
+    said = f"debiased (l2) {fitted['with_temperature']['debiased']:.4f}; fitted on"
+    assert said in out
 
 
 def test_rows_of_their_own_are_what_they_say(told, loaded):
@@ -327,12 +335,84 @@ def test_an_ensemble_is_of_the_same_classes_and_split(loaded, data_dir):
     given = examples.of_run(exp, "test")
     fewer = experiment.build(settings(data_dir, **{"data.classes": "1, 3, 5"}))
     with pytest.raises(InputError, match=r"--ensemble=b tells other classes apart \(3 of"):
-        examples.same_for(exp, given, fewer, "b")
+        examples.same_for(exp, given, fewer, "--ensemble=b")
     elsewhere = experiment.build(settings(data_dir, **{"data.test": "test[:50%]"}))
     with pytest.raises(InputError, match=r"--ensemble=b has digits 'test\[:50%\]' where"):
-        examples.same_for(exp, given, elsewhere, "b")
+        examples.same_for(exp, given, elsewhere, "--ensemble=b")
     both = examples.of_run(exp, "test[:9]")
-    assert examples.same_for(exp, both, elsewhere, "b").n == 9
+    assert examples.same_for(exp, both, elsewhere, "--ensemble=b").n == 9
+
+
+@pytest.fixture(scope="module")
+def wider(data_dir, tmp_path_factory):
+    """The folder of another run of the same data, with another seed and rate."""
+    folder = tmp_path_factory.mktemp("runs") / "wider"
+    changed = settings(data_dir, **{"seed": 1, "optim.lr": 0.0005})
+    train.run(experiment.build(changed), str(folder))
+    return folder
+
+
+def test_two_runs_are_compared_example_by_example(run, wider, tmp_path):
+    rows = {}
+    for name, folder in (("one", run), ("other", wider)):
+        file = tmp_path / f"{name}.csv"
+        said(f"--workdir={folder}", "--config.mesh.devices=1", f"--predictions={file}")
+        rows[name] = table(file)
+    out = said(
+        f"--workdir={run}", f"--against={wider}", f"--json={tmp_path / 'all.json'}",
+        "--config.mesh.devices=1",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "all.json").read_text())["against"]
+    one, other = ([row["predicted"] for row in rows[name]] for name in ("one", "other"))
+    labels = [row["label"] for row in rows["one"]]
+    pairs = [(a == y, b == y) for a, b, y in zip(one, other, labels, strict=True)]
+    counts = {
+        "both": pairs.count((True, True)),
+        "only": pairs.count((True, False)),
+        "only_other": pairs.count((False, True)),
+        "neither": pairs.count((False, False)),
+    }
+    assert (found["run"], found["n"], found["right"]) == (str(wider), 360, counts)
+    assert counts["only"] + counts["only_other"] > 10
+    top1 = found["differences"]["top1"]
+    assert top1["value"] == pytest.approx((counts["only"] - counts["only_other"]) / 360)
+    assert top1["low"] <= top1["value"] <= top1["high"]
+    expected = [
+        {
+            "index": i,
+            "where": rows["one"][i]["where"],
+            "label": y,
+            "predicted": a,
+            "other": b,
+        }
+        for i, (a, b, y) in enumerate(zip(one, other, labels, strict=True))
+        if a != b
+    ]
+    assert found["differing"] == expected
+    assert len(expected) > 10
+    assert f"{len(expected)} examples in different classes, 10 of them" in out
+    assert out.count(" of split 'test'") == 10
+    assert (
+        f"right: both {counts['both']}, only this run {counts['only']}, only {wider}"
+        f" {counts['only_other']}, neither {counts['neither']}; McNemar's exact test: p ="
+    ) in out
+    assert out.splitlines()[-1].startswith("one seed each: whether the recipes differ")
+
+
+def test_a_run_is_not_compared_with_itself_or_on_other_data(run):
+    with pytest.raises(InputError, match=r"--against=.*first/ is --workdir, too; give the"):
+        said(f"--workdir={run}", f"--against={run}/")
+    with pytest.raises(InputError, match=r"--against=.*/none: "):
+        said(f"--workdir={run}", f"--against={run}/none")
+    exp = scoring.load(str(run), "best", {})[0]
+    exp, elsewhere = (
+        experiment.build(exp.config, exp.selection.facts._replace(fingerprint=digit * 64))
+        for digit in "01"
+    )
+    with pytest.raises(
+        InputError, match=r"--against=b was trained on another digits \(its"
+    ):
+        examples.same_for(exp, examples.of_run(exp, "test"), elsewhere, "--against=b")
 
 
 def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
@@ -342,7 +422,7 @@ def test_without_an_evaluation_split_there_is_no_temperature(loaded, data_dir):
         alone, {**params, "ema": {}}, examples.of_run(alone, "test"), assess.Asked(), 64
     )
     assert done.assessed.calibration.fitted_on == "the run has no data.eval to fit one on"
-    assert np.isnan(done.assessed.calibration.after.value)
+    assert np.isnan(done.assessed.calibration.after.ece)
 
 
 class Closed(io.StringIO):

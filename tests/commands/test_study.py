@@ -266,3 +266,8 @@ def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     assert f"{other} against {one}: no difference seen: +2.3 points" in said
     with pytest.raises(InputError, match="these are the same; name two"):
         commands.main(["study", "--compare", one, f"{one}/"])
+    assert "--against" not in said
+    single = [f"{tmp_path}/{side}/seed-0" for side in "ab"]
+    assert commands.main(["study", "--compare", *single]) == 0
+    hint = f"jaxcls evaluate --workdir={single[0]} --against={single[1]}"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(hint)

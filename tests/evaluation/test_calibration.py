@@ -1,14 +1,15 @@
 """Calibration against loops over bins, and temperatures against other minimisers."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import scipy.optimize
 from scipy.special import expit, softmax
-from sklearn.metrics import log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 
-from jaxcls.evaluation import calibration
+from jaxcls.evaluation import calibration, figures
 
 RNG = np.random.default_rng(0)
 
@@ -39,13 +40,61 @@ def test_reliability_and_its_error_are_those_of_a_loop_over_bins(bins):
         assert found.confidence[b] == pytest.approx(sure)
         assert found.accuracy[b] == pytest.approx(right)
         error += inside.mean() * abs(sure - right)
-    ece = calibration.error(confidence, hits, bins)
-    assert ece(np.ones(500)) == pytest.approx(error)
-    # Where examples count other than once it is that of the examples repeated.
-    counts = RNG.integers(0, 3, 500)
-    repeated = [np.repeat(each, counts) for each in (confidence, hits)]
-    again = calibration.error(*repeated, bins)(np.ones(counts.sum()))
-    assert ece(counts.astype(float)) == pytest.approx(again)
+    assert calibration.errors(confidence, hits, bins).ece == pytest.approx(error)
+
+
+@pytest.mark.parametrize("n", [150, 500, 507])
+def test_bins_of_equal_counts_are_slices_of_the_sorted_examples(n):
+    logits, labels = drawn(n)
+    sure = calibration.confidence(3 * logits)
+    hits = logits.argmax(1) == labels
+    order, error = np.argsort(sure), 0.0
+    cuts = [math.ceil(n * k / 15) for k in range(16)]
+    for low, high in itertools.pairwise(cuts):
+        part = order[low:high]
+        error += len(part) / n * abs(hits[part].mean() - sure[part].mean())
+    assert calibration.errors(sure, hits).adaptive == pytest.approx(error, abs=1e-12)
+
+
+def test_equal_confidences_are_in_one_bin_whatever_their_order():
+    sure, hits = np.full(100, 0.75), np.arange(100) < 75
+    for order in (np.arange(100), np.arange(100)[::-1]):
+        assert calibration.errors(sure, hits[order]) == pytest.approx((0, 0, 0))
+
+
+def test_the_debiased_error_is_that_of_kumar_where_a_bin_has_one_confidence():
+    confidence = np.repeat([0.31, 0.55, 0.95], [20, 30, 50])
+    hits = np.concatenate([np.arange(20) < 11, np.arange(30) < 20, np.arange(50) < 35])
+    squared = 0.0
+    for share, sure, n, right in (
+        (0.2, 0.31, 20, 11),
+        (0.3, 0.55, 30, 20),
+        (0.5, 0.95, 50, 35),
+    ):
+        y = right / n
+        squared += share * ((sure - y) ** 2 - y * (1 - y) / (n - 1))
+    assert calibration.errors(confidence, hits).debiased == pytest.approx(
+        math.sqrt(squared)
+    )
+
+
+def test_the_debiased_error_has_no_bias_and_that_of_a_calibrated_model_is_about_0():
+    rng, n = np.random.default_rng(5), 300
+    sure = np.concatenate(
+        [np.linspace(0.30, 0.33, n // 3), np.linspace(0.7, 0.99, n - n // 3)]
+    )
+    where = np.ceil(sure * 15).astype(int) - 1
+    for off in (0.0, 0.2):
+        true = sure - off
+        squared = [
+            calibration._squared(where, (rng.random(n) < true) - sure) for _ in range(3000)
+        ]
+        error = np.std(squared) / math.sqrt(3000)
+        assert np.mean(squared) == pytest.approx(off**2, abs=4 * error)
+        assert error < 0.0005
+    calibrated = [calibration.errors(sure, rng.random(n) < sure) for _ in range(200)]
+    assert np.median([each.debiased for each in calibrated]) < 0.02
+    assert np.mean([each.ece for each in calibrated]) > 0.04  # The bias of chance.
 
 
 def test_an_edge_belongs_to_the_bin_below_it_and_ends_to_the_last_and_first():
@@ -56,10 +105,24 @@ def test_an_edge_belongs_to_the_bin_below_it_and_ends_to_the_last_and_first():
 def test_what_has_no_numbers_is_in_no_bin_and_nothing_has_no_error():
     sure, hits = np.array([0.9, np.nan, 0.8]), np.array([True, False, False])
     assert calibration.reliability(sure, hits, 10).count.sum() == 2
-    error = calibration.error(sure, hits, 10)
-    assert error(np.ones(3)) == pytest.approx((0.1 + 0.8) / 2)
-    assert error(np.array([1.0, 5, 0])) == pytest.approx(0.1)
-    assert math.isnan(error(np.array([0.0, 1, 0])))
+    found = calibration.errors(sure, hits, 10)
+    assert found.ece == pytest.approx((0.1 + 0.8) / 2)
+    assert math.isnan(found.debiased)  # No bin has two examples.
+    for nothing in (sure[1:2], sure[:0]):
+        assert np.isnan(calibration.errors(nothing, nothing > 0)).all()
+
+
+def test_a_brier_score_is_that_of_scikit_learn():
+    logits, labels = drawn(300)
+    found = figures.brier(logits, labels)
+    expected = brier_score_loss(
+        labels, softmax(logits.astype(float), 1), labels=range(5), scale_by_half=False
+    )
+    assert found.mean() == pytest.approx(expected, rel=1e-12)
+    right, wrong = np.array([[900.0, 0, 0]]), np.array([[0.0, 900, 0]])
+    assert [*figures.brier(np.concatenate([right, wrong]), np.array([0, 0]))] == [0, 2]
+    assert figures.brier(np.zeros((1, 2)), np.array([1]), "sigmoid") == 0.5
+    assert np.isnan(figures.brier(np.full((1, 2), np.nan), np.array([1]))).all()
 
 
 def sigmoid_loss(labels, logits):

@@ -189,8 +189,9 @@ def test_seeds_without_a_result_are_said_and_drawn_nowhere():
     found = study([0.9, "diverged", 0.92], ["diverged", "missing", "missing"])
     root = parsed(made(found))
     assert {
-        "diverged: base, seed 1; not in its figures",
-        "diverged: optim.lr=0.1, seed 0; not in its figures",
+        "diverged: base, seed 1; not in its figures: 67% of its runs succeed (21% to 94%)",
+        "diverged: optim.lr=0.1, seed 0; not in its figures: 0% of its runs succeed"
+        " (0% to 79%)",
         "missing: optim.lr=0.1, seed 1, 2; not ended yet",
     } <= lines(root)
     chart = chart_of_runs(found)
@@ -198,7 +199,7 @@ def test_seeds_without_a_result_are_said_and_drawn_nowhere():
     assert "optim.lr=0.1 (1 diverged, 2 missing)" in chart.content
     assert [len(dots(chart, f"var(--run{k})")) for k in (1, 2)] == [2, 0]
     each = rows(root, "top1 on data.test at the best step")
-    assert each[2] == ["optim.lr=0.1", "0", *["-"] * 7]
+    assert each[2] == ["optim.lr=0.1", "0 of 1", *["-"] * 7]
 
 
 def test_before_any_run_ended_the_plan_is_there():

@@ -168,6 +168,17 @@ def test_a_share_is_compared_in_points_and_better_high():
     assert found.words == "no difference seen: +0.0 points (-2.0 to +2.0), p = 1"
 
 
+@pytest.mark.parametrize(("metric", "better"), [("top1", 5), ("loss", 2)])
+def test_the_probability_to_be_better_at_a_seed_has_wilsons_interval(metric, better):
+    found = of([0.1, 0.2, -0.1, 0.0, 0.3, 0.4, -0.2, 0.1], metric)
+    z, p, n = scipy.stats.norm.ppf(0.975), better / 7, 7  # The equal pair is no win.
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert found.superiority == pytest.approx((p, middle - half, middle + half))
+    assert np.isnan(of([0.0, 0.0], metric).superiority).all()
+    assert np.isnan(of([0.3], metric).superiority).all()
+
+
 def test_words_say_of_how_many_comparisons_a_p_is():
     others = {"b": by_seed(SEEN * 2), "c": by_seed([0.0] * 12)}
     found = compare(by_seed([0.0] * 12), others, "loss")

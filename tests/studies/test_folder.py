@@ -94,5 +94,21 @@ def test_a_result_of_another_form_is_refused_or_can_be_reported(tmp_path):
         file.write_text(json.dumps(changed))
         said.append(refusal(folder.read_result, tmp_path, "--study"))
         if not said[-1] and number % 7 == 0:
-            page.page([], {}, [Study("made", changed, {}, {})])
+            page.page([], {}, [Study("made", changed, {}, {}, {})])
     assert sum(map(bool, said)) > 300
+
+
+@pytest.mark.parametrize("value", ["x", 7, {"value": 0.5, "low": None, "high": None}])
+def test_what_older_versions_did_not_write_may_be_absent_but_not_wrong(tmp_path, value):
+    file, whole = tmp_path / "study.json", result()
+    del whole["comparisons"]["test_best"]["lr"]["superiority"]
+    plan = {"of": "two independent runs", "deviation": 0.5, "seeds": {"1": 7}}
+    whole["runs_needed"] = plan
+    file.write_text(json.dumps(whole))
+    assert folder.read_result(tmp_path, "--study") == whole
+    whole["comparisons"]["test_best"]["lr"]["superiority"] = value
+    file.write_text(json.dumps(whole))
+    assert "comparisons.test_best.lr" in refusal(folder.read_result, tmp_path, "--study")
+    whole = result() | {"runs_needed": plan | {"comparisons": "x"}}
+    file.write_text(json.dumps(whole))
+    assert "runs_needed" in refusal(folder.read_result, tmp_path, "--study")

@@ -70,6 +70,17 @@ def test_differences_are_paired_by_seed_and_in_points():
     assert "n too small to reach 0.05" in one["words"]
 
 
+def test_a_recipe_that_is_better_at_every_seed_is_said_to_be_so_with_an_interval():
+    found = summarise(runs(A), runs(B))
+    (said,) = table.compared(found)
+    # Wilson's interval of 5 of 5 ends at 1, and begins at 5 / (5 + 3.84).
+    assert said.endswith("; P(better at a seed) = 1.00 (0.57 to 1.00)")
+    (one,) = found["comparisons"]["test_best"].values()
+    del one["superiority"]  # As a study of an older version is.
+    assert "P(better" not in table.compared(found)[0]
+    assert "P(better" not in table.compared(summarise(runs(A), runs(A)))[0]
+
+
 def test_a_loss_is_better_low_and_in_its_own_unit():
     found = summarise(runs(A), runs(B), metric="loss")
     one = found["comparisons"]["test_best"][CHANGED]
@@ -85,7 +96,17 @@ def test_seeds_that_diverged_are_counted_and_in_no_figure():
     one = found["comparisons"]["test_best"][CHANGED]
     assert (one["n"], one["unpaired"]) == (2, 1)
     said = table.lines(found)
-    assert said[0] == "diverged: base, seed 1; not in its figures"
+    # Wilson's interval of 2 of 3: (2 + 1.92) / (3 + 3.84) -+ 0.365.
+    assert said[0] == (
+        "diverged: base, seed 1; not in its figures: 67% of its runs succeed (21% to 94%)"
+    )
+    rows = [table.row(cell, "test_best", "top1") for cell in found["cells"]]
+    assert [row[1] for row in rows] == ["2 of 3", "3"]
+    nothing = summarise(runs(["diverged", "missing"]), runs([0.9, 0.8]))
+    row, lost = table.row(nothing["cells"][0], "test_best", "top1"), table.lost(nothing)
+    assert row[1:3] == ["0 of 1", "-"]
+    assert lost[0].endswith("figures: 0% of its runs succeed (0% to 79%)")
+    assert lost[1] == "missing: base, seed 1; not ended yet"
     assert any("(1 seeds without a pair)" in line for line in said)
 
 
