@@ -25,6 +25,7 @@ from jaxcls.config import plugins
 from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError, InUseError
 from jaxcls.runs import forms, provenance, records
+from jaxcls.runs.clock import Clock, clock
 from jaxcls.version import NUMERICS, __version__, home_of
 
 FORMAT = 1
@@ -60,6 +61,7 @@ class Workdir:
         self.digests = self.path / "digests.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
+        self.clock: Clock | None = None  # Of this process's start.
 
     def read(self) -> dict[str, Any]:
         """Returns config.json; raises `InputError` if the folder is no readable run."""
@@ -306,6 +308,7 @@ class Workdir:
             **facts,
         }
         self._write_starts([*starts, ours])
+        self.clock = clock(len(starts) + 1)
 
     def _config_seal(self) -> str:
         return records.seal((self.path / "config.json").read_text())
@@ -340,7 +343,10 @@ class Workdir:
 
     def end(self, reason: str) -> None:
         """Closes the entry of this start: "done", "diverged", "interrupted", "failed"."""
-        self.note(ended=_now(), reason=reason)
+        # Stuck devices would keep a process that ends because of them.
+        asks_devices = reason in ("done", "diverged")
+        used = self.clock.used(asks_devices) if self.clock else {}
+        self.note(ended=_now(), reason=reason, **used)
 
     def changes(self) -> str:
         """Returns how this start differs from earlier ones that trained; "" if it does not.
