@@ -307,7 +307,7 @@ class Workdir:
             "config": self._config_seal(),
             **facts,
         }
-        self._write_starts([*starts, ours])
+        self.write_starts([*starts, ours])
         self.clock = clock(len(starts) + 1)
 
     def _config_seal(self) -> str:
@@ -339,7 +339,7 @@ class Workdir:
                 " emptied or deleted; put it back, and start again"
             )
         starts[-1] |= facts
-        self._write_starts(starts)
+        self.write_starts(starts)
 
     def end(self, reason: str) -> None:
         """Closes the entry of this start: "done", "diverged", "interrupted", "failed"."""
@@ -380,7 +380,8 @@ class Workdir:
         starts: list[dict[str, Any]] = found
         return starts
 
-    def _write_starts(self, starts: list[dict[str, Any]]) -> None:
+    def write_starts(self, starts: list[dict[str, Any]]) -> None:
+        """Writes manifest.json with these entries, and its seal."""
         saved = {"format": FORMAT, "starts": starts, "seal": _seal(atomic.finite(starts))}
         atomic.write_json(self.path / "manifest.json", saved)
 
