@@ -30,7 +30,7 @@ from jaxcls.evaluation import attacks, corruptions
 from jaxcls.experiment.tables import OURS
 from jaxcls.models import weights
 from jaxcls.predict import contact_sheet, gallery
-from jaxcls.report import gather
+from jaxcls.report import card, gather
 from jaxcls.report import studies as of_studies
 from jaxcls.runs import archive, checkpoint, provenance, records
 from jaxcls.runs.workdir import Workdir
@@ -513,6 +513,21 @@ def record_files(folder):
     outcomes.lacks_last_step(workdir)
 
 
+def carded(folder):
+    made = card.read(str(folder), {})
+    card.as_markdown(made).encode()
+    json.dumps(card.as_json(made))
+
+
+def answers(_):
+    text = "\n".join(f'{key} = "an answer"' for key in card.ASKED)
+
+    def read(folder):
+        card.read_answers(str(folder / "answers.toml"))
+
+    return Reader({"answers.toml": text.encode()}, (read,))
+
+
 def of_run(*targets, reads, **more):
     return lambda _: Reader(run_files(), reads, targets=targets, **more)
 
@@ -720,12 +735,13 @@ READERS = {
     "pth-legacy": functools.partial(torch_legacy, ""),
     "safetensors": functools.partial(safetensors_of, ""),
     "gallery": functools.partial(features, ""),
+    "answers": functools.partial(answers, ""),
     "config.json": functools.partial(
-        of_run("config.json", reads=(experiment_of, started, proof), share=0.3),
+        of_run("config.json", reads=(experiment_of, started, proof, carded), share=0.3),
         "",
     ),
     "manifest.json": functools.partial(
-        of_run("manifest.json", reads=(started, proof), share=0.3), ""
+        of_run("manifest.json", reads=(started, proof, carded), share=0.3), ""
     ),
     "packing": functools.partial(
         of_run(
@@ -736,7 +752,7 @@ READERS = {
     "records": functools.partial(
         of_run(
             *("metrics.jsonl", "digests.jsonl", "timing.jsonl", "last_step.json"),
-            reads=(record_files, started, proof),
+            reads=(record_files, started, proof, carded),
             share=0.3,
         ),
         "",
@@ -746,7 +762,7 @@ READERS = {
     ),
     "packed-run": functools.partial(packed_run, ""),
     "study.json": functools.partial(
-        of_study("study.json", "plan.json", reads=(reported,)), ""
+        of_study("study.json", "plan.json", reads=(reported, carded)), ""
     ),
     "plan.json": functools.partial(
         of_study("plan.json", "base/seed-0/metrics.jsonl", reads=(compared, reported)), ""

@@ -1,6 +1,7 @@
 """``jaxcls report --workdir=RUN ...``: write one HTML file on runs and studies.
 
-It needs their folders only; scores and images also need the dataset.
+It needs their folders only; scores and images also need the dataset. With
+``--card=RUN_OR_STUDY`` it writes a reproducibility card instead, a page of Markdown.
 """
 
 import pathlib
@@ -12,7 +13,7 @@ from jaxcls.config.knobs import KNOBS
 from jaxcls.data import files
 from jaxcls.errors import DONE, InputError, shown
 from jaxcls.evaluation import assess, attacks, corruptions
-from jaxcls.report import gather, page
+from jaxcls.report import card, gather, page
 from jaxcls.runs.workdir import Workdir
 
 # The most files of --images: the report shows every file with a saliency map.
@@ -32,7 +33,9 @@ def parser() -> cli.Parser:
     add = parser.add_argument
     add("--workdir", default=[], action="append", help="folder of a run; once for each")
     add("--study", default=[], action="append", help="folder of a study; once for each")
-    add("--output", default="", metavar="FILE.html", help="report.html of the first folder")
+    add("--output", default="", metavar="FILE", help="report.html of the first folder")
+    add("--card", default="", metavar="DIR", help="only write card.md and .json of this")
+    add("--answers", default="", metavar="FILE.toml", help="what no folder can tell --card")
     add("--checkpoint", default="best", help="best (default), last or a step")
     add("--split", default="", help="test (default; eval where there is none), eval, ...")
     add(
@@ -53,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     rest, overrides = cli.split_overrides(argv)
     flags = parser()
     args = flags.parse_args(rest)
+    if args.card or args.answers:
+        others = cli.given(flags, args) + (["--config"] if overrides else [])
+        return _write_card(args.card, args.answers, args.output, others)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
     if not paths:
         given = cli.given(flags, args) + (["--config"] if overrides else [])
@@ -94,6 +100,35 @@ def main(argv: Sequence[str]) -> int:
             print(f"{run.name}: {why}")
     counts = f"runs: {len(runs)}" + (f", studies: {len(studies)}" if studies else "")
     print(f"report: {shown(str(output))} ({len(text.encode()) / 1e6:.2f} MB, {counts})")
+    return DONE
+
+
+def _write_card(path: str, answers: str, output: str, given: Sequence[str]) -> int:
+    """Writes the card of a run or a study, as Markdown and beside it as JSON.
+
+    given: the flags that are given. Raises `InputError` for one that a card has not.
+    """
+    for flag in given:
+        if flag not in ("--card", "--answers", "--output"):
+            raise InputError(
+                f"{flag} is of a report, and --card writes another file; leave one of both"
+                " out"
+            )
+    if not path:
+        raise InputError(f"--answers={answers} is of a card; give --card=RUN_OR_STUDY too")
+    found = card.read(path, card.read_answers(answers) if answers else {})
+    file = Workdir(path).path / "card.md"
+    if output:
+        file = cli.new_file(output, "--output", "card.md")
+    beside = file.with_suffix(".json")
+    if beside == file:
+        raise InputError(
+            f"--output={output} is where the card's JSON goes; try --output=card.md"
+        )
+    cli.new_file(str(beside), "--output", "card.md")
+    atomic.write(file, card.as_markdown(found))
+    atomic.write_json(beside, card.as_json(found))
+    print(f"card: {shown(str(file))}, {shown(beside.name)}")
     return DONE
 
 

@@ -17,6 +17,13 @@ def parser() -> cli.Parser:
     add("--workdir", required=True, help="a run's folder, or its archive")
     add("--steps", default="0", help="compare up to this step; 0: to the end")
     add(
+        "--from",
+        default="0",
+        dest="first",
+        metavar="STEP",
+        help="begin at this kept checkpoint, and train the part after it alone",
+    )
+    add(
         "--tolerance",
         default="0.05",
         help="on other machines or code: largest relative difference of a loss [0.05]",
@@ -32,9 +39,11 @@ def main(argv: Sequence[str]) -> int:
     rest, overrides = cli.split_overrides(argv)
     args = parser().parse_args(rest)
     steps = cli.whole_number(args.steps, "--steps")
+    first = cli.whole_number(args.first, "--from")
     tolerance = cli.number(args.tolerance, "--tolerance")
 
     from jaxcls.runs import archive
+    from jaxcls.runs.workdir import Workdir
     from jaxcls.studies import reproducing
 
     with archive.opened(args.workdir) as folder:
@@ -43,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
             print(f"packed: {args.pack}")
             return DONE
         recorded = archive.read(folder, args.workdir)
+        audit = reproducing.Audit(Workdir(folder), first) if first else None
         is_same, words = reproducing.reproduce(
-            recorded, overrides, steps, tolerance, args.scratch, cli.plugins(args)
+            recorded, overrides, steps, tolerance, args.scratch, cli.plugins(args), audit
         )
     print(words)
     return DONE if is_same else DIFFERS

@@ -80,7 +80,8 @@ def parser() -> cli.Parser:
         "--vary",
         default="all",
         help="what a seed varies: all, or of init,order,augment,dropout, while the others"
-        " stay; each: all, and every one by itself, to see what the variance is of",
+        " stay; each: all, and every one by itself, to see what the variance is of;"
+        " fraction: which examples data.fraction takes",
     )
     add(
         "--grid",

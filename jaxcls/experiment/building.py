@@ -137,13 +137,17 @@ class Experiment:
         """Returns this experiment with other seeds: {"seed": 3} or {"seeds.order": 3}.
 
         Both experiments share the recipe, programs and decoded images, which do not depend
-        on a seed; the recipe and the programs keep the config of the first.
+        on a seed; the recipe and the programs keep the config of the first. Another
+        data.fraction_seed chooses other images, and makes all anew.
         Raises `InputError` for a bad seed.
         """
+        config = configs.from_flat({**configs.flat(self.config), **seeds})
+        if config.data.fraction_seed != self.config.data.fraction_seed:
+            return build(config, plugins=self.plugins)
         # Made first, so that both share them.
         _ = self.programs, self.initial, self.teacher
         other = copy.copy(self)
-        other.config = configs.from_flat({**configs.flat(self.config), **seeds})
+        other.config = config
         check(other.config)
         other.data = self.data.of_config(other.config)
         return other

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcls.evaluation.figures import Assessment, Robustness
+from jaxcls.runs.cost import Cost, of_run
 from jaxcls.runs.records import Record
 
 
@@ -64,7 +65,7 @@ class Study(NamedTuple):
 
     result: the content of study.json. config: the base config of all cells, {} if it is
     unknown. records: {(cell, seed): the records of metrics.jsonl}. epochs: {cell: the steps
-    of an epoch}, of cells whose config.json is there.
+    of an epoch}, of cells whose config.json is there. cost: of all its runs.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Study(NamedTuple):
     config: dict[str, Any]
     records: dict[tuple[str, int], list[Record]]
     epochs: dict[str, float]
+    cost: Cost
 
 
 @dataclasses.dataclass
@@ -101,6 +103,11 @@ class Run:
     def epoch(self) -> float:
         """The steps of an epoch, 0 if unknown."""
         return epoch_of(self.saved)
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of all its starts."""
+        return of_run(self.starts, self.timing)
 
     @property
     def state(self) -> str:

@@ -25,7 +25,7 @@ from jaxcls.predict import inference
 from jaxcls.report import saliency
 from jaxcls.report.contents import Cell, Look, Picture, Run, Scored, Study, epoch_of
 from jaxcls.report.images import thumbnail
-from jaxcls.runs import checkpoint, records
+from jaxcls.runs import checkpoint, cost, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 
@@ -344,12 +344,14 @@ def read_study(path: str, name: str) -> Study:
     folder = Workdir(path).path
     result = study_folder.read_result(folder, "--study")
     plan = study_folder.read_plan(folder)
-    found, epochs = {}, {}
+    found, epochs, costs = {}, {}, []
     for cell in result["cells"]:
         for run in cell["runs"]:
             key = cell["name"], run["seed"]
             of_run = study_folder.run_folder(folder, *key)
             found[key] = records.read(of_run.metrics)
+            costs.append(cost.of_run(of_run.starts(), records.read(of_run.timing)))
             with contextlib.suppress(InputError):  # It has not begun.
                 epochs[cell["name"]] = epoch_of(of_run.read())
-    return Study(name, result, plan.config if plan else {}, found, epochs)
+    config = plan.config if plan else {}
+    return Study(name, result, config, found, epochs, cost.total(costs))

@@ -41,7 +41,7 @@ def page(
     )
     environment.filters |= {"own_ids": own_ids, "source": images.source}
     environment.filters["overlay"] = images.overlay
-    environment.globals["COLOURS"] = charts.COLOURS
+    environment.globals |= {"COLOURS": charts.COLOURS, "tables": tables}
     environment.filters["thumbnail"] = images.thumbnail
     script = "".join(environment.get_template(name).render() for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -56,6 +56,5 @@ def page(
         charts=charts,
         studies=studies,
         study_table=table,
-        tables=tables,
         INPUT_BOUND=INPUT_BOUND,
     )

@@ -11,6 +11,7 @@ from jaxcls.evaluation import scores
 from jaxcls.evaluation.figures import Assessment, Calibration, Robustness
 from jaxcls.evaluation.intervals import Interval
 from jaxcls.report.contents import Cell, Run
+from jaxcls.runs.cost import Cost
 from jaxcls.training.meter import duration
 
 # The most classes of a full confusion matrix; and the classes shown of a larger matrix.
@@ -190,3 +191,21 @@ def provenance(run: Run) -> Rows:
     for record in run.digests[-1:]:
         rows[f"digest of the state at step {record['step']}"] = record["digest"]
     return [[key, value] for key, value in rows.items() if value not in (None, "")]
+
+
+def cost(found: Cost) -> Rows:
+    """Returns rows of device-seconds by kind of device, and of peak memory."""
+    rows: Rows = [
+        [f"device-seconds, {kind}", f"{taken:,.1f} ({duration(taken)})"]
+        for kind, taken in found.seconds.items()
+    ]
+    for key, title in _PEAKS.items():
+        if key in found.peaks:
+            rows.append([title, f"{found.peaks[key] / 2**30:.2f} GiB"])
+    return rows
+
+
+_PEAKS = {
+    "device_bytes": "peak memory of a device",
+    "process_bytes": "peak memory of the process",
+}

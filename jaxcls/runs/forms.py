@@ -13,9 +13,7 @@ _NEEDED = {"metrics": ("kind",), "digests": ("digest", "arrays")}
 # Every other value is a number, or null where a number was not finite.
 _NUMBER: tuple[Any, str] = ((int, float, type(None)), "a number")
 _KINDS: dict[str, tuple[Any, str]] = {
-    "step": (int, "a whole number"),
-    "best_step": (int, "a whole number"),
-    "n": (int, "a whole number"),
+    **dict.fromkeys(("step", "best_step", "n", "start"), (int, "a whole number")),
     **dict.fromkeys(("kind", "at", "split", "digest"), (str, "a text")),
     "index": (list, "a list"),
     "arrays": (dict, "an object"),
@@ -168,6 +166,8 @@ _START: dict[str, Any] = {
     ),
     **dict.fromkeys(("python", "data", "command", "started", "ended"), is_text),
     **dict.fromkeys(("numerics", "hosts", "local_devices", "fsdp", "loop"), is_count),
+    "seconds": lambda value: is_finite(value) and value >= 0,
+    **dict.fromkeys(("device_bytes", "process_bytes"), is_count),
     "commit": or_none(is_text),
     "resumed_from": or_none(is_count),
     "versions": {ANY: or_none(is_text)},

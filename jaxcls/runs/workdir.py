@@ -25,6 +25,7 @@ from jaxcls.config import plugins
 from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError, InUseError
 from jaxcls.runs import forms, provenance, records
+from jaxcls.runs.clock import Clock, clock
 from jaxcls.version import NUMERICS, __version__, home_of
 
 FORMAT = 1
@@ -60,6 +61,7 @@ class Workdir:
         self.digests = self.path / "digests.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
+        self.clock: Clock | None = None  # Of this process's start.
 
     def read(self) -> dict[str, Any]:
         """Returns config.json; raises `InputError` if the folder is no readable run."""
@@ -305,7 +307,8 @@ class Workdir:
             "config": self._config_seal(),
             **facts,
         }
-        self._write_starts([*starts, ours])
+        self.write_starts([*starts, ours])
+        self.clock = clock(len(starts) + 1)
 
     def _config_seal(self) -> str:
         return records.seal((self.path / "config.json").read_text())
@@ -336,11 +339,14 @@ class Workdir:
                 " emptied or deleted; put it back, and start again"
             )
         starts[-1] |= facts
-        self._write_starts(starts)
+        self.write_starts(starts)
 
     def end(self, reason: str) -> None:
         """Closes the entry of this start: "done", "diverged", "interrupted", "failed"."""
-        self.note(ended=_now(), reason=reason)
+        # Stuck devices would keep a process that ends because of them.
+        asks_devices = reason in ("done", "diverged")
+        used = self.clock.used(asks_devices) if self.clock else {}
+        self.note(ended=_now(), reason=reason, **used)
 
     def changes(self) -> str:
         """Returns how this start differs from earlier ones that trained; "" if it does not.
@@ -374,7 +380,8 @@ class Workdir:
         starts: list[dict[str, Any]] = found
         return starts
 
-    def _write_starts(self, starts: list[dict[str, Any]]) -> None:
+    def write_starts(self, starts: list[dict[str, Any]]) -> None:
+        """Writes manifest.json with these entries, and its seal."""
         saved = {"format": FORMAT, "starts": starts, "seal": _seal(atomic.finite(starts))}
         atomic.write_json(self.path / "manifest.json", saved)
 

@@ -13,6 +13,12 @@ from jaxcls.config.knobs import KNOBS, STREAMS
 from jaxcls.errors import InputError, did_you_mean
 
 EACH = "each"
+# The choice of data.fraction, which has a seed of its own and does not follow `seed`.
+FRACTION = "fraction"
+_SEED_OF = {
+    **{stream: f"seeds.{stream}" for stream in STREAMS},
+    FRACTION: "data.fraction_seed",
+}
 # The most seeds of a study, and cells of a random search.
 _MOST_SEEDS, _MOST_CELLS = 10_000, 10_000
 # Draws for each cell of a search. After these, the space has too few different cells.
@@ -23,7 +29,8 @@ class Cell(NamedTuple):
     """One recipe of a study.
 
     overrides: {config key: value as text}, as on a command line. streams: the random
-    streams whose seed varies while `seed` is constant; (): `seed` itself varies.
+    streams (or `FRACTION`) whose seed varies while `seed` is constant; (): `seed` itself
+    varies.
     """
 
     name: str
@@ -32,7 +39,7 @@ class Cell(NamedTuple):
 
     def seeds(self, seed: int) -> dict[str, int]:
         """Returns {config key: seed} for the run of `seed`."""
-        keys = [f"seeds.{stream}" for stream in self.streams]
+        keys = [_SEED_OF[stream] for stream in self.streams]
         return dict.fromkeys(keys or ["seed"], seed)
 
 
@@ -90,18 +97,18 @@ def seeds(text: str) -> list[int]:
 
 
 def streams_of(vary: str) -> tuple[str, ...]:
-    """Returns the streams of ``"init,order"`` in the order of STREAMS.
+    """Returns the streams of ``"init,order"`` in the order of STREAMS; FRACTION is last.
 
     Returns () for "all" and "each". Raises `InputError` for an unknown name.
     """
     names = [] if vary in ("all", EACH) else [name.strip() for name in vary.split(",")]
     for name in names:
-        if name not in STREAMS:
+        if name not in _SEED_OF:
             raise InputError(
-                f"--vary={vary}{did_you_mean(name, STREAMS)} must be all, {EACH}, or"
-                f" streams of randomness: {','.join(STREAMS)}"
+                f"--vary={vary}{did_you_mean(name, _SEED_OF)} must be all, {EACH}, or"
+                f" streams of randomness: {','.join(_SEED_OF)}"
             )
-    return tuple(name for name in STREAMS if name in names)
+    return tuple(name for name in _SEED_OF if name in names)
 
 
 def _combined(grid: Sequence[str]) -> list[dict[str, str]]:

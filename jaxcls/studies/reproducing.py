@@ -10,7 +10,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -24,7 +24,15 @@ from jaxcls.errors import DivergedError, InputError, StoppedError, is_whole_numb
 from jaxcls.runs import archive, checkpoint, provenance, records
 from jaxcls.runs.archive import Recorded
 from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import auditing
 from jaxcls.training import stopping, train
+
+
+class Audit(NamedTuple):
+    """The step of a kept checkpoint, in the folder of a run, to train again from."""
+
+    source: Workdir
+    step: int
 
 
 class DifferentError(Exception):
@@ -43,6 +51,7 @@ def reproduce(
     tolerance: float = 0.05,
     scratch: str = "",
     plugins: Plugins = NONE,
+    audit: Audit | None = None,
 ) -> tuple[bool, str]:
     """Trains a run again up to step `steps` (0: its end), and compares it with its record.
 
@@ -50,12 +59,14 @@ def reproduce(
     under another `NUMERICS`, losses must agree within `tolerance`, a relative difference.
     overrides: {config key: text} for keys that may change, such as data.dir. scratch: a new
     or empty folder for the run, which is kept; "": a temporary folder. plugins: those that
-    the run was trained with. Returns whether they match, and the verdict. Raises
+    the run was trained with. audit: the kept checkpoint to begin from; None begins at step
+    0. Returns whether they match, and the verdict. Raises
     `InputError` if the run cannot be reproduced here, `StoppedError` on a signal.
     """
     where = Workdir(scratch).path if scratch else None
     if where and where.exists() and any(where.iterdir()):
         raise InputError(f"--scratch={scratch} is not empty; name a new folder")
+    whole, recorded = recorded, auditing.part(recorded, *audit) if audit else recorded
     first, last = recorded.starts[0], _last_step(recorded, steps)
     _set_environment(first)  # Before any device starts.
     given = recorded.implied.get("plugins", {}), recorded.config.get("plugins", "")
@@ -77,16 +88,38 @@ def reproduce(
     environment = "; ".join(changed.values()) or "nothing that is recorded"
     with contextlib.ExitStack() as stack:
         folder = where or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        expected = recorded.digests if is_same_kind else {}
         try:
-            compared = _run(exp, folder, last, recorded.digests if is_same_kind else {})
+            if audit:
+                _take_up(exp, whole, audit, first, folder)
+            compared = _run(exp, folder, last, expected, audit.step if audit else 0)
         except DifferentError as found:
             return False, f"{found}\ndifferent in the environment: {environment}"
         again = {(r["step"], r["kind"]): r for r in records.read(folder / "metrics.jsonl")}
     before = [record for record in recorded.metrics if record["step"] <= last]
+    since = f"from checkpoint {audit.step} on: " if audit else ""
     if is_same_kind:
-        return _compare_exactly(before, again, last, compared)
+        is_same, words = _compare_exactly(before, again, last, compared)
+        return is_same, f"{since}{words}"
     is_near, words = _compare_nearly(before, again, tolerance)
-    return is_near, f"{words} up to step {last}; different: {environment}"
+    return is_near, f"{since}{words} up to step {last}; different: {environment}"
+
+
+def _take_up(
+    exp: experiment.Experiment,
+    recorded: Recorded,
+    audit: Audit,
+    start: dict[str, Any],
+    folder: pathlib.Path,
+) -> None:
+    """Lays out the run of an audit in `folder`, up to its checkpoint.
+
+    recorded: of the whole run. start: the one that trained on from the checkpoint. Raises
+    `DifferentError` if the checkpoint is not what is recorded.
+    """
+    if differences := auditing.differences(exp, recorded, *audit):
+        raise DifferentError(differences)
+    auditing.lay_out(*audit, start, folder)
 
 
 def _last_step(recorded: Recorded, steps: int) -> int:
@@ -209,11 +242,13 @@ def _run(
     folder: pathlib.Path,
     last: int,
     expected: dict[int, dict[str, str]],
+    begun: int = 0,
 ) -> int:
     """Trains to step `last`; returns the number of expected steps with equal digests.
 
-    expected: {step: {array: digest}}. Raises `DifferentError` at the first step that
-    differs, or if the run ends before an expected step; `StoppedError` on a signal.
+    expected: {step: {array: digest}}. begun: the step to go on from. Raises
+    `DifferentError` at the first step that differs, or if the run ends before an expected
+    step; `StoppedError` on a signal.
     """
     equal: list[int] = []
 
@@ -226,7 +261,7 @@ def _run(
         if arrays:
             shown = ", ".join(arrays[:5]) + (", ..." if len(arrays) > 5 else "")
             raise DifferentError(
-                f"differs at step {step} (equal up to step {max(equal, default=0)}), in"
+                f"differs at step {step} (equal up to step {max(equal, default=begun)}), in"
                 f" {len(arrays)} of {len(names)} arrays: {shown}"
             )
         equal.append(step)

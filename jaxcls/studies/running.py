@@ -7,7 +7,7 @@ import json
 import operator
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import folder as study_folder
 from jaxcls.studies import outcomes, summary
-from jaxcls.studies.cells import Cell
+from jaxcls.studies.cells import FRACTION, Cell
 from jaxcls.studies.folder import StudyPlan, run_folder
 from jaxcls.training import train
 from jaxcls.training.meter import duration
@@ -87,11 +87,23 @@ def check(study: Study) -> None:
     for cell in study.cells:
         with _named(cell):
             flat = configs.flat(study.config(cell))
+            _check_varied(cell, flat)
         recipe = json.dumps(flat), *cell.streams
         if (other := seen.setdefault(recipe, cell.name)) != cell.name:
             raise InputError(
                 f"cells {other} and {cell.name} are the same recipe; give each value once"
             )
+
+
+def _check_varied(cell: Cell, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` if the cell sets a seed that varies, or varies no fraction."""
+    if twice := sorted(cell.seeds(0).keys() & cell.overrides.keys()):
+        raise InputError(f"{twice[0]} is what --seeds varies; leave it out of the cells")
+    if FRACTION in cell.streams and config["data.fraction"] == 1:
+        raise InputError(
+            "--vary=fraction varies which examples data.fraction takes, and it takes all:"
+            " data.fraction=1; try --config.data.fraction=0.9"
+        )
 
 
 def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:

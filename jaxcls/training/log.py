@@ -48,6 +48,7 @@ class RunLog:
         self.wandb: WandB | None = None
         self._is_first, self._start, self._hint = hosts.is_first(), start, hint
         self._began = time.perf_counter()
+        self._clock = folder.clock
         names = ("metrics", "timing", "digests")
         self._paths = {name: folder.path / f"{name}.jsonl" for name in names}
         self._open(start, is_pending)
@@ -104,7 +105,11 @@ class RunLog:
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
         self.event(step, "train", **values)
-        self._write("timing", {"step": step, **self.meter.since_last()})
+        of_start = {}
+        if self._clock:
+            number, began = self._clock
+            of_start = {"start": number, "seconds": time.monotonic() - began}
+        self._write("timing", {"step": step, **self.meter.since_last(), **of_start})
         self._scalars("train", step, values)
         means = {k: v for k, v in values.items() if k.startswith("mean_")}
         others = {k: v for k, v in values.items() if f"mean_{k}" not in values}

@@ -271,3 +271,48 @@ def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     assert commands.main(["study", "--compare", *single]) == 0
     hint = f"jaxcls evaluate --workdir={single[0]} --against={single[1]}"
     assert capsys.readouterr().out.splitlines()[-1].endswith(hint)
+
+
+@pytest.mark.slow
+def test_a_seed_that_varies_a_fraction_varies_the_examples_alone(done, tmp_path):
+    part = {"data.fraction": "0.5", "length": "2 steps"}
+    status, result, _ = done("--seeds=2", "--vary=fraction", **part)
+    assert status == 0
+    assert [cell["vary"] for cell in result["cells"]] == [["fraction"]]
+    saved = [
+        json.loads((tmp_path / f"study/base/seed-{seed}/config.json").read_text())
+        for seed in (0, 1)
+    ]
+    apart = {k for k, v in saved[0]["config"].items() if saved[1]["config"][k] != v}
+    assert apart == {"data.fraction_seed"}
+    assert [each["config"]["data.fraction_seed"] for each in saved] == [0, 1]
+    assert saved[0]["implied"] == saved[1]["implied"]
+    losses = [run["values"]["test_last"]["loss"] for run in result["cells"][0]["runs"]]
+    assert losses[0] != losses[1]
+    # Seed 1 is the run that train makes of its config.
+    values = {key: str(value) for key, value in {**TINY, **part}.items()}
+    values |= {"data.dir": saved[0]["config"]["data.dir"], "data.fraction_seed": "1"}
+    config = configs.load("configs/digits.py", values)
+    train.run(experiment.build(config), str(tmp_path / "alone"))
+    seed = tmp_path / "study/base/seed-1"
+    assert run_folders.record_bytes(seed) == run_folders.record_bytes(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--vary=fraction"], "data.fraction=1; try --config.data.fraction=0.9"),
+        (
+            ["--vary=fraction", "--grid", "data.fraction=0.5,1"],
+            "cell data.fraction=1: --vary=fraction varies which examples",
+        ),
+        (
+            ["--vary=fraction", "--grid", "data.fraction_seed=1,2"],
+            "data.fraction_seed is what --seeds varies; leave it out of the cells",
+        ),
+    ],
+)
+def test_a_fraction_that_cannot_vary_is_refused(command, tmp_path, flags, says):
+    with pytest.raises(InputError, match=says):
+        commands.main(command("--seeds=2", *flags))
+    assert not (tmp_path / "study").exists()

@@ -100,3 +100,24 @@ def test_a_reseeded_experiment_leaves_the_other_as_it_was(tiny):
     assert (exp.config.seed, other.config.seed) == (0, 9)
     with pytest.raises(InputError, match=r"seeds\.order=-2 must be at least -1"):
         exp.reseeded({"seeds.order": -2})
+
+
+def test_the_seed_of_a_fraction_moves_the_examples_and_no_stream(tiny):
+    exp = experiment.build(tiny(**{"data.fraction": 0.5}))
+    other = exp.reseeded({"data.fraction_seed": 7})
+
+    def used(each):
+        return set(each.selection.used(each.config.data.train, "data.train").tolist())
+
+    assert len(used(exp)) == len(used(other)) < 1293 / 2 + 10
+    # Half of either half, by chance.
+    assert 0.35 < len(used(exp) & used(other)) / len(used(exp)) < 0.65
+    fresh = experiment.build(tiny(**{"data.fraction": 0.5, "data.fraction_seed": 7}))
+    assert used(other) == used(fresh)
+    assert other.data.examples("train") == exp.data.examples("train") == len(used(exp))
+    before, after = of_streams(exp), of_streams(other)
+    assert before["init"] == after["init"]
+    assert before["dropout"] == after["dropout"]
+    assert of_streams(fresh) == after
+    images = [np.asarray(next(each.train_batches()).image) for each in (other, fresh)]
+    np.testing.assert_array_equal(*images)

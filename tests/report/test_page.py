@@ -477,3 +477,14 @@ def test_a_thousand_classes_and_large_images_stay_a_small_file():
     text = made(*each)
     parsed(text)
     assert len(text.encode()) < 5_000_000
+
+
+def test_the_cost_of_a_run_is_where_it_comes_from():
+    start = {"devices": ["TPU v4"] * 2, "seconds": 1800.5, "process_bytes": 2**30}
+    root = parsed(made(run(starts=[{**start}, {**start, "seconds": 0.5}, {}])))
+    (where,) = (e for e in root.iter("details") if "Where it comes" in said(e))
+    assert rows(where, "Cost of every start")[1:] == [
+        ["device-seconds, TPU v4", "3,602.0 (1:00:02)"],
+        ["peak memory of the process", "1.00 GiB"],
+    ]
+    assert "1 more left no record" in said(where)

@@ -8,6 +8,7 @@ import scipy.stats
 
 from jaxcls.report import page, studies
 from jaxcls.report.contents import Study
+from jaxcls.runs.cost import Cost
 from jaxcls.studies import summary, table
 from jaxcls.studies.cells import Cell
 from jaxcls.studies.outcomes import Outcome
@@ -15,6 +16,7 @@ from tests.report.test_page import DEFAULTS, NASTY, check_safe, parsed, rows, ru
 
 A, B = [0.90, 0.92, 0.91, 0.93, 0.94], [0.91, 0.94, 0.92, 0.935, 0.96]
 LAST = [0.80, 0.81, 0.82, 0.83, 0.84]
+COST = Cost({"TPU v4": 7200.0}, {"device_bytes": 3 * 2**29}, 12, 2, 1)
 TWO = [Cell("base", {}, ()), Cell("optim.lr=0.1", {"optim.lr": "0.1"}, ())]
 
 
@@ -49,7 +51,8 @@ def study(*values, of=TWO, name="s", config=None):
         for each in runs
         if each.values
     }
-    return Study(name, result, config or {}, records, dict.fromkeys(found, 4.0))
+    epochs = dict.fromkeys(found, 4.0)
+    return Study(name, result, config or {}, records, epochs, COST)
 
 
 def made(*found, runs=()):
@@ -255,3 +258,11 @@ def test_the_config_is_folded_and_names_are_text():
     cells = rows(root, "top1 on data.test at the best step")[1:]
     assert [cell[0] for cell in cells] == names
     assert rows(root.find(".//details"), "What is set")[1] == ["batch_size", "7", "128"]
+
+
+def test_the_cost_of_all_runs_is_beside_the_plan(shown, pair):
+    assert rows(shown, "Cost of every start")[1:] == [
+        ["device-seconds, TPU v4", "7,200.0 (2:00:00)"],
+        ["peak memory of a device", "1.50 GiB"],
+    ]
+    assert f"Measured, so that a repeat has another one. {COST.unsure}" in made(pair)

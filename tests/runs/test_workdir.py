@@ -363,6 +363,10 @@ def test_a_folder_of_records_without_checkpoints_is_still_a_run(tiny, tmp_path):
         ({"numerics": "6"}, "starts.0.numerics"),
         ({"resumed_from": True}, "starts.0.resumed_from"),
         ({"records": ["x"]}, "starts.0.records"),
+        ({"seconds": -1.0}, "starts.0.seconds"),
+        ({"seconds": None}, "starts.0.seconds"),
+        ({"device_bytes": 1.5}, "starts.0.device_bytes"),
+        ({"process_bytes": -1}, "starts.0.process_bytes"),
     ],
 )
 def test_a_start_of_another_form_is_named(tmp_path, change, wrong):

@@ -75,6 +75,10 @@ def test_a_seed_varies_all_or_the_streams_that_are_named_or_each_by_itself():
     (every,), (some,), each = made(), made(vary="order, init"), made(vary="each")
     assert every.seeds(4) == {"seed": 4}
     assert some.seeds(4) == {"seeds.init": 4, "seeds.order": 4}
+    (part,) = made(vary="fraction,order")
+    assert part.streams == ("order", "fraction")
+    assert part.seeds(4) == {"seeds.order": 4, "data.fraction_seed": 4}
+    # A seed that varies all leaves the choice of a fraction as it is.
     assert [cell.streams for cell in each] == [
         (), ("init",), ("order",), ("augment",), ("dropout",),
     ]  # fmt: skip
@@ -122,6 +126,7 @@ def test_draws_from_lists_are_of_the_lists_and_no_two_are_the_same():
         ({"grid": ["seed=1,2"]}, "seeds are what --seeds and --vary vary"),
         ({"grid": ["seeds.init=1"]}, "seeds are what --seeds and --vary vary"),
         ({"grid": ["optim.lr=1"], "vary": "each"}, "each make cells; give one of them"),
+        ({"vary": "fractions"}, r"\(did you mean 'fraction'\?\) must be all, each, or"),
         ({"vary": "ordr"}, r"--vary=ordr \(did you mean 'order'\?\)"),
         ({"spaces": ["optim.lr=1..0"], "count": 3}, "to a larger one"),
         ({"spaces": ["optim.lr=log(0..1)"], "count": 3}, "above 0 in log"),

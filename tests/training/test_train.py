@@ -23,6 +23,7 @@ def test_records_are_written_at_their_steps_and_in_order(tiny, whole):
     rate = float(experiment.build(tiny()).recipe.schedule(1))
     assert found[0]["lr"] == pytest.approx(rate)
     timing = {"step", "images_per_s", "data_wait", "train_s", "eval_s", "save_s"}
+    timing |= {"start", "seconds"}
     assert set(records.read(folder / "timing.jsonl")[0]) == timing
     (start,) = json.loads((folder / "manifest.json").read_text())["starts"]
     assert start["reason"] == "done"
