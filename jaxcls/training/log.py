@@ -105,10 +105,7 @@ class RunLog:
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
         self.event(step, "train", **values)
-        of_start = {}
-        if self._clock:
-            number, began = self._clock
-            of_start = {"start": number, "seconds": time.monotonic() - began}
+        of_start = self._clock.now() if self._clock else {}
         self._write("timing", {"step": step, **self.meter.since_last(), **of_start})
         self._scalars("train", step, values)
         means = {k: v for k, v in values.items() if k.startswith("mean_")}
