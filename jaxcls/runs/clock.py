@@ -14,10 +14,6 @@ class Clock(NamedTuple):
     start: int
     began: float
 
-    def now(self) -> dict[str, Any]:
-        """Returns the number of the start and its seconds so far, for timing.jsonl."""
-        return {"start": self.start, "seconds": time.monotonic() - self.began}
-
     def used(self, asks_devices: bool) -> dict[str, Any]:
         """Returns the seconds and the peak memory of this process so far.
 

@@ -108,7 +108,12 @@ def plain(record: Record) -> Record:
 
 
 def pairs(values: Record) -> str:
-    """Returns ``top1=0.9917 n=360``, the form of the lines that a run prints."""
+    """Returns ``top1=0.9917 n=360``, the form of the lines that a run prints.
+
+    A value of one batch is left out where its mean is there.
+    """
     return " ".join(
-        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
+        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+        for k, v in values.items()
+        if f"{MEAN}{k}" not in values
     )

@@ -105,12 +105,13 @@ class RunLog:
     def train(self, step: int, values: dict[str, float]) -> None:
         """Writes the values and the speed of training step `step`."""
         self.event(step, "train", **values)
-        of_start = self._clock.now() if self._clock else {}
-        self._write("timing", {"step": step, **self.meter.since_last(), **of_start})
+        timing = {"step": step, **self.meter.since_last()}
+        if self._clock:
+            seconds = time.monotonic() - self._clock.began
+            timing |= {"start": self._clock.start, "seconds": seconds}
+        self._write("timing", timing)
         self._scalars("train", step, values)
-        means = {k: v for k, v in values.items() if k.startswith("mean_")}
-        others = {k: v for k, v in values.items() if f"mean_{k}" not in values}
-        self.line(f"step {step}: train {pairs(means | others)} | {self.meter}")
+        self.line(f"step {step}: train {pairs(values)} | {self.meter}")
         self._advise(self.meter.waiting())
 
     def evaluation(

@@ -191,7 +191,7 @@ class Loop:
                         f"step {step}: the update was not finite, and is left out"
                     )
                 if due.record and step == last:
-                    values = {"loss": values.pop("loss"), **values, **self.means.take()}
+                    values = {**self.means.take(), "loss": values.pop("loss"), **values}
                     self.log.train(step, values)
         return True
 
