@@ -197,7 +197,7 @@ def _ending(folder: Workdir, stop: Stop) -> Iterator[Callable[[str], None]]:
 
 def _watched(exp: Experiment, end: Callable[[str], None]) -> watchdog.Watchdog:
     """Returns the watchdog of a run; one process waits for nobody, except in a save."""
-    limits, first, later, who = exp.config.watchdog, 0, 0, ""
+    limits, first, later, who = exp.config.watchdog, 0, 0, "the run"
     if hosts.count() > 1:
         first, later = limits.first, limits.later
         who = f"process {jax.process_index()} of {hosts.count()}"

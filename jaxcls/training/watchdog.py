@@ -17,7 +17,7 @@ class Watchdog:
     first: The most seconds from a beat that compiles to the next; 0 is no limit.
     later: The most seconds from any other beat to the next; 0 is no limit.
     save: The most seconds of a `saving`; 0 is no limit.
-    who: The process in messages, such as "process 1 of 4"; "" is a run of one process.
+    who: The process in messages, such as "process 1 of 4", or "the run".
     before: Called before the process ends.
     """
 
@@ -69,12 +69,10 @@ class Watchdog:
                 self._end(phase, limit)
 
     def _end(self, phase: str, limit: float) -> None:
-        others, all_of_them = " Another may be stuck or gone.", " all of them"
         said = (
-            f"watchdog: {self._who or 'the run'} has got nowhere for {limit:g} s: {phase}."
-            f"{others if self._who else ''} What each thread was doing follows; start"
-            f"{all_of_them if self._who else ''} again, and the run goes on from its last"
-            " checkpoint"
+            f"watchdog: {self._who} has got nowhere for {limit:g} s: {phase}. A disk or"
+            " another process may be stuck or gone. What each thread was doing follows;"
+            " start the run again, and it goes on from its last checkpoint"
         )
         try:
             with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.

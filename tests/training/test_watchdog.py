@@ -68,6 +68,6 @@ def test_a_run_of_one_process_has_a_limit_in_a_save_alone(save, status):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == status
     assert done.stdout == ("" if status else "through\n")
-    said = "watchdog: the run has got nowhere for 0.4 s: saving a checkpoint. What each"
+    said = "watchdog: the run has got nowhere for 0.4 s: saving a checkpoint. A disk or"
     assert done.stderr.startswith(said if status else "")
     assert "Another" not in done.stderr
