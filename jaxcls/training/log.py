@@ -107,8 +107,8 @@ class RunLog:
         self.event(step, "train", **values)
         timing = {"step": step, **self.meter.since_last()}
         if self._clock:
-            seconds = time.monotonic() - self._clock.began
-            timing |= {"start": self._clock.start, "seconds": seconds}
+            start, began = self._clock
+            timing |= {"start": start, "seconds": time.monotonic() - began}
         self._write("timing", timing)
         self._scalars("train", step, values)
         self.line(f"step {step}: train {pairs(values)} | {self.meter}")
@@ -203,11 +203,10 @@ class _Console:
             self._bar.update(self._task, completed=step, pace=pace)
 
     def line(self, text: str) -> None:
+        say = self._bar.console.print if self._bar else print
         with console.outlived():
-            if self._bar:
-                self._bar.console.print(printable(text))
-            else:
-                print(printable(text), flush=True)
+            say(printable(text))
+            sys.stdout.flush()
 
     def close(self) -> None:
         if self._bar:

@@ -52,7 +52,7 @@ SAVE = """
 import time
 from jaxcls.training.watchdog import Watchdog
 
-with Watchdog(0, 0, 0.4, "", lambda: None) as dog:
+with Watchdog(0, 0, 0.4, "the run", lambda: None) as dog:
     dog.beat("training")
     time.sleep(0.8)
     with dog.saving():
