@@ -42,7 +42,8 @@ from jaxcls.errors import (
 
 # The files of a run's folder, which no output may replace.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
-_OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id"}
+_OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id", "last_step.json"}
+_OF_A_STUDY = {"plan.json", "study.json"}
 # Seconds for the threads of a command to end.
 _PATIENCE = 10.0
 # Paths of streams: an atomic write would replace the stream by a file.
@@ -117,8 +118,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses `args`; raises `InputError` for an unknown flag before a missing one."""
         self._given = list(sys.argv[1:] if args is None else args)
-        known = self.flags().keys() | {"--help", "-h", "--"}
-        for argument, after in itertools.pairwise([*self._given, ""]):
+        known = self.flags().keys() | {"--help", "-h"}
+        # What follows -- is no flag.
+        flags = list(itertools.takewhile(lambda text: text != "--", self._given))
+        for argument, after in itertools.pairwise([*flags, ""]):
             flag, equals, value = argument.partition("=")
             if _FLAG.fullmatch(flag) and flag not in known:
                 value = value if equals or after.startswith("-") else after
@@ -142,7 +145,7 @@ class Parser(argparse.ArgumentParser):
             for before, text in itertools.pairwise(["", *self._given])
             if not text.startswith("-") and before not in takes_value
         ]
-        if self._bare and alone and message.endswith((self._bare, *alone)):
+        if self._bare and len(alone) == 1 and message.endswith((self._bare, *alone)):
             raise InputError(f"{alone[0]} has no flag; give {self._bare}={alone[0]}")
         raise InputError(f"{message}; {self.prog} --help shows what there is")
 
@@ -287,6 +290,8 @@ def new_file(text: str, flag: str, good: str) -> pathlib.Path:
         what = "is a stream, and must be a file"
     elif path.name in _OF_A_RUN and (path.parent / "config.json").is_file():
         what = "belongs to the run in that folder"
+    elif path.name in _OF_A_STUDY and (path.parent / "plan.json").is_file():
+        what = "belongs to the study in that folder"
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         what = "may not be written"
     if what:

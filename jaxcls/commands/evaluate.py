@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         found = table.as_json(done, names, record | {"weights": done.weights})
         if done.against:
             found["against"] = against.as_json(done.against, args.against, names, where)
-        atomic.write(whole, json.dumps(found, allow_nan=False) + "\n")
+        atomic.write(whole, json.dumps(atomic.finite(found), allow_nan=False) + "\n")
     print(
         f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
     )

@@ -38,7 +38,9 @@ dataset = data.name={}; photos
 data_dir data_path root dataset_dir = data.dir={}; DIR
 img_size image_size imgsz = data.train_ops="decode | random_resized_crop({})"; 224
 input_size resolution crop = data.train_ops="decode | random_resized_crop({})"; 224
-val_split validation_split val_fraction = data.eval="train[90%:]";
+val_split = data.train="train[:90%]" --config.data.eval="train[90%:]";
+val_fraction = data.train="train[:90%]" --config.data.eval="train[90%:]";
+validation_split = data.train="train[:90%]" --config.data.eval="train[90%:]";
 num_classes classes n_classes = data.classes="cat, dog";
 aa augmentation augmentations auto_augment = augment="flip | {}"; trivialaugment
 hflip random_flip = augment=flip;

@@ -168,6 +168,7 @@ _START: dict[str, Any] = {
     **dict.fromkeys(("numerics", "hosts", "local_devices", "fsdp", "loop"), is_count),
     "seconds": lambda value: is_finite(value) and value >= 0,
     **dict.fromkeys(("device_bytes", "process_bytes"), is_count),
+    "config_next": is_text,
     "commit": or_none(is_text),
     "resumed_from": or_none(is_count),
     "versions": {ANY: or_none(is_text)},

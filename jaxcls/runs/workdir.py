@@ -223,6 +223,8 @@ class Workdir:
         saved = {"format": FORMAT, "config": values, "implied": implied}
         text = json.dumps(saved, indent=1) + "\n"
         if not file.exists() or file.read_bytes() != text.encode():
+            if self.starts():  # Of the next start, if it is killed before it has begun.
+                self.note(config_next=records.seal(text))
             atomic.write(file, text)
 
     def check_same(self, implied: dict[str, Any]) -> None:
@@ -320,7 +322,7 @@ class Workdir:
         """
         starts = self.starts()
         sealed = starts[-1].get("config") if starts else None
-        if sealed and sealed != self._config_seal():
+        if sealed and self._config_seal() not in (sealed, starts[-1].get("config_next")):
             raise InputError(
                 f"{self.path / 'config.json'} is not as the run's last start wrote it, by"
                 " the seal in manifest.json; put it back as it was, or start the run once"

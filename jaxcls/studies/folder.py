@@ -85,9 +85,7 @@ _RESULT = {
     "cells": [
         {
             **_CELL,
-            "vary": lambda value: (
-                value == "all" or not forms.misfit(value, [forms.is_text])
-            ),
+            "vary": _is_vary,
             "runs": [
                 {
                     "seed": forms.is_count,

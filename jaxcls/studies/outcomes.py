@@ -52,7 +52,7 @@ def read(folder: Workdir, seed: int) -> Outcome:
         found["eval_best"] = evaluations[best]
         if best == final["step"]:
             found[f"{role}_last"] = final
-        elif last := read_last_step(folder):
+        elif last := read_last_step(folder, final["step"]):
             found["test_last"] = last
     if final["step"] in evaluations:
         found["eval_last"] = evaluations[final["step"]]
@@ -90,11 +90,12 @@ def lacks_last_step(folder: Workdir) -> dict[str, Any] | None:
     final = _final(run_records.read(folder.metrics))
     if not final or final["at"] != "best" or final["best_step"] == final["step"]:
         return None
-    return final if folder.config().data.test and not read_last_step(folder) else None
+    is_scored = bool(read_last_step(folder, final["step"]))
+    return final if folder.config().data.test and not is_scored else None
 
 
-def read_last_step(folder: Workdir) -> dict[str, Any] | None:
-    """Returns the record of the last step on data.test, or None without such a file.
+def read_last_step(folder: Workdir, step: int) -> dict[str, Any] | None:
+    """Returns the record of the last step, `step`, on data.test, or None without it.
 
     Raises `InputError` if the file holds anything else.
     """
@@ -104,7 +105,7 @@ def read_last_step(folder: Workdir) -> dict[str, Any] | None:
             f"{folder.path / LAST_STEP} is no record of a last step; move it away, and the"
             " same command scores it again"
         )
-    return found
+    return found if found and found["step"] == step else None  # Of a shorter run.
 
 
 def _final(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

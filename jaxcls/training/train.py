@@ -78,6 +78,7 @@ def run(
             return final
         before = folder.length_before(exp.config)
         if before:
+            folder.check_same({k: v for k, v in implied.items() if k != "steps"})
             extending.reopen(folder)
         folder.adopt(exp.config, implied)
         folder.keep_plugins(exp.plugins)

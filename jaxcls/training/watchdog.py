@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 from jaxcls.errors import LOST
 
+# The most seconds of what is done before the process ends.
+_LAST = 10.0
+
 
 class Watchdog:
     """Ends the process, with status 70, if no `beat` comes in time. A context manager.
@@ -72,12 +75,16 @@ class Watchdog:
         said = (
             f"watchdog: {self._who} has got nowhere for {limit:g} s: {phase}. A disk or"
             " another process may be stuck or gone. What each thread was doing follows;"
-            " start the run again, and it goes on from its last checkpoint"
+            " start the run again, and it goes on from its last checkpoint (a slow disk"
+            " needs a larger --config.watchdog.later; 0 is no limit)"
         )
         try:
             with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.
                 print(said, file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            self._before()
+            # It may write to the very disk that is stuck.
+            last = threading.Thread(target=self._before, daemon=True)
+            last.start()
+            last.join(_LAST)
         finally:
             os._exit(LOST)

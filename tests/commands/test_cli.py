@@ -77,6 +77,11 @@ def test_a_wrong_command_line_is_an_input_error_that_names_the_help(parser, argv
     assert message(parser.parse_args, argv) == said
 
 
+def test_what_follows_two_dashes_is_no_flag(parser):
+    found = parser.parse_args(["--config=a", "--", "-photo.jpg", "--epochs"])
+    assert found.files == ["-photo.jpg", "--epochs"]
+
+
 def test_a_flag_that_is_a_list_may_be_given_twice(parser):
     found = parser.parse_args(["--config=a", "--run=a", "--run=b", "x", "y"])
     assert (found.run, found.files) == (["a", "b"], ["x", "y"])
@@ -111,6 +116,8 @@ def test_a_file_to_write_replaces_no_stream_no_run_and_no_link(tmp_path):
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/plan.json").write_text("{}")
     os.mkfifo(tmp_path / "pipe")
     for text, said in {
         "/dev/stdout": "--json=/dev/stdout is a stream, and must be a file; try --json=all",
@@ -118,6 +125,7 @@ def test_a_file_to_write_replaces_no_stream_no_run_and_no_link(tmp_path):
         tmp_path / "pipe": "is a stream",
         tmp_path / "run/config.json": "belongs to the run in that folder; try --json=all.j",
         tmp_path / "run/metrics.jsonl": "belongs to the run",
+        tmp_path / "study/study.json": "belongs to the study in that folder",
         tmp_path / "run": "is a folder",
         tmp_path / "no/a.json": "is in no folder that is there",
     }.items():

@@ -16,13 +16,14 @@ ANSWERS = sorted({guesses.advice(name) for name in guesses.GUESSES})
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_is_a_key_or_flag_that_works(answer):
-    (argument,) = shlex.split(answer.rpartition("give ")[2])
-    flag, _, value = argument.partition("=")
-    if not flag.startswith("--config."):
-        assert flag in train.parser().flags()
-        return
-    config = loading.load("configs/digits.py", {flag.removeprefix("--config."): value})
-    experiment.build(config)
+    overrides = {}
+    for argument in shlex.split(answer.rpartition("give ")[2]):
+        flag, _, value = argument.partition("=")
+        if flag.startswith("--config."):
+            overrides[flag.removeprefix("--config.")] = value
+        else:
+            assert flag in train.parser().flags()
+    experiment.build(loading.load("configs/digits.py", overrides))
 
 
 @pytest.mark.parametrize(

@@ -394,3 +394,14 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path):
         folder.starts()
     file.write_text(json.dumps(json.loads(whole)))
     assert len(folder.starts()) == 1  # Its spaces are its own affair.
+
+
+def test_a_start_that_is_killed_before_it_has_begun_leaves_a_config_that_is_known(tmp_path):
+    folder = begun(tmp_path / "run")
+    folder.check_config()
+    folder.adopt(loading.from_flat({"data.threads": 3}), IMPLIED)  # And no begin.
+    folder.check_config()
+    file = folder.path / "config.json"
+    file.write_text(file.read_text().replace('"data.threads": 3', '"data.threads": 4'))
+    with refused("config.json is not as the run's last start wrote it"):
+        folder.check_config()

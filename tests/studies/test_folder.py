@@ -11,6 +11,7 @@ import pytest
 from jaxcls.errors import InputError
 from jaxcls.report import page
 from jaxcls.report.contents import Study
+from jaxcls.runs import cost
 from jaxcls.studies import folder, summary
 from jaxcls.studies.cells import Cell
 from jaxcls.studies.outcomes import Outcome
@@ -94,7 +95,7 @@ def test_a_result_of_another_form_is_refused_or_can_be_reported(tmp_path):
         file.write_text(json.dumps(changed))
         said.append(refusal(folder.read_result, tmp_path, "--study"))
         if not said[-1] and number % 7 == 0:
-            page.page([], {}, [Study("made", changed, {}, {}, {})])
+            page.page([], {}, [Study("made", changed, {}, {}, {}, cost.total([]))])
     assert sum(map(bool, said)) > 300
 
 

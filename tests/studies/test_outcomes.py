@@ -44,6 +44,10 @@ def test_the_best_and_the_last_step_are_told_apart_on_both_splits(folder):
     found = outcomes.read(workdir, 3)
     assert found.values["test_last"] == {"loss": 2.0, "top1": 0.6}
     assert found.n == {"test_best": 30, "test_last": 30, "eval_best": 9, "eval_last": 9}
+    # A run that was made longer since has another last step.
+    (workdir.path / outcomes.LAST_STEP).write_text(json.dumps({**last, "step": 6}))
+    assert outcomes.is_left(workdir)
+    assert "test_last" not in outcomes.read(workdir, 3).values
 
 
 def test_a_last_step_that_is_the_best_is_scored_once(folder):

@@ -111,3 +111,16 @@ def test_what_else_follows_the_length_is_refused(tiny, tmp_path, changes, reason
     text = refused(tiny(length="8 steps", **changes), tmp_path)
     assert "cannot be made longer: " in text
     assert reason in text
+
+
+def test_other_data_refuse_a_longer_run_and_its_records_stay(tiny, tmp_path):
+    run(tiny(length="12 steps", **CONSTANT), tmp_path / "a")
+    file = tmp_path / "a/config.json"
+    saved = json.loads(file.read_text())
+    saved["implied"]["examples"]["train"] += 1
+    file.write_text(json.dumps(saved))
+    before = record_bytes(tmp_path / "a")
+    with pytest.raises(InputError, match=r"the data changed: examples\.train was"):
+        run(tiny(length="24 steps", **CONSTANT), tmp_path / "a")
+    assert record_bytes(tmp_path / "a") == before
+    assert b'"final"' in before[0]

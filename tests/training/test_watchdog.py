@@ -42,6 +42,17 @@ def test_the_first_step_has_a_limit_of_its_own():
     assert "for 0.3 s: compiling" in done.stderr
 
 
+def test_a_disk_that_is_stuck_does_not_keep_the_process():
+    code = PROGRAM.format(first=0, later=0.3, compiling=0.0, step=60)
+    code = code.replace('lambda: print("closed")', "lambda: time.sleep(60)")
+    code = "from jaxcls.training import watchdog\nwatchdog._LAST = 0.2\n" + code
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert time.monotonic() - began < 30
+    assert done.returncode == 70
+    assert "--config.watchdog.later; 0 is no limit" in done.stderr
+
+
 @pytest.mark.parametrize("limits", [(30, 0.4), (30, 0), (0, 0)])
 def test_a_run_that_gets_on_is_left_alone(limits):
     done = run(first=limits[0], later=limits[1], compiling=0.8, step=0.1)

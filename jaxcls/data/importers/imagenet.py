@@ -147,7 +147,7 @@ def _devkit(path: pathlib.Path, scratch: pathlib.Path) -> tuple[list[str], np.nd
 
 def _wnids(meta: bytes, where: str) -> dict[int, str]:
     """Returns ILSVRC2012_ID -> WNID of the leaf synsets; only leaves hold images."""
-    command = [sys.executable, "-I", "-c", _LEAVES]
+    command = [sys.executable, "-P", "-c", _LEAVES]
     done = subprocess.run(command, input=meta, capture_output=True, check=False)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
