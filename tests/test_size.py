@@ -105,5 +105,6 @@ def test_one_step_enters_few_modules(tmp_path, data_dir):
     entered = [pathlib.Path(file) for file in json.loads(line.removeprefix("FILES"))]
     counted = {path.relative_to(PACKAGE).as_posix(): code_lines(path) for path in entered}
     assert "training/loop.py" in counted
-    # At most 0.6 of the 2,377 when all modules were in one folder.
-    assert sum(counted.values()) <= 1426, counted
+    # 2,377 when all modules were in one folder. 1,426, 0.6 of them, before the loop kept
+    # means between records and a save had a watchdog.
+    assert sum(counted.values()) <= 1435, counted
