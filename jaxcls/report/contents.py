@@ -1,6 +1,7 @@
 """The content of a report as plain values: records of runs, scores and saliency maps."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class Scored(NamedTuple):
 def epoch_of(saved: Mapping[str, Any]) -> float:
     """Returns the steps of an epoch of a run's config.json, 0 if it does not say."""
     examples = saved["implied"].get("examples", {}).get("train", 0)
-    return float(examples / saved["config"]["batch_size"])
+    return float(examples / saved["config"].get("batch_size", math.inf))
 
 
 class Study(NamedTuple):
