@@ -342,7 +342,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         status = _say(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
         status = _say("interrupted", INTERRUPTED)
-    except Exception:
+    except Exception:  # A bug: other threads may keep the process from its end, too.
         _end_soon(1)
         raise
     _end_soon(status)

@@ -108,15 +108,14 @@ def run(
 
 def _finished_before(exp: Experiment, folder: Workdir) -> dict[str, Any] | None:
     """Returns the final record of a folder in which this run has ended, else None."""
-    before, why = folder.length_before(exp.config), ""
-    if before:
+    if before := folder.length_before(exp.config):
         final = finished(folder)
-        why = extending.reason_against(
-            exp, folder, before, final["step"] if final else None
-        )
-    if why or not before:
-        folder.check_identity(exp.config, why and f"it cannot be made longer: {why}")
-    final = None if before else finished(folder)
+        ended = final["step"] if final else None
+        if why := extending.reason_against(exp, folder, before, ended):
+            folder.check_identity(exp.config, f"it cannot be made longer: {why}")
+        return None
+    folder.check_identity(exp.config)
+    final = finished(folder)
     if final:
         starts = folder.starts()
         sealed = starts[-1].get("records", {}) if starts else {}
