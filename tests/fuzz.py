@@ -35,6 +35,7 @@ import traceback
 from typing import NamedTuple
 
 from jaxcls.errors import InputError, printable
+from jaxcls.runs.clock import process_peak
 from tests import mutations
 
 SECONDS, BYTES = 2.0, 500 << 20
@@ -271,7 +272,7 @@ class _Reading:
                         read(self._folder)
                     except Exception:
                         return f"the valid input is refused: {traceback.format_exc()}"
-        self._base = _peak()
+        self._base = process_peak()
         space = _addresses() + _ADDRESSES
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         if space > _ADDRESSES:
@@ -299,7 +300,7 @@ class _Reading:
                 faults += _faults_of(error)
             except BaseException:
                 faults.append("".join(traceback.format_exc(limit=-6)))
-        seconds, peak = time.process_time() - began, _peak()
+        seconds, peak = time.process_time() - began, process_peak()
         if seconds > SECONDS:
             faults.append(f"took {seconds:.1f} s")
         if peak - self._base > BYTES:
@@ -372,12 +373,6 @@ class _Audit:
         place = os.path.realpath(os.fsdecode(path))
         if place != os.devnull and not f"{place}/".startswith(f"{self._inside}/"):
             self._seen.append(f"{event} outside its folder: {place}")
-
-
-def _peak():
-    """The peak of this process's memory in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _addresses():

@@ -148,8 +148,8 @@ def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsys)
         ("--workdir=pyproject.toml/run", r"cannot be written \(Not a directory\)"),
         ("--workdir=/tmp/a[1]", r"holds a '\[' or '\]'"),
         pytest.param(
-            "--config.batch_size=2000000",
-            r"batch_size=2000000 needs .* about batch_size=\d+ fits",
+            "--config.batch_size=1000000",
+            r"batch_size=1000000 needs .* about batch_size=\d+ fits",
             marks=pytest.mark.slow,
         ),
     ],

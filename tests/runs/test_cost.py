@@ -2,9 +2,11 @@
 
 import json
 import resource
+import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from jaxcls.config import loading
@@ -73,7 +75,8 @@ def test_a_clock_tells_seconds_and_the_peak_that_the_system_knows():
     found = used.used(asks_devices=True)
     assert 0.05 <= found["seconds"] <= time.monotonic() - began
     unit = 1 if sys.platform == "darwin" else 1024
-    assert found["process_bytes"] <= unit * resource.getrusage(0).ru_maxrss
+    # The kernel brings its two counts up to date at different times.
+    assert found["process_bytes"] <= 1.05 * unit * resource.getrusage(0).ru_maxrss
     assert found["process_bytes"] > 2**20
 
 
@@ -88,7 +91,7 @@ class Device:
 @pytest.mark.parametrize(("peaks", "most"), [((3, 9), 9), ((None, 4), 4), ((None,), None)])
 def test_the_peak_of_devices_is_that_of_the_fullest(peaks, most, monkeypatch):
     devices = [Device(peak) for peak in peaks]
-    monkeypatch.setattr(clock.jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert clock.clock(1).used(asks_devices=True).get("device_bytes") == most
     assert "device_bytes" not in clock.clock(1).used(asks_devices=False)
 
@@ -106,6 +109,17 @@ def test_a_start_that_ends_has_its_cost_and_one_under_way_has_none(tmp_path):
     assert 0 <= first["seconds"] < 60
     assert first["process_bytes"] > 2**20
     assert not second.keys() & {"seconds", "process_bytes", "device_bytes"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child has its own")
+def test_a_peak_is_not_that_of_the_process_that_started_this_one():
+    code = "from jaxcls.runs.clock import process_peak; print(process_peak())"
+    parent = (
+        "import subprocess, sys; large = bytearray(b'x') * (300 << 20);"
+        f"sys.exit(subprocess.run([sys.executable, '-c', {code!r}]).returncode)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert 2**20 < int(done.stdout) < 250 << 20, done.stderr
 
 
 def test_a_real_run_counts_what_its_files_say(tiny, whole):
