@@ -36,15 +36,18 @@ Deviations:
 from ml_collections import ConfigDict
 
 from jaxcls.config import base
+from jaxcls.errors import lookup
 
 
-def get_config() -> ConfigDict:
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """data: cifar10, or cifar10_jpeg, the same images as JPEG files."""
+    lookup({"cifar10": 1, "cifar10_jpeg": 1}, data, "data")
     c = base()
     c.batch_size = 1536
     c.length = "243 steps"  # ceil(7.59 * 32): their epoch has 32 whole batches.
     c.plugins = "../examples/airbench.py"
     c.model.name = "airbench(momentum=0.5566, activation='silu')"
-    c.data.name = "cifar10"
+    c.data.name = data
     c.data.test = "test"
     c.augment = (
         "alternating_flip | random_crop(2, mode='reflect')"

@@ -17,14 +17,17 @@ Deviations:
 from ml_collections import ConfigDict
 
 from jaxcls.config import base
+from jaxcls.errors import lookup
 
 
-def get_config() -> ConfigDict:
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """data: cifar10, or cifar10_jpeg, the same images as JPEG files."""
+    lookup({"cifar10": 1, "cifar10_jpeg": 1}, data, "data")
     c = base()
     c.batch_size = 128
     c.length = "5 epochs"
     c.model.name = "cnn(widths=(32, 64), dense=128)"
-    c.data.name = "cifar10"
+    c.data.name = data
     c.data.train = "train[:98%]"
     c.data.eval = "train[98%:]"
     c.data.test = "test"

@@ -31,8 +31,11 @@ TINY = {
 TIMED = "lock", "manifest.json", "timing.jsonl"
 # What the configs that take an argument are given.
 ARGUMENTS = {
+    "cifar10_fast": ("cifar10", "cifar10_jpeg"),
     "cifar_wrn": ("cifar10", "cifar100"),
     "resnet50_rsb": ("a1", "a2", "a3"),
+    "tutorial_cifar10": ("cifar10", "cifar10_jpeg"),
+    "tutorial_resnet": ("cifar10", "cifar10_jpeg"),
     "vit_s16": ("90", "300"),
 }
 
