@@ -232,6 +232,7 @@ CONSTANTS = {
         "optim.schedule": "cosine",
         "randaugment.magnitude": 10,
         "mixup.alpha": 0.2,
+        "mixup.groups": 1,  # fold_in=None.
         "loss.name": "softmax",
         "vit_s_16.pool": "mean",
         "vit_s_16.position": "sincos",
@@ -254,6 +255,8 @@ CONSTANTS = {
     },
     "deit3_s16.py": {
         **TIMM_MIXES,
+        "mixup_or_cutmix.groups": 8,  # --nodes 1 --ngpus 8.
+        "mixup_or_cutmix.each": False,  # --mixup-mode batch.
         "batch_size": 8 * 256,
         "epochs": 800,
         "rate": 4e-3,
@@ -288,6 +291,8 @@ CONSTANTS = {
     },
     "convnext_t.py": {
         **TIMM_MIXES,
+        "mixup_or_cutmix.groups": 4 * 8,
+        "mixup_or_cutmix.each": False,
         "batch_size": 4 * 8 * 128,
         "epochs": 300,
         "rate": 4e-3,
@@ -313,6 +318,7 @@ CONSTANTS = {
         "randaugment.space": "timm",
         "randaugment.noise": 0.5,
         "randaugment.probability": 0.5,
+        "randaugment.interpolation": "bicubic",  # --train_interpolation.
         "random_erasing.probability": 0.25,
         "random_resized_crop.size": 224,
         "random_resized_crop.filter": "bicubic",
