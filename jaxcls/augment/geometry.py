@@ -100,10 +100,9 @@ def slide_bicubic(
     edges = [(2, 2) if each == axis else (0, 0) for each in range(4)]
     # Pixels at both ends repeat, and a line is as far as its first tap after the roll.
     rolled = _rolled(jnp.pad(images, edges, "edge"), whole.astype(jnp.int32), axis)
-    mixed = sum(
-        weight * jax.lax.slice_in_dim(rolled, 1 + i, 1 + i + size, axis=axis)
-        for i, weight in enumerate(_bicubic(distances - whole))
-    )
+    mixed = jnp.float32(0)
+    for i, weight in enumerate(_bicubic(distances - whole)):
+        mixed += weight * jax.lax.slice_in_dim(rolled, 1 + i, 1 + i + size, axis=axis)
     place = _places(size, axis) + 0.5 + distances
     inside = (place >= 0) & (place < size)
     return jnp.where(inside, _levels(mixed), fill.reshape(1, 1, 1, -1))
