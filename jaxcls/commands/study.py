@@ -80,8 +80,9 @@ def parser() -> cli.Parser:
         "--vary",
         default="all",
         help="what a seed varies: all, or of init,order,augment,dropout, while the others"
-        " stay; each: all, and every one by itself, to see what the variance is of;"
-        " fraction: which examples data.fraction takes",
+        " stay; fraction: which examples data.fraction takes; split: which examples of"
+        " data.train and data.eval are whose; each: all streams, and every source by"
+        " itself, to see what the variance is of",
     )
     add(
         "--grid",
@@ -130,11 +131,12 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Makes or continues a study, and shows its result; returns the exit status."""
     count = cli.whole_number(args.cells, "--cells")
     search_seed = cli.whole_number(args.search_seed, "--search_seed")
-    found = cells.make(args.grid, args.random, count, search_seed, args.vary)
+    base = configs.load(args.config, cli.with_plugins(overrides, args))
+    sources = cells.sources_of(configs.flat(base))
+    found = cells.make(args.grid, args.random, count, search_seed, args.vary, sources)
     varied = {key for cell in found for key in cell.seeds(0)}
     if twice := sorted(varied & overrides.keys()):
         raise InputError(f"--config.{twice[0]} is what --seeds varies; give --seeds=3-12")
-    base = configs.load(args.config, cli.with_plugins(overrides, args))
     seeds = cells.seeds(args.seeds or "10")
     plugins = cli.plugins_of(args.config, base, args)
     study = Study(base, found, seeds, _folder(args, "study"), plugins)

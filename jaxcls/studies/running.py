@@ -22,9 +22,9 @@ from jaxcls.experiment import checks
 from jaxcls.learning.metrics import is_higher_better
 from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import cells, outcomes, summary
 from jaxcls.studies import folder as study_folder
-from jaxcls.studies import outcomes, summary
-from jaxcls.studies.cells import FRACTION, Cell
+from jaxcls.studies.cells import FRACTION, SPLIT, Cell
 from jaxcls.studies.folder import StudyPlan, run_folder
 from jaxcls.training import train
 from jaxcls.training.meter import duration
@@ -96,13 +96,20 @@ def check(study: Study) -> None:
 
 
 def _check_varied(cell: Cell, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` if the cell sets a seed that varies, or varies no fraction."""
+    """Raises `InputError` if the cell sets a seed that varies, or none can vary."""
     if twice := sorted(cell.seeds(0).keys() & cell.overrides.keys()):
         raise InputError(f"{twice[0]} is what --seeds varies; leave it out of the cells")
     if FRACTION in cell.streams and config["data.fraction"] == 1:
         raise InputError(
             "--vary=fraction varies which examples data.fraction takes, and it takes all:"
             " data.fraction=1; try --config.data.fraction=0.9"
+        )
+    if SPLIT in cell.streams and SPLIT not in cells.sources_of(config):
+        raise InputError(
+            "--vary=split varies which examples of one split are data.train and which"
+            f" data.eval, and these are {config['data.train']!r} and"
+            f" {config['data.eval']!r}; try --config.data.train='train[:90%]'"
+            " --config.data.eval='train[90%:]'"
         )
 
 

@@ -298,9 +298,28 @@ def test_a_seed_that_varies_a_fraction_varies_the_examples_alone(done, tmp_path)
     assert run_folders.record_bytes(seed) == run_folders.record_bytes(tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_a_seed_that_varies_the_split_varies_train_and_eval_and_not_test(done, tmp_path):
+    status, result, _ = done("--seeds=2", "--vary=each", "--metric=loss", length="2 steps")
+    assert status == 0
+    cell = result["cells"][-1]
+    assert (cell["name"], cell["vary"]) == ("vary=split", ["split"])
+    runs = [tmp_path / f"study/vary=split/seed-{seed}" for seed in (0, 1)]
+    saved = [json.loads((run / "config.json").read_text()) for run in runs]
+    apart = {k for k, v in saved[0]["config"].items() if saved[1]["config"][k] != v}
+    assert apart == {"data.split_seed"}
+    assert saved[0]["implied"] == saved[1]["implied"]
+    assert {*result["streams"]["test_last"]} == {
+        *("init", "order", "augment", "dropout", "split")
+    }
+    losses = [run["values"]["test_last"]["loss"] for run in cell["runs"]]
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--vary=split", "--config.data.train=train"], "try --config.data.train='train"),
         (["--vary=fraction"], "data.fraction=1; try --config.data.fraction=0.9"),
         (
             ["--vary=fraction", "--grid", "data.fraction=0.5,1"],
