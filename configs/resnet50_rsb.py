@@ -21,7 +21,7 @@ Deviations:
   number that we know no source of: ``groups`` of the mix.
 - timm draws the filter of a crop, and of RandAugment's geometry, bilinear or bicubic; here
   it is bicubic.
-- Their rate changes once an epoch.
+- Their rate changes once an epoch, and mmpretrain's ends at 1e-6; here at 0.
 - The last 1 % of the training images selects and does not train; the published number
   trained on all.
 - The last partial batch of an epoch is not dropped, as theirs is: positions run on
