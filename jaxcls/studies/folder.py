@@ -1,4 +1,4 @@
-"""The folder of a study: its lock, plan.json, study.json, and the folders of its runs."""
+"""The folder of a study: its lock, plan.json, study.json, cost.json, and its runs'."""
 
 import contextlib
 import fcntl
@@ -14,8 +14,8 @@ from jaxcls.studies.cells import Cell
 from jaxcls.studies.outcomes import PLACES
 from jaxcls.version import __version__
 
-PLAN, RESULT = "plan.json", "study.json"
-# The format version of both files, and of expected.json.
+PLAN, RESULT, COST = "plan.json", "study.json", "cost.json"
+# The format version of these files, and of expected.json.
 FORMAT = 1
 
 

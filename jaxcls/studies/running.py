@@ -7,7 +7,7 @@ import json
 import operator
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import checks
 from jaxcls.learning.metrics import is_higher_better
-from jaxcls.runs import checkpoint, records
+from jaxcls.runs import checkpoint, cost, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import cells, outcomes, summary
 from jaxcls.studies import folder as study_folder
@@ -222,7 +222,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
-    """Writes study.json from the folders of all runs; returns its content.
+    """Writes study.json and cost.json from the folders of all runs; returns the former.
 
     Holds the lock, so that of several shards the last one sees the runs of all.
     Raises `InputError`.
@@ -244,4 +244,17 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
             best_metric=study.base.best.metric,
         )
         atomic.write_json(study.folder / study_folder.RESULT, result)
+        _write_cost(study.folder, plan.cells, plan.seeds)
     return result
+
+
+def _write_cost(folder: pathlib.Path, of: Sequence[Cell], seeds: Sequence[int]) -> None:
+    """Writes cost.json: the cost of all runs that have begun.
+
+    It is measured, so it is apart from study.json, which is a function of the outcomes.
+    """
+    runs = [run_folder(folder, cell.name, seed) for cell in of for seed in seeds]
+    begun = [(run.starts(), records.read(run.timing)) for run in runs]
+    whole = cost.total(cost.of_run(*each) for each in begun if each[0])
+    found = {"runs": sum(bool(starts) for starts, _ in begun), **whole._asdict()}
+    atomic.write_json(folder / study_folder.COST, {"format": study_folder.FORMAT, **found})
