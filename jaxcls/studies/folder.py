@@ -42,19 +42,24 @@ def _is_figure(value: Any) -> bool:
         **{"median": _is_interval, "coverage_median": forms.is_number},
         **{"iqm": _is_interval, "coverage_iqm": forms.is_number},
     }
+    if isinstance(value, dict) and "bca" in value:  # Older versions wrote none.
+        form |= {"bca": _is_interval, "coverage_bca": forms.is_number}
     return not forms.misfit(value, form) and all(
         value[name]["low"] is None or value[f"coverage_{name}"] is not None
-        for name in ("median", "iqm")
+        for name in ("median", "iqm", "bca")
+        if name in value
     )
 
 
 def _is_comparison(value: Any) -> bool:
-    """Returns whether a value is a comparison; older versions wrote no superiority."""
+    """Returns whether a value is a comparison; older versions wrote less."""
     form = {
         **{"unpaired": forms.is_count, "comparisons": forms.is_count},
         **{"difference": _is_interval},
         **{"p_corrected": forms.is_number, "words": forms.is_text},
     }
+    if isinstance(value, dict) and "bca" in value:
+        form |= {"bca": _is_interval, "n": forms.is_count}
     is_one = not forms.misfit(value, form)
     return is_one and ("superiority" not in value or _is_share(value["superiority"]))
 
