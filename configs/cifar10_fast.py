@@ -26,8 +26,8 @@ each scored once; 47 minutes on two cores that had other work too (136 images/s)
 Deviations:
 - In substance: they jitter normalised pixels, which become (x + shift) * scale; here
   brightness and contrast change by as much.
-- Their whitening's bias has a rate that falls to 0 while it trains; here it has the
-  others'.
+- Their whitening's bias trains for 7 steps, at a rate that falls to 0 in them; here for 6,
+  at the others' rate.
 - Their epoch has 32 whole batches, and drops the other 848 images; here positions run
   on.
 - Their momentum and params are float16, here float32.

@@ -13,9 +13,6 @@ run on all of the training images; timm scores them at 82.07). Not yet run to th
     python -m jaxcls.main --config=configs/convnext_t.py --config.data.dir=DIR
 
 Deviations:
-- RandAugment's geometry reads the nearest pixel, theirs by bicubic interpolation.
-- One mixing weight, box and choice for the whole batch; theirs for each GPU's part, 32
-  a step.
 - Random erasing draws levels uniformly; theirs are normal noise after normalisation.
 - The last 1 % of the training images selects and does not train; the published number
   trained on all.
@@ -40,10 +37,11 @@ def get_config() -> ConfigDict:
     c.data.train_ops = "decode | random_resized_crop(224, filter='bicubic')"
     c.data.eval_ops = "decode | resize_short(256, 'bicubic', 'truncate') | center_crop(224)"
     c.augment = (
-        "flip | randaugment(2, 9, 'timm', noise=0.5, probability=0.5)"
+        "flip | randaugment(2, 9, 'timm', noise=0.5, probability=0.5,"
+        " interpolation='bicubic')"
         " | random_erasing(0.25)"
     )
-    c.mix = "mixup_or_cutmix(0.8, 1.0)"
+    c.mix = "mixup_or_cutmix(0.8, 1.0, groups=32)"  # Theirs of 32 GPUs.
     c.normalize = "imagenet"
     c.eval.metrics = "top1 | topk(5)"
     c.best.metric = "ema_top1"

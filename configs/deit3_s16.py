@@ -13,9 +13,6 @@ images; the released weights, a single run). Not yet run to the end here.
     python -m jaxcls.main --config=configs/deit3_s16.py --config.data.dir=DIR
 
 Deviations:
-- One mixing weight, box and choice for the whole batch; theirs for each GPU's part, 8 a
-  step. The three copies of an image are rows in a row here, and may meet the same
-  partner; there they are on three GPUs.
 - The bias of the patches starts at 0; theirs uniform in +-0.036.
 - Their rate changes once an epoch, and their cosine counts from the start of the
   warm-up.
@@ -46,7 +43,7 @@ def get_config() -> ConfigDict:
     c.data.eval_ops = "decode | resize_short(224, 'bicubic', 'truncate') | center_crop(224)"
     c.data.repeats = 3
     c.augment = "flip | three_augment | color_jitter(0.3, 0.3, 0.3)"
-    c.mix = "mixup_or_cutmix(0.8, 1.0)"
+    c.mix = "mixup_or_cutmix(0.8, 1.0, groups=8)"  # Theirs of 8 GPUs.
     c.normalize = "imagenet"
     c.eval.metrics = "top1 | topk(5)"
     c.loss.name = "sigmoid(threshold=1e-6)"  # Every class in a mixed image is whole.

@@ -17,10 +17,11 @@ weights, trained on all of the training images); mmpretrain's runs of the same r
     python -m jaxcls.main --config=configs/resnet50_rsb.py:a3 --config.data.dir=DIR
 
 Deviations:
-- RandAugment's geometry reads the nearest pixel, theirs by bicubic interpolation.
-- One mixing weight, box and choice for the whole batch; theirs for each GPU's part.
-- timm draws the filter of a crop, bilinear or bicubic; here it is bicubic.
-- Their rate changes once an epoch.
+- One mixing weight, box and choice for the whole batch; theirs for each GPU's part, of a
+  number that we know no source of: ``groups`` of the mix.
+- timm draws the filter of a crop, and of RandAugment's geometry, bilinear or bicubic; here
+  it is bicubic.
+- Their rate changes once an epoch, and mmpretrain's ends at 1e-6; here at 0.
 - The last 1 % of the training images selects and does not train; the published number
   trained on all.
 - The last partial batch of an epoch is not dropped, as theirs is: positions run on
@@ -52,7 +53,10 @@ def get_config(recipe: str = "a1") -> ConfigDict:
     c.data.train_ops = f"decode | random_resized_crop({size}, filter='bicubic')"
     c.data.eval_ops = "decode | resize_short(235, 'bicubic', 'truncate') | center_crop(224)"
     c.data.repeats = 1 if recipe == "a3" else 3
-    c.augment = f"flip | randaugment(2, {magnitude}, 'timm', noise=0.5, probability=0.5)"
+    c.augment = (
+        f"flip | randaugment(2, {magnitude}, 'timm', noise=0.5, probability=0.5,"
+        " interpolation='bicubic')"
+    )
     c.mix = f"mixup_or_cutmix({mixup}, 1.0)"
     c.normalize = "imagenet"
     c.eval.metrics = "top1 | topk(5)"

@@ -27,14 +27,14 @@ def photographs(height, width, count=2, channels=3):
     ]
 
 
-def pillow(name, image, amount, fill=0):
+def pillow(name, image, amount, fill=0, resample=Image.Resampling.NEAREST):
     """One image uint8 [H, W, C] after an operation, by Pillow."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    done = np.asarray(_picture(name, picture, float(amount), fill))
+    done = np.asarray(_picture(name, picture, float(amount), fill, resample))
     return done.reshape(image.shape)
 
 
-def _picture(name, picture, amount, fill):
+def _picture(name, picture, amount, fill, resample):
     matrices = {
         "shear_x": (1, amount, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, amount, 1, 0),
@@ -47,7 +47,7 @@ def _picture(name, picture, amount, fill):
             picture.size,
             Image.Transform.AFFINE,
             matrices[name],
-            Image.Resampling.NEAREST,
+            resample,
             fillcolor=color,
         )
     if name in ENHANCE:
@@ -55,7 +55,7 @@ def _picture(name, picture, amount, fill):
     bands = len(picture.getbands())
     return {
         "identity": lambda: picture,
-        "rotate": lambda: picture.rotate(amount, fillcolor=color),
+        "rotate": lambda: picture.rotate(amount, resample, fillcolor=color),
         # Pillow refuses 0 bits.
         "posterize": lambda: ImageOps.posterize(picture, max(int(amount), 1)).point(
             lambda level: level if amount >= 1 else 0

@@ -23,6 +23,12 @@ OPERATIONS += ("equalize", *levels.POINTWISE, *geometry.SLIDES[1], *geometry.SLI
 _MOST = 32
 NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
 
+# Of each way to read between pixels: the maps of rotations, and of moves of whole lines.
+INTERPOLATIONS: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
+    "nearest": (geometry.affine, geometry.slide),
+    "bicubic": (geometry.affine_bicubic, geometry.slide_bicubic),
+}
+
 
 class Drawn(NamedTuple):
     """The drawn operation of each row in one layer.
@@ -48,13 +54,15 @@ def apply(
     fill: jax.Array,
     legacy_contrast: bool = False,
     legacy_solarize: bool = False,
+    interpolation: str = "nearest",
 ) -> jax.Array:
     """Applies to each row of images, uint8 [B, H, W, C], its drawn operation.
 
     among: the names of all operations that may be drawn; steps that none of them needs are
     left out. fill: uint8 [C], the colour of geometry and cutout. legacy_contrast,
-    legacy_solarize: see `levels`.
+    legacy_solarize: see `levels`. interpolation: a name of `INTERPOLATIONS`, for geometry.
     """
+    turn, shift = INTERPOLATIONS[interpolation]
     by_pixel: dict[str, Callable[..., jax.Array]] = {
         **levels.POINTWISE,
         "contrast": functools.partial(levels.contrast, legacy=legacy_contrast),
@@ -69,29 +77,37 @@ def apply(
     costly: dict[tuple[str, ...], Costly] = {
         ("sharpness",): lambda some, of: colors.sharpness(some, of.amount),
         ("equalize",): lambda some, of: levels.equalize(some),
-        ("rotate",): functools.partial(_rotated, fill=fill),
+        ("rotate",): functools.partial(_rotated, turn=turn, fill=fill),
     }
     for axis, moves in geometry.SLIDES.items():
-        costly[tuple(moves)] = functools.partial(_slid, axis=axis, fill=fill)
+        costly[tuple(moves)] = functools.partial(_slid, shift=shift, axis=axis, fill=fill)
     for names, function in costly.items():
         found = _on_rows(function, found, drawn, [n for n in names if n in among], among)
     return _cutout(found, drawn, fill) if "cutout" in among else found
 
 
-def _rotated(images: jax.Array, drawn: Drawn, fill: jax.Array) -> jax.Array:
+def _rotated(
+    images: jax.Array, drawn: Drawn, turn: Callable[..., jax.Array], fill: jax.Array
+) -> jax.Array:
     _, height, width, _ = images.shape
     moves = geometry.rotate(drawn.amount, (height, width))
-    return geometry.affine(images, moves, fill)
+    return turn(images, moves, fill)
 
 
-def _slid(images: jax.Array, drawn: Drawn, axis: int, fill: jax.Array) -> jax.Array:
+def _slid(
+    images: jax.Array,
+    drawn: Drawn,
+    shift: Callable[..., jax.Array],
+    axis: int,
+    fill: jax.Array,
+) -> jax.Array:
     """Moves lines along an axis by the distances of each row's operation."""
     of_axis = geometry.SLIDES[axis].items()
     moves = jnp.select(
         [(drawn.operation == NUMBERS[name])[:, None, None] for name, _ in of_axis],
         [matrices(drawn.amount) for _, matrices in of_axis],
     )
-    return geometry.slide(images, moves, axis, fill)
+    return shift(images, moves, axis, fill)
 
 
 def _on_rows(

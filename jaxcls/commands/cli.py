@@ -43,7 +43,7 @@ from jaxcls.errors import (
 # The files of a run's folder, which no output may replace.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
 _OF_A_RUN |= {"digests.jsonl", "lock", "wandb-id", "last_step.json"}
-_OF_A_STUDY = {"plan.json", "study.json"}
+_OF_A_STUDY = {"plan.json", "study.json", "cost.json"}
 # Seconds for the threads of a command to end.
 _PATIENCE = 10.0
 # Paths of streams: an atomic write would replace the stream by a file.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config.loading import to_text
+from jaxcls.data import told
 from jaxcls.data.pipeline import ROLES
 from jaxcls.devices.memory import activation_bytes, explained, step_bytes, tree_bytes
 from jaxcls.experiment import Experiment
@@ -29,6 +30,7 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
         f" {exp.recipe.dtype} compute",
         "images": f"train {' then '.join(map(_by, exp.data.train_shapes))},"
         f" eval {_by(exp.data.eval_shape)}; {exp.selection.num_classes} classes",
+        "eval images": told.preprocessing(exp.config),
         "examples": ", ".join(f"{role} {exp.data.examples(role):,}" for role in ROLES),
         "steps": f"{exp.plan.steps:,} of {batch_size} examples"
         f" ({exp.plan.steps * batch_size / exp.plan.examples:.4g} epochs)",

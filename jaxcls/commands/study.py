@@ -13,8 +13,10 @@ from typing import Any
 
 from jaxcls.commands import cli
 from jaxcls.config import loading as configs
+from jaxcls.config.plugins import Plugins
 from jaxcls.devices import hosts, mesh
 from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError, is_whole_number
+from jaxcls.evaluation import against, assess
 from jaxcls.runs.workdir import Workdir
 from jaxcls.studies import cells, comparison, expected, running, samples, summary, table
 from jaxcls.studies.cells import Cell
@@ -28,7 +30,7 @@ and say how sure the result is. The same command again goes on, or shows the res
 
 # The flags that --verify and --compare accept; --config accepts all flags.
 _BESIDE = {
-    "--compare": {"--metric"},
+    "--compare": {"--metric", "--plugins"},
     "--verify": {"--workdir", "--seeds", "--shard", "--dry_run", "--plugins"}
     | {"--coordinator", "--processes", "--process", "--join_timeout"},
 }
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"{flag} says nothing without {other}; give both, or neither")
     if args.compare:
         one, other = args.compare
-        return _compare(one, other, args.metric)
+        return _compare(one, other, args.metric, cli.plugins(args))
     return _verify(args, overrides) if args.verify else _study(args, overrides)
 
 
@@ -80,8 +82,9 @@ def parser() -> cli.Parser:
         "--vary",
         default="all",
         help="what a seed varies: all, or of init,order,augment,dropout, while the others"
-        " stay; each: all, and every one by itself, to see what the variance is of;"
-        " fraction: which examples data.fraction takes",
+        " stay; fraction: which examples data.fraction takes; split: which examples of"
+        " data.train and data.eval are whose; each: all streams, and every source by"
+        " itself, to see what the variance is of",
     )
     add(
         "--grid",
@@ -130,11 +133,12 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Makes or continues a study, and shows its result; returns the exit status."""
     count = cli.whole_number(args.cells, "--cells")
     search_seed = cli.whole_number(args.search_seed, "--search_seed")
-    found = cells.make(args.grid, args.random, count, search_seed, args.vary)
+    base = configs.load(args.config, cli.with_plugins(overrides, args))
+    sources = cells.sources_of(configs.flat(base))
+    found = cells.make(args.grid, args.random, count, search_seed, args.vary, sources)
     varied = {key for cell in found for key in cell.seeds(0)}
     if twice := sorted(varied & overrides.keys()):
         raise InputError(f"--config.{twice[0]} is what --seeds varies; give --seeds=3-12")
-    base = configs.load(args.config, cli.with_plugins(overrides, args))
     seeds = cells.seeds(args.seeds or "10")
     plugins = cli.plugins_of(args.config, base, args)
     study = Study(base, found, seeds, _folder(args, "study"), plugins)
@@ -249,8 +253,8 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     return DONE if is_same else DIFFERS
 
 
-def _compare(one: str, other: str, metric: str) -> int:
-    """Shows the comparison of two finished studies, cells or runs."""
+def _compare(one: str, other: str, metric: str, plugins: Plugins) -> int:
+    """Shows the comparison of two finished studies, cells or runs; of runs by example."""
     pair = [samples.read(one), samples.read(other)]
     if pair[0].name == pair[1].name:
         raise InputError(f"--compare {one} {other}: these are the same; name two")
@@ -266,8 +270,16 @@ def _compare(one: str, other: str, metric: str) -> int:
     for line in samples.differences(*pair):
         print(f"differs in the config: {line}")
     if all(len(sample.runs) == 1 for sample in pair):
-        print(
-            "by example, on one test set: jaxcls evaluate"
-            f" {shlex.join([f'--workdir={one}', f'--against={other}'])}"
-        )
+        _by_example(one, other, plugins)
     return DONE
+
+
+def _by_example(one: str, other: str, plugins: Plugins) -> None:
+    """Shows how two runs differ on the examples of one split, or why it cannot be seen."""
+    try:
+        found, names, where = assess.compared(other, one, plugins)
+    except InputError as error:
+        given = shlex.join([f"--workdir={other}", f"--against={one}"])
+        print(f"by example they are not compared: {error}\nlater: jaxcls evaluate {given}")
+        return
+    against.show(found, one, names, where, this=other)

@@ -43,6 +43,8 @@ data.dir ~ ""  folder that holds NAME/VERSION of datasets, as --data_dir of prep
 data.train = "train"  split to train on; TFDS slices: 'train[:90%]'
 data.eval = ""  split that drives keep-best and early stopping; '': none
 data.test = ""  split scored once, at the end; '': none
+data.split_seed = -1  draws anew which examples of data.train and data.eval, two slices of
+    one split, are whose; -1: as the two say
 data.classes = ""  classes to use, 'cat, dog' or '0-9', in every split; '': all
 data.fraction = 1.0  share of the training examples of each class; 0.1 is a subset of 0.2
 data.fraction_seed = 0  seeds the choice of data.fraction

@@ -24,7 +24,7 @@ _RANGES = {
     # A batch of more takes minutes to find out that no memory holds it.
     "at most 1048576": "batch_size eval.batch_size",
     "below 1001": "data.prefetch nonfinite.rewinds",
-    "at least -1": "seeds.init seeds.order seeds.augment seeds.dropout",
+    "at least -1": "seeds.init seeds.order seeds.augment seeds.dropout data.split_seed",
 }
 _IS = {
     "at least": operator.ge,
@@ -68,7 +68,7 @@ def check(values: Values) -> None:
             values, key, kind is not float or math.isfinite(value), "is not a finite number"
         )
         _require(values, key, kind is not int or value < 2**32, "must be below 2**32")
-        is_free = kind not in (int, float) or key.startswith("seeds.")
+        is_free = kind not in (int, float) or key in _RANGES["at least -1"].split()
         _require(values, key, is_free or value >= 0, "must not be negative")
     for rule, keys in _RANGES.items():
         sign, bound = rule.rsplit(maxsplit=1)

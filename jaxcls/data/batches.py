@@ -32,7 +32,7 @@ ORDER, BALANCED_ORDER = "philox-argsort-1", "philox-balanced-1"
 MAX_EXAMPLES = 10**8
 
 # Distinct Philox counters keep the random streams independent.
-_CROP_STREAM, _BALANCE_STREAM = 1, 2
+_CROP_STREAM, _BALANCE_STREAM, _SPLIT_STREAM = 1, 2, 3
 # Random numbers per example and page; a crop needs at most 22.
 _DRAWN = 32
 # Slices of a batch per thread; with small slices, all threads finish together.
@@ -73,6 +73,14 @@ def by_class(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """Returns the examples [n] int64 in the order of their classes, shuffled in each."""
     by_chance = order(seed, epoch, len(labels))
     return by_chance[np.argsort(labels[by_chance], kind="stable")]
+
+
+def drawn(seed: int, n: int, count: int) -> np.ndarray:
+    """Returns bool [n] with `count` of them True, drawn by chance."""
+    places = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, _SPLIT_STREAM])
+    chosen = np.zeros(n, bool)
+    chosen[np.argsort(places.random_raw(n), kind="stable")[:count]] = True
+    return chosen
 
 
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:

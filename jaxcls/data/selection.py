@@ -1,9 +1,11 @@
 """Selects the examples and classes of a dataset that a config uses.
 
-A config may use some of the classes, and a fraction of the training examples.
+A config may use some of the classes, and a fraction of the training examples. It may also
+draw anew which examples of data.train and data.eval are whose (data.split_seed).
 """
 
 import functools
+import itertools
 import re
 
 import numpy as np
@@ -60,6 +62,7 @@ class Selection:
         """Returns the number of examples in use; key: the config key or flag of `split`."""
         if self._is_part(key):
             return len(self.used(split, key))
+        _ = self._pooled(split, key)
         return splits.count(split, self.facts.splits, key)
 
     def _is_part(self, key: str) -> bool:
@@ -69,14 +72,60 @@ class Selection:
 
     def records(self, split: str, key: str) -> sources.Source:
         """Returns random access to the examples in use of a split."""
-        return self.dataset.source(split, key).select(self.used(split, key))
+        return self.dataset.source(self._pooled(split, key), key).select(
+            self.used(split, key)
+        )
+
+    def _is_drawn(self, key: str) -> bool:
+        """Returns whether data.split_seed decides the examples of a split."""
+        return self.config.data.split_seed >= 0 and key in ("data.train", "data.eval")
+
+    def _pooled(self, split: str, key: str) -> str:
+        """Returns the split that `used` counts the records of."""
+        return self._pool if self._is_drawn(key) else split
+
+    @functools.cached_property
+    def _pool(self) -> str:
+        """The split that data.train and data.eval are drawn from.
+
+        Raises `InputError` unless the two are apart, are slices of one split, and share
+        nothing with data.test.
+        """
+        data, counts = self.config.data, self.facts.splits
+        given = {
+            role: splits.resolve(data[role], counts, f"data.{role}")
+            for role in ("train", "eval", "test")
+            if data[role]
+        }
+        pool = sorted(given["train"] + given.get("eval", []))
+        names = {name for name, *_ in pool}
+        apart = all(stop <= start for (*_, stop), (_, start, _) in itertools.pairwise(pool))
+        tested = any(
+            name in names and start < last and first < stop
+            for name, start, stop in given.get("test", [])
+            for _, first, last in pool
+        )
+        if len(names) > 1 or not apart or tested or "eval" not in given:
+            raise InputError(
+                f"data.split_seed={data.split_seed} draws data.train={data.train!r} and"
+                f" data.eval={data.eval!r} anew, which must be two parts of one split,"
+                f" without an example of each other or of data.test={data.test!r}; try"
+                " data.train='train[:90%]' and data.eval='train[90%:]', or -1"
+            )
+        return f"{data.train}+{data.eval}"
 
     def _used(self, split: str, key: str) -> np.ndarray:
         """Returns the records [n] int64 in use of a split, ascending."""
+        n = splits.count(self._pooled(split, key), self.facts.splits, key)
+        used, data = np.arange(n), self.config.data
+        if self._is_drawn(key):
+            held = splits.count(data.eval, self.facts.splits, "data.eval")
+            is_eval = batches.drawn(data.split_seed, n, held)
+            used = used[is_eval == (key == "data.eval")]
         if not self._is_part(key):
-            return np.arange(splits.count(split, self.facts.splits, key))
-        data, labels = self.config.data, self.labels(split, key)
-        used = np.flatnonzero(np.isin(labels, self._classes))
+            return used
+        labels = self.labels(split, key)
+        used = used[np.isin(labels[used], self._classes)]
         if key == "data.train" and data.fraction < 1:
             used = used[stratified(labels[used], data.fraction, data.fraction_seed)]
         if not used.size:
@@ -87,8 +136,8 @@ class Selection:
         return used
 
     def _labels(self, split: str, key: str) -> np.ndarray:
-        """Returns the labels [n] int32 of a whole split; raises `InputError` for -1."""
-        labels = self.dataset.labels(split, key)
+        """Returns the labels [n] int32 that `used` counts; raises `InputError` for -1."""
+        labels = self.dataset.labels(self._pooled(split, key), key)
         whole = Batch(label=labels, index=np.arange(len(labels)))
         batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
         return labels

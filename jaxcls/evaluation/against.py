@@ -141,18 +141,25 @@ def _differences(
 
 
 def show(
-    found: Against, name: str, class_names: Sequence[str], where: Callable[[int], str]
+    found: Against,
+    name: str,
+    class_names: Sequence[str],
+    where: Callable[[int], str],
+    this: str = "this run",
 ) -> None:
-    """Prints the comparison with the run `name`; where: the location of an example."""
+    """Prints the comparison of `this` with the run `name`.
+
+    where: the location of an example.
+    """
     out, n = console.console(), len(found.labels)
-    title = f"this run minus {name}, on the same {n} examples"
+    title = f"{this} minus {name}, on the same {n} examples"
     made = console.table(title, "", "difference", "95 % interval")
     for figure, (value, low, high) in found.differences.items():
         ends = f"{as_text(low)} to {as_text(high)}" if math.isfinite(low) else "-"
         made.add_row(figure, as_text(value), ends)
     out.print(made)
     out.print(
-        f"right: both {found.both}, only this run {found.only}, only {name}"
+        f"right: both {found.both}, only {this} {found.only}, only {name}"
         f" {found.only_other}, neither {found.neither}; McNemar's exact test:"
         f" p = {found.p:.3g}",
         soft_wrap=True,

@@ -1,13 +1,14 @@
 """Assesses a run for `evaluate`: plans the passes over a split and computes all figures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxcls.config.plugins import Plugins
 from jaxcls.errors import InputError
 from jaxcls.evaluation import (
     calibration,
@@ -17,6 +18,7 @@ from jaxcls.evaluation import (
     passes,
     robustness,
     scores,
+    scoring,
 )
 from jaxcls.evaluation.against import Against, compare
 from jaxcls.evaluation.attacks import Attack
@@ -127,6 +129,27 @@ def evaluated(
         columns = _in_pieces(score, theirs)
         against = compare(found, kept[chosen], theirs, columns, exp.recipe.link)
     return Evaluation(chosen, values, found, assessed, made, robust, against)
+
+
+def compared(
+    one: str, other: str, plugins: Plugins
+) -> tuple[Against, list[str], Callable[[int], str]]:
+    """Compares the best checkpoints of two runs' folders on data.test of the first.
+
+    Without data.test it is data.eval. Returns the comparison, the names of the classes, and
+    a function from the index of an example to its location. Raises `InputError` for a bad
+    run, and unless both runs have these examples.
+    """
+    exp, _, _, weights = scoring.load(one, "best", {}, plugins)
+    given = examples.of_run(exp, examples.default_role(exp) or "test")
+    size = min(exp.config.eval.batch_size or exp.config.batch_size, given.n)
+    theirs, _, _, found = scoring.load(other, "best", {}, plugins)
+    same = examples.same_for(exp, given, theirs, f"--compare {other}")
+    asked = Asked(other=Subject(theirs, theirs.recipe.variables(found), same, size))
+    made = evaluated(exp, weights, given, asked, size).against
+    assert made is not None
+    where = given.data.selection.records(given.split, given.key).where
+    return made, list(exp.selection.class_names), where
 
 
 def _scorer(exp: Experiment) -> Keep:

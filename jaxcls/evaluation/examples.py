@@ -104,7 +104,8 @@ def seen_through(exp: Experiment, given: Examples, eval_ops: str) -> Examples:
 def _same(given: Examples) -> dict[str, Any]:
     """Returns the config values of `given` that decide the examples of a split."""
     values = configs.flat(given.data.config)
-    chosen = "name", "dir", "classes", "fraction", "fraction_seed"
+    chosen = ["name", "dir", "classes", "fraction", "fraction_seed", "split_seed"]
+    chosen += ["train", "eval"] if values["data.split_seed"] >= 0 else []
     return {f"data.{key}": values[f"data.{key}"] for key in chosen}
 
 
@@ -151,6 +152,13 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
         role = given.key.removeprefix("data.")
         theirs = other.config.data.get(role, given.split)
         before, now = first.selection.facts, other.selection.facts
+        seeds = [exp.config.data.split_seed for exp in (first, other)]
+        if role != "test" and seeds[0] != seeds[1]:
+            raise InputError(
+                f"{flag} has other examples in data.{role}: data.split_seed={seeds[1]}"
+                f" where --workdir has {seeds[0]}; score data.test, with --split="
+                f"{first.config.data.test or 'test'}"
+            )
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
             raise InputError(
                 f"{flag} has {now.name} {theirs!r} where --workdir has"

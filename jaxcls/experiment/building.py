@@ -138,11 +138,13 @@ class Experiment:
 
         Both experiments share the recipe, programs and decoded images, which do not depend
         on a seed; the recipe and the programs keep the config of the first. Another
-        data.fraction_seed chooses other images, and makes all anew.
+        data.fraction_seed or data.split_seed chooses other images, and makes all anew.
         Raises `InputError` for a bad seed.
         """
         config = configs.from_flat({**configs.flat(self.config), **seeds})
-        if config.data.fraction_seed != self.config.data.fraction_seed:
+        before, now = self.config.data, config.data
+        chosen = "fraction_seed", "split_seed"
+        if any(now[key] != before[key] for key in chosen):
             return build(config, plugins=self.plugins)
         # Made first, so that both share them.
         _ = self.programs, self.initial, self.teacher

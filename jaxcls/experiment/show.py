@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxcls import atomic
 from jaxcls.config.loading import flat, from_flat
-from jaxcls.data import pictures
+from jaxcls.data import pictures, told
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError
 from jaxcls.experiment import Experiment, recipe
@@ -34,6 +34,7 @@ def draw(exp: Experiment, path: str) -> None:
     with atomic.writing(file, "wb", "try --show=batch.png") as out:
         picture.save(out, form)
     print(f"training images as the model sees them: {file}")
+    print(f"eval images: {told.preprocessing(exp.config)}")
 
 
 def grid(exp: Experiment) -> np.ndarray:

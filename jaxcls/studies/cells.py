@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from jaxcls.config.knobs import KNOBS, STREAMS
 from jaxcls.errors import InputError, did_you_mean
 
 EACH = "each"
-# The choice of data.fraction, which has a seed of its own and does not follow `seed`.
-FRACTION = "fraction"
+# Choices of examples, which have a seed of their own and do not follow `seed`: of
+# data.fraction, and of data.train and data.eval.
+FRACTION, SPLIT = "fraction", "split"
 _SEED_OF = {
     **{stream: f"seeds.{stream}" for stream in STREAMS},
     FRACTION: "data.fraction_seed",
+    SPLIT: "data.split_seed",
 }
 # The most seeds of a study, and cells of a random search.
 _MOST_SEEDS, _MOST_CELLS = 10_000, 10_000
@@ -29,8 +31,8 @@ class Cell(NamedTuple):
     """One recipe of a study.
 
     overrides: {config key: value as text}, as on a command line. streams: the random
-    streams (or `FRACTION`) whose seed varies while `seed` is constant; (): `seed` itself
-    varies.
+    streams (or `FRACTION`, `SPLIT`) whose seed varies while `seed` is constant; ():
+    `seed` itself varies.
     """
 
     name: str
@@ -44,7 +46,12 @@ class Cell(NamedTuple):
 
 
 def make(
-    grid: Sequence[str], spaces: Sequence[str], count: int, search_seed: int, vary: str
+    grid: Sequence[str],
+    spaces: Sequence[str],
+    count: int,
+    search_seed: int,
+    vary: str,
+    sources: Sequence[str] = STREAMS,
 ) -> list[Cell]:
     """Returns the cells of a study, in order.
 
@@ -52,7 +59,7 @@ def make(
     cell. spaces: keys with their search space: ``"optim.lr=log(1e-4..0.1)"``,
     ``"optim.warmup_from=0..0.5"``, ``"augment=flip,randaugment(2, 10)"``; `search_seed`
     draws `count` cells from them. vary: "all"; or names of streams; or "each", which
-    makes one cell that varies all streams, and one cell for each stream.
+    makes one cell that varies all streams, and one cell for each of `sources`.
     Raises `InputError` for a bad text or combination.
     """
     if [bool(grid), bool(spaces), vary == EACH].count(True) > 1:
@@ -61,7 +68,7 @@ def make(
             " list to --random: --random 'optim.lr=0.1,0.2'"
         )
     if vary == EACH:
-        alone = [Cell(f"vary={stream}", {}, (stream,)) for stream in STREAMS]
+        alone = [Cell(f"vary={stream}", {}, (stream,)) for stream in sources]
         return [Cell("base", {}, ()), *alone]
     cells: list[Cell] = []
     taken: collections.Counter[str] = collections.Counter()
@@ -97,7 +104,7 @@ def seeds(text: str) -> list[int]:
 
 
 def streams_of(vary: str) -> tuple[str, ...]:
-    """Returns the streams of ``"init,order"`` in the order of STREAMS; FRACTION is last.
+    """Returns the streams of ``"init,order"`` in the order of STREAMS; choices are last.
 
     Returns () for "all" and "each". Raises `InputError` for an unknown name.
     """
@@ -109,6 +116,17 @@ def streams_of(vary: str) -> tuple[str, ...]:
                 f" streams of randomness: {','.join(_SEED_OF)}"
             )
     return tuple(name for name in _SEED_OF if name in names)
+
+
+def sources_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns all that a seed may vary of a flat config: streams and choices."""
+    found = [*STREAMS]
+    if config["data.fraction"] < 1:
+        found.append(FRACTION)
+    slices = [re.match(r"\w+(?=\[)", config[f"data.{role}"]) for role in ("train", "eval")]
+    if all(slices) and len({each[0] for each in slices if each}) == 1:
+        found.append(SPLIT)
+    return tuple(found)
 
 
 def _combined(grid: Sequence[str]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The folder of a study: its lock, plan.json, study.json, and the folders of its runs."""
+"""The folder of a study: its lock, plan.json, study.json, cost.json, and its runs'."""
 
 import contextlib
 import fcntl
@@ -14,8 +14,8 @@ from jaxcls.studies.cells import Cell
 from jaxcls.studies.outcomes import PLACES
 from jaxcls.version import __version__
 
-PLAN, RESULT = "plan.json", "study.json"
-# The format version of both files, and of expected.json.
+PLAN, RESULT, COST = "plan.json", "study.json", "cost.json"
+# The format version of these files, and of expected.json.
 FORMAT = 1
 
 
@@ -42,19 +42,24 @@ def _is_figure(value: Any) -> bool:
         **{"median": _is_interval, "coverage_median": forms.is_number},
         **{"iqm": _is_interval, "coverage_iqm": forms.is_number},
     }
+    if isinstance(value, dict) and "bca" in value:  # Older versions wrote none.
+        form |= {"bca": _is_interval, "coverage_bca": forms.is_number}
     return not forms.misfit(value, form) and all(
         value[name]["low"] is None or value[f"coverage_{name}"] is not None
-        for name in ("median", "iqm")
+        for name in ("median", "iqm", "bca")
+        if name in value
     )
 
 
 def _is_comparison(value: Any) -> bool:
-    """Returns whether a value is a comparison; older versions wrote no superiority."""
+    """Returns whether a value is a comparison; older versions wrote less."""
     form = {
         **{"unpaired": forms.is_count, "comparisons": forms.is_count},
         **{"difference": _is_interval},
         **{"p_corrected": forms.is_number, "words": forms.is_text},
     }
+    if isinstance(value, dict) and "bca" in value:
+        form |= {"bca": _is_interval, "n": forms.is_count}
     is_one = not forms.misfit(value, form)
     return is_one and ("superiority" not in value or _is_share(value["superiority"]))
 

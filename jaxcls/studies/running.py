@@ -7,7 +7,7 @@ import json
 import operator
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -20,11 +20,11 @@ from jaxcls.errors import DivergedError, InputError, InUseError, StoppedError
 from jaxcls.evaluation import passes, scoring
 from jaxcls.experiment import checks
 from jaxcls.learning.metrics import is_higher_better
-from jaxcls.runs import checkpoint, records
+from jaxcls.runs import checkpoint, cost, records
 from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import cells, outcomes, summary
 from jaxcls.studies import folder as study_folder
-from jaxcls.studies import outcomes, summary
-from jaxcls.studies.cells import FRACTION, Cell
+from jaxcls.studies.cells import FRACTION, SPLIT, Cell
 from jaxcls.studies.folder import StudyPlan, run_folder
 from jaxcls.training import train
 from jaxcls.training.meter import duration
@@ -96,13 +96,20 @@ def check(study: Study) -> None:
 
 
 def _check_varied(cell: Cell, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` if the cell sets a seed that varies, or varies no fraction."""
+    """Raises `InputError` if the cell sets a seed that varies, or none can vary."""
     if twice := sorted(cell.seeds(0).keys() & cell.overrides.keys()):
         raise InputError(f"{twice[0]} is what --seeds varies; leave it out of the cells")
     if FRACTION in cell.streams and config["data.fraction"] == 1:
         raise InputError(
             "--vary=fraction varies which examples data.fraction takes, and it takes all:"
             " data.fraction=1; try --config.data.fraction=0.9"
+        )
+    if SPLIT in cell.streams and SPLIT not in cells.sources_of(config):
+        raise InputError(
+            "--vary=split varies which examples of one split are data.train and which"
+            f" data.eval, and these are {config['data.train']!r} and"
+            f" {config['data.eval']!r}; try --config.data.train='train[:90%]'"
+            " --config.data.eval='train[90%:]'"
         )
 
 
@@ -215,7 +222,7 @@ def _score_last(exp: experiment.Experiment, folder: Workdir, stop: Stop) -> None
 
 
 def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
-    """Writes study.json from the folders of all runs; returns its content.
+    """Writes study.json and cost.json from the folders of all runs; returns the former.
 
     Holds the lock, so that of several shards the last one sees the runs of all.
     Raises `InputError`.
@@ -237,4 +244,17 @@ def conclude(study: Study, metric: str, baseline: str) -> dict[str, Any]:
             best_metric=study.base.best.metric,
         )
         atomic.write_json(study.folder / study_folder.RESULT, result)
+        _write_cost(study.folder, plan.cells, plan.seeds)
     return result
+
+
+def _write_cost(folder: pathlib.Path, of: Sequence[Cell], seeds: Sequence[int]) -> None:
+    """Writes cost.json: the cost of all runs that have begun.
+
+    It is measured, so it is apart from study.json, which is a function of the outcomes.
+    """
+    runs = [run_folder(folder, cell.name, seed) for cell in of for seed in seeds]
+    begun = [(run.starts(), records.read(run.timing)) for run in runs]
+    whole = cost.total(cost.of_run(*each) for each in begun if each[0])
+    found = {"runs": sum(bool(starts) for starts, _ in begun), **whole._asdict()}
+    atomic.write_json(folder / study_folder.COST, {"format": study_folder.FORMAT, **found})

@@ -52,6 +52,8 @@ def check_same_examples(one: Sample, other: Sample) -> None:
         facts, config = saved["implied"]["facts"], saved["config"]
         scored.append({"data": facts["fingerprint"] or facts["name"]})
         scored[-1] |= {key: config.get(key, "") for key in ("data.test", "data.eval")}
+        if not config.get("data.test"):
+            scored[-1]["data.split_seed"] = config.get("data.split_seed", -1)
     for what, before in scored[0].items():
         if before != scored[1][what]:
             raise InputError(

@@ -105,7 +105,10 @@ def _compared(
     return {
         name: {
             **one._asdict(),
-            **{key: getattr(one, key)._asdict() for key in ("difference", "superiority")},
+            **{
+                key: getattr(one, key)._asdict()
+                for key in ("difference", "bca", "superiority")
+            },
             "words": one.words,
         }
         for name, one in made.items()

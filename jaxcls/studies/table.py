@@ -6,6 +6,7 @@ from typing import Any
 from jaxcls import console
 from jaxcls.console import as_text
 from jaxcls.evaluation import intervals
+from jaxcls.studies import spread
 
 # The titles of outcomes.PLACES.
 PLACES = {
@@ -89,7 +90,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     for cell in found["cells"]:
         figure = cell["figures"].get(place, {}).get(metric)
         if figure and figure["n"] > 1:
-            each = (f"{word} {bootstrapped(figure, word)}" for word in ("median", "IQM"))
+            words = [*(["BCa"] if _has_bca(figure) else []), "median", "IQM"]
+            each = (f"{_OF[word]} {bootstrapped(figure, word)}" for word in words)
             ends = f"95% is meant, and n={figure['n']}"
             said.append(f"{cell['name']}, by bootstrap: {', '.join(each)}; {ends}")
     said += [*compared(found), *chosen(found)]
@@ -125,8 +127,16 @@ def lost(found: dict[str, Any]) -> list[str]:
     return said
 
 
+_OF = {"BCa": "mean (BCa)", "median": "median", "IQM": "IQM"}
+
+
+def _has_bca(figure: dict[str, Any]) -> bool:
+    """Returns whether a mean has a BCa interval; older versions wrote none."""
+    return figure.get("bca", {}).get("low") is not None
+
+
 def bootstrapped(figure: dict[str, Any], word: str) -> str:
-    """Returns the bootstrap interval of the "median" or "IQM" with its coverage."""
+    """Returns the bootstrap interval of "BCa", "median" or "IQM" with its coverage."""
     key = word.lower()
     low, high = figure[key]["low"], figure[key]["high"]
     if low is None:
@@ -140,9 +150,18 @@ def compared(found: dict[str, Any]) -> list[str]:
     for name, one in found["comparisons"].get(found["headline"], {}).items():
         apart = f" ({one['unpaired']} seeds without a pair)" if one["unpaired"] else ""
         said.append(
-            f"{name} against {found['baseline']}: {one['words']}{apart}{_superior(one)}"
+            f"{name} against {found['baseline']}:"
+            f" {one['words']}{apart}{_by_bca(one)}{_superior(one)}"
         )
     return said
+
+
+def _by_bca(one: dict[str, Any]) -> str:
+    """Returns the BCa interval of the differences; "" without one."""
+    if not _has_bca(one):
+        return ""
+    low, high = one["bca"]["low"], one["bca"]["high"]
+    return f"; BCa {low:+.3g} to {high:+.3g} (holds {spread.coverage_of_bca(one['n']):.0%})"
 
 
 def _superior(one: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from scipy import ndimage, stats
 
 from jaxcls.augment import MIXES
 from jaxcls.config import calls
+from jaxcls.errors import InputError
 from tests.rows import KEY
 
 RNG = np.random.default_rng(0)
@@ -212,11 +213,95 @@ def test_a_row_is_mixed_the_same_whatever_other_rows_than_its_partner_hold():
         np.testing.assert_array_equal(again[1], whole[1])
 
 
-def on_devices(count, images, targets):
+def boxes_of(pasted):
+    """(top, bottom, left, right) of where each row is its partner's."""
+    found = [ndimage.find_objects(mask.astype(int)) for mask in pasted]
+    parts = [part[0] if part else (slice(0, 0), slice(0, 0)) for part in found]
+    return [(y.start, y.stop, x.start, x.stop) for y, x in parts]
+
+
+def by_timm(mode, images, labels, weights, boxed, boxes):
+    """What timm's Mixup makes of one GPU's batch, given what it would have drawn."""
+    import torch
+    from timm.data import mixup
+
+    made = mixup.Mixup(cutmix_alpha=1.0, mode=mode, label_smoothing=0.0, num_classes=16)
+    # timm asks for the box of each row that it pastes into; one that is whole has none.
+    given = zip(boxes, weights, boxed, strict=True)
+    of_box = iter([(box, w) for box, w, is_boxed in given if is_boxed and w != 1])
+
+    if mode == "batch":
+        made._params_per_batch = lambda: (weights[0], boxed[0])
+    else:
+        made._params_per_elem = lambda _: (np.float32(weights), np.asarray(boxed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixup, "cutmix_bbox_and_lam", lambda *_, **__: next(of_box))
+        first = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        pixels, targets = made(first, torch.from_numpy(labels))
+    return pixels.numpy().transpose(0, 2, 3, 1), targets.numpy()
+
+
+@pytest.mark.parametrize(("groups", "each"), [(1, True), (4, False), (4, True)])
+@pytest.mark.usefixtures("torchvision")
+def test_groups_and_rows_are_mixed_as_timm_mixes_the_batch_of_each_gpu(groups, each):
+    pytest.importorskip("timm")
+    images = RNG.standard_normal((16, 6, 8, 2)).astype(np.float32)
+    text, kinds = f"mixup_or_cutmix(groups={groups}, each={each})", set()
+    targets, labels = np.eye(16, dtype=np.float32), np.arange(16)
+    for seed in range(3):
+        got, got_targets = mixed(text, 0.5, images, targets, jax.random.key(seed))
+        weights = got_targets[np.arange(16), np.arange(16)].tolist()
+        pasted = (got != images).any(-1)
+        # The labels of the rows of a GPU, as its sampler deals them: every groups-th.
+        for rank in (slice(gpu, None, groups) for gpu in range(groups)):
+            rows = labels[rank]
+            boxed = [bool(np.isin(got[r], images[rows]).all()) for r in rows]
+            boxes = boxes_of(pasted[rank])
+            mode = "elem" if each else "batch"
+            given = ([weights[r] for r in rows], boxed, boxes)
+            theirs, theirs_targets = by_timm(mode, images[rank], rows, *given)
+            np.testing.assert_allclose(got[rank], theirs, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got_targets[rank], theirs_targets, atol=1e-6)
+            kinds |= set(boxed)
+            assert len({*given[0]}) == 1 or each
+        draws = {round(weight, 6) for weight in weights}
+        assert len(draws) > 8 if each else len(draws) == groups
+    assert kinds == {True, False}
+
+
+@pytest.mark.slow
+def test_weights_of_rows_and_groups_are_beta_distributed_and_not_of_one_another():
+    labels, images = np.eye(600, dtype=np.float32), np.zeros((600, 1, 1, 1), np.float32)
+    for text, drawn_rows in (("each=True", 600), ("groups=300", 300)):
+        _, found = mixed(f"mixup(0.5, {text})", 0.5, images, labels)
+        weights = found[np.arange(drawn_rows), np.arange(drawn_rows)]
+        assert stats.kstest(weights, stats.beta(0.5, 0.5).cdf).pvalue > 0.001
+        assert abs(np.corrcoef(weights[1:], weights[:-1])[0, 1]) < 0.2
+
+
+def test_copies_of_an_image_meet_the_partners_that_their_gpus_give_them():
+    # Three copies in a row are dealt to three GPUs of eight; each GPU reverses its own.
+    copies, labels = np.arange(48), np.eye(48, dtype=np.float32)
+    images = np.zeros((48, 1, 1, 1), np.float32)
+    _, targets = mixed("mixup(1e6, groups=8)", 0.5, images, labels)
+    for gpu in range(8):
+        dealt = copies[gpu::8]
+        for mine, other in zip(dealt, dealt[::-1], strict=True):
+            assert set(np.flatnonzero(targets[mine])) == {mine, other}
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(InputError, match=r"groups=3 .* batch_size=5, such as groups=1"):
+        mixed("mixup(groups=3)")
+    with pytest.raises(InputError, match="groups=0"):
+        mixed("mixup(groups=0)")
+
+
+def on_devices(count, images, targets, text):
     mesh = Mesh(np.array(jax.devices()[:count]), ("batch",))
     whole, split = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((), ("batch",)))
     step = jax.jit(
-        calls.build_one("mixup_or_cutmix", MIXES, "mix"),
+        calls.build_one(text, MIXES, "mix"),
         in_shardings=(whole, whole, split, split),
         out_shardings=split,
     )
@@ -225,13 +310,15 @@ def on_devices(count, images, targets):
 
 
 @pytest.mark.slow
-def test_rows_split_over_8_devices_are_mixed_as_on_1():
+@pytest.mark.parametrize("options", ["", "(groups=2)", "(groups=4, each=True)"])
+def test_rows_split_over_8_devices_are_mixed_as_on_1(options):
     images = RNG.standard_normal((16, 6, 8, 2)).astype(np.float32)
     targets = np.eye(16, dtype=np.float32)
-    both = (on_devices(count, images, targets) for count in (1, 8))
+    text = f"mixup_or_cutmix{options}"
+    both = (on_devices(count, images, targets, text) for count in (1, 8))
     kinds = set()
     for one, eight in zip(*both, strict=True):
         assert len(eight[0].sharding.device_set) == 8
         jax.tree.map(np.testing.assert_array_equal, one, eight)
-        kinds.add(bool(np.isin(one[0][0], [images[0], images[15]]).all()))
+        kinds.add(bool(np.isin(one[0][0], images).all()))
     assert kinds == {True, False}

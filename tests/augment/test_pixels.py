@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from jaxcls.augment import colors, geometry, layer, levels
@@ -34,7 +35,7 @@ GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 EXACT = ("identity", "posterize", "solarize", "solarize_add", "equalize", "invert")
 FILL = 99
 CASES = [(name, amount) for name, amounts in AMOUNTS.items() for amount in amounts]
-apply = jax.jit(layer.apply, static_argnames=("among", "legacy_contrast"))
+apply = jax.jit(layer.apply, static_argnames=("among", "legacy_contrast", "interpolation"))
 
 
 def drawn(cases, place=(0.5, 0.5)):
@@ -69,6 +70,21 @@ def assert_pillow(image, same_pixels=0.998):
 @pytest.mark.parametrize("number", [0, 1])
 def test_photographs_are_as_pillow_makes_them(number, channels):
     assert_pillow(photographs(97, 120, channels=channels)[number])
+
+
+@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_bicubic_geometry_is_within_a_level_of_pillows(channels):
+    image = photographs(97, 120, channels=channels)[0]
+    cases = [case for case in CASES if case[0] in GEOMETRY]
+    # A right angle puts pixels on the border itself, which may fall to either side.
+    cases = [(n, a + 1 if n == "rotate" and a and a % 45 == 0 else a) for n, a in cases]
+    for (name, amount), got in zip(
+        cases, operated(image, cases, interpolation="bicubic"), strict=True
+    ):
+        expected = pillow(name, image, amount, FILL, Image.Resampling.BICUBIC)
+        apart = np.abs(got.astype(int) - expected)
+        assert apart.max() <= 1, (name, amount, apart.max())
+        assert (apart > 0).mean() < 0.01, (name, amount)
 
 
 def edges(height, width, channels):

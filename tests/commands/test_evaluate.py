@@ -352,6 +352,18 @@ def wider(data_dir, tmp_path_factory):
     return folder
 
 
+def test_a_study_compares_two_single_runs_as_evaluate_does(run, wider):
+    evaluated = said(f"--workdir={wider}", f"--against={run}")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert commands.main(["study", "--compare", str(run), str(wider)]) == 0
+    compared = out.getvalue().replace(str(wider), "this run")
+    assert "cannot be compared: no seed in common" in compared
+    by_example = evaluated[evaluated.index("right: both") :]
+    assert by_example.count("\n") > 10
+    assert compared.endswith(by_example)
+
+
 def test_two_runs_are_compared_example_by_example(run, wider, tmp_path):
     rows = {}
     for name, folder in (("one", run), ("other", wider)):

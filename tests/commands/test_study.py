@@ -196,7 +196,16 @@ def test_a_study_that_was_stopped_twice_ends_as_one_that_never_was(command, tmp_
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     assert (stopped / "study.json").read_bytes() == (whole / "study.json").read_bytes()
     manifests = [*stopped.glob("base/*/manifest.json")]
-    assert sum(len(json.loads(file.read_text())["starts"]) for file in manifests) > 3
+    starts = [s for file in manifests for s in json.loads(file.read_text())["starts"]]
+    assert len(starts) > 3
+    # What was measured is beside it: in cost.json, of all starts.
+    cost = json.loads((stopped / "cost.json").read_text())
+    assert (cost["runs"], cost["starts"] + cost["unknown"]) == (3, len(starts))
+    assert cost["to_last_record"] + cost["unknown"] == 1  # Of the one that was killed.
+    (taken,) = cost["seconds"].values()
+    ended = [s["seconds"] for s in starts if "seconds" in s]
+    assert sum(ended) <= taken + 1e-6
+    assert cost["peaks"]["process_bytes"] == max(s.get("process_bytes", 0) for s in starts)
 
 
 @pytest.mark.slow
@@ -269,8 +278,9 @@ def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     assert "--against" not in said
     single = [f"{tmp_path}/{side}/seed-0" for side in "ab"]
     assert commands.main(["study", "--compare", *single]) == 0
-    hint = f"jaxcls evaluate --workdir={single[0]} --against={single[1]}"
-    assert capsys.readouterr().out.splitlines()[-1].endswith(hint)
+    *_, why, hint = capsys.readouterr().out.splitlines()
+    assert why.startswith("by example they are not compared: ")
+    assert hint == f"later: jaxcls evaluate --workdir={single[1]} --against={single[0]}"
 
 
 @pytest.mark.slow
@@ -298,9 +308,28 @@ def test_a_seed_that_varies_a_fraction_varies_the_examples_alone(done, tmp_path)
     assert run_folders.record_bytes(seed) == run_folders.record_bytes(tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_a_seed_that_varies_the_split_varies_train_and_eval_and_not_test(done, tmp_path):
+    status, result, _ = done("--seeds=2", "--vary=each", "--metric=loss", length="2 steps")
+    assert status == 0
+    cell = result["cells"][-1]
+    assert (cell["name"], cell["vary"]) == ("vary=split", ["split"])
+    runs = [tmp_path / f"study/vary=split/seed-{seed}" for seed in (0, 1)]
+    saved = [json.loads((run / "config.json").read_text()) for run in runs]
+    apart = {k for k, v in saved[0]["config"].items() if saved[1]["config"][k] != v}
+    assert apart == {"data.split_seed"}
+    assert saved[0]["implied"] == saved[1]["implied"]
+    assert {*result["streams"]["test_last"]} == {
+        *("init", "order", "augment", "dropout", "split")
+    }
+    losses = [run["values"]["test_last"]["loss"] for run in cell["runs"]]
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--vary=split", "--config.data.train=train"], "try --config.data.train='train"),
         (["--vary=fraction"], "data.fraction=1; try --config.data.fraction=0.9"),
         (
             ["--vary=fraction", "--grid", "data.fraction=0.5,1"],

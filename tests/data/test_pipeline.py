@@ -96,6 +96,61 @@ def test_a_fraction_is_of_the_training_examples_only(tiny):
     assert exp.data.examples("eval") == built(tiny).data.examples("eval")
 
 
+def pictures(exp, split, key):
+    """The bytes of each image of a split, in its order."""
+    records = exp.selection.records(split, key)
+    return [png for png, _ in records.read(np.arange(len(records)))]
+
+
+def test_a_seed_of_the_split_draws_train_and_eval_of_both_and_leaves_test(tiny):
+    parts = {"data.train": "train[:80%]", "data.eval": "train[90%:]"}
+    plain = built(tiny, **parts)
+    texts = {"data.train": "train[:80%]", "data.eval": "train[90%:]", "data.test": "test"}
+    before = {key: pictures(plain, text, key) for key, text in texts.items()}
+    both = sorted(before["data.train"] + before["data.eval"])
+    drawn = []
+    for seed in (0, 1):
+        exp = built(tiny, **parts, **{"data.split_seed": seed})
+        now = {key: pictures(exp, text, key) for key, text in texts.items()}
+        assert sorted(now["data.train"] + now["data.eval"]) == both
+        assert now["data.test"] == before["data.test"]
+        for key, found in now.items():
+            assert len(found) == len(before[key]) == exp.selection.count(texts[key], key)
+        # The labels are those of the records, and the batches of evaluations hold them.
+        records = exp.selection.records("train[90%:]", "data.eval")
+        labels = [label for _, label in records.read(np.arange(len(records)))]
+        seen = [*host(exp.eval_batches("train[90%:]", "data.eval"))]
+        masks = [batch.mask.astype(bool) for batch in seen]
+        evaluated = [b.label[mask] for b, mask in zip(seen, masks, strict=True)]
+        np.testing.assert_array_equal(np.concatenate(evaluated), labels)
+        assert exp.selection.train_labels().sum() + sum(labels) == (
+            plain.selection.labels("train[:80%]", "data.train").sum()
+            + plain.selection.labels("train[90%:]", "data.eval").sum()
+        )
+        drawn.append(set(now["data.eval"]))
+    # 144 of 1,294 by chance: 16 in common, as with what the slice says, give or take 4.
+    for other in (drawn[1], set(before["data.eval"])):
+        assert 4 <= len(drawn[0] & other) <= 32
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"data.eval": ""},
+        {"data.train": "train", "data.eval": "train[90%:]"},
+        {"data.train": "train", "data.eval": "test"},
+        {
+            "data.train": "train[:50%]",
+            "data.eval": "train[90%:]",
+            "data.test": "train[95%:]",
+        },
+    ],
+)
+def test_a_split_that_cannot_be_drawn_anew_is_refused(tiny, parts):
+    with pytest.raises(InputError, match=r"data\.split_seed=3 draws .* two parts of one"):
+        _ = built(tiny, **parts, **{"data.split_seed": 3}).plan
+
+
 def test_balance_gives_every_class_equally_often(tiny):
     exp = built(tiny, **{"data.balance": True, "length": "3 epochs", "batch_size": 100})
     labels = np.concatenate([b.label for b in host(exp.train_batches())])

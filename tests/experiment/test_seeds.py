@@ -102,6 +102,20 @@ def test_a_reseeded_experiment_leaves_the_other_as_it_was(tiny):
         exp.reseeded({"seeds.order": -2})
 
 
+def test_the_seed_of_the_split_moves_the_examples_and_no_stream(tiny):
+    parts = {"data.train": "train[:90%]", "data.eval": "train[90%:]"}
+    exp = experiment.build(tiny(**parts))
+    other = exp.reseeded({"data.split_seed": 7})
+    fresh = experiment.build(tiny(**parts, **{"data.split_seed": 7}))
+    used = [e.selection.used("train[90%:]", "data.eval") for e in (exp, other, fresh)]
+    np.testing.assert_array_equal(used[1], used[2])
+    assert set(used[0].tolist()) != set(used[1].tolist())
+    before, after = of_streams(exp), of_streams(other)
+    assert before["init"] == after["init"]
+    assert before["dropout"] == after["dropout"]
+    assert exp.implied() == other.implied()
+
+
 def test_the_seed_of_a_fraction_moves_the_examples_and_no_stream(tiny):
     exp = experiment.build(tiny(**{"data.fraction": 0.5}))
     other = exp.reseeded({"data.fraction_seed": 7})

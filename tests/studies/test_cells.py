@@ -78,6 +78,14 @@ def test_a_seed_varies_all_or_the_streams_that_are_named_or_each_by_itself():
     (part,) = made(vary="fraction,order")
     assert part.streams == ("order", "fraction")
     assert part.seeds(4) == {"seeds.order": 4, "data.fraction_seed": 4}
+    assert cells.streams_of("split,init") == ("init", "split")
+    config = {"data.fraction": 0.5, "data.train": "train[:90%]", "data.eval": "train[90%:]"}
+    assert cells.sources_of(config)[-2:] == ("fraction", "split")
+    for other in ({"data.eval": ""}, {"data.eval": "val[:5]"}, {"data.train": "train"}):
+        assert "split" not in cells.sources_of(config | other)
+    each_source = cells.make([], [], 0, 0, "each", cells.sources_of(config))
+    assert each_source[-1] == Cell("vary=split", {}, ("split",))
+    assert each_source[-1].seeds(4) == {"data.split_seed": 4}
     # A seed that varies all leaves the choice of a fraction as it is.
     assert [cell.streams for cell in each] == [
         (), ("init",), ("order",), ("augment",), ("dropout",),

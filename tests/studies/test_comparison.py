@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_costs_the_others_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cells", "n"), [(2, 3), (2, 7), (2, 10), (5, 8)])
+@pytest.mark.parametrize(("cells", "n"), [(2, 3), (2, 7), (2, 9), (5, 8)])
 def test_in_few_studies_of_equal_recipes_any_is_said_to_differ(cells, n):
     rng, alarms = np.random.default_rng(cells * 100 + n), []
     for _ in range(2000):

@@ -41,8 +41,37 @@ def test_a_median_and_an_interquartile_mean_have_scipys_bootstrap(n):
     assert found == spread(values)
 
 
+def test_from_ten_results_on_the_mean_has_scipys_bca_interval():
+    assert np.isnan(ends(spread(np.append(RESULTS, 93.0))["bca"])).all()
+    values = np.append(RESULTS, [90.1, 93.7])  # Skewed: the percentile interval differs.
+    found = spread(values)
+    expected, plain = (
+        scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=20_000, method=method, rng=5
+        ).confidence_interval
+        for method in ("BCa", "percentile")
+    )
+    near = 0.02 * (expected.high - expected.low)
+    assert found["bca"]["value"] == found["mean"]
+    assert ends(found["bca"]) == pytest.approx(list(expected), abs=near)
+    assert abs(expected.low - plain.low) > 3 * near
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 20])
+def test_the_coverage_stated_of_bca_is_that_of_scipys_intervals(n):
+    rng, held = np.random.default_rng(n), []
+    for values in rng.normal(size=(2000, n)):
+        low, high = scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=1000, method="BCa", rng=rng
+        ).confidence_interval
+        held.append(low <= 0 <= high)
+    assert spread(values)["coverage_bca"] == pytest.approx(np.mean(held), abs=0.02)
+
+
 def test_one_result_has_no_deviation_and_no_interval():
     found = spread(np.array([0.7]))
+    assert np.isnan(ends(found.pop("bca"))).all()
     intervals = [found.pop(name) for name in ("t", "median", "iqm")]
     assert [interval["value"] for interval in intervals] == [0.7] * 3
     assert np.isnan([end for interval in intervals for end in ends(interval)]).all()
@@ -56,6 +85,7 @@ def test_equal_results_have_no_deviation_not_even_by_rounding(n):
     assert (found["deviation"], found["mean"]) == (0, 0.1)
     for name in ("t", "median", "iqm"):
         assert set(found[name].values()) == {0.1}
+    assert set(spread(np.full(12, 0.1))["bca"].values()) == {0.1}
 
 
 def test_many_hundreds_of_results_are_no_trouble_and_have_the_normal_laws_intervals():
