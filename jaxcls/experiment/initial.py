@@ -23,6 +23,7 @@ from jaxcls.data import sources
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError, first_line
+from jaxcls.experiment import matching
 from jaxcls.experiment.recipe import Recipe, keys
 from jaxcls.models import naming, weights
 from jaxcls.models.weights import transfer
@@ -92,7 +93,11 @@ def load(recipe: Recipe) -> Initial:
     namings, names = recipe.namings, recipe.data.selection.class_names
     run = read_run(place, _KEY, recipe.plugins) if is_run(place) else None
     given = _as_file(run) if run else weights.read(place, _KEY)
-    there = transfer.classes_of(given.tensors, namings)
+    there, matched = transfer.classes_of(given.tensors, namings), ""
+    if init.head == "match":
+        rows, matched = matching.rows(given.class_names, there, names, place)
+        tensors = transfer.of_classes(given.tensors, namings, rows)
+        given, there = given._replace(tensors=tensors, class_names=names), len(rows)
     differ = bool(given.class_names) and given.class_names != names
     fresh = init.head == "fresh" or (
         init.head == "auto" and (there != len(names) or differ)
@@ -110,7 +115,9 @@ def load(recipe: Recipe) -> Initial:
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
     notes = [f"starting from {place}: {'; '.join(start.notes)}"]
-    if fresh:
+    if matched:
+        notes.append(matched)
+    elif fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
     elif not any(path.startswith(transfer.HEAD) for path in start.arrays):
         pass  # init.skip has it.

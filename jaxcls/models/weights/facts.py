@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -38,6 +39,17 @@ class Facts(NamedTuple):
 
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
+
+
+def crop_of(size: int, side: int) -> float:
+    """Returns the crop of a size out of an edge of `side` pixels.
+
+    Libraries take ``floor(size / crop)`` for the edge, so it is no larger than gives it.
+    """
+    crop = size / side
+    while math.floor(size / crop) < side:
+        crop = math.nextafter(crop, 0)
+    return crop
 
 
 def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:

@@ -14,7 +14,7 @@ import safetensors
 
 from jaxcls import atomic
 from jaxcls.errors import InputError, did_you_mean, first_line
-from jaxcls.models.weights import facts, hub, torchfiles
+from jaxcls.models.weights import facts, hub, torchfiles, torchvision
 from jaxcls.models.weights.facts import Facts, Preprocessing
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -129,15 +129,14 @@ def _find(place: str, key: str) -> tuple[pathlib.Path, pathlib.Path | None]:
 
 
 def _facts(place: str, file: pathlib.Path, config: pathlib.Path | None) -> Facts:
-    """Returns the facts in a file of weights, or else those in a config.json of timm."""
+    """Returns the facts in a file of weights, or else those of torchvision or timm."""
     ours = Facts()
     if file.suffix == ".safetensors":
         with _opened(file) as opened:
             ours = facts.of_metadata(file, opened.metadata() or {})
     theirs = facts.of_config(config, strict=is_hub(place))
-    return Facts(
-        ours.preprocessing or theirs.preprocessing, ours.class_names or theirs.class_names
-    )
+    told = ours.preprocessing or torchvision.preprocessing(file) or theirs.preprocessing
+    return Facts(told, ours.class_names or theirs.class_names)
 
 
 def _safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:

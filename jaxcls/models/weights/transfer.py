@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,13 +86,26 @@ def adapt(
 
 def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]) -> int:
     """Returns the number of classes of the head in `tensors`; 0 if there is no head."""
-    head = {"params/head/bias": 0, "params/head/kernel": 0}
+    return next((len(tensors[name]) for name in _of_head(tensors, namings)), 0)
+
+
+def of_classes(
+    tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming], rows: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Returns `tensors` with only the classes at `rows` in the head, in that order."""
+    of_head = {name: tensors[name][np.array(rows)] for name in _of_head(tensors, namings)}
+    return {**tensors, **of_head}
+
+
+def _of_head(
+    tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]
+) -> Iterator[str]:
+    """Yields the names of the head's tensors: classes are their first axis."""
+    head = {"params/head/bias": 0, "params/head/kernel": 0}  # A head may have no bias.
     for table in namings.values():
-        # A head may have no bias. Classes are the first axis of bias and kernel.
         for ndim, name in enumerate(naming.names(head, table).values(), 1):
             if name in tensors and tensors[name].ndim == ndim:
-                return len(tensors[name])
-    return 0
+                yield name
 
 
 def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:
