@@ -148,6 +148,23 @@ def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "name", "size"),
+    [
+        ("tf_efficientnet_b0", "efficientnet_b0", 64),
+        ("tf_efficientnet_b0", "efficientnet_b0", 97),
+        ("mobilenetv2_100", "mobilenet_v2", 64),
+    ],
+)
+def test_same_padding_and_its_epsilon_are_tensorflows_as_timm_has_them(
+    reference, theirs, name, size
+):
+    options = {} if theirs.startswith("tf_") else {"pad_type": "same", "bn_eps": 1e-3}
+    model = randomised(reference("timm", theirs, num_classes=10, **options))
+    ours = MODELS[name](num_classes=10, padding="same", norm_epsilon=1e-3)
+    check(model, ours, "timm", size)
+
+
 def test_a_vit_with_tanh_is_timms(reference):
     options = {"depth": 2, "act_layer": "gelu_tanh", "num_classes": 10}
     model = randomised(reference("timm", "vit_tiny_patch16_224", **options))
