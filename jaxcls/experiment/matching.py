@@ -48,7 +48,8 @@ def rows(
             found = list(range(count))
         if len(found) == len(here):
             return found, f"classes: {len(found)} of the {count} there, by {how}"
-    unknown = next((name for name in here if name not in there), here[0])
+    known = {name for names in kinds.values() for name in names}
+    unknown = next((name for name in here if name not in known), here[0])
     others = f"such as {there[0]!r}" if there else "without names"
     raise InputError(
         f"init.weights={place} have {count} classes {others}, and {unknown!r} of the data"

@@ -1,7 +1,9 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381), and EfficientNet-B0 (Tan and Le,
-arXiv:1905.11946), whose blocks also have squeeze-and-excitation.
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381), EfficientNet-B0 (Tan and Le,
+arXiv:1905.11946), whose blocks also have squeeze-and-excitation, and EfficientNet-Lite,
+whose blocks have none: models/official/efficientnet/lite of github.com/tensorflow/tpu.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -78,7 +80,7 @@ class Mobile(nn.Module):
     squeeze: for every block. head_init: initializer of the head's kernel. dropout: the rate
     before the head. drop_path: rates of the blocks rise linearly from 0 towards it.
     padding: "symmetric" as PyTorch's, or "same" as TensorFlow's, of every convolution.
-    norm_epsilon: of every BatchNorm; TensorFlow's is 1e-3.
+    norm_epsilon: of every BatchNorm; TensorFlow's is 1e-3. libraries: those of `namings`.
     """
 
     num_classes: int
@@ -91,6 +93,7 @@ class Mobile(nn.Module):
     head_init: nn.initializers.Initializer
     padding: str
     norm_epsilon: float
+    libraries: tuple[str, ...] = ("torchvision", "timm")
 
     def __post_init__(self) -> None:
         layers.check_known(PADDINGS, padding=self.padding)
@@ -129,7 +132,7 @@ class Mobile(nn.Module):
         return [("conv1", "norm1"), *blocks, ("conv2", "norm2", "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Returns the names of our layers in files of torchvision and timm.
+        """Returns the names of our layers in files of `libraries`.
 
         In a block without an expansion, later layers have an index one lower.
         """
@@ -166,7 +169,21 @@ class Mobile(nn.Module):
             ("norm2", f"features.{end}.1", "bn2"),
             ("head", "classifier.1", "classifier"),
         ]
-        return naming.of_both(rows)
+        tables = {**naming.of_both(rows), "efficientnet_pytorch": self._ported()}
+        return {library: tables[library] for library in self.libraries}
+
+    def _ported(self) -> Naming:
+        """Returns the names of our layers in files of the package efficientnet_pytorch."""
+        table: Naming = {"conv1": "_conv_stem", "norm1": "_bn0", "head": "_fc"}
+        table |= {"conv2": "_conv_head", "norm2": "_bn1"}
+        for n, (name, _, _) in enumerate(self._blocks()):
+            place = f"_blocks.{n}"
+            for k, kind in enumerate(("expand", "depthwise", "project")):
+                table[f"{name}/conv{k + 1}"] = f"{place}._{kind}_conv"
+                table[f"{name}/norm{k + 1}"] = f"{place}._bn{k}"
+            table[f"{name}/squeeze1"] = f"{place}._se_reduce"
+            table[f"{name}/squeeze2"] = f"{place}._se_expand"
+        return table
 
 
 _V2 = (
@@ -212,13 +229,50 @@ def efficientnet_b0(
     norm_epsilon: float = 1e-5,
 ) -> Mobile:
     """Returns EfficientNet-B0, the smallest; the options are those of `Mobile`."""
-    # Uniform within +-1 / sqrt(num_classes).
-    init = initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-    rest = nn.silu, 4, init, padding, norm_epsilon
+    rest = nn.silu, 4, _HEAD, padding, norm_epsilon, ("torchvision", *_PORTED)
     return Mobile(num_classes, _B0, dtype, dropout, drop_path, *rest)
 
 
+def _lite(
+    num_classes: int,
+    dtype: Dtype = jnp.float32,
+    dropout: float = 0.2,
+    drop_path: float = 0.2,
+    padding: str = "symmetric",
+    norm_epsilon: float = 1e-5,
+    *,
+    width: float,
+    depth: float,
+) -> Mobile:
+    """Returns an EfficientNet-Lite; the options are those of `Mobile`.
+
+    width, depth: factors of B0's channels and blocks. The stem and the last convolution
+    keep their channels, and the first and the last stage their depth.
+    """
+    stages = [stage._replace(width=_channels(stage.width * width)) for stage in _B0]
+    stages[1:-1] = [
+        stage._replace(blocks=math.ceil(stage.blocks * depth)) for stage in stages[1:-1]
+    ]
+    rest = nn.relu6, 0, _HEAD, padding, norm_epsilon, _PORTED
+    return Mobile(num_classes, tuple(stages), dtype, dropout, drop_path, *rest)
+
+
+def _channels(wanted: float) -> int:
+    """Returns the nearest multiple of 8 that is at least 0.9 of what is wanted."""
+    near = int(wanted + 4) // 8 * 8
+    return near if near >= 0.9 * wanted else near + 8
+
+
+# Uniform within +-1 / sqrt(num_classes).
+_HEAD = initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+_PORTED = ("timm", "efficientnet_pytorch")
+
 MOBILENETS: dict[str, Callable[..., Mobile]] = {
     "efficientnet_b0": efficientnet_b0,
+    "efficientnet_lite0": partial(_lite, width=1.0, depth=1.0),
+    "efficientnet_lite1": partial(_lite, width=1.0, depth=1.1),
+    "efficientnet_lite2": partial(_lite, width=1.1, depth=1.2, dropout=0.3),
+    "efficientnet_lite3": partial(_lite, width=1.2, depth=1.4, dropout=0.3),
+    "efficientnet_lite4": partial(_lite, width=1.4, depth=1.8, dropout=0.3),
     "mobilenet_v2": mobilenet_v2,
 }

@@ -96,6 +96,7 @@ CASES = [
     ("timm", "efficientnet_b0", "efficientnet_b0", 64),
     ("torchvision", "mobilenet_v2", "mobilenet_v2", 65),
     ("timm", "mobilenetv2_100", "mobilenet_v2", 64),
+    ("timm", "efficientnet_lite0", "efficientnet_lite0", 64),
 ]
 
 
@@ -154,6 +155,7 @@ def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
         ("tf_efficientnet_b0", "efficientnet_b0", 64),
         ("tf_efficientnet_b0", "efficientnet_b0", 97),
         ("mobilenetv2_100", "mobilenet_v2", 64),
+        ("tf_efficientnet_lite2", "efficientnet_lite2", 64),
     ],
 )
 def test_same_padding_and_its_epsilon_are_tensorflows_as_timm_has_them(
