@@ -193,7 +193,7 @@ def test_a_config_beside_the_file_names_and_prepares(tensors, published, tmp_pat
         ("--data=digits", "--data=digits is of published weights; give both"),
         ("{weights} --model=cnn", "has no examples; give --data=NAME, such as --data="),
         ("{weights} {given} --model=cnn --data=digits", "it does not fit by pytorch's"),
-        ("{weights} {given} --model=cmm --data=digits", "unknown model.name 'cmm'; known: alex"),
+        ("{weights} {given} --model=cmm --data=digits", "unknown model.name 'cmm'; know"),
         ("{weights} {model} {given} --data=digit", "data.name='digit' is not prepared in"),
         ("{weights} {model} {given} --data=digits --checkpoint=3", "--checkpoint=3 is of"),
         ("--weights=no.pth {model} --data=digits", "no.pth: there is no such file"),
