@@ -104,12 +104,14 @@ def load(recipe: Recipe) -> Initial:
             recipe.variables_like,
             skip=init.skip,
             is_head_fresh=fresh,
+            model=(recipe.config.model.name, recipe.module),
+            architecture=given.architecture,
         )
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
-    notes = [f"starting from {place}: {'; '.join(start.notes)}"]
+    notes = [f"starting from {place}: {'; '.join((*given.notes, *start.notes))}"]
     if fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
     elif not any(path.startswith(transfer.HEAD) for path in start.arrays):
@@ -194,7 +196,7 @@ def _as_file(run: TrainedModel) -> weights.Weights:
     table = next(iter(run.recipe.namings.values()))
     tensors = naming.to_theirs(run.variables, table)
     names = run.recipe.data.selection.class_names
-    return weights.Weights(tensors, None, names, run.fingerprint)
+    return weights.Weights(tensors, None, names, run.fingerprint, architecture="")
 
 
 def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
