@@ -93,11 +93,10 @@ def load(recipe: Recipe) -> Initial:
     namings, names = recipe.namings, recipe.data.selection.class_names
     run = read_run(place, _KEY, recipe.plugins) if is_run(place) else None
     given = _as_file(run) if run else weights.read(place, _KEY)
-    there, matched = transfer.classes_of(given.tensors, namings), ""
+    there = transfer.classes_of(given.tensors, namings)
+    rows, matched = None, ""
     if init.head == "match":
         rows, matched = matching.rows(given.class_names, there, names, place)
-        tensors = transfer.of_classes(given.tensors, namings, rows)
-        given, there = given._replace(tensors=tensors, class_names=names), len(rows)
     differ = bool(given.class_names) and given.class_names != names
     fresh = init.head == "fresh" or (
         init.head == "auto" and (there != len(names) or differ)
@@ -109,12 +108,15 @@ def load(recipe: Recipe) -> Initial:
             recipe.variables_like,
             skip=init.skip,
             is_head_fresh=fresh,
+            classes=rows,
+            model=(recipe.config.model.name, recipe.module),
+            architecture=given.architecture,
         )
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
-    notes = [f"starting from {place}: {'; '.join(start.notes)}"]
+    notes = [f"starting from {place}: {'; '.join((*given.notes, *start.notes))}"]
     if matched:
         notes.append(matched)
     elif fresh:
@@ -201,7 +203,7 @@ def _as_file(run: TrainedModel) -> weights.Weights:
     table = next(iter(run.recipe.namings.values()))
     tensors = naming.to_theirs(run.variables, table)
     names = run.recipe.data.selection.class_names
-    return weights.Weights(tensors, None, names, run.fingerprint)
+    return weights.Weights(tensors, None, names, run.fingerprint, architecture="")
 
 
 def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
