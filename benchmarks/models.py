@@ -27,7 +27,8 @@ from jaxcls.models.wide_resnet import WIDE_RESNETS
 # from billions of tagged photographs first; where torchvision has no such model, the most
 # accurate of timm's, from results/results-imagenet.csv of the GitHub repository
 # huggingface/pytorch-image-models at commit aa4b5850. What is not here has none in either:
-# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn*, for CIFAR.
+# vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn*, for CIFAR; and
+# efficientnet_lite1 to 4, which timm has for larger images and with TensorFlow's padding.
 PUBLISHED = {
     "alexnet": ("torchvision IMAGENET1K_V1", 56.522),
     "vgg11": ("torchvision IMAGENET1K_V1", 69.020),
@@ -60,6 +61,7 @@ PUBLISHED = {
     "convnext_large": ("torchvision IMAGENET1K_V1", 84.414),
     "mixer_b_16": ("hf:timm/mixer_b16_224.miil_in21k_ft_in1k", 82.314),
     "efficientnet_b0": ("torchvision IMAGENET1K_V1", 77.692),
+    "efficientnet_lite0": ("hf:timm/efficientnet_lite0.ra_in1k", 75.488),
     "mobilenet_v2": ("torchvision IMAGENET1K_V2", 72.154),
 }
 

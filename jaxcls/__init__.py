@@ -24,20 +24,31 @@ __all__ = ["__version__", "augment", "evaluate", "load", "models", "train"]
 
 
 def load(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] = "",
     checkpoint: str | int = "best",
     overrides: Mapping[str, Any] | None = None,
     plugins: str = "",
+    *,
+    model: str = "",
+    weights: str | os.PathLike[str] = "",
+    data: str = "",
 ) -> "TrainedRun":
     """Returns the trained run of a folder, which predicts, embeds and evaluates.
+
+    In place of a folder it takes published weights, as they are.
 
     Args:
         folder: The folder of the run, such as "runs/digits".
         checkpoint: "best", "last", or a step.
-        overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+        overrides: Values of operational config keys, such as {"data.dir": "DIR"}; with
+            `weights` of any, such as {"normalize": "imagenet"}.
         plugins: The plug-ins that the run was trained with, if any: "net.py".
+        model: Of `weights`, with options, as model.name: "resnet50".
+        weights: A file or a name on the hub, as init.weights.
+        data: The dataset whose classes `weights` are to tell; "" is all that they have.
 
-    Raises `InputError` if the folder holds no run, or no such checkpoint.
+    Raises `InputError` if the folder holds no run, or no such checkpoint, and for weights
+    of another model or other classes.
 
     Examples:
         >>> run = jaxcls.load("runs/digits")
@@ -45,9 +56,18 @@ def load(
         ('7', '2')
     """
     from jaxcls.config.plugins import load as load_plugins
+    from jaxcls.errors import InputError
+    from jaxcls.experiment.published import Published
     from jaxcls.predict.trained import TrainedRun
 
-    return TrainedRun(folder, checkpoint, overrides, load_plugins(plugins, "plugins"))
+    is_published = bool(model and weights) and checkpoint == "best"
+    if bool(folder) == bool(model or weights or data) or not (folder or is_published):
+        raise InputError(
+            "load takes a run, load('runs/digits'), or published weights,"
+            " load(model='resnet50', weights='resnet50.pth'); give one of the two"
+        )
+    place = os.fspath(folder) or Published(model, os.fspath(weights), data)
+    return TrainedRun(place, checkpoint, overrides, load_plugins(plugins, "plugins"))
 
 
 def train(
@@ -93,23 +113,25 @@ def train(
 
 
 def evaluate(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] = "",
     split: str = "test",
     checkpoint: str | int = "best",
     overrides: Mapping[str, Any] | None = None,
     plugins: str = "",
+    **published: str,
 ) -> dict[str, Any]:
-    """Returns the figures of a run on every example of a split: see `load` for the others.
+    """Returns the figures of a model on every example of a split: see `load` for more.
 
     Args:
         split: "test", "eval", "train", or a split as TFDS writes it, "train[:10%]".
+        published: model, weights and data, in place of a folder.
 
     Examples:
         >>> found = jaxcls.evaluate("runs/digits")
         >>> found["n"], found["top1"] > 0.9
         (360, True)
     """
-    return load(folder, checkpoint, overrides, plugins).evaluate(split)
+    return load(folder, checkpoint, overrides, plugins, **published).evaluate(split)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,15 @@ class Global(NamedTuple):
     name: str
 
 
+class Inert(NamedTuple):
+    """A value that an unknown name would make; nothing is made, and its parts are dropped.
+
+    name: "argparse.Namespace".
+    """
+
+    name: str
+
+
 # The names that a pickle may use. The pickle chooses the arguments of the functions, so
 # they must check them. A name without a function is passed on as a `Global`.
 Names = Mapping[Global, Callable[..., Any] | None]
@@ -42,6 +51,7 @@ def load(
     build: Callable[[Any, Any], None],
     *,
     persistent: Callable[[Any], Any] | None = None,
+    inert: bool = False,
 ) -> Any:
     """Returns the value of the pickle at the file's position, and reads no further.
 
@@ -50,13 +60,14 @@ def load(
       names: the names that the pickle may use.
       build: is called with a value and its state.
       persistent: maps a persistent id to its value; None refuses persistent ids.
+      inert: Take what other names make as `Inert` values, else refuse other names.
 
     Strings of Python 2 are text, each byte a character.
     Raises `RefusedError`, and nothing else, for any other pickle.
     """
     try:
         room = len(file.getbuffer())
-        return _Machine(names, build, persistent, room).run(file)
+        return _Machine(names, build, persistent, inert, room).run(file)
     except RefusedError:
         raise
     except Exception as error:  # Damaged pickles raise almost every type.
@@ -65,6 +76,8 @@ def load(
 
 def kind_of(value: Any) -> str:
     """Returns the name of a value's type, for messages."""
+    if type(value) is Inert:
+        return value.name[:90]
     return type(value).__name__.strip("_").lower()
 
 
@@ -84,6 +97,7 @@ class _Machine:
     names: Names
     build: Callable[[Any, Any], None]
     persistent: Callable[[Any], Any] | None
+    inert: bool
     # The values that calls may still get; a memo can pass one long text many times.
     room: int
     stack: list[Any] = dataclasses.field(default_factory=list)
@@ -107,6 +121,8 @@ class _Machine:
                 stack.append(_CONSTANTS[name])
             elif name in _ACTIONS:
                 _ACTIONS[name](self, argument)
+            elif self.inert and name in _OBJECTS:
+                _OBJECTS[name](self, argument)
             elif name not in _NOTHING:
                 raise RefusedError(f"it has opcode {name}, which is not needed")
         return stack.pop()
@@ -125,13 +141,18 @@ class _Machine:
         return self.top(len(self.stack) - self.marks.pop())
 
     def append(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is Inert:
+            return
         if type(self.stack[-1]) is not list:
             raise RefusedError(f"it appends to a {kind_of(self.stack[-1])}")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is Inert:
+            return
         for key, value in zip(items[::2], items[1::2], strict=True):
-            put(self.stack[-1], key, value)
+            if type(key) is not Inert:
+                put(self.stack[-1], key, value)
 
     def make_dict(self, _: Any) -> None:
         items = self.marked()
@@ -143,12 +164,16 @@ class _Machine:
         if type(name) is not str or type(module) is not str:
             raise RefusedError(f"it names a {kind_of(name)} of a {kind_of(module)}")
         found = Global(module, name)
-        if found not in self.names:
+        if found not in self.names and not self.inert:
             raise RefusedError(f"it names {f'{module}.{name}'[:90]}, which is refused")
         self.stack.append(found)
 
     def call(self, _: Any) -> None:
         name, arguments = self.top(2)
+        is_other = type(name) is Global and name not in self.names
+        if type(name) is Inert or is_other:  # Which `find` lets pass if `inert`.
+            self.stack.append(_inert(name))
+            return
         if type(name) is not Global or type(arguments) is not tuple:
             raise RefusedError(f"it calls a {kind_of(name)}")
         function = self.names[name]
@@ -161,14 +186,30 @@ class _Machine:
             raise RefusedError("its calls are given more than the file has bytes")
         self.stack.append(function(*arguments))
 
+    def make_object(self, items: list[Any]) -> None:
+        """Pushes what a class, the first of `items`, would make of the others."""
+        self.stack.append(_inert(items[0]))
+
+    def drop(self, items: list[Any]) -> None:
+        """Leaves popped values out."""
+
     def set_state(self, _: Any) -> None:
         (state,) = self.top(1)
+        if type(self.stack[-1]) is Inert:
+            return
         self.build(self.stack[-1], state)
 
     def persist(self, _: Any) -> None:
         if self.persistent is None:
             raise RefusedError("it has a persistent id")
         self.stack.append(self.persistent(self.stack.pop()))
+
+
+def _inert(name: Any) -> Inert:
+    """Returns the value of a call to a name, or of an object that such a call made."""
+    if type(name) not in (Global, Inert):
+        raise RefusedError(f"it calls a {kind_of(name)}")
+    return name if type(name) is Inert else Inert(f"{name.module}.{name.name}")
 
 
 _SIZED = (str, bytes, list, tuple, dict)
@@ -201,4 +242,22 @@ _ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "REDUCE": _Machine.call,
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.persist,
+}
+
+# What pickles of objects need besides.
+_OBJECTS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "INST": lambda machine, argument: machine.make_object(
+        [Global(*argument.split(" ", 1)), *machine.marked()]
+    ),
+    "OBJ": lambda machine, _: machine.make_object(machine.marked()),
+    "NEWOBJ": lambda machine, _: machine.make_object(machine.top(2)),
+    "NEWOBJ_EX": lambda machine, _: machine.make_object(machine.top(3)),
+    "EMPTY_SET": lambda machine, _: machine.stack.append(Inert("builtins.set")),
+    "ADDITEMS": lambda machine, _: machine.append(machine.marked()),
+    "FROZENSET": lambda machine, _: machine.make_object(
+        [Inert("builtins.frozenset"), *machine.marked()]
+    ),
+    "POP": lambda machine, _: machine.drop(machine.top(1)),
+    "POP_MARK": lambda machine, _: machine.drop(machine.marked()),
+    "BYTEARRAY8": lambda machine, _: machine.stack.append(Inert("builtins.bytearray")),
 }

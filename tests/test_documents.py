@@ -3,6 +3,7 @@
 A training command runs for two steps, in a folder of its own; a study is only laid out.
 """
 
+import importlib
 import io
 import json
 import pathlib
@@ -16,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from jaxcls import commands, experiment
+from jaxcls.commands import cli
 from jaxcls.config import loading
 from jaxcls.models import weights
 from jaxcls.models.weights import hub
@@ -155,8 +157,16 @@ def test_a_command_that_needs_more_than_a_laptop_is_right(line, capsys):
         alone = [a for a in command if not re.match("--(coordinator|process)", a)]
         assert commands.main([*alone, "--dry_run"]) == 0
         assert capsys.readouterr().out
-    else:
-        assert command[0] == "prepare"
+        return
+    # The dataset, the network or a package may not be here: the flags are.
+    assert command[0] in ("prepare", "evaluate", "predict")
+    parser = importlib.import_module(f"jaxcls.commands.{command[0]}").parser()
+    rest, overrides = cli.split_overrides(command[1:])
+    args = parser.parse_args(rest)
+    for key, text in overrides.items():
+        loading.override(loading.base(), key, text)
+    if command[0] != "prepare":
+        assert cli.place(args)
 
 
 # Two steps, so that each is compiled, run, evaluated and saved.

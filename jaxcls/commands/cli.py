@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -39,6 +39,10 @@ from jaxcls.errors import (
     is_whole_number,
     printable,
 )
+
+if TYPE_CHECKING:
+    from jaxcls.evaluation.scoring import Loaded
+    from jaxcls.experiment.published import Published
 
 # The files of a run's folder, which no output may replace.
 _OF_A_RUN = {"config.json", "manifest.json", "metrics.jsonl", "timing.jsonl"}
@@ -181,11 +185,80 @@ def plugins_of(path: str, config: ConfigDict, args: argparse.Namespace) -> Plugi
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a trained run."""
+    """Adds the flags of a model: a trained run, or published weights; see `loaded`."""
     add_plugins(parser)
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
+    add("--workdir", default="", help="folder of the run")
     add("--checkpoint", default="best", help="best (default), last or a step")
+    add_published(parser)
+
+
+def add_published(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of published weights; see `published`."""
+    about = "in place of a run: weights as they are published"
+    add = parser.add_argument_group(about).add_argument
+    add("--model", default="", metavar="NAME", help="as model.name: resnet50")
+    add("--weights", default="", metavar="FILE|hf:NAME", help="as init.weights")
+    add("--data", default="", metavar="NAME", help="as data.name: whose classes they tell")
+
+
+def published(args: argparse.Namespace) -> "Published | None":
+    """Returns the published weights that the flags name, or None.
+
+    Raises `InputError` if the flags name half of them, or a run, too.
+    """
+    given = {flag: getattr(args, flag) for flag in ("model", "weights", "data")}
+    named = [f"--{flag}={value}" for flag, value in given.items() if value]
+    if not named:
+        return None
+    if args.workdir:
+        run = args.workdir if isinstance(args.workdir, str) else args.workdir[0]
+        raise InputError(
+            f"--workdir={run} is a run, and {named[0]} is of published weights; leave one"
+            " of them out"
+        )
+    if not (args.model and args.weights):
+        raise InputError(
+            f"{named[0]} is of published weights; give both --model=resnet50 and"
+            " --weights=FILE, or hf:timm/resnet50.a1_in1k"
+        )
+    if args.checkpoint != "best":
+        raise InputError(
+            f"--checkpoint={args.checkpoint} is of runs, and --weights={args.weights} has"
+            " no other; leave it out"
+        )
+    from jaxcls.experiment.published import Published  # It imports JAX; help does not.
+
+    return Published(**given)
+
+
+def place(args: argparse.Namespace) -> "str | Published":
+    """Returns the run or the published weights that the flags name.
+
+    Raises `InputError` unless it is exactly one.
+    """
+    found: str | Published = published(args) or args.workdir
+    if not found:
+        raise InputError(
+            "there is no model; give --workdir=RUN, or published weights: --model=resnet50"
+            " --weights=FILE"
+        )
+    return found
+
+
+def loaded(args: argparse.Namespace, overrides: Mapping[str, str]) -> "Loaded":
+    """Returns the model that the flags name; says on standard error how it was read.
+
+    Raises `InputError` as `place` and `scoring.load` do.
+    """
+    from jaxcls.evaluation import scoring
+    from jaxcls.experiment.published import notes
+
+    where = place(args)
+    found = scoring.load(where, args.checkpoint, overrides, plugins(args))
+    for line in [] if isinstance(where, str) else notes(found.exp):
+        print(line, file=sys.stderr)
+    return found
 
 
 def add_images(parser: argparse.ArgumentParser, metavar: str, batch_size: int) -> None:

@@ -1,7 +1,8 @@
 """``jaxcls evaluate --workdir=RUN``: score a trained run on every example of a split.
 
 It prints a first line for scripts (``evaluate: step=... at=... split=... n=...``, the loss
-and the metrics of the run, ``workdir=...``). Then `evaluation/table.py` prints each figure
+and the metrics of the run, ``workdir=...``; with published weights ``model=...
+init.weights=...`` in place of the run). Then `evaluation/table.py` prints each figure
 with its 95 % interval, a row for each other way to score (averages, views, ensembles),
 corruptions and attacks, the classes, the pairs most confused, and the calibration with its
 temperature.
@@ -16,6 +17,7 @@ from typing import Any
 
 from jaxcls import atomic, experiment
 from jaxcls.commands import cli
+from jaxcls.config.knobs import KNOBS
 from jaxcls.config.plugins import Plugins
 from jaxcls.devices import memory
 from jaxcls.errors import DONE, InputError
@@ -42,6 +44,12 @@ def main(argv: Sequence[str]) -> int:
     batch_size = cli.whole_number(args.batch_size, "--batch_size")
     top = cli.whole_number(args.top, "--top")
     predictions, whole = _files(args, top)
+    place = cli.place(args)
+    if not (isinstance(place, str) or args.data or args.dataset):
+        raise InputError(
+            f"--weights={args.weights} has no examples; give --data=NAME, such as"
+            " --data=imagenet2012"
+        )
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"
@@ -51,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     plugins = cli.plugins(args)
     corrupted = corruptions.named(args.corruptions, "--corruptions", plugins)
     attacked = attacks.named(args.attacks, "--attacks")
-    exp, step, at, weights = scoring.load(args.workdir, args.checkpoint, overrides, plugins)
+    exp, step, at, weights = cli.loaded(args, overrides)
     if args.dataset:
         split = "test" if args.split is None else args.split
         given = examples.of_dataset(exp, args.dataset, args.data_dir, split)
@@ -74,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
         done = assess.evaluated(exp, weights, given, asked, size)
     names = [exp.selection.class_names[k] for k in given.columns]
     record: dict[str, Any] = {"step": step, "at": at}
+    if not isinstance(place, str):
+        record = {"model": place.model, "init.weights": place.weights}
     if args.dataset:
         shares = f"{len(names)}/{exp.selection.num_classes}"
         record |= {"dataset": args.dataset, "classes": shares}
@@ -83,12 +93,13 @@ def main(argv: Sequence[str]) -> int:
         write_csv(predictions, done.found, exp.recipe.link, names, where, top)
     if whole:
         found = table.as_json(done, names, record | {"weights": done.weights})
+        if not isinstance(place, str) and exp.initial:
+            found["fingerprint"] = exp.initial.fingerprint
         if done.against:
             found["against"] = against.as_json(done.against, args.against, names, where)
         atomic.write(whole, json.dumps(atomic.finite(found), allow_nan=False) + "\n")
-    print(
-        f"evaluate: {records.summary({**record, **done.values}, args.workdir)}", flush=True
-    )
+    line = {**record, **done.values, **({"workdir": place} if args.workdir else {})}
+    print(f"evaluate: {records.pairs(line)}", flush=True)
     about = f"{given.split}, {done.weights}"
     table.show(done, names, about=about, every_class=args.classes == "all")
     if done.against:
@@ -189,14 +200,17 @@ def _others(
     repeated folder.
     """
     which = args.checkpoint if args.checkpoint in ("best", "last") else "best"
-    folders = [Workdir(path).path for path in (args.workdir, *args.ensemble)]
-    for path, folder in zip(args.ensemble, folders[1:], strict=True):
+    own = [Workdir(args.workdir).path] if args.workdir else []
+    if not own:  # Those of published weights may be of any key.
+        overrides = {k: v for k, v in overrides.items() if not KNOBS[k].identity}
+    folders = [*own, *(Workdir(path).path for path in args.ensemble)]
+    for path, folder in zip(args.ensemble, folders[len(own) :], strict=True):
         if folders.count(folder) > 1:
             raise InputError(
                 f"--ensemble={path} is in it already; give the folder of another run, and"
                 " not that of --workdir"
             )
-    if args.against and Workdir(args.against).path == folders[0]:
+    if args.against and Workdir(args.against).path in own:
         raise InputError(
             f"--against={args.against} is --workdir, too; give the folder of another run"
         )

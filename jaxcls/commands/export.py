@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxcls.commands import cli
+from jaxcls.config import calls
 from jaxcls.data import files
 from jaxcls.errors import DIFFERS, DONE, InputError, lookup
-from jaxcls.evaluation import scoring
 from jaxcls.export import facts as export_facts
 from jaxcls.export import formats, writing
 from jaxcls.export.formats.model import Asked
@@ -27,10 +27,19 @@ def main(argv: Sequence[str]) -> int:
     asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
     if args.images:
         files.check(args.images)
-    folder = Workdir(args.workdir)
-    beside = folder.path.with_name(f"{folder.path.name}-{args.format}")
+    place = cli.place(args)
+    folder = Workdir(place) if isinstance(place, str) else None
+    path = (
+        folder.path if folder else pathlib.Path(calls.parse(args.model, "--model")[0].name)
+    )
+    if not (folder or args.data or args.images):
+        raise InputError(
+            "an export is checked on real images, and published weights have none; give"
+            " --images=FILE_OR_FOLDER, or --data=NAME"
+        )
+    beside = path.with_name(f"{path.name}-{args.format}")
     out = pathlib.Path(args.out).expanduser() if args.out else beside
-    exp, step, at, saved = scoring.load(args.workdir, args.checkpoint, overrides, plugins)
+    exp, step, at, saved = cli.loaded(args, overrides)
     model = writing.model_of(exp, saved)
     about = export_facts.described(exp, folder, step, at, model)
     try:

@@ -15,7 +15,6 @@ from jaxcls.data import clean, files
 from jaxcls.data.files import Bad
 from jaxcls.devices import memory
 from jaxcls.errors import InputError, shown
-from jaxcls.evaluation import scoring
 from jaxcls.predict import features, inference
 from jaxcls.predict.inference import BATCH_SIZE, Prediction
 
@@ -53,9 +52,7 @@ def main(argv: Sequence[str]) -> int:
     embed = cli.new_file(args.embed, "--embed", "features.npz") if args.embed else None
     left_out: list[str] = []
     paths = files.asked(args.images, args.null, left_out)
-    exp, _, _, weights = scoring.load(
-        args.workdir, args.checkpoint, overrides, cli.plugins(args)
-    )
+    exp, _, _, weights = cli.loaded(args, overrides)
     names, threads = exp.selection.class_names, threads or exp.config.data.threads
     found = inference.predict(
         exp, weights, paths, batch_size=batch_size, threads=threads, embed=bool(embed)

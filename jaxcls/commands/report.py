@@ -48,6 +48,7 @@ def parser() -> cli.Parser:
     )
     cli.add_robustness(parser)
     cli.add_plugins(parser)
+    cli.add_published(parser)
     return parser
 
 
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
         others = cli.given(flags, args) + (["--config"] if overrides else [])
         return _write_card(args.card, args.answers, args.output, others)
     paths, folders = _each_once(args.workdir), _each_once(args.study)
-    if not paths:
+    published = cli.published(args)
+    if not (paths or published):
         given = cli.given(flags, args) + (["--config"] if overrides else [])
         _check_studies_alone(given, folders)
     plugins = cli.plugins(args)
@@ -68,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         corruptions=corruptions.named(args.corruptions, "--corruptions", plugins),
         attacks=attacks.named(args.attacks, "--attacks"),
     )
-    output = Workdir((paths or folders)[0]).path / "report.html"
+    beside = [Workdir(path).path for path in (paths or folders)]
+    output = (beside or [pathlib.Path()])[0] / "report.html"
     if args.output:
         output = cli.new_file(args.output, "--output", "report.html")
     files.check(args.images)
@@ -93,6 +96,10 @@ def main(argv: Sequence[str]) -> int:
         )
         for path in paths
     ]
+    if published:
+        loaded = cli.loaded(args, {"data.resident": "off", **overrides})
+        name = published.model
+        runs.append(gather.read_published(name, loaded, args.split, images, asked))
     text = page.page(runs, {key: knob.default for key, knob in KNOBS.items()}, studies)
     atomic.write(output, text)
     for run in runs:

@@ -17,7 +17,6 @@ from jaxcls.data import clean, files
 from jaxcls.data.files import Bad
 from jaxcls.devices import memory
 from jaxcls.errors import InputError, shown
-from jaxcls.evaluation import scoring
 from jaxcls.predict import contact_sheet, gallery, inference, retrieval
 from jaxcls.predict.retrieval import Neighbours
 from jaxcls.runs.workdir import Workdir
@@ -50,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     top = cli.whole_number(args.top, "--top", least=1)
     batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
     threads = cli.whole_number(args.threads, "--threads")
-    Workdir(args.workdir).read()
+    if isinstance(cli.place(args), str):
+        Workdir(args.workdir).read()
     sheet = _sheet(args.sheet, args.workdir)
     left_out: list[str] = []
     listing = gallery.listed(args.gallery, sheet, left_out)
@@ -61,9 +61,7 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     drawn: list[Neighbours] = []
     with clean.quiet(), console.explained(), memory.explained("--batch_size", batch_size):
-        exp, _, _, weights = scoring.load(
-            args.workdir, args.checkpoint, overrides, cli.plugins(args)
-        )
+        exp, _, _, weights = cli.loaded(args, overrides)
         threads = threads or exp.config.data.threads
         compute = functools.partial(
             retrieval.vectors, exp, weights, batch_size=batch_size, threads=threads
@@ -73,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
         for bad in among.bad:
             files.say(bad)
         listed = ", ".join(f"{among.counts[kind]} {kind}" for kind in gallery.KINDS)
-        say(f"gallery: {len(among.paths)} images ({listed}), {shown(str(cache))}")
+        kept = shown(str(cache)) if cache else "not kept: there is no --cache"
+        say(f"gallery: {len(among.paths)} images ({listed}), {kept}")
         found = retrieval.search(among, queries, compute, top, leave_out=args.exclude_self)
         FORMATS[args.format](_answered(found, counts, drawn))
         if sheet and drawn:
@@ -101,8 +100,11 @@ def parser() -> cli.Parser:
 
 
 def _sheet(given: str | None, workdir: str) -> pathlib.Path | None:
-    """Returns the contact sheet's file, or None; raises `InputError` for a bad file."""
-    if given == "":
+    """Returns the contact sheet's file, or None; raises `InputError` for a bad file.
+
+    workdir: "" is none, and then there is a sheet only where it is asked for.
+    """
+    if given == "" or not (given or workdir):
         return None
     text = given or os.path.join(workdir, "search.png")
     if not text.endswith(".png"):
@@ -112,11 +114,14 @@ def _sheet(given: str | None, workdir: str) -> pathlib.Path | None:
     return file
 
 
-def _cache(given: str, workdir: str, folder: str) -> pathlib.Path:
+def _cache(given: str, workdir: str, folder: str) -> pathlib.Path | None:
     """Returns the file of a gallery's features; raises `InputError` for a bad --cache.
 
-    folder: the gallery. In a folder, the file's name is of the gallery's path.
+    folder: the gallery. In a folder, the file's name is of the gallery's path. It is None
+    if there is neither a --cache nor a run.
     """
+    if not (given or workdir):
+        return None
     if not given:
         made = pathlib.Path(workdir).expanduser() / "search"
         with atomic.explained(made, "try --cache=gallery.npz"):

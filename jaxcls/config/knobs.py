@@ -102,7 +102,8 @@ optim.sam = 0.0  rho of sharpness-aware minimisation, two gradients a step; 0: o
 optim.wrapper = ""  an entry of WRAPPERS: 'lookahead(5)', 'schedule_free'
 init.weights ~ ""  initial weights: a file (.safetensors, .pth) with torchvision's or timm's
     names, 'hf:timm/resnet50.a1_in1k', or a run's folder (its best checkpoint); '': random
-init.head = "keep"  head of init.weights: keep, fresh, or auto (fresh if the classes differ)
+init.head = "keep"  head of init.weights: keep, fresh, auto (fresh if the classes differ) or
+    match (the part of the head that is of these classes, by name)
 init.skip = ""  layers of init.weights to leave out, as a regular expression on names here
     or there
 ema.decay = 0.0  decay of the moving average of params and batch_stats; 0: no average

@@ -39,7 +39,7 @@ _ONE_OF = {
     "compile.loop": ("auto", "on", "off"),
     "compile.convolution": ("auto", "eigen", "ynnpack"),
     "nonfinite.policy": ("stop", "skip", "rewind"),
-    "init.head": ("keep", "fresh", "auto"),
+    "init.head": ("keep", "fresh", "auto", "match"),
     "model.matmul_precision": ("", "bfloat16", "tensorfloat32", "float32"),
 }
 _DURATIONS_FROM_ZERO = ("optim.warmup", "optim.cooldown", "optim.head_first")

@@ -1,5 +1,7 @@
 """Published counts of well-known datasets, and where to download the original files."""
 
+import functools
+import importlib.resources
 from typing import NamedTuple
 
 from jaxcls.errors import InputError
@@ -43,6 +45,16 @@ ORIGINALS = {
     "mnist": "MNIST's four idx files",
     "fashion_mnist": "the idx files of https://github.com/zalandoresearch/fashion-mnist",
 }
+
+
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """Returns the 1,000 classes of ILSVRC2012, such as "n01440764", sorted.
+
+    torchvision, timm, Keras and TFDS number the classes in this order.
+    """
+    place = importlib.resources.files("tensorflow_datasets") / "datasets/imagenet2012"
+    return tuple((place / "labels.txt").read_text().split())
 
 
 def check(name: str, splits: dict[str, int], key: str) -> None:

@@ -1,7 +1,7 @@
 """Scores every example of a split once, and loads the experiment and weights of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from jaxcls.data import sources
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError
 from jaxcls.evaluation import passes, scores
+from jaxcls.experiment import published
+from jaxcls.experiment.published import Published
 from jaxcls.learning.metrics import AVERAGED, OfSplit
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
@@ -72,15 +74,41 @@ def means(
     return len(labels), found
 
 
-def load(
-    path: str, which: str, overrides: Mapping[str, str], plugins: Plugins = NONE
-) -> tuple[experiment.Experiment, int, str, dict[str, Any]]:
-    """Returns (experiment, step, label, weights) of a run's folder.
+class Loaded(NamedTuple):
+    """A model in hand: its experiment, and where its weights are from.
 
-    which: "best", "last" or a step. The label says which one it is, as `checkpoint.find`
-    does. overrides: of operational config keys. plugins: what the run's model may be of.
-    Raises `InputError` if there is no such checkpoint, or it is not whole.
+    step, at: of the checkpoint; `at` is what `checkpoint.find` calls it, or "published".
+    weights: {"params", "batch_stats", "ema"}; "ema" is {} without an average.
     """
+
+    exp: experiment.Experiment
+    step: int
+    at: str
+    weights: dict[str, Any]
+
+
+def load(
+    place: str | Published,
+    which: str,
+    overrides: Mapping[str, str],
+    plugins: Plugins = NONE,
+) -> Loaded:
+    """Returns the model of a run's folder, or of published weights.
+
+    which: "best", "last" or a step of a run. overrides: of operational config keys; with
+    published weights, of any. plugins: what the model may be of.
+    Raises `InputError` if there is no such checkpoint, or it is not whole, and for weights
+    of another model or other classes.
+    """
+    if isinstance(place, Published):
+        exp = published.build(place, overrides, plugins)
+        return Loaded(exp, 0, "published", published.variables(exp))
+    return _of_run(place, which, overrides, plugins)
+
+
+def _of_run(
+    path: str, which: str, overrides: Mapping[str, str], plugins: Plugins
+) -> Loaded:
     folder = Workdir(path)
     exp = from_workdir(folder, overrides, plugins)
     step, at = checkpoint.find(folder.checkpoints, which)
@@ -94,7 +122,7 @@ def load(
         raise InputError(
             f"checkpoint {step} of --workdir={path} is not whole ({error}); {remedy}"
         ) from None
-    return exp, step, at, weights
+    return Loaded(exp, step, at, weights)
 
 
 def from_workdir(

@@ -23,6 +23,7 @@ from jaxcls.data import sources
 from jaxcls.data.pipeline import Data
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError, first_line
+from jaxcls.experiment import matching
 from jaxcls.experiment.recipe import Recipe, keys
 from jaxcls.models import naming, weights
 from jaxcls.models.weights import transfer
@@ -93,6 +94,9 @@ def load(recipe: Recipe) -> Initial:
     run = read_run(place, _KEY, recipe.plugins) if is_run(place) else None
     given = _as_file(run) if run else weights.read(place, _KEY)
     there = transfer.classes_of(given.tensors, namings)
+    rows, matched = None, ""
+    if init.head == "match":
+        rows, matched = matching.rows(given.class_names, there, names, place)
     differ = bool(given.class_names) and given.class_names != names
     fresh = init.head == "fresh" or (
         init.head == "auto" and (there != len(names) or differ)
@@ -104,13 +108,18 @@ def load(recipe: Recipe) -> Initial:
             recipe.variables_like,
             skip=init.skip,
             is_head_fresh=fresh,
+            classes=rows,
+            model=(recipe.config.model.name, recipe.module),
+            architecture=given.architecture,
         )
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
-    notes = [f"starting from {place}: {'; '.join(start.notes)}"]
-    if fresh:
+    notes = [f"starting from {place}: {'; '.join((*given.notes, *start.notes))}"]
+    if matched:
+        notes.append(matched)
+    elif fresh:
         notes.append(f"a fresh head for {len(names)} classes; there it has {there}")
     elif not any(path.startswith(transfer.HEAD) for path in start.arrays):
         pass  # init.skip has it.
@@ -194,7 +203,7 @@ def _as_file(run: TrainedModel) -> weights.Weights:
     table = next(iter(run.recipe.namings.values()))
     tensors = naming.to_theirs(run.variables, table)
     names = run.recipe.data.selection.class_names
-    return weights.Weights(tensors, None, names, run.fingerprint)
+    return weights.Weights(tensors, None, names, run.fingerprint, architecture="")
 
 
 def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """The content of model.json, independent of format: input, labels, provenance."""
 
 import inspect
-import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +12,9 @@ from jaxcls import experiment
 from jaxcls.config import calls
 from jaxcls.errors import InputError
 from jaxcls.export.formats.model import Model
+from jaxcls.models import weights
 from jaxcls.models.weights import Preprocessing
+from jaxcls.models.weights.facts import crop_of
 from jaxcls.runs import digests, records
 from jaxcls.runs.workdir import Workdir
 
@@ -37,16 +39,13 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     black, white = np.asarray(exp.recipe.normalize(pixels), np.float64)[:, 0, 0]
     if not (white > black).all():
         return None  # The normalisation depends on the image: no fixed mean and deviation.
-    crop = height / size
-    while math.floor(height / crop) < size:  # Other libraries compute size like this.
-        crop = math.nextafter(crop, 0)
     std = 1 / (white - black)
     mean = 0.0 - black * std  # No -0.0.
     return Preprocessing(
         tuple(np.round(mean, 6).tolist()),
         tuple(np.round(std, 6).tolist()),
         height,
-        crop,
+        crop_of(height, size),
         kind,
         "center" if "resize_short" in names else "squash",
     )
@@ -87,15 +86,16 @@ def _bound(call: calls.Call, op: Callable[..., Any]) -> dict[str, Any]:
 
 
 def described(
-    exp: experiment.Experiment, folder: Workdir, step: int, at: str, model: Model
+    exp: experiment.Experiment, folder: Workdir | None, step: int, at: str, model: Model
 ) -> dict[str, Any]:
     """Returns the entries of model.json that do not depend on the format.
 
-    step, at: of the checkpoint; `at` is such as "best".
+    folder: of the run; None for published weights. step, at: of the checkpoint; `at` is
+    such as "best".
     """
     height, width, channels = model.image_shape
     told = model.preprocessing
-    saves = records.read(folder.digests)
+    saves = records.read(folder.digests) if folder else []
     kept = [each["digest"] for each in saves if each["step"] == step]
     return {
         "model": model.name,
@@ -122,11 +122,19 @@ def described(
             "link": exp.recipe.link,
         },
         "labels": list(model.class_names),
-        "checkpoint": {"step": step, "is": at},
-        "evaluations": _evaluations(folder, step),
+        "checkpoint": {"step": step, "is": at, **(_origin(exp) if not folder else {})},
+        "evaluations": _evaluations(folder, step) if folder else [],
         "digest": digests.combine(digests.of_tree(dict(model.variables))),
         "state_digest": kept[-1] if kept else None,
     }
+
+
+def _origin(exp: experiment.Experiment) -> dict[str, str]:
+    """Returns where published weights are from."""
+    assert exp.initial
+    place = exp.config.init.weights
+    name = place if weights.is_hub(place) else pathlib.Path(place).name
+    return {"init.weights": name, "fingerprint": exp.initial.fingerprint}
 
 
 def _evaluations(folder: Workdir, step: int) -> list[dict[str, Any]]:

@@ -50,10 +50,18 @@ def create(
     variables = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
     if not weights:
         return module, variables
-    tensors = read(weights, "weights").tensors
+    given = read(weights, "weights")
+    tensors = given.tensors
     is_fresh = transfer.classes_of(tensors, module.namings()) != num_classes
     try:
-        start = transfer.adapt(tensors, module.namings(), variables, is_head_fresh=is_fresh)
+        start = transfer.adapt(
+            tensors,
+            module.namings(),
+            variables,
+            is_head_fresh=is_fresh,
+            model=(name, module),
+            architecture=given.architecture,
+        )
     except InputError as error:
         raise InputError(f"weights={weights} for name={name}: it {error}") from None
     flat = naming.flatten(variables)

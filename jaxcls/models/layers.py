@@ -404,11 +404,14 @@ def conv(
     dtype: Dtype,
     bias: bool = False,
     name: str | None = None,
-    padding: Sequence[tuple[int, int]] | None = None,
+    padding: Sequence[tuple[int, int]] | str | None = None,
     groups: int = 1,
     kernel_init: nn.initializers.Initializer = HE,
 ) -> nn.Conv:
-    """Returns a square convolution, by default padded by kernel // 2 as in PyTorch."""
+    """Returns a square convolution, by default padded by kernel // 2 as in PyTorch.
+
+    padding: The pads of height and width, or "SAME" as in TensorFlow.
+    """
     side = (kernel // 2, kernel // 2)
     return nn.Conv(
         features,

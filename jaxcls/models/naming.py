@@ -22,8 +22,8 @@ _SUFFIXES = {
 }
 # Kernels HWIO are OIHW in PyTorch, and IO are OI.
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-# PyTorch's counter of each BatchNorm, which nothing reads.
-_IGNORED = ".num_batches_tracked"
+# PyTorch's counter of each BatchNorm, and what stands for a hidden patch in pretraining.
+_IGNORED = (".num_batches_tracked", "mask_token")
 
 
 class Entry(NamedTuple):

@@ -107,7 +107,7 @@ def _status(path: str | pathlib.Path) -> Status:
 
 def refreshed(
     listing: Listing,
-    cache: pathlib.Path,
+    cache: pathlib.Path | None,
     key: str,
     compute: Compute,
     say: Callable[[str], None],
@@ -115,13 +115,13 @@ def refreshed(
     """Returns the gallery of a listing, with features from `cache` or computed anew.
 
     Writes the features to `cache` if they changed. Two processes may write it at once; the
-    last file stays.
+    last file stays. None keeps nothing.
 
     key: a digest of the other inputs of the features. say: receives the reason if the cache
     is not used. Raises `InputError` if the cache cannot be written or holds something else,
     or no image can be read.
     """
-    old = _kept(cache, key, say)
+    old = _kept(cache, key, say) if cache else {}
     kinds = {name: "changed" if name in old else "new" for name in listing.status}
     kinds |= {
         name: "kept"
@@ -145,7 +145,7 @@ def refreshed(
     status, features = [listing.status[name] for name in made], np.stack([*made.values()])
     counts = Counter(kinds[name] for name in made)
     counts["gone"] = len(old.keys() - kinds.keys())
-    if counts["kept"] < counts.total():
+    if cache and counts["kept"] < counts.total():
         _write(cache, key, list(made), [each.stamp for each in status], features)
     rows = defaultdict[tuple[int, int], list[int]](list)
     for row, its in enumerate(status):

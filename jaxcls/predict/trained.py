@@ -1,4 +1,4 @@
-"""A trained run as an object of Python: ``run = jaxcls.load("runs/photos")``.
+"""A trained model as an object of Python: ``run = jaxcls.load("runs/photos")``.
 
 It calls the functions that the verbs `predict` and `evaluate` call.
 """
@@ -16,6 +16,8 @@ from jaxcls.data import clean
 from jaxcls.data.files import Bad
 from jaxcls.errors import InputError
 from jaxcls.evaluation import assess, examples, scoring
+from jaxcls.experiment import published
+from jaxcls.experiment.published import Published
 from jaxcls.predict import inference
 from jaxcls.predict.inference import BATCH_SIZE, Prediction, Source, Step
 from jaxcls.runs import records
@@ -37,38 +39,44 @@ class Predictions(NamedTuple):
 
 
 class TrainedRun:
-    """A run's model at one of its checkpoints; it needs the run's folder, not its data.
+    """A run's model at one of its checkpoints, or published weights; it needs no data.
 
     Args:
-        folder: The folder of the run.
+        place: The folder of the run, or `Published` weights.
         checkpoint: "best", "last", or a step.
-        overrides: Values of operational config keys, such as {"data.dir": "DIR"}.
+        overrides: Values of operational config keys, such as {"data.dir": "DIR"}; with
+            published weights, of any.
         plugins: The plug-ins that the run was trained with, from `plugins.load`.
 
-    Raises `InputError` if the folder holds no run, or no such checkpoint.
+    Raises `InputError` if the folder holds no run, or no such checkpoint, and for weights
+    of another model.
 
     Attributes:
-        step: The step of the checkpoint.
+        step: The step of the checkpoint; 0 of published weights.
+        notes: Lines about what published weights are taken for: names, classes, images.
         variables: {"params", "batch_stats"} for `apply`: the average, if the run has one.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        place: str | os.PathLike[str] | Published,
         checkpoint: str | int = "best",
         overrides: Mapping[str, Any] | None = None,
         plugins: Plugins = NONE,
     ) -> None:
         texts = {key: str(value) for key, value in (overrides or {}).items()}
-        loaded = scoring.load(os.fspath(folder), str(checkpoint), texts, plugins)
-        self._folder = Workdir(folder)
+        where = place if isinstance(place, Published) else os.fspath(place)
+        loaded = scoring.load(where, str(checkpoint), texts, plugins)
+        self._place = where
         self._exp, self.step, _, self._weights = loaded
+        self.notes = [] if isinstance(where, str) else published.notes(self._exp)
         self.variables = self._exp.recipe.variables(self._weights)
         self._steps: dict[bool, Step] = {}
 
     def __repr__(self) -> str:
         name = self._exp.config.model.name
-        return f"TrainedRun({self._folder.given!r}, step={self.step}, model={name!r})"
+        given = self._place if isinstance(self._place, str) else self._place.weights
+        return f"TrainedRun({given!r}, step={self.step}, model={name!r})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -90,8 +98,10 @@ class TrainedRun:
         return self._exp.recipe.logits_step()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the records of metrics.jsonl, one dict each."""
-        return records.read(self._folder.metrics)
+        """Returns the records of metrics.jsonl, one dict each; [] of published weights."""
+        if not isinstance(self._place, str):
+            return []
+        return records.read(Workdir(self._place).metrics)
 
     def predict(
         self,

@@ -84,6 +84,7 @@ class Run:
     saved: the content of config.json. starts: the entries of manifest.json. scored: None
     without a checkpoint or the dataset. class_counts: training examples of each class [K],
     if known. looked_by: the saliency method. missing: {section: why it is missing}.
+    is_published: whether it is no run, but published weights.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Run:
     looks: list[Look] = dataclasses.field(default_factory=list)
     looked_by: str = ""
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_published: bool = False
 
     @property
     def epoch(self) -> float:
@@ -113,6 +115,8 @@ class Run:
     @property
     def state(self) -> str:
         """The progress of the run as text, such as "done, 100 steps"."""
+        if self.is_published:
+            return "published weights"
         last = self.metrics[-1] if self.metrics else {"step": 0, "kind": ""}
         if last["kind"] == "final":
             return f"done, {last['step']} steps"

@@ -1,4 +1,4 @@
-"""Read the content of a report from the folder of a run or a study.
+"""Read the content of a report from the folder of a run or a study, or published weights.
 
 Without the dataset, the sections that need it are missing, and the report says why.
 """
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxcls import experiment
+from jaxcls.config import loading
 from jaxcls.config.plugins import Plugins
 from jaxcls.data import batches, files
 from jaxcls.data.clean import quiet
@@ -20,7 +21,8 @@ from jaxcls.devices import memory
 from jaxcls.errors import InputError, shown
 from jaxcls.evaluation import assess, calibration, examples, scores, scoring
 from jaxcls.evaluation.predictions import Predictions, probabilities
-from jaxcls.experiment import show
+from jaxcls.evaluation.scoring import Loaded
+from jaxcls.experiment import published, show
 from jaxcls.predict import inference
 from jaxcls.report import saliency
 from jaxcls.report.contents import Cell, Look, Picture, Run, Scored, Study, epoch_of
@@ -84,7 +86,39 @@ def read_run(
             "It has no checkpoint yet, so its model can be neither scored nor looked into."
         )
         return run
-    exp, step, at, weights = scoring.load(path, which, values, plugins)
+    _score(run, scoring.load(path, which, values, plugins), split, images, asked)
+    return run
+
+
+def read_published(
+    name: str,
+    loaded: Loaded,
+    split: str,
+    images: Sequence[str | files.Bad],
+    asked: assess.Asked,
+) -> Run:
+    """Returns the content of a report on published weights, which have no run's files.
+
+    The arguments are those of `read_run`; loaded: of `scoring.load`.
+    """
+    exp = loaded.exp
+    saved = {"config": loading.flat(exp.config), "implied": published.implied(exp)}
+    names = exp.selection.class_names
+    run = Run(name, saved, [], [], [], [], names, is_published=True)
+    run.missing["training images"] = "Not shown: the weights were not trained here."
+    _score(run, loaded, split, images, asked)
+    return run
+
+
+def _score(
+    run: Run,
+    loaded: Loaded,
+    split: str,
+    images: Sequence[str | files.Bad],
+    asked: assess.Asked,
+) -> None:
+    """Adds scores and saliency maps of a model to the content of a report."""
+    exp, step, at, weights = loaded
     answered = _answers(exp, weights, images)
     given, why = _given(exp, split)
     found = None
@@ -102,7 +136,6 @@ def read_run(
             run.looked_by, run.looks = _of_examples(exp, weights, given, found)
     except InputError as error:
         run.missing["looks"] = f"Not looked into: {error}."
-    return run
 
 
 def _records(path: pathlib.Path, *keys: str) -> list[records.Record]:

@@ -86,7 +86,8 @@ def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvis
         for name, (weights, _) in models.PUBLISHED.items()
         if weights.startswith(HUB)
     }
-    assert set(named) == {"vit_ti_16", "vit_s_16", "vit_s_32", "mixer_b_16"}
+    of_timm = {"vit_ti_16", "vit_s_16", "vit_s_32", "mixer_b_16", "efficientnet_lite0"}
+    assert set(named) == of_timm
     for name, theirs in named.items():
         assert timm.list_pretrained(theirs) == [theirs]
         registered = timm.get_pretrained_cfg(theirs)
@@ -95,6 +96,31 @@ def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvis
         with torch.device("meta"):
             model = timm.create_model(theirs)
         check_fit(name, "timm", model)
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_each_lite_has_the_layers_of_timms(torchvision):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    for i in range(5):
+        name = f"efficientnet_lite{i}"
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        check_fit(name, "timm", model)
+        # No shape tells a stride.
+        theirs = [
+            (module.stride[0], module.kernel_size[0])
+            for module in model.modules()
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size[0] > 1
+        ]
+        assert theirs == [(2, 3), *_depthwise(built(name))]
+
+
+def _depthwise(module):
+    """(stride, size of the kernel) of each block, in order."""
+    for _, stage, i in module._blocks():
+        sizes = module.stages[stage]
+        yield (sizes.stride if i == 0 else 1), sizes.kernel
 
 
 @pytest.mark.slow

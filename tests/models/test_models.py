@@ -54,13 +54,28 @@ PUBLISHED = {
     "mixer_b_32": (60_293_428, 768),
     "mixer_b_16": (59_880_472, 768),
     "efficientnet_b0": (5_288_548, 1280),
+    "efficientnet_lite0": (4_652_008, 1280),
+    "efficientnet_lite1": (5_416_680, 1280),
+    "efficientnet_lite2": (6_092_072, 1280),
+    "efficientnet_lite3": (8_197_096, 1280),
+    "efficientnet_lite4": (13_006_568, 1280),
     "mobilenet_v2": (3_504_872, 1280),
 }
 
 
 def variants(names):
     """Marks those of many blocks as slow: to trace one takes seconds."""
-    deep = "101", "152", "convnext_s", "convnext_b", "convnext_l", "vit_l"
+    deep = (
+        "101",
+        "152",
+        "lite1",
+        "lite3",
+        "lite4",
+        "convnext_s",
+        "convnext_b",
+        "convnext_l",
+        "vit_l",
+    )
     deep = {name for name in names if any(part in name for part in deep)}
     slow = [pytest.mark.slow]
     return pytest.mark.parametrize(
@@ -132,6 +147,7 @@ SMALL = {
     "deit3": "vit_s_16(layer_scale=1e-4, token_position=False, depth=2)",
     "convnext_tiny": "convnext_tiny",
     "efficientnet_b0": "efficientnet_b0",
+    "efficientnet_lite2": "efficientnet_lite2",
     "mixer_s_32": "mixer_s_32(depth=2)",
     "mobilenet_v2": "mobilenet_v2",
     "resnet18": "resnet18(width=16)",

@@ -96,6 +96,7 @@ CASES = [
     ("timm", "efficientnet_b0", "efficientnet_b0", 64),
     ("torchvision", "mobilenet_v2", "mobilenet_v2", 65),
     ("timm", "mobilenetv2_100", "mobilenet_v2", 64),
+    ("timm", "efficientnet_lite0", "efficientnet_lite0", 64),
 ]
 
 
@@ -146,6 +147,24 @@ def check(model, ours, library, size):
 def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     model = randomised(reference("timm", theirs, num_classes=10, **options))
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name", "size"),
+    [
+        ("tf_efficientnet_b0", "efficientnet_b0", 64),
+        ("tf_efficientnet_b0", "efficientnet_b0", 97),
+        ("mobilenetv2_100", "mobilenet_v2", 64),
+        ("tf_efficientnet_lite2", "efficientnet_lite2", 64),
+    ],
+)
+def test_same_padding_and_its_epsilon_are_tensorflows_as_timm_has_them(
+    reference, theirs, name, size
+):
+    options = {} if theirs.startswith("tf_") else {"pad_type": "same", "bn_eps": 1e-3}
+    model = randomised(reference("timm", theirs, num_classes=10, **options))
+    ours = MODELS[name](num_classes=10, padding="same", norm_epsilon=1e-3)
+    check(model, ours, "timm", size)
 
 
 def test_a_vit_with_tanh_is_timms(reference):

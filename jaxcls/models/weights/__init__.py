@@ -1,4 +1,4 @@
-"""Pretrained weights: files of safetensors and of torch, local or on a Hugging Face hub."""
+"""Pretrained weights: files of several kinds, local or on a Hugging Face hub."""
 
 from jaxcls.models.weights.facts import Preprocessing
 from jaxcls.models.weights.files import Weights, is_hub, preprocessing, read, write

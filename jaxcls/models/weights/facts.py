@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,10 +35,25 @@ class Preprocessing(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Preprocessing and class names of weights; None and () if unknown."""
+    """Preprocessing and class names of weights; None and () if unknown.
+
+    architecture: its name in timm; None if unknown, "" if a model of jaxcls.
+    """
 
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
+    architecture: str | None = None
+
+
+def crop_of(size: int, side: int) -> float:
+    """Returns the crop of a size out of an edge of `side` pixels.
+
+    Libraries take ``floor(size / crop)`` for the edge, so it is no larger than gives it.
+    """
+    crop = size / side
+    while math.floor(size / crop) < side:
+        crop = math.nextafter(crop, 0)
+    return crop
 
 
 def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
@@ -51,7 +67,8 @@ def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
             for key in ("preprocessing", "class_names")
         )
         found = None if told is None else _checked(file, Preprocessing(**told))
-        return Facts(found, _names(file, names))
+        is_ours = any(key.startswith(OURS) for key in metadata)
+        return Facts(found, _names(file, names), "" if is_ours else None)
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file} has metadata of jaxcls that is damaged ({first_line(error)}); download"
@@ -65,23 +82,15 @@ def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
     Raises `InputError` for values out of range, and with `strict` for a file that is not
     JSON.
     """
-    if file is None or not file.is_file():
+    config = read_json(file, strict)
+    if file is None or not isinstance(config.get("architecture"), str):
         return Facts()
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if not strict:
-            return Facts()
-        raise InputError(
-            f"{file} cannot be read ({first_line(error)}); remove it, and start again"
-        ) from None
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        return Facts()
+    architecture = _architecture(config)
     nested = config.get("pretrained_cfg")
     told = nested if isinstance(nested, dict) else config
     names = config.get("label_names", told.get("label_names", told.get("labels")))
     if not {"input_size", "mean", "std", "crop_pct", "interpolation"} & told.keys():
-        return Facts(None, _names(file, names))
+        return Facts(None, _names(file, names), architecture)
     told = _TIMM | {name: value for name, value in told.items() if value is not None}
     shape = told["input_size"]
     is_square = (
@@ -97,7 +106,119 @@ def of_config(file: pathlib.Path | None, strict: bool) -> Facts:
     found = _checked(file, told_here)
     rule = f"have {shape[0]} values, as input_size"
     _require(file, "mean", told["mean"], len(found.mean) == shape[0], rule)
-    return Facts(found, _names(file, names))
+    return Facts(found, _names(file, names), architecture)
+
+
+def read_json(file: pathlib.Path | None, strict: bool) -> dict[str, Any]:
+    """Returns the object of a JSON file, or {} for an absent or other file.
+
+    Raises `InputError` with `strict` for a file that is not JSON.
+    """
+    if file is None or not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if not strict:
+            return {}
+        raise InputError(
+            f"{file} cannot be read ({first_line(error)}); remove it, and start again"
+        ) from None
+    return config if isinstance(config, dict) else {}
+
+
+# Arguments of timm's models that no logits depend on, or that tensors show.
+_HARMLESS = ("img_size", "num_classes", "in_chans", "init_values", "global_pool")
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """Returns the architecture of a config.json of timm, with what its arguments change."""
+    given = config.get("model_args")
+    arguments = given if isinstance(given, dict) else {}
+    told = [
+        f"{name}={value!r}"
+        for name, value in arguments.items()
+        if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
+    ]
+    architecture = str(config["architecture"])
+    return f"{architecture}({', '.join(told)})"[:200] if told else architecture
+
+
+# What transformers' models are like here; the same tensors would else mean another network.
+_FORMS: dict[str, dict[str, Any]] = {
+    "vit": {"hidden_act": "gelu"},
+    "dinov2": {"hidden_act": "gelu"},
+    "convnext": {"hidden_act": "gelu"},
+    "resnet": {
+        "hidden_act": "relu",
+        "downsample_in_bottleneck": False,
+        "downsample_in_first_stage": False,
+    },
+}
+
+
+def is_of_transformers(config: Mapping[str, Any]) -> bool:
+    """Returns whether a config.json is of transformers, and not of timm."""
+    return isinstance(config.get("model_type"), str) and "architecture" not in config
+
+
+def of_transformers(
+    file: pathlib.Path, config: Mapping[str, Any], preprocessor: pathlib.Path | None
+) -> Facts:
+    """Returns the facts in config.json and preprocessor_config.json of transformers.
+
+    Names such as "LABEL_0" are none. Raises `InputError` for a model that is another than
+    ours with the same tensors, and for values out of range.
+    """
+    for key, value in _FORMS.get(config["model_type"], {}).items():
+        told = config.get(key, value)
+        _require(file, key, told, told == value, f"be {value!r}, as of our models")
+    labels = config.get("id2label")
+    names: list[str] | None = None
+    if isinstance(labels, dict) and all(str(i) in labels for i in range(len(labels))):
+        names = [labels[str(i)] for i in range(len(labels))]
+        names = None if names and names[0] == "LABEL_0" else names
+    found = None
+    if preprocessor is not None:
+        found = _of_preprocessor(preprocessor, read_json(preprocessor, strict=False))
+    return Facts(found, _names(file, names), f"transformers_{config['model_type']}"[:100])
+
+
+def _of_preprocessor(file: pathlib.Path, told: Mapping[str, Any]) -> Preprocessing | None:
+    """Returns the preprocessing of a preprocessor_config.json; None if it is none here."""
+    kind = told.get("image_processor_type", told.get("feature_extractor_type"))
+    by_edge = str(kind).startswith(("ConvNext", "Bit"))
+    size, is_short = _side(told.get("size"), by_edge)
+    is_cropped = bool(told.get("do_center_crop")) and "crop_size" in told
+    crop_size = _side(told["crop_size"], False)[0] if is_cropped else size
+    filters = {2: "bilinear", 3: "bicubic"}
+    interpolation = filters.get(told.get("resample", 2), "")
+    is_plain = abs(float(told.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-3
+    if not size or not crop_size or not interpolation or not is_plain:
+        return None
+    if told.get("do_resize") is False or crop_size > size:
+        return None
+    mean: Any = told.get("image_mean")
+    std: Any = told.get("image_std")
+    if told.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    crop, mode = crop_size / size, "center" if is_short else "squash"
+    if str(kind).startswith("ConvNext"):
+        # From 384 pixels on it resizes without a crop.
+        crop = told.get("crop_pct", 224 / 256) if size < 384 else 1.0
+        mode = "center" if size < 384 else "squash"
+    elif math.floor(crop_size / crop) < size:  # By rounding.
+        crop = math.nextafter(crop, 0)
+    return _checked(file, Preprocessing(mean, std, crop_size, crop, interpolation, mode))
+
+
+def _side(value: Any, by_edge: bool) -> tuple[int, bool]:
+    """Returns (pixels of a side, whether of the shorter edge); (0, False) if no square."""
+    if isinstance(value, dict):
+        is_short = "shortest_edge" in value
+        height = value.get("shortest_edge", value.get("height"))
+        value, by_edge = height if is_short or height == value.get("width") else 0, is_short
+    return (value, by_edge) if type(value) is int and value > 0 else (0, False)
 
 
 # The values that timm takes for absent keys.

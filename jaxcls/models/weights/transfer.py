@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jaxcls.errors import InputError
 from jaxcls.models import naming
 from jaxcls.models.naming import Fit, Naming
+from jaxcls.models.weights import architectures, dialects
 
 HEAD = "params/head/"
 # The most names of each kind in an error.
@@ -34,6 +35,9 @@ def adapt(
     *,
     skip: str = "",
     is_head_fresh: bool = False,
+    classes: Sequence[int] | None = None,
+    model: tuple[str, Any] | None = None,
+    architecture: str | None = None,
 ) -> Start:
     """Returns the variables of a model from `tensors`, a library's name -> array.
 
@@ -42,12 +46,21 @@ def adapt(
     - skip: a regular expression on our paths and the library's names. It excludes matches
       that fit, are missing, are extra or have another shape.
     - is_head_fresh: whether the head starts at random.
+    - classes: those of the head to take, in this order; None takes all.
+    - model: its name with options, and its module; None does not compare `architecture`.
+    - architecture: what the weights tell, as in `Weights`.
 
-    Positions on another square grid are resampled. Raises `InputError`, which lists tensors
-    that are missing, extra or of another shape, and for tensors that are not finite.
+    Names of `dialects` are known. A prefix that all names share is taken off if no name is
+    known with it. Positions on another square grid are resampled. Raises `InputError`,
+    which lists tensors that are missing, extra or of another shape, for tensors that are
+    not finite, and for another architecture with the same tensors.
     """
     if not tensors:
         raise InputError("holds no tensors; give the weights of this very model")
+    tensors, read_as, told = _understood(tensors, namings)
+    if classes is not None:
+        of_head = {x: tensors[x][np.array(classes)] for x in _of_head(tensors, namings)}
+        tensors = {**tensors, **of_head}
     every = {library: naming.names(like, namings[library]) for library in namings}
     library = max(every, key=lambda each: len(set(every[each].values()) & set(tensors)))
     table, named = namings[library], every[library]
@@ -81,18 +94,68 @@ def adapt(
                 f"has numbers that are not finite, in {named[path]}; get it again"
             )
     of = f"{len(arrays)} of {len(leaves)} arrays, by {library}'s names"
-    return Start(arrays, [of, *notes])
+    if model is not None:
+        text, module = model
+        notes += filter(None, [architectures.check(told or architecture, text, module)])
+    return Start(arrays, [*read_as, of, *notes])
+
+
+class _Understood(NamedTuple):
+    """Tensors by names of a `Naming`; notes: on changes; architecture: "" if unknown."""
+
+    tensors: Mapping[str, np.ndarray]
+    notes: list[str]
+    architecture: str
+
+
+def _understood(
+    tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]
+) -> _Understood:
+    """Translates names of other libraries, and takes off prefixes that all names share."""
+    notes: list[str] = []
+    prefix = ""
+    known = {
+        entry.name if isinstance(entry, naming.Entry) else entry
+        for table in namings.values()
+        for entry in table.values()
+    }
+    bare = tensors
+    while bare.keys().isdisjoint(known) and known.isdisjoint(
+        name.rpartition(".")[0] for name in bare
+    ):
+        found = dialects.translated(bare)
+        if found:
+            of = f"{found.dialect} names, read as timm's"
+            return _Understood(found.tensors, [*notes, of], found.architecture)
+        names = [name for name in bare if name not in _COUNTERS]
+        first = {name.partition(".")[0] for name in names}
+        if len(first) != 1 or not all("." in name for name in names):
+            return _Understood(tensors, [], "")
+        prefix += f"{first.pop()}."
+        bare = {name.partition(".")[2]: bare[name] for name in names}
+        notes = [f"all names without their prefix {prefix!r}"]
+    return _Understood(bare, notes, "")
+
+
+# Beside the tensors of a model; torch's average of models has it.
+_COUNTERS = ("n_averaged",)
 
 
 def classes_of(tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]) -> int:
     """Returns the number of classes of the head in `tensors`; 0 if there is no head."""
-    head = {"params/head/bias": 0, "params/head/kernel": 0}
+    tensors = _understood(tensors, namings).tensors
+    return next((len(tensors[name]) for name in _of_head(tensors, namings)), 0)
+
+
+def _of_head(
+    tensors: Mapping[str, np.ndarray], namings: Mapping[str, Naming]
+) -> Iterator[str]:
+    """Yields the names of the head's tensors: classes are their first axis."""
+    head = {"params/head/bias": 0, "params/head/kernel": 0}  # A head may have no bias.
     for table in namings.values():
-        # A head may have no bias. Classes are the first axis of bias and kernel.
         for ndim, name in enumerate(naming.names(head, table).values(), 1):
             if name in tensors and tensors[name].ndim == ndim:
-                return len(tensors[name])
-    return 0
+                yield name
 
 
 def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:

@@ -191,6 +191,7 @@ def drawn(name, size):
 
 # A graph is made of each; the others are XLA's, and large models are not other ones.
 CASES = [("onnx", *family) for family in FAMILIES]
+CASES += [("onnx", "efficientnet_lite0(padding='same')", 65)]
 CASES += [("tflite", *family) for family in FAMILIES if family[1] < 224]
 CASES += [("stablehlo", name, size) for name, size in FAMILIES if name.startswith("res")]
 

@@ -3,12 +3,17 @@
 import contextlib
 import hashlib
 import http.server
+import importlib
+import io
 import json
 import os
 import pathlib
+import pickle
+import re
 import subprocess
 import sys
 import threading
+import zipfile
 from typing import ClassVar
 
 import ml_dtypes
@@ -19,7 +24,7 @@ import safetensors.numpy
 from jaxcls.errors import InputError
 from jaxcls.models import weights
 from jaxcls.models.weights import Preprocessing
-from tests.torchbytes import ARRAYS, legacy, saved, zipped
+from tests.torchbytes import ARRAYS, legacy, saved, tensors, zipped
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent.parent
 KEY = "init.weights"
@@ -53,16 +58,64 @@ def check(found, arrays):
         np.testing.assert_array_equal(found[name], expected, name, strict=True)
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.pt", "a.bin"])
-def test_every_kind_of_file_comes_back_with_its_fingerprint(tmp_path, name):
-    data = {"a.safetensors": safetensors.numpy.save(ARRAYS), "a.pt": saved(ARRAYS, legacy)}
-    data = data.get(name) or saved(ARRAYS, zipped)
+def npz(arrays, save=np.savez):
+    file = io.BytesIO()
+    save(file, **arrays)
+    return file.getvalue()
+
+
+DATA = {
+    "safetensors": safetensors.numpy.save(ARRAYS),
+    "legacy": saved(ARRAYS, legacy),
+    "zip": saved(ARRAYS, zipped),
+    "numpy": npz(ARRAYS),
+    "packed": npz(ARRAYS, np.savez_compressed),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.safetensors", "safetensors"),
+        ("a.st", "safetensors"),
+        *((f"a.{suffix}", "zip") for suffix in ("pth", "bin", "ckpt", "th", "pth.tar")),
+        ("a.pt", "legacy"),
+        ("a", "legacy"),
+        ("a.npz", "numpy"),
+        ("a.pth", "packed"),
+    ],
+)
+def test_every_kind_of_file_comes_back_with_its_fingerprint(tmp_path, name, kind):
+    data = DATA[kind]
     (tmp_path / name).write_bytes(data)
     found = weights.read(str(tmp_path / name), KEY)
     check(found.tensors, ARRAYS)
     assert (found.preprocessing, found.class_names) == (None, ())
     assert found.fingerprint == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert weights.preprocessing(str(tmp_path / name), KEY) is None
+
+
+def test_an_entry_is_chosen_after_a_hash_and_is_part_of_the_fingerprint(tmp_path):
+    entries, stored = tensors({"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)})
+    content = {"model": {"w": entries["a"]}, "model_ema": {"w": entries["b"]}}
+    data = zipped(content, stored)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    place = tmp_path / "a#b.pth"  # A name may have one too.
+    place.write_bytes(data)
+    found = weights.read(str(place), KEY)
+    assert (found.tensors["w"].tolist(), found.fingerprint) == ([1, 1], digest)
+    assert found.notes == (
+        "of the file, 'model' is taken (a#b.pth#model_ema takes 'model_ema')",
+    )
+    found = weights.read(f"{place}#model_ema", KEY)
+    assert (found.tensors["w"].tolist(), found.fingerprint) == (
+        [0, 0],
+        f"{digest}#model_ema",
+    )
+    assert weights.preprocessing(f"{place}#model_ema", KEY) is None
+    (tmp_path / "a.safetensors").write_bytes(DATA["safetensors"])
+    said = line(tmp_path / "a.safetensors#model")
+    assert "names an entry of a file of torch, and the file is of safetensors" in said
 
 
 # Floats in several forms, one of them not contiguous.
@@ -138,7 +191,7 @@ def line(place):
         ("models", "or hf:ORG/NAME; in it: resnet.pth"),
         ("models/resnet.pt", "no such file (did you mean 'resnet.pth'?); give a file"),
         ("nowhere/resnet.pth", "no such file; give a file of weights"),
-        ("models/notes.txt", "is of another kind, and must be a file of weights ("),
+        ("models/notes.txt", "is of another kind than .safetensors, .pth, .npz and Keras"),
         ("https://example.org/resnet.pth", "no such file; give a file of weights (.safet"),
         ("x" * 300 + ".pth", "cannot be read (File name too long)"),
         ("hf:resnet50", "must be hf:ORG/NAME or hf:ORG/NAME@REVISION; try 'hf:"),
@@ -153,7 +206,7 @@ def test_places_that_are_none_are_refused(tmp_path, monkeypatch, place, expected
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet.pth").write_bytes(b"")
-    (tmp_path / "models" / "notes.txt").write_bytes(b"")
+    (tmp_path / "models" / "notes.txt").write_bytes(b"notes")
     message = line(place)
     assert message.startswith(f"{KEY}={place[:20]}")
     assert expected in message
@@ -184,7 +237,124 @@ def test_damaged_files_are_refused(tmp_path):
         assert message.startswith(f"{path} cannot be read as safetensors ({reason}")
         assert message.endswith("; download it again, or write it again")
     (tmp_path / "a.pth").write_bytes(b"")
-    assert "cannot be read as tensors of torch (it is empty)" in line(tmp_path / "a.pth")
+    assert f"{KEY}={tmp_path / 'a.pth'} is empty; download it" in line(tmp_path / "a.pth")
+    (tmp_path / "a.pth").write_bytes(DATA["legacy"][:-1])
+    assert "cannot be read as tensors of torch (buffer is sm" in line(tmp_path / "a.pth")
+    (tmp_path / "a.npz").write_bytes(npz({"a": np.array([None])}))
+    assert "an array is of object, and must be of numbers" in line(tmp_path / "a.npz")
+    big = {"a": np.zeros(10**6, np.float32)}
+    (tmp_path / "a.npz").write_bytes(npz(big, np.savez_compressed))
+    assert "as .npz (it unpacks to 4,000," in line(tmp_path / "a.npz")
+
+
+def archive(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name in names:
+            made.writestr(name, b"")
+    return file.getvalue()
+
+
+SCRIPT = archive("a/data.pkl", "a/code/__torch__.py", "a/constants.pkl")
+TABLE = b"keys" + 0xDB4775248B80FB57.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what", "remedy"),
+    [
+        (
+            "a.pt",
+            SCRIPT,
+            "a TorchScript archive",
+            "torch.save(torch.jit.load('a.pt').state",
+        ),
+        (
+            "a.pt2",
+            archive("a/archive_format", "a/models/model.json"),
+            "a program of torch.export",
+            "torch.save(torch.export.load('a.pt2').state_dict, 'weights.pth')",
+        ),
+        ("a.zip", archive("b/c.txt"), "a zip archive of other files (b/c.txt)", "give the"),
+        (
+            "a.onnx",
+            b"\x08\x0a\x12\x07pytorch",
+            "an ONNX model",
+            "onnx.load('a.onnx').graph",
+        ),
+        ("a.bin", b"\x08\x0a\x12\x07pytorch", "an ONNX model", "safetensors.numpy.save_"),
+        ("a.tflite", b"\x1c\0\0\0TFL3", "a TensorFlow Lite model", "give the weights as"),
+        ("a.ckpt", TABLE, "a part of a TensorFlow checkpoint", "give the weights as .pth"),
+        (
+            "model.ckpt.data-00000-of-00001",
+            b"any",
+            "a part of a TensorFlow checkpoint",
+            "give the weights as .pth",
+        ),
+        (
+            "flax_model.msgpack",
+            b"\x81\xa6params",
+            "Flax's msgpack",
+            "numpy.savez('weights.npz', **flax.traverse_util.flatten_dict(flax.serializat",
+        ),
+        ("a.npy", b"\x93NUMPY\1\0", "a single NumPy array", "give the weights"),
+        ("a.tar", b"\0" * 257 + b"ustar", "a tar archive", "unpack it"),
+        ("a.gz", b"\x1f\x8b\x08", "a gzip file", "unpack it"),
+        (
+            "a.pth",
+            b"version https://git-lfs.github.com/spec/v1",
+            "a pointer",
+            "git lfs pull",
+        ),
+        ("a.pth", b"<!DOCTYPE html><html>404", "a web page", "download the file itself"),
+        (
+            "a.pkl",
+            pickle.dumps({"a.weight": [1.0] * 9, "b.weight": [2.0] * 9}),
+            "a plain pickle, of which nothing is run",
+            "safetensors.numpy.save_file(pickle.loads(pathlib.Path('a.pkl').read_bytes()),",
+        ),
+    ],
+)
+def test_another_kind_of_file_is_named_with_what_makes_weights_of_it(
+    tmp_path, name, data, what, remedy
+):
+    (tmp_path / name).write_bytes(data)
+    message = line(tmp_path / name)
+    assert message.startswith(f"{KEY}={tmp_path / name} is {what}")
+    assert remedy in message.removeprefix(f"{KEY}={tmp_path / name} is {what}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_lines_of_python_make_what_is_read(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    flax_serialization = pytest.importorskip("flax.serialization")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2)).eval()
+    expected = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(model).save("a.pt")
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 3),)), "a.pt2")
+    torch.save(model, "a.pth")
+    torch.save({"net": model, "epoch": 3}, "b.pth")
+    pathlib.Path("a.pkl").write_bytes(pickle.dumps(expected))
+    tree = {"0": {key[2:]: values for key, values in expected.items()}}
+    pathlib.Path("a.msgpack").write_bytes(flax_serialization.msgpack_serialize(tree))
+    names = ["a.pt", "a.pt2", "a.pth", "b.pth", "a.pkl", "a.msgpack"]
+    if onnx := importlib.util.find_spec("onnx") and importlib.import_module("onnx"):
+        tensors = [onnx.numpy_helper.from_array(v, k) for k, v in expected.items()]
+        graph = onnx.helper.make_graph([], "g", [], [], tensors)
+        onnx.save(onnx.helper.make_model(graph), "a.onnx")
+        names.append("a.onnx")
+    modules = {"torch": torch, "numpy": np, "safetensors": safetensors, "onnx": onnx}
+    modules |= {"pickle": pickle, "pathlib": pathlib}
+    modules |= {"flax": importlib.import_module("flax")}
+    importlib.import_module("flax.traverse_util")
+    for name in names:
+        python = re.search(r"(in Python|where you trust it): (.*)", line(name))[2]
+        exec(python, dict(modules))
+        (made,) = pathlib.Path().glob("weights.*")
+        found = weights.read(str(made), KEY).tensors
+        check({key.replace("/", "."): values for key, values in found.items()}, expected)
+        made.unlink()
 
 
 def test_a_dtype_that_is_not_known_is_refused_by_name(tmp_path):
@@ -430,8 +600,9 @@ def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
         ["cat", "dög"],
         f"sha256:{hashlib.sha256(MODEL).hexdigest()}",
     ]
+    safe += ["resnet50", []]
     torch = hashlib.sha256(HUB["org/torch"]["pytorch_model.bin"]).hexdigest()
-    torch = [{"w": [1.0, 1.0]}, None, [], f"sha256:{torch}"]
+    torch = [{"w": [1.0, 1.0]}, None, [], f"sha256:{torch}", None, []]
     Hub.asked.clear()
     told = read_in_a_process(tmp_path / "a", "preprocessing=hf:org/safe", HF_ENDPOINT=hub)
     assert told == [safe[1]]

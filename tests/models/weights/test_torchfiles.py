@@ -2,7 +2,9 @@
 
 import argparse
 import collections
+import datetime
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -16,11 +18,13 @@ from jaxcls.models.weights import torchfiles
 from tests.torchbytes import (
     ARRAYS,
     MAGIC,
+    Built,
     Call,
     Named,
     Persistent,
     Raw,
     legacy,
+    opcodes,
     ordered,
     pickled,
     saved,
@@ -35,21 +39,24 @@ PARAMETER = Named("torch._utils", "_rebuild_parameter")
 FORMATS = pytest.mark.parametrize("write", [zipped, legacy])
 
 
-def load(folder, data):
+AGAIN = "download it again, or convert it to .safetensors"
+
+
+def load(folder, data, name=""):
     path = folder / "model.pth"
     path.write_bytes(data)
-    return torchfiles.load(path)
+    return torchfiles.load(path, name).tensors
 
 
-def refused(folder, data, reason):
+def refused(folder, data, reason, remedy=AGAIN, name=""):
     """The one line that refuses `data`."""
     with pytest.raises(InputError, match=reason) as caught:
-        load(folder, data)
+        load(folder, data, name)
     message = str(caught.value)
     assert message.startswith(
         f"{folder / 'model.pth'} cannot be read as tensors of torch ("
     )
-    assert message.endswith("; download it again, or convert it to .safetensors")
+    assert message.endswith(f"; {remedy}")
     assert message.isprintable()
     assert len(message) < 500
     return message
@@ -74,6 +81,43 @@ def test_the_model_goes_before_its_average(tmp_path):
     entries, stored = tensors({"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)})
     content = {"model_ema": {"w": entries["b"]}, "model": {"w": entries["a"]}}
     check(load(tmp_path, zipped(content, stored)), {"w": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize("name", ["model_state_dict", "net", "params", "network"])
+def test_the_only_dict_of_tensors_is_taken_whatever_its_name(tmp_path, name):
+    arrays = {"w": np.ones((2, 3), np.float32)}
+
+    def wrap(entries):
+        state = {"state": {0: {"momentum": [None]}}, "loss": {}, "epoch": 5}
+        return {"optimizer_state_dict": state, name: entries, "loss": 0.5}
+
+    path = tmp_path / "model.pth"
+    path.write_bytes(saved(arrays, zipped, wrap))
+    found = torchfiles.load(path)
+    check(found.tensors, arrays)
+    assert found.notes == (f"of the file, {name!r} is taken",)
+
+
+def test_of_several_dicts_one_is_asked_for(tmp_path):
+    entries, stored = tensors(
+        {"a": np.ones((2, 2), np.float32), "b": np.zeros((2, 2), np.float32)}
+    )
+    student, teacher = {"w": entries["a"]}, {"w": entries["b"]}
+    content = {"student": student, "teacher": teacher, "epoch": 3}
+    data = zipped(content, stored)
+    reason = "it holds tensors in 'student' and in 'teacher'"
+    refused(tmp_path, data, reason, "say which, as model.pth#student")
+    check(load(tmp_path, data, "teacher"), {"w": np.zeros((2, 2), np.float32)})
+    reason = "it has no dict of tensors 'epoch'; those that it has: 'student', 'teacher'"
+    remedy = "give the file, or one of these after a #, as model.pth#state_dict"
+    refused(tmp_path, data, reason, remedy, "epoch")
+
+
+def test_a_few_numbers_beside_a_model_are_not_taken_for_one(tmp_path):
+    arrays = {"w": np.ones((2, 2), np.float32), "scale": np.ones(1, np.float32)}
+    entries, stored = tensors(arrays)
+    content = {"criterion": {"scale": entries["scale"]}, "net": {"w": entries["w"]}}
+    check(load(tmp_path, zipped(content, stored)), {"w": arrays["w"]})
 
 
 @FORMATS
@@ -138,9 +182,17 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, protocol)
     for hostile in (system, python):
         code = pickle.dumps({"w": hostile}, protocol)
         before = pickled(MAGIC) + pickled(1001) + pickled({})
-        for data in (code, before + code, zipped(Raw(code[:-1]), {})):
-            refused(tmp_path, data, r"it names \w+.(system|eval), which is refused")
-            assert not touched.exists()
+        refused(tmp_path, code, "does not begin as a file of torch does")
+        for data in (before + code, zipped(Raw(code[:-1]), {})):
+            reason = r"it holds no dict of tensors: 'w' \(\w+.(system|eval)\)"
+            refused(tmp_path, data, reason)
+        beside = pickle.dumps({"args": hostile, "more": {1: hostile}}, protocol)
+        entries, stored = tensors({"w": np.ones(2, np.float32)})
+        content = Raw(b"}(" + opcodes("model") + opcodes(entries) + opcodes("epoch"))
+        content = Raw(content.opcodes + beside[2 * (protocol > 1) : -1] + b"u")
+        for write in (zipped, legacy):
+            check(load(tmp_path, write(content, stored)), {"w": np.ones(2, np.float32)})
+        assert not touched.exists()
 
 
 @pytest.mark.parametrize(
@@ -153,13 +205,18 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, protocol)
         "jaxcls.pickles load",
     ],
 )
-def test_any_other_name_is_refused_though_it_is_not_called(tmp_path, name):
+def test_any_other_name_makes_nothing_unless_a_tensor_needs_it(tmp_path, name):
     module, _, attribute = name.partition(" ")
-    entries, stored = tensors({"w": np.ones(2, np.float32)})
-    content = {"model": entries, "args": Named(module, attribute)}
-    reason = f"it names {module}.{attribute}, which is refused"
-    refused(tmp_path, zipped(content, stored), reason)
-    refused(tmp_path, legacy(content, stored), reason)
+    ones = {"w": np.ones(2, np.float32)}
+    entries, stored = tensors(ones)
+    other = Named(module, attribute)
+    made = Built(Call(other, (entries["w"], 3)), {"lr": 0.1})
+    content = {"model": entries, "args": other, "made": [made], "epoch": 3}
+    needed = {"model": {**entries, "v": Call(other, (entries["w"],))}}
+    for write in (zipped, legacy):
+        check(load(tmp_path, write(content, stored)), ones)
+        reason = f"entry 'v' is a {module}.{attribute}, no tensor"
+        refused(tmp_path, write(needed, stored), reason)
 
 
 FLOATS = storage("0", "float32", 6)
@@ -190,8 +247,13 @@ REBUILD = Named("torch._utils", "_rebuild_tensor_v2")
         (Call(Named("torch", "FloatStorage"), (10**12,)), "calls torch.FloatStorage"),
         (Call(PARAMETER, (1, 2, 3)), "'bad' is a int"),
         (Call(Named("collections", "OrderedDict"), (5,)), "not iterable"),
-        (Raw(b"cbuiltins\neval\n."), "it names builtins.eval"),
-        (Raw(b"ctorch\nSize\n)\x81"), "opcode NEWOBJ"),
+        (Raw(b"cbuiltins\neval\n"), "'bad' is a global, no tensor"),
+        (Raw(b"cbuiltins\neval\n)R"), "'bad' is a builtins.eval, no tensor"),
+        (Raw(b"cbuiltins\neval\n)\x81"), "'bad' is a builtins.eval, no tensor"),
+        (Raw(b"(ibuiltins\neval\n"), "'bad' is a builtins.eval, no tensor"),
+        (Raw(b"(cbuiltins\neval\nNo"), "'bad' is a builtins.eval, no tensor"),
+        (Raw(b"K\x01)\x81"), "it calls a int"),
+        (Raw(b"\x82\x01"), "opcode EXT1"),
         (Raw(b"(K\x01}b"), "gives state to a int"),
         (Persistent("0"), "no storage's"),
         (Persistent(("storage", "FloatStorage", "0", "cpu", 6)), "no storage's"),
@@ -351,7 +413,7 @@ def test_what_torch_saves_comes_back(tmp_path, new, protocol, is_nested):
         is_brain = tensor.dtype == torch.bfloat16
         values = (tensor.float() if is_brain else tensor.detach()).numpy()
         expected[key] = values.astype(ml_dtypes.bfloat16) if is_brain else values
-    check(torchfiles.load(path), expected)
+    check(torchfiles.load(path).tensors, expected)
 
 
 @pytest.mark.slow
@@ -360,11 +422,84 @@ def test_what_torch_saves_of_objects_is_refused(tmp_path, new):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pth"
     for content, reason in (
-        ({"args": argparse.Namespace(a=1)}, "names argparse.Namespace"),
-        (torch.nn.Linear(2, 2), "names torch.nn.modules.linear.Linear"),
-        ({"w": torch.zeros(2).to_sparse()}, "names torch._utils._rebuild_sparse_tensor"),
-        ({"w": torch.zeros(2, dtype=torch.complex64)}, "names torch.ComplexFloatStorage"),
+        ({"args": argparse.Namespace(a=1)}, "'args' .argparse.Namespace."),
+        (
+            torch.nn.Linear(2, 2),
+            "a whole torch.nn.modules.linear.Linear, of which nothing is run.; where you"
+            " trust it: torch.save.torch.load.'model.pth', weights_only=False..state_dict",
+        ),
+        (
+            {"epoch": 3, "model": torch.nn.Linear(2, 2)},
+            r"'model' .torch.nn.modules.linear.Linear.*False.\['model'\].state_dict\(\)",
+        ),
+        (
+            {"v": torch.zeros(2), "w": torch.zeros(2).to_sparse()},
+            "entry 'w' is a torch._utils._rebuild_sparse_tensor, no tensor",
+        ),
     ):
         torch.save(content, path, _use_new_zipfile_serialization=new)
         with pytest.raises(InputError, match=reason):
             torchfiles.load(path)
+    content = {"v": torch.zeros(2), "w": torch.zeros(2, dtype=torch.complex64)}
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"entry 'w' is a torch.ComplexFloatStorage"):
+        torchfiles.load(path)
+
+
+@pytest.mark.slow
+def test_the_checkpoints_that_trainers_write_are_read(tmp_path):
+    """As timm's CheckpointSaver and torchvision's references write them."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    with torch.no_grad():
+        average.module[0].weight.mul_(2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.zeros(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 6])
+    args = argparse.Namespace(
+        lr=np.float64(0.1),
+        output=pathlib.Path("out"),
+        betas={0.9, 0.99},
+        when=datetime.timedelta(seconds=3),
+        key=collections.defaultdict(list, a=[1]),
+    )
+    assert isinstance(scheduler.state_dict()["milestones"], collections.Counter)
+    weights = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    average_of = {key: tensor.numpy() for key, tensor in average.state_dict().items()}
+    whole = {
+        "epoch": 3,
+        "arch": "resnet50",
+        "state_dict": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "version": 2,
+        "args": args,
+        "amp_scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "state_dict_ema": average.state_dict(),
+        "metric": np.float32(0.7),
+    }
+    references = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "epoch": 3,
+        "args": args,
+        "model_ema": average.state_dict(),
+    }
+    for content, first, other in (
+        (whole, "state_dict", "state_dict_ema"),
+        (references, "model", "model_ema"),
+    ):
+        for protocol in (2, 4):
+            path = tmp_path / "model_best.pth.tar"
+            torch.save(content, path, pickle_protocol=protocol)
+            found = torchfiles.load(path)
+            check(found.tensors, weights)
+            assert found.notes == (
+                f"of the file, '{first}' is taken (model_best.pth.tar#{other} takes"
+                f" '{other}')",
+            )
+            named = torchfiles.load(path, other)
+            check(named.tensors, average_of)
+            assert named.notes == (f"of the file, '{other}' is taken",)

@@ -1,0 +1,106 @@
+"""Which architectures elsewhere are which model here, where names and shapes cannot tell.
+
+Several models of timm have the tensors of another, and compute something else with them.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxcls.errors import InputError
+
+
+class Form(NamedTuple):
+    """A model here. options: those on which no tensor depends, and their values."""
+
+    name: str
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+_PYTORCH = {"padding": "symmetric", "norm_epsilon": 1e-5}
+_TENSORFLOW = {"padding": "same", "norm_epsilon": 1e-3}
+# By the architecture's name in timm; Keras's has a name of ours.
+FORMS = {
+    "efficientnet_b0": Form("efficientnet_b0", _PYTORCH),
+    "tf_efficientnet_b0": Form("efficientnet_b0", _TENSORFLOW),
+    **{f"efficientnet_lite{i}": Form(f"efficientnet_lite{i}", _PYTORCH) for i in range(5)},
+    **{
+        f"tf_efficientnet_lite{i}": Form(f"efficientnet_lite{i}", _TENSORFLOW)
+        for i in range(5)
+    },
+    "mobilenetv2_100": Form("mobilenet_v2", _PYTORCH),
+    "keras_mobilenet_v2": Form("mobilenet_v2", _TENSORFLOW),
+}
+# Models of timm with the very tensors of one of ours, and other logits for them.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "efficientnet_b0": ("efficientnet_blur_b0",),
+    "resnet50": ("resnetblur50", "resnetaa50"),
+}
+# timm's names of the ViTs and Mixers here; all others have one name.
+_VITS = {"tiny": "ti", "small": "s", "base": "b", "large": "l"}
+_SAME = re.compile(
+    r"(vit|deit3?|flexivit)_(tiny|small|base|large)(_patch.*)?|mixer_([sb])(\d+)_.*"
+)
+
+
+def check(architecture: str | None, text: str, module: Any) -> str:
+    """Returns a note on the architecture that weights tell, for a model that they fit.
+
+    architecture: None if the weights do not tell it; "" if they are of jaxcls. text: the
+    model with its options, as in a config. Raises `InputError` if it is another model than
+    `module`, though its tensors fit.
+    """
+    name = text.partition("(")[0]
+    if architecture == "":
+        return ""
+    if architecture is None:
+        return _unknown(name, module)
+    form = FORMS.get(architecture)
+    if form and form.name == name:
+        apart = {k: v for k, v in form.options.items() if getattr(module, k, v) != v}
+        if apart:
+            told = ", ".join(f"{option}={value!r}" for option, value in apart.items())
+            raise InputError(f"is of {architecture}, which has {told}; give {_text(form)}")
+        return ""
+    if architecture in OTHERS.get(name, ()):
+        raise InputError(
+            f"is of {architecture}, whose tensors fit {name} and mean another network; give"
+            f" weights of {name}"
+        )
+    if form or not _is_same(architecture, name):
+        return f"its config.json says {architecture}, not {name}: compare the logits"
+    return ""
+
+
+def _is_same(architecture: str, name: str) -> bool:
+    """Returns whether timm's name of an architecture is that of a model here."""
+    found = _SAME.fullmatch(architecture)
+    if architecture == name or architecture.startswith("transformers_"):
+        return True  # Their names tell the model.
+    if not found:
+        return False
+    if found[2]:
+        return name.startswith(f"vit_{_VITS[found[2]]}_")
+    return name == f"mixer_{found[4]}_{found[5]}"
+
+
+def _unknown(name: str, module: Any) -> str:
+    """Returns what else would fit, for weights that do not tell their architecture."""
+    others = [
+        f"timm's {architecture}, which is {_text(form)}"
+        for architecture, form in FORMS.items()
+        if form.name == name
+        and any(getattr(module, k, v) != v for k, v in form.options.items())
+        and not architecture.startswith("keras")
+    ]
+    others += [f"timm's {each}, which is none of ours" for each in OTHERS.get(name, ())]
+    return f"the tensors also fit {', and '.join(others)}" if others else ""
+
+
+def _text(form: Form) -> str:
+    """Returns a model with its options, as in a config."""
+    if form.options == _PYTORCH:
+        return f"model.name={form.name}"
+    told = ", ".join(f"{option}={value!r}" for option, value in form.options.items())
+    return f'model.name="{form.name}({told})"'
