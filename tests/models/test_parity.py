@@ -141,6 +141,12 @@ def check(model, ours, library, size):
             "vit_s_16",
             {"layer_scale": 1e-4, "token_position": False},
         ),
+        (
+            "vit_tiny_patch16_224",
+            {"global_pool": "avg", "depth": 2},
+            "vit_ti_16",
+            {"pool": "patch_mean", "depth": 2},
+        ),
     ],
 )
 def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):

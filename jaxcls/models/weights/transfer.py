@@ -113,7 +113,7 @@ def _understood(
         entry.name if isinstance(entry, naming.Entry) else entry
         for table in namings.values()
         for entry in table.values()
-    }
+    } - {""}
     bare = tensors
     while bare.keys().isdisjoint(known) and known.isdisjoint(
         name.rpartition(".")[0] for name in bare
