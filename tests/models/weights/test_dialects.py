@@ -555,7 +555,8 @@ def logits_of(text, file, images, classes):
     module, variables = models.create(
         text, classes, image_shape=images.shape[1:], weights=str(file)
     )
-    return np.asarray(module.apply(variables, jnp.asarray(images), False).logits)
+    apply = jax.jit(lambda x: module.apply(variables, x, False).logits)
+    return np.asarray(apply(images))
 
 
 def pixels(size):
@@ -628,7 +629,7 @@ def test_the_features_of_a_dinov2_are_those_of_transformers(tmp_path):
     module, variables = models.create(
         text, 10, image_shape=(56, 56, 3), weights=str(tmp_path / "model.safetensors")
     )
-    got = module.apply(variables, jnp.asarray(images), False).embed
+    got = jax.jit(lambda x: module.apply(variables, x, False).embed)(images)
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
@@ -640,19 +641,22 @@ def test_logits_are_those_of_keras(tmp_path, monkeypatch, name):
     pytest.importorskip("h5py")
     keras = pytest.importorskip("keras")
     size = {"m.h5": 64, "m.keras": 65, "m.weights.h5": 96}[name]
-    model = keras.applications.MobileNetV2(
-        weights=None, classes=10, input_shape=(size, size, 3), classifier_activation=None
-    )
-    rng = np.random.default_rng(0)
-    for each in model.weights:
-        is_scale = each.path.endswith(("gamma", "moving_variance"))
-        spread = (2 / np.prod(each.shape[:-1])) ** 0.5 if len(each.shape) > 1 else 0.1
-        drawn = rng.uniform(0.5, 1.5, each.shape)
-        each.assign(drawn if is_scale else rng.standard_normal(each.shape) * spread)
-    save = model.save_weights if "weights" in name else model.save
-    save(tmp_path / name)
-    images = pixels(size)
-    expected = np.asarray(model(images, training=False))
+    images, rng = pixels(size), np.random.default_rng(0)
+    with jax.numpy_rank_promotion("allow"):
+        model = keras.applications.MobileNetV2(
+            weights=None,
+            classes=10,
+            input_shape=(size, size, 3),
+            classifier_activation=None,
+        )
+        for each in model.weights:
+            is_scale = each.path.endswith(("gamma", "moving_variance"))
+            spread = (2 / np.prod(each.shape[:-1])) ** 0.5 if len(each.shape) > 1 else 0.1
+            drawn = rng.uniform(0.5, 1.5, each.shape)
+            each.assign(drawn if is_scale else rng.standard_normal(each.shape) * spread)
+        save = model.save_weights if "weights" in name else model.save
+        save(tmp_path / name)
+        expected = np.asarray(jax.jit(lambda x: model(x, training=False))(images))
     text = "mobilenet_v2(padding='same', norm_epsilon=1e-3)"
     got = logits_of(text, tmp_path / name, images, 10)
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
