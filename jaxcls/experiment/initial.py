@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -115,8 +115,9 @@ def load(recipe: Recipe) -> Initial:
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
-    _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else (1, 1, 1))
-    notes = [f"starting from {place}: {'; '.join((*given.notes, *start.notes))}"]
+    grid = _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else ())
+    told = (*given.notes, *start.notes, *grid)
+    notes = [f"starting from {place}: {'; '.join(told)}"]
     if matched:
         notes.append(matched)
     elif fresh:
@@ -136,21 +137,34 @@ def load(recipe: Recipe) -> Initial:
     return Initial(start.arrays, notes, given.fingerprint)
 
 
-def _check_grid(recipe: Recipe, paths: Iterable[str], there: tuple[int, ...]) -> None:
-    """Raises `InputError` if a grid of positions changes its form and is no square.
+def _check_grid(
+    recipe: Recipe, arrays: Mapping[str, np.ndarray], there: tuple[int, ...]
+) -> list[str]:
+    """Returns a note on a grid of positions that is no square, if there is one.
 
-    A strip may have as many patches as a square, so the count of patches is not enough.
-    there: the shape of the images that the positions are of.
+    Raises `InputError` if such a grid may be of another form: a strip can have as many
+    patches as a square. there: the shape of the images that the positions are of; () if
+    only their count is known.
     """
     here, tables = recipe.data.train_shape, recipe.namings.values()
-    has_grid = any(naming.grid_of(path, each) >= 0 for each in tables for path in paths)
-    are_square = here[0] == here[1] and there[0] == there[1]
-    if has_grid and not are_square and here[:2] != there[:2]:
+    grids = {
+        arrays[path].shape[1] - naming.grid_of(path, each)
+        for each in tables
+        for path in arrays
+        if naming.grid_of(path, each) >= 0
+    }
+    form = f"{here[1]}x{here[0]}"
+    if not grids or (here[0] == here[1] and (not there or there[0] == there[1])):
+        return []
+    if there[:2] == here[:2]:
+        return []
+    if there or any(math.isqrt(count) ** 2 == count for count in grids):
         raise InputError(
             f"{_KEY}={recipe.config.init.weights} has positions for images of another form"
-            f" than {here[1]}x{here[0]}; end data.train_ops and data.eval_ops in a square,"
+            f" than {form}; end data.train_ops and data.eval_ops in a square,"
             " or give init.skip='position'"
         )
+    return [f"positions of as many patches, taken for those of {form}"]
 
 
 def is_run(place: str) -> bool:

@@ -21,6 +21,7 @@ from jaxcls.models import initializers, layers, naming
 from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
+POOLS = ("token", "mean", "patch_mean")
 XAVIER = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Gives each of three concatenated matrices the variance of XAVIER.
 XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
@@ -186,10 +187,12 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, width].
 
-    H and W are multiples of `patch`. pool: "token" (a class token) or "mean" (over all
-    tokens, and no class token). position: "learned" or "sincos". drop_path: the rate of the
-    last block; rates rise linearly from 0, or with drop_path_mode="constant" each block has
-    it. drop_path_rescale: whether branches that are kept are divided by 1 - rate.
+    H and W are multiples of `patch`. pool: "token" (a class token), "mean" (over all
+    tokens, and no class token) or "patch_mean" (over the patches, then a normalisation,
+    beside a class token that they attend to, as timm's global_pool="avg"). position:
+    "learned" or "sincos". drop_path: the rate of the last block; rates rise linearly from
+    0, or with drop_path_mode="constant" each block has it. drop_path_rescale: whether
+    branches that are kept are divided by 1 - rate.
     layer_scale: the initial value of learned factors of each branch's features (CaiT,
     Touvron et al., arXiv:2103.17239); 0: no such parameters. token_position: whether the
     class token has a position too. gelu: "exact" or "tanh", its approximation. weight_init:
@@ -215,8 +218,7 @@ class ViT(nn.Module):
     weight_init: str = "xavier"
 
     def __post_init__(self) -> None:
-        if self.pool not in ("token", "mean"):
-            raise ValueError(f"pool={self.pool!r} must be 'token' or 'mean'")
+        layers.check_known(POOLS, pool=self.pool)
         if self.position not in ("learned", "sincos"):
             raise ValueError(f"position={self.position!r} must be 'learned' or 'sincos'")
         if self.layer_scale < 0:
@@ -237,7 +239,7 @@ class ViT(nn.Module):
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
         tokens = []
-        if self.pool == "token":
+        if self.pool != "mean":
             token = self.param("token", start.token, (1, 1, self.width))
             tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))]
         if self.token_position:
@@ -250,8 +252,13 @@ class ViT(nn.Module):
         for i, rate in enumerate(rates, 1):
             block = partial(Block, self.heads, self.dtype, self.dropout, rate)
             x = block(*options, name=f"block{i}")(x, train)
+        if self.pool == "patch_mean":
+            x = x[:, 1:].astype(jnp.float32).mean(axis=1)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = x[:, 0] if self.pool == "token" else x.astype(jnp.float32).mean(axis=1)
+        if self.pool == "token":
+            x = x[:, 0]
+        elif self.pool == "mean":
+            x = x.astype(jnp.float32).mean(axis=1)
         return layers.head(x, self.num_classes, start.head)
 
     def _positions(self, height: int, width: int) -> jax.Array:
@@ -270,7 +277,7 @@ class ViT(nn.Module):
 
     def _prefix(self) -> int:
         """Returns the number of positions that belong to no patch."""
-        return int(self.pool == "token" and self.token_position)
+        return int(self.pool != "mean" and self.token_position)
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
@@ -285,7 +292,7 @@ class ViT(nn.Module):
             ("patch", "conv_proj", "patch_embed.proj"),
             ("token", "class_token", "cls_token"),
             ("position", learned, Entry("pos_embed", grid=prefix)),
-            ("norm", "encoder.ln", "norm"),
+            ("norm", "encoder.ln", "fc_norm" if self.pool == "patch_mean" else "norm"),
             ("head", "heads.head", "head"),
         ]
         for i in range(self.depth):
@@ -304,7 +311,7 @@ class ViT(nn.Module):
                 (f"{ours}/layer_scale2", "", f"{timm}.ls2.gamma"),
             ]
         namings = naming.of_both(rows)
-        is_plain = prefix and not self.layer_scale
+        is_plain = prefix and self.pool == "token" and not self.layer_scale
         return namings if is_plain else {"timm": namings["timm"]}
 
 

@@ -29,11 +29,12 @@ class Attention(NamedTuple):
     """Attention weights [L, B, heads, N, N] of L layers, and the patch grid (h, w).
 
     A row of weights belongs to a query. The last h * w of the N tokens are the patches,
-    row by row.
+    row by row. by_token: whether the output is the first token, not the patches' mean.
     """
 
     weights: jax.Array
     grid: tuple[int, int]
+    by_token: bool
 
 
 def grad_cam(features: Features) -> jax.Array:
@@ -52,16 +53,16 @@ def rollout(attention: Attention) -> jax.Array:
 
     A layer is half its shortcut and half the mean over its heads; the shares of an image
     sum to at most 1 (Abnar and Zuidema, arXiv:2005.00928). The output is the class token,
-    or the mean over the patches if there is no class token.
+    or the mean over the patches.
     """
-    weights, (height, width) = attention
+    weights, (height, width), by_token = attention
     size = weights.shape[-1]
     mixed = (weights.astype(jnp.float32).mean(axis=2) + jnp.eye(size)[None, None]) / 2
     joint = mixed[0]
     for layer in mixed[1:]:
         joint = layer @ joint
     patches = height * width
-    seen = joint[:, 0] if size > patches else joint.mean(axis=1)
+    seen = joint[:, 0] if by_token else joint[:, size - patches :].mean(axis=1)
     return seen[:, size - patches :].reshape(-1, height, width)
 
 
@@ -104,6 +105,7 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
     """Returns the attention of a model for images [B, H, W, C]; None without attention."""
     weights: list[jax.Array] = []
     grids: list[tuple[int, int]] = []
+    pools: list[str] = []
 
     def listen(module: nn.Module, out: jax.Array) -> jax.Array:
         if isinstance(module.parent, vit.Attention) and module.name == "qkv":
@@ -112,10 +114,13 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
             weights.append(jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1))
         elif out.ndim == 4:
             grids.append((out.shape[1], out.shape[2]))
+            pools.append(getattr(module.parent, "pool", "token"))
         return out
 
     _tapped(apply, listen)(images)
-    return Attention(jnp.stack(weights), grids[-1]) if weights else None
+    if not weights:
+        return None
+    return Attention(jnp.stack(weights), grids[-1], pools[-1] == "token")
 
 
 def _tapped(apply: Apply, heard: Callable[[nn.Module, jax.Array], jax.Array]) -> Apply:

@@ -23,6 +23,7 @@ from jaxcls.studies import reproducing
 from jaxcls.training import train
 from tests.modules import built, shapes
 from tests.settings import digits
+from tests.torchbytes import Built, Call, Named, saved, zipped
 
 MODEL = "cnn(widths=(4, 8), dense=16, dropout=0.2, batch_norm=True)"
 BODY = "^(?!head/)"
@@ -322,6 +323,30 @@ def test_a_resolved_experiment_holds_the_texts_of_its_run_alone(tiny, trained):
     made = loading.flat(experiment.build(given).config)
     assert [made[key] for key in ALL] == ["unit", "decode(1)", "decode(1) | resize(8)"]
     assert given.normalize == "weights"
+
+
+def test_a_checkpoint_of_another_trainer_starts_a_run(tiny, exported, tmp_path):
+    """As Lightning writes it: a prefix, and objects beside, of which nothing is made."""
+    read = weights.read(str(exported), "x").tensors
+    prefixed = {f"model.{name}": values for name, values in read.items()}
+    arguments = Built(Call(Named("argparse", "Namespace"), ()), {"lr": 0.1})
+
+    def wrap(entries):
+        state = {"state": {0: {"step": 3}}, "param_groups": []}
+        rest = {"optimizer_states": [state], "hyper_parameters": arguments}
+        return {"epoch": 3, "state_dict": entries, **rest}
+
+    file = tmp_path / "last.ckpt"
+    file.write_bytes(saved(prefixed, zipped, wrap))
+    found = experiment.build(tiny(**{"init.weights": str(file)})).initial
+    expected = experiment.build(tiny(**{"init.weights": str(exported)})).initial
+    assert found.arrays.keys() == expected.arrays.keys()
+    for path, values in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[path], values)
+    assert found.notes == [
+        f"starting from {file}: all names without their prefix 'model.'; 14 of 14 arrays,"
+        " by pytorch's names"
+    ]
 
 
 def test_positions_are_resampled_to_another_size_of_image(tiny, tmp_path):

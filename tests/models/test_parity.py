@@ -108,9 +108,14 @@ def test_logits_are_theirs_and_what_we_write_loads_there(
     check(randomised(model), ours, library, size)
 
 
-def check(model, ours, library, size):
-    """Logits agree within 1e-4 of the largest; our file is theirs, tensor for tensor."""
-    images = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+def check(model, ours, library, size, channels=3):
+    """Logits agree within 1e-4 of the largest; our file is theirs, tensor for tensor.
+
+    size: a side, or (height, width).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (2, height, width, channels)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
     variables = variables_of(model, ours, library, jnp.asarray(images))
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
@@ -142,11 +147,83 @@ def check(model, ours, library, size):
             "vit_s_16",
             {"layer_scale": 1e-4, "token_position": False},
         ),
+        (
+            "vit_tiny_patch16_224",
+            {"global_pool": "avg", "depth": 2},
+            "vit_ti_16",
+            {"pool": "patch_mean", "depth": 2},
+        ),
     ],
 )
 def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     model = randomised(reference("timm", theirs, num_classes=10, **options))
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
+
+
+# Options, sizes and channels of no recipe: (theirs, their options, ours, size, channels).
+OPTIONS = [
+    ("resnet18", {"in_chans": 1}, "resnet18", {}, (50, 71), 1),
+    ("resnext50_32x4d", {"in_chans": 4}, "resnext50_32x4d", {}, 33, 4),
+    ("convnext_tiny", {"in_chans": 1}, "convnext_tiny", {}, (96, 64), 1),
+    ("mobilenetv2_100", {"in_chans": 1}, "mobilenet_v2", {}, (51, 80), 1),
+    (
+        "tf_efficientnet_b0",
+        {"in_chans": 1},
+        "efficientnet_b0",
+        {"padding": "same", "norm_epsilon": 1e-3},
+        (81, 64),
+        1,
+    ),
+    (
+        "vit_small_patch16_224",
+        {"img_size": (160, 256), "depth": 2},
+        "vit_s_16",
+        {"depth": 2},
+        (160, 256),
+        3,
+    ),
+    (
+        "vit_tiny_patch16_384",
+        {"img_size": (96, 48), "depth": 2, "global_pool": "avg", "in_chans": 1},
+        "vit_ti_16",
+        {"depth": 2, "pool": "patch_mean"},
+        (96, 48),
+        1,
+    ),
+    (
+        "vit_small_patch14_dinov2",
+        {"img_size": 56, "depth": 2},
+        "vit_s_16",
+        {"depth": 2, "patch": 14, "layer_scale": 1e-5},
+        56,
+        3,
+    ),
+    (
+        "vit_base_patch32_siglip_gap_256",
+        {"depth": 2},
+        "vit_b_32",
+        {"depth": 2, "pool": "mean"},
+        256,
+        3,
+    ),
+    (
+        "flexivit_small",
+        {"depth": 2},
+        "vit_s_16",
+        {"depth": 2, "token_position": False},
+        240,
+        3,
+    ),
+    ("mixer_s32_224", {"img_size": 96, "in_chans": 1}, "mixer_s_32", {}, 96, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "options", "name", "ours", "size", "channels"), OPTIONS)
+def test_options_sizes_and_channels_of_no_recipe_are_timms(
+    reference, theirs, options, name, ours, size, channels
+):
+    model = randomised(reference("timm", theirs, num_classes=7, **options))
+    check(model, MODELS[name](num_classes=7, **ours), "timm", size, channels)
 
 
 @pytest.mark.parametrize(

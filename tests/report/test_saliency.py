@@ -119,14 +119,18 @@ def test_a_model_without_a_map_is_refused():
         saliency.last_map(apply, jnp.ones((2, 4)), jnp.array([0, 1]))
 
 
-@pytest.mark.parametrize("pool", ["token", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "pool",
+    ["token", *(pytest.param(x, marks=pytest.mark.slow) for x in ("mean", "patch_mean"))],
+)
 def test_attention_weights_are_those_that_the_layers_use(pool):
     text = f"vit_ti_16(depth=2, width=24, heads=3, pool='{pool}')"
     module, variables, apply = applied(text, 48)
     images = pictures(48)
-    found, grid = jax.jit(lambda x: saliency.attention(apply, x))(images)
+    found, grid, by_token = jax.jit(lambda x: saliency.attention(apply, x))(images)
     assert grid == (3, 3)
-    tokens = 9 + (pool == "token")
+    assert by_token == (pool == "token")
+    tokens = 9 + (pool != "mean")
     assert found.shape == (2, 2, 3, tokens, tokens)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
     seen = captured(module, variables, images)
@@ -151,7 +155,11 @@ def test_rollout_multiplies_the_layers_half_of_which_are_shortcuts():
             mean = sum(weights[layer, image, head] for head in range(4)) / 4
             joint = (0.5 * mean + 0.5 * np.eye(5)).dot(joint)
         expected.append(joint)
-    token = saliency.rollout(saliency.Attention(jnp.asarray(weights), (2, 2)))
+    token = saliency.rollout(saliency.Attention(jnp.asarray(weights), (2, 2), True))
     np.testing.assert_allclose(token, [e[0, 1:].reshape(2, 2) for e in expected], rtol=1e-5)
-    mean = saliency.rollout(saliency.Attention(jnp.asarray(weights), (1, 5)))
+    mean = saliency.rollout(saliency.Attention(jnp.asarray(weights), (1, 5), False))
     np.testing.assert_allclose(mean, [[e.mean(0)] for e in expected], rtol=1e-5)
+    # A class token beside, that the mean leaves out.
+    mean = saliency.rollout(saliency.Attention(jnp.asarray(weights), (2, 2), False))
+    patches = [e[1:, 1:].mean(0).reshape(2, 2) for e in expected]
+    np.testing.assert_allclose(mean, patches, rtol=1e-5)

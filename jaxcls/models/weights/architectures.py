@@ -18,9 +18,10 @@ class Form(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
 
 
+KERAS = "Keras's MobileNetV2"
 _PYTORCH = {"padding": "symmetric", "norm_epsilon": 1e-5}
 _TENSORFLOW = {"padding": "same", "norm_epsilon": 1e-3}
-# By the architecture's name in timm; Keras's has a name of ours.
+# By the architecture's name in timm, or KERAS.
 FORMS = {
     "efficientnet_b0": Form("efficientnet_b0", _PYTORCH),
     "tf_efficientnet_b0": Form("efficientnet_b0", _TENSORFLOW),
@@ -30,11 +31,12 @@ FORMS = {
         for i in range(5)
     },
     "mobilenetv2_100": Form("mobilenet_v2", _PYTORCH),
-    "keras_mobilenet_v2": Form("mobilenet_v2", _TENSORFLOW),
+    KERAS: Form("mobilenet_v2", _TENSORFLOW),
 }
 # Models of timm with the very tensors of one of ours, and other logits for them.
 OTHERS: dict[str, tuple[str, ...]] = {
     "efficientnet_b0": ("efficientnet_blur_b0",),
+    "resnet18": ("resnetblur18",),
     "resnet50": ("resnetblur50", "resnetaa50"),
 }
 # timm's names of the ViTs and Mixers here; all others have one name.
@@ -92,7 +94,7 @@ def _unknown(name: str, module: Any) -> str:
         for architecture, form in FORMS.items()
         if form.name == name
         and any(getattr(module, k, v) != v for k, v in form.options.items())
-        and not architecture.startswith("keras")
+        and architecture != KERAS
     ]
     others += [f"timm's {each}, which is none of ours" for each in OTHERS.get(name, ())]
     return f"the tensors also fit {', and '.join(others)}" if others else ""

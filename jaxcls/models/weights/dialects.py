@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcls.errors import InputError
+from jaxcls.models.weights import architectures
 
 Tensors = dict[str, np.ndarray]
 
@@ -241,7 +242,7 @@ def _keras(tensors: Mapping[str, np.ndarray]) -> Translated | None:
             is_deep = "_dw." in name
             tensor = tensor.transpose((2, 3, 0, 1) if is_deep else (3, 2, 0, 1))
         found[name] = tensor
-    return Translated(found, "Keras's", "keras_mobilenet_v2")
+    return Translated(found, "Keras's", architectures.KERAS)
 
 
 def _layers_of_keras() -> list[tuple[str, str, str]]:

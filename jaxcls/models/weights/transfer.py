@@ -95,8 +95,9 @@ def adapt(
             )
     of = f"{len(arrays)} of {len(leaves)} arrays, by {library}'s names"
     if model is not None:
-        text, module = model
-        notes += filter(None, [architectures.check(told or architecture, text, module)])
+        if architecture is None and namings.get("timm", table) != table:
+            architecture = ""  # One library alone has these names, for one model.
+        notes += filter(None, [architectures.check(told or architecture, *model)])
     return Start(arrays, [*read_as, of, *notes])
 
 
@@ -118,7 +119,7 @@ def _understood(
         entry.name if isinstance(entry, naming.Entry) else entry
         for table in namings.values()
         for entry in table.values()
-    }
+    } - {""}
     bare = tensors
     while bare.keys().isdisjoint(known) and known.isdisjoint(
         name.rpartition(".")[0] for name in bare

@@ -190,6 +190,28 @@ def test_unknown_names_are_refused_with_the_first_of_them():
     assert "encoder.3.weight, ... (9); give" in text
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "model.", "backbone.", "net.", "_orig_mod.", "module.model.", "a.b.c."],
+)
+@pytest.mark.parametrize(("kind", "library"), [("resnet", "torchvision"), ("vit", "timm")])
+def test_a_prefix_of_all_names_is_taken_off_and_said(kind, library, prefix):
+    variables, tensors = file_of(kind, library)
+    given = {f"{prefix}{name}": values for name, values in tensors.items()}
+    start = transfer.adapt(given, *model(kind))
+    same(start.arrays, variables)
+    n = len(naming.flatten(variables))
+    assert start.notes == [
+        f"all names without their prefix {prefix!r}",
+        f"{n} of {n} arrays, by {library}'s names",
+    ]
+    assert transfer.classes_of(given, model(kind)[0]) == 10
+    counted = given | {"n_averaged": np.array(7)}  # As torch's average of a model has it.
+    same(transfer.adapt(counted, *model(kind)).arrays, variables)
+    other = given | {"criterion.weight": np.zeros(3)}
+    assert f"names; it has {next(iter(given))}, " in refusal(other, kind)
+
+
 def test_no_tensors_at_all_are_refused_as_such():
     assert "holds no tensors" in refusal({}, "resnet")
 
@@ -300,6 +322,24 @@ def test_positions_for_images_that_are_no_square_are_refused():
     _, tensors = file_of("vit", "timm")
     with pytest.raises(InputError, match="pos_embed 1x5x12, not 1x7x12"):
         transfer.adapt(tensors, module.namings(), like)
+
+
+def test_positions_of_a_strip_are_taken_for_as_many_patches_and_said(tmp_path):
+    path = tmp_path / "strip.safetensors"
+    text = MODELS["vit"][0]
+    module = built(text, num_classes=10)
+    image = jax.ShapeDtypeStruct((1, 32, 48, 3), jnp.float32)
+    like = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), like)
+    save_file(naming.to_theirs(variables, module.namings()["timm"]), path)
+    values = {"model.name": text, "init.weights": str(path), "mesh.devices": 1}
+    config = loading.from_flat({**values, "data.name": "absent"})
+    facts = sources.Facts("absent", "", (32, 48, 3), 10, (), {"train": 500})
+    found = experiment.build(config, facts).initial
+    position = variables["params"]["position"]
+    np.testing.assert_array_equal(found.arrays["params/position"], position)
+    assert "positions of as many patches, taken for those of 48x32" in found.notes[0]
 
 
 def test_positions_of_a_square_are_not_taken_for_a_strip_of_as_many_patches(tmp_path):

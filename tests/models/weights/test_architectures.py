@@ -1,0 +1,178 @@
+"""Another network with the very tensors of a model is refused, or said."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxcls import experiment
+from jaxcls.config import loading
+from jaxcls.data import sources
+from jaxcls.errors import InputError
+from jaxcls.models import naming
+from jaxcls.models.weights import architectures, transfer
+from tests.modules import built, shapes
+
+TENSORFLOW = "padding='same', norm_epsilon=0.001"
+
+
+def note(text, architecture):
+    return architectures.check(architecture, text, built(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture"),
+    [
+        ("efficientnet_b0", "efficientnet_b0"),
+        (f"efficientnet_b0({TENSORFLOW})", "tf_efficientnet_b0"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("resnet50", "resnet50"),
+        ("resnet50", "transformers_resnet"),
+        ("vit_s_16(depth=1)", "vit_small_patch16_384"),
+        ("vit_s_16(depth=1)", "deit_small_patch16_224"),
+        ("vit_s_16(depth=1, patch=8, layer_scale=1e-5)", "vit_small_patch8_dinov2"),
+        ("mixer_b_16(depth=1)", "mixer_b16_224"),
+        ("efficientnet_b0", ""),  # Of jaxcls itself.
+    ],
+)
+def test_the_same_architecture_says_nothing(text, architecture):
+    assert note(text, architecture) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture", "expected"),
+    [
+        (
+            "efficientnet_b0",
+            "tf_efficientnet_b0",
+            "is of tf_efficientnet_b0, which has padding='same', norm_epsilon=0.001; give"
+            f' model.name="efficientnet_b0({TENSORFLOW})"',
+        ),
+        (
+            "efficientnet_b0(padding='same')",
+            "tf_efficientnet_b0",
+            "is of tf_efficientnet_b0, which has norm_epsilon=0.001; give",
+        ),
+        (
+            "efficientnet_b0(padding='same')",
+            "efficientnet_b0",
+            "which has padding='symmetric'; give model.name=efficientnet_b0",
+        ),
+        ("efficientnet_b0", "efficientnet_blur_b0", "is of efficientnet_blur_b0, whose"),
+        (
+            "resnet50",
+            "resnetblur50",
+            "is of resnetblur50, whose tensors fit resnet50 and mean another network; give"
+            " weights of resnet50",
+        ),
+        ("resnet50", "resnetaa50", "is of resnetaa50, whose tensors fit resnet50"),
+        ("resnet18", "resnetblur18", "is of resnetblur18, whose tensors fit resnet18"),
+    ],
+)
+def test_another_architecture_is_refused_with_what_makes_it_right(
+    text, architecture, expected
+):
+    with pytest.raises(InputError) as refused:
+        note(text, architecture)
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("architecture", ["mynet50", "resnet50(aa_layer='blur')"])
+def test_an_unknown_architecture_is_said(architecture):
+    told = f"its config.json says {architecture}, not resnet50: compare the logits"
+    assert note("resnet50", architecture) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "efficientnet_b0",
+            "the tensors also fit timm's tf_efficientnet_b0, which is"
+            f' model.name="efficientnet_b0({TENSORFLOW})", and timm\'s'
+            " efficientnet_blur_b0, which is none of ours",
+        ),
+        (
+            "resnet18",
+            "the tensors also fit timm's resnetblur18, which is none of ours",
+        ),
+        ("vit_s_16(depth=1)", ""),
+        ("mobilenet_v2", ""),
+    ],
+)
+def test_what_a_bare_file_cannot_tell_is_said(text, expected):
+    assert note(text, None) == expected
+
+
+def zeros(text, library):
+    """(module, its shapes, zeros by a library's names)."""
+    module = built(text)
+    like = shapes(module, 32)[1]
+    made = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
+    return module, like, naming.to_theirs(made, module.namings()[library])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "is_told"), [("torchvision", False), ("timm", True)])
+def test_names_that_one_library_alone_has_tell_the_network(library, is_told):
+    module, like, tensors = zeros("efficientnet_b0", library)
+    start = transfer.adapt(
+        tensors, module.namings(), like, model=("efficientnet_b0", module)
+    )
+    assert any("also fit" in each for each in start.notes) == is_told
+
+
+def test_a_config_beside_the_file_is_heeded(tmp_path):
+    text = "resnet18(width=8)"
+    *_, tensors = zeros(text, "timm")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.numpy.save(tensors))
+    values = {"model.name": text, "init.weights": str(file), "mesh.devices": 1}
+    config = loading.from_flat({**values, "data.name": "absent"})
+    facts = sources.Facts("absent", "", (32, 32, 3), 1000, (), {"train": 500})
+    (told,) = experiment.build(config, facts).initial.notes
+    assert told.endswith(
+        "names; the tensors also fit timm's resnetblur18, which is none of ours"
+    )
+    beside = tmp_path / "config.json"
+    beside.write_text(json.dumps({"architecture": "resnetblur18"}))
+    with pytest.raises(InputError, match=r"resnet18\(width=8\): it is of resnetblur18, wh"):
+        _ = experiment.build(config, facts).initial
+    arguments = {"aa_layer": "blur", "in_chans": 3, "drop_rate": 0.1}
+    beside.write_text(json.dumps({"architecture": "resnet18", "model_args": arguments}))
+    (told,) = experiment.build(config, facts).initial.notes
+    said = "config.json says resnet18(aa_layer='blur'), not resnet18: compare the logits"
+    assert told.endswith(said)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
+def test_each_of_the_others_fits_and_differs():
+    """timm's own networks, with the same tensors as ours."""
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    pairs = [
+        (name, each) for name, others in architectures.OTHERS.items() for each in others
+    ]
+    pairs.append(("efficientnet_b0", "tf_efficientnet_b0"))
+    for name, other in pairs:
+        torch.manual_seed(0)
+        model = timm.create_model(other).eval()
+        for key, tensor in model.state_dict().items():
+            if key.endswith("running_var"):
+                torch.nn.init.uniform_(tensor, 0.5, 2)
+        tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+        module, like, _ = zeros(name, "timm")
+        start = transfer.adapt(tensors, module.namings(), like)
+        structure = jax.tree.structure(like)
+        variables = structure.unflatten(
+            [start.arrays[path] for path in naming.flatten(like)]
+        )
+        got = module.apply(variables, jnp.asarray(images), False).logits
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        assert np.abs(got - theirs).max() > 1e-2 * np.abs(theirs).max(), other
