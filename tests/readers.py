@@ -361,6 +361,35 @@ def torch_legacy(_):
     return Reader({"w.pth": data}, (weights_of("w.pth"),))
 
 
+def npz_of(_):
+    file = io.BytesIO()
+    np.savez(file, a=np.ones((2, 3), np.float32), b=np.zeros(2, np.int64))
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, w=np.arange(6, dtype=np.float32))
+    files = {"a.npz": file.getvalue(), "b.npz": compressed.getvalue()}
+    return Reader(files, tuple(map(weights_of, files)))
+
+
+def of_transformers(_):
+    config = {"model_type": "resnet", "id2label": {"0": "cat", "1": "dog"}}
+    config |= {"hidden_act": "relu", "downsample_in_bottleneck": False}
+    preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "crop_pct": 0.875}
+    preprocessor |= {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224}
+    preprocessor |= {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+    preprocessor |= {"resample": 3, "rescale_factor": 1 / 255}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "preprocessor_config.json": json.dumps(preprocessor).encode(),
+        "w.pth": torchbytes.saved(torchbytes.ARRAYS, torchbytes.zipped),
+    }
+
+    def told_by(folder):
+        weights.preprocessing(str(folder / "w.pth"), "init.weights")
+
+    targets = ("config.json", "preprocessor_config.json")
+    return Reader(files, (told_by,), targets=targets)
+
+
 def weights_of(name):
     return lambda folder: weights.read(str(folder / name), "init.weights")
 
@@ -734,6 +763,8 @@ READERS = {
     "pth-zip": functools.partial(torch_zip, ""),
     "pth-legacy": functools.partial(torch_legacy, ""),
     "safetensors": functools.partial(safetensors_of, ""),
+    "npz": functools.partial(npz_of, ""),
+    "transformers": functools.partial(of_transformers, ""),
     "gallery": functools.partial(features, ""),
     "answers": functools.partial(answers, ""),
     "config.json": functools.partial(

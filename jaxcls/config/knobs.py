@@ -100,8 +100,8 @@ optim.clip_adaptive = 0.0  largest norm of a unit's gradient over the norm of it
 optim.accumulate = 1  microbatches of a batch; their gradients are averaged
 optim.sam = 0.0  rho of sharpness-aware minimisation, two gradients a step; 0: off
 optim.wrapper = ""  an entry of WRAPPERS: 'lookahead(5)', 'schedule_free'
-init.weights ~ ""  initial weights: a file (.safetensors, .pth) with torchvision's or timm's
-    names, 'hf:timm/resnet50.a1_in1k', or a run's folder (its best checkpoint); '': random
+init.weights ~ ""  initial weights: a file (.safetensors, .pth, .npz, .h5), perhaps with
+    #ENTRY, 'hf:timm/resnet50.a1_in1k', or a run's folder (its best checkpoint); '': random
 init.head = "keep"  head of init.weights: keep, fresh, auto (fresh if the classes differ) or
     match (the part of the head that is of these classes, by name)
 init.skip = ""  layers of init.weights to leave out, as a regular expression on names here

@@ -31,8 +31,8 @@ def create(
         name: With options, if any: "resnet50", "vit_s_16(drop_path=0.1)".
         num_classes: The number of logits.
         image_shape: (H, W, C) of the images that the variables are for.
-        weights: A file of weights (.safetensors, .pth), or "hf:timm/resnet50.a1_in1k";
-            "" is none. A head of other classes starts at random.
+        weights: A file of weights, as `init.weights` takes it, or
+            "hf:timm/resnet50.a1_in1k"; "" is none. A head of other classes is random.
         seed: Of the random variables.
         dtype: Of the computation; params are float32.
 

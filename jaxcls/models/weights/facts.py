@@ -191,9 +191,10 @@ def _of_preprocessor(file: pathlib.Path, told: Mapping[str, Any]) -> Preprocessi
     size, is_short = _side(told.get("size"), by_edge)
     is_cropped = bool(told.get("do_center_crop")) and "crop_size" in told
     crop_size = _side(told["crop_size"], False)[0] if is_cropped else size
-    filters = {2: "bilinear", 3: "bicubic"}
-    interpolation = filters.get(told.get("resample", 2), "")
-    is_plain = abs(float(told.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-3
+    filters = {"2": "bilinear", "3": "bicubic"}
+    interpolation = filters.get(str(told.get("resample", 2)), "")
+    factor = told.get("rescale_factor", 1 / 255)
+    is_plain = _are_finite([factor]) and abs(factor * 255 - 1) < 1e-3
     if not size or not crop_size or not interpolation or not is_plain:
         return None
     if told.get("do_resize") is False or crop_size > size:
@@ -218,7 +219,8 @@ def _side(value: Any, by_edge: bool) -> tuple[int, bool]:
         is_short = "shortest_edge" in value
         height = value.get("shortest_edge", value.get("height"))
         value, by_edge = height if is_short or height == value.get("width") else 0, is_short
-    return (value, by_edge) if type(value) is int and value > 0 else (0, False)
+    is_side = type(value) is int and 0 < value < 1 << 16
+    return (value, by_edge) if is_side else (0, False)
 
 
 # The values that timm takes for absent keys.

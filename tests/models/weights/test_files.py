@@ -498,7 +498,14 @@ def test_nonsense_in_a_config_is_refused(tmp_path, name, value, expected):
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = safetensors.numpy.save({"w": np.arange(3, dtype=np.float32)})
+TRANSFORMERS = {"model_type": "vit", "id2label": {"0": "cat", "1": "dog"}}
+PREPROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224}
 HUB = {
+    "org/vit": {
+        "model.safetensors": MODEL,
+        "config.json": json.dumps(TRANSFORMERS).encode(),
+        "preprocessor_config.json": json.dumps(PREPROCESSOR).encode(),
+    },
     "org/safe": {"model.safetensors": MODEL, "config.json": json.dumps(CONFIG).encode()},
     "org/torch": {"pytorch_model.bin": saved({"w": np.ones(2, np.float32)}, zipped)},
     "org/neither": {"config.json": json.dumps({"architectures": []}).encode()},
@@ -609,7 +616,10 @@ def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
     assert {path.rpartition("/")[2] for path in Hub.asked} == {"config.json"}
     places = ["read=hf:org/safe", f"read=hf:org/safe@{COMMIT}", "read=hf:org/torch"]
     places += ["preprocessing=hf:org/safe", "preprocessing=hf:org/torch"]
-    expected = [safe, safe, torch, safe[1], None]
+    half = [[0.5] * 3, [0.5] * 3, 224, 1.0, "bilinear", "squash"]
+    vit = [safe[0], half, ["cat", "dog"], safe[3], "transformers_vit", []]
+    places += ["read=hf:org/vit", "preprocessing=hf:org/vit"]
+    expected = [safe, safe, torch, safe[1], None, vit, half]
     assert read_in_a_process(tmp_path / "a", *places, HF_ENDPOINT=hub) == expected
     Hub.asked.clear()
     offline = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "1"}
