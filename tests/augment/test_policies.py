@@ -182,7 +182,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("text", some_slow(POLICIES, "timm", "trivial"))
+@pytest.mark.parametrize("text", some_slow(POLICIES, "timm", "trivial", "google"))
 def test_every_row_is_what_pillow_makes_of_what_was_drawn(text):
     images = photographs(*SIZE, count=64)
     layer = fold(rows(64), 0)
@@ -219,6 +219,7 @@ def test_a_legacy_threshold_of_solarize_wraps_as_uint8(magnitude, threshold):
     assert (np.asarray(plain) == images).all() == (magnitude >= 10)
 
 
+@pytest.mark.slow
 def test_randaugment_wraps_solarize_where_it_is_told_to():
     images = photographs(*SIZE, count=64)
     new = augmented("randaugment(1, 10, 'google')", images)
