@@ -216,10 +216,7 @@ def die(exp, folder, how, where, number, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "deaths"),
-    [
-        pytest.param(*row, marks=[] if row in FAST else [pytest.mark.slow])
-        for row in TABLE
-    ],
+    [pytest.param(*row, marks=[] if row in FAST else [pytest.mark.slow]) for row in TABLE],
 )
 def test_law_2_a_run_that_dies_ends_as_the_one_that_did_not(
     experiment_of, tmp_path, monkeypatch, kind, deaths

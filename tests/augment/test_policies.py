@@ -266,7 +266,8 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(ALL, "jitter", "randaugment"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
 def test_a_row_depends_on_no_other_row_and_on_no_device(name):
     images = jnp.asarray(photographs(40, 33, count=16))
     apply = jitted(ALL[name])

@@ -423,6 +423,7 @@ def read_in_a_process(home, *names, **environment):
     return [json.loads(text) for text in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
     safe = [
         {"w": [0.0, 1.0, 2.0]},
