@@ -109,16 +109,6 @@ def made(*runs):
     return page.page(runs, DEFAULTS)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """The charts of a page are empty: matplotlib takes longer than all else."""
-
-    def chart(title, about, height, draw, readings):
-        return charts.Chart(title, about, f"0 0 9 {height}", "", {})
-
-    monkeypatch.setattr(charts, "chart", chart)
-
-
 def test_a_page_is_whole_the_same_again_and_asks_for_nothing_from_anywhere():
     text = made(run("a"), run("b"))
     assert made(run("a"), run("b")) == text
