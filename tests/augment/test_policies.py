@@ -46,13 +46,6 @@ def drawn_trivialaugment(keys):
     return jax.jit(draw)(keys)
 
 
-def some_slow(cases, *marked):
-    """The cases, those with one of these words in them marked as slow."""
-    slow = [any(word in case for word in marked) for case in cases]
-    marks = [[pytest.mark.slow] if each else [] for each in slow]
-    return [pytest.param(c, marks=m) for c, m in zip(cases, marks, strict=True)]
-
-
 # At magnitude 10; test_parity.py compares the other spaces with torchvision's and timm's.
 GOOGLE = {
     **{name: {-0.3, 0.3} for name in ("shear_x", "shear_y")},
@@ -182,7 +175,8 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("text", some_slow(POLICIES, "timm", "trivial", "google"))
+@pytest.mark.slow
+@pytest.mark.parametrize("text", POLICIES)
 def test_every_row_is_what_pillow_makes_of_what_was_drawn(text):
     images = photographs(*SIZE, count=64)
     layer = fold(rows(64), 0)

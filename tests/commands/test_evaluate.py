@@ -352,6 +352,7 @@ def wider(data_dir, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_example_by_example(run, wider, tmp_path):
     rows = {}
     for name, folder in (("one", run), ("other", wider)):
@@ -464,6 +465,7 @@ def test_without_a_test_split_the_evaluation_split_is_scored_and_said(
         commands.main(["evaluate", given])
 
 
+@pytest.mark.slow
 def test_means_over_classes_choose_the_best_step_and_are_scored_again(data_dir, tmp_path):
     texts = {
         "eval.metrics": "macro_f1 | top1 | macro_recall",

@@ -364,7 +364,7 @@ def metas_layer(name, last):
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("convnext_small", 13),
+        pytest.param("convnext_small", 13, marks=pytest.mark.slow),
         pytest.param("convnext_base", 13, marks=pytest.mark.slow),
         ("convnext_tiny", 7),
     ],

@@ -13,6 +13,7 @@ from tests.run_folders import record_bytes
 from tests.settings import BARE
 
 CONSTANT = {"optim.schedule": "constant", "mix": ""}
+BRIEF = BARE | CONSTANT | {"eval.every": "6 steps", "checkpoint.every": "6 steps"}
 COOLED = {
     "optim.schedule": "rsqrt('4 steps')",
     "optim.warmup": "2 steps",
@@ -36,7 +37,7 @@ def refused(config, folder):
 @pytest.mark.parametrize(
     ("until", "changes"),
     [
-        (0, BARE | CONSTANT),
+        (0, BRIEF),
         pytest.param(0, {**CONSTANT, "compile.loop": "on"}, marks=pytest.mark.slow),
         pytest.param(7, COOLED, marks=pytest.mark.slow),
         pytest.param(5, {**COOLED, "optim.head_first": "3 steps"}, marks=pytest.mark.slow),
@@ -118,13 +119,13 @@ def test_what_else_follows_the_length_is_refused(tiny, tmp_path, changes, reason
 
 
 def test_other_data_refuse_a_longer_run_and_its_records_stay(tiny, whole, tmp_path):
-    shutil.copytree(whole(tiny(length="12 steps", **BARE | CONSTANT))[0], tmp_path / "a")
+    shutil.copytree(whole(tiny(length="12 steps", **BRIEF))[0], tmp_path / "a")
     file = tmp_path / "a/config.json"
     saved = json.loads(file.read_text())
     saved["implied"]["examples"]["train"] += 1
     file.write_text(json.dumps(saved))
     before = record_bytes(tmp_path / "a")
     with pytest.raises(InputError, match=r"the data changed: examples\.train was"):
-        run(tiny(length="24 steps", **BARE | CONSTANT), tmp_path / "a")
+        run(tiny(length="24 steps", **BRIEF), tmp_path / "a")
     assert record_bytes(tmp_path / "a") == before
     assert b'"final"' in before[0]
