@@ -27,6 +27,7 @@ from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data import sources
 from jaxcls.models import weights
+from jaxcls.report import charts
 from jaxcls.training import train
 from tests import settings
 from tests.dying import dying
@@ -113,6 +114,16 @@ def brief_run(tmp_path_factory, data_dir):
     }  # fmt: skip
     train.run(experiment.build(loading.from_flat(values)), folder)
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The charts of a page are empty: matplotlib takes longer than all else."""
+
+    def chart(title, about, height, draw, readings):
+        return charts.Chart(title, about, f"0 0 9 {height}", "", {})
+
+    monkeypatch.setattr(charts, "chart", chart)
 
 
 def popen(data_dir, *command, devices=1, cwd=None, **environment):

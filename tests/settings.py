@@ -16,6 +16,14 @@ DIGITS = {
     "mesh.devices": 1,
 }
 
+# For a config of the fixture `tiny`: what is compiled in half of its time.
+BARE = {
+    "model.name": "cnn(widths=(4,), dense=8)",
+    "augment": "",
+    "mix": "",
+    "ema.decay": 0.0,
+}
+
 
 def digits(data_dir, **overrides):
     """The config of such a run; data_dir: where digits is prepared."""

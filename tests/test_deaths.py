@@ -93,7 +93,14 @@ KINDS = {
 NAN = {"skips": (4, 7), "rewinds": (4, 7)}
 # (last step, best step): the first evaluation is a gain over none, and four are not.
 ENDS = {"a plateau, then the end": (10, 2)}
-FAST = ("plain", "rewinds", "in a loop")  # Each kind is compiled anew.
+# Each kind is compiled anew, and each death trains twice: the others are slow tests.
+FAST = [
+    ("plain", "crash at batch 7"),
+    ("plain", "crash at batch 0, torn, crash at batch 1, crash at batch 4, torn"),
+    ("plain", "crash at save 6, crash at save 6, crash at save 12"),
+    ("plain", "stop at batch 0, stop at batch 6"),
+    ("plain", "stop at evaluation 1, taken, crash at batch 10"),
+]
 
 # Each start ends as is said, and after the last one the run goes on to its end.
 TABLE = [(kind, "crash at batch 7") for kind in KINDS] + [
@@ -209,10 +216,7 @@ def die(exp, folder, how, where, number, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "deaths"),
-    [
-        pytest.param(*row, marks=[] if row[0] in FAST else [pytest.mark.slow])
-        for row in TABLE
-    ],
+    [pytest.param(*row, marks=[] if row in FAST else [pytest.mark.slow]) for row in TABLE],
 )
 def test_law_2_a_run_that_dies_ends_as_the_one_that_did_not(
     experiment_of, tmp_path, monkeypatch, kind, deaths

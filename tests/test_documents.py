@@ -1,6 +1,7 @@
 """The commands and the Python of the README and of docs/ work as they stand.
 
-A training command runs for two steps, in a folder of its own; a study is only laid out.
+A training command runs for two steps, of a smaller net of its config's kind, in a folder of
+its own; a study is only laid out.
 """
 
 import importlib
@@ -65,6 +66,22 @@ def of(*verbs):
     return pytest.mark.parametrize("command", found.values(), ids=found)
 
 
+# Whole recipes take their steps in tests/experiment/test_recipes_run.py.
+NETS = {
+    "configs/digits.py": "cnn(widths=(4, 8), convs=2, dropout=0.5, batch_norm=True)",
+    "configs/photos.py": "resnet18(width=8, stages=(1, 1, 1, 1))",
+    "configs/tutorial_resnet.py": "resnet18(stem='small', width=8, stages=(1, 1))",
+    "configs/tutorial_folder.py": "cnn(widths=(4, 4, 4), dense=8, dropout=0.5)",
+}
+
+
+def smaller(command):
+    """The flag for a smaller net, unless the command has a net or weights of its own."""
+    (config,) = re.findall(r"--config=([^ :]+)", " ".join(command))
+    named = any(a.startswith("--config.model.name=") for a in command)
+    return [f"--config.model.name={NETS[config]}"] if config in NETS and not named else []
+
+
 # What stands in for the hub's weights: zeros, by the model they are of.
 HUB = {
     "resnet50.a1_in1k": "resnet50",
@@ -97,6 +114,7 @@ def checkout(tmp_path_factory, data_dir):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     short = {"length": "20 steps", "data.dir": str(data_dir)}
+    short["model.name"] = NETS["configs/digits.py"]
     loaded = loading.load("configs/digits.py", short)
     for name in ("digits", "wider"):
         train.run(experiment.build(loaded), str(folder / "runs" / name))
@@ -150,12 +168,15 @@ def test_every_command_of_the_documents_is_one_of_these():
     assert {command[0] for command in COMMANDS.values()} < set(commands.VERBS)
 
 
-@pytest.mark.parametrize("line", NEEDS)
-def test_a_command_that_needs_more_than_a_laptop_is_right(line, capsys):
-    command = COMMANDS[line]
+def alone(line):
+    """A command as one process alone has it, so that those of several are one."""
+    return tuple(a for a in COMMANDS[line] if not re.match("--(coordinator|process)", a))
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(map(alone, NEEDS)), ids=" ".join)
+def test_a_command_that_needs_more_than_a_laptop_is_right(command, capsys):
     if command[0] == "train":
-        alone = [a for a in command if not re.match("--(coordinator|process)", a)]
-        assert commands.main([*alone, "--dry_run"]) == 0
+        assert commands.main([*command, "--dry_run"]) == 0
         assert capsys.readouterr().out
         return
     # The dataset, the network or a package may not be here: the flags are.
@@ -194,7 +215,8 @@ def test_a_training_command_trains(command, capsys, tmp_path):
     given = [a for a in command if not re.match("--(workdir=|config.length=)", a)]
     rest = [a for a in given if not any(a.startswith(f"--config.{k}=") for k in SHORT)]
     short = [f"--config.{key}={value}" for key, value in SHORT.items()]
-    assert commands.main([*rest, *short, f"--workdir={tmp_path / 'run'}"]) == 0
+    given = [*rest, *smaller(command), *short, f"--workdir={tmp_path / 'run'}"]
+    assert commands.main(given) == 0
     assert "done: step=2 " in capsys.readouterr().out
 
 

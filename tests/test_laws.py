@@ -135,7 +135,14 @@ REFERENCE: dict[str, float] = {}
 PHOTOS = sources.Facts("photos", "", (None, None, 3), 5, (), {"train": 500, "val": 90})
 
 
-@pytest.mark.parametrize("name", SMALL)
+# finetune.py is of a ResNet-50, too.
+SLOW = {"resnet50.py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SMALL],
+)
 def test_law_5_every_config_builds_from_shapes_alone(name, request):
     given = {}
     if name == "finetune.py":
@@ -212,8 +219,7 @@ def test_law_7_a_finish_by_another_process_is_seen_under_the_lock(
     assert record_bytes(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("name", ["with space", "star*", "a#b?c%20", "{brace}"])
-def test_law_7_what_is_saved_under_an_odd_path_loads(tiny, tmp_path, name):
-    odd = tmp_path / name
+def test_law_7_what_is_saved_under_an_odd_path_loads(tiny, tmp_path):
+    odd = tmp_path / "with space" / "star*" / "a#b?c%20" / "{brace}"
     run(tiny(), odd)
     assert final_digests(odd, tiny())

@@ -46,13 +46,6 @@ def drawn_trivialaugment(keys):
     return jax.jit(draw)(keys)
 
 
-def some_slow(cases, *marked):
-    """The cases, those with one of these words in them marked as slow."""
-    slow = [any(word in case for word in marked) for case in cases]
-    marks = [[pytest.mark.slow] if each else [] for each in slow]
-    return [pytest.param(c, marks=m) for c, m in zip(cases, marks, strict=True)]
-
-
 # At magnitude 10; test_parity.py compares the other spaces with torchvision's and timm's.
 GOOGLE = {
     **{name: {-0.3, 0.3} for name in ("shear_x", "shear_y")},
@@ -182,7 +175,8 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("text", some_slow(POLICIES, "timm", "trivial"))
+@pytest.mark.slow
+@pytest.mark.parametrize("text", POLICIES)
 def test_every_row_is_what_pillow_makes_of_what_was_drawn(text):
     images = photographs(*SIZE, count=64)
     layer = fold(rows(64), 0)
@@ -219,6 +213,7 @@ def test_a_legacy_threshold_of_solarize_wraps_as_uint8(magnitude, threshold):
     assert (np.asarray(plain) == images).all() == (magnitude >= 10)
 
 
+@pytest.mark.slow
 def test_randaugment_wraps_solarize_where_it_is_told_to():
     images = photographs(*SIZE, count=64)
     new = augmented("randaugment(1, 10, 'google')", images)
@@ -265,7 +260,8 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(ALL, "jitter", "randaugment"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
 def test_a_row_depends_on_no_other_row_and_on_no_device(name):
     images = jnp.asarray(photographs(40, 33, count=16))
     apply = jitted(ALL[name])

@@ -17,6 +17,7 @@ def convolved(x, k, w):
     return jnp.tanh(y).reshape(x.shape[0], -1) @ w
 
 
+@pytest.mark.slow
 def test_a_trace_names_what_ran(tmp_path):
     given = jnp.ones((4, 8, 8, 3)), jnp.ones((3, 3, 3, 8)), jnp.ones((512, 5))
     program = jax.jit(convolved).lower(*given).compile()

@@ -174,7 +174,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.run(lambda argv: 1 // 0)
 
 
-@pytest.mark.parametrize("printed", ["print", "console.console().print"])
+@pytest.mark.parametrize(
+    "printed", ["print", pytest.param("console.console().print", marks=pytest.mark.slow)]
+)
 def test_a_reader_that_left_is_no_error(printed):
     code = (
         "from jaxcls import console\n"

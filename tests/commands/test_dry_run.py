@@ -17,6 +17,7 @@ def memory(exp):
     return float(found[1]), float(found[2])
 
 
+@pytest.mark.slow
 def test_pieces_of_a_batch_keep_less_for_one_more_copy_of_the_params(tiny):
     model = {"model.name": "cnn(widths=(256,), dense=2048)", "batch_size": 512}
     whole = experiment.build(tiny(**model))
@@ -32,6 +33,7 @@ def test_pieces_of_a_batch_keep_less_for_one_more_copy_of_the_params(tiny):
     assert memory(climbing) == pytest.approx((more, kept), abs=0.11)
 
 
+@pytest.mark.slow
 def test_parts_of_a_state_are_counted_as_what_a_device_holds(tiny, monkeypatch):
     model = {"model.name": "cnn(widths=(256,), dense=2048)", "batch_size": 512}
     exps = [

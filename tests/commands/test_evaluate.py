@@ -364,6 +364,7 @@ def test_a_study_compares_two_single_runs_as_evaluate_does(run, wider):
     assert compared.endswith(by_example)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_example_by_example(run, wider, tmp_path):
     rows = {}
     for name, folder in (("one", run), ("other", wider)):
@@ -476,6 +477,7 @@ def test_without_a_test_split_the_evaluation_split_is_scored_and_said(
         commands.main(["evaluate", given])
 
 
+@pytest.mark.slow
 def test_means_over_classes_choose_the_best_step_and_are_scored_again(data_dir, tmp_path):
     texts = {
         "eval.metrics": "macro_f1 | top1 | macro_recall",

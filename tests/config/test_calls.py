@@ -202,7 +202,7 @@ CALLS = st.builds(
 )
 
 
-@examples
+@hypothesis.settings(examples, max_examples=60)
 @hypothesis.given(st.lists(CALLS, max_size=4))
 def test_calls_written_as_python_are_parsed_back(expected):
     def text(call):

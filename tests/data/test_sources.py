@@ -75,6 +75,7 @@ def test_preparing_and_reading_import_no_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_at_the_same_moment_all_succeed(tmp_path):
     code = (
         "import sys; from jaxcls.data import sources; print('up', flush=True); input();"

@@ -63,6 +63,7 @@ def library_of(folder):
     return [start["convolution"] for start in starts]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_library_when_it_goes_on(tiny, tmp_path, whole):
     other = tiny(**{"compile.convolution": "ynnpack"})
     expected, _ = whole(other)

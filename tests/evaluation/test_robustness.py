@@ -25,6 +25,7 @@ def keep(logits, labels):
     return {"top1": (logits.argmax(1) == labels).astype(float), "loss": -np.log(own)}
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_plain_loop(data_dir):
     exp = experiment.build(digits(data_dir, **{"mesh.devices": 8}))
     variables = {k: exp.init()._asdict()[k] for k in ("params", "batch_stats")}

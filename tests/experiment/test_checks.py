@@ -60,6 +60,11 @@ def test_an_average_that_says_little_is_noted(tiny, values, said):
     noted = "; ".join(checks.notes(exp))
     assert bool(noted) == bool(said)
     assert re.search(said, noted)
+
+
+def test_the_dry_run_has_the_notes(tiny):
+    exp = experiment.build(tiny(**LOOKAHEAD))
+    (noted,) = checks.notes(exp)
     assert noted in dry_run.describe(exp)
 
 

@@ -256,7 +256,8 @@ def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
     assert np.abs(worst["head/bias"] - plain["head/bias"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("groups", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [4, 8])
 def test_microbatches_have_the_groups_of_the_whole_batch(tiny, groups):
     name = {"model.name": "cnn(widths=(4,), dense=8, batch_norm=True)"}
     config = PLAIN | name | {"model.batch_norm_groups": groups}

@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
 def run(folder, tiny):
     """The folder of a finished tiny run."""
     if not folder.exists():
-        short = tiny(**{"length": "3 steps", "data.eval_ops": "decode(1) | resize(8)"})
+        values = {"augment": "", "mix": "", "data.eval_ops": "decode(1) | resize(8)"}
+        short = tiny(**{"length": "3 steps", **values})
         train.run(experiment.build(short), str(folder))
     return str(folder)
 

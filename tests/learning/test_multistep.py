@@ -131,7 +131,10 @@ def test_how_many_steps_go_at_once_changes_no_bits_and_duties_keep_their_steps(
             assert one[key] == pytest.approx(other[key], rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(64, marks=pytest.mark.slow)],
+)
 def test_a_record_says_how_fast_the_steps_up_to_it_went(
     looped, tmp_path, monkeypatch, size
 ):

@@ -10,6 +10,7 @@ from jaxcls.config import calls
 from jaxcls.errors import InputError
 from jaxcls.learning import of_optax
 from jaxcls.learning.optimizers import decay_scales, decay_weights
+from tests.settings import BARE
 from tests.stepping import at_rate
 
 RATES = jnp.float32([0.3, 0.1, 0.05, 0.2])
@@ -89,7 +90,7 @@ def test_two_weight_decays_are_refused():
 
 
 def test_a_run_takes_it(tiny):
-    exp = experiment.build(tiny(**{"optim.name": "optax.adabelief", "mesh.devices": 1}))
+    exp = experiment.build(tiny(**BARE | {"optim.name": "optax.adabelief"}))
     _, record = exp.programs.train_step(exp.init(), next(exp.train_batches()))
     assert bool(record["finite"])
     with pytest.raises(InputError, match=r"unknown model.name 'optax.adabelief'"):
@@ -152,7 +153,7 @@ def test_what_is_no_loss_of_logits_and_distributions_is_refused(text, message):
 
 
 def test_a_run_takes_a_loss_and_its_probabilities_are_of_its_link(tiny):
-    given = {"loss.name": "optax.sigmoid_binary_cross_entropy", "mesh.devices": 1}
+    given = {**BARE, "loss.name": "optax.sigmoid_binary_cross_entropy"}
     ours, theirs = (
         experiment.build(tiny(**{**given, "loss.name": name}))
         for name in ("sigmoid", given["loss.name"])

@@ -108,6 +108,7 @@ def test_gradients_in_bfloat16_are_those_of_float32_and_in_bfloat16(case):
         np.testing.assert_allclose(np.float32(found), wide, atol=0.02 * np.abs(wide).max())
 
 
+@pytest.mark.slow
 def test_a_sum_of_many_in_bfloat16_is_rounded_once():
     images = RNG.uniform(1, 2, (1, 9, 9, 2)).astype(np.float32)
     kernel = RNG.uniform(1, 2, (7, 7, 1, 2)).astype(np.float32)

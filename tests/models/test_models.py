@@ -145,7 +145,7 @@ SMALL = {
     "cnn": "cnn(batch_norm=True)",
     "cnn_mean": "cnn(pool='mean')",
     "deit3": "vit_s_16(layer_scale=1e-4, token_position=False, depth=2)",
-    "convnext_tiny": "convnext_tiny",
+    "convnext_tiny": "convnext_tiny(stages=(1, 1, 2, 1))",
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_lite2": "efficientnet_lite2",
     "mixer_s_32": "mixer_s_32(depth=2)",
@@ -378,7 +378,12 @@ def metas_layer(name, last):
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("convnext_small", 13), ("convnext_base", 13), ("convnext_tiny", 7)]
+    ("name", "last"),
+    [
+        pytest.param("convnext_small", 13, marks=pytest.mark.slow),
+        pytest.param("convnext_base", 13, marks=pytest.mark.slow),
+        ("convnext_tiny", 7),
+    ],
 )
 def test_a_convnext_decays_the_rate_by_metas_layers(name, last):
     module = built(name)

@@ -25,6 +25,7 @@ def test_attention_is_numpys():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_layer_scale_is_where_a_branch_starts():
     x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
 

@@ -1,6 +1,7 @@
 """The parts of a report: what is drawn, shown and said, and that it is safe HTML."""
 
 import base64
+import functools
 import hashlib
 import io
 import re
@@ -58,6 +59,7 @@ def check_safe(root, names):
     assert set(names) <= {x.text for x in root.iter()}
 
 
+@functools.cache
 def scored(classes=3, n=40, seed=0, sure=1.5):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n).astype(np.int32)
@@ -136,7 +138,7 @@ def test_names_are_text_whatever_they_look_like():
 
 def test_shares_below_a_percent_are_told_apart():
     timing = [{**PACE, "step": k, "data_wait": k / 1000} for k in range(1, 10)]
-    *_, chart = charts.learning([run(timing=timing)])
+    *_, chart = charts.learning([run(metrics=[], timing=timing)])
     ticks = re.findall(r">([\d.]+)%<", chart.content)
     assert len(ticks) > 2
     assert len(set(ticks)) == len(ticks)
@@ -176,8 +178,10 @@ def epochs_of(chart):
 
 
 def of_epochs(name, steps):
-    """A run whose epochs have that many steps, 0 for unknown."""
-    made = run(name)
+    """A run with losses alone, whose epochs have that many steps, 0 for unknown."""
+    kept = ("step", "kind", "loss")
+    losses = [{key: record[key] for key in kept} for record in run().metrics]
+    made = run(name, metrics=losses, timing=[], scored=None, looks=[])
     made.saved["implied"]["examples"] = {
         "train": steps * made.saved["config"]["batch_size"]
     }
@@ -190,9 +194,9 @@ def test_epochs_stand_beside_steps_where_the_runs_agree_on_them():
         ([of_epochs("a", 2.5), of_epochs("b", 2.5)], 2.5, ""),
         ([of_epochs("a", 2), of_epochs("b", 2.5)], 0, "Steps of an epoch: a 2, b 2.5."),
         ([of_epochs("a", 2), of_epochs("b", 0)], 0, "Steps of an epoch: a 2."),
-        ([run("a")], 0, ""),
+        ([of_epochs("a", 0)], 0, ""),
     ):
-        loss = charts.learning(runs)[0]
+        (loss,) = charts.learning(runs)
         ticks, (start, wide) = epochs_of(loss), loss.readings["x"]
         assert (len(ticks) > 2) == bool(steps)
         for epoch, place in ticks.items():
@@ -209,7 +213,7 @@ def test_what_a_chart_reads_is_what_it_draws():
     many = [{"step": k, "kind": "train", "loss": 90 / k} for k in range(1, 60)]
     lost = [{"step": 60, "kind": "train", "loss": None}]
     for metrics, is_log in ((run().metrics, False), (many + lost, True)):
-        loss = charts.learning([run("a", metrics=metrics)])[0]
+        loss = charts.learning([run("a", metrics=metrics, timing=[])])[0]
         kinds = list(dict.fromkeys(r["kind"] for r in metrics if r["kind"] != "final"))
         found = loss.readings
         assert found["is_log"] == is_log
@@ -233,7 +237,7 @@ def test_what_a_chart_reads_is_what_it_draws():
             np.testing.assert_allclose(ends, np.stack([x, y], 1)[[0, -1]], atol=0.01)
 
 
-def test_a_cell_of_the_matrix_leads_to_its_images():
+def test_a_cell_of_the_matrix_leads_to_its_images(undrawn):
     labels = np.array([0] * 9 + [1] * 5 + [2] * 4)
     taken = np.array([0] * 4 + [1] * 3 + [2] * 2 + [1] * 4 + [0] + [2] * 4)
     logits = np.eye(3, dtype=np.float32)[taken] * 9
@@ -269,7 +273,7 @@ def test_a_cell_of_the_matrix_leads_to_its_images():
     assert text.count("file 1.png</figcaption>") == 4
 
 
-def test_results_stand_before_configs_and_provenance():
+def test_results_stand_before_configs_and_provenance(undrawn):
     other = {**DEFAULTS, "seed": 3}
     text = made(run("a"), run("b", saved={"config": other, "implied": {"steps": 8}}))
     places = [text.index(part) for part in (
@@ -279,7 +283,7 @@ def test_results_stand_before_configs_and_provenance():
     assert places == sorted(places)
 
 
-def test_a_run_says_how_far_it_is():
+def test_a_run_says_how_far_it_is(undrawn):
     empty = run(metrics=[], timing=[], digests=[], starts=[], scored=None, looks=[])
     assert "No run has a record yet" in made(empty)
     assert empty.state == "not finished: step 0 of 8"
@@ -331,14 +335,14 @@ def test_of_many_classes_the_most_confused_are_shown():
     assert {"n5", "n6"} <= set(found)
 
 
-def test_no_mistake_is_said():
+def test_no_mistake_is_said(undrawn):
     text = made(run(scored=scored(sure=99)._replace(mistakes=[], cells=[])))
     assert "No example is taken for another class" in text
     assert "There is none" in text
     assert "Choose a cell" not in text
 
 
-def test_each_class_has_its_figures():
+def test_each_class_has_its_figures(undrawn):
     found = figures.assess(
         Predictions(np.eye(3, dtype=np.float32)[[0, 0, 1, 2]] * 4, np.array([0, 1, 1, 2])),
         "softmax", {"loss": np.ones(4), "top1": np.array([1.0, 0, 1, 1])}, float("nan"),
@@ -366,7 +370,7 @@ def test_a_figure_has_its_interval():
     assert tables.figure(Interval(*[float("nan")] * 3)) == "unknown"
 
 
-def test_only_keys_that_differ_are_listed():
+def test_only_keys_that_differ_are_listed(undrawn):
     first, second = dict(DEFAULTS), {**DEFAULTS, "seed": 5, "augment": ""}
     del second["optim.sam"]  # As of an older run.
     assert tables.differing([first, second]) == [
@@ -385,7 +389,7 @@ def test_where_a_run_comes_from_is_told():
     assert found["digest of the state at step 8"] == "d1"
 
 
-def test_waiting_for_data_is_hinted_at():
+def test_waiting_for_data_is_hinted_at(undrawn):
     quick = [{**record, "data_wait": 0.01} for record in run().timing]
     text = made(run("a"), run("b", timing=quick))
     assert "a waits for its data 50% of the time" in text
@@ -479,7 +483,7 @@ def test_a_thousand_classes_and_large_images_stay_a_small_file():
     assert len(text.encode()) < 5_000_000
 
 
-def test_the_cost_of_a_run_is_where_it_comes_from():
+def test_the_cost_of_a_run_is_where_it_comes_from(undrawn):
     start = {"devices": ["TPU v4"] * 2, "seconds": 1800.5, "process_bytes": 2**30}
     root = parsed(made(run(starts=[{**start}, {**start, "seconds": 0.5}, {}])))
     (where,) = (e for e in root.iter("details") if "Where it comes" in said(e))

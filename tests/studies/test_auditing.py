@@ -11,12 +11,13 @@ from jaxcls.runs import checkpoint, records, workdir
 from jaxcls.runs.archive import Recorded
 from jaxcls.studies import auditing, reproducing
 from tests.run_folders import record_bytes
+from tests.settings import BARE
 
 
 @pytest.fixture
 def audited(tiny, whole, tmp_path, monkeypatch, capsys):
     """``audited(*flags)`` -> (status, output), of a copy of a run at `audited.folder`."""
-    made, _ = whole(tiny(**{"checkpoint.keep": 3}))
+    made, _ = whole(tiny(**BARE | {"checkpoint.keep": 3}))
     # Its devices have started long ago.
     monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
 
@@ -115,7 +116,7 @@ def flip(folder):
 
 def test_weights_of_another_checkpoint_with_its_own_digests_are_found(tiny, whole, audited):
     """A whole forged checkpoint: only digests.jsonl tells."""
-    other, _ = whole(tiny(seed=1, **{"checkpoint.keep": 3}))
+    other, _ = whole(tiny(seed=1, **BARE | {"checkpoint.keep": 3}))
     both = {*audited.kept} & {*checkpoint.steps(other / "checkpoints")} - {12}
     place = f"checkpoints/{max(both)}"
     shutil.rmtree(audited.folder / place)

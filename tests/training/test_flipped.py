@@ -1,4 +1,4 @@
-"""One bit of any byte of a run's config, manifest or times: the same bits, or one line."""
+"""A flipped bit in a run's config, manifest or times: the same bits, or one line."""
 
 import functools
 import json
@@ -17,12 +17,13 @@ from jaxcls.training import train
 
 pytestmark = pytest.mark.slow
 NAMES = ("config.json", "manifest.json", "timing.jsonl")
+PLACES = 250  # A start takes some hundredths of a second, and a file has thousands.
 
 
-def flips(data, seed=0):
-    """The data with one random bit of each byte flipped, in turn."""
+def flips(data, seed):
+    """The data with one random bit of a byte flipped, at PLACES of them in turn."""
     rng = random.Random(seed)
-    for place in range(len(data)):
+    for place in rng.sample(range(len(data)), min(PLACES, len(data))):
         changed = bytearray(data)
         changed[place] ^= 1 << rng.randrange(8)
         yield bytes(changed)
@@ -83,7 +84,7 @@ class Start:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("state", ["stopped", "ended"])
-def test_every_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name):
+def test_a_flipped_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name):
     config, *folders = made
     folder = tmp_path / "run"
     shutil.copytree(folders[state == "ended"], folder)
@@ -91,7 +92,7 @@ def test_every_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name
     whole = [file.read_bytes() for file in files]
     expected, passed, said = start.begin(), 0, set()
     assert state == "ended" or expected[1][:2] == ([], "ynnpack")
-    for changed in flips(whole[NAMES.index(name)]):
+    for changed in flips(whole[NAMES.index(name)], seed=state):
         for file, data in zip(files, whole, strict=True):
             file.write_bytes(changed if file.name == name else data)
         try:
@@ -102,7 +103,7 @@ def test_every_bit_matters_not_or_is_one_line(made, quick, tmp_path, state, name
             continue
         passed += 1
         assert found == expected
-    assert passed < len(changed)
+    assert said
     assert all(map(str.isprintable, said))
 
 

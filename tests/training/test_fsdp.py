@@ -124,7 +124,8 @@ def test_a_device_holds_its_part_of_params_average_and_optimizer_state(tiny):
     assert needed == pytest.approx(held + batch, rel=0.01)
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2])
 def test_what_is_saved_in_parts_is_restored_in_others_bit_for_bit(tiny, tmp_path, fsdp):
     exp, folder = experiment.build(tiny(**parts(4))), tmp_path / "checkpoints"
     state = exp.init()

@@ -317,6 +317,7 @@ with opened(pathlib.Path(sys.argv[1])) as log:
 """
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_values_of_the_records_without_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", TOLD, str(tmp_path)], check=True, cwd=ROOT)
     assert scalars(tmp_path / "tensorboard") == {

@@ -20,6 +20,8 @@ from tests.dying import Poisoned
 TREES = ("params", "batch_stats", "opt_state", "ema")
 
 
+# It is compiled in less time; statistics and averages are what must stay finite.
+LIGHT = {"augment": "", "mix": ""}
 MADE: dict[str, Poisoned] = {}  # What is compiled once serves every test.
 
 
@@ -77,13 +79,13 @@ def order(config, step):
 def test_stop_keeps_the_last_finite_state_and_names_the_batch(tiny, tmp_path):
     for _ in range(2):  # The second start says the same.
         with pytest.raises(DivergedError, match=r"update after step 5 .*checkpoints/5"):
-            run(tiny(), tmp_path, (5,))
-    state = last_state(tiny(), tmp_path)
+            run(tiny(**LIGHT), tmp_path, (5,))
+    state = last_state(tiny(**LIGHT), tmp_path)
     assert int(state.step) == 5
-    clean = by_hand(tiny(), {5, 6, 7, 8, 9, 10, 11})
+    clean = by_hand(tiny(**LIGHT), {5, 6, 7, 8, 9, 10, 11})
     assert same(state, clean)
     (found,) = events(tmp_path, "diverged")
-    batch = {"split": "train[:90%]", "index": order(tiny(), 5)}
+    batch = {"split": "train[:90%]", "index": order(tiny(**LIGHT), 5)}
     assert found == {"step": 6, "kind": "diverged", **batch}
 
 
@@ -91,12 +93,12 @@ def test_stop_keeps_the_last_finite_state_and_names_the_batch(tiny, tmp_path):
 def test_stop_right_after_a_checkpoint_records_the_batch_once(tiny, tmp_path):
     for _ in range(3):
         with pytest.raises(DivergedError):
-            run(tiny(), tmp_path, (6,))
+            run(tiny(**LIGHT), tmp_path, (6,))
     assert [r["step"] for r in events(tmp_path, "diverged")] == [7]
 
 
-SKIP = {"nonfinite.policy": "skip"}
-REWIND = {"nonfinite.policy": "rewind"}
+SKIP = {**LIGHT, "nonfinite.policy": "skip"}
+REWIND = {**LIGHT, "nonfinite.policy": "rewind"}
 
 
 @pytest.mark.parametrize("nan", [(3, 4, 7), pytest.param((0, 11), marks=pytest.mark.slow)])
@@ -167,7 +169,7 @@ def test_rewind_stops_when_it_went_back_too_often(tiny, tmp_path):
 @pytest.mark.slow
 def test_rewind_brings_back_what_was_best_at_the_checkpoint(tiny, tmp_path):
     # By loss each evaluation is better than the one before, so each is a new best.
-    config = tiny(**REWIND, **{"eval.every": "1 step", "best.metric": "loss", "mix": ""})
+    config = tiny(**REWIND, **{"eval.every": "1 step", "best.metric": "loss"})
     result = run(config, tmp_path, (11,))
     evals = {r["step"]: r["loss"] for r in events(tmp_path, "eval")}
     assert sorted(evals) == [*range(1, 10), 12]
@@ -221,7 +223,7 @@ def test_how_often_a_rewind_is_saved_is_part_of_what_the_run_is(tiny, tmp_path):
     other = {"checkpoint.every": "2 steps"}
     with pytest.raises(InputError, match=r"checkpoint.every '3 steps' -> '2 steps'"):
         run(tiny(**REWIND, **other), tmp_path / "rewinds", ())
-    run(tiny(), tmp_path / "stops", ())
+    run(tiny(**LIGHT), tmp_path / "stops", ())
     assert run(tiny(**other), tmp_path / "stops", ()).already
 
 

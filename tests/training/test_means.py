@@ -5,21 +5,22 @@ import math
 
 import pytest
 
-from jaxcls import experiment
 from jaxcls.errors import StoppedError
 from jaxcls.runs import checkpoint, forms, records
 from jaxcls.training import train
 from jaxcls.training.means import Means
+from tests.dying import dying
 from tests.run_folders import record_bytes
+from tests.settings import BARE
 
 
 def trained(config, folder, **more):
-    train.run(experiment.build(config), str(folder), **more)
+    train.run(dying(config), str(folder), **more)
     return [r for r in records.read(folder / "metrics.jsonl") if r["kind"] == "train"]
 
 
 def test_a_record_has_the_means_of_the_steps_since_the_one_before(tiny, tmp_path):
-    changes = {"eval.every": "12 steps", "checkpoint.every": "12 steps"}
+    changes = {"eval.every": "12 steps", "checkpoint.every": "12 steps", **BARE}
     each = trained(tiny(**changes, **{"log.every": "1 steps"}), tmp_path / "each")
     few = tiny(**changes, **{"log.every": "5 steps"})
     found = trained(few, tmp_path / "few")
@@ -36,7 +37,7 @@ def test_a_record_has_the_means_of_the_steps_since_the_one_before(tiny, tmp_path
 
 
 def test_a_checkpoint_without_means_goes_on_with_those_of_its_own_steps(tiny, tmp_path):
-    config = tiny(**{"log.every": "6 steps", "eval.every": "6 steps"})
+    config = tiny(**{"log.every": "6 steps", "eval.every": "6 steps", **BARE})
     with pytest.raises(StoppedError):
         trained(config, tmp_path, until=4)
     file = tmp_path / "checkpoints" / "4" / "meta" / "metadata"

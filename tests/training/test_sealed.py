@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from jaxcls import experiment
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
 from tests import settings
+from tests.dying import dying
 
 FILES = ("metrics.jsonl", "digests.jsonl")
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory, data_dir):
     values = {"length": "12 steps", "log.every": "2 steps", "eval.every": "4 steps"}
     config = settings.digits(data_dir, **values, **{"checkpoint.every": "3 steps"})
     with pytest.raises(StoppedError):
-        train.run(experiment.build(config), str(folder), until=9)
+        train.run(dying(config), str(folder), until=9)
     return config, folder
 
 
@@ -65,7 +65,7 @@ def test_a_run_does_not_go_on_over_records_that_are_not_its_own(stopped, name, d
         file.write_text("".join(lines))
     said = rf"{name} does not hold the records that checkpoints/9 vouches for: some were"
     with pytest.raises(InputError, match=said):
-        train.run(experiment.build(config), str(folder))
+        train.run(dying(config), str(folder))
 
 
 def test_it_goes_on_once_the_file_is_as_it_was(stopped):
@@ -74,9 +74,9 @@ def test_it_goes_on_once_the_file_is_as_it_was(stopped):
     before = file.read_text()
     file.write_text("")
     with pytest.raises(InputError, match="put the file back as it was"):
-        train.run(experiment.build(config), str(folder))
+        train.run(dying(config), str(folder))
     file.write_text(before)
-    assert train.run(experiment.build(config), str(folder)).record["step"] == 12
+    assert train.run(dying(config), str(folder)).record["step"] == 12
 
 
 @pytest.mark.slow
@@ -104,27 +104,27 @@ def test_every_byte_of_the_records_matters_or_leaves_them_the_same(stopped):
 
 def test_a_finished_run_is_not_told_from_changed_records(tiny, whole, tmp_path):
     folder, result = whole(tiny())
-    assert train.run(experiment.build(tiny()), str(folder)).already
+    assert train.run(dying(tiny()), str(folder)).already
     file = folder / "metrics.jsonl"
     before = file.read_text()
     file.write_text(before.replace('"top1": 0.', '"top1": 1.'))
     try:
         with pytest.raises(InputError, match=r"records that manifest.json vouches for"):
-            train.run(experiment.build(tiny()), str(folder))
+            train.run(dying(tiny()), str(folder))
     finally:
         file.write_text(before)
-    assert train.run(experiment.build(tiny()), str(folder)).record == result.record
+    assert train.run(dying(tiny()), str(folder)).record == result.record
 
 
 def test_a_finished_run_is_told_where_its_data_are_gone(stopped, monkeypatch):
     config, folder = stopped
-    result = train.run(experiment.build(config), str(folder))
+    result = train.run(dying(config), str(folder))
 
     def absent(name, data_dir):
         raise InputError(f"{name} is not in {data_dir}")
 
     monkeypatch.setattr("jaxcls.data.sources.Dataset", absent)
-    again = train.run(experiment.build(config), str(folder))
+    again = train.run(dying(config), str(folder))
     assert (again.record, again.already) == (result.record, True)
 
 
@@ -136,4 +136,4 @@ def test_a_checkpoint_of_an_earlier_version_vouches_for_nothing(stopped):
     file.write_text(json.dumps({**meta, "seal": checkpoint.seal_of(meta)}))
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[1:]))
-    assert train.run(experiment.build(config), str(folder)).record["step"] == 12
+    assert train.run(dying(config), str(folder)).record["step"] == 12

@@ -9,6 +9,8 @@ from jaxcls.runs import checkpoint, records
 from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
 from jaxcls.version import NUMERICS
+from tests.dying import dying
+from tests.settings import BARE
 
 
 def test_records_are_written_at_their_steps_and_in_order(tiny, whole):
@@ -41,7 +43,7 @@ def test_the_best_of_the_evaluations_and_the_last_checkpoint_are_kept(tiny, whol
 
 
 def test_without_an_eval_split_the_last_state_is_scored(tiny, whole):
-    folder, result = whole(tiny(**{"data.eval": "", "length": "3 steps"}))
+    folder, result = whole(tiny(**BARE | {"data.eval": "", "length": "3 steps"}))
     record = result.record
     assert (record["at"], record["split"], record["n"]) == ("last", "test", 360)
     kinds = [r["kind"] for r in records.read(folder / "metrics.jsonl")]
@@ -49,7 +51,7 @@ def test_without_an_eval_split_the_last_state_is_scored(tiny, whole):
 
 
 def test_without_a_test_split_the_best_eval_score_is_the_result(tiny, whole):
-    folder, result = whole(tiny(**{"data.test": "", "length": "4 steps"}))
+    folder, result = whole(tiny(**BARE | {"data.test": "", "length": "4 steps"}))
     evaluated = records.read(folder / "metrics.jsonl")[-2]
     assert evaluated["kind"] == "eval"
     assert result.record["split"] == "train[90%:]"
@@ -63,7 +65,7 @@ def test_with_no_split_to_score_the_run_still_ends(tiny, whole):
 
 
 def test_other_data_than_the_run_began_with_is_refused(tiny, tmp_path):
-    exp = experiment.build(tiny(**{"length": "3 steps", "data.test": ""}))
+    exp = experiment.build(tiny(**BARE | {"length": "3 steps", "data.test": ""}))
     train.run(exp, str(tmp_path))
     (tmp_path / "metrics.jsonl").unlink()  # As if it had not finished.
     facts = exp.selection.facts._replace(version="1.0.1")
@@ -82,7 +84,7 @@ def test_a_short_run_has_a_training_record_at_each_evaluation(tiny):
 
 
 def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
-    exp = experiment.build(tiny())
+    exp = dying(tiny())
     best = train.run(exp, str(tmp_path)).record["best_step"]
     if best == 12:
         pytest.fail("the config must have its best before its end for this test")
@@ -97,7 +99,7 @@ def test_a_lost_best_checkpoint_is_said(tiny, tmp_path, monkeypatch):
 def test_a_run_goes_on_under_the_code_that_began_it_or_says_what_changed(
     tiny, tmp_path, capsys
 ):
-    exp, manifest = experiment.build(tiny()), tmp_path / "run/manifest.json"
+    exp, manifest = dying(tiny()), tmp_path / "run/manifest.json"
     with pytest.raises(StoppedError):
         train.run(exp, str(tmp_path / "run"), until=5)
     saved = json.loads(manifest.read_text())

@@ -600,6 +600,7 @@ def read_in_a_process(home, *names, **environment):
     return [json.loads(text) for text in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
     safe = [
         {"w": [0.0, 1.0, 2.0]},
@@ -630,6 +631,7 @@ def test_a_hub_gives_weights_once_and_then_from_its_cache(tmp_path, hub):
     assert read_in_a_process(tmp_path / "a", *places, **closed) == expected
 
 
+@pytest.mark.slow
 def test_a_hub_that_gives_nothing_is_one_line(tmp_path, hub):
     cases = {
         "org/none": "is no repository of the hub, or a private one",
