@@ -9,6 +9,7 @@ from jaxcls.errors import DIFFERS, DONE, InputError, lookup
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts as export_facts
 from jaxcls.export import formats, writing
+from jaxcls.export.formats.graphs import OPSETS
 from jaxcls.export.formats.model import Asked
 from jaxcls.runs.workdir import Workdir
 
@@ -20,11 +21,12 @@ def main(argv: Sequence[str]) -> int:
     plugins = cli.plugins(args)
     table = plugins.added_to("FORMATS", formats.FORMATS)
     kind = lookup(table, args.format, "--format")
-    for flag, of in {"--names": "safetensors", "--batch_size": "tflite"}.items():
+    for flag, of in _FLAGS.items():
         if flag in cli.given(parser(), args) and args.format != of:
             raise InputError(f"{flag} is of --format={of}; leave it out")
     formats.check(args.format, kind)
-    asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
+    batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
+    asked = Asked(args.names, batch_size, _opset(args.opset))
     if args.images:
         files.check(args.images)
     folder = Workdir(args.workdir)
@@ -41,8 +43,9 @@ def main(argv: Sequence[str]) -> int:
         print(error)
         return DIFFERS
     found = facts["verified"]
+    opset = f" opset={facts['opset']}" if args.format == "onnx" else ""
     print(
-        f"done: step={step} at={at} format={args.format} n={found['images']}"
+        f"done: step={step} at={at} format={args.format}{opset} n={found['images']}"
         f" largest_difference={found['largest_difference']:.2g} in {out}"
     )
     return DONE
@@ -75,4 +78,23 @@ def parser() -> cli.Parser:
         " the first that has the model",
     )
     add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
+    add(
+        "--opset",
+        default="",
+        help=f"of onnx: {OPSETS[0]} to {OPSETS[-1]}; default: the least that has the model",
+    )
     return parser
+
+
+# Flags of one format.
+_FLAGS = {"--names": "safetensors", "--batch_size": "tflite", "--opset": "onnx"}
+
+
+def _opset(text: str) -> int:
+    """Returns the number of --opset, or 0 for ""; raises `InputError` for another text."""
+    if text and text not in map(str, OPSETS):
+        raise InputError(
+            f"--opset={text} must be {OPSETS[0]} to {OPSETS[-1]}; leave it out for the"
+            " least that has the model"
+        )
+    return int(text or 0)

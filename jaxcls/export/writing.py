@@ -194,6 +194,7 @@ def export_run(
     """
     with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
         images = of_files(exp, paths) if paths else of_data(exp)
+        model = model._replace(about=about)
         facts = {**export(form, kind, model, asked, images, temporary), **about}
         describe(form, kind, model, facts, temporary)
     return facts

@@ -73,6 +73,8 @@ REFUSED = {
         ("--names=timm --format=stablehlo", "--names is of --format=safetensors"),
         ("--batch_size=2", "--batch_size is of --format=tflite"),
         ("--batch_size=0 --format=tflite", "--batch_size=0 must be a whole number"),
+        ("--opset=18", "--opset is of --format=onnx"),
+        ("--opset=9 --format=onnx", "--opset=9 must be 17 to 23; leave it out"),
         ("--images no.png", "no.png is not a file"),
         ("--config.data.dir=/dev/null", "checked on real images.* --images=.*data.dir"),
     ],
