@@ -1,6 +1,7 @@
 """``jaxcls export --workdir=RUN``: write a trained run for other programs."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from jaxcls.commands import cli
@@ -8,7 +9,7 @@ from jaxcls.data import files
 from jaxcls.errors import DIFFERS, DONE, InputError, lookup
 from jaxcls.evaluation import scoring
 from jaxcls.export import facts as export_facts
-from jaxcls.export import formats, writing
+from jaxcls.export import formats, pushing, writing
 from jaxcls.export.formats.graphs import OPSETS
 from jaxcls.export.formats.model import Asked
 from jaxcls.runs.workdir import Workdir
@@ -26,7 +27,11 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"{flag} is of --format={of}; leave it out")
     formats.check(args.format, kind)
     batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
-    asked = Asked(args.names, batch_size, _opset(args.opset))
+    asked = Asked(args.names, batch_size, _opset(args.opset), _license(args.license))
+    if args.push:
+        pushing.check(args.push)
+    elif args.public:
+        raise InputError("--public is of --push=ORG/NAME; give both")
     if args.images:
         files.check(args.images)
     folder = Workdir(args.workdir)
@@ -48,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         f"done: step={step} at={at} format={args.format}{opset} n={found['images']}"
         f" largest_difference={found['largest_difference']:.2g} in {out}"
     )
+    if args.push:
+        print(f"pushed: {pushing.push(out, args.push, args.public)}")
     return DONE
 
 
@@ -83,11 +90,37 @@ def parser() -> cli.Parser:
         default="",
         help=f"of onnx: {OPSETS[0]} to {OPSETS[-1]}; default: the least that has the model",
     )
+    add(
+        "--license",
+        default="unknown",
+        help="of hub: its identifier in the model card, as apache-2.0; default: unknown",
+    )
+    add(
+        "--push",
+        default="",
+        metavar="ORG/NAME",
+        help="of hub: the repository, made private",
+    )
+    add("--public", action="store_true", help="of --push: a public repository")
     return parser
 
 
 # Flags of one format.
-_FLAGS = {"--names": "safetensors", "--batch_size": "tflite", "--opset": "onnx"}
+_FLAGS = {
+    "--names": "safetensors",
+    "--batch_size": "tflite",
+    "--opset": "onnx",
+    "--license": "hub",
+    "--push": "hub",
+    "--public": "hub",
+}
+
+
+def _license(text: str) -> str:
+    """Returns --license; raises `InputError` unless it has the form of an identifier."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text, re.ASCII):
+        raise InputError(f"--license={text} must be an identifier, as apache-2.0 or mit")
+    return text
 
 
 def _opset(text: str) -> int:

@@ -44,11 +44,13 @@ class Asked(NamedTuple):
 
     names: the library whose names the arrays get; "": the first library with the model.
     batch_size: of a format with a fixed batch size. opset: of ONNX; 0: the least that does.
+    license: of a model card.
     """
 
     names: str = ""
     batch_size: int = 1
     opset: int = 0
+    license: str = "unknown"
 
 
 def runs(model: Model, variables: Mapping[str, Any]) -> Program:

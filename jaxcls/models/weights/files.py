@@ -176,6 +176,8 @@ def _local(place: str, key: str) -> pathlib.Path:
         if not file.exists():
             near = did_you_mean(file.name, [each.name for each in file.parent.glob("*")])
             raise InputError(f"{key}={place}: there is no such file{near}; give {kinds}")
+        if (file / ON_HUB[0]).is_file():
+            file /= ON_HUB[0]  # A folder as the hub has it.
         if file.is_dir():
             inside = sorted(each.name for each in file.iterdir() if each.suffix in SUFFIXES)
             shown = ", ".join(inside)[:200] or "none"
