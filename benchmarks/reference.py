@@ -19,6 +19,7 @@ from jaxcls.data import batches
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "resnet18": ("torchvision", "resnet18", {}),
     "resnet50": ("torchvision", "resnet50", {}),
+    "mobilenet_v2": ("torchvision", "mobilenet_v2", {}),
     "vit_s_16": ("timm", "vit_small_patch16_224", {}),
     "vit_b_16": ("torchvision", "vit_b_16", {}),
     "convnext_tiny": ("torchvision", "convnext_tiny", {"stochastic_depth_prob": 0.0}),

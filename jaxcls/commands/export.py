@@ -1,6 +1,7 @@
 """``jaxcls export --workdir=RUN``: write a trained run for other programs."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from jaxcls.commands import cli
@@ -8,7 +9,8 @@ from jaxcls.config import calls
 from jaxcls.data import files
 from jaxcls.errors import DIFFERS, DONE, InputError, lookup
 from jaxcls.export import facts as export_facts
-from jaxcls.export import formats, writing
+from jaxcls.export import formats, pushing, writing
+from jaxcls.export.formats.graphs import OPSETS
 from jaxcls.export.formats.model import Asked
 from jaxcls.runs.workdir import Workdir
 
@@ -20,11 +22,16 @@ def main(argv: Sequence[str]) -> int:
     plugins = cli.plugins(args)
     table = plugins.added_to("FORMATS", formats.FORMATS)
     kind = lookup(table, args.format, "--format")
-    for flag, of in {"--names": "safetensors", "--batch_size": "tflite"}.items():
+    for flag, of in _FLAGS.items():
         if flag in cli.given(parser(), args) and args.format != of:
             raise InputError(f"{flag} is of --format={of}; leave it out")
     formats.check(args.format, kind)
-    asked = Asked(args.names, cli.whole_number(args.batch_size, "--batch_size", least=1))
+    batch_size = cli.whole_number(args.batch_size, "--batch_size", least=1)
+    asked = Asked(args.names, batch_size, _opset(args.opset), _license(args.license))
+    if args.push:
+        pushing.check(args.push)
+    elif args.public:
+        raise InputError("--public is of --push=ORG/NAME; give both")
     if args.images:
         files.check(args.images)
     place = cli.place(args)
@@ -50,10 +57,13 @@ def main(argv: Sequence[str]) -> int:
         print(error)
         return DIFFERS
     found = facts["verified"]
+    opset = f" opset={facts['opset']}" if args.format == "onnx" else ""
     print(
-        f"done: step={step} at={at} format={args.format} n={found['images']}"
+        f"done: step={step} at={at} format={args.format}{opset} n={found['images']}"
         f" largest_difference={found['largest_difference']:.2g} in {out}"
     )
+    if args.push:
+        print(f"pushed: {pushing.push(out, args.push, args.public)}")
     return DONE
 
 
@@ -84,4 +94,49 @@ def parser() -> cli.Parser:
         " the first that has the model",
     )
     add("--batch_size", default="1", help="of tflite: images a batch (default 1)")
+    add(
+        "--opset",
+        default="",
+        help=f"of onnx: {OPSETS[0]} to {OPSETS[-1]}; default: the least that has the model",
+    )
+    add(
+        "--license",
+        default="unknown",
+        help="of hub: its identifier in the model card, as apache-2.0; default: unknown",
+    )
+    add(
+        "--push",
+        default="",
+        metavar="ORG/NAME",
+        help="of hub: the repository, made private",
+    )
+    add("--public", action="store_true", help="of --push: a public repository")
     return parser
+
+
+# Flags of one format.
+_FLAGS = {
+    "--names": "safetensors",
+    "--batch_size": "tflite",
+    "--opset": "onnx",
+    "--license": "hub",
+    "--push": "hub",
+    "--public": "hub",
+}
+
+
+def _license(text: str) -> str:
+    """Returns --license; raises `InputError` unless it has the form of an identifier."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text, re.ASCII):
+        raise InputError(f"--license={text} must be an identifier, as apache-2.0 or mit")
+    return text
+
+
+def _opset(text: str) -> int:
+    """Returns the number of --opset, or 0 for ""; raises `InputError` for another text."""
+    if text and text not in map(str, OPSETS):
+        raise InputError(
+            f"--opset={text} must be {OPSETS[0]} to {OPSETS[-1]}; leave it out for the"
+            " least that has the model"
+        )
+    return int(text or 0)

@@ -122,6 +122,11 @@ def described(
             "link": exp.recipe.link,
         },
         "labels": list(model.class_names),
+        "data": {
+            "name": exp.config.data.name,
+            "fingerprint": exp.selection.facts.fingerprint,
+            **{role: exp.config.data[role] for role in ("train", "eval", "test")},
+        },
         "checkpoint": {"step": step, "is": at, **(_origin(exp) if not folder else {})},
         "evaluations": _evaluations(folder, step) if folder else [],
         "digest": digests.combine(digests.of_tree(dict(model.variables))),

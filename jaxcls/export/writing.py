@@ -20,6 +20,7 @@ from jaxcls.data import clean, decode, files
 from jaxcls.errors import InputError, first_line
 from jaxcls.evaluation import examples
 from jaxcls.export import facts as export_facts
+from jaxcls.export import formats
 from jaxcls.export.formats import example
 from jaxcls.export.formats.model import Asked, Model, runs
 from jaxcls.predict import inference
@@ -78,7 +79,7 @@ def export(
     Raises `InputError` if the model cannot be converted, and `DiffersError` if the file
     gives other logits than the model.
     """
-    path = folder / f"model.{form}"
+    path = folder / formats.file_of(form, kind)
     try:
         facts = kind.write(model, path, asked)
     except (InputError, OSError):
@@ -169,7 +170,7 @@ def describe(
     packages = ("jax", "jaxlib", "flax", "numpy", *kind.NEEDS.values())
     about = {
         "format": form,
-        "file": f"model.{form}",
+        "file": formats.file_of(form, kind),
         "example": "example.py" if run else None,
         **facts,
         "versions": {"jaxcls": __version__, **provenance.versions(packages)},
@@ -194,6 +195,7 @@ def export_run(
     """
     with atomic.folder(out, "--out") as temporary, jax.default_device(_cpu()):
         images = of_files(exp, paths) if paths else of_data(exp)
+        model = model._replace(about=about)
         facts = {**export(form, kind, model, asked, images, temporary), **about}
         describe(form, kind, model, facts, temporary)
     return facts

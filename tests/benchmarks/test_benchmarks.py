@@ -30,6 +30,10 @@ LITTLE = {
         "--model=cnn(widths=(4,)) --size=16 --batch=8 --segments=2",
         r"eigen / ynnpack \d",
     ),
+    "onnx": (
+        "--models=resnet18 --size=32 --segments=2 --runs=1",
+        r"ours / torch\.onnx \d.*; logits [1-9]e-0[67] apart",
+    ),
     "loop": (
         f"--model=cnn(widths=(4,)) --batch=8 --steps=2 --segments=1 --images={IMAGES}",
         r"loop / bare \d",

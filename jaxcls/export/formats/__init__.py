@@ -4,6 +4,7 @@ A format is a module with an entry in FORMATS, and has
 
 - ABOUT: a line for --help;
 - NEEDS: {module: distribution} of the optional dependency of its name;
+- FILE, if it is not "model." and the format's name: the name of the file;
 - write(model, path, asked): writes a model, and returns its entries of model.json;
 - load(model, path, those entries): loads the file with its usual runtime, and returns a
   function from images to logits;
@@ -16,16 +17,22 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxcls.errors import InputError
-from jaxcls.export.formats import onnx, safetensors, stablehlo, tflite
+from jaxcls.export.formats import hub, onnx, safetensors, stablehlo, tflite
 
 FORMATS: Mapping[str, Any] = MappingProxyType(
     {
+        "hub": hub,
         "onnx": onnx,
         "safetensors": safetensors,
         "stablehlo": stablehlo,
         "tflite": tflite,
     }
 )
+
+
+def file_of(name: str, format: Any) -> str:
+    """Returns the name of a format's file."""
+    return str(getattr(format, "FILE", f"model.{name}"))
 
 
 def check(name: str, format: Any) -> None:

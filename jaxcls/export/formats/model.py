@@ -1,6 +1,7 @@
 """The input of a format: a trained model as plain functions and arrays."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ class Model(NamedTuple):
     logits [B, K] float32; it normalises the images. variables: the arrays, in host memory.
     image_shape: (H, W, C). namings: {library: the names of the arrays in that library}.
     preprocessing: None if other libraries cannot do it. jit: compiles as the run does.
+    about: the entries of model.json that do not depend on the format.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Model(NamedTuple):
     namings: Mapping[str, Naming]
     preprocessing: Preprocessing | None
     jit: Callable[..., Any] = jax.jit
+    about: Mapping[str, Any] = MappingProxyType({})
 
     def logits(self, images: jax.Array) -> jax.Array:
         """Returns the logits [B, K] of images, by `variables`."""
@@ -40,11 +43,14 @@ class Asked(NamedTuple):
     """Options of a format.
 
     names: the library whose names the arrays get; "": the first library with the model.
-    batch_size: of a format with a fixed batch size.
+    batch_size: of a format with a fixed batch size. opset: of ONNX; 0: the least that does.
+    license: of a model card.
     """
 
     names: str = ""
     batch_size: int = 1
+    opset: int = 0
+    license: str = "unknown"
 
 
 def runs(model: Model, variables: Mapping[str, Any]) -> Program:

@@ -1,8 +1,9 @@
-"""ONNX for any batch size: jax2onnx converts, and onnxruntime runs."""
+"""ONNX for any batch size: jax2onnx converts, `graphs` tidies, and onnxruntime runs."""
 
 import contextlib
 import importlib
 import io
+import json
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcls.export.formats import graphs
 from jaxcls.export.formats.model import Asked, Model, Program
 from jaxcls.models import convolution
 
@@ -18,10 +20,11 @@ ABOUT = "any batch size, for onnxruntime and others"
 NEEDS = {"jax2onnx": "jax2onnx", "onnxruntime": "onnxruntime"}
 
 
-def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
-    """Writes the graph from "images" to "logits" with its weights; returns its opset.
+def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
+    """Writes the graph from "images" to "logits" with its weights; returns its versions.
 
-    Passes on any exception of jax2onnx.
+    Raises `InputError` if the opset asked lacks an operator. Passes on any exception of
+    jax2onnx and onnxruntime.
     """
     shape = (jax.export.symbolic_shape("batch")[0], *model.image_shape)
     # jax2onnx replaces flax's layers by code that adds biases with rank promotion.
@@ -33,9 +36,16 @@ def write(model: Model, path: pathlib.Path, _asked: Asked) -> dict[str, Any]:
             input_names=["images"],
             output_names=["logits"],
             model_name="classifier",
+            opset=graphs.OPSETS[0],  # In its form, which later ones know.
         )
+    opset = graphs.opset_of(made.graph, asked.opset)
+    made = graphs.lean(made, opset, path)
+    told = {"labels": list(model.class_names), **model.about}
+    for key in ("labels", "input", "preprocessing"):
+        if key in told:
+            made.metadata_props.add(key=key, value=json.dumps(told[key]))
     path.write_bytes(made.SerializeToString())
-    return {"opset": max(each.version for each in made.opset_import if not each.domain)}
+    return {"opset": opset, "ir_version": made.ir_version}
 
 
 def load(_model: Model, path: pathlib.Path, _facts: Mapping[str, Any]) -> Program:

@@ -264,6 +264,8 @@ def _local(place: str, key: str) -> pathlib.Path:
                 f" Python: keras.models.load_model({file.name!r}).save_weights("
                 "'model.weights.h5')"
             )
+        if (file / ON_HUB[0]).is_file():
+            file /= ON_HUB[0]  # A folder as the hub has it.
         if file.is_dir():
             inside = sorted(each.name for each in file.iterdir() if each.suffix in SUFFIXES)
             shown = ", ".join(inside)[:200] or "none"

@@ -62,7 +62,7 @@ def fetch(repository: Repository, name: str) -> pathlib.Path | None:
     error: Exception | None = None
     try:
         if not constants.HF_HUB_OFFLINE and not is_final:
-            with _quiet():
+            with quiet():
                 _ask(library.hf_hub_url(*file, revision=revision))
                 return pathlib.Path(library.hf_hub_download(*file, revision=revision))
     except Exception as caught:  # Versions of the hub's library raise different errors.
@@ -100,7 +100,7 @@ def _ask(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides the library's progress bars and log lines, because our messages suffice."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars

@@ -1,0 +1,128 @@
+"""A folder for a hub: timm makes our model of it, with its labels and preprocessing."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls import models
+from jaxcls.errors import InputError
+from jaxcls.export import writing
+from jaxcls.export.formats import FORMATS, hub, timm
+from jaxcls.export.formats.model import Asked
+from jaxcls.models import weights
+from jaxcls.models.weights import Preprocessing
+from tests.export.formats.test_formats import drawn
+
+LABELS = ("rose", "tulip: red", "lily", "`x`", "é", "5", "6", "7", "8", "9")
+SMALL = "vit_ti_16(depth=1)"
+TOLD = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 64, 0.875, "bicubic", "center")
+ABOUT = {
+    "data": {"name": "flowers", "train": "train", "fingerprint": "0123abcd"},
+    "checkpoint": {"step": 7, "is": "best"},
+    "preprocessing": {"text": "decode | resize_short(73, 'bicubic') | center_crop(64)"},
+    "evaluations": [
+        {"kind": "eval", "split": "val", "n": 50, "top1": 0.5},
+        {"kind": "final", "split": "test", "n": 200, "top1": 0.9, "loss": 0.25},
+    ],
+    "digest": "f00d",
+}
+
+
+def exported(folder, name, size=64, license="unknown"):
+    model = drawn(name, size)
+    model = model._replace(class_names=LABELS, preprocessing=TOLD._replace(size=size))
+    model = model._replace(about=ABOUT)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
+    seen, asked = writing.Images(pixels, "noise"), Asked(license=license)
+    facts = writing.export("hub", hub, model, asked, seen, folder)
+    logits = jax.jit(model.apply)(model.variables, pixels)
+    return model, facts, pixels, np.asarray(logits)
+
+
+def test_config_and_card_tell_what_the_run_knows(tmp_path):
+    _, facts, _, _ = exported(tmp_path, SMALL, 32, "apache-2.0")
+    assert (facts["names"], facts["architecture"]) == ("timm", "vit_tiny_patch16_224")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "vit_tiny_patch16_224"
+    assert config["model_args"] == {"img_size": [32, 32], "depth": 1}
+    assert (config["num_classes"], config["label_names"]) == (10, list(LABELS))
+    cfg = config["pretrained_cfg"]
+    assert (cfg["mean"], cfg["std"]) == (list(TOLD.mean), list(TOLD.std))
+    assert (cfg["input_size"], cfg["interpolation"]) == ([3, 32, 32], "bicubic")
+    assert (cfg["crop_pct"], cfg["crop_mode"]) == (0.875, "center")
+    assert (cfg["first_conv"], cfg["classifier"]) == ("patch_embed.proj", "head")
+    read = weights.read(str(tmp_path), "init.weights")
+    assert read.class_names == LABELS
+    assert read.preprocessing == TOLD._replace(size=32)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: timm\n")
+    # Wilson's interval of 180 of 200, as statsmodels gives it.
+    assert "| top1 | 0.9000 | 0.8506 to 0.9343 |" in card
+    assert "| loss | 0.2500 |  |" in card
+    assert "On `test`, 200 examples" in card
+    for told in ("`flowers`", "`0123abcd`", "best, step 7", "`f00d`", "center_crop(64)"):
+        assert told in card
+    assert "`'x'`" in card
+
+
+def test_a_folder_is_initial_weights(tmp_path):
+    model, _, _, _ = exported(tmp_path, SMALL, 32)
+    _, read = models.create(SMALL, 10, image_shape=(32, 32, 3), weights=str(tmp_path))
+    for ours, there in zip(
+        jax.tree.leaves(dict(model.variables)), jax.tree.leaves(read), strict=True
+    ):
+        np.testing.assert_array_equal(ours, there)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)", "vgg11"],
+)
+def test_a_model_that_timm_lacks_is_one_line(name):
+    with pytest.raises(InputError) as refused:
+        timm.counterpart(name, (64, 64, 3))
+    said = str(refused.value)
+    assert re.search(rf"no architecture .* model\.name={re.escape(name)}", said)
+    assert "\n" not in said
+
+
+def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
+    model = drawn(SMALL, 32)
+    with pytest.raises(InputError, match="tells timm how to preprocess"):
+        FORMATS["hub"].write(model, tmp_path / "model.safetensors", Asked())
+
+
+# ConvNeXt-T, EfficientNet-B0 and VGG-11 at 224 pixels agree too, and take longer.
+CASES = [
+    ("resnet18(dropout=0.1)", 64),
+    ("mobilenet_v2", 64),
+    ("mixer_s_32", 64),
+    ("vit_ti_16(depth=2)", 64),
+    ("vit_s_32(depth=2, pool='mean', position='sincos', gelu='tanh')", 96),
+    ("vit_ti_16(depth=2, layer_scale=1e-4, token_position=False)", 224),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_timm_makes_the_same_logits_of_a_folder(torchvision, tmp_path, name, size):
+    theirs, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    model, _, pixels, logits = exported(tmp_path, name, size)
+    made = theirs.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    told = theirs.data.resolve_model_data_config(made)
+    assert (*told["mean"], *told["std"]) == TOLD.mean + TOLD.std
+    assert tuple(told["input_size"]) == (3, size, size)
+    assert (told["interpolation"], told["crop_pct"]) == ("bicubic", 0.875)
+    images = np.moveaxis(pixels.astype(np.float32) / 128 - 1, 3, 1)  # As `drawn` does.
+    with torch.no_grad():
+        found = made(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+    largest = np.abs(logits).max()
+    np.testing.assert_allclose(found, logits, atol=1e-5 * largest, rtol=0)
+    # And with a head of other classes, as a fine-tune begins.
+    if name.startswith("resnet18"):
+        other = theirs.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
+        assert other(torch.zeros(1, 3, size, size)).shape == (1, 3)
+    assert len(model.class_names) == made.num_classes
