@@ -135,8 +135,8 @@ REFERENCE: dict[str, float] = {}
 PHOTOS = sources.Facts("photos", "", (None, None, 3), 5, (), {"train": 500, "val": 90})
 
 
-# finetune.py is of a ResNet-50, too.
-SLOW = {"resnet50.py"}
+# To trace one takes seconds; finetune.py is of a ResNet-50, too.
+SLOW = {"resnet50.py", "cifar10.py", "photos.py"}
 
 
 @pytest.mark.parametrize(
