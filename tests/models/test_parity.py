@@ -164,7 +164,14 @@ def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
 OPTIONS = [
     ("resnet18", {"in_chans": 1}, "resnet18", {}, (50, 71), 1),
     ("resnext50_32x4d", {"in_chans": 4}, "resnext50_32x4d", {}, 33, 4),
-    ("convnext_tiny", {"in_chans": 1}, "convnext_tiny", {}, (96, 64), 1),
+    (
+        "convnext_tiny",
+        {"in_chans": 1, "depths": (1, 1, 2, 1)},
+        "convnext_tiny",
+        {"stages": (1, 1, 2, 1)},
+        (96, 64),
+        1,
+    ),
     ("mobilenetv2_100", {"in_chans": 1}, "mobilenet_v2", {}, (51, 80), 1),
     (
         "tf_efficientnet_b0",

@@ -220,6 +220,7 @@ def test_any_other_name_makes_nothing_unless_a_tensor_needs_it(tmp_path, name):
 
 
 FLOATS = storage("0", "float32", 6)
+COMPLEX = Named("torch", "ComplexFloatStorage")
 REBUILD = Named("torch._utils", "_rebuild_tensor_v2")
 
 
@@ -255,6 +256,10 @@ REBUILD = Named("torch._utils", "_rebuild_tensor_v2")
         (Raw(b"K\x01)\x81"), "it calls a int"),
         (Raw(b"\x82\x01"), "opcode EXT1"),
         (Raw(b"(K\x01}b"), "gives state to a int"),
+        (
+            view(Persistent(("storage", COMPLEX, "1", "cpu", 6)), 0, (6,), (1,)),
+            "'bad' is a torch.ComplexFloatStorage, no tensor",
+        ),
         (Persistent("0"), "no storage's"),
         (Persistent(("storage", "FloatStorage", "0", "cpu", 6)), "no storage's"),
         (Persistent(("module", Named("torch", "Size"), "0", "cpu", 6)), "no storage's"),
