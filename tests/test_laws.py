@@ -148,7 +148,7 @@ def test_law_5_every_config_builds_from_shapes_alone(name, request):
     if name == "finetune.py":
         given["init.weights"] = str(request.getfixturevalue("resnet50_file"))
     loaded = loading.load(str(ROOT / "configs" / name), given)
-    facts = sources.published_facts(loaded.data.name) or PHOTOS
+    facts = sources.published_facts(loaded.data.name.removesuffix("_jpeg")) or PHOTOS
     used = loading.plugins_of(str(ROOT / "configs" / name), loaded)
     exp = experiment.build(loaded, facts, plugins=used)
     shown = dry_run.describe(exp)

@@ -57,6 +57,9 @@ LITTLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_benchmark_prints_its_figures(name, data_dir, tmp_path):
+    if name == "onnx":
+        for package in ("torch", "jax2onnx"):
+            pytest.importorskip(package)
     flags, said = LITTLE[name]
     command = [sys.executable, "-m", f"benchmarks.{name}", *flags.split()]
     done = subprocess.run(

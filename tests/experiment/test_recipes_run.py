@@ -66,7 +66,7 @@ def test_a_config_takes_two_steps_at_its_real_size(name, request, monkeypatch):
     loaded = loading.load(str(ROOT / "configs" / name), given)
     if "init.weights" not in given:
         loaded.model.name = shallow(loaded.model.name)
-    facts = sources.published_facts(loaded.data.name) or PHOTOS
+    facts = sources.published_facts(loaded.data.name.removesuffix("_jpeg")) or PHOTOS
     used = loading.plugins_of(str(ROOT / "configs" / name), loaded)
     exp = experiment.build(loaded, facts, plugins=used)
     shape = exp.data.train_shapes[0]

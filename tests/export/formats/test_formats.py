@@ -207,7 +207,9 @@ def test_a_model_of_each_family_gives_its_logits(form, name, size, tmp_path):
     made = writing.export(form, FORMATS[form], model, asked, seen, tmp_path)
     found = made["verified"]
     assert found["images"] == 9
-    assert found["largest_difference"] < found["tolerance"]
+    # Folding BatchNorm into convolutions changes logits by less than 1e-5 of the largest.
+    most = 0.1 if form == "onnx" else 1
+    assert found["largest_difference"] < most * found["tolerance"]
 
 
 @pytest.fixture(scope="module")
