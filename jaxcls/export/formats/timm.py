@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from jaxcls.config import calls
 from jaxcls.errors import InputError
+from jaxcls.models.weights import architectures
 
 # Models with the same name in timm.
 _SAME = re.compile(
     r"resnet(18|34|50|101|152)|resnext(50_32x4d|101_32x8d)|wide_resnet(50|101)_2"
-    r"|vgg(11|13|16|19)(_bn)?|convnext_(tiny|small|base|large)|efficientnet_b0"
+    r"|vgg(11|13|16|19)(_bn)?|convnext_(tiny|small|base|large)"
 )
 _SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 # Options that are of training alone.
@@ -38,7 +39,7 @@ def counterpart(name: str, image_shape: tuple[int, int, int]) -> Counterpart:
     height, width, channels = image_shape
     options = {k: v for k, v in call.kwargs.items() if k not in _OF_TRAINING}
     args: dict[str, Any] = {"in_chans": channels} if channels != 3 else {}
-    architecture, known = _named(call.name)
+    architecture, known = _named(call.name, options)
     if re.match("vit|mixer", call.name) and (height, width) != (224, 224):
         args["img_size"] = [height, width]
     try:
@@ -59,12 +60,14 @@ def counterpart(name: str, image_shape: tuple[int, int, int]) -> Counterpart:
 Translation = Mapping[str, Callable[[Any], dict[str, Any]]]
 
 
-def _named(name: str) -> tuple[str, Translation]:
+def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
     """Returns timm's name of a model of ours, "" for none, and what its options are."""
     if _SAME.fullmatch(name):
         return name, _CONVNEXT if name.startswith("convnext") else {}
-    if name == "mobilenet_v2":
-        return "mobilenetv2_100", {}
+    told = {k: options.get(k, value) for k, value in architectures.PYTORCH.items()}
+    for architecture, form in architectures.FORMS.items():
+        if architecture != architectures.KERAS and form == (name, told):
+            return architecture, dict.fromkeys(told, lambda _: {})
     if found := re.fullmatch(r"vit_(ti_16|[sbl]_(16|32))", name):
         size, patch = found[1].split("_")
         return f"vit_{_SIZES[size]}_patch{patch}_224", _VIT
@@ -83,6 +86,7 @@ _VIT: Translation = {
     "pool": {
         "token": {},
         "mean": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+        "patch_mean": {"global_pool": "avg"},
     }.__getitem__,
     "position": lambda _: {},  # Both are tensors.
     "token_position": lambda value: {"no_embed_class": not value},

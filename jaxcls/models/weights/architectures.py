@@ -19,18 +19,19 @@ class Form(NamedTuple):
 
 
 KERAS = "Keras's MobileNetV2"
-_PYTORCH = {"padding": "symmetric", "norm_epsilon": 1e-5}
+# The defaults of the options that tell two forms apart.
+PYTORCH = {"padding": "symmetric", "norm_epsilon": 1e-5}
 _TENSORFLOW = {"padding": "same", "norm_epsilon": 1e-3}
 # By the architecture's name in timm, or KERAS.
 FORMS = {
-    "efficientnet_b0": Form("efficientnet_b0", _PYTORCH),
+    "efficientnet_b0": Form("efficientnet_b0", PYTORCH),
     "tf_efficientnet_b0": Form("efficientnet_b0", _TENSORFLOW),
-    **{f"efficientnet_lite{i}": Form(f"efficientnet_lite{i}", _PYTORCH) for i in range(5)},
+    **{f"efficientnet_lite{i}": Form(f"efficientnet_lite{i}", PYTORCH) for i in range(5)},
     **{
         f"tf_efficientnet_lite{i}": Form(f"efficientnet_lite{i}", _TENSORFLOW)
         for i in range(5)
     },
-    "mobilenetv2_100": Form("mobilenet_v2", _PYTORCH),
+    "mobilenetv2_100": Form("mobilenet_v2", PYTORCH),
     KERAS: Form("mobilenet_v2", _TENSORFLOW),
 }
 # Models of timm with the very tensors of one of ours, and other logits for them.
@@ -102,7 +103,7 @@ def _unknown(name: str, module: Any) -> str:
 
 def _text(form: Form) -> str:
     """Returns a model with its options, as in a config."""
-    if form.options == _PYTORCH:
+    if form.options == PYTORCH:
         return f"model.name={form.name}"
     told = ", ".join(f"{option}={value!r}" for option, value in form.options.items())
     return f'model.name="{form.name}({told})"'

@@ -79,7 +79,10 @@ def test_a_folder_is_initial_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)", "vgg11"],
+    [
+        *("cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)"),
+        *("vgg11", "mobilenet_v2(padding='same')", "efficientnet_b0(norm_epsilon=1e-3)"),
+    ],
 )
 def test_a_model_that_timm_lacks_is_one_line(name):
     with pytest.raises(InputError) as refused:
@@ -99,7 +102,9 @@ def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
 CASES = [
     ("resnet18(dropout=0.1)", 64),
     ("mobilenet_v2", 64),
+    ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
+    ("vit_ti_16(depth=1, pool='patch_mean')", 64),
     ("vit_ti_16(depth=2)", 64),
     ("vit_s_32(depth=2, pool='mean', position='sincos', gelu='tanh')", 96),
     ("vit_ti_16(depth=2, layer_scale=1e-4, token_position=False)", 224),
