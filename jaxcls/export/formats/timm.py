@@ -76,6 +76,11 @@ def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
     return "", {}
 
 
+_POOLS: dict[str, dict[str, Any]] = {
+    "token": {},
+    "mean": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "patch_mean": {"global_pool": "avg"},
+}
 _CONVNEXT: Translation = {"layer_scale": lambda value: {"ls_init_value": value}}
 _VIT: Translation = {
     "depth": lambda value: {"depth": value},
@@ -83,11 +88,7 @@ _VIT: Translation = {
     "heads": lambda value: {"num_heads": value},
     "layer_scale": lambda value: {"init_values": value} if value else {},
     "patch": lambda value: {"patch_size": value},
-    "pool": {
-        "token": {},
-        "mean": {"class_token": False, "global_pool": "avg", "fc_norm": False},
-        "patch_mean": {"global_pool": "avg"},
-    }.__getitem__,
+    "pool": lambda value: _POOLS[value],
     "position": lambda _: {},  # Both are tensors.
     "token_position": lambda value: {"no_embed_class": not value},
     "width": lambda value: {"embed_dim": value},
