@@ -244,7 +244,7 @@ def test_the_weights_are_part_of_what_a_run_is_and_their_place_is_not(
 
 def test_a_folder_with_another_config_is_no_run(tiny, tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
     said = message(tiny(**{"init.weights": str(tmp_path)}))
     assert "is a folder, and must be a file of weights" in said
 
