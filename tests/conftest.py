@@ -73,7 +73,7 @@ def tiny(data_dir):
         values = {
             "length": "12 steps",
             "model.name": "cnn(widths=(4, 8), dense=16, dropout=0.2, batch_norm=True)",
-            "augment": "random_crop(1) | flip",
+            "augment": "flip",
             "mix": "mixup(0.2)",
             "optim.weight_decay": 0.01,
             "ema.decay": 0.9,

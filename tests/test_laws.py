@@ -38,6 +38,12 @@ SMALL = [
 ]
 
 
+@pytest.fixture
+def tiny(tiny):
+    """The laws have a crop, too, whose key each row has for itself."""
+    return lambda **changes: tiny(**{"augment": "random_crop(1) | flip", **changes})
+
+
 def run(config, workdir, at=10**9):
     return train.run(dying(config, at), str(workdir))
 

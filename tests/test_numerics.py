@@ -17,7 +17,7 @@ from tests.golden import GOLDEN
 
 TABLE = GOLDEN / "numerics.json"
 RUNS = {
-    "cnn": {},
+    "cnn": {"augment": "random_crop(1) | flip"},
     "vit": {
         "length": "6 steps",
         "model.name": "vit_ti_16(patch=4, depth=2, width=32, heads=2)",

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tokenize
 
+import pytest
+
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "jaxcls"
@@ -87,6 +89,7 @@ def test_the_lines_that_the_readme_promises_to_an_evening():
     assert int(said[1]) - 50 <= lines < int(said[1])
 
 
+@pytest.mark.slow
 def test_one_step_enters_few_modules(tmp_path, data_dir):
     given = ("--config=configs/digits.py", f"--workdir={tmp_path / 'run'}")
     given += (f"--config.data.dir={data_dir}", "--config.length=3 steps")

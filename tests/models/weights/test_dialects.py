@@ -404,6 +404,7 @@ def test_a_mobilenet_of_keras(tmp_path, form):
     check(weights.read(str(path), "x").tensors, "mobilenet", KERAS)
 
 
+@pytest.mark.slow
 def test_a_mobilenet_of_keras_needs_its_padding_and_epsilon(tmp_path):
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "model.h5"
