@@ -1,6 +1,9 @@
 """ONNX files: what they declare, and how little is in them."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import flax.linen as nn
@@ -103,3 +106,29 @@ def test_metadata_holds_labels_and_preprocessing(tmp_path):
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     found = session.get_modelmeta().custom_metadata_map
     assert {key: json.loads(value) for key, value in found.items()} == about
+
+
+# Prints the logits of the file's images, by the onnxruntime that it finds.
+OLD = """
+import sys
+import numpy as np
+import onnxruntime
+assert onnxruntime.__version__.startswith("1.20."), onnxruntime.__version__
+session = onnxruntime.InferenceSession(sys.argv[1])
+np.save(sys.argv[3], session.run(None, {"images": np.load(sys.argv[2])})[0])
+"""
+
+
+@pytest.mark.parametrize("activation", ["relu6", "gelu"])
+def test_onnxruntime_of_2024_loads_a_file(tmp_path, activation):
+    # A folder with onnxruntime 1.20, which .ci/run makes.
+    place = os.environ.get("ONNXRUNTIME_1_20")
+    if not place:
+        pytest.skip("ONNXRUNTIME_1_20 names no folder")
+    model, _, _ = exported(tmp_path, activation)
+    np.save(tmp_path / "images.npy", IMAGES)
+    files = [tmp_path / name for name in ("model.onnx", "images.npy", "logits.npy")]
+    told = {**os.environ, "PYTHONPATH": place}
+    subprocess.run([sys.executable, "-c", OLD, *files], env=told, check=True)
+    logits = model.apply(model.variables, jnp.asarray(IMAGES))
+    np.testing.assert_allclose(np.load(files[2]), logits, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcls import models
 from jaxcls.errors import InputError
@@ -31,9 +32,9 @@ ABOUT = {
 }
 
 
-def exported(folder, name, size=64, license="unknown"):
+def exported(folder, name, size=64, license="unknown", told=TOLD):
     model = drawn(name, size)
-    model = model._replace(class_names=LABELS, preprocessing=TOLD._replace(size=size))
+    model = model._replace(class_names=LABELS, preprocessing=told._replace(size=size))
     model = model._replace(about=ABOUT)
     pixels = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
     seen, asked = writing.Images(pixels, "noise"), Asked(license=license)
@@ -131,3 +132,17 @@ def test_timm_makes_the_same_logits_of_a_folder(torchvision, tmp_path, name, siz
         other = theirs.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
         assert other(torch.zeros(1, 3, size, size)).shape == (1, 3)
     assert len(model.class_names) == made.num_classes
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_transformers_says_our_answers(torchvision, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("timm")
+    middle = (128 / 255,) * 3  # As `drawn` normalises.
+    told = Preprocessing(middle, middle, 64, 1.0, "bicubic", "center")
+    _, _, pixels, logits = exported(tmp_path, "resnet18", 64, told=told)
+    classify = transformers.pipeline("image-classification", str(tmp_path), top_k=10)
+    for image, row in zip(pixels, logits, strict=True):
+        found = {each["label"]: each["score"] for each in classify(Image.fromarray(image))}
+        expected = np.asarray(jax.nn.softmax(row))
+        assert [found[label] for label in LABELS] == pytest.approx(expected, abs=1e-5)
