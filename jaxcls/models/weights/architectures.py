@@ -3,12 +3,17 @@
 Several models of timm have the tensors of another, and compute something else with them.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxcls.config import calls
 from jaxcls.errors import InputError
+from jaxcls.models.table import MODELS
+
+OURS = "jaxcls."  # The prefix of what files tell of our own models.
 
 
 class Form(NamedTuple):
@@ -47,16 +52,33 @@ _SAME = re.compile(
 )
 
 
-def check(architecture: str | None, text: str, module: Any) -> str:
+# Options that change no logits of trained weights.
+OF_TRAINING = {
+    *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale", "layer_scale"),
+    *("weight_init", "zero_init", "head_init", "position"),
+}
+
+
+def check(
+    architecture: str | None, text: str, module: Any, *, as_they_are: bool = True
+) -> str:
     """Returns a note on the architecture that weights tell, for a model that they fit.
 
-    architecture: None if the weights do not tell it; "" if they are of jaxcls. text: the
-    model with its options, as in a config. Raises `InputError` if it is another model than
-    `module`, though its tensors fit.
+    architecture: as in `Weights`. text: the model with its options, as in a config.
+    as_they_are: whether all arrays are taken; else a model of jaxcls may be changed by
+    intent. Raises `InputError` if it is another model than `module`, though its tensors
+    fit.
     """
     name = text.partition("(")[0]
     if architecture == "":
         return ""
+    if architecture and architecture.startswith(OURS):
+        there = architecture.removeprefix(OURS)
+        apart = _apart(there, module)
+        if apart and as_they_are:
+            told = _told(apart, module)
+            raise InputError(f"is of a model with {told}; give model.name={_quoted(there)}")
+        return of_ours(there, text, module)
     if architecture is None:
         return _unknown(name, module)
     form = FORMS.get(architecture)
@@ -74,6 +96,49 @@ def check(architecture: str | None, text: str, module: Any) -> str:
     if form or not _is_same(architecture, name):
         return f"its config.json says {architecture}, not {name}: compare the logits"
     return ""
+
+
+def of_ours(there: str, text: str, module: Any) -> str:
+    """Returns a note on a model of ours whose arrays fit `module`; "" if it is the same.
+
+    there, text: the model of the arrays and that of `module`, as in a config.
+    """
+    apart = _apart(there, module)
+    if apart is None and there != text:
+        return f"the weights are of model.name={there[:200]}: compare the logits"
+    return f"the weights are of a model with {_told(apart, module)}" if apart else ""
+
+
+def _told(apart: Mapping[str, Any], module: Any) -> str:
+    """Returns the options of other weights beside those of `module`, in words."""
+    return ", ".join(f"{k}={v!r} (here {getattr(module, k)!r})" for k, v in apart.items())
+
+
+def _apart(there: str, module: Any) -> dict[str, Any] | None:
+    """Returns the options of a model that no tensor shows, where `module` has others.
+
+    None: the model is of a plug-in or of another kind, and cannot be compared.
+    """
+    try:
+        found = calls.build_one(there, MODELS, "model.name", num_classes=1, dtype=None)
+    except InputError:
+        return None
+    if type(found) is not type(module):
+        return None
+    left = {*OF_TRAINING, "num_classes", "dtype", "name", "parent"}
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(module)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in left
+        and isinstance(value, str | int | float)
+        and value != getattr(module, name)
+    }
+
+
+def _quoted(text: str) -> str:
+    """Returns a model's text as a shell takes it."""
+    return text if text.isidentifier() else f'"{text}"'
 
 
 def _is_same(architecture: str, name: str) -> bool:

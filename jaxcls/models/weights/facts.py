@@ -7,13 +7,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxcls.errors import InputError, first_line
+from jaxcls.errors import InputError, first_line, printable
+from jaxcls.models.weights.architectures import OURS
 
 # timm draws an interpolation for "random" in training, and is bilinear in evaluation.
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bilinear"}
 CROP_MODES = ("center", "squash", "border")
-
-OURS = "jaxcls."  # The prefix of our keys in the metadata of a safetensors file.
 
 
 class Preprocessing(NamedTuple):
@@ -37,7 +36,7 @@ class Preprocessing(NamedTuple):
 class Facts(NamedTuple):
     """Preprocessing and class names of weights; None and () if unknown.
 
-    architecture: its name in timm; None if unknown, "" if a model of jaxcls.
+    architecture: as in `Weights`.
     """
 
     preprocessing: Preprocessing | None = None
@@ -62,13 +61,14 @@ def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
     Raises `InputError` for damaged facts.
     """
     try:
-        told, names = (
+        told, names, model = (
             json.loads(metadata.get(f"{OURS}{key}", "null"))
-            for key in ("preprocessing", "class_names")
+            for key in ("preprocessing", "class_names", "model")
         )
         found = None if told is None else _checked(file, Preprocessing(**told))
         is_ours = any(key.startswith(OURS) for key in metadata)
-        return Facts(found, _names(file, names), "" if is_ours else None)
+        text = "" if model is None else printable(f"{OURS}{model}")
+        return Facts(found, _names(file, names), text if is_ours else None)
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file} has metadata of jaxcls that is damaged ({first_line(error)}); download"

@@ -11,7 +11,7 @@ from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data import sources
 from jaxcls.errors import InputError
-from jaxcls.models import naming
+from jaxcls.models import naming, weights
 from jaxcls.models.weights import architectures, transfer
 from tests.modules import built, shapes
 
@@ -77,6 +77,77 @@ def test_another_architecture_is_refused_with_what_makes_it_right(
     with pytest.raises(InputError) as refused:
         note(text, architecture)
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        (
+            "mobilenet_v2(padding='same')",
+            "mobilenet_v2",
+            "padding='same' (here 'symmetric')",
+        ),
+        ("efficientnet_lite0(norm_epsilon=1e-3)", "efficientnet_lite0", "norm_epsilon=0.0"),
+        ("vit_ti_16(depth=1, gelu='tanh')", "vit_ti_16(depth=1)", "gelu='tanh' (here 'exa"),
+        ("mixer_s_32", "mixer_s_32(gelu='tanh')", "gelu='exact' (here 'tanh')"),
+        ("vit_ti_16(heads=6)", "vit_ti_16", "heads=6 (here 3)"),
+        ("vit_ti_16(pool='patch_mean')", "vit_ti_16", "pool='patch_mean' (here 'token')"),
+        ("resnet50(blur=True)", "resnet50", "blur=True (here False)"),
+        ("cnn(pool='mean')", "cnn", "pool='mean' (here 'max')"),
+    ],
+)
+def test_our_own_weights_of_another_form_are_refused_or_said(there, here, told):
+    with pytest.raises(InputError) as refused:
+        note(here, f"jaxcls.{there}")
+    assert told in str(refused.value)
+    assert str(refused.value).endswith(
+        f'; give model.name="{there}"'.replace('"mixer_s_32"', "mixer_s_32")
+    )
+    said = architectures.check(f"jaxcls.{there}", here, built(here), as_they_are=False)
+    assert told in said
+    assert note(there, f"jaxcls.{there}") == ""
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ("resnet50(dropout=0.5, zero_init=False, drop_path=0.1)", "resnet50"),
+        ("vit_s_16(weight_init='deit', layer_scale=0.1)", "vit_s_16(layer_scale=1e-5)"),
+        ("convnext_tiny(drop_path=0.5, layer_scale=0.1)", "convnext_tiny"),
+        ("vit_s_16(position='sincos')", "vit_s_16"),
+    ],
+)
+def test_options_of_training_are_no_difference(there, here):
+    assert note(here, f"jaxcls.{there}") == ""
+
+
+def test_our_own_model_that_cannot_be_compared_is_said():
+    """A plug-in's, or a newer version's; the same text is the same."""
+    said = "the weights are of model.name=mine(a=1): compare the logits"
+    assert note("resnet50", "jaxcls.mine(a=1)") == said
+    assert architectures.check("jaxcls.mine", "mine", object()) == ""
+
+
+def test_a_file_of_ours_tells_its_model_and_an_older_one_goes_on(tmp_path):
+    text = "mobilenet_v2(padding='same', norm_epsilon=1e-3)"
+    module, like, tensors = zeros(text, "timm")
+    plain = ("mobilenet_v2", built("mobilenet_v2"))
+    for model, name in ((text, "new"), ("", "old")):
+        file = tmp_path / f"{name}.safetensors"
+        weights.write(file, tensors, None, ("a",), model)
+        read = weights.read(str(file), "x")
+        given = (read.tensors, module.namings(), like)
+        options = {"model": plain, "architecture": read.architecture}
+        if not model:
+            assert read.architecture == ""
+            transfer.adapt(*given, **options)
+            continue
+        with pytest.raises(
+            InputError, match=r"padding='same' \(here 'symmetric'\), norm_eps"
+        ):
+            transfer.adapt(*given, **options)
+        start = transfer.adapt(*given, **options, is_head_fresh=True)
+        assert "a model with padding='same' (here" in start.notes[-1]
 
 
 @pytest.mark.parametrize("architecture", ["mynet50", "resnet50(aa_layer='blur')"])
