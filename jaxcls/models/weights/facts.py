@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxcls.errors import InputError, first_line, printable
+from jaxcls.models.weights import architectures
 from jaxcls.models.weights.architectures import OURS
 
 # timm draws an interpolation for "random" in training, and is bilinear in evaluation.
@@ -127,21 +128,11 @@ def read_json(file: pathlib.Path | None, strict: bool) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-# Arguments of timm's models that no logits depend on, or that tensors show.
-_HARMLESS = ("img_size", "num_classes", "in_chans", "init_values", "global_pool")
-
-
 def _architecture(config: Mapping[str, Any]) -> str:
     """Returns the architecture of a config.json of timm, with what its arguments change."""
     given = config.get("model_args")
     arguments = given if isinstance(given, dict) else {}
-    told = [
-        f"{name}={value!r}"
-        for name, value in arguments.items()
-        if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
-    ]
-    architecture = str(config["architecture"])
-    return f"{architecture}({', '.join(told)})"[:200] if told else architecture
+    return printable(architectures.in_words(config["architecture"], arguments))[:200]
 
 
 # What transformers' models are like here; the same tensors would else mean another network.

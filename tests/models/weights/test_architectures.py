@@ -34,6 +34,8 @@ def note(text, architecture):
         ("vit_s_16(depth=1)", "deit_small_patch16_224"),
         ("vit_s_16(depth=1, patch=8, layer_scale=1e-5)", "vit_small_patch8_dinov2"),
         ("mixer_b_16(depth=1)", "mixer_b16_224"),
+        ("vit_s_16(gelu='tanh')", "vit_small_patch16_224(act_layer='gelu_tanh')"),
+        ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224(global_pool='avg')"),
         ("efficientnet_b0", ""),  # Of jaxcls itself.
     ],
 )
@@ -157,6 +159,46 @@ def test_an_unknown_architecture_is_said(architecture):
 
 
 @pytest.mark.parametrize(
+    ("text", "architecture"),
+    [
+        ("vit_s_16", "vit_small_patch16_224(act_layer='quick_gelu')"),
+        ("vit_s_16", "vit_small_patch16_224(act_layer='gelu_tanh')"),
+        ("vit_s_16(gelu='tanh')", "vit_small_patch16_224"),
+        ("vit_b_16", "vit_base_patch16_clip_quickgelu_224"),
+        ("vit_s_16", "vit_small_patch16_224(global_pool='avg')"),
+        ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224"),
+        ("vit_s_16", "vit_small_patch16_224(num_heads=12)"),
+        ("vit_s_16", "vit_base_patch16_224"),
+        ("mixer_b_16", "mixer_b16_224(act_layer='gelu_tanh')"),
+        ("mixer_b_16(gelu='tanh')", "mixer_b16_224"),
+        ("mixer_b_16", "mixer_s16_224"),
+        ("resnet50(blur=True)", "resnet50"),
+    ],
+)
+def test_options_of_timm_that_no_tensor_shows_are_said(text, architecture):
+    told = f"its config.json says {architecture}, not {text}: compare the logits"
+    assert note(text, architecture) == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"global_pool": "max"}, "resnet50(global_pool='max')"),
+        ({"global_pool": "avg", "in_chans": 1, "drop_rate": 0.1}, "resnet50"),
+        ({"act\u001b[31m": 1}, "resnet50(act\\x1b[31m=1)"),
+    ],
+)
+def test_arguments_that_change_the_network_are_part_of_its_name(
+    tmp_path, arguments, expected
+):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.numpy.save({"w": np.zeros(1, np.float32)}))
+    told = {"architecture": "resnet50", "model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert weights.read(str(file), "x").architecture == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         (
@@ -214,7 +256,7 @@ def test_a_config_beside_the_file_is_heeded(tmp_path):
     arguments = {"aa_layer": "blur", "in_chans": 3, "drop_rate": 0.1}
     beside.write_text(json.dumps({"architecture": "resnet18", "model_args": arguments}))
     (told,) = experiment.build(config, facts).initial.notes
-    said = "config.json says resnet18(aa_layer='blur'), not resnet18: compare the logits"
+    said = f"config.json says resnet18(aa_layer='blur'), not {text}: compare the logits"
     assert told.endswith(said)
 
 
