@@ -26,7 +26,7 @@ from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import matching
 from jaxcls.experiment.recipe import Recipe, keys
 from jaxcls.models import naming, weights
-from jaxcls.models.weights import transfer
+from jaxcls.models.weights import architectures, transfer
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
 
@@ -116,7 +116,11 @@ def load(recipe: Recipe) -> Initial:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
     grid = _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else ())
-    told = (*given.notes, *start.notes, *grid)
+    told = [*given.notes, *start.notes, *grid]
+    if run:
+        names_of_models = run.recipe.config.model.name, recipe.config.model.name
+        note = architectures.of_ours(*names_of_models, recipe.module)
+        told += [note] if note else []
     notes = [f"starting from {place}: {'; '.join(told)}"]
     if matched:
         notes.append(matched)

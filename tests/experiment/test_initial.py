@@ -83,6 +83,23 @@ def test_a_run_or_its_file_starts_what_predicts_with_it(tiny, trained, exported)
     ]
 
 
+def test_another_form_of_the_model_is_refused_of_a_file_and_said_of_a_run(
+    tiny, trained, exported
+):
+    """No array of a cnn tells its pooling. A run may be tuned with another by intent."""
+    more_dropout = tiny(
+        **{"model.name": MODEL.replace("0.2", "0.5"), "init.weights": str(exported)}
+    )
+    assert len(experiment.build(more_dropout).initial.notes) == 1
+    values = {"model.name": MODEL.replace("cnn(", "cnn(pool='mean', ")}
+    said = message(tiny(**values, **{"init.weights": str(exported)}))
+    told = "of a model with pool='max' (here 'mean')"
+    assert said.endswith(f'it is {told}; give model.name="{MODEL}"')
+    for place, head in ((trained, "keep"), (trained, "fresh"), (exported, "fresh")):
+        config = tiny(**values, **{"init.weights": str(place), "init.head": head})
+        assert told in experiment.build(config).initial.notes[0]
+
+
 @pytest.mark.slow
 def test_two_classes_get_a_fresh_head_and_what_is_frozen_keeps_every_bit(
     tiny, trained, tmp_path, capsys

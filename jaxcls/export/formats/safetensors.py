@@ -18,7 +18,7 @@ NEEDS: dict[str, str] = {}
 
 
 def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
-    """Writes the arrays by a library's names, with preprocessing and classes as metadata.
+    """Writes the arrays by a library's names; model, preprocessing, classes: metadata.
 
     Returns the library and the number of arrays. Raises `InputError` if the library lacks
     the model, or the file exists.
@@ -26,7 +26,7 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     library = asked.names or next(iter(model.namings))
     table = lookup(model.namings, library, "--names")
     tensors = naming.to_theirs(model.variables, table)
-    weights.write(path, tensors, model.preprocessing, model.class_names)
+    weights.write(path, tensors, model.preprocessing, model.class_names, model.name)
     return {"names": library, "arrays": len(tensors)}
 
 

@@ -3,12 +3,17 @@
 Several models of timm have the tensors of another, and compute something else with them.
 """
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxcls.config import calls
 from jaxcls.errors import InputError
+from jaxcls.models.table import MODELS
+
+OURS = "jaxcls."  # The prefix of what files tell of our own models.
 
 
 class Form(NamedTuple):
@@ -40,23 +45,55 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "resnet18": ("resnetblur18",),
     "resnet50": ("resnetblur50", "resnetaa50"),
 }
-# timm's names of the ViTs and Mixers here; all others have one name.
-_VITS = {"tiny": "ti", "small": "s", "base": "b", "large": "l"}
-_SAME = re.compile(
-    r"(vit|deit3?|flexivit)_(tiny|small|base|large)(_patch.*)?|mixer_([sb])(\d+)_.*"
+# Options that are of training alone.
+OF_TRAINING = {
+    *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale"),
+    *("weight_init", "zero_init"),
+}
+# Further fields of modules of which logits do not depend, or tensors tell.
+_TOLD = {
+    *("num_classes", "dtype", "name", "parent", "head_init", "layer_scale", "position"),
+}
+# Options that no tensor shows, and that timm's model of ours may lack.
+_UNSEEN = {"gelu", "blur"}
+# Arguments of timm's models that no logits depend on, or that tensors show.
+_HARMLESS = {
+    *("img_size", "num_classes", "in_chans", "init_values", "ls_init_value"),
+    *("depth", "embed_dim", "patch_size", "class_token", "no_embed_class", "fc_norm"),
+}
+# Names of timm's with the network of our ViTs and Mixers, of any tensors.
+_VITS_THERE = re.compile(
+    r"(?!.*(?:gelu|siglip))(?:vit|deit3?|flexivit)_(tiny|small|base|large)(?:_\w+)?"
 )
+_MIXERS_THERE = re.compile(r"(mixer_[sb]\d+)_\w+")
+# Models with the same name in timm.
+_SAME = re.compile(
+    r"resnet(18|34|50|101|152)|resnext(50_32x4d|101_32x8d)|wide_resnet(50|101)_2"
+    r"|vgg(11|13|16|19)(_bn)?|convnext_(tiny|small|base|large)"
+)
+_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 
 
-def check(architecture: str | None, text: str, module: Any) -> str:
+def check(
+    architecture: str | None, text: str, module: Any, *, as_they_are: bool = True
+) -> str:
     """Returns a note on the architecture that weights tell, for a model that they fit.
 
-    architecture: None if the weights do not tell it; "" if they are of jaxcls. text: the
-    model with its options, as in a config. Raises `InputError` if it is another model than
-    `module`, though its tensors fit.
+    architecture: as in `Weights`. text: the model with its options, as in a config.
+    as_they_are: whether all arrays are taken; else a model of jaxcls may be changed by
+    intent. Raises `InputError` if it is another model than `module`, though its tensors
+    fit.
     """
     name = text.partition("(")[0]
     if architecture == "":
         return ""
+    if architecture and architecture.startswith(OURS):
+        there = architecture.removeprefix(OURS)
+        apart = _apart(there, module)
+        if apart and as_they_are:
+            told = _told(apart, module)
+            raise InputError(f"is of a model with {told}; give model.name={_quoted(there)}")
+        return of_ours(there, text, module)
     if architecture is None:
         return _unknown(name, module)
     form = FORMS.get(architecture)
@@ -71,21 +108,79 @@ def check(architecture: str | None, text: str, module: Any) -> str:
             f"is of {architecture}, whose tensors fit {name} and mean another network; give"
             f" weights of {name}"
         )
-    if form or not _is_same(architecture, name):
-        return f"its config.json says {architecture}, not {name}: compare the logits"
+    if form or not _is_same(architecture, text):
+        return f"its config.json says {architecture}, not {text}: compare the logits"
     return ""
 
 
-def _is_same(architecture: str, name: str) -> bool:
-    """Returns whether timm's name of an architecture is that of a model here."""
-    found = _SAME.fullmatch(architecture)
-    if architecture == name or architecture.startswith("transformers_"):
+def of_ours(there: str, text: str, module: Any) -> str:
+    """Returns a note on a model of ours whose arrays fit `module`; "" if it is the same.
+
+    there, text: the model of the arrays and that of `module`, as in a config.
+    """
+    apart = _apart(there, module)
+    if apart is None and there != text:
+        return f"the weights are of model.name={there[:200]}: compare the logits"
+    return f"the weights are of a model with {_told(apart, module)}" if apart else ""
+
+
+def _told(apart: Mapping[str, Any], module: Any) -> str:
+    """Returns the options of other weights beside those of `module`, in words."""
+    return ", ".join(f"{k}={v!r} (here {getattr(module, k)!r})" for k, v in apart.items())
+
+
+def _apart(there: str, module: Any) -> dict[str, Any] | None:
+    """Returns the options of a model that no tensor shows, where `module` has others.
+
+    None: the model is of a plug-in or of another kind, and cannot be compared.
+    """
+    try:
+        found = calls.build_one(there, MODELS, "model.name", num_classes=1, dtype=None)
+    except InputError:
+        return None
+    if type(found) is not type(module):
+        return None
+    left = OF_TRAINING | _TOLD
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(module)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in left
+        and isinstance(value, str | int | float)
+        and value != getattr(module, name)
+    }
+
+
+def _quoted(text: str) -> str:
+    """Returns a model's text as a shell takes it."""
+    return text if text.isidentifier() else f'"{text}"'
+
+
+def _is_same(architecture: str, text: str) -> bool:
+    """Returns whether a model of timm, with its arguments, is that of a text here."""
+    call = calls.parse(text, "model.name")[0]
+    ours, args, lacking = of_timm(call.name, call.kwargs)
+    base = architecture.partition("(")[0]
+    if architecture.startswith("transformers_"):
         return True  # Their names tell the model.
-    if not found:
+    if lacking & _UNSEEN or architecture != in_words(base, args):
         return False
-    if found[2]:
-        return name.startswith(f"vit_{_VITS[found[2]]}_")
-    return name == f"mixer_{found[4]}_{found[5]}"
+    if vit := _VITS_THERE.fullmatch(base):
+        return ours.startswith(f"vit_{vit[1]}_")
+    mixer = _MIXERS_THERE.fullmatch(base)
+    return base in (ours, call.name) or (mixer is not None and ours == f"{mixer[1]}_224")
+
+
+def in_words(architecture: str, args: Mapping[str, Any]) -> str:
+    """Returns a name of timm with those of its arguments that no tensor shows."""
+    pool = "token" if architecture.startswith(("vit", "deit", "flexivit")) else "avg"
+    told = [
+        f"{name}={value!r}"
+        for name, value in sorted(args.items())
+        if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
+        and (name, value) != ("global_pool", pool)
+    ]
+    return f"{architecture}({', '.join(told)})" if told else architecture
 
 
 def _unknown(name: str, module: Any) -> str:
@@ -107,3 +202,61 @@ def _text(form: Form) -> str:
         return f"model.name={form.name}"
     told = ", ".join(f"{option}={value!r}" for option, value in form.options.items())
     return f'model.name="{form.name}({told})"'
+
+
+class Timm(NamedTuple):
+    """A model of timm's. lacking: the options of ours of which timm has none, by name."""
+
+    architecture: str
+    args: dict[str, Any]
+    lacking: set[str]
+
+
+def of_timm(name: str, options: Mapping[str, Any]) -> Timm:
+    """Returns timm's model of 224 pixels for a model here; "" if it has none."""
+    computing = {k: v for k, v in options.items() if k not in OF_TRAINING}
+    architecture, known = _named(name, computing)
+    args: dict[str, Any] = {}
+    for option in computing:
+        if option in known:
+            args |= known[option](computing[option])
+    lacking = computing.keys() - known.keys()
+    return Timm(architecture, args, lacking)
+
+
+Translation = Mapping[str, Callable[[Any], dict[str, Any]]]
+
+
+def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
+    """Returns timm's name of a model of ours, "" for none, and what its options are."""
+    if _SAME.fullmatch(name):
+        return name, _CONVNEXT if name.startswith("convnext") else {}
+    told = {k: options.get(k, value) for k, value in PYTORCH.items()}
+    for architecture, form in FORMS.items():
+        if architecture != KERAS and form == (name, told):
+            return architecture, dict.fromkeys(told, lambda _: {})
+    if found := re.fullmatch(r"vit_(ti_16|[sbl]_(16|32))", name):
+        size, patch = found[1].split("_")
+        return f"vit_{_SIZES[size]}_patch{patch}_224", _VIT
+    if found := re.fullmatch(r"mixer_([sb])_(16|32)", name):
+        return f"mixer_{found[1]}{found[2]}_224", {}
+    return "", {}
+
+
+_POOLS: dict[str, dict[str, Any]] = {
+    "token": {},
+    "mean": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "patch_mean": {"global_pool": "avg"},
+}
+_CONVNEXT: Translation = {"layer_scale": lambda value: {"ls_init_value": value}}
+_VIT: Translation = {
+    "depth": lambda value: {"depth": value},
+    "gelu": lambda value: {"act_layer": "gelu_tanh"} if value == "tanh" else {},
+    "heads": lambda value: {"num_heads": value},
+    "layer_scale": lambda value: {"init_values": value} if value else {},
+    "patch": lambda value: {"patch_size": value},
+    "pool": lambda value: _POOLS[value],
+    "position": lambda _: {},  # Both are tensors.
+    "token_position": lambda value: {"no_embed_class": not value},
+    "width": lambda value: {"embed_dim": value},
+}

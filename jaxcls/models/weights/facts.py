@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxcls.errors import InputError, first_line
+from jaxcls.errors import InputError, first_line, printable
+from jaxcls.models.weights import architectures
+from jaxcls.models.weights.architectures import OURS
 
 # timm draws an interpolation for "random" in training, and is bilinear in evaluation.
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bilinear"}
 CROP_MODES = ("center", "squash", "border")
-
-OURS = "jaxcls."  # The prefix of our keys in the metadata of a safetensors file.
 
 
 class Preprocessing(NamedTuple):
@@ -37,7 +37,7 @@ class Preprocessing(NamedTuple):
 class Facts(NamedTuple):
     """Preprocessing and class names of weights; None and () if unknown.
 
-    architecture: its name in timm; None if unknown, "" if a model of jaxcls.
+    architecture: as in `Weights`.
     """
 
     preprocessing: Preprocessing | None = None
@@ -62,13 +62,14 @@ def of_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> Facts:
     Raises `InputError` for damaged facts.
     """
     try:
-        told, names = (
+        told, names, model = (
             json.loads(metadata.get(f"{OURS}{key}", "null"))
-            for key in ("preprocessing", "class_names")
+            for key in ("preprocessing", "class_names", "model")
         )
         found = None if told is None else _checked(file, Preprocessing(**told))
         is_ours = any(key.startswith(OURS) for key in metadata)
-        return Facts(found, _names(file, names), "" if is_ours else None)
+        text = "" if model is None else printable(f"{OURS}{model}")
+        return Facts(found, _names(file, names), text if is_ours else None)
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file} has metadata of jaxcls that is damaged ({first_line(error)}); download"
@@ -127,21 +128,11 @@ def read_json(file: pathlib.Path | None, strict: bool) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-# Arguments of timm's models that no logits depend on, or that tensors show.
-_HARMLESS = ("img_size", "num_classes", "in_chans", "init_values", "global_pool")
-
-
 def _architecture(config: Mapping[str, Any]) -> str:
     """Returns the architecture of a config.json of timm, with what its arguments change."""
     given = config.get("model_args")
     arguments = given if isinstance(given, dict) else {}
-    told = [
-        f"{name}={value!r}"
-        for name, value in arguments.items()
-        if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
-    ]
-    architecture = str(config["architecture"])
-    return f"{architecture}({', '.join(told)})"[:200] if told else architecture
+    return printable(architectures.in_words(config["architecture"], arguments))[:200]
 
 
 # What transformers' models are like here; the same tensors would else mean another network.

@@ -15,6 +15,7 @@ import safetensors
 from jaxcls import atomic
 from jaxcls.errors import InputError, did_you_mean, first_line
 from jaxcls.models.weights import (
+    architectures,
     arrays,
     dialects,
     facts,
@@ -38,7 +39,8 @@ class Weights(NamedTuple):
     tensors: by the names in the file, in its layout; floating ones as float32.
     preprocessing: None if unknown. class_names: () if unknown.
     fingerprint: ``"sha256:<64 hex digits>"`` of the bytes of the file, and a chosen entry.
-    architecture: its name in timm; None if unknown, "" if a model of jaxcls.
+    architecture: its name in timm; for a model of jaxcls "jaxcls." and the model with its
+    options, or "" if they are unknown; None if all is unknown.
     notes: what was chosen of the file, in words.
     """
 
@@ -108,17 +110,21 @@ def write(
     tensors: Mapping[str, np.ndarray],
     preprocessing: Preprocessing | None,
     class_names: Sequence[str],
+    model: str = "",
 ) -> None:
     """Writes a .safetensors file, whole or not at all: the same bytes for the same input.
 
-    tensors: they are written as float32. `read` returns everything again. Raises
-    `InputError` if `path` exists or cannot be written.
+    tensors: they are written as float32. model: with its options, as in a config.
+    `read` returns everything again. Raises `InputError` if `path` exists or cannot be
+    written.
     """
     metadata = {"format": "pt"}
     if class_names:
-        metadata[f"{facts.OURS}class_names"] = json.dumps(list(class_names))
+        metadata[f"{architectures.OURS}class_names"] = json.dumps(list(class_names))
     if preprocessing is not None:
-        metadata[f"{facts.OURS}preprocessing"] = json.dumps(preprocessing._asdict())
+        metadata[f"{architectures.OURS}preprocessing"] = json.dumps(preprocessing._asdict())
+    if model:
+        metadata[f"{architectures.OURS}model"] = json.dumps(model)
     # The library would write metadata in random order.
     head: dict[str, Any] = {"__metadata__": metadata}
     floats = {name: np.asarray(tensors[name], np.float32) for name in sorted(tensors)}

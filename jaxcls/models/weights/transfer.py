@@ -97,7 +97,9 @@ def adapt(
     if model is not None:
         if architecture is None and namings.get("timm", table) != table:
             architecture = ""  # One library alone has these names, for one model.
-        notes += filter(None, [architectures.check(told or architecture, *model)])
+        architecture, as_they_are = told or architecture, not (skip or is_head_fresh)
+        said = architectures.check(architecture, *model, as_they_are=as_they_are)
+        notes += [said] if said else []
     return Start(arrays, [*read_as, of, *notes])
 
 

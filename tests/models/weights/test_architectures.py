@@ -11,7 +11,7 @@ from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data import sources
 from jaxcls.errors import InputError
-from jaxcls.models import naming
+from jaxcls.models import naming, weights
 from jaxcls.models.weights import architectures, transfer
 from tests.modules import built, shapes
 
@@ -34,6 +34,8 @@ def note(text, architecture):
         ("vit_s_16(depth=1)", "deit_small_patch16_224"),
         ("vit_s_16(depth=1, patch=8, layer_scale=1e-5)", "vit_small_patch8_dinov2"),
         ("mixer_b_16(depth=1)", "mixer_b16_224"),
+        ("vit_s_16(gelu='tanh')", "vit_small_patch16_224(act_layer='gelu_tanh')"),
+        ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224(global_pool='avg')"),
         ("efficientnet_b0", ""),  # Of jaxcls itself.
     ],
 )
@@ -79,10 +81,121 @@ def test_another_architecture_is_refused_with_what_makes_it_right(
     assert expected in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        (
+            "mobilenet_v2(padding='same')",
+            "mobilenet_v2",
+            "padding='same' (here 'symmetric')",
+        ),
+        ("efficientnet_lite0(norm_epsilon=1e-3)", "efficientnet_lite0", "norm_epsilon=0.0"),
+        ("vit_ti_16(depth=1, gelu='tanh')", "vit_ti_16(depth=1)", "gelu='tanh' (here 'exa"),
+        ("mixer_s_32", "mixer_s_32(gelu='tanh')", "gelu='exact' (here 'tanh')"),
+        ("vit_ti_16(heads=6)", "vit_ti_16", "heads=6 (here 3)"),
+        ("vit_ti_16(pool='patch_mean')", "vit_ti_16", "pool='patch_mean' (here 'token')"),
+        ("resnet50(blur=True)", "resnet50", "blur=True (here False)"),
+        ("cnn(pool='mean')", "cnn", "pool='mean' (here 'max')"),
+    ],
+)
+def test_our_own_weights_of_another_form_are_refused_or_said(there, here, told):
+    with pytest.raises(InputError) as refused:
+        note(here, f"jaxcls.{there}")
+    assert told in str(refused.value)
+    assert str(refused.value).endswith(
+        f'; give model.name="{there}"'.replace('"mixer_s_32"', "mixer_s_32")
+    )
+    said = architectures.check(f"jaxcls.{there}", here, built(here), as_they_are=False)
+    assert told in said
+    assert note(there, f"jaxcls.{there}") == ""
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ("resnet50(dropout=0.5, zero_init=False, drop_path=0.1)", "resnet50"),
+        ("vit_s_16(weight_init='deit', layer_scale=0.1)", "vit_s_16(layer_scale=1e-5)"),
+        ("convnext_tiny(drop_path=0.5, layer_scale=0.1)", "convnext_tiny"),
+        ("vit_s_16(position='sincos')", "vit_s_16"),
+    ],
+)
+def test_options_of_training_are_no_difference(there, here):
+    assert note(here, f"jaxcls.{there}") == ""
+
+
+def test_our_own_model_that_cannot_be_compared_is_said():
+    """A plug-in's, or a newer version's; the same text is the same."""
+    said = "the weights are of model.name=mine(a=1): compare the logits"
+    assert note("resnet50", "jaxcls.mine(a=1)") == said
+    assert architectures.check("jaxcls.mine", "mine", object()) == ""
+
+
+def test_a_file_of_ours_tells_its_model_and_an_older_one_goes_on(tmp_path):
+    text = "mobilenet_v2(padding='same', norm_epsilon=1e-3)"
+    module, like, tensors = zeros(text, "timm")
+    plain = ("mobilenet_v2", built("mobilenet_v2"))
+    for model, name in ((text, "new"), ("", "old")):
+        file = tmp_path / f"{name}.safetensors"
+        weights.write(file, tensors, None, ("a",), model)
+        read = weights.read(str(file), "x")
+        given = (read.tensors, module.namings(), like)
+        options = {"model": plain, "architecture": read.architecture}
+        if not model:
+            assert read.architecture == ""
+            transfer.adapt(*given, **options)
+            continue
+        with pytest.raises(
+            InputError, match=r"padding='same' \(here 'symmetric'\), norm_eps"
+        ):
+            transfer.adapt(*given, **options)
+        start = transfer.adapt(*given, **options, is_head_fresh=True)
+        assert "a model with padding='same' (here" in start.notes[-1]
+
+
 @pytest.mark.parametrize("architecture", ["mynet50", "resnet50(aa_layer='blur')"])
 def test_an_unknown_architecture_is_said(architecture):
     told = f"its config.json says {architecture}, not resnet50: compare the logits"
     assert note("resnet50", architecture) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture"),
+    [
+        ("vit_s_16", "vit_small_patch16_224(act_layer='quick_gelu')"),
+        ("vit_s_16", "vit_small_patch16_224(act_layer='gelu_tanh')"),
+        ("vit_s_16(gelu='tanh')", "vit_small_patch16_224"),
+        ("vit_b_16", "vit_base_patch16_clip_quickgelu_224"),
+        ("vit_s_16", "vit_small_patch16_224(global_pool='avg')"),
+        ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224"),
+        ("vit_s_16", "vit_small_patch16_224(num_heads=12)"),
+        ("vit_s_16", "vit_base_patch16_224"),
+        ("mixer_b_16", "mixer_b16_224(act_layer='gelu_tanh')"),
+        ("mixer_b_16(gelu='tanh')", "mixer_b16_224"),
+        ("mixer_b_16", "mixer_s16_224"),
+        ("resnet50(blur=True)", "resnet50"),
+    ],
+)
+def test_options_of_timm_that_no_tensor_shows_are_said(text, architecture):
+    told = f"its config.json says {architecture}, not {text}: compare the logits"
+    assert note(text, architecture) == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"global_pool": "max"}, "resnet50(global_pool='max')"),
+        ({"global_pool": "avg", "in_chans": 1, "drop_rate": 0.1}, "resnet50"),
+        ({"act\u001b[31m": 1}, "resnet50(act\\x1b[31m=1)"),
+    ],
+)
+def test_arguments_that_change_the_network_are_part_of_its_name(
+    tmp_path, arguments, expected
+):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.numpy.save({"w": np.zeros(1, np.float32)}))
+    told = {"architecture": "resnet50", "model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert weights.read(str(file), "x").architecture == expected
 
 
 @pytest.mark.parametrize(
@@ -143,7 +256,7 @@ def test_a_config_beside_the_file_is_heeded(tmp_path):
     arguments = {"aa_layer": "blur", "in_chans": 3, "drop_rate": 0.1}
     beside.write_text(json.dumps({"architecture": "resnet18", "model_args": arguments}))
     (told,) = experiment.build(config, facts).initial.notes
-    said = "config.json says resnet18(aa_layer='blur'), not resnet18: compare the logits"
+    said = f"config.json says resnet18(aa_layer='blur'), not {text}: compare the logits"
     assert told.endswith(said)
 
 
