@@ -259,6 +259,8 @@ def test_without_data_nothing_is_said_of_a_dataset(published, file, tmp_path, ca
 def test_other_verbs_and_python_need_a_model_and_images(published):
     with pytest.raises(InputError, match="checked on real images, and published weights"):
         commands.main(["export", *published])
+    with pytest.raises(InputError, match=r"no folder for report.html; give --output=repo"):
+        commands.main(["report", *published, "--data=digits"])
     with pytest.raises(InputError, match=r"--workdir=a is a run, and --model="):
         commands.main(["report", "--workdir=a", *published])
     for given in (

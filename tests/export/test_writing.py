@@ -15,6 +15,7 @@ from jaxcls.export import facts, writing
 from jaxcls.export.formats import stablehlo
 from jaxcls.models import weights
 from jaxcls.models.weights import Preprocessing
+from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
 from tests.images import picture
 
@@ -202,6 +203,21 @@ def test_preprocessing_is_told_where_others_can_do_it(tiny, ops, expected):
     else:
         assert found._replace(mean=(), std=()) == expected._replace(mean=(), std=())
         np.testing.assert_allclose(found[:2], expected[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["params", "ema"])
+def test_the_weights_of_the_file_are_told(tiny, which, tmp_path):
+    prefix = {"params": "", "ema": "ema_"}[which]
+    exp = experiment.build(tiny(**{"best.metric": f"{prefix}top1"}))
+
+    def filled(value):
+        return jax.tree.map(lambda x: np.full(x.shape, value), exp.recipe.variables_like)
+
+    model = writing.model_of(exp, {**filled(0.0), "ema": filled(1.0)})
+    told = facts.described(exp, Workdir(tmp_path), 3, "best", model)
+    assert told["checkpoint"]["weights"] == which
+    found = {float(each.max()) for each in jax.tree.leaves(model.variables)}
+    assert found == {float(which == "ema")}
 
 
 def test_nothing_is_told_where_each_image_is_normalised_by_itself(tiny):
