@@ -157,7 +157,7 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
         raise InputError(
             f"{flag} tells other classes apart ({other.selection.num_classes} of"
             f" {other.config.data.name}, not {first.selection.num_classes} of"
-            f" {first.config.data.name}); give runs of the same classes"
+            f" {first.config.data.name or 'the weights'}); give runs of the same classes"
         )
     if given.is_own:
         role = given.key.removeprefix("data.")
