@@ -46,10 +46,7 @@ def main(argv: Sequence[str]) -> int:
     predictions, whole = _files(args, top)
     place = cli.place(args)
     if not (isinstance(place, str) or args.data or args.dataset):
-        raise InputError(
-            f"--weights={args.weights} has no examples; give --data=NAME, such as"
-            " --data=imagenet2012"
-        )
+        raise InputError(examples.NONE)
     if args.data_dir and not args.dataset:
         raise InputError(
             f"--data_dir={args.data_dir} is where --dataset is; for the run's own data give"

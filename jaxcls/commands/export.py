@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
         f" largest_difference={found['largest_difference']:.2g} in {out}"
     )
     if args.push:
-        print(f"pushed: {pushing.push(out, args.push, args.public)}")
+        where, seen = pushing.push(out, args.push, args.public)
+        print(f"pushed: {where} (a {seen} repository)")
     return DONE
 
 

@@ -70,10 +70,14 @@ def main(argv: Sequence[str]) -> int:
         corruptions=corruptions.named(args.corruptions, "--corruptions", plugins),
         attacks=attacks.named(args.attacks, "--attacks"),
     )
-    beside = [Workdir(path).path for path in (paths or folders)]
-    output = (beside or [pathlib.Path()])[0] / "report.html"
     if args.output:
         output = cli.new_file(args.output, "--output", "report.html")
+    elif paths or folders:
+        output = Workdir((paths or folders)[0]).path / "report.html"
+    else:
+        raise InputError(
+            f"--model={args.model} has no folder for report.html; give --output=report.html"
+        )
     files.check(args.images)
     images = list(files.images(args.images))
     if len(images) > MOST_IMAGES:

@@ -20,6 +20,12 @@ from jaxcls.data.pipeline import Data
 from jaxcls.errors import InputError, did_you_mean
 from jaxcls.experiment import Experiment
 
+# What is said of a model that has no data.
+NONE = (
+    "published weights have no examples; give data, such as --data=imagenet2012, or"
+    " data='imagenet2012' in Python"
+)
+
 
 class Examples(NamedTuple):
     """A split of a dataset, as input of a model.
@@ -48,7 +54,12 @@ def default_role(exp: Experiment) -> str:
 
 
 def of_run(exp: Experiment, split: str) -> Examples:
-    """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data."""
+    """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data.
+
+    Raises `InputError` if the run has no such split, or a model has no data.
+    """
+    if not exp.selection.facts.splits:
+        raise InputError(NONE)
     is_role = split in ("test", "eval", "train")
     name = exp.config.data[split] if is_role else split
     if not name:
@@ -146,7 +157,7 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
         raise InputError(
             f"{flag} tells other classes apart ({other.selection.num_classes} of"
             f" {other.config.data.name}, not {first.selection.num_classes} of"
-            f" {first.config.data.name}); give runs of the same classes"
+            f" {first.config.data.name or 'the weights'}); give runs of the same classes"
         )
     if given.is_own:
         role = given.key.removeprefix("data.")

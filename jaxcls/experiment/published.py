@@ -17,11 +17,20 @@ from jaxcls.devices import mesh
 from jaxcls.errors import InputError
 from jaxcls.experiment import building, initial, matching
 from jaxcls.experiment.building import Experiment
-from jaxcls.models import naming, weights
+from jaxcls.models import weights
 from jaxcls.models.weights import transfer
 
 # The splits that score a dataset; the first that is there is data.test.
 _TESTS = ("test", "validation")
+# The keys that are not the user's, and why not.
+_FIXED = {
+    "model.name": "is what --model says; give --model=resnet50",
+    "init.weights": "is what --weights says; give --weights=FILE",
+    "init.head": "is of training, and a head of weights is used as it is; leave it out",
+    "init.skip": "is of training, and weights are used as they are; leave it out",
+    "data.name": "is what --data says; give --data=NAME",
+    "data.train_ops": "is of training, and nothing is trained; give data.eval_ops",
+}
 
 
 class Published(NamedTuple):
@@ -40,8 +49,16 @@ def build(place: Published, overrides: Mapping[str, str], plugins: Plugins) -> E
     """Returns the experiment of published weights; overrides: of any config key.
 
     The host ops and the normalisation are those that the weights tell. Raises `InputError`
-    for a bad value, weights that tell none, and a dataset that is absent.
+    for a bad value, a key that the flags have, a run's folder, weights that tell no host
+    ops, and a dataset that is absent.
     """
+    if initial.is_run(place.weights):
+        raise InputError(
+            f"--weights={place.weights} is a run's folder, and must be weights alone; give"
+            f" --workdir={place.weights} in place of --model and --weights"
+        )
+    for key in _FIXED.keys() & overrides.keys():
+        raise InputError(f"--config.{key}={overrides[key]} {_FIXED[key]}")
     config = configs.from_flat(
         {
             "model.name": place.model,
@@ -49,22 +66,32 @@ def build(place: Published, overrides: Mapping[str, str], plugins: Plugins) -> E
             "init.head": "match",
             "data.eval_ops": "weights",
             "normalize": "weights",
+            "data.name": place.data,
         }
     )
     for key, text in overrides.items():
         configs.override(config, key, text)
-    if place.data:
-        config.data.name = place.data
     config = initial.resolved(config)
     config.data.train_ops = config.data.eval_ops
     if not place.data:
         return building.build(config, _of_weights(config, plugins), plugins=plugins)
     facts = sources.Dataset(config.data.name, config.data.dir).facts
     if "data.test" not in overrides:
-        config.data.test = next((name for name in _TESTS if name in facts.splits), "")
+        config.data.test = scored_split(facts)
     if "data.train" not in overrides:
         config.data.train = "train" if "train" in facts.splits else next(iter(facts.splits))
     return building.build(config, facts, plugins=plugins)
+
+
+def scored_split(facts: Facts) -> str:
+    """Returns the split that scores a dataset: test, else validation, or "".
+
+    Of a well-known dataset it is a published one: TFDS has a test of ImageNet, without
+    labels.
+    """
+    known = sources.published_facts(facts.name) or facts
+    there = known.splits.keys() & facts.splits.keys()
+    return next((name for name in _TESTS if name in there), "")
 
 
 def _of_weights(config: ConfigDict, plugins: Plugins) -> Facts:
@@ -83,17 +110,9 @@ def variables(exp: Experiment) -> dict[str, Any]:
 
     Raises `InputError` for weights of another model or other classes.
     """
-    given = exp.initial
-    assert given
-    like = naming.flatten(exp.recipe.variables_like)
-    if lost := sorted(like.keys() - given.arrays.keys()):
-        raise InputError(
-            f"init.skip={exp.config.init.skip!r} leaves {lost[0]} at random, and weights"
-            " are used as they are; leave init.skip out"
-        )
-    arrays = {path: given.arrays[path] for path in like}
+    assert exp.initial
     found: dict[str, Any] = {"params": {}, "batch_stats": {}, "ema": {}}
-    found |= traverse_util.unflatten_dict(arrays, sep="/")
+    found |= traverse_util.unflatten_dict(exp.initial.arrays, sep="/")
     return mesh.put_everywhere(exp.mesh, found)
 
 

@@ -12,6 +12,7 @@ from jaxcls import experiment
 from jaxcls.config import calls
 from jaxcls.errors import InputError
 from jaxcls.export.formats.model import Model
+from jaxcls.learning.metrics import AVERAGED
 from jaxcls.models import weights
 from jaxcls.models.weights import Preprocessing
 from jaxcls.models.weights.facts import crop_of
@@ -51,7 +52,8 @@ def preprocessing(exp: experiment.Experiment) -> Preprocessing | None:
     )
 
 
-_FILTERS = {"linear": "bilinear", "bilinear": "bilinear", "bicubic": "bicubic"}
+# OpenCV's "linear" is none of them: it is not antialiased.
+_FILTERS = {"bilinear": "bilinear", "bicubic": "bicubic"}
 _FORMS = (
     "decode | resize_short | center_crop",
     "decode | resize | center_crop",
@@ -122,16 +124,27 @@ def described(
             "link": exp.recipe.link,
         },
         "labels": list(model.class_names),
-        "data": {
-            "name": exp.config.data.name,
-            "fingerprint": exp.selection.facts.fingerprint,
-            **{role: exp.config.data[role] for role in ("train", "eval", "test")},
-        },
-        "checkpoint": {"step": step, "is": at, **(_origin(exp) if not folder else {})},
+        **({"data": _trained_on(exp)} if folder else {}),
+        "checkpoint": {"step": step, "is": at, **(_weights if folder else _origin)(exp)},
         "evaluations": _evaluations(folder, step) if folder else [],
         "digest": digests.combine(digests.of_tree(dict(model.variables))),
         "state_digest": kept[-1] if kept else None,
     }
+
+
+def _trained_on(exp: experiment.Experiment) -> dict[str, str]:
+    """Returns the dataset of a run and its splits."""
+    return {
+        "name": exp.config.data.name,
+        "fingerprint": exp.selection.facts.fingerprint,
+        **{role: exp.config.data[role] for role in ("train", "eval", "test")},
+    }
+
+
+def _weights(exp: experiment.Experiment) -> dict[str, str]:
+    """Returns which weights of a checkpoint predict."""
+    is_average = exp.recipe.is_averaged and exp.config.best.metric.startswith(AVERAGED)
+    return {"weights": "ema" if is_average else "params"}
 
 
 def _origin(exp: experiment.Experiment) -> dict[str, str]:

@@ -4,6 +4,7 @@ HF_ENDPOINT and HF_TOKEN have huggingface_hub's meaning; no message holds the to
 """
 
 import pathlib
+import shlex
 from typing import Any
 
 from jaxcls.errors import InputError, first_line
@@ -27,15 +28,15 @@ def check(name: str) -> None:
         )
 
 
-def push(folder: pathlib.Path, name: str, public: bool) -> str:
-    """Commits the files of a folder to a repository, and returns the commit's address.
+def push(folder: pathlib.Path, name: str, public: bool) -> tuple[str, str]:
+    """Commits a folder's files; returns the commit's address, and "private" or "public".
 
     The repository is made if it is absent, private unless `public`. Raises `InputError` if
     the hub fails or refuses, and if the repository is there and public without `public`.
     """
     import huggingface_hub as library
 
-    api = library.HfApi()
+    api, command = library.HfApi(), f"hf upload {name} {shlex.quote(str(folder))}"
     try:
         with hub.quiet():
             api.create_repo(name, private=not public, exist_ok=True)
@@ -46,15 +47,17 @@ def push(folder: pathlib.Path, name: str, public: bool) -> str:
                     folder_path=folder,
                     commit_message="Export of jaxcls",
                 )
-                return str(told.commit_url)
+                return str(told.commit_url), "private" if is_private else "public"
     except Exception as error:  # Versions of the hub's library raise different errors.
         cause: Any = error.__cause__ or error
         reason = first_line(cause).replace(library.get_token() or "\n", "***")
+        private = "" if public else " --private"  # Else a repository is made public.
         raise InputError(
             f"--push={name}: {api.endpoint} fails ({reason});"
-            f" {folder} is whole: `hf upload {name} {folder}` pushes it"
+            f" {folder} is whole: `{command}{private}` pushes it"
         ) from None
     raise InputError(
-        f"--push={name}: the repository is there and public; give --public, or another"
-        f" name. {folder} is whole"
+        f"--push={name}: the repository is there and public, and --public is not given;"
+        f" {folder} is whole: `{command}` pushes it there, and with --private to another"
+        " name"
     )

@@ -132,7 +132,9 @@ def of_files(exp: experiment.Experiment, paths: Sequence[str]) -> Images:
                 found.append(inference.read(exp, path))
             except decode.DecodeError as error:
                 raise InputError(f"--images={path}: {error}; give image files") from None
-    return Images(np.stack(found), f"--images={paths[0]}")
+    # The folder may be for others, and a whole path is of this machine.
+    name = pathlib.Path(paths[0]).expanduser().resolve().name
+    return Images(np.stack(found), f"--images={name}")
 
 
 def of_data(exp: experiment.Experiment) -> Images:

@@ -188,6 +188,8 @@ def _given(exp: experiment.Experiment, split: str) -> tuple[examples.Examples | 
 
     split: as for `read_run`. Raises `InputError` for a split that the dataset lacks.
     """
+    if not exp.selection.facts.splits:
+        return None, examples.NONE
     role = split or examples.default_role(exp)
     if not role:
         return None, "the run has neither data.test nor data.eval; give --split=train"

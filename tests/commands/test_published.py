@@ -15,6 +15,7 @@ from jaxcls import commands
 from jaxcls.data import sources
 from jaxcls.errors import InputError
 from jaxcls.evaluation import scoring
+from jaxcls.experiment.published import scored_split
 from jaxcls.models import naming, weights
 
 MODEL = "cnn(widths=(4,), dense=8)"
@@ -153,6 +154,7 @@ def test_export_and_report_go_where_they_are_told(published, picture, tmp_path):
     assert about["labels"] == list(DIGITS)
     assert about["checkpoint"]["init.weights"] == "net.safetensors"
     assert about["checkpoint"]["fingerprint"].startswith("sha256:")
+    assert "data" not in about  # What they are checked on is not what they were trained on.
     flags = ["--format=safetensors", "--out=there", f"--images={picture}"]
     said("export", *published, *flags)
     about = json.loads((tmp_path / "there/model.json").read_text())
@@ -191,24 +193,32 @@ def test_a_config_beside_the_file_names_and_prepares(tensors, published, tmp_pat
         ("", "there is no model; give --workdir=RUN, or published weights: --model="),
         ("--model=cnn", "--model=cnn is of published weights; give both --model=resnet50"),
         ("--data=digits", "--data=digits is of published weights; give both"),
-        ("{weights} --model=cnn", "has no examples; give --data=NAME, such as --data="),
+        ("{weights} --model=cnn", "weights have no examples; give data, such as --data="),
         ("{weights} {given} --model=cnn --data=digits", "it does not fit by pytorch's"),
         ("{weights} {given} --model=cmm --data=digits", "unknown model.name 'cmm'; know"),
         ("{weights} {model} {given} --data=digit", "data.name='digit' is not prepared in"),
         ("{weights} {model} {given} --data=digits --checkpoint=3", "--checkpoint=3 is of"),
         ("--weights=no.pth {model} --data=digits", "no.pth: there is no such file"),
         ("--weights=no.pth {model} {given} --data=digits", "no.pth: there is no such file"),
-        ("{weights} {model} {given} --data=digits --config.init.skip=head", "at random"),
-        ("{weights} {model} {given} --data=digits --config.init.head=keep", "would keep"),
+        ("{all} --config.init.skip=head", "skip=head is of training, and weights are used"),
+        ("{all} --config.init.head=fresh", "head=fresh is of training, and a head of"),
+        ("{all} --config.init.weights=w.pth", "w.pth is what --weights says; give --wei"),
+        ("{all} --config.model.name=cnn", "name=cnn is what --model says; give --model="),
+        ("{all} --config.data.name=mnist", "mnist is what --data says; give --data=NAME"),
+        ("{all} --config.data.train_ops=decode", "decode is of training, and nothing is"),
+        ("--weights={run} {model} --data=digits", "is a run's folder, .*; give --workdir="),
         ("{weights} {model} {given} --data=digits --split=val", "--split='val' is not a"),
         ("{weights} {model} {given} --data=digits --against=no", "is not a run's folder"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_is_one_line(arguments, why, file, data_dir, monkeypatch):
+def test_what_does_not_go_is_one_line(
+    arguments, why, file, brief_run, data_dir, monkeypatch
+):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    every = "{weights} {model} {given} --data=digits"
     filled = [
-        text
-        for part in arguments.split()
+        text.replace("{run}", brief_run)
+        for part in arguments.replace("{all}", every).split()
         for text in {
             "{weights}": [f"--weights={file}"],
             "{model}": [f"--model={MODEL}"],
@@ -220,9 +230,37 @@ def test_what_does_not_go_is_one_line(arguments, why, file, data_dir, monkeypatc
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "splits", "found"),
+    [
+        ("imagenet2012", ("train", "validation", "test"), "validation"),
+        ("photos", ("train", "validation", "test"), "test"),
+        ("photos", ("train", "validation"), "validation"),
+        ("photos", ("train",), ""),
+    ],
+)
+def test_a_split_with_labels_is_scored(name, splits, found):
+    facts = sources.Facts(name, "", (None, None, 3), 2, (), dict.fromkeys(splits, 9))
+    assert scored_split(facts) == found
+
+
+def test_without_data_nothing_is_said_of_a_dataset(published, file, tmp_path, capsys):
+    why = "published weights have no examples; give data, such as --data=imagenet2012"
+    overrides = {"data.eval_ops": OPS, "normalize": "unit"}
+    for split in ("test", "train"):
+        with pytest.raises(InputError, match=why):
+            jaxcls.evaluate(model=MODEL, weights=file, split=split, overrides=overrides)
+    run = jaxcls.load(model=MODEL, weights=file, overrides=overrides)
+    assert run.config.data.name == ""
+    assert why in said("report", *published, "--output=a.html")
+    assert why in (tmp_path / "a.html").read_text()
+
+
 def test_other_verbs_and_python_need_a_model_and_images(published):
     with pytest.raises(InputError, match="checked on real images, and published weights"):
         commands.main(["export", *published])
+    with pytest.raises(InputError, match=r"no folder for report.html; give --output=repo"):
+        commands.main(["report", *published, "--data=digits"])
     with pytest.raises(InputError, match=r"--workdir=a is a run, and --model="):
         commands.main(["report", "--workdir=a", *published])
     for given in (

@@ -94,11 +94,15 @@ def folder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # The library's.
-@pytest.mark.parametrize("public", [False, True])
-def test_a_folder_becomes_a_commit_in_a_new_repository(hub, folder, public, capfd):
-    hub.is_private = not public
+@pytest.mark.parametrize(
+    ("public", "seen"),
+    [(False, "private"), (True, "public"), (True, "private")],  # The last was there before.
+)
+def test_a_folder_becomes_a_commit_in_a_repository(hub, folder, public, seen, capfd):
+    hub.is_private = seen == "private"
     pushing.check("org/name")
-    assert pushing.push(folder, "org/name", public) == f"{hub.url}/org/name/commit/c0ffee"
+    address = f"{hub.url}/org/name/commit/c0ffee"
+    assert pushing.push(folder, "org/name", public) == (address, seen)
     bodies = {path.split("?")[0]: body for _, path, body in hub.asked}
     made = json.loads(bodies["/api/repos/create"])
     assert (made["name"], made["organization"]) == ("name", "org")
@@ -123,7 +127,8 @@ def test_a_hub_that_refuses_is_one_line_without_the_token(hub, folder, status, c
         pushing.push(folder, "org/name", False)
     said = str(refused.value)
     assert said.startswith(f"--push=org/name: {hub.url} fails (")
-    assert said.endswith(f"{folder} is whole: `hf upload org/name {folder}` pushes it")
+    command = f"hf upload org/name {folder} --private"
+    assert said.endswith(f"{folder} is whole: `{command}` pushes it")
     assert str(status) in said
     assert "\n" not in said
     assert TOKEN not in said + "".join(capfd.readouterr())
@@ -139,8 +144,9 @@ def test_a_hub_that_is_not_there_is_one_line(folder, monkeypatch):
 
 def test_a_public_repository_gets_nothing_without_public(hub, folder):
     hub.is_private = False
-    with pytest.raises(InputError, match="the repository is there and public; give --publ"):
+    with pytest.raises(InputError, match="the repository is there and public") as refused:
         pushing.push(folder, "org/name", False)
+    assert f"`hf upload org/name {folder}` pushes it there" in str(refused.value)
     assert not [path for _, path, _ in hub.asked if "commit" in path]
 
 

@@ -15,6 +15,7 @@ from jaxcls.export import facts, writing
 from jaxcls.export.formats import stablehlo
 from jaxcls.models import weights
 from jaxcls.models.weights import Preprocessing
+from jaxcls.runs.workdir import Workdir
 from jaxcls.training import train
 from tests.images import picture
 
@@ -77,7 +78,7 @@ def test_stablehlo_gives_the_runs_logits_at_any_batch_size(run, tmp_path):
         np.testing.assert_allclose(program.call(images), expected, atol=1e-5)
     told = described(out)
     assert told["labels"] == list("0123456789")
-    assert told["checkpoint"] == {"step": step, "is": "best"}
+    assert told["checkpoint"] == {"step": step, "is": "best", "weights": "params"}
     assert told["verified"]["images"] == writing.MOST_IMAGES
     assert told["verified"]["batch_sizes"] == [1, 7, 56, 64]
     assert told["verified"]["largest_difference"] < 1e-5
@@ -116,6 +117,7 @@ def test_images_of_files_do_where_the_dataset_is_elsewhere(run, tmp_path):
     assert exported(run, tmp_path / "x", *elsewhere) == 0
     found = described(tmp_path / "x")["verified"]
     assert (found["images"], found["batch_sizes"]) == (3, [1, 2])
+    assert found["source"] == "--images=images"  # No path of this machine.
     (tmp_path / "images" / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"--images=.*1.png: not a readable image"):
         exported(run, tmp_path / "y", *elsewhere)
@@ -178,6 +180,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
             Preprocessing(*IMAGENET, 96, 1.0, "bicubic", "squash"),
         ),
         ("decode | resize_short(256, 'area') | center_crop(224)", None),
+        ("decode | resize_short(256, 'linear') | center_crop(224)", None),
         ("decode | resize_short(200) | center_crop(224)", None),
         ("decode | center_crop(224)", None),
         ("decode | resize((96, 64))", None),
@@ -200,6 +203,21 @@ def test_preprocessing_is_told_where_others_can_do_it(tiny, ops, expected):
     else:
         assert found._replace(mean=(), std=()) == expected._replace(mean=(), std=())
         np.testing.assert_allclose(found[:2], expected[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["params", "ema"])
+def test_the_weights_of_the_file_are_told(tiny, which, tmp_path):
+    prefix = {"params": "", "ema": "ema_"}[which]
+    exp = experiment.build(tiny(**{"best.metric": f"{prefix}top1"}))
+
+    def filled(value):
+        return jax.tree.map(lambda x: np.full(x.shape, value), exp.recipe.variables_like)
+
+    model = writing.model_of(exp, {**filled(0.0), "ema": filled(1.0)})
+    told = facts.described(exp, Workdir(tmp_path), 3, "best", model)
+    assert told["checkpoint"]["weights"] == which
+    found = {float(each.max()) for each in jax.tree.leaves(model.variables)}
+    assert found == {float(which == "ema")}
 
 
 def test_nothing_is_told_where_each_image_is_normalised_by_itself(tiny):

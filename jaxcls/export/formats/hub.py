@@ -12,6 +12,7 @@ from jaxcls.errors import InputError
 from jaxcls.evaluation import intervals
 from jaxcls.export.formats import safetensors, timm
 from jaxcls.export.formats.model import Asked, Model, Program
+from jaxcls.learning.metrics import AVERAGED
 from jaxcls.models import naming
 from jaxcls.models.naming import Entry
 from jaxcls.models.weights import Preprocessing
@@ -27,8 +28,14 @@ def write(model: Model, path: pathlib.Path, asked: Asked) -> dict[str, Any]:
     """Writes the weights by timm's names, and beside them config.json and README.md.
 
     Returns the architecture of timm's and the number of arrays. Raises `InputError` if timm
-    has no such model, or cannot do its preprocessing.
+    has no such model, or cannot do its preprocessing, and for probabilities of a sigmoid.
     """
+    link = model.about.get("output", {}).get("link", "softmax")
+    if link != "softmax":
+        raise InputError(
+            f"--format=hub is read by transformers, which takes a softmax, and the loss of"
+            f" the run means a {link} of each logit; try --format=onnx"
+        )
     theirs = timm.counterpart(model.name, model.image_shape)
     told = model.preprocessing
     if told is None:
@@ -88,7 +95,8 @@ def _card(model: Model, theirs: timm.Counterpart, told: Preprocessing, license: 
     """Returns README.md: a model card, as the hub reads it."""
     about = model.about
     size = sum(np.size(each) for each in naming.flatten(model.variables).values())
-    data, checkpoint = about.get("data", {}), about.get("checkpoint", {})
+    checkpoint = about.get("checkpoint", {})
+    is_trained_here = "init.weights" not in checkpoint
     return _CARD.format(
         license=license,
         ours=model.name,
@@ -100,16 +108,9 @@ def _card(model: Model, theirs: timm.Counterpart, told: Preprocessing, license: 
         classes=len(model.class_names),
         labels=", ".join(map(_quoted, model.class_names[:_MOST_LABELS]))
         + (", ..." if len(model.class_names) > _MOST_LABELS else ""),
-        figures=_figures(about.get("evaluations", [])),
-        data=_quoted(data.get("name") or "unknown"),
-        splits="; ".join(
-            f"{role} {_quoted(data[role])}"
-            for role in ("train", "eval", "test")
-            if data.get(role)
-        )
-        or "unknown",
-        fingerprint=_quoted(data.get("fingerprint") or "unknown"),
-        step=f"{checkpoint.get('is', 'unknown')}, step {checkpoint.get('step', 'unknown')}",
+        figures=_figures(about.get("evaluations", []), checkpoint.get("weights", "params")),
+        maker="trained with jaxcls" if is_trained_here else "converted by jaxcls",
+        origin=(_trained if is_trained_here else _published)(about),
         digest=_quoted(about.get("digest", "unknown")),
         text=_quoted(about.get("preprocessing", {}).get("text", "unknown")),
         mean=list(told.mean),
@@ -121,16 +122,48 @@ def _card(model: Model, theirs: timm.Counterpart, told: Preprocessing, license: 
     )
 
 
-def _figures(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the last evaluation as rows of a table, with 95 % intervals of shares."""
+def _trained(about: Mapping[str, Any]) -> str:
+    """Returns lines about the data and the checkpoint of a run."""
+    data, checkpoint = about.get("data", {}), about.get("checkpoint", {})
+    splits = "; ".join(
+        f"{role} {_quoted(data[role])}"
+        for role in ("train", "eval", "test")
+        if data.get(role)
+    )
+    return (
+        f"- Dataset: {_quoted(data.get('name') or 'unknown')}; splits:"
+        f" {splits or 'unknown'}\n"
+        f"- Fingerprint: {_quoted(data.get('fingerprint') or 'unknown')}\n"
+        f"- Checkpoint: {checkpoint.get('is', 'unknown')}, step"
+        f" {checkpoint.get('step', 'unknown')}"
+    )
+
+
+def _published(about: Mapping[str, Any]) -> str:
+    """Returns lines about weights that were not trained here."""
+    checkpoint = about["checkpoint"]
+    return (
+        "- Dataset: unknown\n"
+        f"- Weights: from {_quoted(checkpoint['init.weights'])}, fingerprint"
+        f" {_quoted(checkpoint['fingerprint'])}"
+    )
+
+
+def _figures(evaluations: Sequence[Mapping[str, Any]], weights: str) -> str:
+    """Returns the last evaluation as rows of a table, with 95 % intervals of shares.
+
+    weights: "ema" if the figures of the average are those of the file.
+    """
     if not evaluations:
         return "No evaluation is recorded.\n"
     last = evaluations[-1]
     n, rows = last.get("n", 0), ""
-    for name, value in last.items():
-        if not isinstance(value, float):
+    prefix = AVERAGED if weights == "ema" else ""
+    for key, value in last.items():
+        is_of_file = key.startswith(AVERAGED) == bool(prefix)
+        if not (isinstance(value, float) and is_of_file):
             continue
-        span = ""
+        name, span = key.removeprefix(prefix), ""
         if name in _HITS and n:
             found = intervals.proportion(round(value * n), n)
             span = f"{found.low:.4f} to {found.high:.4f}"
@@ -152,7 +185,7 @@ def _quoted(text: str) -> str:
 _MOST_LABELS = 20
 _CARD = """\
 ---
-license: {license}
+license: "{license}"
 library_name: timm
 pipeline_tag: image-classification
 tags:
@@ -163,7 +196,7 @@ tags:
 
 # {name}
 
-An image classifier of {classes} classes, trained with jaxcls: timm's
+An image classifier of {classes} classes, {maker}: timm's
 `{architecture}`{arguments}, {parameters} numbers. Labels: {labels}.
 
 ## Results
@@ -171,9 +204,7 @@ An image classifier of {classes} classes, trained with jaxcls: timm's
 {figures}
 ## Training data
 
-- Dataset: {data}; splits: {splits}
-- Fingerprint: {fingerprint}
-- Checkpoint: {step}; digest of its weights {digest}
+{origin}; digest {digest}
 
 ## Preprocessing
 
@@ -199,7 +230,7 @@ classify = pipeline("image-classification", model="FOLDER")
 ```python
 import jaxcls
 module, variables = jaxcls.models.create(
-    "{ours}",
+    {ours!r},
     num_classes={classes},
     image_shape={shape},
     weights="FOLDER",

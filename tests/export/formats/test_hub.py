@@ -1,11 +1,13 @@
 """A folder for a hub: timm makes our model of it, with its labels and preprocessing."""
 
+import ast
 import json
 import re
 
 import jax
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from jaxcls import models
@@ -59,7 +61,8 @@ def test_config_and_card_tell_what_the_run_knows(tmp_path):
     assert read.class_names == LABELS
     assert read.preprocessing == TOLD._replace(size=32)
     card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: timm\n")
+    assert card.startswith('---\nlicense: "apache-2.0"\nlibrary_name: timm\n')
+    assert "10 classes, trained with jaxcls: timm's\n`vit_tiny_patch16_224`" in card
     # Wilson's interval of 180 of 200, as statsmodels gives it.
     assert "| top1 | 0.9000 | 0.8506 to 0.9343 |" in card
     assert "| loss | 0.2500 |  |" in card
@@ -67,6 +70,52 @@ def test_config_and_card_tell_what_the_run_knows(tmp_path):
     for told in ("`flowers`", "`0123abcd`", "best, step 7", "`f00d`", "center_crop(64)"):
         assert told in card
     assert "`'x'`" in card
+
+
+def card_of(folder, about, name=SMALL, license="mit"):
+    model = drawn(name, 32)._replace(about=about, preprocessing=TOLD._replace(size=32))
+    hub.write(model, folder / "model.safetensors", Asked(license=license))
+    return (folder / "README.md").read_text()
+
+
+def test_a_card_is_yaml_and_python_whatever_the_names(tmp_path):
+    name = 'vit_ti_16(depth=1, pool="mean")'
+    card = card_of(tmp_path, ABOUT, name, license="no")
+    assert yaml.safe_load(card.split("---")[1])["license"] == "no"
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    *_, made = [ast.parse(each) for each in blocks]
+    assert made.body[-1].value.args[0].value == name
+
+
+@pytest.mark.parametrize(
+    ("which", "top1", "loss"), [("ema", "0.9000", "0.2500"), ("params", "0.5000", "2.0000")]
+)
+def test_a_card_has_the_figures_of_the_weights_in_the_file(tmp_path, which, top1, loss):
+    values = {"top1": 0.5, "ema_top1": 0.9, "loss": 2.0, "ema_loss": 0.25}
+    about = {
+        "checkpoint": {"step": 7, "is": "best", "weights": which},
+        "evaluations": [{"split": "test", "n": 200, **values}],
+    }
+    card = card_of(tmp_path, about)
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| (.*) \|$", card, re.MULTILINE)
+    assert [row[:2] for row in rows] == [("top1", top1), ("loss", loss)]
+    assert " to " in rows[0][2]
+
+
+def test_a_card_of_published_weights_knows_no_training_data(tmp_path):
+    checkpoint = {"init.weights": "hf:timm/a.b", "fingerprint": "sha256:12"}
+    card = card_of(tmp_path, {"checkpoint": checkpoint})
+    assert "trained with jaxcls" not in card
+    assert "10 classes, converted by jaxcls: timm's" in card
+    assert (
+        "- Dataset: unknown\n- Weights: from `hf:timm/a.b`, fingerprint `sha256:12`" in card
+    )
+
+
+def test_probabilities_of_a_sigmoid_are_refused(tmp_path):
+    model = drawn(SMALL, 32)._replace(about={"output": {"link": "sigmoid"}})
+    with pytest.raises(InputError, match=r"a sigmoid of each logit; try --format=onnx"):
+        hub.write(model, tmp_path / "model.safetensors", Asked())
 
 
 def test_a_folder_is_initial_weights(tmp_path):
