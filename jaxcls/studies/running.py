@@ -118,6 +118,8 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     with _named(cell):
         exp = experiment.build(study.config(cell), plugins=study.plugins)
         checks.check(exp)
+        if SPLIT in cell.streams:  # What cannot be drawn anew is refused before any run.
+            checks.check(exp.reseeded(cell.seeds(study.seeds[0])))
         if exp.recipe.direction(metric, "--metric") != is_higher_better(metric):
             raise InputError(
                 f"--metric={metric} is of a plug-in and lower is better; a study compares"

@@ -326,6 +326,15 @@ def test_a_seed_that_varies_the_split_varies_train_and_eval_and_not_test(done, t
     assert losses[0] != losses[1]
 
 
+def test_a_split_that_cannot_be_drawn_anew_is_refused_before_the_first_run(
+    command, tmp_path
+):
+    parts = ("--config.data.train=train[:90%]", "--config.data.eval=train[80%:]")
+    with pytest.raises(InputError, match=r"data\.split_seed=5 draws .* two parts of one"):
+        commands.main(command("--vary=init,split", "--seeds=5,6", *parts))
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -30,7 +30,7 @@ def test_a_split_of_what_is_drawn_anew_is_a_role_or_refused(tiny):
         ("eval", {}, {"data.split_seed": 0}, "data.split_seed=0 where --workdir has -1"),
         # Fewer to draw from: other examples in data.eval, which has the same text.
         ("eval", {"data.split_seed": 0},
-         {"data.split_seed": 0, "data.train": "train[:50%]"}, r"data.train=train\[:50%\] wh"),
+         {"data.split_seed": 0, "data.train": "train[:50%]"}, "data.train=train.:50%. wh"),
         ("eval", {}, {"data.train": "train[:50%]"}, ""),
         ("test", {"data.split_seed": 0}, {"data.split_seed": 1}, ""),
         ("test[:50%]", {"data.split_seed": 0}, {"data.split_seed": 1}, ""),
