@@ -273,8 +273,10 @@ def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     assert commands.main(["study", "--compare", one, other]) == 0
     said = capsys.readouterr().out
     assert f"{other} against {one}: no difference seen: +2.3 points" in said
-    with pytest.raises(InputError, match="these are the same; name two"):
-        commands.main(["study", "--compare", one, f"{one}/"])
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    for same in (one, f"{tmp_path}/b/../a", f"{tmp_path}/linked"):
+        with pytest.raises(InputError, match="these are the same; name two"):
+            commands.main(["study", "--compare", one, same])
     assert "--against" not in said
     single = [f"{tmp_path}/{side}/seed-0" for side in "ab"]
     assert commands.main(["study", "--compare", *single]) == 0
