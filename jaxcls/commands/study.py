@@ -256,7 +256,8 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 def _compare(one: str, other: str, metric: str, plugins: Plugins) -> int:
     """Shows the comparison of two finished studies, cells or runs; of runs by example."""
     pair = [samples.read(one), samples.read(other)]
-    if pair[0].name == pair[1].name:
+    places = [{run.path.resolve() for run in each.folders.values()} for each in pair]
+    if places[0] == places[1]:
         raise InputError(f"--compare {one} {other}: these are the same; name two")
     samples.check_same_examples(*pair)
     result = summary.summarise(

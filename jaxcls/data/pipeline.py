@@ -225,7 +225,10 @@ class Data:
         return next(batches.decoded(records, ops, [plan], seed=seed)).image
 
     def train_examples(self, step: int) -> np.ndarray:
-        """Returns the records [B] int64 of data.train in the batch of `step`."""
+        """Returns the records [B] int64 of the batch of `step`.
+
+        They are counted in `selection.pooled` of data.train.
+        """
         (plan,) = self._train_plans(step, step + 1, slice(0, self.config.batch_size))
         return self.selection.used(self.config.data.train, "data.train")[plan.columns.index]
 

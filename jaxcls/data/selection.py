@@ -62,7 +62,7 @@ class Selection:
         """Returns the number of examples in use; key: the config key or flag of `split`."""
         if self._is_part(key):
             return len(self.used(split, key))
-        _ = self._pooled(split, key)
+        _ = self.pooled(split, key)
         return splits.count(split, self.facts.splits, key)
 
     def _is_part(self, key: str) -> bool:
@@ -72,7 +72,7 @@ class Selection:
 
     def records(self, split: str, key: str) -> sources.Source:
         """Returns random access to the examples in use of a split."""
-        return self.dataset.source(self._pooled(split, key), key).select(
+        return self.dataset.source(self.pooled(split, key), key).select(
             self.used(split, key)
         )
 
@@ -80,7 +80,7 @@ class Selection:
         """Returns whether data.split_seed decides the examples of a split."""
         return self.config.data.split_seed >= 0 and key in ("data.train", "data.eval")
 
-    def _pooled(self, split: str, key: str) -> str:
+    def pooled(self, split: str, key: str) -> str:
         """Returns the split that `used` counts the records of."""
         return self._pool if self._is_drawn(key) else split
 
@@ -114,9 +114,20 @@ class Selection:
             )
         return f"{data.train}+{data.eval}"
 
+    def shares_pool(self, split: str, key: str) -> bool:
+        """Returns whether a split has examples of those that data.split_seed draws."""
+        if self.config.data.split_seed < 0:
+            return False
+        pool = splits.resolve(self._pool, self.facts.splits, key)
+        return any(
+            name == other and start < last and first < stop
+            for name, start, stop in splits.resolve(split, self.facts.splits, key)
+            for other, first, last in pool
+        )
+
     def _used(self, split: str, key: str) -> np.ndarray:
         """Returns the records [n] int64 in use of a split, ascending."""
-        n = splits.count(self._pooled(split, key), self.facts.splits, key)
+        n = splits.count(self.pooled(split, key), self.facts.splits, key)
         used, data = np.arange(n), self.config.data
         if self._is_drawn(key):
             held = splits.count(data.eval, self.facts.splits, "data.eval")
@@ -137,7 +148,7 @@ class Selection:
 
     def _labels(self, split: str, key: str) -> np.ndarray:
         """Returns the labels [n] int32 that `used` counts; raises `InputError` for -1."""
-        labels = self.dataset.labels(self._pooled(split, key), key)
+        labels = self.dataset.labels(self.pooled(split, key), key)
         whole = Batch(label=labels, index=np.arange(len(labels)))
         batches.check_labels(whole, self.facts.num_classes, f"{key}={split!r}")
         return labels

@@ -56,10 +56,14 @@ def default_role(exp: Experiment) -> str:
 def of_run(exp: Experiment, split: str) -> Examples:
     """Returns the examples of "test", "eval", "train" or a TFDS split of the run's data.
 
-    Raises `InputError` if the run has no such split, or a model has no data.
+    With data.split_seed, the text of data.eval or data.train is that role. Raises
+    `InputError` if the run has no such split, or a model has no data, and for another split
+    that shares examples with these: nobody could tell which of them the run trained on.
     """
     if not exp.selection.facts.splits:
         raise InputError(NONE)
+    drawn = ("eval", "train") if exp.config.data.split_seed >= 0 else ()
+    split = next((role for role in drawn if split == exp.config.data[role]), split)
     is_role = split in ("test", "eval", "train")
     name = exp.config.data[split] if is_role else split
     if not name:
@@ -68,6 +72,12 @@ def of_run(exp: Experiment, split: str) -> Examples:
         raise InputError(f"--split={split}{why}; try --split={other}")
     every = np.arange(exp.selection.num_classes)
     key = f"data.{split}" if is_role else "--split"
+    if not is_role and exp.selection.shares_pool(split, key):
+        raise InputError(
+            f"--split={split} shares examples with data.train and data.eval, and"
+            f" data.split_seed={exp.config.data.split_seed} draws anew whose they are; give"
+            " --split=eval or --split=train"
+        )
     return Examples(exp.data, name, key, every, every, True)
 
 
@@ -120,6 +130,17 @@ def _same(given: Examples) -> dict[str, Any]:
     return {f"data.{key}": values[f"data.{key}"] for key in chosen}
 
 
+# The keys of data that decide together who is in data.train and who in data.eval, if
+# split_seed is at least 0.
+_DRAWN = ("split_seed", "train", "eval")
+
+
+def _drawn_by(exp: Experiment) -> dict[str, Any]:
+    """Returns what draws data.train and data.eval of a run; {} if they are not drawn."""
+    data = exp.config.data
+    return {key: data[key] for key in _DRAWN} if data.split_seed >= 0 else {}
+
+
 def _data(
     exp: Experiment, others: dict[str, Any], facts: sources.Facts | None, flag: str
 ) -> Data:
@@ -163,11 +184,13 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
         role = given.key.removeprefix("data.")
         theirs = other.config.data.get(role, given.split)
         before, now = first.selection.facts, other.selection.facts
-        seeds = [exp.config.data.split_seed for exp in (first, other)]
-        if role != "test" and seeds[0] != seeds[1]:
+        drawn = _drawn_by(first), _drawn_by(other)
+        if role in ("train", "eval") and drawn[0] != drawn[1]:
+            key = next(key for key in _DRAWN if drawn[0].get(key) != drawn[1].get(key))
+            ours, others = (exp.config.data[key] for exp in (first, other))
             raise InputError(
-                f"{flag} has other examples in data.{role}: data.split_seed={seeds[1]}"
-                f" where --workdir has {seeds[0]}; score data.test, with --split="
+                f"{flag} has other examples in data.{role}: data.{key}={others} where"
+                f" --workdir has {ours}; score data.test, with --split="
                 f"{first.config.data.test or 'test'}"
             )
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):

@@ -16,7 +16,7 @@ EACH = "each"
 # Choices of examples, which have a seed of their own and do not follow `seed`: of
 # data.fraction, and of data.train and data.eval.
 FRACTION, SPLIT = "fraction", "split"
-_SEED_OF = {
+SEED_OF = {
     **{stream: f"seeds.{stream}" for stream in STREAMS},
     FRACTION: "data.fraction_seed",
     SPLIT: "data.split_seed",
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 
     def seeds(self, seed: int) -> dict[str, int]:
         """Returns {config key: seed} for the run of `seed`."""
-        keys = [_SEED_OF[stream] for stream in self.streams]
+        keys = [SEED_OF[stream] for stream in self.streams]
         return dict.fromkeys(keys or ["seed"], seed)
 
 
@@ -110,12 +110,12 @@ def streams_of(vary: str) -> tuple[str, ...]:
     """
     names = [] if vary in ("all", EACH) else [name.strip() for name in vary.split(",")]
     for name in names:
-        if name not in _SEED_OF:
+        if name not in SEED_OF:
             raise InputError(
-                f"--vary={vary}{did_you_mean(name, _SEED_OF)} must be all, {EACH}, or"
-                f" streams of randomness: {','.join(_SEED_OF)}"
+                f"--vary={vary}{did_you_mean(name, SEED_OF)} must be all, {EACH}, or"
+                f" streams of randomness: {','.join(SEED_OF)}"
             )
-    return tuple(name for name in _SEED_OF if name in names)
+    return tuple(name for name in SEED_OF if name in names)
 
 
 def sources_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -123,8 +123,11 @@ def sources_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = [*STREAMS]
     if config["data.fraction"] < 1:
         found.append(FRACTION)
-    slices = [re.match(r"\w+(?=\[)", config[f"data.{role}"]) for role in ("train", "eval")]
-    if all(slices) and len({each[0] for each in slices if each}) == 1:
+    slices = [
+        re.fullmatch(r"(\w+)\[[^+]*\]", config[f"data.{role}"])
+        for role in ("train", "eval")
+    ]
+    if all(slices) and len({each[1] for each in slices if each}) == 1:
         found.append(SPLIT)
     return tuple(found)
 

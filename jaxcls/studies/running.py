@@ -118,6 +118,8 @@ def _built(study: Study, cell: Cell, metric: str) -> experiment.Experiment:
     with _named(cell):
         exp = experiment.build(study.config(cell), plugins=study.plugins)
         checks.check(exp)
+        if SPLIT in cell.streams:  # What cannot be drawn anew is refused before any run.
+            checks.check(exp.reseeded(cell.seeds(study.seeds[0])))
         if exp.recipe.direction(metric, "--metric") != is_higher_better(metric):
             raise InputError(
                 f"--metric={metric} is of a plug-in and lower is better; a study compares"
@@ -252,9 +254,20 @@ def _write_cost(folder: pathlib.Path, of: Sequence[Cell], seeds: Sequence[int]) 
     """Writes cost.json: the cost of all runs that have begun.
 
     It is measured, so it is apart from study.json, which is a function of the outcomes.
+    What a damaged file does not tell is left out, with a note.
     """
-    runs = [run_folder(folder, cell.name, seed) for cell in of for seed in seeds]
-    begun = [(run.starts(), records.read(run.timing)) for run in runs]
-    whole = cost.total(cost.of_run(*each) for each in begun if each[0])
-    found = {"runs": sum(bool(starts) for starts, _ in begun), **whole._asdict()}
+    costs, damaged = [], []
+    for run in (run_folder(folder, cell.name, seed) for cell in of for seed in seeds):
+        starts: list[dict[str, Any]] = []
+        timing: list[records.Record] = []
+        try:
+            starts = run.starts()
+            timing = records.read(run.timing)
+        except InputError as error:
+            damaged.append(str(error))
+        if starts:
+            costs.append(cost.of_run(starts, timing))
+    if damaged:
+        print(f"note: the cost lacks what {len(damaged)} files do not tell: {damaged[0]}")
+    found = {"runs": len(costs), **cost.total(costs)._asdict()}
     atomic.write_json(folder / study_folder.COST, {"format": study_folder.FORMAT, **found})

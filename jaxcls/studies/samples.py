@@ -2,24 +2,29 @@
 
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxcls.config import loading as configs
 from jaxcls.errors import InputError
 from jaxcls.runs.workdir import Workdir
+from jaxcls.studies import cells, outcomes
 from jaxcls.studies import folder as study_folder
-from jaxcls.studies import outcomes
 from jaxcls.studies.outcomes import Outcome
 
 _SEED = re.compile(r"seed-(\d+)")
 
 
 class Sample(NamedTuple):
-    """Runs of one recipe: a name, outcomes by seed, and the folder of one of the runs."""
+    """Runs of one recipe: a name, outcomes by seed, and {seed: folder}."""
 
     name: str
     runs: list[Outcome]
-    folder: Workdir
+    folders: dict[int, Workdir]
+
+    @property
+    def folder(self) -> Workdir:
+        """The folder of the first run."""
+        return self.folders[min(self.folders)]
 
 
 def read(text: str) -> Sample:
@@ -41,36 +46,52 @@ def read(text: str) -> Sample:
         wrong = "no run of it has ended; the command that made it goes on"
     if wrong:
         raise InputError(f"--compare {text}: {wrong}")
-    return Sample(text.rstrip("/"), runs, folders[min(folders)])
+    return Sample(text.rstrip("/"), runs, folders)
 
 
 def check_same_examples(one: Sample, other: Sample) -> None:
-    """Raises `InputError` unless both samples are scored on the same dataset and splits."""
-    scored = []
-    for folder in (one.folder, other.folder):
-        saved = folder.read()
-        facts, config = saved["implied"]["facts"], saved["config"]
-        scored.append({"data": facts["fingerprint"] or facts["name"]})
-        scored[-1] |= {key: config.get(key, "") for key in ("data.test", "data.eval")}
-        if not config.get("data.test"):
-            scored[-1]["data.split_seed"] = config.get("data.split_seed", -1)
-    for what, before in scored[0].items():
-        if before != scored[1][what]:
-            raise InputError(
-                f"--compare: {one.name} and {other.name} are scored on other examples"
-                f" ({what}: {before} and {scored[1][what]}); compare runs of the same"
-            )
+    """Raises `InputError` unless both samples are scored on the same dataset and splits.
+
+    Runs are compared with those of the same seed; where there is none, with the first run,
+    but for the seed that draws data.eval, which a study may vary.
+    """
+    common = one.folders.keys() & other.folders.keys()
+    for seed in sorted(one.folders.keys() | other.folders.keys()):
+        before, after = (
+            _scored(sample.folders.get(seed, sample.folder)) for sample in (one, other)
+        )
+        if common and seed not in common and {*before} == {*after}:
+            before |= {key: after[key] for key in ("data.split_seed",) if key in after}
+        for what in [*before, *after]:
+            if before.get(what) != after.get(what):
+                raise InputError(
+                    f"--compare: {one.name} and {other.name} are scored on other examples"
+                    f" ({what}: {before.get(what, -1)} and {after.get(what, -1)}); compare"
+                    " runs of the same"
+                )
+
+
+def _scored(folder: Workdir) -> dict[str, Any]:
+    """Returns what decides the examples that a run is scored on, by name."""
+    saved = folder.read()
+    facts, config = saved["implied"]["facts"], saved["config"]
+    found = {"data": facts["fingerprint"] or facts["name"]}
+    found |= {key: config.get(key, "") for key in ("data.test", "data.eval")}
+    if not config.get("data.test") and config.get("data.split_seed", -1) >= 0:
+        # Which examples are in data.eval follows from all that they are drawn from.
+        found |= {key: config[key] for key in ("data.split_seed", "data.train")}
+    return found
 
 
 def differences(one: Sample, other: Sample) -> list[str]:
     """Returns the differences of the recipes, without seeds: 'optim.lr: 0.1, 0.2'."""
     before, after = one.folder.config(), other.folder.config()
     found = configs.differences(before, after).items()
+    seeds = {"seed", *cells.SEED_OF.values()}
     return [
         f"{key}: {old!r}, {new!r}"
         for key, (old, new) in found
-        if configs.is_identity(key, after)
-        and key.partition(".")[0] not in ("seed", "seeds")
+        if configs.is_identity(key, after) and key not in seeds
     ]
 
 

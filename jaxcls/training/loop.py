@@ -319,4 +319,5 @@ class Loop:
     def _note_nonfinite(self, step: int, kind: str, **more: int) -> None:
         """Writes a record of the non-finite update before `step`, with its examples."""
         examples = self.exp.data.train_examples(step - 1).tolist()
-        self.log.event(step, kind, **more, split=self.exp.config.data.train, index=examples)
+        split = self.exp.data.selection.pooled(self.exp.config.data.train, "data.train")
+        self.log.event(step, kind, **more, split=split, index=examples)

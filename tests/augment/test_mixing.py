@@ -241,6 +241,7 @@ def by_timm(mode, images, labels, weights, boxed, boxes):
     return pixels.numpy().transpose(0, 2, 3, 1), targets.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "each"), [(1, True), (4, False), (4, True)])
 @pytest.mark.usefixtures("torchvision")
 def test_groups_and_rows_are_mixed_as_timm_mixes_the_batch_of_each_gpu(groups, each):

@@ -273,8 +273,10 @@ def test_two_runs_are_compared_from_their_folders(tmp_path, capsys):
     assert commands.main(["study", "--compare", one, other]) == 0
     said = capsys.readouterr().out
     assert f"{other} against {one}: no difference seen: +2.3 points" in said
-    with pytest.raises(InputError, match="these are the same; name two"):
-        commands.main(["study", "--compare", one, f"{one}/"])
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    for same in (one, f"{tmp_path}/b/../a", f"{tmp_path}/linked"):
+        with pytest.raises(InputError, match="these are the same; name two"):
+            commands.main(["study", "--compare", one, same])
     assert "--against" not in said
     single = [f"{tmp_path}/{side}/seed-0" for side in "ab"]
     assert commands.main(["study", "--compare", *single]) == 0
@@ -324,6 +326,15 @@ def test_a_seed_that_varies_the_split_varies_train_and_eval_and_not_test(done, t
     }
     losses = [run["values"]["test_last"]["loss"] for run in cell["runs"]]
     assert losses[0] != losses[1]
+
+
+def test_a_split_that_cannot_be_drawn_anew_is_refused_before_the_first_run(
+    command, tmp_path
+):
+    parts = ("--config.data.train=train[:90%]", "--config.data.eval=train[80%:]")
+    with pytest.raises(InputError, match=r"data\.split_seed=5 draws .* two parts of one"):
+        commands.main(command("--vary=init,split", "--seeds=5,6", *parts))
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(

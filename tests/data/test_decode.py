@@ -139,6 +139,7 @@ def test_resize_short_keeps_the_proportions(shape, expected):
     assert out.shape == (*expected, 1)
 
 
+@pytest.mark.slow
 def test_resize_short_rounds_the_longer_side_or_truncates_it_as_torchvision(torchvision):
     theirs = torchvision.transforms.functional._compute_resized_output_size
     for height, width in np.random.default_rng(0).integers(1, 900, (300, 2)).tolist():

@@ -290,6 +290,7 @@ def test_gelu_and_its_gradient_are_of_the_normal_distribution(dtype, near):
     np.testing.assert_allclose(np.float64(gradient), expected, near, near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_gelu_by_tanh_and_its_gradient_are_torchs(dtype, near):
     torch = pytest.importorskip("torch")

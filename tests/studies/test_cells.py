@@ -81,7 +81,10 @@ def test_a_seed_varies_all_or_the_streams_that_are_named_or_each_by_itself():
     assert cells.streams_of("split,init") == ("init", "split")
     config = {"data.fraction": 0.5, "data.train": "train[:90%]", "data.eval": "train[90%:]"}
     assert cells.sources_of(config)[-2:] == ("fraction", "split")
-    for other in ({"data.eval": ""}, {"data.eval": "val[:5]"}, {"data.train": "train"}):
+    mixed = {"data.train": "train[:90%]+test[:10%]"}
+    for other in (
+        {"data.eval": ""}, {"data.eval": "val[:5]"}, {"data.train": "train"}, mixed
+    ):  # fmt: skip
         assert "split" not in cells.sources_of(config | other)
     each_source = cells.make([], [], 0, 0, "each", cells.sources_of(config))
     assert each_source[-1] == Cell("vary=split", {}, ("split",))

@@ -72,6 +72,7 @@ def test_what_is_no_side_is_said(made, text, message):
         ({"optim__lr": 0.5, "data__threads": 3}, True),
         ({"data__test": "other"}, False),
         ({"data__eval": "other"}, False),
+        ({"data__split_seed": 4, "data__train": "train[:50%]"}, True),
         ({"facts": {"fingerprint": "f2"}}, False),
         ({"facts": {"fingerprint": "", "name": "another"}}, False),
     ],
@@ -84,6 +85,44 @@ def test_only_what_was_scored_on_the_same_examples_is_compared(made, changed, is
             samples.check_same_examples(*pair)
         return
     samples.check_same_examples(*pair)
-    (said,) = samples.differences(*pair)  # Of the recipe alone.
-    assert said.startswith("optim.lr: ")
-    assert said.endswith(", 0.5")
+    # Of the recipe alone, without seeds.
+    said = [each.partition(":")[0] for each in samples.differences(*pair)]
+    assert said == (["optim.lr"] if "optim__lr" in changed else ["data.train"])
+
+
+DRAWN = {"data__test": "", "data__split_seed": 0, "data__train": "train[:50%]"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "changed", "named"),
+    [
+        # A study that varies the split, and another of the same seeds or of more.
+        ([(0, 0), (1, 1)], {}, ""),
+        ([(0, 0), (1, 1), (2, 2)], {}, ""),
+        ([(0, 0), (1, 2)], {}, "data.split_seed: 1 and 2"),
+        ([(3, 3)], {}, "data.split_seed: 0 and 3"),
+        ([(0, 0), (1, -1)], {}, "data.split_seed: 1 and -1"),
+        # Other examples to draw from are others in data.eval; here of the last run alone.
+        ([(0, 0), (1, 1)], {"data__train": "train[:40%]"},
+         r"data.train: train\[:50%\] and train\[:40%\]"),
+        ([(0, 0), (7, 0)], {"data__eval": "val2"}, "data.eval: val and val2"),
+    ],
+)  # fmt: skip
+def test_runs_whose_data_eval_is_drawn_anew_are_compared_by_seed(
+    tmp_path, seeds, changed, named
+):
+    def write(name, seed, split_seed, **more):
+        values = {**DRAWN, "data__split_seed": split_seed, **more}
+        folder = tmp_path / name / f"seed-{seed}"
+        run_folders.write(folder, run_folders.scored(0.5), **values)
+
+    for seed in (0, 1):
+        write("one", seed, seed)
+    for seed, split_seed in seeds:
+        write("other", seed, split_seed, **(changed if seed == seeds[-1][0] else {}))
+    pair = samples.read(f"{tmp_path}/one"), samples.read(f"{tmp_path}/other")
+    if named:
+        with pytest.raises(InputError, match=named):
+            samples.check_same_examples(*pair)
+    else:
+        samples.check_same_examples(*pair)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from jaxcls import experiment
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.runs import checkpoint
 from jaxcls.runs.workdir import Workdir
@@ -124,7 +125,7 @@ def test_a_finished_run_is_told_where_its_data_are_gone(stopped, monkeypatch):
         raise InputError(f"{name} is not in {data_dir}")
 
     monkeypatch.setattr("jaxcls.data.sources.Dataset", absent)
-    again = train.run(dying(config), str(folder))
+    again = train.run(experiment.build(config), str(folder))
     assert (again.record, again.already) == (result.record, True)
 
 
