@@ -156,12 +156,12 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
         if role != "test" and seeds[0] != seeds[1]:
             raise InputError(
                 f"{flag} has other examples in data.{role}: data.split_seed={seeds[1]}"
-                f" where --workdir has {seeds[0]}; score data.test, with --split="
+                f" where the first model has {seeds[0]}; score data.test, with --split="
                 f"{first.config.data.test or 'test'}"
             )
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
             raise InputError(
-                f"{flag} has {now.name} {theirs!r} where --workdir has"
+                f"{flag} has {now.name} {theirs!r} where the first model has"
                 f" {before.name} {given.split!r}; name a split of both, such as"
                 f" --split={next(iter(before.splits))}"
             )
