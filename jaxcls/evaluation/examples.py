@@ -190,12 +190,12 @@ def same_for(first: Experiment, given: Examples, other: Experiment, flag: str) -
             ours, others = (exp.config.data[key] for exp in (first, other))
             raise InputError(
                 f"{flag} has other examples in data.{role}: data.{key}={others} where"
-                f" --workdir has {ours}; score data.test, with --split="
+                f" the first model has {ours}; score data.test, with --split="
                 f"{first.config.data.test or 'test'}"
             )
         if (theirs, before.name, before.splits) != (given.split, now.name, now.splits):
             raise InputError(
-                f"{flag} has {now.name} {theirs!r} where --workdir has"
+                f"{flag} has {now.name} {theirs!r} where the first model has"
                 f" {before.name} {given.split!r}; name a split of both, such as"
                 f" --split={next(iter(before.splits))}"
             )

@@ -1,5 +1,6 @@
 """A model by its name, with random or pretrained variables, for use by itself."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def create(
         dtype: Of the computation; params are float32.
 
     Raises `InputError` for an unknown name, an option that it does not take, and weights of
-    another model.
+    another model. Warns if the weights do not tell which of several networks they are of.
 
     Examples:
         >>> module, variables = create("resnet18", num_classes=10)
@@ -64,6 +65,9 @@ def create(
         )
     except InputError as error:
         raise InputError(f"weights={weights} for name={name}: it {error}") from None
+    for said in (*given.notes, start.doubt):
+        if said:
+            warnings.warn(f"weights={weights} for name={name}: {said}", stacklevel=2)
     flat = naming.flatten(variables)
     arrays = {path: jnp.asarray(start.arrays.get(path, x)) for path, x in flat.items()}
     return module, variables | traverse_util.unflatten_dict(arrays, sep="/")

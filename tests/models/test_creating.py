@@ -1,6 +1,8 @@
 """Models by themselves: random, or with the weights of a file."""
 
 import doctest
+import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxcls import augment
 from jaxcls.augment import Rows, chain, row_keys, single
 from jaxcls.errors import InputError
 from jaxcls.models import creating, naming, weights
+from tests.modules import built, shapes
 
 
 @pytest.mark.slow
@@ -55,6 +58,21 @@ def test_what_is_no_model_or_not_its_weights_is_refused_in_one_line(tmp_path):
     weights.write(file, {"a": np.zeros(3, np.float32)}, None, ())
     with pytest.raises(InputError, match=r"weights=.* for name=cnn: it holds no layer"):
         jaxcls.models.create("cnn", 10, image_shape=(8, 8, 1), weights=str(file))
+
+
+def test_weights_that_may_be_of_another_network_are_a_warning(tmp_path):
+    text, shape = "vit_ti_16(depth=1, width=12)", (32, 32, 3)
+    module = built(text, num_classes=5)
+    like = shapes(module, 32)[1]
+    arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
+    file = tmp_path / "weights.safetensors"
+    weights.write(file, naming.to_theirs(arrays, module.namings()["timm"]), None, ())
+    said = "vit_tiny_patch16_224(act_layer='quick_gelu')"
+    told = {"architecture": "vit_tiny_patch16_224", "model_args": {}}
+    told["model_args"]["act_layer"] = "quick_gelu"
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.warns(UserWarning, match=re.escape(f"its config.json says {said}, not")):
+        jaxcls.models.create(text, 5, image_shape=shape, weights=str(file))
 
 
 def test_a_seed_gives_the_same_variables_and_another_seed_others():

@@ -45,6 +45,8 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "resnet18": ("resnetblur18",),
     "resnet50": ("resnetblur50", "resnetaa50"),
 }
+# A ViT of transformers, whose tensors do not tell the heads.
+_HEADS = re.compile(r"transformers_.*\(num_attention_heads=(\d+)\)")
 # Options that are of training alone.
 OF_TRAINING = {
     *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale"),
@@ -96,6 +98,12 @@ def check(
         return of_ours(there, text, module)
     if architecture is None:
         return _unknown(name, module)
+    found, heads = _HEADS.fullmatch(architecture), getattr(module, "heads", None)
+    if found and heads and found[1] != str(heads):
+        raise InputError(
+            f"is of a network with {found[1]} heads, and model.name={text} has {heads};"
+            f" give its option heads={found[1]}"
+        )
     form = FORMS.get(architecture)
     if form and form.name == name:
         apart = {k: v for k, v in form.options.items() if getattr(module, k, v) != v}

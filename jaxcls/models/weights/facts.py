@@ -138,6 +138,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 # What transformers' models are like here; the same tensors would else mean another network.
 _FORMS: dict[str, dict[str, Any]] = {
     "vit": {"hidden_act": "gelu"},
+    "deit": {"hidden_act": "gelu"},
     "dinov2": {"hidden_act": "gelu"},
     "convnext": {"hidden_act": "gelu"},
     "resnet": {
@@ -164,6 +165,9 @@ def of_transformers(
     for key, value in _FORMS.get(config["model_type"], {}).items():
         told = config.get(key, value)
         _require(file, key, told, told == value, f"be {value!r}, as of our models")
+    eps = config.get("layer_norm_eps", 1e-6)
+    is_near = type(eps) in (int, float) and abs(eps - 1e-6) <= 1e-5  # Ours is 1e-6.
+    _require(file, "layer_norm_eps", eps, is_near, "be at most 1e-5, as of our models")
     labels = config.get("id2label")
     names: list[str] | None = None
     if isinstance(labels, dict) and all(str(i) in labels for i in range(len(labels))):
@@ -172,7 +176,9 @@ def of_transformers(
     found = None
     if preprocessor is not None:
         found = _of_preprocessor(preprocessor, read_json(preprocessor, strict=False))
-    return Facts(found, _names(file, names), f"transformers_{config['model_type']}"[:100])
+    heads, kind = config.get("num_attention_heads"), config["model_type"][:100]
+    told = f"(num_attention_heads={heads})" if type(heads) is int else ""
+    return Facts(found, _names(file, names), f"transformers_{kind}{told}")
 
 
 def _of_preprocessor(file: pathlib.Path, told: Mapping[str, Any]) -> Preprocessing | None:

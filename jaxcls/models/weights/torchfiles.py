@@ -225,9 +225,17 @@ def _chosen(path: pathlib.Path, name: str, content: dict[Any, Any]) -> _Chosen:
         shown = ", ".join(map(repr, dicts)) or "none"
         raise _OtherError(
             f"it has no dict of tensors {name!r}; those that it has: {shown}",
-            f"give the file, or one of these after a #, as {path.name}#state_dict",
+            f"give one of these after a #, as {path.name}#{next(iter(dicts))}"
+            if dicts
+            else f"give the file, {path.name}",
         )
-    if not name and not usual and (are_top or not dicts):
+    if not name and not usual and are_top and dicts:
+        key = next(iter(dicts))
+        raise _OtherError(
+            f"it holds tensors at its top and in {key!r}",
+            f"say which, as {path.name}#{key}",
+        )
+    if not name and not usual and not dicts:
         return content, ()
     # A loss or a metric may keep a few numbers; a model has matrices.
     large = [

@@ -22,10 +22,12 @@ class Start(NamedTuple):
     """Initial weights in place of random ones.
 
     arrays: our path, "params/conv1/kernel" -> float32. notes: a log of the steps, as text.
+    doubt: that of them which says what other network the tensors fit, or "".
     """
 
     arrays: dict[str, np.ndarray]
     notes: list[str]
+    doubt: str = ""
 
 
 def adapt(
@@ -94,13 +96,14 @@ def adapt(
                 f"has numbers that are not finite, in {named[path]}; get it again"
             )
     of = f"{len(arrays)} of {len(leaves)} arrays, by {library}'s names"
+    doubt = ""
     if model is not None:
         if architecture is None and namings.get("timm", table) != table:
             architecture = ""  # One library alone has these names, for one model.
         architecture, as_they_are = told or architecture, not (skip or is_head_fresh)
-        said = architectures.check(architecture, *model, as_they_are=as_they_are)
-        notes += [said] if said else []
-    return Start(arrays, [*read_as, of, *notes])
+        doubt = architectures.check(architecture, *model, as_they_are=as_they_are)
+        notes += [doubt] if doubt else []
+    return Start(arrays, [*read_as, of, *notes], doubt)
 
 
 class _Understood(NamedTuple):

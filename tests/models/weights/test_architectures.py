@@ -30,6 +30,9 @@ def note(text, architecture):
         ("mobilenet_v2", "mobilenetv2_100"),
         ("resnet50", "resnet50"),
         ("resnet50", "transformers_resnet"),
+        ("vit_s_16", "transformers_vit(num_attention_heads=6)"),
+        ("vit_s_16(heads=12)", "transformers_vit(num_attention_heads=12)"),
+        ("convnext_tiny", "transformers_vit(num_attention_heads=12)"),
         ("vit_s_16(depth=1)", "vit_small_patch16_384"),
         ("vit_s_16(depth=1)", "deit_small_patch16_224"),
         ("vit_s_16(depth=1, patch=8, layer_scale=1e-5)", "vit_small_patch8_dinov2"),
@@ -70,6 +73,11 @@ def test_the_same_architecture_says_nothing(text, architecture):
             " weights of resnet50",
         ),
         ("resnet50", "resnetaa50", "is of resnetaa50, whose tensors fit resnet50"),
+        (
+            "vit_s_16",
+            "transformers_vit(num_attention_heads=12)",
+            "of a network with 12 heads, and model.name=vit_s_16 has 6; give its opti",
+        ),
         ("resnet18", "resnetblur18", "is of resnetblur18, whose tensors fit resnet18"),
     ],
 )

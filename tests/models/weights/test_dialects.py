@@ -542,11 +542,23 @@ def test_labels_of_transformers_are_class_names_unless_they_are_numbers(tmp_path
             {"model_type": "resnet", "downsample_in_bottleneck": True},
             "downsample_in_bottleneck is 'True', and must be False",
         ),
+        ({"layer_norm_eps": 0.1}, "layer_norm_eps is '0.1', and must be at most 1e-5"),
+        ({"model_type": "convnext", "layer_norm_eps": 1e-3}, "must be at most 1e-5"),
+        ({"layer_norm_eps": "1e-6"}, "must be at most 1e-5, as of our models"),
+        ({"model_type": "deit", "hidden_act": "relu"}, "must be 'gelu', as of our models"),
     ],
 )
 def test_a_network_of_transformers_that_is_another_is_refused(tmp_path, config, reason):
     with pytest.raises(InputError, match=reason):
         told(tmp_path, {}, config)
+
+
+def test_the_heads_and_a_small_epsilon_of_transformers_are_known(tmp_path):
+    """1e-12 and 1e-5 give the logits of 1e-6 within their rounding."""
+    for eps in (1e-12, 1e-6, 1e-5):
+        config = {"num_attention_heads": 12, "layer_norm_eps": eps}
+        found = told(tmp_path, HALF, config).architecture
+        assert found == "transformers_vit(num_attention_heads=12)"
 
 
 # Parity.

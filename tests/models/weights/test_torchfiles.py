@@ -109,8 +109,18 @@ def test_of_several_dicts_one_is_asked_for(tmp_path):
     refused(tmp_path, data, reason, "say which, as model.pth#student")
     check(load(tmp_path, data, "teacher"), {"w": np.zeros((2, 2), np.float32)})
     reason = "it has no dict of tensors 'epoch'; those that it has: 'student', 'teacher'"
-    remedy = "give the file, or one of these after a #, as model.pth#state_dict"
+    remedy = "give one of these after a #, as model.pth#student"
     refused(tmp_path, data, reason, remedy, "epoch")
+
+
+def test_tensors_beside_one_dict_of_tensors_are_asked_for(tmp_path):
+    entries, stored = tensors(
+        {"a": np.ones((2, 2), np.float32), "b": np.zeros((2, 2), np.float32)}
+    )
+    data = zipped({"w": entries["a"], "b": {"w": entries["b"]}}, stored)
+    reason = "it holds tensors at its top and in 'b'"
+    refused(tmp_path, data, reason, "say which, as model.pth#b")
+    check(load(tmp_path, data, "b"), {"w": np.zeros((2, 2), np.float32)})
 
 
 def test_a_few_numbers_beside_a_model_are_not_taken_for_one(tmp_path):
