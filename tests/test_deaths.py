@@ -100,6 +100,7 @@ FAST = [
     ("plain", "crash at save 6, crash at save 6, crash at save 12"),
     ("plain", "stop at batch 0, stop at batch 6"),
     ("plain", "stop at evaluation 1, taken, crash at batch 10"),
+    ("in a loop", "crash at batch 7"),
 ]
 
 # Each start ends as is said, and after the last one the run goes on to its end.

@@ -59,7 +59,6 @@ def randaugment(
       of the space.
     - probability: the probability that a layer is applied to an image.
     - fill: one level or one a channel, for pixels outside the image; None: the space's.
-
     - interpolation: how rotations, shears and translations read between pixels: "nearest",
       or "bicubic" with Pillow's pixels, as recipes that train with timm's
       ``--train-interpolation bicubic`` have. On a CPU, the layers of the "timm" line

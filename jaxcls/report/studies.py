@@ -196,7 +196,7 @@ def _number(value: float | None) -> str:
 
 
 def shares(result: dict[str, Any]) -> Rows:
-    """Returns rows of (random stream, share of the variance, interval)."""
+    """Returns rows of (what varies alone, its variance over that of all, interval)."""
     rows = []
     for stream, share in result["streams"].get(result["headline"], {}).items():
         known = ["-", "-"]

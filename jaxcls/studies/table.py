@@ -7,6 +7,7 @@ from jaxcls import console
 from jaxcls.console import as_text
 from jaxcls.evaluation import intervals
 from jaxcls.studies import spread
+from jaxcls.studies.cells import FRACTION, SPLIT
 
 # The titles of outcomes.PLACES.
 PLACES = {
@@ -98,8 +99,12 @@ def lines(found: dict[str, Any]) -> list[str]:
     for streams, share in found["streams"].get(place, {}).items():
         if share["value"] is not None:
             within = f"{share['low']:.0%} to {share['high']:.0%}"
+            is_share = not {FRACTION, SPLIT} & {*streams.split(",")}
             said.append(
                 f"of the variance, {streams} alone makes {share['value']:.0%} ({within})"
+                if is_share
+                else f"beside the variance of all streams, {streams} by itself has"
+                f" {share['value']:.0%} ({within})"
             )
     if found["runs_needed"]:
         each = (f"{difference}: {seeds}" for difference, seeds in needed(found).items())

@@ -256,8 +256,7 @@ def test_sam_is_the_gradient_at_the_worst_point_of_its_radius(tiny):
     assert np.abs(worst["head/bias"] - plain["head/bias"]).max() > 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [4, 8])
+@pytest.mark.parametrize("groups", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_microbatches_have_the_groups_of_the_whole_batch(tiny, groups):
     name = {"model.name": "cnn(widths=(4,), dense=8, batch_norm=True)"}
     config = PLAIN | name | {"model.batch_norm_groups": groups}
@@ -265,8 +264,9 @@ def test_microbatches_have_the_groups_of_the_whole_batch(tiny, groups):
     _, pieces, moved = gradient(tiny(**config | {"optim.accumulate": 4}))
     assert_same(pieces, whole, rtol=1e-3)
     assert_same(moved, statistics)
-    _, other, _ = gradient(tiny(**PLAIN | name))
-    assert np.abs(other["dense/kernel"] - whole["dense/kernel"]).max() > 1e-3
+    if groups == 8:  # One compilation less in the default suite.
+        _, other, _ = gradient(tiny(**PLAIN | name))
+        assert np.abs(other["dense/kernel"] - whole["dense/kernel"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("way", ["norm", "value", "adaptive"])

@@ -128,6 +128,23 @@ def test_shares_of_the_variance_are_ratios_with_f_intervals():
     assert [*share.values()] == pytest.approx([ratio, *ends])
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("order", "of the variance, order alone makes"),
+        # Where all streams vary, these do not: their variance is no part of that one.
+        ("split", "beside the variance of all streams, split by itself has"),
+        ("fraction", "beside the variance of all streams, fraction by itself has"),
+    ],
+)
+def test_only_a_stream_has_a_share_of_the_variance(source, said):
+    cells = [Cell("base", {}, ()), Cell(f"vary={source}", {}, (source,))]
+    ratio = np.var(B, ddof=1) / np.var(A, ddof=1)
+    lines = table.lines(summarise(runs(A), runs(B), cells=cells))
+    (line,) = (each for each in lines if "variance" in each)
+    assert line.startswith(f"{said} {ratio:.0%} (")
+
+
 def test_seeds_needed_follow_from_the_paired_differences_or_two_independent_runs():
     needed = summarise(runs(A), runs(B))["runs_needed"]
     deviation = np.std(100 * (np.array(B) - np.array(A)), ddof=1)
