@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from jaxcls.data.published import imagenet_synsets
 from jaxcls.errors import InputError
 
+# Words of some of ImageNet's classes, which all lists of its names have, by their numbers.
+_LANDMARKS = {
+    **{0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby", 388: "panda"},
+    **{609: "jeep", 817: "sports car", 954: "banana", 963: "pizza", 980: "volcano"},
+}
+
 
 def names_of(names: Sequence[str], count: int) -> tuple[str, ...]:
     """Returns the names of the classes of weights, whose head has `count`.
@@ -37,7 +43,7 @@ def rows(
     synsets, kinds = imagenet_synsets(), dict[str, tuple[str, ...]]()
     if len(there) == count:
         kinds["their names"] = tuple(there)
-    if count == len(synsets):  # Others write words in place of synsets.
+    if count == len(synsets) and (len(there) != count or _are_imagenets(there)):
         kinds["ImageNet's order of synsets"] = synsets
     if not there and len(here) == count:
         kinds["their numbers"] = tuple(map(str, range(count)))
@@ -56,3 +62,9 @@ def rows(
         " is not exactly one of them; name them in the data's words, in config.json beside"
         ' the weights: {"architecture": "resnet50", "label_names": ["cat", "dog"]}'
     )
+
+
+def _are_imagenets(names: Sequence[str]) -> bool:
+    """Returns whether 1,000 names are words for ImageNet's classes, in its order."""
+    words = {k: names[k].lower().replace("_", " ") for k in _LANDMARKS}
+    return any(word in words[k] for k, word in _LANDMARKS.items())

@@ -337,7 +337,9 @@ def test_an_ensemble_is_of_the_same_classes_and_split(loaded, data_dir):
     with pytest.raises(InputError, match=r"--ensemble=b tells other classes apart \(3 of"):
         examples.same_for(exp, given, fewer, "--ensemble=b")
     elsewhere = experiment.build(settings(data_dir, **{"data.test": "test[:50%]"}))
-    with pytest.raises(InputError, match=r"--ensemble=b has digits 'test\[:50%\]' where"):
+    with pytest.raises(
+        InputError, match=r"--ensemble=b has digits 'test\[:50%\]' where the f"
+    ):
         examples.same_for(exp, given, elsewhere, "--ensemble=b")
     both = examples.of_run(exp, "test[:9]")
     assert examples.same_for(exp, both, elsewhere, "--ensemble=b").n == 9

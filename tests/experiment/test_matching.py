@@ -10,6 +10,8 @@ SYNSETS = imagenet_synsets()
 WORDS = ["tench", "goldfish", "crane", *(f"word {k}" for k in range(3, 517)), "crane"]
 WORDS += [f"word {k}" for k in range(518, 1000)]  # Two are of one word, as ImageNet has.
 
+OTHERS = tuple(f"plant {k}" for k in range(1000))
+
 
 def rows(there, count, here):
     return matching.rows(there, count, here, "w.pth")
@@ -57,6 +59,7 @@ def test_a_class_is_matched_and_it_is_said_how(there, count, here, found, how):
         ((), 1000, ("n01440764", "cat"), "and 'cat' of the data is not exactly one"),
         (("cat", "dog"), 2, ("cat", "fox"), "2 classes such as 'cat', and 'fox' of"),
         (WORDS, 1000, ("crane",), "and 'crane' of the data is not exactly one of them"),
+        (OTHERS, 1000, SYNSETS, "1000 classes such as 'plant 0', and 'n01440764' of the"),
         (("cat",), 2, ("cat",), "2 classes such as 'cat', and 'cat' of the data"),
         ((), 0, ("cat",), "w.pth hold no head, so they tell no class"),
     ],

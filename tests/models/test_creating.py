@@ -31,7 +31,7 @@ def test_weights_of_a_file_are_in_place_but_for_a_head_of_other_classes(tmp_path
     text = "resnet18(stem='small', width=4)"
     _, there = jaxcls.models.create(text, 5, image_shape=shape, seed=1)
     file = tmp_path / "weights.safetensors"
-    weights.write(file, _as_torch(text, there), None, ())
+    weights.write(file, _as_torch(text, there), None, (), text)
     for classes in (5, 3):
         module, here = jaxcls.models.create(
             text, classes, image_shape=shape, weights=str(file)
@@ -71,7 +71,7 @@ def test_weights_that_may_be_of_another_network_are_a_warning(tmp_path):
     told = {"architecture": "vit_tiny_patch16_224", "model_args": {}}
     told["model_args"]["act_layer"] = "quick_gelu"
     (tmp_path / "config.json").write_text(json.dumps(told))
-    with pytest.warns(UserWarning, match=re.escape(f"its config.json says {said}, not")):
+    with pytest.warns(UserWarning, match=re.escape(f"the weights say {said}, not")):
         jaxcls.models.create(text, 5, image_shape=shape, weights=str(file))
 
 

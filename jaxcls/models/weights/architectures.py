@@ -117,7 +117,7 @@ def check(
             f" weights of {name}"
         )
     if form or not _is_same(architecture, text):
-        return f"its config.json says {architecture}, not {text}: compare the logits"
+        return f"the weights say {architecture}, not {text}: compare the logits"
     return ""
 
 

@@ -74,8 +74,9 @@ def read(place: str, key: str) -> Weights:
             f" {kind}; give {key}={place}"
         )
     notes: tuple[str, ...] = ()
+    architecture: str | None = None
     if kind == kinds.TORCH:
-        tensors, notes = torchfiles.load(file, entry)
+        tensors, notes, architecture = torchfiles.load(file, entry)
     elif kind == kinds.KERAS:
         tensors = _of_keras(file, f"{key}={place}")
     else:
@@ -90,7 +91,9 @@ def read(place: str, key: str) -> Weights:
             tensors[name] = values.astype(np.float32, copy=False)
     fingerprint = f"sha256:{digest}" + (f"#{entry}" if entry else "")
     told = found.preprocessing, found.class_names
-    return Weights(tensors, *told, fingerprint, found.architecture, notes)
+    if found.architecture is not None:
+        architecture = found.architecture
+    return Weights(tensors, *told, fingerprint, architecture, notes)
 
 
 def preprocessing(place: str, key: str) -> Preprocessing | None:

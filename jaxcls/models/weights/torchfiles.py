@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxcls import pickles
-from jaxcls.errors import InputError, first_line
+from jaxcls.errors import InputError, first_line, printable
 from jaxcls.pickles import Global, Inert, RefusedError, kind_of
 
 REMEDY = "download it again, or convert it to .safetensors"
@@ -36,11 +36,13 @@ _MOST_DIMENSIONS = 64  # NumPy's limit.
 class StateDict(NamedTuple):
     """The tensors of a file by name, in the file's dtypes.
 
-    notes: what was chosen, in words.
+    notes: what was chosen, in words. architecture: what the file tells of it, as timm's and
+    PyTorch's training checkpoints do; None if nothing.
     """
 
     tensors: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    architecture: str | None = None
 
 
 class _OtherError(RefusedError):
@@ -68,8 +70,14 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-# A state_dict in the content of a file, and notes about it.
-_Chosen = tuple[dict[str, Tensor], tuple[str, ...]]
+class _Chosen(NamedTuple):
+    """A state_dict in the content of a file; the rest as in `StateDict`."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    architecture: str | None = None
+
+
 Choose = Callable[[Any], _Chosen]
 
 
@@ -105,13 +113,13 @@ def _from_zip(file: IO[bytes], size: int, choose: Choose) -> StateDict:
     with zipfile.ZipFile(file) as archive:
         root = archive.namelist()[0].partition("/")[0]
         content, _ = _unpickled(io.BytesIO(_member(archive, f"{root}/data.pkl")))
-        tensors, notes = choose(content)
+        chosen = choose(content)
         if f"{root}/byteorder" in archive.namelist():
             order = _member(archive, f"{root}/byteorder")
             if order != b"little":
                 raise RefusedError(f"its byteorder is {order[:20]!r}, and must be 'little'")
         elements = {}
-        storages = {tensor.storage for tensor in tensors.values()}
+        storages = {tensor.storage for tensor in chosen.tensors.values()}
         # Members may lie within each other, so that a small file holds large storages.
         total = sum(each.length * each.dtype.itemsize for each in storages)
         if total > size:
@@ -124,7 +132,7 @@ def _from_zip(file: IO[bytes], size: int, choose: Choose) -> StateDict:
                     f"{name} has {len(found)} elements, and must have {storage.length}"
                 )
             elements[storage] = found
-    return StateDict(_arrays(tensors, elements), notes)
+    return StateDict(_arrays(chosen.tensors, elements), *chosen[1:])
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -146,7 +154,7 @@ def _from_legacy(opened: IO[bytes], size: int, choose: Choose) -> StateDict:
             raise RefusedError("it does not begin as a file of torch does")
     _unpickled(file)  # The writer's system; storages are little-endian.
     content, storages = _unpickled(file)
-    tensors, notes = choose(content)
+    chosen = choose(content)
     keys, _ = _unpickled(file)
     is_texts = type(keys) is list and all(type(key) is str for key in keys)
     if not is_texts or sorted(keys) != sorted(storages):
@@ -159,7 +167,7 @@ def _from_legacy(opened: IO[bytes], size: int, choose: Choose) -> StateDict:
             raise RefusedError(f"storage {key} has {count} elements, not {storage.length}")
         elements[storage] = np.frombuffer(data, storage.dtype, count, file.tell())
         file.seek(elements[storage].nbytes, io.SEEK_CUR)
-    return StateDict(_arrays(tensors, elements), notes)
+    return StateDict(_arrays(chosen.tensors, elements), *chosen[1:])
 
 
 def _arrays(
@@ -191,7 +199,7 @@ def _tensors(path: pathlib.Path, size: int, name: str, content: Any) -> _Chosen:
         raise RefusedError(
             f"it holds a {kind_of(content)}, and must hold a dict of tensors"
         )
-    taken, notes = _chosen(path, name, content)
+    taken, notes, _ = _chosen(path, name, content)
     if not any(type(value) is Tensor for value in taken.values()):
         entries = [f"{name!r} ({kind_of(v)})"[:60] for name, v in content.items()]
         shown = ", ".join(entries)[:100] or "it is empty"
@@ -207,7 +215,10 @@ def _tensors(path: pathlib.Path, size: int, name: str, content: Any) -> _Chosen:
     total = sum(math.prod(t.size) * t.storage.dtype.itemsize for t in taken.values())
     if total > _MOST_SHARING * size:
         raise RefusedError(f"it has {size} bytes, and its tensors {total}")
-    return taken, notes
+    arch = content.get("arch")
+    return _Chosen(
+        taken, notes, printable(arch)[:200] if type(arch) is str and arch else None
+    )
 
 
 def _chosen(path: pathlib.Path, name: str, content: dict[Any, Any]) -> _Chosen:
@@ -236,7 +247,7 @@ def _chosen(path: pathlib.Path, name: str, content: dict[Any, Any]) -> _Chosen:
             f"say which, as {path.name}#{key}",
         )
     if not name and not usual and not dicts:
-        return content, ()
+        return _Chosen(content)
     # A loss or a metric may keep a few numbers; a model has matrices.
     large = [
         key
@@ -254,7 +265,7 @@ def _chosen(path: pathlib.Path, name: str, content: dict[Any, Any]) -> _Chosen:
     notes = [f"of the file, {key!r} is taken"] if others or key not in NESTED else []
     if others and not name:
         notes = [f"{notes[0]} ({path.name}#{others[0]} takes {others[0]!r})"]
-    return dicts[key], tuple(notes)
+    return _Chosen(dicts[key], tuple(notes))
 
 
 def _unpickled(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:

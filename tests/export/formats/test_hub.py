@@ -127,6 +127,24 @@ def test_a_folder_is_initial_weights(tmp_path):
         np.testing.assert_array_equal(ours, there)
 
 
+def test_a_folder_read_as_another_form_is_refused_and_said_without_our_metadata(
+    tmp_path,
+):
+    text, plain = "vit_ti_16(depth=1, gelu='tanh')", "vit_ti_16(depth=1)"
+    file = tmp_path / "model.safetensors"
+    model = drawn(text, 32)._replace(class_names=LABELS, preprocessing=TOLD, about=ABOUT)
+    FORMATS["hub"].write(model, file, Asked())
+    read = {"image_shape": (32, 32, 3), "weights": str(tmp_path)}
+    with pytest.raises(
+        InputError, match=r"gelu='tanh' \(here 'exact'\); give model\.name="
+    ):
+        models.create(plain, 10, **read)
+    library = pytest.importorskip("safetensors.numpy")
+    library.save_file(library.load_file(file), file)
+    with pytest.warns(UserWarning, match=r"224\(act_layer='gelu_tanh'\), not vit_ti_16\(d"):
+        models.create(plain, 10, **read)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -162,7 +162,7 @@ def test_a_file_of_ours_tells_its_model_and_an_older_one_goes_on(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["mynet50", "resnet50(aa_layer='blur')"])
 def test_an_unknown_architecture_is_said(architecture):
-    told = f"its config.json says {architecture}, not resnet50: compare the logits"
+    told = f"the weights say {architecture}, not resnet50: compare the logits"
     assert note("resnet50", architecture) == told
 
 
@@ -184,7 +184,7 @@ def test_an_unknown_architecture_is_said(architecture):
     ],
 )
 def test_options_of_timm_that_no_tensor_shows_are_said(text, architecture):
-    told = f"its config.json says {architecture}, not {text}: compare the logits"
+    told = f"the weights say {architecture}, not {text}: compare the logits"
     assert note(text, architecture) == told
 
 
@@ -264,7 +264,7 @@ def test_a_config_beside_the_file_is_heeded(tmp_path):
     arguments = {"aa_layer": "blur", "in_chans": 3, "drop_rate": 0.1}
     beside.write_text(json.dumps({"architecture": "resnet18", "model_args": arguments}))
     (told,) = experiment.build(config, facts).initial.notes
-    said = f"config.json says resnet18(aa_layer='blur'), not {text}: compare the logits"
+    said = f"the weights say resnet18(aa_layer='blur'), not {text}: compare the logits"
     assert told.endswith(said)
 
 

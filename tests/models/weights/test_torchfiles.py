@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxcls.errors import InputError
+from jaxcls.models import weights
 from jaxcls.models.weights import torchfiles
 from tests.torchbytes import (
     ARRAYS,
@@ -96,6 +97,20 @@ def test_the_only_dict_of_tensors_is_taken_whatever_its_name(tmp_path, name):
     found = torchfiles.load(path)
     check(found.tensors, arrays)
     assert found.notes == (f"of the file, {name!r} is taken",)
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [("resnet50", "resnet50"), ("a\x1b[2J", "a\\x1b[2J"), (5, None), ("", None)],
+)
+def test_the_arch_of_a_training_checkpoint_is_the_architecture(tmp_path, arch, expected):
+    """timm's train.py and PyTorch's ImageNet example write it beside "state_dict"."""
+    arrays = {"w": np.ones((2, 3), np.float32)}
+    path = tmp_path / "model_best.pth.tar"
+    path.write_bytes(saved(arrays, zipped, lambda x: {"arch": arch, "state_dict": x}))
+    assert weights.read(str(path), "x").architecture == expected
+    path.write_bytes(saved(arrays, zipped, lambda x: {"state_dict": x}))
+    assert weights.read(str(path), "x").architecture is None
 
 
 def test_of_several_dicts_one_is_asked_for(tmp_path):
