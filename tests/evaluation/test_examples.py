@@ -27,7 +27,7 @@ def test_a_split_of_what_is_drawn_anew_is_a_role_or_refused(tiny):
     ("split", "ours", "theirs", "named"),
     [
         ("eval", {"data.split_seed": 0}, {"data.split_seed": 1}, "data.split_seed=1 where"),
-        ("eval", {}, {"data.split_seed": 0}, "data.split_seed=0 where --workdir has -1"),
+        ("eval", {}, {"data.split_seed": 0}, "data.split_seed=0 where the first"),
         # Fewer to draw from: other examples in data.eval, which has the same text.
         ("eval", {"data.split_seed": 0},
          {"data.split_seed": 0, "data.train": "train[:50%]"}, "data.train=train.:50%. wh"),
