@@ -18,6 +18,9 @@ from tests.test_laws import PHOTOS, ROOT
 SIBLINGS = {
     "tutorial_alexnet.py",
     "tutorial_transfer.py",
+    "cifar10_fast.py:cifar10_jpeg",
+    "tutorial_cifar10.py:cifar10_jpeg",
+    "tutorial_resnet.py:cifar10_jpeg",
     "resnet50_rsb.py:a1",
     "resnet50_rsb.py:a3",
     "vit_s16.py:300",
