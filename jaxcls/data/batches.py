@@ -78,9 +78,8 @@ def by_class(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
 def drawn(seed: int, n: int, count: int) -> np.ndarray:
     """Returns bool [n] with `count` of them True, drawn by chance."""
     places = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, _SPLIT_STREAM])
-    chosen = np.zeros(n, bool)
-    chosen[np.argsort(places.random_raw(n), kind="stable")[:count]] = True
-    return chosen
+    order = np.argsort(places.random_raw(n), kind="stable")
+    return np.isin(np.arange(n), order[:count])
 
 
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ def test_a_module_of_nnx_trains_as_the_documents_show(tmp_path, data_dir, monkey
         "log.tensorboard": False,
     }  # fmt: skip
     run = jaxcls.train("configs/digits.py", tmp_path / "run", given)
-    assert run.metrics()[-1]["top1"] > 0.3  # By chance 0.1.
+    assert run.metrics()[-1]["top1"] > 0.2  # By chance 0.1, with a deviation of 0.016.
     assert {*run.variables["batch_stats"]["norm"]} == {"mean", "var"}
     assert run.evaluate("test")["n"] == 360
 
