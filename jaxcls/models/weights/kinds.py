@@ -86,6 +86,8 @@ def kind_of(file: pathlib.Path, shown: str) -> str:
 def _of_archive(file: pathlib.Path, shown: str) -> str:
     """Returns the kind of a zip archive by its members."""
     names: Sequence[str] = ()
+    # A damaged archive, or one of an unknown compression, counts as one of torch's, whose
+    # reader says what is wrong.
     with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         names = zipfile.ZipFile(file).namelist()
     parts = {name.partition("/")[2] for name in names}
