@@ -229,7 +229,7 @@ def test_how_often_a_rewind_is_saved_is_part_of_what_the_run_is(tiny, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint.every '3 steps' -> '2 steps'"):
         run(tiny(**REWIND, **other), tmp_path / "rewinds", ())
     run(tiny(**LIGHT), tmp_path / "stops", ())
-    assert run(tiny(**other), tmp_path / "stops", ()).already
+    assert run(tiny(**LIGHT, **other), tmp_path / "stops", ()).already
 
 
 @pytest.mark.slow

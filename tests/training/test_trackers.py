@@ -209,7 +209,8 @@ def trained(tiny, started):
 
     def run(folder, until=0, kill=0, **environment):
         flat = loading.flat(tiny(**{"log.wandb": "probe"}))
-        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"} | environment
+        patient = {"WANDB__SERVICE_WAIT": "300", "WANDB_INIT_TIMEOUT": "300"}
+        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"} | patient | environment
         process = started("-c", SCRIPT, devices=8, **quiet)
         given = json.dumps([flat, str(folder), until, kill])
         out, said = process.communicate(given, timeout=400)
