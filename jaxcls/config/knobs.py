@@ -86,6 +86,8 @@ optim.plateau_patience = 0  evaluations without a gain after which the rate is r
 optim.plateau_factor = 0.1  factor of the rate at a plateau
 optim.freeze = ""  params that do not train, as a regular expression on 'layer/param', with
     the statistics of their BatchNorm; '^(?!head/)' leaves a linear probe
+optim.lora = ""  low-rank parts beside dense layers, which train alone with the head:
+    "rank=8, alpha=16, on='attention'"; on: an expression on layers' names; '': none
 optim.layer_decay = 1.0  rate of a layer as a multiple of the next layer's; ViTs are tuned
     with 0.75
 optim.head_lr = 1.0  rate of the head as a multiple of the other layers'

@@ -50,6 +50,11 @@ def notes(exp: Experiment) -> list[str]:
             f"ema.decay={decay} leaves {decay**updates:.0%} of the initial params in the"
             f" average after all {updates:,} updates; try ema.warmup=true, or {other}"
         )
+    if config.optim.lora and not config.init.weights:
+        found.append(
+            f"optim.lora={config.optim.lora!r} trains its parts and the head alone, and all"
+            " else stays as random as it starts; give init.weights"
+        )
     statistics = exp.recipe.variables_like["batch_stats"]
     if exp.recipe.has_averaging_optimizer and statistics:
         found.append(
@@ -161,7 +166,7 @@ def _foreign_statistics(recipe: Recipe) -> None:
     elif config.model.batch_norm_groups <= config.optim.accumulate:
         return
     images = jax.ShapeDtypeStruct((1, *recipe.data.train_shape), jnp.float32)
-    others = foreign.other_statistics(recipe.module, recipe.variables_like, images)
+    others = foreign.other_statistics(recipe.network, recipe.variables_like, images)
     if others:
         raise InputError(
             f"{key} does not reach {others[0]} of model.name={config.model.name!r}, which"
@@ -173,6 +178,12 @@ def _optimizer(recipe: Recipe) -> None:
     """Checks the combination of rate, average and freezing."""
     config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
     key = f"optim.schedule={optim.schedule!r}"
+    if optim.lora and optim.freeze:
+        raise InputError(
+            f"optim.freeze={optim.freeze!r} and optim.lora={optim.lora!r} would both say"
+            " what trains, and optim.lora trains its parts and the head; leave one of them"
+            " out"
+        )
     _ = recipe.schedule  # It raises unless the text is one schedule.
     name = calls.parse(optim.schedule, "optim.schedule")[0].name
     if plan.warmup and name in schedules.RISING:

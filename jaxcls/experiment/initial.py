@@ -105,7 +105,7 @@ def load(recipe: Recipe) -> Initial:
         start = transfer.adapt(
             given.tensors,
             namings,
-            recipe.variables_like,
+            recipe.given_like,
             skip=init.skip,
             is_head_fresh=fresh,
             classes=rows,
@@ -219,7 +219,7 @@ def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
 def _as_file(run: TrainedModel) -> weights.Weights:
     """Returns the weights of a run in the form of a file."""
     table = next(iter(run.recipe.namings.values()))
-    tensors = naming.to_theirs(run.variables, table)
+    tensors = naming.to_theirs(run.recipe.merged(run.variables), table)
     names = run.recipe.data.selection.class_names
     return weights.Weights(tensors, None, names, run.fingerprint, architecture="")
 
@@ -249,7 +249,7 @@ def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
     # On one process: the linear algebra of another could differ in the last bits.
     found = {f"params/{path}": each for path, each in hosts.on_first(made).items()}
     arrays = {path: np.array(each, np.float32) for path, each in found.items()}
-    like = naming.flatten(recipe.variables_like)
+    like = naming.flatten(recipe.given_like)
     for path, array in arrays.items():
         there = like[path].shape if path in like else None
         if array.shape != there:
