@@ -108,6 +108,9 @@ init.head = "keep"  head of init.weights: keep, fresh, auto (fresh if the classe
     match (the part of the head that is of these classes, by name)
 init.skip = ""  layers of init.weights to leave out, as a regular expression on names here
     or there
+probe.penalties = ""  a probe: factors of half the head's squared kernel, of which data.eval
+    chooses one, '1e-2, 1e-4'; '': the run trains
+probe.cache ~ ""  folder that keeps the features of probes for other probes; '': none
 ema.decay = 0.0  decay of the moving average of params and batch_stats; 0: no average
 ema.every = 1  updates between two updates of the average
 ema.warmup = false  use a smaller decay at first: (1 + t) / (10 + t)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.config import calls, durations
+from jaxcls.config import loading as configs
 from jaxcls.config.loading import check_alone
+from jaxcls.config.rules import PROBE
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment
@@ -34,6 +36,7 @@ def check(exp: Experiment) -> None:
     with _options_of(exp.config.model.name):
         _model(exp.recipe)
     _optimizer(exp.recipe)
+    _probe(exp.recipe)
     _loss(exp.recipe)
     _metrics(exp.recipe)
     with _options_of(exp.config.model.name):
@@ -217,6 +220,23 @@ def _optimizer(recipe: Recipe) -> None:
             " optim.schedule='constant' and"
             f" best.metric={'ema_' + metric.removeprefix('ema_')!r}"
         )
+
+
+def _probe(recipe: Recipe) -> None:
+    """Checks that a probe has no setting that it would not use."""
+    config = recipe.config
+    if not config.probe.penalties:
+        return
+    values = configs.flat(config)
+    for key, value in {**PROBE, "data.train_ops": values["data.eval_ops"]}.items():
+        if values[key] != value:
+            raise InputError(
+                f"{key}={values[key]!r} has no part in a probe (probe.penalties="
+                f"{config.probe.penalties!r}); give --config.{key}={value!r}, or call"
+                " jaxcls probe, which does"
+            )
+    if not config.data.eval:
+        raise InputError("a probe chooses its penalty on data.eval; give a split of it")
 
 
 def _metrics(recipe: Recipe) -> None:

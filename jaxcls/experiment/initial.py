@@ -81,7 +81,10 @@ def resolved(config: ConfigDict) -> ConfigDict:
         told = configs.flat(Workdir(place).config())
     else:
         told = _texts(place, weights.preprocessing(place, _KEY), asked)
-    return configs.from_flat({**values, **{key: told[key] for key in asked}})
+    found = {**values, **{key: told[key] for key in asked}}
+    if "data.train_ops" in asked and values["probe.penalties"]:
+        found["data.train_ops"] = found["data.eval_ops"]  # It trains on images as scored.
+    return configs.from_flat(found)
 
 
 def load(recipe: Recipe) -> Initial:
