@@ -54,6 +54,10 @@ KINDS = {
         "optim.layer_decay": 0.5,
         "optim.head_first": "7 steps",
     },
+    "low-rank parts": {
+        "model.name": "vit_ti_16(patch=4, depth=1, width=8, heads=2, dropout=0.2)",
+        "optim.lora": "rank=2, alpha=4, on='attention'",
+    },
     "a plateau, then the end": {
         # Nothing moves, so that the first evaluation stays the best.
         "optim.lr": 1e-30,

@@ -15,6 +15,7 @@ _GUESSES |= {"classify": "predict", "sweep": "study", "convert": "export"}
 # In the order of the listing. A verb's module is imported on call, so that help is fast.
 VERBS = {
     "train": "Train an image classifier, or go on with a run.",
+    "probe": "Fit the head of a model at once, on features that stay.",
     "evaluate": "Score a trained run on every example of a split.",
     "predict": "Classify image files with a trained run.",
     "search": "Find the images of a folder that are nearest to others.",

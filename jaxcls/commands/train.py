@@ -12,7 +12,7 @@ ABOUT = """Train an image classifier; the same command again continues, or says 
 run is finished. Any config key is set with --config.KEY=VALUE."""
 
 
-def parser() -> cli.Parser:
+def parser(verb: str = "train", about: str = ABOUT) -> cli.Parser:
     """Returns the parser of the command's flags."""
     from jaxcls.config.knobs import describe
 
@@ -20,7 +20,7 @@ def parser() -> cli.Parser:
         "config keys [default]; a * marks what a run is: changed on an old workdir, it is"
         f" refused\n{describe()}\n"
     )
-    parser = cli.Parser("train", ABOUT, keys, bare="--config", hints=True)
+    parser = cli.Parser(verb, about, keys, bare="--config", hints=True)
     add = parser.add_argument
     add(
         "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
@@ -40,13 +40,23 @@ def parser() -> cli.Parser:
     return parser
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
+def main(argv: Sequence[str], flags: cli.Parser | None = None, penalties: str = "") -> int:
+    """Runs the command; returns the exit status.
+
+    flags: The parser of another verb. penalties: The default of probe.penalties; with it
+        the run has the settings of a probe.
+    """
     from jaxcls.config import loading as configs
+    from jaxcls.config.rules import PROBE
 
     rest, overrides = cli.split_overrides(argv)
-    args = parser().parse_args(rest)
+    args = (flags or parser()).parse_args(rest)
     config = configs.load(args.config, cli.with_plugins(overrides, args))
+    if penalties:
+        values = {**configs.flat(config), **PROBE}
+        values["data.train_ops"] = values["data.eval_ops"]
+        values["probe.penalties"] = values["probe.penalties"] or penalties
+        config = configs.from_flat(values)
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
     if not args.dry_run and args.process in ("", "0"):
         print(f"{workdir}: loading JAX", flush=True)

@@ -23,6 +23,7 @@ wd = optim.weight_decay={}; 0.05
 clip_grad grad_clip max_grad_norm gradient_clip_val clip_grad_norm = optim.clip_norm={}; 1
 accum_iter grad_accum_steps accumulate_grad_batches = optim.accumulate={}; 4
 gradient_accumulation_steps = optim.accumulate={}; 4
+lora lora_rank lora_r = optim.lora="rank={}, alpha=16, on='qkv|proj|mlp'"; 8
 freeze_backbone freeze_base linear_probe = optim.freeze='^(?!head/)';
 a arch architecture model backbone net model_name = model.name={}; resnet50
 drop drop_rate dropout_rate = model.name="cnn(dropout={})"; 0.2

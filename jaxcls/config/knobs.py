@@ -86,6 +86,8 @@ optim.plateau_patience = 0  evaluations without a gain after which the rate is r
 optim.plateau_factor = 0.1  factor of the rate at a plateau
 optim.freeze = ""  params that do not train, as a regular expression on 'layer/param', with
     the statistics of their BatchNorm; '^(?!head/)' leaves a linear probe
+optim.lora = ""  low-rank parts beside dense layers, which train alone with the head:
+    "rank=8, alpha=16, on='attention'"; on: an expression on layers' names; '': none
 optim.layer_decay = 1.0  rate of a layer as a multiple of the next layer's; ViTs are tuned
     with 0.75
 optim.head_lr = 1.0  rate of the head as a multiple of the other layers'
@@ -106,6 +108,9 @@ init.head = "keep"  head of init.weights: keep, fresh, auto (fresh if the classe
     match (the part of the head that is of these classes, by name)
 init.skip = ""  layers of init.weights to leave out, as a regular expression on names here
     or there
+probe.penalties = ""  a probe: factors of half the head's squared kernel, of which data.eval
+    chooses one, '1e-2, 1e-4'; '': the run trains
+probe.cache ~ ""  folder that keeps the features of probes for other probes; '': none
 ema.decay = 0.0  decay of the moving average of params and batch_stats; 0: no average
 ema.every = 1  updates between two updates of the average
 ema.warmup = false  use a smaller decay at first: (1 + t) / (10 + t)

@@ -54,6 +54,23 @@ _NEEDS = {
     "init.head": "init.weights",
     "init.skip": "init.weights",
     "optim.warmup_from": "optim.warmup",
+    "probe.cache": "probe.penalties",
+}
+# What the settings are that have no part in a probe; data.train_ops are data.eval_ops.
+PROBE: Values = {
+    "length": "1 steps",
+    "augment": "",
+    "mix": "",
+    "ema.decay": 0.0,
+    "loss.name": "softmax",
+    "loss.smoothing": 0.0,
+    "loss.class_weights": "",
+    "data.balance": False,
+    "optim.freeze": "^(?!head/)",
+    "optim.lora": "",
+    "optim.warmup": "0 steps",
+    "optim.cooldown": "0 steps",
+    "distill.run": "",
 }
 
 
@@ -92,8 +109,24 @@ def check(values: Values) -> None:
                 False,
                 f"is not a regular expression, such as 'kernel$' ({error})",
             )
+    if values["probe.penalties"]:
+        penalties(str(values["probe.penalties"]))
     _check_divides(values)
     _check_patience(values)
+
+
+def penalties(text: str) -> tuple[float, ...]:
+    """Returns the numbers of probe.penalties, "1e-3, 1e-5"; raises `InputError`."""
+    try:
+        found = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= each < math.inf for each in found):
+        raise InputError(
+            f"probe.penalties={text!r} must be numbers from 0 on with commas between, such"
+            " as '1e-2, 1e-4, 1e-6'"
+        )
+    return found
 
 
 def check_alone(values: Values) -> None:

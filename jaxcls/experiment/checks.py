@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.config import calls, durations
+from jaxcls.config import loading as configs
 from jaxcls.config.loading import check_alone
+from jaxcls.config.rules import PROBE
 from jaxcls.devices import mesh
 from jaxcls.errors import InputError, first_line
 from jaxcls.experiment import Experiment
@@ -34,6 +36,7 @@ def check(exp: Experiment) -> None:
     with _options_of(exp.config.model.name):
         _model(exp.recipe)
     _optimizer(exp.recipe)
+    _probe(exp.recipe)
     _loss(exp.recipe)
     _metrics(exp.recipe)
     with _options_of(exp.config.model.name):
@@ -49,6 +52,11 @@ def notes(exp: Experiment) -> list[str]:
         found.append(
             f"ema.decay={decay} leaves {decay**updates:.0%} of the initial params in the"
             f" average after all {updates:,} updates; try ema.warmup=true, or {other}"
+        )
+    if config.optim.lora and not config.init.weights:
+        found.append(
+            f"optim.lora={config.optim.lora!r} trains its parts and the head alone, and all"
+            " else stays as random as it starts; give init.weights"
         )
     statistics = exp.recipe.variables_like["batch_stats"]
     if exp.recipe.has_averaging_optimizer and statistics:
@@ -161,7 +169,7 @@ def _foreign_statistics(recipe: Recipe) -> None:
     elif config.model.batch_norm_groups <= config.optim.accumulate:
         return
     images = jax.ShapeDtypeStruct((1, *recipe.data.train_shape), jnp.float32)
-    others = foreign.other_statistics(recipe.module, recipe.variables_like, images)
+    others = foreign.other_statistics(recipe.network, recipe.variables_like, images)
     if others:
         raise InputError(
             f"{key} does not reach {others[0]} of model.name={config.model.name!r}, which"
@@ -173,6 +181,12 @@ def _optimizer(recipe: Recipe) -> None:
     """Checks the combination of rate, average and freezing."""
     config, optim, plan = recipe.config, recipe.config.optim, recipe.plan
     key = f"optim.schedule={optim.schedule!r}"
+    if optim.lora and optim.freeze:
+        raise InputError(
+            f"optim.freeze={optim.freeze!r} and optim.lora={optim.lora!r} would both say"
+            " what trains, and optim.lora trains its parts and the head; leave one of them"
+            " out"
+        )
     _ = recipe.schedule  # It raises unless the text is one schedule.
     name = calls.parse(optim.schedule, "optim.schedule")[0].name
     if plan.warmup and name in schedules.RISING:
@@ -206,6 +220,23 @@ def _optimizer(recipe: Recipe) -> None:
             " optim.schedule='constant' and"
             f" best.metric={'ema_' + metric.removeprefix('ema_')!r}"
         )
+
+
+def _probe(recipe: Recipe) -> None:
+    """Checks that a probe has no setting that it would not use."""
+    config = recipe.config
+    if not config.probe.penalties:
+        return
+    values = configs.flat(config)
+    for key, value in {**PROBE, "data.train_ops": values["data.eval_ops"]}.items():
+        if values[key] != value:
+            raise InputError(
+                f"{key}={values[key]!r} has no part in a probe (probe.penalties="
+                f"{config.probe.penalties!r}); give --config.{key}={value!r}, or call"
+                " jaxcls probe, which does"
+            )
+    if not config.data.eval:
+        raise InputError("a probe chooses its penalty on data.eval; give a split of it")
 
 
 def _metrics(recipe: Recipe) -> None:

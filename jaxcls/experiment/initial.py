@@ -81,7 +81,10 @@ def resolved(config: ConfigDict) -> ConfigDict:
         told = configs.flat(Workdir(place).config())
     else:
         told = _texts(place, weights.preprocessing(place, _KEY), asked)
-    return configs.from_flat({**values, **{key: told[key] for key in asked}})
+    found = {**values, **{key: told[key] for key in asked}}
+    if "data.train_ops" in asked and values["probe.penalties"]:
+        found["data.train_ops"] = found["data.eval_ops"]  # It trains on images as scored.
+    return configs.from_flat(found)
 
 
 def load(recipe: Recipe) -> Initial:
@@ -105,7 +108,7 @@ def load(recipe: Recipe) -> Initial:
         start = transfer.adapt(
             given.tensors,
             namings,
-            recipe.variables_like,
+            recipe.given_like,
             skip=init.skip,
             is_head_fresh=fresh,
             classes=rows,
@@ -219,7 +222,7 @@ def read_run(place: str, key: str, plugins: Plugins) -> TrainedModel:
 def _as_file(run: TrainedModel) -> weights.Weights:
     """Returns the weights of a run in the form of a file."""
     table = next(iter(run.recipe.namings.values()))
-    tensors = naming.to_theirs(run.variables, table)
+    tensors = naming.to_theirs(run.recipe.merged(run.variables), table)
     names = run.recipe.data.selection.class_names
     return weights.Weights(tensors, None, names, run.fingerprint, architecture="")
 
@@ -249,7 +252,7 @@ def of_images(recipe: Recipe, data: Data) -> dict[str, np.ndarray]:
     # On one process: the linear algebra of another could differ in the last bits.
     found = {f"params/{path}": each for path, each in hosts.on_first(made).items()}
     arrays = {path: np.array(each, np.float32) for path, each in found.items()}
-    like = naming.flatten(recipe.variables_like)
+    like = naming.flatten(recipe.given_like)
     for path, array in arrays.items():
         there = like[path].shape if path in like else None
         if array.shape != there:

@@ -36,7 +36,7 @@ from jaxcls.learning import (
     step,
 )
 from jaxcls.learning.param_groups import ParamGroups
-from jaxcls.models import Classifier, foreign, naming
+from jaxcls.models import Classifier, foreign, lora, naming
 from jaxcls.models.foreign import Foreign
 from jaxcls.models.layers import (
     batch_norm_groups,
@@ -115,6 +115,32 @@ class Recipe:
         """The model as a Flax module."""
         return self.module_in(self.dtype)
 
+    @functools.cached_property
+    def _lora(self) -> tuple[int, float, str]:
+        """(rank, scale, on) of optim.lora; the scale is 0 without it."""
+        text = self.config.optim.lora
+        if not text:
+            return 0, 0.0, ""
+        table, key = {"lora": lora.options}, "optim.lora"
+        found: tuple[int, float, str] = calls.build_one(f"lora({text})", table, key)
+        return found
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The module, or with optim.lora the module whose dense layers are adapted."""
+        rank, scale, on = self._lora
+        if not rank:
+            return self.module
+        image = jax.ShapeDtypeStruct((1, *self.data.train_shape), jnp.float32)
+        given = self.module, self.given_like, image, self.namings
+        return lora.Lora(self.module, lora.matching(on, *given), rank, scale)
+
+    def merged(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Returns variables of `module`: those of `network` with their products added."""
+        if not self.config.optim.lora:
+            return variables
+        return lora.merged(variables, self._lora[1])
+
     def numerics(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context that sets the precision of matrix products traced within it."""
         precision = self.config.model.matmul_precision
@@ -122,19 +148,26 @@ class Recipe:
             return contextlib.nullcontext()
         return jax.default_matmul_precision(precision)
 
-    @functools.cached_property
-    def variables_like(self) -> dict[str, Any]:
-        """The model's {"params", "batch_stats"} as shapes."""
+    def _like(self, network: Any) -> dict[str, Any]:
         image = jax.ShapeDtypeStruct((1, *self.data.train_shape), jnp.float32)
-        made = jax.eval_shape(
-            lambda images: self.module.init(jax.random.key(0), images, False), image
-        )
+        keys = {"params": jax.random.key(0)}
+        made = jax.eval_shape(lambda images: network.init(keys, images, False), image)
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
     @functools.cached_property
+    def given_like(self) -> dict[str, Any]:
+        """The {"params", "batch_stats"} of `module` as shapes."""
+        return self._like(self.module)
+
+    @functools.cached_property
+    def variables_like(self) -> dict[str, Any]:
+        """The {"params", "batch_stats"} of `network`, which a run trains, as shapes."""
+        return self._like(self.network) if self.config.optim.lora else self.given_like
+
+    @functools.cached_property
     def namings(self) -> dict[str, naming.Naming]:
-        """The names of the model's arrays in other libraries, by library."""
-        return foreign.names_of(self.module, self.variables_like)
+        """The names of the arrays of `module` in other libraries, by library."""
+        return foreign.names_of(self.module, self.given_like)
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -147,6 +180,11 @@ class Recipe:
             return self.module.groups()
         return [layers]
 
+    @property
+    def _freeze(self) -> str:
+        """The expression of the params that do not train; "" freezes none."""
+        return lora.FROZEN if self.config.optim.lora else self.config.optim.freeze
+
     def _param_groups(self, head_first: int) -> ParamGroups:
         optim, key = self.config.optim, "optim.lr_scales"
         # A model may count coarser for the decay than for its blocks.
@@ -154,7 +192,7 @@ class Recipe:
         return param_groups.divide(
             self.variables_like["params"],
             own() if own else self.groups,
-            freeze=optim.freeze,
+            freeze=self._freeze,
             layer_decay=optim.layer_decay,
             head_lr=optim.head_lr,
             head_first=head_first,
@@ -180,7 +218,7 @@ class Recipe:
     @functools.cached_property
     def model(self) -> step.Model:
         """The model as pure functions."""
-        module, statistics = self.module, self.frozen_statistics
+        network, statistics = self.network, self.frozen_statistics
         frozen = {"frozen": statistics} if statistics else {}
         groups = self.config.model.batch_norm_groups // self.config.optim.accumulate
         remat = self.config.model.remat
@@ -190,7 +228,7 @@ class Recipe:
         whole = functools.partial(mesh.gathered, self.data.mesh) if in_parts else None
 
         def init(key: jax.Array, images: jax.Array) -> dict[str, Any]:
-            return module.init({"params": key}, images, False)
+            return network.init({"params": key}, images, False)
 
         def given(variables: dict[str, Any], but: set[str]) -> dict[str, Any]:
             """Gathers sharded params, except for the layers in `but`."""
@@ -205,14 +243,14 @@ class Recipe:
         ) -> tuple[jax.Array, Any]:
             with self.numerics():
                 if not train:
-                    out = module.apply(given(variables, set()), images, False)
+                    out = network.apply(given(variables, set()), images, False)
                     return out.logits, variables["batch_stats"]
                 # Each block gathers its params, and again for its gradient: otherwise all
                 # gathered params would stay in memory from the forward to the backward
                 # pass.
                 remade = rematerialised(blocks, whole, policy)
                 with batch_norm_groups(max(1, groups)), remade:
-                    out, updated = module.apply(
+                    out, updated = network.apply(
                         {**given(variables, blocks), **frozen},
                         images,
                         True,
@@ -236,7 +274,7 @@ class Recipe:
             value=optim.clip_value,
             adaptive=optim.clip_adaptive,
         )
-        if optim.freeze:  # A mask adds a level to the names of the optimizer's state.
+        if self._freeze:  # A mask adds a level to the names of the optimizer's state.
             made = optimizers.train_only(made, self.untimed_param_groups)
         made = optimizers.at_rate(made, lambda: self.param_groups)
         if optim.wrapper:
@@ -448,7 +486,7 @@ class Recipe:
 
         def embed(variables: dict[str, Any], images: jax.Array) -> jax.Array:
             with self.numerics():
-                out = self.module.apply(variables, self.normalize(images), False)
+                out = self.network.apply(variables, self.normalize(images), False)
             if isinstance(out.embed, tuple):
                 raise InputError(
                     f"model.name={self.config.model.name!r} gives no features; return"

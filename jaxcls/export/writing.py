@@ -60,7 +60,7 @@ def model_of(exp: experiment.Experiment, saved: Mapping[str, Any]) -> Model:
     return Model(
         exp.config.model.name,
         apply,
-        jax.device_get(exp.recipe.variables(dict(saved))),
+        exp.recipe.merged(jax.device_get(exp.recipe.variables(dict(saved)))),
         exp.data.eval_shape,
         tuple(exp.selection.class_names),
         exp.recipe.namings,

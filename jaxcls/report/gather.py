@@ -350,7 +350,7 @@ def _heats(
 
     def apply(normalized: jax.Array) -> jax.Array:
         with exp.recipe.numerics():
-            return exp.recipe.module.apply(variables, normalized, False).logits
+            return exp.recipe.network.apply(variables, normalized, False).logits
 
     @exp.programs.jit
     def heat(images: jax.Array, classes: jax.Array) -> jax.Array:

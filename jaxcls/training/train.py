@@ -15,7 +15,16 @@ from jaxcls.learning.step import State
 from jaxcls.runs import checkpoint, provenance, saving
 from jaxcls.runs import records as run_records
 from jaxcls.runs.workdir import Workdir
-from jaxcls.training import extending, hints, meter, profiling, stepping, trackers, watchdog
+from jaxcls.training import (
+    extending,
+    hints,
+    meter,
+    probe,
+    profiling,
+    stepping,
+    trackers,
+    watchdog,
+)
 from jaxcls.training.log import RunLog
 from jaxcls.training.loop import Loop, OnDigest
 from jaxcls.training.means import Means
@@ -262,15 +271,29 @@ def _run_locked(
             log.line(f"note: {note}")
         hosts.together(lambda: _add_trackers(exp, folder, log, start))
         loop = Loop(exp, stepper, folder, log=log, saves=saves, means=means, **more)
-        if config.log.tensorboard and not restored:
+        if config.log.tensorboard and not restored and not config.probe.penalties:
             loop.compile()  # It refuses a batch that does not fit before making it.
             grid = show.grid(exp)
             if log.tensorboard:
                 log.tensorboard.picture("train/first_batch", 0, grid)
+        if config.probe.penalties and not restored:
+            state, is_pending = _probed(loop, state), True
         state = loop.run(state, is_pending)
         saves.wait()
         hosts.on_first(lambda: checkpoint.bring_back(saved))
         return _final_record(loop, state)
+
+
+def _probed(loop: Loop, state: State) -> State:
+    """Returns the state of a probe at its one step, and writes the record of its choice.
+
+    A request to stop ends it at once: there is nothing to save before.
+    """
+    loop.dog.beat("the features of a probe", compiles=True)
+    state, chosen = probe.fit(loop.exp, state, loop.log.line)
+    values = {"penalty": chosen.penalty, "loss": chosen.loss, "top1": chosen.top1}
+    loop.log.event(int(state.step), "probe", **values)
+    return state
 
 
 def _checked_records(folder: Workdir, step: int) -> tuple[bool, dict[str, Any]]:
