@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxcls.errors import InputError
 from jaxcls.models import vit
+from jaxcls.models.attention import of_heads
 
 # Normalised images [B, H, W, C] -> logits [B, K]: a Flax model with its variables.
 Apply = Callable[[jax.Array], jax.Array]
@@ -109,7 +110,9 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
 
     def listen(module: nn.Module, out: jax.Array) -> jax.Array:
         if isinstance(module.parent, vit.Attention) and module.name == "qkv":
-            query, key, _ = vit.of_heads(out.astype(jnp.float32), module.parent.heads)
+            attend = module.parent
+            wide = out.astype(jnp.float32)
+            query, key, _ = of_heads(wide, attend.heads, grid=attend.grid)
             scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
             weights.append(jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1))
         elif out.ndim == 4:

@@ -44,7 +44,10 @@ def reference(torchvision):
 
 def randomised(model):
     """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
+    stored = model.state_dict().keys()  # Other buffers follow from the options.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in stored:
+            continue
         is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
         if name.endswith("running_var"):
             torch.nn.init.uniform_(tensor, 0.5, 2.0)
