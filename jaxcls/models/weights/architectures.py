@@ -63,8 +63,15 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "resnet18": ("resnetblur18",),
     "resnet50": ("resnetblur50", "resnetaa50"),
 }
-# A ViT of transformers, whose tensors do not tell the heads.
-_HEADS = re.compile(r"transformers_.*\(num_attention_heads=(\d+)\)")
+# A ViT of transformers, whose tensors do not tell the heads, nor a tower's activation.
+_HEADS = re.compile(r"transformers_.*\(.*\bnum_attention_heads=(\d+)\)")
+_ACT = re.compile(r"transformers_.*\(hidden_act=(\w+).*\)")
+_ACTS_THERE = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+# timm's CLIPs that learned with QuickGELU, though their architecture is without.
+_NATIVELY_QUICK = re.compile(
+    r"\w+\.openai|\w+\.metaclip_(2pt5b|400m)|vit_base_patch32_\w+\.laion400m_e32"
+    r"|vit_large_\w+\.dfn2b"
+)
 # Options that are of training alone.
 OF_TRAINING = {
     *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale"),
@@ -122,6 +129,14 @@ def check(
             f"is of a network with {found[1]} heads, and model.name={text} has {heads};"
             f" give its option heads={found[1]}"
         )
+    found, gelu = _ACT.fullmatch(architecture), getattr(module, "gelu", None)
+    if found and gelu and _ACTS_THERE.get(found[1]) != gelu:
+        known = _ACTS_THERE.get(found[1])
+        remedy = f"give its option gelu={known!r}" if known else "no model here has it"
+        raise InputError(
+            f"is of a network with hidden_act={found[1]!r}, and model.name={text} has"
+            f" gelu={gelu!r}; {remedy}"
+        )
     tower = TOWERS.get(_SIZE.sub("", architecture), "")
     if tower.partition("(")[0] == name:
         return _of_tower(architecture, tower, module, as_they_are)
@@ -155,6 +170,14 @@ def _of_tower(architecture: str, tower: str, module: Any, as_they_are: bool) -> 
             f" model.name={_quoted(tower)}"
         )
     return ""
+
+
+def native(architecture: str, tag: str) -> str:
+    """Returns timm's architecture with the activation with which a tag learned."""
+    is_clip = TOWERS.get(_SIZE.sub("", architecture), "").startswith("clip")
+    if is_clip and _NATIVELY_QUICK.fullmatch(f"{architecture}.{tag}"):
+        return architecture.replace("_clip_", "_clip_quickgelu_")
+    return architecture
 
 
 def ours_of(architecture: str | None) -> str:

@@ -131,14 +131,19 @@ def _understood(
         for table in namings.values()
         for entry in table.values()
     } - {""}
+
+    def count(names: Iterable[str]) -> int:
+        """Returns how many names are of the model."""
+        return sum(name in known or name.rpartition(".")[0] in known for name in names)
+
     bare = tensors
-    while bare.keys().isdisjoint(known) and known.isdisjoint(
-        name.rpartition(".")[0] for name in bare
-    ):
-        found = dialects.translated(bare)
-        if found:
+    while True:
+        found, n = dialects.translated(bare), count(bare)
+        if found and (not n or count(found.tensors) > n):
             of = f"{found.dialect} names, read as timm's"
             return _Understood(found.tensors, [*notes, of], found.architecture)
+        if n:
+            return _Understood(bare, notes, "")
         names = [name for name in bare if name not in _COUNTERS]
         first = {name.partition(".")[0] for name in names}
         if len(first) != 1 or not all("." in name for name in names):
@@ -146,7 +151,6 @@ def _understood(
         prefix += f"{first.pop()}."
         bare = {name.partition(".")[2]: bare[name] for name in names}
         notes = [f"all names without their prefix {prefix!r}"]
-    return _Understood(bare, notes, "")
 
 
 # Beside the tensors of a model; torch's average of models has it.
