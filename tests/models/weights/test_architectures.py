@@ -157,6 +157,21 @@ def test_options_of_training_are_no_difference(there, here):
     assert note(here, f"jaxcls.{there}") == ""
 
 
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("openai", "vit_base_patch32_clip_quickgelu_224"),
+        ("openai_ft_in1k", "vit_base_patch32_clip_224"),
+    ],
+)
+def test_the_tag_of_a_clip_tells_its_activation(tmp_path, tag, expected):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.numpy.save({"w": np.zeros(1, np.float32)}))
+    told = {"architecture": "vit_base_patch32_clip_224", "pretrained_cfg": {"tag": tag}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert weights.read(str(file), "x").architecture == expected
+
+
 def test_the_pool_of_a_tower_matters_for_its_head_alone():
     there, module = "vit_base_patch16_dinov3", built("dinov3_b_16")
     assert architectures.check(there, "dinov3_b_16", module, as_they_are=False) == ""
