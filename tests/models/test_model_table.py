@@ -101,9 +101,10 @@ def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvis
 
 @pytest.mark.slow
 @ignores_torch
-def test_each_tower_has_the_tensors_of_timms(torchvision):
+def test_the_least_tower_of_each_form_has_the_tensors_of_timms(torchvision):
+    # The larger ones have as many parameters as timm's: see test_models.
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    for name in models.TOWERS.keys() - models.PUBLISHED.keys():
+    for name in ("dinov2_s_14", "dinov2_s_14_reg4", "dinov3_s_16", "siglip_b_16"):
         with torch.device("meta"):
             there = architectures.of_timm(name, {}).architecture
             model = timm.create_model(there, img_size=224, num_classes=1000)

@@ -213,7 +213,8 @@ def test_one_channel_and_bfloat16_keep_float32_parameters_logits_and_features(te
 TRAINED = [
     *("resnet18(stages=(1, 1, 1, 1))", "resnext50_32x4d(stages=(1, 1, 1, 1))", "wrn16_4"),
     *("convnext_tiny(stages=(1, 1, 1, 1))", "efficientnet_b0", "mobilenet_v2"),
-    *("vit_ti_16(depth=2)", "mixer_s_32(depth=2)", "dinov3_s_16(depth=1)"),
+    *("vit_ti_16(depth=2)", "mixer_s_32(depth=2)"),
+    "dinov3_s_16(depth=1, width=96)",
     "siglip_b_16(depth=1, width=96, gelu='quick')",
 ]
 
