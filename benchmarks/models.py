@@ -17,6 +17,7 @@ from jaxcls.models.convnext import CONVNEXTS
 from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.resnet import RESNETS
+from jaxcls.models.towers import TOWERS
 from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
 from jaxcls.models.wide_resnet import WIDE_RESNETS
@@ -28,7 +29,8 @@ from jaxcls.models.wide_resnet import WIDE_RESNETS
 # accurate of timm's, from results/results-imagenet.csv of the GitHub repository
 # huggingface/pytorch-image-models at commit aa4b5850. What is not here has none in either:
 # vit_ti_32, mixer_s_32, mixer_s_16, mixer_b_32, and wrn*, for CIFAR; and
-# efficientnet_lite1 to 4, which timm has for larger images and with TensorFlow's padding.
+# efficientnet_lite1 to 4, which timm has for larger images and with TensorFlow's padding;
+# and the towers dinov2_*, dinov3_* and siglip_*, which were published without a head.
 PUBLISHED = {
     "alexnet": ("torchvision IMAGENET1K_V1", 56.522),
     "vgg11": ("torchvision IMAGENET1K_V1", 69.020),
@@ -59,13 +61,16 @@ PUBLISHED = {
     "convnext_small": ("torchvision IMAGENET1K_V1", 83.616),
     "convnext_base": ("torchvision IMAGENET1K_V1", 84.062),
     "convnext_large": ("torchvision IMAGENET1K_V1", 84.414),
+    "clip_b_32": ("hf:timm/vit_base_patch32_clip_224.laion2b_ft_in12k_in1k", 83.304),
+    "clip_b_16": ("hf:timm/vit_base_patch16_clip_224.laion2b_ft_in12k_in1k", 86.204),
+    "clip_l_14": ("hf:timm/vit_large_patch14_clip_224.openai_ft_in12k_in1k", 88.162),
     "mixer_b_16": ("hf:timm/mixer_b16_224.miil_in21k_ft_in1k", 82.314),
     "efficientnet_b0": ("torchvision IMAGENET1K_V1", 77.692),
     "efficientnet_lite0": ("hf:timm/efficientnet_lite0.ra_in1k", 75.488),
     "mobilenet_v2": ("torchvision IMAGENET1K_V2", 72.154),
 }
 
-_FAMILIES = (VGGS, RESNETS, VITS, CONVNEXTS, MIXERS, MOBILENETS)
+_FAMILIES = (VGGS, RESNETS, VITS, TOWERS, CONVNEXTS, MIXERS, MOBILENETS)
 _CIFARS = (*WIDE_RESNETS,)
 _ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.

@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -114,11 +113,12 @@ def load(recipe: Recipe) -> Initial:
             classes=rows,
             model=(recipe.config.model.name, recipe.module),
             architecture=given.architecture,
+            image_shape=recipe.data.train_shape,
         )
     except InputError as error:
         model = recipe.config.model.name
         raise InputError(f"{_KEY}={place} for model.name={model}: it {error}") from None
-    grid = _check_grid(recipe, start.arrays, run.recipe.data.train_shape if run else ())
+    grid = _check_grid(recipe, start, run.recipe.data.train_shape if run else ())
     told = [*given.notes, *start.notes, *grid]
     if run:
         names_of_models = run.recipe.config.model.name, recipe.config.model.name
@@ -144,9 +144,7 @@ def load(recipe: Recipe) -> Initial:
     return Initial(start.arrays, notes, given.fingerprint)
 
 
-def _check_grid(
-    recipe: Recipe, arrays: Mapping[str, np.ndarray], there: tuple[int, ...]
-) -> list[str]:
+def _check_grid(recipe: Recipe, start: transfer.Start, there: tuple[int, ...]) -> list[str]:
     """Returns a note on a grid of positions that is no square, if there is one.
 
     Raises `InputError` if such a grid may be of another form: a strip can have as many
@@ -155,9 +153,9 @@ def _check_grid(
     """
     here, tables = recipe.data.train_shape, recipe.namings.values()
     grids = {
-        arrays[path].shape[1] - naming.grid_of(path, each)
+        array.shape[1] - naming.grid_of(path, each)
         for each in tables
-        for path in arrays
+        for path, array in start.arrays.items()
         if naming.grid_of(path, each) >= 0
     }
     form = f"{here[1]}x{here[0]}"
@@ -165,6 +163,8 @@ def _check_grid(
         return []
     if there[:2] == here[:2]:
         return []
+    if start.resampled and (not there or there[0] == there[1]):
+        return []  # From a square.
     if there or any(math.isqrt(count) ** 2 == count for count in grids):
         raise InputError(
             f"{_KEY}={recipe.config.init.weights} has positions for images of another form"

@@ -62,6 +62,7 @@ def create(
             is_head_fresh=is_fresh,
             model=(name, module),
             architecture=given.architecture,
+            image_shape=image_shape,
         )
     except InputError as error:
         raise InputError(f"weights={weights} for name={name}: it {error}") from None

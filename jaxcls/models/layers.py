@@ -96,8 +96,18 @@ def _gelu_tanh_backward(x: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
 
 gelu_tanh.defvjp(_gelu_tanh_forward, _gelu_tanh_backward)
 
+
+def gelu_quick(x: jax.Array) -> jax.Array:
+    """Computes GELU by its approximation x * sigmoid(1.702 x), of OpenAI's CLIP."""
+    return x * nn.sigmoid(1.702 * x)
+
+
 # By the names of a model's option `gelu`.
-GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"exact": gelu, "tanh": gelu_tanh}
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "exact": gelu,
+    "tanh": gelu_tanh,
+    "quick": gelu_quick,
+}
 
 
 def drop_path(x: jax.Array, rate: float, train: bool, rescale: bool = True) -> jax.Array:

@@ -6,9 +6,9 @@ drop_path_mode="constant" and weight_init="deit" are DeiT III (Touvron et al.,
 arXiv:2204.07118).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,11 +17,13 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 
 from jaxcls.errors import InputError
-from jaxcls.models import initializers, layers, naming
+from jaxcls.models import initializers, layers, naming, positions
+from jaxcls.models.attention import attend, of_heads
 from jaxcls.models.layers import Dtype, Output, conv, drop_path
 from jaxcls.models.naming import Entry, Naming
 
-POOLS = ("token", "mean", "patch_mean")
+POOLS = ("token", "mean", "patch_mean", "norm_patch_mean", "map")
+POSITIONS = ("learned", "sincos", "rope")
 XAVIER = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Gives each of three concatenated matrices the variance of XAVIER.
 XAVIER_OF_THREE = initializers.variance_scaling(2.0, "fan_avg", "uniform")
@@ -65,89 +67,65 @@ STARTS = {
 }
 
 
-def sincos(height: int, width: int, features: int) -> np.ndarray:
-    """Returns fixed positions [1, height * width, features]: sines and cosines of x and y.
-
-    They are float32. The frequencies go from 1 to 1 / 10000, as in MoCo v3 and big_vision.
-    """
-    y, x = np.mgrid[:height, :width].reshape(2, -1, 1)
-    omega = 10_000.0 ** -np.linspace(0, 1, features // 4)
-    parts = [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
-    return np.concatenate(parts, axis=1, dtype=np.float32)[None]
-
-
-def of_heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
-    """Splits qkv [B, N, 3 D] into query, key and value, each [B, N, heads, D / heads]."""
-    batch, tokens, features = qkv.shape
-    split = qkv.reshape(batch, tokens, 3 * heads, features // (3 * heads))
-    return jnp.split(split, 3, axis=2)
-
-
-@jax.custom_vjp
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns softmax(query key^T / sqrt(D)) value, for heads [B, H, N, D].
-
-    The softmax is float32, of products in the dtype of `query`. The gradient keeps its
-    result in the dtype of `value`, which it multiplies: float32 scores, as JAX has them,
-    are a third of the memory traffic of a bfloat16 step. It is XLA's on every machine:
-    cuDNN's backward pass is deterministic only on some GPUs, and does not support float32.
-    """
-    return _attend_forward(query, key, value)[0]
-
-
-Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-
-
-def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, Kept]:
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query * _scale(query), key)
-    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
-    found = jnp.einsum("bhqk,bhkd->bhqd", shares, value)
-    return found, (query, key, value, shares)
-
-
-def _attend_backward(
-    kept: Kept, grads: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, shares = kept
-    of_shares = jnp.einsum("bhqd,bhkd->bhqk", grads, value).astype(jnp.float32)
-    wide = shares.astype(jnp.float32)
-    around = of_shares - (of_shares * wide).sum(-1, keepdims=True)
-    of_scores = (wide * around).astype(query.dtype)
-    return (
-        jnp.einsum("bhqk,bhkd->bhqd", of_scores, key) * _scale(query),
-        jnp.einsum("bhqk,bhqd->bhkd", of_scores, query * _scale(query)),
-        jnp.einsum("bhqk,bhqd->bhkd", shares, grads),
-    )
-
-
-def _scale(query: jax.Array) -> jax.Array:
-    return jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-
-
-attend.defvjp(_attend_forward, _attend_backward)
-
-
 class Attention(nn.Module):
-    """Self-attention with several heads over tokens x [B, N, D]; the softmax is float32."""
+    """Self-attention with several heads over tokens x [B, N, D]; the softmax is float32.
+
+    qkv_bias: whether query, key and value have biases. grid: as `of_heads` takes it.
+    """
 
     heads: int
     dtype: Dtype
     weight_init: str = "xavier"
+    qkv_bias: bool = True
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features, start = x.shape[-1], STARTS[self.weight_init]
         dense = partial(nn.Dense, dtype=self.dtype)
-        qkv = dense(3 * features, kernel_init=start.qkv, name="qkv")(x)
-        y = attend(*(each.swapaxes(1, 2) for each in of_heads(qkv, self.heads)))
+        fused = partial(dense, kernel_init=start.qkv, use_bias=self.qkv_bias)
+        qkv = fused(3 * features, name="qkv")(x)
+        parts = of_heads(qkv, self.heads, grid=self.grid)
+        y = attend(*(each.swapaxes(1, 2) for each in parts))
         y = y.swapaxes(1, 2)
         return dense(features, kernel_init=start.dense, name="out")(y.reshape(x.shape))
 
 
+class AttentionPool(nn.Module):
+    """Maps tokens x [B, N, D] to [B, D]: a learned query attends to them, then an MLP.
+
+    It is the MAP head of Zhai et al. (arXiv:2106.04560).
+    """
+
+    heads: int
+    dtype: Dtype
+    gelu: str = "exact"
+    norm_epsilon: float = 1e-6
+    weight_init: str = "xavier"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, _, features = x.shape
+        start = STARTS[self.weight_init]
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=start.dense)
+        latent = self.param("latent", start.position(features), (1, 1, features))
+        query = dense(features, name="query")(latent.astype(self.dtype))
+        query = jnp.broadcast_to(query, (batch, 1, features))
+        both = dense(2 * features, name="kv")(x)
+        parts = of_heads(query, self.heads, parts=1) + of_heads(both, self.heads, parts=2)
+        y = attend(*(each.swapaxes(1, 2) for each in parts))
+        x = dense(features, name="out")(y.reshape(batch, features))
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")(x)
+        dense = partial(dense, bias_init=start.bias)
+        y = layers.GELUS[self.gelu](dense(4 * features, name="dense1")(y))
+        return x + dense(features, name="dense2")(y)
+
+
 class Block(nn.Module):
-    """Attention, then a two-layer MLP on each token, each with a shortcut."""
+    """Attention, then a two-layer MLP on each token, each with a shortcut.
+
+    qkv_bias, grid: as of `Attention`.
+    """
 
     heads: int
     dtype: Dtype
@@ -157,16 +135,20 @@ class Block(nn.Module):
     gelu: str = "exact"
     rescale: bool = True
     weight_init: str = "xavier"
+    qkv_bias: bool = True
+    norm_epsilon: float = 1e-6
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         start = STARTS[self.weight_init]
         dense = partial(
             nn.Dense, dtype=self.dtype, kernel_init=start.dense, bias_init=start.bias
         )
-        attention = Attention(self.heads, self.dtype, self.weight_init, name="attention")
+        options = self.weight_init, self.qkv_bias, self.grid
+        attention = Attention(self.heads, self.dtype, *options, name="attention")
         y = attention(norm(name="norm1")(x))
         y = self._scaled(dropout(y), "layer_scale1")
         x = x + drop_path(y, self.drop_path, train, self.rescale)
@@ -187,17 +169,21 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, width].
 
-    H and W are multiples of `patch`. pool: "token" (a class token), "mean" (over all
-    tokens, and no class token) or "patch_mean" (over the patches, then a normalisation,
-    beside a class token that they attend to, as timm's global_pool="avg"). position:
-    "learned" or "sincos". drop_path: the rate of the last block; rates rise linearly from
-    0, or with drop_path_mode="constant" each block has it. drop_path_rescale: whether
-    branches that are kept are divided by 1 - rate.
+    H and W are multiples of `patch`. pool: one of POOLS. "token" is a class token.
+    "patch_mean" is the mean over the patches, then the last normalisation, beside a class
+    token that they attend to, as timm's global_pool="avg"; "norm_patch_mean" normalises
+    first. "mean" normalises, then takes the mean over the patches, and has no class token;
+    nor has "map", `AttentionPool`. position: "learned", "sincos" or "rope", which rotates
+    queries and keys. drop_path: the rate of the last block; rates rise linearly from 0, or
+    with drop_path_mode="constant" each block has it. drop_path_rescale: whether branches
+    that are kept are divided by 1 - rate.
     layer_scale: the initial value of learned factors of each branch's features (CaiT,
-    Touvron et al., arXiv:2103.17239); 0: no such parameters. token_position: whether the
-    class token has a position too. gelu: "exact" or "tanh", its approximation. weight_init:
-    "xavier", as the authors', or "deit": dense layers, positions and token normal with a
-    deviation of 0.02.
+    Touvron et al., arXiv:2103.17239); 0: no such parameters. reg_tokens: the number of
+    registers, further tokens that no pool reads (Darcet et al., arXiv:2309.16588).
+    token_position: whether the class token and the registers have positions too. pre_norm:
+    a normalisation before the blocks, and patches without a bias (CLIP). gelu: "exact",
+    "tanh" or "quick", its approximations. weight_init: "xavier", as the authors', or
+    "deit": dense layers, positions and tokens normal with a deviation of 0.02.
     """
 
     num_classes: int
@@ -216,15 +202,25 @@ class ViT(nn.Module):
     drop_path_mode: str = "rising"
     drop_path_rescale: bool = True
     weight_init: str = "xavier"
+    reg_tokens: int = 0
+    pre_norm: bool = False
+    qkv_bias: bool = True
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         layers.check_known(POOLS, pool=self.pool)
-        if self.position not in ("learned", "sincos"):
-            raise ValueError(f"position={self.position!r} must be 'learned' or 'sincos'")
+        layers.check_known(POSITIONS, position=self.position)
+        if self.position == "rope" and self.width % (4 * self.heads):
+            raise ValueError(
+                f"position='rope' needs heads of a multiple of 4 features, and gets"
+                f" width={self.width} in heads={self.heads}; try width={64 * self.heads}"
+            )
         if self.layer_scale < 0:
             raise ValueError(
                 f"layer_scale={self.layer_scale} must be at least 0, such as 1e-4"
             )
+        if self.reg_tokens < 0:
+            raise ValueError(f"reg_tokens={self.reg_tokens} must be at least 0, such as 4")
         layers.check_known(layers.GELUS, gelu=self.gelu)
         layers.check_known(layers.DROP_PATH_MODES, drop_path_mode=self.drop_path_mode)
         layers.check_known(STARTS, weight_init=self.weight_init)
@@ -235,38 +231,57 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
         start, cut = STARTS[self.weight_init], (self.width, self.patch, "vit", self.dtype)
-        x = patches(images, *cut, name="patch", kernel_init=start.patch)
-        grid = x.shape[1:3]
-        x = x.reshape(x.shape[0], -1, self.width)
-        tokens = []
-        if self.pool != "mean":
-            token = self.param("token", start.token, (1, 1, self.width))
-            tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))]
-        if self.token_position:
-            x, tokens = jnp.concatenate([*tokens, x], axis=1), []
-        x = x + self._positions(*grid).astype(self.dtype)
-        x = jnp.concatenate([*tokens, x], axis=1)
+        cutting = partial(patches, kernel_init=start.patch, bias=not self.pre_norm)
+        x = cutting(images, *cut, name="patch")
+        height, width = x.shape[1:3]
+        x = self._with_tokens(x.reshape(x.shape[0], -1, self.width), height, width)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        rates = layers.drop_rates(self.drop_path, self.depth, self.drop_path_mode)
+        norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        if self.pre_norm:
+            x = norm(name="pre_norm")(x)
         options = self.layer_scale, self.gelu, self.drop_path_rescale, self.weight_init
+        grid = (height, width) if self.position == "rope" else None
+        of_block = *options, self.qkv_bias, self.norm_epsilon, grid
+        rates = layers.drop_rates(self.drop_path, self.depth, self.drop_path_mode)
         for i, rate in enumerate(rates, 1):
             block = partial(Block, self.heads, self.dtype, self.dropout, rate)
-            x = block(*options, name=f"block{i}")(x, train)
+            x = block(*of_block, name=f"block{i}")(x, train)
         if self.pool == "patch_mean":
-            x = x[:, 1:].astype(jnp.float32).mean(axis=1)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+            x = _mean(x, height * width)
+        x = norm(name="norm")(x)
         if self.pool == "token":
             x = x[:, 0]
-        elif self.pool == "mean":
-            x = x.astype(jnp.float32).mean(axis=1)
+        elif self.pool == "map":
+            of_pool = self.gelu, self.norm_epsilon, self.weight_init
+            pool = AttentionPool(self.heads, self.dtype, *of_pool, name="pool")
+            x = pool(x[:, -height * width :])
+        elif self.pool != "patch_mean":
+            x = _mean(x, height * width)
         return layers.head(x, self.num_classes, start.head)
 
+    def _with_tokens(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """Adds positions, class token and registers to patches x [B, height * width, D]."""
+        start = STARTS[self.weight_init].token
+        tokens: list[jax.Array] = []
+        counts = {"token": int(self._has_token()), "registers": self.reg_tokens}
+        for name, count in counts.items():
+            if count:
+                token = self.param(name, start, (1, count, self.width))
+                shape = (x.shape[0], count, self.width)
+                tokens.append(jnp.broadcast_to(token.astype(x.dtype), shape))
+        if self.token_position:
+            x, tokens = jnp.concatenate([*tokens, x], axis=1), []
+        if self.position != "rope":
+            x = x + self._positions(height, width).astype(self.dtype)
+        return jnp.concatenate([*tokens, x], axis=1)
+
     def _positions(self, height: int, width: int) -> jax.Array:
-        """Returns [1, N, width]; the class token's position, if any, comes first."""
+        """Returns [1, N, width]; those of the class token and the registers come first."""
         tokens = self._prefix()
         if self.position == "sincos":
             # No step changes this variable. It exists because files of weights have it.
-            table = np.pad(sincos(height, width, self.width), ((0, 0), (tokens, 0), (0, 0)))
+            table = positions.sincos(height, width, self.width)
+            table = np.pad(table, ((0, 0), (tokens, 0), (0, 0)))
             kept = self.variable("batch_stats", "position", jnp.asarray, table).value
             if kept.shape != table.shape:  # `self.param` raises this error.
                 raise ScopeParamShapeError("position", "", kept.shape, table.shape)
@@ -275,14 +290,24 @@ class ViT(nn.Module):
         shape = (1, tokens + height * width, self.width)
         return self.param("position", init, shape)
 
+    def _has_token(self) -> bool:
+        return self.pool not in ("mean", "map")
+
     def _prefix(self) -> int:
         """Returns the number of positions that belong to no patch."""
-        return int(self.pool != "mean" and self.token_position)
+        return (self._has_token() + self.reg_tokens) if self.token_position else 0
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
+        has = {
+            "token": self._has_token(),
+            "registers": self.reg_tokens,
+            "position": self.position != "rope",
+            "pre_norm": self.pre_norm,
+        }
         blocks = [(f"block{i}",) for i in range(1, self.depth + 1)]
-        return [("patch", "token", "position"), *blocks, ("norm", "head")]
+        last = ("norm", "pool", "head") if self.pool == "map" else ("norm", "head")
+        return [("patch", *(name for name in has if has[name])), *blocks, last]
 
     def namings(self) -> dict[str, Naming]:
         """Returns the names of our layers in timm, and in torchvision if it has them."""
@@ -291,10 +316,21 @@ class ViT(nn.Module):
         rows: list[tuple[str, str | Entry, str | Entry]] = [
             ("patch", "conv_proj", "patch_embed.proj"),
             ("token", "class_token", "cls_token"),
+            ("registers", "", "reg_token"),
             ("position", learned, Entry("pos_embed", grid=prefix)),
+            ("pre_norm", "", "norm_pre"),
             ("norm", "encoder.ln", "fc_norm" if self.pool == "patch_mean" else "norm"),
+            ("pool/latent", "", "attn_pool.latent"),
+            ("pool/query", "", "attn_pool.q"),
+            ("pool/kv", "", "attn_pool.kv"),
+            ("pool/out", "", "attn_pool.proj"),
+            ("pool/norm", "", "attn_pool.norm"),
+            ("pool/dense1", "", "attn_pool.mlp.fc1"),
+            ("pool/dense2", "", "attn_pool.mlp.fc2"),
             ("head", "heads.head", "head"),
         ]
+        # timm's networks with rotary positions are of another class.
+        scale = "gamma_{}" if self.position == "rope" else "ls{}.gamma"
         for i in range(self.depth):
             ours, timm = f"block{i + 1}", f"blocks.{i}"
             vision = f"encoder.layers.encoder_layer_{i}"
@@ -307,12 +343,19 @@ class ViT(nn.Module):
                 (f"{ours}/norm2", f"{vision}.ln_2", f"{timm}.norm2"),
                 (f"{ours}/dense1", f"{vision}.mlp.0", f"{timm}.mlp.fc1"),
                 (f"{ours}/dense2", f"{vision}.mlp.3", f"{timm}.mlp.fc2"),
-                (f"{ours}/layer_scale1", "", f"{timm}.ls1.gamma"),
-                (f"{ours}/layer_scale2", "", f"{timm}.ls2.gamma"),
+                (f"{ours}/layer_scale1", "", f"{timm}.{scale.format(1)}"),
+                (f"{ours}/layer_scale2", "", f"{timm}.{scale.format(2)}"),
             ]
         namings = naming.of_both(rows)
-        is_plain = prefix and self.pool == "token" and not self.layer_scale
-        return namings if is_plain else {"timm": namings["timm"]}
+        is_plain = self.pool == "token" and self.token_position and self.position != "rope"
+        is_plain = is_plain and self.qkv_bias
+        is_other = not is_plain or self.layer_scale or self.reg_tokens or self.pre_norm
+        return {"timm": namings["timm"]} if is_other else namings
+
+
+def _mean(x: jax.Array, patches: int) -> jax.Array:
+    """Returns the mean [B, D] float32 over the last tokens of x [B, N, D], the patches."""
+    return x[:, -patches:].astype(jnp.float32).mean(axis=1)
 
 
 def patches(
@@ -323,6 +366,7 @@ def patches(
     dtype: Dtype,
     name: str,
     kernel_init: nn.initializers.Initializer = layers.LECUN,
+    bias: bool = True,
 ) -> jax.Array:
     """Maps images [B, H, W, C] to tokens [B, H / patch, W / patch, features].
 
@@ -337,17 +381,19 @@ def patches(
             f" {width}x{height}; end data.train_ops and data.eval_ops in a multiple, such"
             f" as resize({near})"
         )
-    cut = partial(conv, features, patch, patch, padding=[(0, 0)] * 2, bias=True)
+    cut = partial(conv, features, patch, patch, padding=[(0, 0)] * 2, bias=bias)
     return cut(kernel_init=kernel_init, dtype=dtype, name=name)(images.astype(dtype))
 
 
+# By the letters of the names: width, depth and heads.
+SIZES: dict[str, Mapping[str, Any]] = {
+    "ti": {"width": 192, "depth": 12, "heads": 3},
+    "s": {"width": 384, "depth": 12, "heads": 6},
+    "b": {"width": 768, "depth": 12, "heads": 12},
+    "l": {"width": 1024, "depth": 24, "heads": 16},
+}
 VITS: dict[str, Callable[..., ViT]] = {
-    f"vit_{name}_{patch}": partial(ViT, patch=patch, width=width, depth=depth, heads=heads)
-    for name, width, depth, heads in (
-        ("ti", 192, 12, 3),
-        ("s", 384, 12, 6),
-        ("b", 768, 12, 12),
-        ("l", 1024, 24, 16),
-    )
+    f"vit_{name}_{patch}": partial(ViT, patch=patch, **size)
+    for name, size in SIZES.items()
     for patch in (16, 32)
 }

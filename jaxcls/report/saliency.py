@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxcls.errors import InputError
 from jaxcls.models import vit
+from jaxcls.models.attention import of_heads
 
 # Normalised images [B, H, W, C] -> logits [B, K]: a Flax model with its variables.
 Apply = Callable[[jax.Array], jax.Array]
@@ -30,11 +31,14 @@ class Attention(NamedTuple):
 
     A row of weights belongs to a query. The last h * w of the N tokens are the patches,
     row by row. by_token: whether the output is the first token, not the patches' mean.
+    pooled [B, heads, 1, h * w]: the weights of the patches in an attention pool, if the
+    model has one.
     """
 
     weights: jax.Array
     grid: tuple[int, int]
     by_token: bool
+    pooled: jax.Array | None = None
 
 
 def grad_cam(features: Features) -> jax.Array:
@@ -53,9 +57,9 @@ def rollout(attention: Attention) -> jax.Array:
 
     A layer is half its shortcut and half the mean over its heads; the shares of an image
     sum to at most 1 (Abnar and Zuidema, arXiv:2005.00928). The output is the class token,
-    or the mean over the patches.
+    the mean over the patches, or by the weights of an attention pool.
     """
-    weights, (height, width), by_token = attention
+    weights, (height, width), by_token, pooled = attention
     size = weights.shape[-1]
     mixed = (weights.astype(jnp.float32).mean(axis=2) + jnp.eye(size)[None, None]) / 2
     joint = mixed[0]
@@ -63,6 +67,9 @@ def rollout(attention: Attention) -> jax.Array:
         joint = layer @ joint
     patches = height * width
     seen = joint[:, 0] if by_token else joint[:, size - patches :].mean(axis=1)
+    if pooled is not None:
+        shares = pooled.astype(jnp.float32).mean(axis=1)
+        seen = (shares @ joint[:, size - patches :])[:, 0]
     return seen[:, size - patches :].reshape(-1, height, width)
 
 
@@ -106,12 +113,21 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
     weights: list[jax.Array] = []
     grids: list[tuple[int, int]] = []
     pools: list[str] = []
+    latent: list[jax.Array] = []
+    pooled: list[jax.Array] = []
 
     def listen(module: nn.Module, out: jax.Array) -> jax.Array:
         if isinstance(module.parent, vit.Attention) and module.name == "qkv":
-            query, key, _ = vit.of_heads(out.astype(jnp.float32), module.parent.heads)
-            scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
-            weights.append(jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1))
+            attend = module.parent
+            wide = out.astype(jnp.float32)
+            query, key, _ = of_heads(wide, attend.heads, grid=attend.grid)
+            weights.append(_shares(query, key))
+        elif isinstance(module.parent, vit.AttentionPool) and module.name == "query":
+            latent[:] = of_heads(out.astype(jnp.float32), module.parent.heads, parts=1)
+        elif isinstance(module.parent, vit.AttentionPool) and module.name == "kv":
+            key, _ = of_heads(out.astype(jnp.float32), module.parent.heads, parts=2)
+            query = jnp.broadcast_to(latent[0], (len(key), *latent[0].shape[1:]))
+            pooled.append(_shares(query, key))
         elif out.ndim == 4:
             grids.append((out.shape[1], out.shape[2]))
             pools.append(getattr(module.parent, "pool", "token"))
@@ -120,7 +136,14 @@ def attention(apply: Apply, images: jax.Array) -> Attention | None:
     _tapped(apply, listen)(images)
     if not weights:
         return None
-    return Attention(jnp.stack(weights), grids[-1], pools[-1] == "token")
+    by_token = pools[-1] == "token"
+    return Attention(jnp.stack(weights), grids[-1], by_token, *pooled)
+
+
+def _shares(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns attention weights [B, heads, Q, N], of query and key [B, ., heads, D]."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+    return jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1)
 
 
 def _tapped(apply: Apply, heard: Callable[[nn.Module, jax.Array], jax.Array]) -> Apply:

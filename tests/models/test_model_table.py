@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import models
 from jaxcls.models import MODELS, naming
+from jaxcls.models.weights import architectures
 from tests.conftest import ROOT
 from tests.modules import built, shapes
 
@@ -87,7 +88,7 @@ def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvis
         if weights.startswith(HUB)
     }
     of_timm = {"vit_ti_16", "vit_s_16", "vit_s_32", "mixer_b_16", "efficientnet_lite0"}
-    assert set(named) == of_timm
+    assert set(named) == of_timm | {"clip_b_32", "clip_b_16", "clip_l_14"}
     for name, theirs in named.items():
         assert timm.list_pretrained(theirs) == [theirs]
         registered = timm.get_pretrained_cfg(theirs)
@@ -95,6 +96,18 @@ def test_timms_weights_are_in_its_registry_and_of_the_very_architecture(torchvis
         assert (registered.input_size, registered.num_classes) == ((3, 224, 224), 1000)
         with torch.device("meta"):
             model = timm.create_model(theirs)
+        check_fit(name, "timm", model)
+
+
+@pytest.mark.slow
+@ignores_torch
+def test_the_least_tower_of_each_form_has_the_tensors_of_timms(torchvision):
+    # The larger ones have as many parameters as timm's: see test_models.
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    for name in ("dinov2_s_14", "dinov2_s_14_reg4", "dinov3_s_16", "siglip_b_16"):
+        with torch.device("meta"):
+            there = architectures.of_timm(name, {}).architecture
+            model = timm.create_model(there, img_size=224, num_classes=1000)
         check_fit(name, "timm", model)
 
 

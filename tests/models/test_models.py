@@ -14,7 +14,7 @@ from jaxcls.models import MODELS, naming
 from tests.modules import KEY, built, count, dtypes, shapes
 
 # Parameters for 1000 classes (10 for wrn*) and the features before the head.
-# torchvision's documentation; timm's for mixer, vit_ti and vit_s; the paper and its
+# torchvision's documentation; timm's for mixer, vit_ti, vit_s and towers; the paper and its
 # PyTorch port for wrn. vit_ti_32 has no weights anywhere: 12 * 444864 + 595624 + 200,...
 PUBLISHED = {
     "alexnet": (61_100_840, 4096),
@@ -45,6 +45,18 @@ PUBLISHED = {
     "vit_b_32": (88_224_232, 768),
     "vit_l_16": (304_326_632, 1024),
     "vit_l_32": (306_535_400, 1024),
+    "dinov2_s_14": (22_013_800, 384),
+    "dinov2_b_14": (86_493_928, 768),
+    "dinov2_l_14": (304_252_904, 1024),
+    "dinov2_s_14_reg4": (22_014_952, 384),
+    "dinov2_b_14_reg4": (86_496_232, 768),
+    "dinov2_l_14_reg4": (304_255_976, 1024),
+    "dinov3_s_16": (21_971_944, 384),
+    "dinov3_b_16": (86_410_216, 768),
+    "clip_b_32": (88_225_000, 768),
+    "clip_b_16": (86_568_424, 768),
+    "clip_l_14": (304_204_776, 1024),
+    "siglip_b_16": (93_653_224, 768),
     "convnext_tiny": (28_589_128, 768),
     "convnext_small": (50_223_688, 768),
     "convnext_base": (88_591_464, 1024),
@@ -75,6 +87,9 @@ def variants(names):
         "convnext_b",
         "convnext_l",
         "vit_l",
+        "dinov2",
+        "dinov3_b",
+        "clip_",
     )
     deep = {name for name in names if any(part in name for part in deep)}
     slow = [pytest.mark.slow]
@@ -145,6 +160,8 @@ SMALL = {
     "cnn": "cnn(batch_norm=True)",
     "cnn_mean": "cnn(pool='mean')",
     "deit3": "vit_s_16(layer_scale=1e-4, token_position=False, depth=2)",
+    "dinov3": "dinov3_s_16(depth=1, width=48)",
+    "siglip": "siglip_b_16(depth=1, width=48, gelu='quick', pre_norm=True)",
     "convnext_tiny": "convnext_tiny(stages=(1, 1, 2, 1))",
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_lite2": "efficientnet_lite2",
@@ -197,6 +214,8 @@ TRAINED = [
     *("resnet18(stages=(1, 1, 1, 1))", "resnext50_32x4d(stages=(1, 1, 1, 1))", "wrn16_4"),
     *("convnext_tiny(stages=(1, 1, 1, 1))", "efficientnet_b0", "mobilenet_v2"),
     *("vit_ti_16(depth=2)", "mixer_s_32(depth=2)"),
+    "dinov3_s_16(depth=1, width=96)",
+    "siglip_b_16(depth=1, width=96, gelu='quick')",
 ]
 
 
@@ -249,6 +268,8 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "resnet18(stem='cifar')",
         "vit_s_16(pool='max')",
         "vit_s_16(position='rotary')",
+        "vit_s_16(position='rope', width=36)",
+        "vit_s_16(reg_tokens=-1)",
         "vit_s_16(drop_path=2.0)",
         "vit_s_16(layer_scale=-1e-4)",
         "vit_s_16(gelu='erf')",

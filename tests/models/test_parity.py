@@ -20,6 +20,7 @@ from jaxcls.export.formats import safetensors
 from jaxcls.export.formats.model import Asked
 from jaxcls.learning import losses
 from jaxcls.models import MODELS, naming
+from jaxcls.models.weights import transfer
 from jaxcls.models.wide_resnet import WideResNet
 
 torch = pytest.importorskip("torch")
@@ -44,7 +45,10 @@ def reference(torchvision):
 
 def randomised(model):
     """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
+    stored = model.state_dict().keys()  # Other buffers follow from the options.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in stored:
+            continue
         is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
         if name.endswith("running_var"):
             torch.nn.init.uniform_(tensor, 0.5, 2.0)
@@ -160,6 +164,9 @@ def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
 
 
+TWO = {"depth": 2}
+NARROW = {"depth": 2, "embed_dim": 192, "num_heads": 3}
+OURS = {"depth": 2, "width": 192, "heads": 3}
 # Options, sizes and channels of no recipe: (theirs, their options, ours, size, channels).
 OPTIONS = [
     ("resnet18", {"in_chans": 1}, "resnet18", {}, (50, 71), 1),
@@ -197,12 +204,55 @@ OPTIONS = [
         (96, 48),
         1,
     ),
+    ("vit_small_patch14_dinov2", {**TWO, "img_size": 56}, "dinov2_s_14", TWO, 56, 3),
     (
-        "vit_small_patch14_dinov2",
-        {"img_size": 56, "depth": 2},
-        "vit_s_16",
-        {"depth": 2, "patch": 14, "layer_scale": 1e-5},
-        56,
+        "vit_small_patch14_reg4_dinov2",
+        {**TWO, "img_size": (56, 84), "in_chans": 1},
+        "dinov2_s_14_reg4",
+        TWO,
+        (56, 84),
+        1,
+    ),
+    (
+        "vit_small_patch16_dinov3",
+        {**TWO, "global_pool": "token"},
+        "dinov3_s_16",
+        TWO,
+        64,
+        3,
+    ),
+    (
+        "vit_small_patch16_dinov3",
+        TWO,
+        "dinov3_s_16",
+        {**TWO, "pool": "norm_patch_mean"},
+        (48, 112),
+        3,
+    ),
+    (
+        "vit_base_patch16_dinov3",
+        {**NARROW, "use_fc_norm": True, "num_reg_tokens": 2, "in_chans": 4},
+        "dinov3_b_16",
+        {**OURS, "pool": "patch_mean", "reg_tokens": 2},
+        (80, 32),
+        4,
+    ),
+    ("vit_base_patch32_clip_224", {**NARROW, "img_size": 64}, "clip_b_32", OURS, 64, 3),
+    (
+        "vit_base_patch16_clip_quickgelu_224",
+        {**NARROW, "img_size": (64, 96)},
+        "clip_b_16",
+        {**OURS, "gelu": "quick"},
+        (64, 96),
+        3,
+    ),
+    ("vit_base_patch16_siglip_224", {**NARROW, "img_size": 64}, "siglip_b_16", OURS, 64, 3),
+    (
+        "vit_base_patch16_siglip_224",
+        {**NARROW, "img_size": (32, 96), "act_layer": "gelu_tanh", "reg_tokens": 2},
+        "siglip_b_16",
+        {**OURS, "gelu": "tanh", "reg_tokens": 2},
+        (32, 96),
         3,
     ),
     (
@@ -231,6 +281,34 @@ def test_options_sizes_and_channels_of_no_recipe_are_timms(
 ):
     model = randomised(reference("timm", theirs, num_classes=7, **options))
     check(model, MODELS[name](num_classes=7, **ours), "timm", size, channels)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ("vit_base_patch14_dinov2", "dinov2_b_14"),
+        ("vit_base_patch14_reg4_dinov2", "dinov2_b_14_reg4"),
+        ("vit_base_patch16_siglip_224", "siglip_b_16"),
+    ],
+)
+def test_positions_at_another_size_are_resampled_as_timm_does(reference, theirs, name):
+    ours = MODELS[name](num_classes=10, **OURS)
+    options, patch = {**NARROW, "num_classes": 10}, ours.patch
+    model = randomised(reference("timm", theirs, img_size=5 * patch, **options))
+    shape = (4 * patch, 9 * patch, 3)
+    images = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    like = jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, False), images)
+    tables = tensors_of(model), ours.namings(), like
+    start = transfer.adapt(*tables, image_shape=shape)
+    assert "positions resampled from 5x5 to 9x4" in start.notes
+    variables = jax.tree.structure(like).unflatten(
+        [start.arrays[path] for path in naming.flatten(like)]
+    )
+    model.set_input_size(shape[:2])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    got = jax.jit(lambda v, x: ours.apply(v, x, False).logits)(variables, images)
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.models.vit import Attention, Block, attend
+from jaxcls.models.attention import attend
+from jaxcls.models.vit import Attention, Block
 from tests.modules import KEY, built, count, shapes
 
 

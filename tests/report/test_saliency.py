@@ -121,16 +121,24 @@ def test_a_model_without_a_map_is_refused():
 
 @pytest.mark.parametrize(
     "pool",
-    ["token", *(pytest.param(x, marks=pytest.mark.slow) for x in ("mean", "patch_mean"))],
+    [
+        "token",
+        *(
+            pytest.param(pool, marks=pytest.mark.slow)
+            for pool in ("mean", "patch_mean", "map", "rope")
+        ),
+    ],
 )
 def test_attention_weights_are_those_that_the_layers_use(pool):
-    text = f"vit_ti_16(depth=2, width=24, heads=3, pool='{pool}')"
+    form = "position='rope', reg_tokens=2" if pool == "rope" else f"pool='{pool}'"
+    text = f"vit_ti_16(depth=2, width=24, heads=3, {form})"
     module, variables, apply = applied(text, 48)
     images = pictures(48)
-    found, grid, by_token = jax.jit(lambda x: saliency.attention(apply, x))(images)
+    told = jax.jit(lambda x: saliency.attention(apply, x))(images)
+    found, grid, by_token, pooled = told
     assert grid == (3, 3)
-    assert by_token == (pool == "token")
-    tokens = 9 + (pool != "mean")
+    assert by_token == (pool in ("token", "rope"))
+    tokens = 9 + {"mean": 0, "map": 0, "rope": 3}.get(pool, 1)
     assert found.shape == (2, 2, 3, tokens, tokens)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
     seen = captured(module, variables, images)
@@ -143,6 +151,16 @@ def test_attention_weights_are_those_that_the_layers_use(pool):
             out["bias"]
         ).reshape(1, 1, -1)
         np.testing.assert_allclose(own["__call__"][0], expected, rtol=1e-4, atol=1e-5)
+    assert (pooled is not None) == (pool == "map")
+    if pool == "map":
+        assert pooled.shape == (2, 3, 1, 9)
+        own, out = seen["pool"], variables["params"]["pool"]["out"]
+        value = np.asarray(own["kv"]["__call__"][0])[..., 24:].reshape(2, 9, 3, 8)
+        mixed = np.einsum("bhqk,bkhd->bqhd", pooled, value).reshape(2, 24)
+        expected = mixed @ np.asarray(out["kernel"]) + np.asarray(out["bias"])[None]
+        np.testing.assert_allclose(
+            own["out"]["__call__"][0], expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_rollout_multiplies_the_layers_half_of_which_are_shortcuts():
@@ -163,3 +181,10 @@ def test_rollout_multiplies_the_layers_half_of_which_are_shortcuts():
     mean = saliency.rollout(saliency.Attention(jnp.asarray(weights), (2, 2), False))
     patches = [e[1:, 1:].mean(0).reshape(2, 2) for e in expected]
     np.testing.assert_allclose(mean, patches, rtol=1e-5)
+    pooled = rng.dirichlet(np.ones(4), size=(2, 3, 1)).astype(np.float32)
+    given = saliency.Attention(jnp.asarray(weights), (2, 2), False, jnp.asarray(pooled))
+    shares = [
+        (p.mean((0, 1)) @ e[1:, 1:]).reshape(2, 2)
+        for p, e in zip(pooled, expected, strict=True)
+    ]
+    np.testing.assert_allclose(saliency.rollout(given), shares, rtol=1e-5)

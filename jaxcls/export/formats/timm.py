@@ -25,7 +25,9 @@ def counterpart(name: str, image_shape: tuple[int, int, int]) -> Counterpart:
     call = calls.parse(name, "model.name", "resnet50")[0]
     height, width, channels = image_shape
     args: dict[str, Any] = {"in_chans": channels} if channels != 3 else {}
-    if re.match("vit|mixer", call.name) and (height, width) != (224, 224):
+    # timm's DINOv2 and DINOv3 begin with other sizes.
+    is_sized = re.match("dino", call.name) or (height, width) != (224, 224)
+    if re.match("vit|mixer|dino|clip|siglip", call.name) and is_sized:
         args["img_size"] = [height, width]
     architecture, more, lacking = architectures.of_timm(call.name, call.kwargs)
     pools_apart = call.name.startswith("vgg") and (height, width) != (224, 224)

@@ -39,14 +39,39 @@ FORMS = {
     "mobilenetv2_100": Form("mobilenet_v2", PYTORCH),
     KERAS: Form("mobilenet_v2", _TENSORFLOW),
 }
+_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
+_QUICK = "(gelu='quick')"
+# Image towers: by the name in timm, less a size such as _224, our model.
+TOWERS = {
+    **{f"vit_{_SIZES[x]}_patch14_dinov2": f"dinov2_{x}_14" for x in "sbl"},
+    **{f"vit_{_SIZES[x]}_patch14_reg4_dinov2": f"dinov2_{x}_14_reg4" for x in "sbl"},
+    **{
+        f"vit_{_SIZES[x]}_patch16_dinov3": f"dinov3_{x}_16(pool='norm_patch_mean')"
+        for x in "sb"
+    },
+    **{
+        f"vit_{_SIZES[x]}_patch{patch}_clip{form}": f"clip_{x}_{patch}{option}"
+        for x, patch in (("b", 32), ("b", 16), ("l", 14))
+        for form, option in (("", ""), ("_quickgelu", _QUICK))
+    },
+    "vit_base_patch16_siglip": "siglip_b_16",
+}
+_SIZE = re.compile(r"_\d{3}$")
 # Models of timm with the very tensors of one of ours, and other logits for them.
 OTHERS: dict[str, tuple[str, ...]] = {
     "efficientnet_b0": ("efficientnet_blur_b0",),
     "resnet18": ("resnetblur18",),
     "resnet50": ("resnetblur50", "resnetaa50"),
 }
-# A ViT of transformers, whose tensors do not tell the heads.
-_HEADS = re.compile(r"transformers_.*\(num_attention_heads=(\d+)\)")
+# A ViT of transformers, whose tensors do not tell the heads, nor a tower's activation.
+_HEADS = re.compile(r"transformers_.*\(.*\bnum_attention_heads=(\d+)\)")
+_ACT = re.compile(r"transformers_.*\(hidden_act=(\w+).*\)")
+_ACTS_THERE = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+# timm's CLIPs that learned with QuickGELU, though their architecture is without.
+_NATIVELY_QUICK = re.compile(
+    r"\w+\.openai|\w+\.metaclip_(2pt5b|400m)|vit_base_patch32_\w+\.laion400m_e32"
+    r"|vit_large_\w+\.dfn2b"
+)
 # Options that are of training alone.
 OF_TRAINING = {
     *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale"),
@@ -57,11 +82,12 @@ _TOLD = {
     *("num_classes", "dtype", "name", "parent", "head_init", "layer_scale", "position"),
 }
 # Options that no tensor shows, and that timm's model of ours may lack.
-_UNSEEN = {"gelu", "blur"}
+_UNSEEN = {"gelu", "blur", "norm_epsilon"}
 # Arguments of timm's models that no logits depend on, or that tensors show.
 _HARMLESS = {
     *("img_size", "num_classes", "in_chans", "init_values", "ls_init_value"),
     *("depth", "embed_dim", "patch_size", "class_token", "no_embed_class", "fc_norm"),
+    *("reg_tokens", "num_reg_tokens", "pre_norm", "qkv_bias", "use_fc_norm"),
 }
 # Names of timm's with the network of our ViTs and Mixers, of any tensors.
 _VITS_THERE = re.compile(
@@ -73,7 +99,6 @@ _SAME = re.compile(
     r"resnet(18|34|50|101|152)|resnext(50_32x4d|101_32x8d)|wide_resnet(50|101)_2"
     r"|vgg(11|13|16|19)(_bn)?|convnext_(tiny|small|base|large)"
 )
-_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 
 
 def check(
@@ -104,6 +129,17 @@ def check(
             f"is of a network with {found[1]} heads, and model.name={text} has {heads};"
             f" give its option heads={found[1]}"
         )
+    found, gelu = _ACT.fullmatch(architecture), getattr(module, "gelu", None)
+    if found and gelu and _ACTS_THERE.get(found[1]) != gelu:
+        known = _ACTS_THERE.get(found[1])
+        remedy = f"give its option gelu={known!r}" if known else "no model here has it"
+        raise InputError(
+            f"is of a network with hidden_act={found[1]!r}, and model.name={text} has"
+            f" gelu={gelu!r}; {remedy}"
+        )
+    tower = TOWERS.get(_SIZE.sub("", architecture), "")
+    if tower.partition("(")[0] == name:
+        return _of_tower(architecture, tower, module, as_they_are)
     form = FORMS.get(architecture)
     if form and form.name == name:
         apart = {k: v for k, v in form.options.items() if getattr(module, k, v) != v}
@@ -116,9 +152,40 @@ def check(
             f"is of {architecture}, whose tensors fit {name} and mean another network; give"
             f" weights of {name}"
         )
-    if form or not _is_same(architecture, text):
+    if not _is_same(architecture, text):
         return f"the weights say {architecture}, not {text}: compare the logits"
     return ""
+
+
+def _of_tower(architecture: str, tower: str, module: Any, as_they_are: bool) -> str:
+    """Returns "" for weights of a tower of the same form; raises `InputError` for others.
+
+    The pool matters only for a head that is taken.
+    """
+    apart = _apart(tower, module) or {}
+    unseen = {"gelu", "heads", "norm_epsilon", *(["pool"] if as_they_are else [])}
+    if apart := {name: apart[name] for name in apart.keys() & unseen}:
+        raise InputError(
+            f"is of {architecture}, with {_told(apart, module)}; give"
+            f" model.name={_quoted(tower)}"
+        )
+    return ""
+
+
+def native(architecture: str, tag: str) -> str:
+    """Returns timm's architecture with the activation with which a tag learned."""
+    is_clip = TOWERS.get(_SIZE.sub("", architecture), "").startswith("clip")
+    if is_clip and _NATIVELY_QUICK.fullmatch(f"{architecture}.{tag}"):
+        return architecture.replace("_clip_", "_clip_quickgelu_")
+    return architecture
+
+
+def ours_of(architecture: str | None) -> str:
+    """Returns "model.name=..." for an architecture of timm that `check` knows, else ""."""
+    if tower := TOWERS.get(_SIZE.sub("", architecture or "")):
+        return f"model.name={_quoted(tower)}"
+    form = FORMS.get(architecture or "")
+    return _text(form) if form else ""
 
 
 def of_ours(there: str, text: str, module: Any) -> str:
@@ -176,19 +243,28 @@ def _is_same(architecture: str, text: str) -> bool:
     if vit := _VITS_THERE.fullmatch(base):
         return ours.startswith(f"vit_{vit[1]}_")
     mixer = _MIXERS_THERE.fullmatch(base)
-    return base in (ours, call.name) or (mixer is not None and ours == f"{mixer[1]}_224")
+    return _SIZE.sub("", base) == _SIZE.sub("", ours) or (
+        mixer is not None and ours == f"{mixer[1]}_224"
+    )
 
 
 def in_words(architecture: str, args: Mapping[str, Any]) -> str:
     """Returns a name of timm with those of its arguments that no tensor shows."""
-    pool = "token" if architecture.startswith(("vit", "deit", "flexivit")) else "avg"
     told = [
         f"{name}={value!r}"
         for name, value in sorted(args.items())
         if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
-        and (name, value) != ("global_pool", pool)
+        and (name, value) != ("global_pool", _pool_of(architecture))
     ]
     return f"{architecture}({', '.join(told)})" if told else architecture
+
+
+def _pool_of(architecture: str) -> str:
+    """Returns the pool of a model of timm without arguments."""
+    if re.fullmatch(r"vit_.*_siglip_\d+", architecture):
+        return "map"
+    is_vit = architecture.startswith(("vit", "deit", "flexivit"))
+    return "token" if is_vit and not architecture.endswith("_dinov3") else "avg"
 
 
 def _unknown(name: str, module: Any) -> str:
@@ -224,15 +300,19 @@ def of_timm(name: str, options: Mapping[str, Any]) -> Timm:
     """Returns timm's model of 224 pixels for a model here; "" if it has none."""
     computing = {k: v for k, v in options.items() if k not in OF_TRAINING}
     architecture, known = _named(name, computing)
-    args: dict[str, Any] = {}
-    for option in computing:
-        if option in known:
-            args |= known[option](computing[option])
-    lacking = computing.keys() - known.keys()
+    # timm pools DINOv3 by the mean, its authors by the class token.
+    args = {"global_pool": "token"} if architecture.endswith("_dinov3") else {}
+    lacking = set()
+    for option, value in computing.items():
+        made = known[option](value) if option in known else None
+        if made is None:
+            lacking.add(option)
+        args |= made or {}
     return Timm(architecture, args, lacking)
 
 
-Translation = Mapping[str, Callable[[Any], dict[str, Any]]]
+# By the options of ours, what timm takes for a value; None: timm has no such thing.
+Translation = Mapping[str, Callable[[Any], dict[str, Any] | None]]
 
 
 def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
@@ -243,6 +323,15 @@ def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
     for architecture, form in FORMS.items():
         if architecture != KERAS and form == (name, told):
             return architecture, dict.fromkeys(told, lambda _: {})
+    is_quick = name.startswith("clip") and options.get("gelu") == "quick"
+    tower = name + _QUICK if is_quick else name
+    for architecture, ours in TOWERS.items():
+        if ours == tower:
+            size = "" if name.startswith("dino") else "_224"
+            known = {**_VIT, "gelu": lambda _: {}} if is_quick else _VIT
+            return architecture + size, known
+        if name.startswith("dinov3") and ours.startswith(f"{name}("):
+            return architecture, _DINOV3
     if found := re.fullmatch(r"vit_(ti_16|[sbl]_(16|32))", name):
         size, patch = found[1].split("_")
         return f"vit_{_SIZES[size]}_patch{patch}_224", _VIT
@@ -252,19 +341,44 @@ def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
 
 
 _POOLS: dict[str, dict[str, Any]] = {
-    "token": {},
+    "token": {"class_token": True, "global_pool": "token"},
     "mean": {"class_token": False, "global_pool": "avg", "fc_norm": False},
-    "patch_mean": {"global_pool": "avg"},
+    "patch_mean": {"class_token": True, "global_pool": "avg"},
+    "norm_patch_mean": {"class_token": True, "global_pool": "avg", "fc_norm": False},
+    "map": {"class_token": False, "global_pool": "map"},
+}
+_ACTS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "tanh": {"act_layer": "gelu_tanh"},
+    "quick": {"act_layer": "quick_gelu"},
 }
 _CONVNEXT: Translation = {"layer_scale": lambda value: {"ls_init_value": value}}
 _VIT: Translation = {
     "depth": lambda value: {"depth": value},
-    "gelu": lambda value: {"act_layer": "gelu_tanh"} if value == "tanh" else {},
+    "gelu": lambda value: _ACTS[value],
     "heads": lambda value: {"num_heads": value},
-    "layer_scale": lambda value: {"init_values": value} if value else {},
+    "layer_scale": lambda value: {"init_values": value or None},
     "patch": lambda value: {"patch_size": value},
     "pool": lambda value: _POOLS[value],
-    "position": lambda _: {},  # Both are tensors.
+    "position": lambda value: None if value == "rope" else {},  # Others are tensors.
+    "pre_norm": lambda value: {"pre_norm": value},
+    "qkv_bias": lambda value: {"qkv_bias": value},
+    "reg_tokens": lambda value: {"reg_tokens": value},
     "token_position": lambda value: {"no_embed_class": not value},
     "width": lambda value: {"embed_dim": value},
+}
+_POOLS_OF_DINOV3: dict[str, dict[str, Any]] = {
+    "token": {},
+    "patch_mean": {"global_pool": "avg", "use_fc_norm": True},
+    "norm_patch_mean": {"global_pool": "avg"},
+}
+_DINOV3: Translation = {
+    **_VIT,
+    "gelu": lambda value: {} if value == "exact" else None,
+    "pool": _POOLS_OF_DINOV3.get,
+    "position": lambda value: {} if value == "rope" else None,
+    "pre_norm": lambda value: None if value else {},
+    "qkv_bias": lambda value: None if value else {},
+    "reg_tokens": lambda value: {"num_reg_tokens": value},
+    "token_position": lambda _: {},
 }

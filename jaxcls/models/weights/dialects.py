@@ -1,12 +1,13 @@
 """Tensors by other libraries' names, renamed to timm's, which the models know.
 
-The dialects are those of Hugging Face's transformers (ViT, DINOv2, ResNet, ConvNeXt), of
+The dialects are those of Hugging Face's transformers (ViT, DINOv2, DINOv3, the images' side
+of CLIP and SigLIP, ResNet, ConvNeXt), of
 the JAX code of ViT and Mixer (the first one, and big_vision), and of Keras (MobileNetV2).
 """
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,10 @@ def translated(tensors: Mapping[str, np.ndarray]) -> Translated | None:
 
 # Of transformers: a name that tells the family, and rows of (pattern, timm's name).
 Rows = Sequence[tuple[str, str]]
-_LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
+_LAYER = r"(?:(?:encoder\.|model\.)?layers?)\.(\d+)\."
 _VIT: Rows = (
     (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.register_tokens", "reg_token"),
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (_LAYER + r"(?:layernorm_before|norm1)", r"blocks.\1.norm1"),
@@ -58,6 +60,29 @@ _VIT: Rows = (
     (_LAYER + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
     (r"layernorm", "norm"),
     (r"classifier", "head"),
+)
+_DINOV3: Rows = (
+    (r"embeddings\.patch_embeddings", "patch_embed.proj"),
+    (_LAYER + r"layer_scale([12])\.lambda1", r"blocks.\1.gamma_\2"),
+    (_LAYER + r"mlp\.up_proj", r"blocks.\1.mlp.fc1"),
+    (_LAYER + r"mlp\.down_proj", r"blocks.\1.mlp.fc2"),
+    *_VIT,
+)
+_CLIP: Rows = (
+    (r"embeddings\.class_embedding", "cls_token"),
+    (r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (r"embeddings\.patch_embedding", "patch_embed.proj"),
+    (r"pre_layrnorm", "norm_pre"),
+    (_LAYER + r"layer_norm([12])", r"blocks.\1.norm\2"),
+    (_LAYER + r"self_attn\.([qkv])_proj", r"blocks.\1.attn.\2"),
+    (_LAYER + r"self_attn\.out_proj", r"blocks.\1.attn.proj"),
+    (_LAYER + r"mlp\.fc([12])", r"blocks.\1.mlp.fc\2"),
+    (r"post_layernorm", "norm"),
+    (r"head\.probe", "attn_pool.latent"),
+    (r"head\.attention\.in_proj", "attn_pool.in_proj"),
+    (r"head\.attention\.out_proj", "attn_pool.proj"),
+    (r"head\.layernorm", "attn_pool.norm"),
+    (r"head\.mlp\.fc([12])", r"attn_pool.mlp.fc\1"),
 )
 _STAGE = r"encoder\.stages\.(\d+)\."
 _RESNET: Rows = (
@@ -82,12 +107,17 @@ _CONVNEXT: Rows = (
 )
 _TRANSFORMERS: Mapping[str, Rows] = {
     "embeddings.patch_embeddings.projection.weight": _VIT,
+    "embeddings.register_tokens": _DINOV3,  # DINOv2 has the first name too.
+    "embeddings.patch_embedding.weight": _CLIP,
     "embedder.embedder.convolution.weight": _RESNET,
     "embeddings.patch_embeddings.weight": _CONVNEXT,
 }
-_PREFIX = re.compile(r"(vit|deit|dinov2|resnet|convnext)\.")
+_PREFIX = re.compile(r"(vit|deit|dinov2|resnet|convnext|vision_model)\.")
 # Parts that no logits of a classifier read.
-_UNREAD = re.compile(r"(pooler\.dense\..*|embeddings\.mask_token)")
+_UNREAD = re.compile(
+    r"pooler\.dense\..*|embeddings\.(mask_token|position_ids)|text_model\..*"
+    r"|(text|visual)_projection\.weight|logit_(scale|bias)"
+)
 
 
 def _transformers(tensors: Mapping[str, np.ndarray]) -> Translated | None:
@@ -102,15 +132,48 @@ def _transformers(tensors: Mapping[str, np.ndarray]) -> Translated | None:
         if _UNREAD.fullmatch(name):
             continue
         layer, _, leaf = name.rpartition(".")
-        if layer.endswith((".layer_scale1", ".layer_scale2")) or leaf in _LEAVES:
+        if layer.endswith(_PARTS_OF_ONE) or leaf in _LEAVES:
             layer, leaf = name, ""
+        elif leaf.startswith("in_proj_"):
+            layer, leaf = f"{layer}.in_proj", leaf.removeprefix("in_proj_")
         ours = _renamed(layer, rows)
         block, _, part = ours.rpartition(".")
         if block.endswith(".attn") and part[:1] in tuple("qkv"):
             parts.setdefault(f"{block}.qkv.{leaf}", {})[part[:1]] = tensors[given]
         else:
             found[f"{ours}.{leaf}" if leaf else ours] = tensors[given]
-    return Translated(found | _fused(parts), "transformers'")
+    if rows is _DINOV3:
+        parts = dict(_with_key_bias(parts))
+    found |= _fused(parts)
+    _reform(found, rows)
+    return Translated(found, "transformers'")
+
+
+def _with_key_bias(parts: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensors]]:
+    """Yields query, key and value of each name; the released biases are 0, and are none."""
+    for name, three in parts.items():
+        if name.endswith(".bias") and three.keys() == set("qv"):
+            if not any(each.any() for each in three.values()):
+                continue
+            three = {**three, "k": np.zeros_like(three["q"])}
+        yield name, three
+
+
+def _reform(tensors: Tensors, rows: Rows) -> None:
+    """Changes tensors of transformers, by timm's names, to timm's form."""
+    if rows is _CLIP:
+        for name, shape in (("cls_token", (1, 1, -1)), ("pos_embed", (1, -1))):
+            if name in tensors:
+                width = tensors[name].shape[-1:]
+                tensors[name] = tensors[name].reshape(*shape[:2], *width)
+        for leaf in ("weight", "bias"):
+            fused = tensors.pop(f"attn_pool.in_proj.{leaf}", None)
+            if fused is not None:
+                query, tensors[f"attn_pool.kv.{leaf}"] = np.split(fused, [len(fused) // 3])
+                tensors[f"attn_pool.q.{leaf}"] = query
+    elif rows is _VIT and {"reg_token", "pos_embed", "cls_token"} <= tensors.keys():
+        first, rest = np.split(tensors["pos_embed"], [1], axis=1)
+        tensors["cls_token"], tensors["pos_embed"] = tensors["cls_token"] + first, rest
 
 
 def _fused(parts: Mapping[str, Tensors]) -> Tensors:
@@ -125,7 +188,11 @@ def _fused(parts: Mapping[str, Tensors]) -> Tensors:
 
 
 # Names of single tensors, not of layers.
-_LEAVES = ("cls_token", "position_embeddings", "layer_scale_parameter")
+_LEAVES = (
+    *("cls_token", "position_embeddings", "layer_scale_parameter", "register_tokens"),
+    *("class_embedding", "probe"),
+)
+_PARTS_OF_ONE = (".layer_scale1", ".layer_scale2", ".position_embedding")
 
 
 def _renamed(name: str, rows: Rows) -> str:

@@ -132,7 +132,10 @@ def _architecture(config: Mapping[str, Any]) -> str:
     """Returns the architecture of a config.json of timm, with what its arguments change."""
     given = config.get("model_args")
     arguments = given if isinstance(given, dict) else {}
-    return printable(architectures.in_words(config["architecture"], arguments))[:200]
+    nested = config.get("pretrained_cfg")
+    tag = nested.get("tag") if isinstance(nested, dict) else ""
+    architecture = architectures.native(config["architecture"], str(tag))
+    return printable(architectures.in_words(architecture, arguments))[:200]
 
 
 # What transformers' models are like here; the same tensors would else mean another network.
@@ -140,6 +143,8 @@ _FORMS: dict[str, dict[str, Any]] = {
     "vit": {"hidden_act": "gelu"},
     "deit": {"hidden_act": "gelu"},
     "dinov2": {"hidden_act": "gelu"},
+    "dinov2_with_registers": {"hidden_act": "gelu"},
+    "dinov3_vit": {"hidden_act": "gelu", "rope_theta": 100},
     "convnext": {"hidden_act": "gelu"},
     "resnet": {
         "hidden_act": "relu",
@@ -147,6 +152,10 @@ _FORMS: dict[str, dict[str, Any]] = {
         "downsample_in_first_stage": False,
     },
 }
+
+
+# The activations of towers, if their config does not tell.
+_ACTS = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}
 
 
 def is_of_transformers(config: Mapping[str, Any]) -> bool:
@@ -162,6 +171,9 @@ def of_transformers(
     Names such as "LABEL_0" are none. Raises `InputError` for a model that is another than
     ours with the same tensors, and for values out of range.
     """
+    tower = str(config["model_type"]).removesuffix("_vision_model")
+    if isinstance(part := config.get("vision_config"), dict):
+        config = {**config, **part, "model_type": config["model_type"]}
     for key, value in _FORMS.get(config["model_type"], {}).items():
         told = config.get(key, value)
         _require(file, key, told, told == value, f"be {value!r}, as of our models")
@@ -177,8 +189,11 @@ def of_transformers(
     if preprocessor is not None:
         found = _of_preprocessor(preprocessor, read_json(preprocessor, strict=False))
     heads, kind = config.get("num_attention_heads"), config["model_type"][:100]
-    told = f"(num_attention_heads={heads})" if type(heads) is int else ""
-    return Facts(found, _names(file, names), f"transformers_{kind}{told}")
+    told = [f"num_attention_heads={heads}"] if type(heads) is int else []
+    if tower in _ACTS:
+        told.insert(0, f"hidden_act={str(config.get('hidden_act', _ACTS[tower]))[:100]}")
+    said = f"({', '.join(told)})" if told else ""
+    return Facts(found, _names(file, names), printable(f"transformers_{kind}{said}"))
 
 
 def _of_preprocessor(file: pathlib.Path, told: Mapping[str, Any]) -> Preprocessing | None:

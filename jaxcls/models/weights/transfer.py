@@ -22,12 +22,14 @@ class Start(NamedTuple):
     """Initial weights in place of random ones.
 
     arrays: our path, "params/conv1/kernel" -> float32. notes: a log of the steps, as text.
-    doubt: that of them which says what other network the tensors fit, or "".
+    doubt: that of them which says what other network the tensors fit, or "". resampled:
+    whether positions are those of another grid, resampled.
     """
 
     arrays: dict[str, np.ndarray]
     notes: list[str]
     doubt: str = ""
+    resampled: bool = False
 
 
 def adapt(
@@ -40,6 +42,7 @@ def adapt(
     classes: Sequence[int] | None = None,
     model: tuple[str, Any] | None = None,
     architecture: str | None = None,
+    image_shape: tuple[int, ...] = (1, 1),
 ) -> Start:
     """Returns the variables of a model from `tensors`, a library's name -> array.
 
@@ -51,9 +54,10 @@ def adapt(
     - classes: those of the head to take, in this order; None takes all.
     - model: its name with options, and its module; None does not compare `architecture`.
     - architecture: what the weights tell, as in `Weights`.
+    - image_shape: the height and width of images of the model, or their ratio.
 
     Names of `dialects` are known. A prefix that all names share is taken off if no name is
-    known with it. Positions on another square grid are resampled. Raises `InputError`,
+    known with it. Positions on another, square, grid are resampled. Raises `InputError`,
     which lists tensors that are missing, extra or of another shape, for tensors that are
     not finite, and for another architecture with the same tensors.
     """
@@ -84,9 +88,11 @@ def adapt(
     left = {named[path] for path in leaves.keys() - wanted.keys()}
     given = {x: array for x, array in tensors.items() if x not in left and not search(x)}
     fit = naming.fit(given, table, wanted)
-    notes = _resample(fit, given, table)
+    notes = _resample(fit, given, table, image_shape)
+    resampled = bool(notes)
     if fit.missing or fit.extra or fit.shapes:
-        raise InputError(_refusal(fit, library))
+        ours = architectures.ours_of(told or architecture)
+        raise InputError(_refusal(fit, library, ours))
     if not fit.found:
         raise InputError(f"gives nothing that init.skip={skip!r} leaves; skip less")
     arrays = {path: np.asarray(array, np.float32) for path, array in fit.found.items()}
@@ -103,7 +109,7 @@ def adapt(
         architecture, as_they_are = told or architecture, not (skip or is_head_fresh)
         doubt = architectures.check(architecture, *model, as_they_are=as_they_are)
         notes += [doubt] if doubt else []
-    return Start(arrays, [*read_as, of, *notes], doubt)
+    return Start(arrays, [*read_as, of, *notes], doubt, resampled)
 
 
 class _Understood(NamedTuple):
@@ -125,14 +131,19 @@ def _understood(
         for table in namings.values()
         for entry in table.values()
     } - {""}
+
+    def count(names: Iterable[str]) -> int:
+        """Returns how many names are of the model."""
+        return sum(name in known or name.rpartition(".")[0] in known for name in names)
+
     bare = tensors
-    while bare.keys().isdisjoint(known) and known.isdisjoint(
-        name.rpartition(".")[0] for name in bare
-    ):
-        found = dialects.translated(bare)
-        if found:
+    while True:
+        found, n = dialects.translated(bare), count(bare)
+        if found and (not n or count(found.tensors) > n):
             of = f"{found.dialect} names, read as timm's"
             return _Understood(found.tensors, [*notes, of], found.architecture)
+        if n:
+            return _Understood(bare, notes, "")
         names = [name for name in bare if name not in _COUNTERS]
         first = {name.partition(".")[0] for name in names}
         if len(first) != 1 or not all("." in name for name in names):
@@ -140,7 +151,6 @@ def _understood(
         prefix += f"{first.pop()}."
         bare = {name.partition(".")[2]: bare[name] for name in names}
         notes = [f"all names without their prefix {prefix!r}"]
-    return _Understood(bare, notes, "")
 
 
 # Beside the tensors of a model; torch's average of models has it.
@@ -164,38 +174,56 @@ def _of_head(
                 yield name
 
 
-def resample(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray:
-    """Resamples positions [1, prefix + n * n, D] to [1, tokens, D], on another square grid.
+def resample(positions: np.ndarray, grid: tuple[int, int], prefix: int) -> np.ndarray:
+    """Resamples positions [1, prefix + n * n, D] to those of a grid, (rows, columns).
 
     The first `prefix` positions stay. The others are resized as an image, bicubic with
     antialiasing.
     """
-    kept, grid = positions[:, :prefix], positions[0, prefix:]
-    old, new = math.isqrt(len(grid)), math.isqrt(tokens - prefix)
-    image = np.asarray(grid, np.float32).reshape(old, old, -1)
-    resized = jax.image.resize(image, (new, new, image.shape[-1]), "cubic", antialias=True)
-    flat = np.asarray(resized).reshape(1, new * new, -1)
+    kept, rest = positions[:, :prefix], positions[0, prefix:]
+    old = math.isqrt(len(rest))
+    image = np.asarray(rest, np.float32).reshape(old, old, -1)
+    resized = jax.image.resize(image, (*grid, image.shape[-1]), "cubic", antialias=True)
+    flat = np.asarray(resized).reshape(1, math.prod(grid), -1)
     return np.concatenate([kept, flat], axis=1)
 
 
-def _resample(fit: Fit, tensors: Mapping[str, np.ndarray], table: Naming) -> list[str]:
-    """Moves positions of another square grid to fit.found, resampled; returns notes."""
+def _grid_of(count: int, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns (rows, columns) of the square patches of an image; (0, 0) if none fit."""
+    height, width = image_shape[:2]
+    rows = round(math.sqrt(max(count, 0) * height / width))
+    columns = count // rows if rows else 0
+    is_whole = rows * columns == count and rows * width == columns * height
+    return (rows, columns) if is_whole else (0, 0)
+
+
+def _resample(
+    fit: Fit,
+    tensors: Mapping[str, np.ndarray],
+    table: Naming,
+    image_shape: tuple[int, ...],
+) -> list[str]:
+    """Moves positions of another grid to fit.found, resampled; returns notes."""
     notes = []
     for path, (name, there, here) in list(fit.shapes.items()):
         prefix = naming.grid_of(path, table)
         if prefix < 0 or len(there) != 3 or there[0] != 1 or there[2] != here[2]:
             continue
-        old, new = (math.isqrt(max(shape[1] - prefix, 0)) for shape in (there, here))
-        if min(old, new) < 1 or (there[1], here[1]) != (prefix + old**2, prefix + new**2):
+        old, _ = _grid_of(there[1] - prefix, (1, 1))
+        rows, columns = _grid_of(here[1] - prefix, image_shape)
+        if not old or not rows:
             continue
-        fit.found[path] = resample(tensors[name], here[1], prefix)
+        fit.found[path] = resample(tensors[name], (rows, columns), prefix)
         del fit.shapes[path]
-        notes.append(f"positions resampled from {old}x{old} to {new}x{new}")
+        notes.append(f"positions resampled from {old}x{old} to {columns}x{rows}")
     return notes
 
 
-def _refusal(fit: Fit, library: str) -> str:
-    """Returns one line on missing, extra and misshapen tensors, with a remedy."""
+def _refusal(fit: Fit, library: str, ours: str) -> str:
+    """Returns one line on missing, extra and misshapen tensors, with a remedy.
+
+    ours: What the weights say that they are of, "model.name=..."; "" if they do not.
+    """
     parts = []
     if fit.missing:
         parts.append(f"lacks {len(fit.missing)} ({_some(fit.missing.values())})")
@@ -211,6 +239,8 @@ def _refusal(fit: Fit, library: str) -> str:
         if only_head
         else "give the weights of this very model, or name in init.skip what may differ"
     )
+    if ours and not only_head:
+        remedy = f"they are of {ours}"
     return f"does not fit by {library}'s names: it {', and '.join(parts)}; {remedy}"
 
 

@@ -154,6 +154,8 @@ FAMILIES = [
     ("alexnet", 224),
     ("cnn(widths=(8, 16), batch_norm=True)", 16),
     ("convnext_tiny", 64),
+    ("dinov3_s_16(depth=1, width=96)", 64),
+    ("siglip_b_16(depth=1, width=96, gelu='quick', pre_norm=True)", 64),
     ("efficientnet_b0", 64),
     ("mixer_s_32", 64),
     ("mobilenet_v2", 65),

@@ -150,6 +150,11 @@ def test_a_folder_read_as_another_form_is_refused_and_said_without_our_metadata(
     [
         *("cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)"),
         *("vgg11", "mobilenet_v2(padding='same')", "efficientnet_b0(norm_epsilon=1e-3)"),
+        *(
+            "dinov3_s_16(gelu='tanh')",
+            "dinov3_s_16(pool='map')",
+            "vit_s_16(position='rope')",
+        ),
     ],
 )
 def test_a_model_that_timm_lacks_is_one_line(name):
@@ -173,6 +178,10 @@ CASES = [
     ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
     ("vit_ti_16(depth=1, pool='patch_mean')", 64),
+    ("dinov2_s_14_reg4(depth=1, width=96, pool='norm_patch_mean')", 56),
+    ("dinov3_s_16(depth=1, width=96, layer_scale=0.1)", 64),
+    ("clip_b_16(depth=1, width=96, gelu='quick')", 224),
+    ("siglip_b_16(depth=1, width=96, gelu='tanh', reg_tokens=1)", 64),
     ("vit_ti_16(depth=2)", 64),
     ("vit_s_32(depth=2, pool='mean', position='sincos', gelu='tanh')", 96),
     ("vit_ti_16(depth=2, layer_scale=1e-4, token_position=False)", 224),

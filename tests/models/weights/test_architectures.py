@@ -36,6 +36,14 @@ def note(text, architecture):
         ("vit_s_16(depth=1)", "vit_small_patch16_384"),
         ("vit_s_16(depth=1)", "deit_small_patch16_224"),
         ("vit_s_16(depth=1, patch=8, layer_scale=1e-5)", "vit_small_patch8_dinov2"),
+        ("dinov2_s_14(depth=1)", "vit_small_patch14_dinov2"),
+        ("vit_s_16(depth=1, patch=14, layer_scale=1e-5)", "vit_small_patch14_dinov2"),
+        ("dinov3_s_16", "vit_small_patch16_dinov3(global_pool='token')"),
+        ("dinov3_s_16(pool='norm_patch_mean')", "vit_small_patch16_dinov3"),
+        ("clip_l_14(gelu='quick')", "vit_large_patch14_clip_quickgelu_336"),
+        ("clip_b_32(gelu='tanh')", "vit_base_patch32_clip_224(act_layer='gelu_tanh')"),
+        ("siglip_b_16", "vit_base_patch16_siglip_384"),
+        ("siglip_b_16(pool='token')", "vit_base_patch16_siglip_224(global_pool='token')"),
         ("mixer_b_16(depth=1)", "mixer_b16_224"),
         ("vit_s_16(gelu='tanh')", "vit_small_patch16_224(act_layer='gelu_tanh')"),
         ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224(global_pool='avg')"),
@@ -79,6 +87,24 @@ def test_the_same_architecture_says_nothing(text, architecture):
             "of a network with 12 heads, and model.name=vit_s_16 has 6; give its opti",
         ),
         ("resnet18", "resnetblur18", "is of resnetblur18, whose tensors fit resnet18"),
+        (
+            "clip_b_32",
+            "vit_base_patch32_clip_quickgelu_224",
+            "is of vit_base_patch32_clip_quickgelu_224, with gelu='quick' (here 'exact');"
+            " give model.name=\"clip_b_32(gelu='quick')\"",
+        ),
+        (
+            "dinov3_s_16",
+            "vit_small_patch16_dinov3",
+            "with pool='norm_patch_mean' (here 'token'); give"
+            " model.name=\"dinov3_s_16(pool='norm_patch_mean')\"",
+        ),
+        (
+            "dinov2_b_14_reg4(heads=6)",
+            "vit_base_patch14_reg4_dinov2",
+            "with heads=12 (here 6); give model.name=dinov2_b_14_reg4",
+        ),
+        ("siglip_b_16(gelu='tanh')", "vit_base_patch16_siglip_256", "gelu='exact' (here"),
     ],
 )
 def test_another_architecture_is_refused_with_what_makes_it_right(
@@ -131,6 +157,53 @@ def test_options_of_training_are_no_difference(there, here):
     assert note(here, f"jaxcls.{there}") == ""
 
 
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("openai", "vit_base_patch32_clip_quickgelu_224"),
+        ("openai_ft_in1k", "vit_base_patch32_clip_224"),
+    ],
+)
+def test_the_tag_of_a_clip_tells_its_activation(tmp_path, tag, expected):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.numpy.save({"w": np.zeros(1, np.float32)}))
+    told = {"architecture": "vit_base_patch32_clip_224", "pretrained_cfg": {"tag": tag}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert weights.read(str(file), "x").architecture == expected
+
+
+def test_the_pool_of_a_tower_matters_for_its_head_alone():
+    there, module = "vit_base_patch16_dinov3", built("dinov3_b_16")
+    assert architectures.check(there, "dinov3_b_16", module, as_they_are=False) == ""
+
+
+def test_weights_of_a_tower_say_which_model_they_are_of():
+    module, like, tensors = zeros("vit_ti_16(depth=1)", "timm")
+    tensors = {**tensors, "norm_pre.weight": np.zeros(192)}
+    told = {"architecture": "vit_base_patch32_clip_quickgelu_224"}
+    with pytest.raises(InputError, match=r"they are of model.name=\"clip_b_32\(gelu='qu"):
+        transfer.adapt(tensors, module.namings(), like, **told)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
+def test_clips_that_learned_with_quickgelu_are_those_that_timm_says():
+    timm = pytest.importorskip("timm")
+    known = architectures.TOWERS
+    plain = [x for x in timm.list_models("vit_*_clip_*") if "quickgelu" not in x]
+    plain = [name for name in plain if name.rpartition("_")[0] in known]
+    assert len(plain) == 8
+    seen = 0
+    for full in timm.list_pretrained("vit_*_clip_*"):
+        name, _, tag = full.partition(".")
+        if name in plain:
+            cfg = timm.get_pretrained_cfg(full)
+            is_quick = any("QuickGELU" in note for note in cfg.notes or ())
+            assert ("quickgelu" in architectures.native(name, tag)) == is_quick, full
+            seen += is_quick
+    assert seen > 5
+
+
 def test_our_own_model_that_cannot_be_compared_is_said():
     """A plug-in's, or a newer version's; the same text is the same."""
     said = "the weights are of model.name=mine(a=1): compare the logits"
@@ -178,6 +251,8 @@ def test_an_unknown_architecture_is_said(architecture):
         ("vit_s_16", "vit_small_patch16_224(num_heads=12)"),
         ("vit_s_16", "vit_base_patch16_224"),
         ("mixer_b_16", "mixer_b16_224(act_layer='gelu_tanh')"),
+        ("clip_b_32", "vit_base_patch32_clip_224(num_heads=8)"),
+        ("siglip_b_16(pool='token')", "vit_base_patch16_siglip_224(global_pool='avg')"),
         ("mixer_b_16(gelu='tanh')", "mixer_b16_224"),
         ("mixer_b_16", "mixer_s16_224"),
         ("resnet50(blur=True)", "resnet50"),

@@ -17,7 +17,7 @@ import safetensors.numpy
 from jaxcls import models
 from jaxcls.errors import InputError
 from jaxcls.models import naming, weights
-from jaxcls.models.weights import Preprocessing, transfer
+from jaxcls.models.weights import Preprocessing, architectures, dialects, transfer
 from tests.modules import built, shapes
 
 MODELS = {
@@ -579,7 +579,10 @@ def pixels(size):
 def randomised(model, torch):
     """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
     torch.manual_seed(0)
+    stored = model.state_dict().keys()  # Other buffers follow from the options.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in stored:
+            continue
         if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
             torch.nn.init.uniform_(tensor.data, 0.5, 1.5)
         elif tensor.ndim == 1:
@@ -624,26 +627,92 @@ def test_logits_are_those_of_transformers(tmp_path, kind, options, text, size):
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
+# Towers of transformers: their class, options, our model, and the side of an image.
+SIDES = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 1}
+MLP = {"intermediate_size": 1536}
+S = "depth=1, width=384, heads=6"
+TOWERS_THERE = [
+    ("Dinov2", SIDES, "dinov2_s_14(depth=1)", 56),
+    ("Dinov2WithRegisters", {**SIDES, "patch_size": 14}, "dinov2_s_14_reg4(depth=1)", 56),
+    (
+        "DINOv3ViT",
+        {**SIDES, **MLP, "num_register_tokens": 4, "layer_norm_eps": 1e-5},
+        "dinov3_s_16(depth=1, qkv_bias=True)",
+        48,
+    ),
+    ("CLIPVision", {**SIDES, **MLP}, f"clip_b_32({S}, gelu='quick')", 64),
+    ("SiglipVision", {**SIDES, **MLP}, f"siglip_b_16({S}, gelu='tanh')", 48),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("torchvision")
-def test_the_features_of_a_dinov2_are_those_of_transformers(tmp_path):
+@pytest.mark.parametrize(("kind", "options", "text", "size"), TOWERS_THERE)
+def test_the_features_of_a_tower_are_those_of_transformers(
+    tmp_path, kind, options, text, size
+):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 2}
-    config = transformers.Dinov2Config(**sizes, image_size=56)
-    model = randomised(transformers.Dinov2Model(config), torch)
+    config = getattr(transformers, f"{kind}Config")(**options, image_size=size)
+    model = randomised(getattr(transformers, f"{kind}Model")(config), torch)
     model.save_pretrained(tmp_path)
-    images = pixels(56)
+    images = pixels(size)
     with torch.no_grad():
         out = model(torch.from_numpy(images).permute(0, 3, 1, 2))
-    expected = out.last_hidden_state[:, 0].numpy()
-    text = "vit_s_16(patch=14, depth=2, layer_scale=1e-5)"
+    expected = out.pooler_output.numpy()
     module, variables = models.create(
-        text, 10, image_shape=(56, 56, 3), weights=str(tmp_path / "model.safetensors")
+        text, 10, image_shape=images.shape[1:], weights=str(tmp_path / "model.safetensors")
     )
     got = jax.jit(lambda x: module.apply(variables, x, False).embed)(images)
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_zero_biases_of_dinov3_are_none():
+    x, one = np.zeros((4, 4), np.float32), np.ones(4, np.float32)
+    names = [f"layer.0.attention.{part}_proj" for part in "qkv"]
+    given = {
+        "embeddings.register_tokens": x[None],
+        **{f"{name}.weight": x for name in names},
+        **{f"{name}.bias": 0 * one for name in (names[0], names[2])},
+    }
+    found = dialects.translated(given).tensors
+    assert set(found) == {"reg_token", "blocks.0.attn.qkv.weight"}
+    found = dialects.translated(given | {f"{names[2]}.bias": one}).tensors
+    assert found["blocks.0.attn.qkv.bias"].tolist() == [0.0] * 8 + [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "here", "reason"),
+    [
+        ({"model_type": "clip_vision_model"}, "clip_b_32(gelu='quick')", ""),
+        (
+            {"model_type": "clip", "vision_config": {"hidden_act": "gelu"}},
+            "clip_b_32(gelu='quick')",
+            "hidden_act='gelu', and model.name=clip_b_32(gelu='quick') has gelu='quick';"
+            " give its option gelu='exact'",
+        ),
+        ({"model_type": "siglip"}, "siglip_b_16", "give its option gelu='tanh'"),
+        (
+            {"model_type": "siglip_vision_model", "num_attention_heads": 16},
+            "siglip_b_16(gelu='tanh')",
+            "16 heads",
+        ),
+        (
+            {"model_type": "clip_vision_model", "hidden_act": "relu"},
+            "clip_b_32",
+            "no model here has it",
+        ),
+    ],
+)
+def test_the_activation_of_a_tower_of_transformers_is_told(tmp_path, config, here, reason):
+    architecture = told(tmp_path, HALF, config).architecture
+    if not reason:
+        assert architectures.check(architecture, here, built(here)) == ""
+        return
+    with pytest.raises(InputError) as refused:
+        architectures.check(architecture, here, built(here))
+    assert reason in str(refused.value)
 
 
 @pytest.mark.slow

@@ -245,13 +245,13 @@ def test_classes_are_counted_by_the_heads_bias_or_its_kernel(text, name, shape, 
     assert transfer.classes_of(tensors, built(text).namings()) == classes
 
 
-def resized(positions, prefix, side):
-    """Positions [1, N, D] on another square, as Pillow resizes the grid of each feature."""
+def resized(positions, prefix, rows, columns):
+    """Positions [1, N, D] on another grid, as Pillow resizes the grid of each feature."""
     old = round((positions.shape[1] - prefix) ** 0.5)
     grid = positions[0, prefix:].reshape(old, old, -1)
     planes = map(Image.fromarray, np.moveaxis(grid, -1, 0).copy())
-    new = [plane.resize((side, side), Image.Resampling.BICUBIC) for plane in planes]
-    flat = np.stack(new, -1).reshape(1, side * side, -1)
+    new = [plane.resize((columns, rows), Image.Resampling.BICUBIC) for plane in planes]
+    flat = np.stack(new, -1).reshape(1, rows * columns, -1)
     return np.concatenate([positions[:, :prefix], flat], axis=1)
 
 
@@ -261,11 +261,13 @@ def positions_of(prefix, side, features=5, seed=0):
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])
-@pytest.mark.parametrize(("old", "new"), [(7, 14), (24, 14), (16, 5), (3, 1)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(7, (14, 14)), (24, (14, 14)), (16, (5, 9)), (3, (1, 1))]
+)
 def test_positions_are_resized_as_pillow_resizes_an_image(old, new, prefix):
     positions = positions_of(prefix, old)
-    got = transfer.resample(positions, prefix + new * new, prefix)
-    np.testing.assert_allclose(got, resized(positions, prefix, new), atol=1e-5)
+    got = transfer.resample(positions, new, prefix)
+    np.testing.assert_allclose(got, resized(positions, prefix, *new), atol=1e-5)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got[:, :prefix], positions[:, :prefix])
 
@@ -288,7 +290,7 @@ def test_a_vit_of_another_image_size_is_resampled_and_says_so(
     assert start.notes[1:] == ["positions resampled from {0}x{0} to {1}x{1}".format(*sides)]
     prefix = int(kind == "vit")
     expected = naming.flatten(variables)
-    expected["params/position"] = resized(tensors[name], prefix, sides[1])
+    expected["params/position"] = resized(tensors[name], prefix, sides[1], sides[1])
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     jax.tree.map(close, start.arrays, expected)
 
@@ -314,7 +316,7 @@ def test_positions_that_are_no_other_square_of_the_same_width_are_refused(kind, 
     assert "pos_embed {}, not {}".format(*told) in refusal(tensors, kind)
 
 
-def test_positions_for_images_that_are_no_square_are_refused():
+def test_positions_for_images_that_are_no_square_need_the_images_shape():
     text, _, channels = MODELS["vit"]
     module = built(text, num_classes=10)
     image = jax.ShapeDtypeStruct((1, 32, 48, channels), jnp.float32)
@@ -322,6 +324,10 @@ def test_positions_for_images_that_are_no_square_are_refused():
     _, tensors = file_of("vit", "timm")
     with pytest.raises(InputError, match="pos_embed 1x5x12, not 1x7x12"):
         transfer.adapt(tensors, module.namings(), like)
+    start = transfer.adapt(tensors, module.namings(), like, image_shape=(32, 48, channels))
+    assert start.notes[1:] == ["positions resampled from 2x2 to 3x2"]
+    expected = resized(tensors["pos_embed"], 1, 2, 3)
+    np.testing.assert_allclose(start.arrays["params/position"], expected, atol=1e-5)
 
 
 def test_positions_of_a_strip_are_taken_for_as_many_patches_and_said(tmp_path):
@@ -351,3 +357,6 @@ def test_positions_of_a_square_are_not_taken_for_a_strip_of_as_many_patches(tmp_
     facts = sources.Facts("absent", "", (16, 64, 3), 10, (), {"train": 500})
     with pytest.raises(InputError, match=r"positions for .* than 64x16; .* a square"):
         _ = experiment.build(config, facts).initial
+    facts = sources.Facts("absent", "", (32, 48, 3), 10, (), {"train": 500})
+    (note,) = experiment.build(config, facts).initial.notes
+    assert note.endswith("positions resampled from 2x2 to 3x2")
