@@ -44,7 +44,9 @@ def reference(torchvision):
 
 def randomised(model):
     """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
         is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
         if name.endswith("running_var"):
             torch.nn.init.uniform_(tensor, 0.5, 2.0)
@@ -90,6 +92,7 @@ CASES = [
     ("timm", "vit_small_patch32_224", "vit_s_32", 224),
     ("torchvision", "convnext_tiny", "convnext_tiny", 65),
     ("timm", "convnext_tiny", "convnext_tiny", 64),
+    ("timm", "convnextv2_atto", "convnextv2_atto", 64),
     ("timm", "mixer_s16_224", "mixer_s_16", 224),
     ("timm", "mixer_b32_224", "mixer_b_32", 224),
     ("torchvision", "efficientnet_b0", "efficientnet_b0", 65),
