@@ -113,14 +113,13 @@ class ConvNeXt(nn.Module):
         x = cut(self.width, 4, 4, dtype=self.dtype, name="stem_conv")(x)
         x = norm(name="stem_norm")(x)
         rates = layers.drop_rates(self.drop_path, sum(self.stages), self.drop_path_mode)
-        options = {"rescale": self.drop_path_rescale, "grn": self.grn}
-        block = partial(Block, self.layer_scale, dtype=self.dtype, **options)
+        options = self.dtype, self.drop_path_rescale, self.grn
         for (name, stage, i), rate in zip(self._blocks(), rates, strict=True):
             if stage and i == 0:
                 width, before = self.width * 2**stage, f"stage{stage + 1}"
                 x = norm(name=f"{before}_norm")(x)
                 x = cut(width, 2, 2, dtype=self.dtype, name=f"{before}_conv")(x)
-            x = block(rate, name=name)(x, train)
+            x = Block(self.layer_scale, rate, *options, name=name)(x, train)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(layers.global_mean(x))
         return layers.head(x, self.num_classes, NORMAL)
 
@@ -171,9 +170,10 @@ class ConvNeXt(nn.Module):
             vision, timm = f"features.{2 * stage + 1}.{i}", f"stages.{stage}.blocks.{i}"
             width = self.width * 2**stage
             scale = Entry(f"{vision}.layer_scale", shape=(width, 1, 1))
-            views = [(1, 1, width, 4 * width), (1, 1, 4 * width, width)]
-            views = views if self.conv_mlp else [(), ()]
-            fc1, fc2 = (Entry(f"{timm}.mlp.fc{n}", view) for n, view in enumerate(views, 1))
+            fc1, fc2 = Entry(f"{timm}.mlp.fc1"), Entry(f"{timm}.mlp.fc2")
+            if self.conv_mlp:
+                fc1 = fc1._replace(view=(1, 1, width, 4 * width))
+                fc2 = fc2._replace(view=(1, 1, 4 * width, width))
             rows += [
                 (f"{name}/conv", f"{vision}.block.0", f"{timm}.conv_dw"),
                 (f"{name}/norm", f"{vision}.block.2", f"{timm}.norm"),

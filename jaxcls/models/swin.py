@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ UNIFORM = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 PATCH = 4
 
 
-def windows(x: jax.Array, side: int) -> jax.Array:
+def windows(x: Any, side: int) -> Any:
     """Cuts x [B, H, W, C] into windows [B, M, side * side, C], row by row.
 
     side divides H and W.
@@ -38,13 +39,13 @@ def joined(x: jax.Array, height: int, width: int) -> jax.Array:
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, features)
 
 
-def mask(height: int, width: int, side: int, shift: tuple[int, int]) -> np.ndarray:
+def mask(size: tuple[int, ...], side: int, shift: tuple[int, ...]) -> np.ndarray:
     """Returns [M, 1, N, N] float32: -100 for pairs that only the roll has joined, else 0.
 
-    The last rows and columns of the map, `shift` many, were the first before the roll.
+    size, shift: (rows, columns) of the map, and of those which the roll moved to its end.
     """
-    is_low = np.arange(height) >= height - shift[0]
-    is_right = np.arange(width) >= width - shift[1]
+    is_low = np.arange(size[0]) >= size[0] - shift[0]
+    is_right = np.arange(size[1]) >= size[1] - shift[1]
     regions = 2 * is_low[:, None] + is_right
     each = windows(regions[None, :, :, None], side)[0, :, None, :, 0]
     return np.where(each[..., None] == each[..., None, :], 0, -100).astype(np.float32)
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         parts = (each.swapaxes(1, 2).reshape(flat) for each in of_heads(qkv, self.heads))
         rows = ((2 * side - 1) ** 2, self.heads)
         bias = of_pairs(self.param("position_bias", NORMAL, rows), side)
-        bias = bias[None] + mask(*size, side, (down, across))
+        bias = bias[None] + mask(size, side, (down, across))
         bias = bias.reshape(1, *flat[1:3], side**2)
         y = attend(*parts, bias).reshape(-1, self.heads, *flat[2:]).swapaxes(1, 2)
         y = joined(dense(features, name="out")(y.reshape(cut)), *size)
