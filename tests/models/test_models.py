@@ -83,7 +83,7 @@ def variants(names):
         "convnext_s",
         "convnext_b",
         "convnext_l",
-        *("v2_femto", "v2_pico", "v2_nano", "v2_tiny", "v2_base"),
+        "convnextv2",
         "swin_s",
         "swin_b",
         "vit_l",

@@ -110,7 +110,7 @@ def test_logits_are_theirs_and_what_we_write_loads_there(
     check(randomised(model), ours, library, size)
 
 
-FOUR, TWO = (1, 1, 1, 1), (2, 2)
+FOUR = (1, 1, 1, 1)
 VISION = {"patch_size": [4, 4], "window_size": [7, 7]}
 # With fewer blocks: (library, theirs, their options, ours, our options, size).
 FEWER = [
@@ -136,8 +136,8 @@ FEWER = [
         )
         for name, width, heads, stages, size in (
             ("swin_t", 96, (3, 6, 12, 24), (2, 1, 2, 1), (75, 65)),
-            ("swin_s", 96, (3, 6), TWO, (50, 113)),
-            ("swin_b", 128, (4, 8), TWO, 56),
+            ("swin_s", 96, (3, 6), (2, 2), (50, 113)),
+            ("swin_b", 128, (4,), (2,), 56),
         )
     ),
     *(
@@ -150,9 +150,9 @@ FEWER = [
             224,
         )
         for theirs, ours, heads, stages in (
-            ("tiny", "swin_t", (3, 6, 12, 24), (2, 1, 1, 2)),
-            ("small", "swin_s", (3, 6), (1, 2)),
-            ("base", "swin_b", (4, 8), (1, 2)),
+            ("tiny", "swin_t", (3, 6), (2, 1)),
+            ("small", "swin_s", (3,), (2,)),
+            ("base", "swin_b", (4,), (2,)),
         )
     ),
 ]

@@ -154,7 +154,7 @@ FAMILIES = [
     ("alexnet", 224),
     ("cnn(widths=(8, 16), batch_norm=True)", 16),
     ("convnext_tiny", 64),
-    ("convnextv2_atto(stages=(1, 1, 1))", 32),
+    ("convnextv2_atto(stages=(1,))", 32),
     ("efficientnet_b0", 64),
     ("mixer_s_32", 64),
     ("mobilenet_v2", 65),
