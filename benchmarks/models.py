@@ -17,6 +17,7 @@ from jaxcls.models.convnext import CONVNEXTS
 from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.resnet import RESNETS
+from jaxcls.models.swin import SWINS
 from jaxcls.models.towers import TOWERS
 from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
@@ -64,13 +65,22 @@ PUBLISHED = {
     "clip_b_32": ("hf:timm/vit_base_patch32_clip_224.laion2b_ft_in12k_in1k", 83.304),
     "clip_b_16": ("hf:timm/vit_base_patch16_clip_224.laion2b_ft_in12k_in1k", 86.204),
     "clip_l_14": ("hf:timm/vit_large_patch14_clip_224.openai_ft_in12k_in1k", 88.162),
+    "convnextv2_atto": ("hf:timm/convnextv2_atto.fcmae_ft_in1k", 76.644),
+    "convnextv2_femto": ("hf:timm/convnextv2_femto.fcmae_ft_in1k", 78.476),
+    "convnextv2_pico": ("hf:timm/convnextv2_pico.fcmae_ft_in1k", 80.304),
+    "convnextv2_nano": ("hf:timm/convnextv2_nano.fcmae_ft_in22k_in1k", 82.038),
+    "convnextv2_tiny": ("hf:timm/convnextv2_tiny.fcmae_ft_in22k_in1k", 83.904),
+    "convnextv2_base": ("hf:timm/convnextv2_base.fcmae_ft_in22k_in1k", 86.752),
+    "swin_t": ("torchvision IMAGENET1K_V1", 81.474),
+    "swin_s": ("torchvision IMAGENET1K_V1", 83.196),
+    "swin_b": ("torchvision IMAGENET1K_V1", 83.582),
     "mixer_b_16": ("hf:timm/mixer_b16_224.miil_in21k_ft_in1k", 82.314),
     "efficientnet_b0": ("torchvision IMAGENET1K_V1", 77.692),
     "efficientnet_lite0": ("hf:timm/efficientnet_lite0.ra_in1k", 75.488),
     "mobilenet_v2": ("torchvision IMAGENET1K_V2", 72.154),
 }
 
-_FAMILIES = (VGGS, RESNETS, VITS, TOWERS, CONVNEXTS, MIXERS, MOBILENETS)
+_FAMILIES = (VGGS, RESNETS, VITS, TOWERS, CONVNEXTS, SWINS, MIXERS, MOBILENETS)
 _CIFARS = (*WIDE_RESNETS,)
 _ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.

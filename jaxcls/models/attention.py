@@ -23,33 +23,39 @@ def of_heads(
 
 
 @jax.custom_vjp
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns softmax(query key^T / sqrt(D)) value, for heads [B, H, N, D].
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(D) + bias) value, for heads [B, H, N, D].
 
+    bias: float32 [1, H, N, N]; None is 0.
     The softmax is float32, of products in the dtype of `query`. The gradient keeps its
     result in the dtype of `value`, which it multiplies: float32 scores, as JAX has them,
     are a third of the memory traffic of a bfloat16 step. It is XLA's on every machine:
     cuDNN's backward pass is deterministic only on some GPUs, and does not support float32.
     """
-    return _attend_forward(query, key, value)[0]
+    return _attend_forward(query, key, value, bias)[0]
 
 
-Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, Kept]:
     scores = jnp.einsum("bhqd,bhkd->bhqk", query * _scale(query), key)
-    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+    scores = scores.astype(jnp.float32)
+    if bias is not None:
+        scores += bias
+    shares = jax.nn.softmax(scores).astype(value.dtype)
     found = jnp.einsum("bhqk,bhkd->bhqd", shares, value)
-    return found, (query, key, value, shares)
+    return found, (query, key, value, shares, bias)
 
 
 def _attend_backward(
     kept: Kept, grads: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, shares = kept
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    query, key, value, shares, bias = kept
     of_shares = jnp.einsum("bhqd,bhkd->bhqk", grads, value).astype(jnp.float32)
     wide = shares.astype(jnp.float32)
     around = of_shares - (of_shares * wide).sum(-1, keepdims=True)
@@ -58,6 +64,7 @@ def _attend_backward(
         jnp.einsum("bhqk,bhkd->bhqd", of_scores, key) * _scale(query),
         jnp.einsum("bhqk,bhqd->bhkd", of_scores, query * _scale(query)),
         jnp.einsum("bhqk,bhqd->bhkd", shares, grads),
+        None if bias is None else (wide * around).sum(0, keepdims=True),
     )
 
 

@@ -22,8 +22,10 @@ _SUFFIXES = {
 }
 # Kernels HWIO are OIHW in PyTorch, and IO are OI.
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-# PyTorch's counter of each BatchNorm, and what stands for a hidden patch in pretraining.
-_IGNORED = (".num_batches_tracked", "mask_token")
+_INDEX = ".relative_position_index"
+# What follows from the shapes, PyTorch's counter of each BatchNorm, and what stands for a
+# hidden patch in pretraining.
+_IGNORED = (_INDEX, ".attn_mask", ".num_batches_tracked", "mask_token")
 
 
 class Entry(NamedTuple):
@@ -32,13 +34,15 @@ class Entry(NamedTuple):
     view: our shape before the axes are reordered, such as [H, W, C, O] for a dense layer
     after flattening. shape: the library's shape afterwards. (): the shape does not change.
     grid: the number of tokens before a square grid of positions that can be resampled; -1:
-    no grid.
+    no grid. window: the side of the windows of relative position biases beside which the
+    library stores their index; 0: it stores none.
     """
 
     name: str
     view: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
     grid: int = -1
+    window: int = 0
 
 
 # The names of one model's parameters in one library: our layer, "block1/norm1", or single
@@ -99,7 +103,7 @@ def names(variables: Mapping[str, Any], naming: Naming) -> dict[str, str]:
 def to_theirs(variables: Mapping[str, Any], naming: Naming) -> dict[str, np.ndarray]:
     """Returns a model's variables by the library's names, in its layout.
 
-    `fit` is the inverse.
+    `fit` is the inverse, and ignores an index of relative positions.
     """
     tensors = {}
     for path, leaf in flatten(variables).items():
@@ -107,7 +111,21 @@ def to_theirs(variables: Mapping[str, Any], naming: Naming) -> dict[str, np.ndar
         view, axes, shape = _layout(path, leaf.shape, entry)
         array = np.asarray(leaf).reshape(view).transpose(axes).reshape(shape)
         tensors[entry.name] = np.ascontiguousarray(array)
+        if entry.window:
+            index = entry.name.rpartition(".")[0] + _INDEX
+            tensors[index] = relative_index(entry.window)
     return tensors
+
+
+def relative_index(side: int) -> np.ndarray:
+    """Returns the row of a table of relative positions for each pair in a window.
+
+    It is int64 [N * N] for a window of N = side * side positions, query first. The table
+    has (2 * side - 1) ** 2 rows: the offsets down, then across, each from 1 - side on.
+    """
+    y, x = np.mgrid[:side, :side].reshape(2, -1)
+    down, across = (each[:, None] - each + side - 1 for each in (y, x))
+    return (down * (2 * side - 1) + across).reshape(-1)
 
 
 def fit(tensors: Mapping[str, np.ndarray], naming: Naming, like: Mapping[str, Any]) -> Fit:

@@ -14,6 +14,7 @@ from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.naming import Naming
 from jaxcls.models.resnet import RESNETS
+from jaxcls.models.swin import SWINS
 from jaxcls.models.towers import TOWERS
 from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
@@ -53,6 +54,7 @@ MODELS: Mapping[str, Callable[..., Classifier]] = MappingProxyType(
         **MIXERS,
         **MOBILENETS,
         **RESNETS,
+        **SWINS,
         **TOWERS,
         **VGGS,
         **VITS,

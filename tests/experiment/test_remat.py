@@ -12,7 +12,8 @@ from jaxcls.models import MODELS, layers, vit
 # Of every family made of blocks, with a size of image that it takes.
 FAMILIES = {
     "convnext_tiny": 32, "efficientnet_b0": 32, "mixer_s_32": 64,
-    "mobilenet_v2": 32, "resnet18": 32, "resnet50": 32, "vit_ti_32": 64, "wrn16_4": 32,
+    "mobilenet_v2": 32, "resnet18": 32, "resnet50": 32, "swin_t": 32,
+    "vit_ti_32": 64, "wrn16_4": 32,
 }  # fmt: skip
 
 

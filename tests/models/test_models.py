@@ -10,7 +10,7 @@ import pytest
 
 from jaxcls.errors import InputError
 from jaxcls.learning import param_groups
-from jaxcls.models import MODELS, naming
+from jaxcls.models import MODELS, convnext, naming, swin, vit
 from tests.modules import KEY, built, count, dtypes, shapes
 
 # Parameters for 1000 classes (10 for wrn*) and the features before the head.
@@ -61,6 +61,15 @@ PUBLISHED = {
     "convnext_small": (50_223_688, 768),
     "convnext_base": (88_591_464, 1024),
     "convnext_large": (197_767_336, 1536),
+    "convnextv2_atto": (3_708_400, 320),
+    "convnextv2_femto": (5_233_240, 384),
+    "convnextv2_pico": (9_066_280, 512),
+    "convnextv2_nano": (15_623_800, 640),
+    "convnextv2_tiny": (28_635_496, 768),
+    "convnextv2_base": (88_717_800, 1024),
+    "swin_t": (28_288_354, 768),
+    "swin_s": (49_606_258, 768),
+    "swin_b": (87_768_224, 1024),
     "mixer_s_32": (19_104_624, 512),
     "mixer_s_16": (18_528_264, 512),
     "mixer_b_32": (60_293_428, 768),
@@ -86,6 +95,9 @@ def variants(names):
         "convnext_s",
         "convnext_b",
         "convnext_l",
+        "convnextv2",
+        "swin_s",
+        "swin_b",
         "vit_l",
         "dinov2",
         "dinov3_b",
@@ -163,6 +175,8 @@ SMALL = {
     "dinov3": "dinov3_s_16(depth=1, width=48)",
     "siglip": "siglip_b_16(depth=1, width=48, gelu='quick', pre_norm=True)",
     "convnext_tiny": "convnext_tiny(stages=(1, 1, 2, 1))",
+    "convnextv2_atto": "convnextv2_atto(stages=(1, 1), width=16)",
+    "swin_t": "swin_t(stages=(1, 2), heads=(1, 2), width=16, window=3)",
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_lite2": "efficientnet_lite2",
     "mixer_s_32": "mixer_s_32(depth=2)",
@@ -216,6 +230,7 @@ TRAINED = [
     *("vit_ti_16(depth=2)", "mixer_s_32(depth=2)"),
     "dinov3_s_16(depth=1, width=96)",
     "siglip_b_16(depth=1, width=96, gelu='quick')",
+    "swin_t(stages=(2,), heads=(1,), width=32, window=3)",
 ]
 
 
@@ -249,6 +264,7 @@ def test_one_training_step_lowers_the_loss_of_each_family(text):
         ("vgg11", 31, "vgg needs images of at least 32 pixels, and gets 31x31"),
         ("alexnet", 62, "at least 63 pixels"),
         ("convnext_tiny", 31, "at least 32 pixels"),
+        ("swin_t", 3, "swin needs images of at least 4 pixels, and gets 3x3"),
         ("vit_s_16", 100, "patches of 16 pixels, and gets 100x100; .* resize\\(96"),
         ("mixer_s_32", 20, "patches of 32 pixels, and gets 20x20; .* resize\\(32"),
     ],
@@ -283,6 +299,13 @@ def test_an_image_that_a_model_cannot_take_is_refused_with_what_works(text, size
         "cnn(pool='min')",
         "mixer_s_16(dropout=1.5)",
         "convnext_tiny(drop_path=1.0)",
+        "convnext_tiny(layer_scale=-1.0)",
+        "convnextv2_atto(decay_blocks=0)",
+        "swin_t(heads=(3, 6))",
+        "swin_t(heads=(3, 6, 12, 25))",
+        "swin_t(window=0)",
+        "swin_t(drop_path=1.0)",
+        "swin_t(drop_path_mode='linear')",
         "efficientnet_b0(dropout=1.0)",
         "mobilenet_v2(drop_path=-1.0)",
         "wrn28_10(depth=27)",
@@ -413,3 +436,92 @@ def test_a_convnext_decays_the_rate_by_metas_layers(name, last):
         assert part.scale == pytest.approx(0.7 ** (last - layer)), path
     # Blocks stay alone for model.remat.
     assert len(module.groups()) == 2 + sum(module.stages) + 3
+
+
+# Of facebookresearch/ConvNeXt-V2, TRAINING.md and optim_factory.py (2553895): a layer each
+# up to "tiny", and there the stem is with the first block; "base" is as V1's.
+def test_a_convnext_v2_decays_the_rate_by_single_blocks():
+    first, second, *rest, head = built("convnextv2_atto").decay_groups()
+    assert first == ("stem_conv", "stem_norm", "stage1_block1")
+    assert (second, head) == (("stage1_block2",), ("norm", "head"))
+    assert rest[0] == ("stage2_norm", "stage2_conv", "stage2_block1")
+    assert len(rest) == 2 + 6 + 2
+    base = built("convnextv2_base(stages=(3, 3, 4, 3))").decay_groups()
+    assert base == built("convnext_base(stages=(3, 3, 4, 3))").decay_groups()
+
+
+def test_a_swin_decays_the_rate_by_simmims_layers():
+    """get_swin_layer of microsoft/SimMIM: what merges is with the block before it."""
+    groups = built("swin_t").groups()
+    assert groups[0] == ("patch", "patch_norm")
+    assert groups[1:3] == [
+        ("stage1_block1",),
+        ("stage1_block2", "stage2_norm", "stage2_reduce"),
+    ]
+    assert len(groups) == sum((2, 2, 6, 2)) + 2
+
+
+def test_a_response_is_a_norm_over_the_positions_by_the_mean_over_the_channels():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    x[..., 1] = 0  # The root's derivative there would be NaN.
+    scale, bias = np.float32([0.5, 2.0, -1.0, 3.0]), np.float32([0.1, 0.2, 0.3, 0.4])
+    params = {"params": {"scale": scale, "bias": bias}}
+    norms = np.sqrt((x.astype(np.float64) ** 2).sum((1, 2)))
+    response = (norms / norms.mean(1, keepdims=True))[:, None, None]
+    grn = convnext.GRN(jnp.float32)
+    expected = scale * x * response + bias + x
+    np.testing.assert_allclose(grn.apply(params, x), expected, rtol=1e-4)
+    grads = jax.jit(jax.grad(lambda x: grn.apply(params, x).sum()))(x)
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.slow
+def test_a_shifted_window_sees_no_positions_that_the_roll_has_joined():
+    """One pixel changes only what lies in its window, however the windows wrap."""
+    module = swin.Attention(heads=1, side=4, is_shifted=True, dtype=jnp.float32)
+    x = jax.random.normal(KEY, (1, 8, 12, 8))
+    made = jax.jit(module.init)(KEY, x)
+    # The first rows and columns are alone: windows begin at 2.
+    apply = jax.jit(lambda x: module.apply(made, x))
+    seen = np.abs(apply(x.at[0, 0, 5].add(1.0)) - apply(x))[0].max(-1) > 1e-6
+    expected = np.zeros((8, 12), bool)
+    expected[:2, 2:6] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_biases_of_pairs_are_the_tables_rows_by_the_libraries_index():
+    table = np.arange(2 * 49, dtype=np.float32).reshape(49, 2)
+    expected = table[naming.relative_index(4)].reshape(16, 16, 2).transpose(2, 0, 1)
+    np.testing.assert_array_equal(swin.of_pairs(jnp.asarray(table), 4), expected)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_an_attention_with_a_bias_is_that_of_its_formula():
+    keys = jax.random.split(KEY, 4)
+    parts = [jax.random.normal(key, (2, 3, 4, 8)) for key in keys[:3]]
+    bias = jax.random.normal(keys[3], (1, 3, 4, 4))
+
+    def plain(query, key, value, bias):
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / 8**0.5
+        return jax.nn.softmax(scores + bias) @ value
+
+    def loss(function):
+        return lambda *given: jnp.square(function(*given)).sum()
+
+    grads = [jax.jit(jax.grad(loss(each), range(4))) for each in (vit.attend, plain)]
+    for ours, theirs in zip(*(grad(*parts, bias) for grad in grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_swin_starts_as_its_authors_code():
+    """PyTorch's own start of a convolution is uniform; all other kernels are normal."""
+    module = built("swin_t(stages=(1, 1), heads=(3, 6))")
+    made = jax.jit(lambda: module.init(KEY, jnp.zeros((1, 32, 32, 3)), False))()["params"]
+    for path, leaf in naming.flatten(made).items():
+        if path.endswith(("kernel", "position_bias")):
+            expected = (1 / (3 * 4 * 4 * 3)) ** 0.5 if path == "patch/kernel" else 0.02
+            apart = 5 / (2 * leaf.size) ** 0.5
+            assert np.std(leaf) == pytest.approx(expected, rel=apart), path
+        else:
+            np.testing.assert_array_equal(leaf, float(path.endswith("scale")), path)

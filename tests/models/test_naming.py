@@ -166,6 +166,8 @@ def test_the_tokens_before_a_grid_are_told_of_positions_alone():
         ("vit_b_16", "block12/attention/qkv/kernel",
          "encoder.layers.encoder_layer_11.self_attention.in_proj_weight"),
         ("convnext_tiny", "stage1_block1/layer_scale", "features.1.0.layer_scale"),
+        ("swin_t(stages=(1, 1), heads=(3, 6))", "stage2_reduce/kernel",
+         "features.2.reduction.weight"),
         ("efficientnet_b0", "stage2_block1/squeeze1/bias", "features.2.0.block.2.fc1.bias"),
         ("mobilenet_v2", "stage1_block1/conv3/kernel", "features.1.conv.1.weight"),
         ("alexnet", "dense1/kernel", "classifier.1.weight"),

@@ -45,9 +45,8 @@ def reference(torchvision):
 
 def randomised(model):
     """A model of torch's in evaluation mode, with nothing left at 0 or 1."""
-    stored = model.state_dict().keys()  # Other buffers follow from the options.
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in stored:
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
             continue
         is_scale = tensor.ndim == 1 and name.endswith(".weight")  # Of a normalisation.
         if name.endswith("running_var"):
@@ -110,6 +109,62 @@ def test_logits_are_theirs_and_what_we_write_loads_there(
 ):
     model, ours = reference(library, theirs, num_classes=10), MODELS[name](num_classes=10)
     check(randomised(model), ours, library, size)
+
+
+FOUR = (1, 1, 1, 1)
+VISION = {"patch_size": [4, 4], "window_size": [7, 7]}
+# With fewer blocks: (library, theirs, their options, ours, our options, size).
+FEWER = [
+    *(
+        (
+            "timm",
+            f"convnextv2_{n}",
+            {"depths": FOUR},
+            f"convnextv2_{n}",
+            {"stages": FOUR},
+            32,
+        )
+        for n in ("atto", "femto", "pico", "nano", "tiny", "base")
+    ),
+    *(
+        (
+            "torchvision",
+            "SwinTransformer",
+            {**VISION, "embed_dim": width, "depths": [*stages], "num_heads": [*heads]},
+            name,
+            {"stages": stages, "heads": heads},
+            size,
+        )
+        for name, width, heads, stages, size in (
+            ("swin_t", 96, (3, 6, 12, 24), (2, 1, 2, 1), (75, 65)),
+            ("swin_s", 96, (3, 6), (2, 2), (50, 113)),
+            ("swin_b", 128, (4,), (2,), 56),
+        )
+    ),
+    *(
+        (
+            "timm",
+            f"swin_{theirs}_patch4_window7_224",
+            {"depths": stages, "num_heads": heads},
+            ours,
+            {"stages": stages, "heads": heads},
+            224,
+        )
+        for theirs, ours, heads, stages in (
+            ("tiny", "swin_t", (3, 6), (2, 1)),
+            ("small", "swin_s", (3,), (2,)),
+            ("base", "swin_b", (4,), (2,)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("library", "theirs", "options", "name", "ours", "size"), FEWER)
+def test_logits_of_fewer_blocks_are_theirs(
+    reference, library, theirs, options, name, ours, size
+):
+    model = randomised(reference(library, theirs, num_classes=10, **options))
+    check(model, MODELS[name](num_classes=10, **ours), library, size)
 
 
 def check(model, ours, library, size, channels=3):
@@ -177,6 +232,25 @@ OPTIONS = [
         "convnext_tiny",
         {"stages": (1, 1, 2, 1)},
         (96, 64),
+        1,
+    ),
+    (
+        "convnextv2_tiny",
+        {"in_chans": 4, "depths": (1, 1, 2, 1), "conv_mlp": True, "ls_init_value": 0.5},
+        "convnextv2_tiny",
+        {"stages": (1, 1, 2, 1), "conv_mlp": True, "layer_scale": 0.5},
+        (33, 70),
+        4,
+    ),
+    (
+        "swin_tiny_patch4_window7_224",
+        {
+            **{"in_chans": 1, "img_size": (96, 128), "window_size": 4},
+            **{"depths": (2, 2), "num_heads": (2, 4)},
+        },
+        "swin_t",
+        {"stages": (2, 2), "heads": (2, 4), "window": 4},
+        (96, 128),
         1,
     ),
     ("mobilenetv2_100", {"in_chans": 1}, "mobilenet_v2", {}, (51, 80), 1),

@@ -19,6 +19,7 @@ FAMILIES = [
     ("mixer_b_32", 64, 2),
     ("mobilenet_v2", 64, 2),
     ("resnet50", 64, 2),
+    ("swin_t", 64, 2),
     ("vgg11_bn", 64, 4),
     ("wrn16_4", 16, 4),
 ]

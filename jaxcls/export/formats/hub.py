@@ -73,7 +73,7 @@ def _config(model: Model, theirs: timm.Counterpart, told: Preprocessing) -> dict
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [channels, height, width],
-            "fixed_input_size": theirs.architecture.startswith(("vit", "mixer")),
+            "fixed_input_size": theirs.architecture.startswith(("vit", "mixer", "swin")),
             "interpolation": told.interpolation,
             "crop_pct": told.crop,
             "crop_mode": told.crop_mode,

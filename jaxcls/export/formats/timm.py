@@ -27,12 +27,17 @@ def counterpart(name: str, image_shape: tuple[int, int, int]) -> Counterpart:
     args: dict[str, Any] = {"in_chans": channels} if channels != 3 else {}
     # timm's DINOv2 and DINOv3 begin with other sizes.
     is_sized = re.match("dino", call.name) or (height, width) != (224, 224)
-    if re.match("vit|mixer|dino|clip|siglip", call.name) and is_sized:
+    if re.match("vit|mixer|swin|dino|clip|siglip", call.name) and is_sized:
         args["img_size"] = [height, width]
     architecture, more, lacking = architectures.of_timm(call.name, call.kwargs)
-    pools_apart = call.name.startswith("vgg") and (height, width) != (224, 224)
-    if not architecture or lacking or call.args or pools_apart:
-        at = f" at {width}x{height} pixels" if pools_apart else ""
+    is_apart = call.name.startswith("vgg") and (height, width) != (224, 224)
+    if call.name.startswith("swin"):
+        # timm pads after it shifts, and has windows no larger than a stage's map.
+        stages, window = call.kwargs.get("stages", (1,) * 4), call.kwargs.get("window", 7)
+        whole = 4 * window * 2 ** (len(stages) - 1)
+        is_apart = bool(height % whole or width % whole)
+    if not architecture or lacking or call.args or is_apart:
+        at = f" at {width}x{height} pixels" if is_apart else ""
         raise InputError(
             f"--format=hub needs a model that timm has, and no architecture of timm's is"
             f" known to equal model.name={name}{at}; try --format=safetensors"

@@ -75,11 +75,12 @@ _NATIVELY_QUICK = re.compile(
 # Options that are of training alone.
 OF_TRAINING = {
     *("dropout", "drop_path", "drop_path_mode", "drop_path_rescale"),
-    *("weight_init", "zero_init"),
+    *("weight_init", "zero_init", "decay_blocks"),
 }
 # Further fields of modules of which logits do not depend, or tensors tell.
 _TOLD = {
     *("num_classes", "dtype", "name", "parent", "head_init", "layer_scale", "position"),
+    *("conv_mlp", "window"),
 }
 # Options that no tensor shows, and that timm's model of ours may lack.
 _UNSEEN = {"gelu", "blur", "norm_epsilon"}
@@ -88,17 +89,21 @@ _HARMLESS = {
     *("img_size", "num_classes", "in_chans", "init_values", "ls_init_value"),
     *("depth", "embed_dim", "patch_size", "class_token", "no_embed_class", "fc_norm"),
     *("reg_tokens", "num_reg_tokens", "pre_norm", "qkv_bias", "use_fc_norm"),
+    *("depths", "dims", "conv_mlp", "use_grn", "window_size"),
 }
 # Names of timm's with the network of our ViTs and Mixers, of any tensors.
 _VITS_THERE = re.compile(
     r"(?!.*(?:gelu|siglip))(?:vit|deit3?|flexivit)_(tiny|small|base|large)(?:_\w+)?"
 )
 _MIXERS_THERE = re.compile(r"(mixer_[sb]\d+)_\w+")
+_SWINS_THERE = re.compile(r"swin_(tiny|small|base)_patch4_window\d+_\d+")
 # Models with the same name in timm.
 _SAME = re.compile(
     r"resnet(18|34|50|101|152)|resnext(50_32x4d|101_32x8d)|wide_resnet(50|101)_2"
     r"|vgg(11|13|16|19)(_bn)?|convnext_(tiny|small|base|large)"
+    r"|convnextv2_(atto|femto|pico|nano|tiny|base)"
 )
+_SWIN_SIZES = {"t": "tiny", "s": "small", "b": "base"}
 
 
 def check(
@@ -242,6 +247,8 @@ def _is_same(architecture: str, text: str) -> bool:
         return False
     if vit := _VITS_THERE.fullmatch(base):
         return ours.startswith(f"vit_{vit[1]}_")
+    if swin := _SWINS_THERE.fullmatch(base):
+        return ours.startswith(f"swin_{swin[1]}_")
     mixer = _MIXERS_THERE.fullmatch(base)
     return _SIZE.sub("", base) == _SIZE.sub("", ours) or (
         mixer is not None and ours == f"{mixer[1]}_224"
@@ -250,10 +257,12 @@ def _is_same(architecture: str, text: str) -> bool:
 
 def in_words(architecture: str, args: Mapping[str, Any]) -> str:
     """Returns a name of timm with those of its arguments that no tensor shows."""
+    # A table of relative positions has a column a head.
+    shown = _HARMLESS | ({"num_heads"} if architecture.startswith("swin") else set())
     told = [
         f"{name}={value!r}"
         for name, value in sorted(args.items())
-        if not (name in _HARMLESS or name.startswith("drop") or name.endswith("drop_rate"))
+        if not (name in shown or name.startswith("drop") or name.endswith("drop_rate"))
         and (name, value) != ("global_pool", _pool_of(architecture))
     ]
     return f"{architecture}({', '.join(told)})" if told else architecture
@@ -337,6 +346,8 @@ def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
         return f"vit_{_SIZES[size]}_patch{patch}_224", _VIT
     if found := re.fullmatch(r"mixer_([sb])_(16|32)", name):
         return f"mixer_{found[1]}{found[2]}_224", {}
+    if found := re.fullmatch(r"swin_([tsb])", name):
+        return f"swin_{_SWIN_SIZES[found[1]]}_patch4_window7_224", _SWIN
     return "", {}
 
 
@@ -352,7 +363,17 @@ _ACTS: dict[str, dict[str, Any]] = {
     "tanh": {"act_layer": "gelu_tanh"},
     "quick": {"act_layer": "quick_gelu"},
 }
-_CONVNEXT: Translation = {"layer_scale": lambda value: {"ls_init_value": value}}
+_CONVNEXT: Translation = {
+    "conv_mlp": lambda value: {"conv_mlp": value},
+    "grn": lambda value: {"use_grn": value},
+    "layer_scale": lambda value: {"ls_init_value": value or None},
+}
+_SWIN: Translation = {
+    "heads": lambda value: {"num_heads": list(value)},
+    "stages": lambda value: {"depths": list(value)},
+    "width": lambda value: {"embed_dim": value},
+    "window": lambda value: {"window_size": value},
+}
 _VIT: Translation = {
     "depth": lambda value: {"depth": value},
     "gelu": lambda value: _ACTS[value],

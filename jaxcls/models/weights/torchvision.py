@@ -17,8 +17,11 @@ _FILES = {
     (224, 230, "bilinear"): "0c510722",
     (224, 232, "bilinear"): "110c445d 11ad3fa6 1a0047aa 6075fbad 7ebf99e0 9ba9bcbe"
     " cd907fc2 d733dc28 ea097f82 f82ba261",
+    (224, 232, "bicubic"): "704ceda3",
     (224, 236, "bilinear"): "983f1562",
+    (224, 238, "bicubic"): "68c6b09e",
     (224, 242, "bilinear"): "852ce7e3",
+    (224, 246, "bicubic"): "5e29d889",
     (224, 256, "bicubic"): "7f5810bc",
     (224, 256, "bilinear"): "0676ba61 19584684 32ee1156 394f9c45 397923af 6002323d 63fe2227"
     " 6c64b313 7be5be79 7cdf4587 8a719046 8ba56ff5 95faca4d abd245e5 b0353104 b627a593"

@@ -155,6 +155,7 @@ def test_a_folder_read_as_another_form_is_refused_and_said_without_our_metadata(
             "dinov3_s_16(pool='map')",
             "vit_s_16(position='rope')",
         ),
+        "swin_t",
     ],
 )
 def test_a_model_that_timm_lacks_is_one_line(name):
@@ -171,12 +172,14 @@ def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
         FORMATS["hub"].write(model, tmp_path / "model.safetensors", Asked())
 
 
-# ConvNeXt-T, EfficientNet-B0 and VGG-11 at 224 pixels agree too, and take longer.
+# ConvNeXt-T, ConvNeXt V2 Atto, EfficientNet-B0 and VGG-11 at 224 pixels agree too, and take
+# longer.
 CASES = [
     ("resnet18(dropout=0.1)", 64),
     ("mobilenet_v2", 64),
     ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
+    ("swin_t(stages=(2, 2), heads=(1, 2), width=32, window=4)", 64),
     ("vit_ti_16(depth=1, pool='patch_mean')", 64),
     ("dinov2_s_14_reg4(depth=1, width=96, pool='norm_patch_mean')", 56),
     ("dinov3_s_16(depth=1, width=96, layer_scale=0.1)", 64),

@@ -47,6 +47,10 @@ def note(text, architecture):
         ("mixer_b_16(depth=1)", "mixer_b16_224"),
         ("vit_s_16(gelu='tanh')", "vit_small_patch16_224(act_layer='gelu_tanh')"),
         ("vit_s_16(pool='patch_mean')", "vit_small_patch16_224(global_pool='avg')"),
+        ("convnextv2_tiny(stages=(1, 1))", "convnextv2_tiny"),
+        ("convnextv2_nano(layer_scale=0.0)", "convnextv2_nano"),
+        ("swin_b(window=12)", "swin_base_patch4_window12_384"),
+        ("swin_t(stages=(1, 2), heads=(3, 6))", "swin_tiny_patch4_window7_224"),
         ("efficientnet_b0", ""),  # Of jaxcls itself.
     ],
 )
@@ -151,6 +155,8 @@ def test_our_own_weights_of_another_form_are_refused_or_said(there, here, told):
         ("vit_s_16(weight_init='deit', layer_scale=0.1)", "vit_s_16(layer_scale=1e-5)"),
         ("convnext_tiny(drop_path=0.5, layer_scale=0.1)", "convnext_tiny"),
         ("vit_s_16(position='sincos')", "vit_s_16"),
+        ("swin_t(drop_path=0.0, window=8)", "swin_t"),
+        ("convnextv2_tiny(decay_blocks=3)", "convnextv2_tiny"),
     ],
 )
 def test_options_of_training_are_no_difference(there, here):
@@ -256,6 +262,9 @@ def test_an_unknown_architecture_is_said(architecture):
         ("mixer_b_16(gelu='tanh')", "mixer_b16_224"),
         ("mixer_b_16", "mixer_s16_224"),
         ("resnet50(blur=True)", "resnet50"),
+        ("swin_t", "swin_tiny_patch4_window7_224(always_partition=True)"),
+        ("convnextv2_tiny", "convnextv2_tiny(act_layer='gelu_tanh')"),
+        ("swin_s", "swin_base_patch4_window7_224"),
     ],
 )
 def test_options_of_timm_that_no_tensor_shows_are_said(text, architecture):

@@ -24,6 +24,8 @@ MODELS = {
     "resnet": ("resnet18(width=8)", 32, 3),
     "cnn": ("cnn(batch_norm=True, widths=(4,), dense=8)", 8, 1),
     "convnext": ("convnext_tiny(width=8)", 32, 3),
+    "convnextv2": ("convnextv2_atto(width=8, stages=(1, 1))", 32, 3),
+    "swin": ("swin_t(stages=(1, 1), heads=(1, 2), width=8)", 32, 3),
 }
 
 
@@ -68,6 +70,9 @@ LIBRARIES = [
     ("cnn", "pytorch"),
     ("convnext", "torchvision"),
     ("convnext", "timm"),
+    ("convnextv2", "timm"),
+    ("swin", "torchvision"),
+    ("swin", "timm"),
 ]
 
 
