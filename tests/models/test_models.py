@@ -10,7 +10,7 @@ import pytest
 
 from jaxcls.errors import InputError
 from jaxcls.learning import param_groups
-from jaxcls.models import MODELS, convnext, naming, swin, vit
+from jaxcls.models import MODELS, attention, convnext, naming, swin
 from tests.modules import KEY, built, count, dtypes, shapes
 
 # Parameters for 1000 classes (10 for wrn*) and the features before the head.
@@ -508,7 +508,7 @@ def test_the_gradient_of_an_attention_with_a_bias_is_that_of_its_formula():
     def loss(function):
         return lambda *given: jnp.square(function(*given)).sum()
 
-    grads = [jax.jit(jax.grad(loss(each), range(4))) for each in (vit.attend, plain)]
+    grads = [jax.jit(jax.grad(loss(each), range(4))) for each in (attention.attend, plain)]
     for ours, theirs in zip(*(grad(*parts, bias) for grad in grads), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
