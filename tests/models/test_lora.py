@@ -15,6 +15,7 @@ from tests.settings import BARE
 
 VIT = {**BARE, "model.name": "vit_ti_16(patch=4, depth=2, width=16, heads=2)"}
 LORA = {**VIT, "optim.lora": "rank=2, alpha=6, on='qkv|proj|mlp'"}
+KEYS = {"params": jax.random.key(3)}
 LAYERS = ("attention/qkv", "attention/out", "dense1", "dense2")
 
 
@@ -49,7 +50,8 @@ def test_each_layer_has_its_parts_and_nothing_else_is_new(recipe):
 
 def test_it_starts_as_the_model_that_is_given(recipe):
     images = np.random.default_rng(1).standard_normal((3, 8, 8, 1), np.float32)
-    made = recipe.network.init({"params": jax.random.key(3)}, images, False)
+    init = jax.jit(lambda network: network.init(KEYS, images, False), static_argnums=0)
+    made = init(recipe.network)
     # The head of a ViT starts at 0, and would hide every difference.
     made["params"]["head"] = filled(made["params"]["head"])
     a = np.asarray(made["params"]["block1"]["dense2"]["lora_a"])
@@ -57,7 +59,7 @@ def test_it_starts_as_the_model_that_is_given(recipe):
     assert len({round(float(x), 6) for x in a.ravel()}) == a.size
     other = made["params"]["block2"]["dense2"]["lora_a"]
     assert not np.array_equal(a, other)
-    plain = recipe.module.init({"params": jax.random.key(3)}, images, False)
+    plain = init(recipe.module)
     plain["params"]["head"] = made["params"]["head"]
     np.testing.assert_array_equal(
         recipe.network.apply(made, images, False).logits,
@@ -75,9 +77,9 @@ def test_the_gradient_is_the_dense_one_projected(recipe):
             weights * apply({**variables, "params": params}, images, False).logits
         ).sum()
 
-    got = jax.grad(value(recipe.network.apply))(variables["params"])
+    got = jax.jit(jax.grad(value(recipe.network.apply)))(variables["params"])
     merged = recipe.merged(variables)["params"]
-    dense = jax.grad(value(recipe.module.apply))(merged)
+    dense = jax.jit(jax.grad(value(recipe.module.apply)))(merged)
     dense, got = naming.flatten(dense), naming.flatten(got)
     given = naming.flatten(variables["params"])
     for block in ("block1", "block2"):
@@ -108,6 +110,7 @@ def test_what_is_exported_is_the_model_alone_with_the_same_logits(tiny):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"optim.accumulate": 2, "model.remat": "blocks"}])
 def test_a_run_moves_the_parts_and_the_head_alone(tiny, tmp_path, more):
     saves = {**LORA, "ema.decay": 0.9, "length": "6 steps", "checkpoint.every": "2 steps"}
@@ -133,6 +136,7 @@ def test_a_run_moves_the_parts_and_the_head_alone(tiny, tmp_path, more):
     assert moved == trained
 
 
+@pytest.mark.slow
 def test_the_optimizer_and_the_gradient_hold_the_parts_and_the_head_alone(tiny):
     wide = {"model.name": "vit_ti_16(patch=4, depth=1, width=96, heads=2)"}
     exp = experiment.build(tiny(**{**LORA, **wide}))
