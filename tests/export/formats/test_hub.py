@@ -149,7 +149,7 @@ def test_a_folder_read_as_another_form_is_refused_and_said_without_our_metadata(
     "name",
     [
         *("cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)"),
-        *("vgg11", "mobilenet_v2(padding='same')", "efficientnet_b0(norm_epsilon=1e-3)"),
+        "vgg11",
     ],
 )
 def test_a_model_that_timm_lacks_is_one_line(name):
@@ -158,6 +158,24 @@ def test_a_model_that_timm_lacks_is_one_line(name):
     said = str(refused.value)
     assert re.search(rf"no architecture .* model\.name={re.escape(name)}", said)
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "args"),
+    [
+        ("efficientnet_b4", "efficientnet_b4", {}),
+        ("efficientnet_v2_m", "efficientnetv2_m", {"bn_eps": 1e-3}),
+        ("efficientnet_v2_s(padding='same')", "tf_efficientnetv2_s", {}),
+        (
+            "mobilenet_v2(padding='same')",
+            "mobilenetv2_100",
+            {"pad_type": "same", "bn_eps": 1e-5},
+        ),
+        ("mobilenet_v3_large(norm_epsilon=1e-5)", "mobilenetv3_large_100", {}),
+    ],
+)
+def test_padding_and_epsilon_are_in_timms_name_or_its_arguments(name, architecture, args):
+    assert timm.counterpart(name, (64, 64, 3)) == (architecture, args)
 
 
 def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
@@ -169,7 +187,8 @@ def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
 # ConvNeXt-T, EfficientNet-B0 and VGG-11 at 224 pixels agree too, and take longer.
 CASES = [
     ("resnet18(dropout=0.1)", 64),
-    ("mobilenet_v2", 64),
+    ("mobilenet_v2(padding='same')", 64),
+    ("mobilenet_v3_small", 65),
     ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
     ("vit_ti_16(depth=1, pool='patch_mean')", 64),
