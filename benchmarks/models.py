@@ -1,7 +1,7 @@
 """The table of docs/reference/models.md; ``python -m benchmarks.models`` prints it.
 
-Parameters and multiply-adds for one image follow from shapes, at 224 pixels and 1,000
-classes (wrn*: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
+Parameters and multiply-adds for one image follow from shapes, at the pixels of `SIZES` and
+1,000 classes (wrn*: CIFAR's 32 and 10). No accuracy is measured: the top-1 is what
 torchvision and timm state for the weights that they publish.
 """
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from benchmarks.flops import multiply_adds
 from jaxcls.models import MODELS
 from jaxcls.models.convnext import CONVNEXTS
+from jaxcls.models.efficientnet import EFFICIENTNETS
 from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.resnet import RESNETS
@@ -23,7 +24,17 @@ from jaxcls.models.vgg import VGGS
 from jaxcls.models.vit import VITS
 from jaxcls.models.wide_resnet import WIDE_RESNETS
 
-# Public weights of exactly this architecture for images of 224 pixels, and their top-1 in
+# Pixels of a side, where they are not 224: those of torchvision's weights.
+SIZES = {
+    **dict.fromkeys(WIDE_RESNETS, 32),
+    "efficientnet_b1": 240,
+    "efficientnet_b2": 288,
+    "efficientnet_b3": 300,
+    "efficientnet_b4": 380,
+    "efficientnet_v2_m": 480,
+    "efficientnet_v2_s": 384,
+}
+# Public weights of exactly this architecture for images of this size, and their top-1 in
 # percent on ImageNet-1k's 50,000 validation images: the most accurate of torchvision's,
 # as torchvision 0.28 states in their metadata (`_metrics`), without SWAG's, which learned
 # from billions of tagged photographs first; where torchvision has no such model, the most
@@ -76,11 +87,22 @@ PUBLISHED = {
     "swin_b": ("torchvision IMAGENET1K_V1", 83.582),
     "mixer_b_16": ("hf:timm/mixer_b16_224.miil_in21k_ft_in1k", 82.314),
     "efficientnet_b0": ("torchvision IMAGENET1K_V1", 77.692),
+    "efficientnet_b1": ("torchvision IMAGENET1K_V2", 79.838),
+    "efficientnet_b2": ("torchvision IMAGENET1K_V1", 80.608),
+    "efficientnet_b3": ("torchvision IMAGENET1K_V1", 82.008),
+    "efficientnet_b4": ("torchvision IMAGENET1K_V1", 83.384),
     "efficientnet_lite0": ("hf:timm/efficientnet_lite0.ra_in1k", 75.488),
+    "efficientnet_v2_m": ("torchvision IMAGENET1K_V1", 85.112),
+    "efficientnet_v2_s": ("torchvision IMAGENET1K_V1", 84.228),
     "mobilenet_v2": ("torchvision IMAGENET1K_V2", 72.154),
+    "mobilenet_v3_large": ("torchvision IMAGENET1K_V2", 75.274),
+    "mobilenet_v3_small": ("torchvision IMAGENET1K_V1", 67.668),
 }
 
-_FAMILIES = (VGGS, RESNETS, VITS, TOWERS, CONVNEXTS, SWINS, MIXERS, MOBILENETS)
+_FAMILIES = (
+    *(VGGS, RESNETS, VITS, TOWERS, CONVNEXTS, SWINS, MIXERS, EFFICIENTNETS),
+    MOBILENETS,
+)
 _CIFARS = (*WIDE_RESNETS,)
 _ORDER = ("alexnet", *(name for family in _FAMILIES for name in family), *_CIFARS)
 # What is in no family comes last; the tutorial's net has no size of its own.
@@ -88,15 +110,19 @@ NAMES = [name for name in dict.fromkeys((*_ORDER, *MODELS)) if name != "cnn"]
 
 
 class Costs(NamedTuple):
-    """Parameters of a model, and multiply-adds of its forward pass for one image."""
+    """Parameters of a model, and multiply-adds of its forward pass for one image.
+
+    variables: their shapes.
+    """
 
     parameters: int
     multiply_adds: int
+    variables: Any
 
 
 def costs(name: str) -> Costs:
     """What a variant of `MODELS` costs at its own size, computing nothing."""
-    size, classes = (32, 10) if name in _CIFARS else (224, 1000)
+    size, classes = SIZES.get(name, 224), 10 if name in _CIFARS else 1000
     model: Any = MODELS[name](num_classes=classes, dtype=jnp.float32)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
 
@@ -106,18 +132,19 @@ def costs(name: str) -> Costs:
     # One function for both, so that JAX traces it once; drawing values takes no products.
     _, variables = jax.eval_shape(forward, image)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"]))
-    return Costs(parameters, multiply_adds(forward, image))
+    return Costs(parameters, multiply_adds(forward, image), variables)
 
 
 def row(name: str, cost: Costs) -> str:
     """A model's line of the table; empty where nothing is published."""
     weights, top1 = PUBLISHED.get(name, ("", None))
+    pixels = f", {SIZES[name]} pixels" if weights and name in SIZES else ""
     cells = (
         f"`{name}`",
         f"{cost.parameters:,}",
         f"{cost.multiply_adds / 1e9:.2f}",
         "" if top1 is None else f"{top1:.2f}",
-        f"`{weights}`" if weights.startswith("hf:") else weights,
+        f"`{weights}`" if weights.startswith("hf:") else weights + pixels,
     )
     return "| " + " | ".join(cells) + " |"
 

@@ -1,12 +1,10 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381), EfficientNet-B0 (Tan and Le,
-arXiv:1905.11946), whose blocks also have squeeze-and-excitation, and EfficientNet-Lite,
-whose blocks have none: models/official/efficientnet/lite of github.com/tensorflow/tpu.
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381), MobileNetV3 (Howard et al.,
+arXiv:1905.02244), and `Mobile`, the network that `jaxcls.models.efficientnet` shares.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,11 +12,30 @@ import jax.numpy as jnp
 
 from jaxcls.models import initializers, layers, naming
 from jaxcls.models.layers import BatchNorm, Dtype, Output, conv
-from jaxcls.models.naming import Naming
+from jaxcls.models.naming import Entry, Naming
 
 Activation = Callable[[jax.Array], jax.Array]
+Layer = Callable[..., Any]
 # By the names of the option `padding`. A stride shifts TensorFlow's by up to one pixel.
 PADDINGS = {"symmetric": None, "same": "SAME"}
+
+
+class Block(NamedTuple):
+    """The sizes of one block.
+
+    hidden: channels after the expansion; 0: no expansion. kernel, stride: those of the
+    depthwise convolution. width: channels of the output. squeeze: hidden filters of the
+    squeeze-and-excitation (Hu et al., arXiv:1709.01507); 0: none. is_fused: one square
+    convolution stands for the expansion and the depthwise convolution.
+    """
+
+    activation: Activation
+    hidden: int
+    kernel: int
+    stride: int
+    width: int
+    squeeze: int = 0
+    is_fused: bool = False
 
 
 class Stage(NamedTuple):
@@ -29,71 +46,132 @@ class Stage(NamedTuple):
     stride: int
     width: int
     blocks: int
+    is_fused: bool = False
+
+
+class Net(NamedTuple):
+    """An architecture: what no option of `Mobile` changes.
+
+    stem: filters of the first convolution. last: those of the last one, which is 1x1.
+    dense: features of a dense layer before the head; 0: none. activation: of those layers.
+    excite: the two functions of squeeze-and-excitation. momentum: of every BatchNorm.
+    head_init: of the kernels of the head and of the dense layer. libraries: those of
+    `namings`. place: torchvision's name of a block, of its stage, its index i within the
+    stage and its number n in the network.
+    """
+
+    stages: tuple[tuple[Block, ...], ...]
+    head_init: nn.initializers.Initializer
+    activation: Activation
+    stem: int = 32
+    last: int = 1280
+    dense: int = 0
+    excite: tuple[Activation, Activation] = (nn.relu, nn.hard_sigmoid)
+    momentum: float = 0.9
+    libraries: tuple[str, ...] = ("torchvision", "timm")
+    place: str = "features.{n}.block"
+
+
+def unrolled(
+    inputs: int, stages: Sequence[Stage], activation: Activation, squeeze: int = 0
+) -> tuple[tuple[Block, ...], ...]:
+    """Returns the blocks of each stage, for a stem of `inputs` filters.
+
+    squeeze: above 0, a block that is not fused has squeeze-and-excitation with one hidden
+    filter for every `squeeze` channels of its input.
+    """
+    built = []
+    for stage in stages:
+        blocks = []
+        for i in range(stage.blocks):
+            hidden = inputs * stage.expand if stage.expand > 1 else 0
+            filters = max(1, inputs // squeeze) if squeeze and not stage.is_fused else 0
+            sizes = hidden, stage.kernel, 1 if i else stage.stride, stage.width, filters
+            blocks.append(Block(activation, *sizes, stage.is_fused))
+            inputs = stage.width
+        built.append(tuple(blocks))
+    return tuple(built)
 
 
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut if shapes agree.
 
-    squeeze: above 0, add squeeze-and-excitation (Hu et al., arXiv:1709.01507) with one
-    hidden filter for every `squeeze` input channels of the block. padding, norm_epsilon:
-    as in `Mobile`.
+    conv, norm: make layers with the options of the network. excite: as in `Net`.
     """
 
-    stage: Stage
-    stride: int
-    dtype: Dtype
-    activation: Activation
-    squeeze: int = 0
+    block: Block
+    conv: Layer
+    norm: Layer
+    excite: tuple[Activation, Activation]
     drop_path: float = 0.0
-    padding: str = "symmetric"
-    norm_epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dtype, width = self.dtype, x.shape[-1] * self.stage.expand
-        norm = partial(BatchNorm, epsilon=self.norm_epsilon, dtype=dtype)
-        deep = partial(conv, groups=width, padding=PADDINGS[self.padding], dtype=dtype)
-        y = x
-        if self.stage.expand > 1:
-            y = conv(width, 1, dtype=dtype, name="conv1")(y)
-            y = self.activation(norm(name="norm1")(y, train))
-        y = deep(width, self.stage.kernel, self.stride, name="conv2")(y)
-        y = self.activation(norm(name="norm2")(y, train))
-        if self.squeeze:
-            hidden = max(1, x.shape[-1] // self.squeeze)
-            means = layers.global_mean(y).astype(dtype)[:, None, None]
-            means = conv(hidden, 1, bias=True, dtype=dtype, name="squeeze1")(means)
-            means = self.activation(means)
-            means = conv(width, 1, bias=True, dtype=dtype, name="squeeze2")(means)
-            y = y * nn.sigmoid(means)
-        y = conv(self.stage.width, 1, dtype=dtype, name="conv3")(y)
-        y = norm(name="norm3")(y, train)
-        if x.shape != y.shape:
-            return y
-        return x + layers.drop_path(y, self.drop_path, train)
+        block, y = self.block, x
+        width = block.hidden or x.shape[-1]
+        if block.hidden:
+            y = self.conv(width, 1, name="conv1")(y)
+            y = block.activation(self.norm(name="norm1")(y, train))
+        y = self.conv(width, block.kernel, block.stride, groups=width, name="conv2")(y)
+        y = block.activation(self.norm(name="norm2")(y, train))
+        if block.squeeze:
+            activation, gate = self.excite
+            means = layers.global_mean(y).astype(y.dtype)[:, None, None]
+            means = self.conv(block.squeeze, 1, bias=True, name="squeeze1")(means)
+            means = self.conv(width, 1, bias=True, name="squeeze2")(activation(means))
+            y = y * gate(means)
+        y = self.norm(name="norm3")(self.conv(block.width, 1, name="conv3")(y), train)
+        return _joined(block, x, y, self.drop_path, train)
+
+
+class FusedInvertedResidual(nn.Module):
+    """k x k expansion, 1x1 projection, the former alone if it does not expand; a shortcut.
+
+    It is EfficientNetV2's FusedMBConv (Tan and Le, arXiv:2104.00298). conv, norm: as in
+    `InvertedResidual`.
+    """
+
+    block: Block
+    conv: Layer
+    norm: Layer
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        block = self.block
+        width = block.hidden or block.width
+        y = self.conv(width, block.kernel, block.stride, name="conv1")(x)
+        y = block.activation(self.norm(name="norm1")(y, train))
+        if block.hidden:
+            y = self.norm(name="norm2")(self.conv(block.width, 1, name="conv2")(y), train)
+        return _joined(block, x, y, self.drop_path, train)
+
+
+def _joined(
+    block: Block, x: jax.Array, y: jax.Array, drop_path: float, train: bool
+) -> jax.Array:
+    """Adds the shortcut x to a branch y of a block that keeps size and channels."""
+    if block.stride > 1 or block.width != x.shape[-1]:
+        return y
+    return x + layers.drop_path(y, drop_path, train)
 
 
 class Mobile(nn.Module):
-    """A stem, stages of inverted residuals, a last 1x1 convolution of 1280 filters.
+    """A stem, stages of inverted residuals, and a last 1x1 convolution.
 
-    Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, 1280]. activation,
-    squeeze: for every block. head_init: initializer of the head's kernel. dropout: the rate
+    Maps images [B, H, W, C] float32 to logits [B, K] and embed [B, D]. dropout: the rate
     before the head. drop_path: rates of the blocks rise linearly from 0 towards it.
     padding: "symmetric" as PyTorch's, or "same" as TensorFlow's, of every convolution.
-    norm_epsilon: of every BatchNorm; TensorFlow's is 1e-3. libraries: those of `namings`.
+    norm_epsilon: of every BatchNorm; TensorFlow's is 1e-3.
     """
 
+    net: Net
     num_classes: int
-    stages: tuple[Stage, ...]
-    dtype: Dtype
-    dropout: float
-    drop_path: float
-    activation: Activation
-    squeeze: int
-    head_init: nn.initializers.Initializer
-    padding: str
-    norm_epsilon: float
-    libraries: tuple[str, ...] = ("torchvision", "timm")
+    dtype: Dtype = jnp.float32
+    dropout: float = 0.2
+    drop_path: float = 0.0
+    padding: str = "symmetric"
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         layers.check_known(PADDINGS, padding=self.padding)
@@ -104,73 +182,69 @@ class Mobile(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Output:
-        x = images.astype(self.dtype)
-        norm = partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        stem = partial(conv, padding=PADDINGS[self.padding], dtype=self.dtype)
-        x = stem(32, 3, 2, name="conv1")(x)
-        x = self.activation(norm(name="norm1")(x, train))
+        net, x = self.net, images.astype(self.dtype)
+        norm = partial(BatchNorm, net.momentum, self.norm_epsilon, dtype=self.dtype)
+        make = partial(conv, padding=PADDINGS[self.padding], dtype=self.dtype)
+        x = make(net.stem, 3, 2, name="conv1")(x)
+        x = net.activation(norm(name="norm1")(x, train))
         blocks = self._blocks()
         for n, (name, stage, i) in enumerate(blocks):
-            sizes, rate = self.stages[stage], self.drop_path * n / len(blocks)
-            stride = sizes.stride if i == 0 else 1
-            block = partial(InvertedResidual, sizes, stride, self.dtype, self.activation)
-            options = self.squeeze, rate, self.padding, self.norm_epsilon
-            x = block(*options, name=name)(x, train)
-        x = conv(1280, 1, dtype=self.dtype, name="conv2")(x)
-        x = self.activation(norm(name="norm2")(x, train))
-        x = layers.FeatureMap()(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(layers.global_mean(x))
-        return layers.head(x, self.num_classes, self.head_init)
+            sizes, rate = net.stages[stage][i], self.drop_path * n / len(blocks)
+            block: nn.Module
+            if sizes.is_fused:
+                block = FusedInvertedResidual(sizes, make, norm, rate, name=name)
+            else:
+                block = InvertedResidual(sizes, make, norm, net.excite, rate, name=name)
+            x = block(x, train)
+        x = make(net.last, 1, name="conv2")(x)
+        x = net.activation(norm(name="norm2")(x, train))
+        x = layers.global_mean(layers.FeatureMap()(x))
+        if net.dense:
+            dense = partial(nn.Dense, dtype=self.dtype, kernel_init=net.head_init)
+            x = net.activation(dense(net.dense, name="dense")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return layers.head(x, self.num_classes, net.head_init)
 
     def _blocks(self) -> list[tuple[str, int, int]]:
         """Returns (name, stage, index in the stage) of every block."""
-        return layers.block_names([stage.blocks for stage in self.stages])
+        return layers.block_names([len(stage) for stage in self.net.stages])
 
     def groups(self) -> list[tuple[str, ...]]:
         """Returns the layers by depth, input first, for layer-wise decay of the rate."""
         blocks = [(name,) for name, _, _ in self._blocks()]
-        return [("conv1", "norm1"), *blocks, ("conv2", "norm2", "head")]
+        dense = ("dense",) if self.net.dense else ()
+        return [("conv1", "norm1"), *blocks, ("conv2", "norm2", *dense, "head")]
 
     def namings(self) -> dict[str, Naming]:
-        """Returns the names of our layers in files of `libraries`.
-
-        In a block without an expansion, later layers have an index one lower.
-        """
-        rows = [
+        """Returns the names of our layers in files of the architecture's libraries."""
+        net, blocks = self.net, self._blocks()
+        rows: list[Row] = [
             ("conv1", "features.0.0", "conv_stem"),
             ("norm1", "features.0.1", "bn1"),
         ]
-        for n, (name, stage, i) in enumerate(self._blocks(), 1):
-            shift = int(self.stages[stage].expand > 1)
-            timm = f"blocks.{stage}.{i}"
-            vision, last = f"features.{n}.conv", (f"{shift + 1}", f"{shift + 2}")
-            if self.squeeze:
-                vision = f"features.{stage + 1}.{i}.block"
-                last = f"{shift + 2}.0", f"{shift + 2}.1"
-            places = ("0.0", "0.1"), (f"{shift}.0", f"{shift}.1"), last
-            kinds = ("pw", "dw", "pwl") if shift else ("", "dw", "pw")
-            for k, (place, kind) in enumerate(zip(places, kinds, strict=True)):
-                rows += [
-                    (f"{name}/conv{k + 1}", f"{vision}.{place[0]}", f"{timm}.conv_{kind}"),
-                    (
-                        f"{name}/norm{k + 1}",
-                        f"{vision}.{place[1]}",
-                        f"{timm}.bn{k + shift}",
-                    ),
-                ]
-            middle = f"{vision}.{shift + 1}"
+        for n, (name, stage, i) in enumerate(blocks, 1):
+            vision = net.place.format(stage=stage + 1, i=i, n=n)
+            rows += _rows(name, net.stages[stage][i], vision, f"blocks.{stage}.{i}")
+        last = (
+            f"features.{(len(net.stages) if '{stage}' in net.place else len(blocks)) + 1}"
+        )
+        if net.dense:
+            # timm counts the last convolution as a stage, and makes the dense layer a 1x1.
+            block = f"blocks.{len(net.stages)}.0"
             rows += [
-                (f"{name}/squeeze1", f"{middle}.fc1", f"{timm}.se.conv_reduce"),
-                (f"{name}/squeeze2", f"{middle}.fc2", f"{timm}.se.conv_expand"),
+                ("conv2", f"{last}.0", f"{block}.conv"),
+                ("norm2", f"{last}.1", f"{block}.bn1"),
+                ("dense", "classifier.0", Entry("conv_head", (1, 1, net.last, net.dense))),
+                ("head", "classifier.3", "classifier"),
             ]
-        end = len(self.stages if self.squeeze else self._blocks()) + 1
-        rows += [
-            ("conv2", f"features.{end}.0", "conv_head"),
-            ("norm2", f"features.{end}.1", "bn2"),
-            ("head", "classifier.1", "classifier"),
-        ]
+        else:
+            rows += [
+                ("conv2", f"{last}.0", "conv_head"),
+                ("norm2", f"{last}.1", "bn2"),
+                ("head", "classifier.1", "classifier"),
+            ]
         tables = {**naming.of_both(rows), "efficientnet_pytorch": self._ported()}
-        return {library: tables[library] for library in self.libraries}
+        return {library: tables[library] for library in net.libraries}
 
     def _ported(self) -> Naming:
         """Returns the names of our layers in files of the package efficientnet_pytorch."""
@@ -186,6 +260,37 @@ class Mobile(nn.Module):
         return table
 
 
+Row = tuple[str, str | Entry, str | Entry]
+
+
+def _rows(name: str, block: Block, vision: str, timm: str) -> list[Row]:
+    """Returns (our name, torchvision's, timm's) of a block's layers.
+
+    vision, timm: the block's names there. Both count the layers that the block has.
+    """
+    kinds = {1: "_exp", 2: "_pwl"} if block.is_fused else {1: "_pw", 2: "_dw", 3: "_pwl"}
+    if not block.hidden:
+        kinds = {1: ""} if block.is_fused else {2: "_dw", 3: "_pw"}
+    rows: list[Row] = []
+    for i, (k, kind) in enumerate(kinds.items()):
+        is_last = i == len(kinds) - 1
+        at = f"{vision}.{i + 1 if block.squeeze and is_last else i}"
+        pair = f"{at}.0", f"{at}.1"
+        if is_last and vision.endswith(".conv"):  # Of MobileNetV2.
+            pair = at, f"{vision}.{i + 1}"
+        rows += [
+            (f"{name}/conv{k}", pair[0], f"{timm}.conv{kind}"),
+            (f"{name}/norm{k}", pair[1], f"{timm}.bn{i + 1}"),
+        ]
+    if block.squeeze:
+        middle = f"{vision}.{len(kinds) - 1}"
+        rows += [
+            (f"{name}/squeeze1", f"{middle}.fc1", f"{timm}.se.conv_reduce"),
+            (f"{name}/squeeze2", f"{middle}.fc2", f"{timm}.se.conv_expand"),
+        ]
+    return rows
+
+
 _V2 = (
     Stage(expand=1, kernel=3, stride=1, width=16, blocks=1),
     Stage(expand=6, kernel=3, stride=2, width=24, blocks=2),
@@ -195,84 +300,33 @@ _V2 = (
     Stage(expand=6, kernel=3, stride=2, width=160, blocks=3),
     Stage(expand=6, kernel=3, stride=1, width=320, blocks=1),
 )
-_B0 = (
-    Stage(expand=1, kernel=3, stride=1, width=16, blocks=1),
-    Stage(expand=6, kernel=3, stride=2, width=24, blocks=2),
-    Stage(expand=6, kernel=5, stride=2, width=40, blocks=2),
-    Stage(expand=6, kernel=3, stride=2, width=80, blocks=3),
-    Stage(expand=6, kernel=5, stride=1, width=112, blocks=3),
-    Stage(expand=6, kernel=5, stride=2, width=192, blocks=4),
-    Stage(expand=6, kernel=3, stride=1, width=320, blocks=1),
+# Tables 1 and 2 of MobileNetV3's paper: hidden, kernel, stride, width, squeeze.
+_relu, _hard = partial(Block, nn.relu), partial(Block, nn.hard_swish)
+_LARGE = (
+    (_relu(0, 3, 1, 16),),
+    (_relu(64, 3, 2, 24), _relu(72, 3, 1, 24)),
+    (_relu(72, 5, 2, 40, 24), *[_relu(120, 5, 1, 40, 32)] * 2),
+    (_hard(240, 3, 2, 80), _hard(200, 3, 1, 80), *[_hard(184, 3, 1, 80)] * 2),
+    (_hard(480, 3, 1, 112, 120), _hard(672, 3, 1, 112, 168)),
+    (_hard(672, 5, 2, 160, 168), *[_hard(960, 5, 1, 160, 240)] * 2),
 )
-
-
-def mobilenet_v2(
-    num_classes: int,
-    dtype: Dtype = jnp.float32,
-    dropout: float = 0.2,
-    drop_path: float = 0.0,
-    padding: str = "symmetric",
-    norm_epsilon: float = 1e-5,
-) -> Mobile:
-    """Returns MobileNetV2 of width 1; the options are those of `Mobile`."""
-    init = initializers.normal(0.01)
-    rest = nn.relu6, 0, init, padding, norm_epsilon
-    return Mobile(num_classes, _V2, dtype, dropout, drop_path, *rest)
-
-
-def efficientnet_b0(
-    num_classes: int,
-    dtype: Dtype = jnp.float32,
-    dropout: float = 0.2,
-    drop_path: float = 0.2,
-    padding: str = "symmetric",
-    norm_epsilon: float = 1e-5,
-) -> Mobile:
-    """Returns EfficientNet-B0, the smallest; the options are those of `Mobile`."""
-    rest = nn.silu, 4, _HEAD, padding, norm_epsilon, ("torchvision", *_PORTED)
-    return Mobile(num_classes, _B0, dtype, dropout, drop_path, *rest)
-
-
-def _lite(
-    num_classes: int,
-    dtype: Dtype = jnp.float32,
-    dropout: float = 0.2,
-    drop_path: float = 0.2,
-    padding: str = "symmetric",
-    norm_epsilon: float = 1e-5,
-    *,
-    width: float,
-    depth: float,
-) -> Mobile:
-    """Returns an EfficientNet-Lite; the options are those of `Mobile`.
-
-    width, depth: factors of B0's channels and blocks. The stem and the last convolution
-    keep their channels, and the first and the last stage their depth.
-    """
-    stages = [stage._replace(width=_channels(stage.width * width)) for stage in _B0]
-    stages[1:-1] = [
-        stage._replace(blocks=math.ceil(stage.blocks * depth)) for stage in stages[1:-1]
-    ]
-    rest = nn.relu6, 0, _HEAD, padding, norm_epsilon, _PORTED
-    return Mobile(num_classes, tuple(stages), dtype, dropout, drop_path, *rest)
-
-
-def _channels(wanted: float) -> int:
-    """Returns the nearest multiple of 8 that is at least 0.9 of what is wanted."""
-    near = int(wanted + 4) // 8 * 8
-    return near if near >= 0.9 * wanted else near + 8
-
-
-# Uniform within +-1 / sqrt(num_classes).
-_HEAD = initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-_PORTED = ("timm", "efficientnet_pytorch")
+_SMALL = (
+    (_relu(0, 3, 2, 16, 8),),
+    (_relu(72, 3, 2, 24), _relu(88, 3, 1, 24)),
+    (_hard(96, 5, 2, 40, 24), *[_hard(240, 5, 1, 40, 64)] * 2),
+    (_hard(120, 5, 1, 48, 32), _hard(144, 5, 1, 48, 40)),
+    (_hard(288, 5, 2, 96, 72), *[_hard(576, 5, 1, 96, 144)] * 2),
+)
+_INIT = initializers.normal(0.01)
+_v3 = partial(Net, head_init=_INIT, activation=nn.hard_swish, stem=16, momentum=0.99)
+_NET2 = Net(unrolled(32, _V2, nn.relu6), _INIT, nn.relu6, place="features.{n}.conv")
 
 MOBILENETS: dict[str, Callable[..., Mobile]] = {
-    "efficientnet_b0": efficientnet_b0,
-    "efficientnet_lite0": partial(_lite, width=1.0, depth=1.0),
-    "efficientnet_lite1": partial(_lite, width=1.0, depth=1.1),
-    "efficientnet_lite2": partial(_lite, width=1.1, depth=1.2, dropout=0.3),
-    "efficientnet_lite3": partial(_lite, width=1.2, depth=1.4, dropout=0.3),
-    "efficientnet_lite4": partial(_lite, width=1.4, depth=1.8, dropout=0.3),
-    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2": partial(Mobile, _NET2),
+    "mobilenet_v3_large": partial(
+        Mobile, _v3(_LARGE, last=960, dense=1280), norm_epsilon=1e-3
+    ),
+    "mobilenet_v3_small": partial(
+        Mobile, _v3(_SMALL, last=576, dense=1024), norm_epsilon=1e-3
+    ),
 }

@@ -9,6 +9,7 @@ import jax
 from jaxcls.models.alexnet import AlexNet
 from jaxcls.models.cnn import CNN
 from jaxcls.models.convnext import CONVNEXTS
+from jaxcls.models.efficientnet import EFFICIENTNETS
 from jaxcls.models.layers import Output
 from jaxcls.models.mixer import MIXERS
 from jaxcls.models.mobilenet import MOBILENETS
@@ -51,6 +52,7 @@ MODELS: Mapping[str, Callable[..., Classifier]] = MappingProxyType(
         "alexnet": AlexNet,
         "cnn": CNN,
         **CONVNEXTS,
+        **EFFICIENTNETS,
         **MIXERS,
         **MOBILENETS,
         **RESNETS,

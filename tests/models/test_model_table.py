@@ -1,5 +1,7 @@
 """The table of models in docs/ is what its command prints, and what others publish."""
 
+import functools
+import itertools
 import re
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from benchmarks import models
 from jaxcls.models import MODELS, naming
+from jaxcls.models.efficientnet import EFFICIENTNETS
+from jaxcls.models.mobilenet import MOBILENETS
 from jaxcls.models.weights import architectures
 from tests.conftest import ROOT
-from tests.modules import built, shapes
+from tests.modules import built
 
 HUB = "hf:timm/"
 VISION = "torchvision "
@@ -17,11 +21,7 @@ VISION = "torchvision "
 ignores_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def costs():
-    """``models.costs`` of every variant but the tutorials', each once in the table."""
-    assert sorted(models.NAMES) == sorted(MODELS.keys() - {"cnn"})
-    return {name: models.costs(name) for name in models.NAMES}
+costs = functools.cache(models.costs)
 
 
 def shared_names(torchvision):
@@ -36,14 +36,14 @@ def check_fit(name, library, model):
         key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
         for key, tensor in model.state_dict().items()
     }
-    module = built(name)
-    fit = naming.fit(tensors, module.namings()[library], shapes(module, 224)[1])
+    fit = naming.fit(tensors, built(name).namings()[library], costs(name).variables)
     assert (fit.missing, fit.extra, fit.shapes) == ({}, [], {}), name
 
 
 @pytest.mark.slow
-def test_the_documents_table_is_what_the_command_prints(costs, monkeypatch, capsys):
-    monkeypatch.setattr(models, "costs", costs.get)
+def test_the_documents_table_is_what_the_command_prints(monkeypatch, capsys):
+    assert sorted(models.NAMES) == sorted(MODELS.keys() - {"cnn"})
+    monkeypatch.setattr(models, "costs", costs)
     models.main()
     readme = (ROOT / "docs/reference/models.md").read_text()
     (shown,) = re.findall(r"<!-- models -->\n(.*?)<!-- /models -->", readme, re.DOTALL)
@@ -52,25 +52,25 @@ def test_the_documents_table_is_what_the_command_prints(costs, monkeypatch, caps
 
 @pytest.mark.slow
 @ignores_torch
-def test_costs_are_torchvisions(torchvision, costs):
+def test_costs_are_torchvisions(torchvision):
     shared = shared_names(torchvision)
-    assert len(shared) == 31
+    assert len(shared) == 39
     for name in shared:
         stated = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta
-        assert costs[name].parameters == stated["num_params"], name
+        assert costs(name).parameters == stated["num_params"], name
         # They count as we do, the products of attention too, and keep three decimals.
-        giga = costs[name].multiply_adds / 1e9
+        giga = costs(name).multiply_adds / 1e9
         assert giga == pytest.approx(stated["_ops"], abs=0.001), name
 
 
 @pytest.mark.slow
 @ignores_torch
-def test_torchvisions_top1_is_the_best_that_it_states_at_224_pixels(torchvision):
+def test_torchvisions_top1_is_the_best_that_it_states_at_these_pixels(torchvision):
     for name in shared_names(torchvision):
         stated = {
             weights.name: weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
             for weights in torchvision.models.get_model_weights(name)
-            if weights.transforms.keywords["crop_size"] == 224
+            if weights.transforms.keywords["crop_size"] == models.SIZES.get(name, 224)
             and "SWAG" not in weights.name
             and weights.meta["categories"]
         }
@@ -115,12 +115,11 @@ def test_the_least_tower_of_each_form_has_the_tensors_of_timms(torchvision):
 
 @pytest.mark.slow
 @ignores_torch
-def test_each_lite_has_the_layers_of_timms(torchvision):
+def test_each_mobile_has_the_layers_of_timms(torchvision):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    for i in range(5):
-        name = f"efficientnet_lite{i}"
+    for name in (*EFFICIENTNETS, *MOBILENETS):
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(architectures.of_timm(name, {}).architecture)
         check_fit(name, "timm", model)
         # No shape tells a stride.
         theirs = [
@@ -128,14 +127,13 @@ def test_each_lite_has_the_layers_of_timms(torchvision):
             for module in model.modules()
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size[0] > 1
         ]
-        assert theirs == [(2, 3), *_depthwise(built(name))]
+        assert theirs == [(2, 3), *_squares(built(name))]
 
 
-def _depthwise(module):
+def _squares(module):
     """(stride, size of the kernel) of each block, in order."""
-    for _, stage, i in module._blocks():
-        sizes = module.stages[stage]
-        yield (sizes.stride if i == 0 else 1), sizes.kernel
+    for block in itertools.chain(*module.net.stages):
+        yield block.stride, block.kernel
 
 
 @pytest.mark.slow

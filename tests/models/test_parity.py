@@ -22,6 +22,7 @@ from jaxcls.learning import losses
 from jaxcls.models import MODELS, naming
 from jaxcls.models.weights import transfer
 from jaxcls.models.wide_resnet import WideResNet
+from tests.modules import built
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -167,18 +168,23 @@ def test_logits_of_fewer_blocks_are_theirs(
     check(model, MODELS[name](num_classes=10, **ours), library, size)
 
 
-def check(model, ours, library, size, channels=3):
+@functools.partial(jax.jit, static_argnums=0)
+def logits(ours, variables, images):
+    return ours.apply(variables, images, False).logits
+
+
+def check(model, ours, library, size, channels=3, scale=1):
     """Logits agree within 1e-4 of the largest; our file is theirs, tensor for tensor.
 
-    size: a side, or (height, width).
+    size: a side, or (height, width). scale: the deviation of the images' values.
     """
     height, width = (size, size) if isinstance(size, int) else size
     shape = (2, height, width, channels)
-    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    images = scale * np.random.default_rng(0).standard_normal(shape, np.float32)
     variables = variables_of(model, ours, library, jnp.asarray(images))
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    got = jax.jit(lambda v, x: ours.apply(v, x, False).logits)(variables, images)
+    got = logits(ours, variables, images)
     assert np.abs(expected).max() > 0.1
     assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max()
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
@@ -189,6 +195,46 @@ def check(model, ours, library, size, channels=3):
     model.load_state_dict(
         {key: torch.from_numpy(tensor) for key, tensor in written.items()}, strict=True
     )
+
+
+# Neighbours share a program. {} is of timm without arguments, or torchvision.
+MOBILES = [
+    ("torchvision", "mobilenet_v3_large", {}, "mobilenet_v3_large", 4),
+    ("timm", "mobilenetv3_large_100", {"bn_eps": 1e-3}, "mobilenet_v3_large", 4),
+    ("torchvision", "mobilenet_v3_small", {}, "mobilenet_v3_small", 4),
+    ("torchvision", "efficientnet_b1", {}, "efficientnet_b1", 1),
+    ("timm", "efficientnet_b1", {}, "efficientnet_b1", 1),
+    ("torchvision", "efficientnet_b2", {}, "efficientnet_b2", 1),
+    ("timm", "efficientnet_b2", {}, "efficientnet_b2", 1),
+    ("torchvision", "efficientnet_b3", {}, "efficientnet_b3", 1),
+    ("timm", "efficientnet_b3", {}, "efficientnet_b3", 1),
+    ("torchvision", "efficientnet_b4", {}, "efficientnet_b4", 1),
+    ("timm", "efficientnet_b4", {}, "efficientnet_b4", 1),
+    ("torchvision", "efficientnet_v2_s", {}, "efficientnet_v2_s", 2),
+    ("timm", "efficientnetv2_s", {"bn_eps": 1e-3}, "efficientnet_v2_s", 2),
+    ("timm", "tf_efficientnetv2_s", {}, "efficientnet_v2_s(padding='same')", 1),
+    ("torchvision", "efficientnet_v2_m", {}, "efficientnet_v2_m", 1),
+    ("timm", "efficientnetv2_m", {"bn_eps": 1e-3}, "efficientnet_v2_m", 1),
+]
+
+
+@pytest.mark.parametrize(("library", "theirs", "options", "text", "blocks"), MOBILES)
+def test_logits_of_the_first_blocks_of_each_stage_are_theirs(
+    reference, library, theirs, options, text, blocks
+):
+    with torch.device("meta"):
+        model = reference(library, theirs, num_classes=10, **options)
+    if "efficientnet" in theirs:
+        stages = model.blocks if library == "timm" else model.features
+        for i, stage in enumerate(stages):
+            if isinstance(stage[0], torch.nn.Conv2d):
+                continue  # torchvision's first and last convolution.
+            stages[i] = stage[:blocks]
+    model = randomised(model.to_empty(device="cpu"))
+    ours = built(text, num_classes=10)
+    net = ours.net._replace(stages=tuple(each[:blocks] for each in ours.net.stages))
+    # Without shortcuts a signal of 1 would be lost among the biases.
+    check(model, ours.clone(net=net), library, 32, scale=10)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +300,14 @@ OPTIONS = [
         1,
     ),
     ("mobilenetv2_100", {"in_chans": 1}, "mobilenet_v2", {}, (51, 80), 1),
+    (
+        "tf_mobilenetv3_small_100",
+        {"in_chans": 4, "bn_eps": 1e-4},
+        "mobilenet_v3_small",
+        {"padding": "same", "norm_epsilon": 1e-4},
+        (47, 66),
+        4,
+    ),
     (
         "tf_efficientnet_b0",
         {"in_chans": 1},

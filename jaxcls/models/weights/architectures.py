@@ -4,6 +4,9 @@ Several models of timm have the tensors of another, and compute something else w
 """
 
 import dataclasses
+import functools
+import inspect
+import operator
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,18 +27,19 @@ class Form(NamedTuple):
 
 
 KERAS = "Keras's MobileNetV2"
-# The defaults of the options that tell two forms apart.
+# The options that tell two forms apart, as timm's names without tf_ have them, and with it.
 PYTORCH = {"padding": "symmetric", "norm_epsilon": 1e-5}
 _TENSORFLOW = {"padding": "same", "norm_epsilon": 1e-3}
+_BOTH = {
+    **{f"efficientnet_b{i}": f"efficientnet_b{i}" for i in range(5)},
+    **{f"efficientnet_lite{i}": f"efficientnet_lite{i}" for i in range(5)},
+    **{f"efficientnet_v2_{size}": f"efficientnetv2_{size}" for size in "sm"},
+    **{f"mobilenet_v3_{size}": f"mobilenetv3_{size}_100" for size in ("large", "small")},
+}
 # By the architecture's name in timm, or KERAS.
 FORMS = {
-    "efficientnet_b0": Form("efficientnet_b0", PYTORCH),
-    "tf_efficientnet_b0": Form("efficientnet_b0", _TENSORFLOW),
-    **{f"efficientnet_lite{i}": Form(f"efficientnet_lite{i}", PYTORCH) for i in range(5)},
-    **{
-        f"tf_efficientnet_lite{i}": Form(f"efficientnet_lite{i}", _TENSORFLOW)
-        for i in range(5)
-    },
+    **{theirs: Form(ours, PYTORCH) for ours, theirs in _BOTH.items()},
+    **{f"tf_{theirs}": Form(ours, _TENSORFLOW) for ours, theirs in _BOTH.items()},
     "mobilenetv2_100": Form("mobilenet_v2", PYTORCH),
     KERAS: Form("mobilenet_v2", _TENSORFLOW),
 }
@@ -145,7 +149,7 @@ def check(
     tower = TOWERS.get(_SIZE.sub("", architecture), "")
     if tower.partition("(")[0] == name:
         return _of_tower(architecture, tower, module, as_they_are)
-    form = FORMS.get(architecture)
+    form = _form(architecture)
     if form and form.name == name:
         apart = {k: v for k, v in form.options.items() if getattr(module, k, v) != v}
         if apart:
@@ -191,6 +195,19 @@ def ours_of(architecture: str | None) -> str:
         return f"model.name={_quoted(tower)}"
     form = FORMS.get(architecture or "")
     return _text(form) if form else ""
+
+
+def _form(architecture: str) -> Form | None:
+    """Returns the form of a name of timm's with arguments, as of `in_words`, or None."""
+    if architecture in FORMS or "(" not in architecture:
+        return FORMS.get(architecture)
+    try:
+        call = calls.parse(architecture, "architecture")[0]
+        name, options = FORMS[call.name]
+        told = [_ARGUMENTS[argument](value) for argument, value in call.kwargs.items()]
+    except (InputError, LookupError, TypeError):
+        return None
+    return Form(name, functools.reduce(operator.or_, told, dict(options)))
 
 
 def of_ours(there: str, text: str, module: Any) -> str:
@@ -291,10 +308,16 @@ def _unknown(name: str, module: Any) -> str:
 
 def _text(form: Form) -> str:
     """Returns a model with its options, as in a config."""
-    if form.options == PYTORCH:
-        return f"model.name={form.name}"
-    told = ", ".join(f"{option}={value!r}" for option, value in form.options.items())
-    return f'model.name="{form.name}({told})"'
+    usual = _defaults(form.name)
+    told = ", ".join(f"{k}={v!r}" for k, v in form.options.items() if usual.get(k) != v)
+    return f'model.name="{form.name}({told})"' if told else f"model.name={form.name}"
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """Returns the defaults of a model's options that tell two forms apart."""
+    has_forms = any(form.name == name for form in FORMS.values())
+    known = inspect.signature(MODELS[name]).parameters if has_forms else {}
+    return {option: known[option].default for option in PYTORCH if option in known}
 
 
 class Timm(NamedTuple):
@@ -308,6 +331,7 @@ class Timm(NamedTuple):
 def of_timm(name: str, options: Mapping[str, Any]) -> Timm:
     """Returns timm's model of 224 pixels for a model here; "" if it has none."""
     computing = {k: v for k, v in options.items() if k not in OF_TRAINING}
+    computing = _defaults(name) | computing
     architecture, known = _named(name, computing)
     # timm pools DINOv3 by the mean, its authors by the class token.
     args = {"global_pool": "token"} if architecture.endswith("_dinov3") else {}
@@ -328,10 +352,13 @@ def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Translation]:
     """Returns timm's name of a model of ours, "" for none, and what its options are."""
     if _SAME.fullmatch(name):
         return name, _CONVNEXT if name.startswith("convnext") else {}
-    told = {k: options.get(k, value) for k, value in PYTORCH.items()}
-    for architecture, form in FORMS.items():
-        if architecture != KERAS and form == (name, told):
-            return architecture, dict.fromkeys(told, lambda _: {})
+    forms = {k: form for k, form in FORMS.items() if k != KERAS and form.name == name}
+    for architecture, form in forms.items():
+        if form.options.items() <= options.items():
+            return architecture, dict.fromkeys(form.options, lambda _: {})
+    for architecture, form in forms.items():
+        if form.options == PYTORCH:
+            return architecture, _MOBILE
     is_quick = name.startswith("clip") and options.get("gelu") == "quick"
     tower = name + _QUICK if is_quick else name
     for architecture, ours in TOWERS.items():
@@ -373,6 +400,16 @@ _SWIN: Translation = {
     "stages": lambda value: {"depths": list(value)},
     "width": lambda value: {"embed_dim": value},
     "window": lambda value: {"window_size": value},
+}
+_MOBILE: Translation = {
+    "norm_epsilon": lambda value: {"bn_eps": value},
+    "padding": lambda value: {"pad_type": "same"} if value == "same" else {},
+}
+_PADDINGS = {"": "symmetric", "same": "same"}
+# The inverse: options of ours for arguments of timm's.
+_ARGUMENTS: Translation = {
+    "bn_eps": lambda value: {"norm_epsilon": value},
+    "pad_type": lambda value: {"padding": _PADDINGS[value]},
 }
 _VIT: Translation = {
     "depth": lambda value: {"depth": value},

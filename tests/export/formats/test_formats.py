@@ -160,6 +160,7 @@ FAMILIES = [
     ("efficientnet_b0", 64),
     ("mixer_s_32", 64),
     ("mobilenet_v2", 65),
+    ("mobilenet_v3_small", 65),
     ("resnet18", 65),
     ("resnet18(stem='small')", 32),
     ("resnext50_32x4d", 64),

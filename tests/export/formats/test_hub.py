@@ -149,7 +149,7 @@ def test_a_folder_read_as_another_form_is_refused_and_said_without_our_metadata(
     "name",
     [
         *("cnn", "alexnet", "wrn16_4", "resnet50(stem='small')", "mixer_s_32(depth=2)"),
-        *("vgg11", "mobilenet_v2(padding='same')", "efficientnet_b0(norm_epsilon=1e-3)"),
+        "vgg11",
         *(
             "dinov3_s_16(gelu='tanh')",
             "dinov3_s_16(pool='map')",
@@ -166,6 +166,24 @@ def test_a_model_that_timm_lacks_is_one_line(name):
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture", "args"),
+    [
+        ("efficientnet_b4", "efficientnet_b4", {}),
+        ("efficientnet_v2_m", "efficientnetv2_m", {"bn_eps": 1e-3}),
+        ("efficientnet_v2_s(padding='same')", "tf_efficientnetv2_s", {}),
+        (
+            "mobilenet_v2(padding='same')",
+            "mobilenetv2_100",
+            {"pad_type": "same", "bn_eps": 1e-5},
+        ),
+        ("mobilenet_v3_large(norm_epsilon=1e-5)", "mobilenetv3_large_100", {}),
+    ],
+)
+def test_padding_and_epsilon_are_in_timms_name_or_its_arguments(name, architecture, args):
+    assert timm.counterpart(name, (64, 64, 3)) == (architecture, args)
+
+
 def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
     model = drawn(SMALL, 32)
     with pytest.raises(InputError, match="tells timm how to preprocess"):
@@ -176,7 +194,8 @@ def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
 # longer.
 CASES = [
     ("resnet18(dropout=0.1)", 64),
-    ("mobilenet_v2", 64),
+    ("mobilenet_v2(padding='same')", 64),
+    ("mobilenet_v3_small", 65),
     ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
     ("swin_t(stages=(2, 2), heads=(1, 2), width=32, window=4)", 64),

@@ -28,6 +28,10 @@ def note(text, architecture):
         ("efficientnet_b0", "efficientnet_b0"),
         (f"efficientnet_b0({TENSORFLOW})", "tf_efficientnet_b0"),
         ("mobilenet_v2", "mobilenetv2_100"),
+        ("mobilenet_v3_small(norm_epsilon=1e-5)", "mobilenetv3_small_100"),
+        ("mobilenet_v3_small", "mobilenetv3_small_100(bn_eps=0.001)"),
+        ("mobilenet_v3_small(padding='same')", "tf_mobilenetv3_small_100"),
+        ("mobilenet_v2(padding='same')", "mobilenetv2_100(pad_type='same')"),
         ("resnet50", "resnet50"),
         ("resnet50", "transformers_resnet"),
         ("vit_s_16", "transformers_vit(num_attention_heads=6)"),
@@ -78,6 +82,27 @@ def test_the_same_architecture_says_nothing(text, architecture):
             "which has padding='symmetric'; give model.name=efficientnet_b0",
         ),
         ("efficientnet_b0", "efficientnet_blur_b0", "is of efficientnet_blur_b0, whose"),
+        (
+            "efficientnet_v2_s",
+            "efficientnetv2_s",
+            "which has norm_epsilon=1e-05; give"
+            ' model.name="efficientnet_v2_s(norm_epsilon=1e-05)"',
+        ),
+        (
+            "efficientnet_v2_s",
+            "tf_efficientnetv2_s",
+            "has padding='same'; give model.name=\"efficientnet_v2_s(padding='same')\"",
+        ),
+        (
+            "mobilenet_v3_large(norm_epsilon=1e-5)",
+            "mobilenetv3_large_100(bn_eps=0.001)",
+            "which has norm_epsilon=0.001; give model.name=mobilenet_v3_large",
+        ),
+        (
+            "efficientnet_b0",
+            "efficientnet_b0(pad_type='same')",
+            "which has padding='same'; give model.name=\"efficientnet_b0(padding='same')\"",
+        ),
         (
             "resnet50",
             "resnetblur50",
@@ -265,6 +290,9 @@ def test_an_unknown_architecture_is_said(architecture):
         ("swin_t", "swin_tiny_patch4_window7_224(always_partition=True)"),
         ("convnextv2_tiny", "convnextv2_tiny(act_layer='gelu_tanh')"),
         ("swin_s", "swin_base_patch4_window7_224"),
+        ("mobilenet_v2", "mobilenetv2_100(bn_eps=0.001, act_layer='relu')"),
+        ("mobilenet_v2", "mobilenetv2_100(pad_type='valid')"),
+        ("efficientnet_v2_s", "efficientnetv2_rw_s"),
     ],
 )
 def test_options_of_timm_that_no_tensor_shows_are_said(text, architecture):
@@ -305,6 +333,13 @@ def test_arguments_that_change_the_network_are_part_of_its_name(
         ),
         ("vit_s_16(depth=1)", ""),
         ("mobilenet_v2", ""),
+        (
+            "mobilenet_v3_large",
+            "the tensors also fit timm's mobilenetv3_large_100, which is"
+            ' model.name="mobilenet_v3_large(norm_epsilon=1e-05)", and timm\'s'
+            " tf_mobilenetv3_large_100, which is"
+            " model.name=\"mobilenet_v3_large(padding='same')\"",
+        ),
     ],
 )
 def test_what_a_bare_file_cannot_tell_is_said(text, expected):
