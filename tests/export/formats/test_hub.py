@@ -187,8 +187,7 @@ def test_a_preprocessing_that_timm_lacks_is_one_line(tmp_path):
 # ConvNeXt-T, EfficientNet-B0 and VGG-11 at 224 pixels agree too, and take longer.
 CASES = [
     ("resnet18(dropout=0.1)", 64),
-    ("mobilenet_v2(padding='same')", 64),
-    ("mobilenet_v3_small", 65),
+    ("mobilenet_v3_small(padding='same', norm_epsilon=1e-4)", 65),
     ("efficientnet_lite0(padding='same', norm_epsilon=1e-3)", 65),
     ("mixer_s_32", 64),
     ("vit_ti_16(depth=1, pool='patch_mean')", 64),
