@@ -30,6 +30,7 @@ TORCHVISION = [
     "ViT_B_16_Weights.IMAGENET1K_V1",
     "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
     "EfficientNet_B0_Weights.IMAGENET1K_V1",
+    "EfficientNet_B1_Weights.IMAGENET1K_V2",
     "MobileNet_V2_Weights.IMAGENET1K_V1",
     "MobileNet_V2_Weights.IMAGENET1K_V2",
 ]

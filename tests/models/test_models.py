@@ -10,7 +10,7 @@ import pytest
 
 from jaxcls.errors import InputError
 from jaxcls.learning import param_groups
-from jaxcls.models import MODELS, attention, convnext, naming, swin
+from jaxcls.models import MODELS, attention, convnext, layers, mobilenet, naming, swin
 from tests.modules import KEY, built, count, dtypes, shapes
 
 # Parameters for 1000 classes (10 for wrn*) and the features before the head.
@@ -104,7 +104,7 @@ def variants(names):
         "efficientnet_b2",
         "efficientnet_b3",
         "efficientnet_b4",
-        "efficientnet_v2_m",
+        "efficientnet_v2",
         "mobilenet_v3_large",
         "convnext_s",
         "convnext_b",
@@ -194,7 +194,6 @@ SMALL = {
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_lite2": "efficientnet_lite2",
     "mixer_s_32": "mixer_s_32(depth=2)",
-    "mobilenet_v2": "mobilenet_v2",
     "mobilenet_v3_small": "mobilenet_v3_small",
     "resnet18": "resnet18(width=16)",
     "resnet50": "resnet50(width=16)",
@@ -417,6 +416,21 @@ def test_convolutions_start_with_the_deviation_of_he(text, fan):
             n = height * width * (before if fan == "fan_in" else after)
             apart = 5 / (2 * kernel.size) ** 0.5
             assert np.std(kernel) == pytest.approx((2 / n) ** 0.5, rel=apart), path
+
+
+@pytest.mark.parametrize(
+    "kind", [mobilenet.InvertedResidual, mobilenet.FusedInvertedResidual]
+)
+def test_a_block_with_a_stride_has_no_shortcut_even_where_shapes_agree(kind):
+    sizes = mobilenet.Block(jax.nn.relu, 0, 3, 2, 4)
+    norm = functools.partial(layers.BatchNorm, scale_init=jax.nn.initializers.zeros)
+    make = functools.partial(layers.conv, dtype=jnp.float32)
+    options = {"excite": ()} if kind is mobilenet.InvertedResidual else {}
+    images = jnp.ones((1, 1, 1, 4))
+    for stride, expected in ((1, 1.0), (2, 0.0)):
+        block = kind(sizes._replace(stride=stride), make, norm, **options)
+        out, _ = block.init_with_output(KEY, images, False)
+        np.testing.assert_array_equal(out, np.full((1, 1, 1, 4), expected))
 
 
 def metas_layer(name, last):
