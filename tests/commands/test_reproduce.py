@@ -11,11 +11,13 @@ import tarfile
 
 import pytest
 
-from jaxcls import commands
+from jaxcls import commands, experiment
+from jaxcls.config import loading
 from jaxcls.errors import InputError
 from jaxcls.runs import archive as run_archive
 from jaxcls.runs import provenance
 from jaxcls.studies import reproducing
+from jaxcls.training import train
 from tests.conftest import ROOT
 
 START = {
@@ -102,22 +104,41 @@ def environment(data_dir):
     }
 
 
+OF_THE_RUN = {
+    "model.name": "cnn(widths=(4, 8), dropout=0.2)", "length": "12 steps",
+    "checkpoint.every": "5 steps", "log.every": "2 steps", "eval.every": "4 steps",
+    "mesh.devices": "1",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, data_dir):
     """The folder of a run of 12 steps on one of two devices, with NPROC=3."""
     folder = tmp_path_factory.mktemp("ran") / "run"
+    command = [sys.executable, "-m", "jaxcls.main", "--config=configs/digits.py"]
+    command += [f"--config.{key}={value}" for key, value in OF_THE_RUN.items()]
     subprocess.run(
-        [
-            sys.executable, "-m", "jaxcls.main", "--config=configs/digits.py",
-            f"--workdir={folder}", "--config.model.name=cnn(widths=(4, 8), dropout=0.2)",
-            "--config.length=12 steps", "--config.checkpoint.every=5 steps",
-            "--config.log.every=2 steps", "--config.eval.every=4 steps",
-            "--config.mesh.devices=1",
-        ],
-        check=True, cwd=ROOT, capture_output=True,
+        [*command, f"--workdir={folder}"], check=True, cwd=ROOT, capture_output=True,
         env={**environment(data_dir), "NPROC": "3"},
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="module")
+def ran_here(tmp_path_factory, data_dir):
+    """The folder of such a run in this process."""
+    folder = tmp_path_factory.mktemp("here") / "run"
+    given = OF_THE_RUN | {"data.dir": str(data_dir)}
+    exp = experiment.build(loading.load(str(ROOT / "configs/digits.py"), given))
+    train.run(exp, str(folder))
+    return folder
+
+
+@pytest.fixture
+def copied(ran_here, tmp_path, monkeypatch):
+    """A copy of the folder of a run of this process, whose devices have started."""
+    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
+    return shutil.copytree(ran_here, tmp_path / "run")
 
 
 @pytest.fixture
@@ -156,17 +177,19 @@ def test_a_run_is_reproduced_bit_for_bit_and_its_folder_left_alone(again, tmp_pa
     found = start["cpu"]["nproc"], start["local_devices"], start["devices"]
     assert found == ("3", 2, ["cpu"])
     # A folder that holds anything is no scratch folder.
-    status, said = again(f"--scratch={again.folder}")
-    assert status == 2
-    assert "is not empty; name a new folder" in said
+    with pytest.raises(InputError, match="is not empty; name a new folder"):
+        commands.main(
+            ["reproduce", *(f"--{n}={again.folder}" for n in ("workdir", "scratch"))]
+        )
     assert {p: p.stat().st_mtime_ns for p in again.folder.rglob("*")} == before
 
 
 @pytest.mark.slow
-def test_an_archive_of_the_proof_reproduces_elsewhere(again, tmp_path):
+def test_an_archive_of_the_proof_reproduces_elsewhere(again, tmp_path, capsys):
     for name in ("one", "two"):
-        status, said = again(f"--pack={tmp_path / name}.tar.gz")
-        assert (status, said) == (0, f"packed: {tmp_path / name}.tar.gz\n")
+        pack = f"--pack={tmp_path / name}.tar.gz"
+        assert commands.main(["reproduce", f"--workdir={again.folder}", pack]) == 0
+        assert capsys.readouterr().out == f"packed: {tmp_path / name}.tar.gz\n"
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
     with tarfile.open(tmp_path / "one.tar.gz") as archive:
         names = [member.name for member in archive]
@@ -254,9 +277,9 @@ OTHER_KIND = "another kind of machine or code: losses are compared within"
         ),
     ],
 )
-def test_what_was_changed_in_the_proof_is_found(again, changes, status, words):
+def test_what_was_changed_in_the_proof_is_found(copied, capsys, changes, status, words):
     for name, change in changes.items():
-        file = again.folder / name
+        file = copied / name
         if file.suffix == ".jsonl":
             records = [json.loads(line) for line in file.read_text().splitlines()]
             change(records)
@@ -266,7 +289,8 @@ def test_what_was_changed_in_the_proof_is_found(again, changes, status, words):
             change(value)
             value.pop("seal", None)
             file.write_text(json.dumps(value))
-    found, said = again("--tolerance=0.02")
+    found = commands.main(["reproduce", f"--workdir={copied}", "--tolerance=0.02"])
+    said = capsys.readouterr().out
     assert found == status, said
     for each in words:
         assert each in said
@@ -318,25 +342,20 @@ def fewer_examples(text):
         ("config.json", fewer_examples, "the data are not those of the run"),
     ],
 )
-def test_a_proof_that_cannot_be_used_is_one_line(
-    again, monkeypatch, name, content, message
-):
-    monkeypatch.setattr(reproducing, "_set_environment", lambda start: None)
-    file = again.folder / name
+def test_a_proof_that_cannot_be_used_is_one_line(copied, name, content, message):
+    file = copied / name
     if content is None:
         file.unlink()
     else:
         file.write_text(content if isinstance(content, str) else content(file.read_text()))
     with pytest.raises(InputError, match=message):
-        commands.main(["reproduce", f"--workdir={again.folder}"])
+        commands.main(["reproduce", f"--workdir={copied}"])
 
 
 @pytest.mark.slow
-def test_an_archive_that_is_damaged_or_odd_is_one_line(again, tmp_path):
+def test_an_archive_that_is_damaged_or_odd_is_one_line(copied, tmp_path):
     packed = tmp_path / "run.tar.gz"
-    assert (
-        commands.main(["reproduce", f"--workdir={again.folder}", f"--pack={packed}"]) == 0
-    )
+    assert commands.main(["reproduce", f"--workdir={copied}", f"--pack={packed}"]) == 0
     content = packed.read_bytes()
     for at in (len(content) // 3, len(content) // 2, len(content) - 8):
         changed = bytearray(content)

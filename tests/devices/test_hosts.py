@@ -19,6 +19,7 @@ import pytest
 from jaxcls.devices import hosts
 from jaxcls.errors import InputError, StoppedError
 from jaxcls.runs import records as run_records
+from jaxcls.runs import workdir
 from tests.conftest import ROOT, popen
 from tests.run_folders import record_bytes
 
@@ -110,7 +111,7 @@ class Run:
 
     def end(self, *statuses):
         """What all processes said on standard error, once each ended with its status."""
-        said = [process.communicate(timeout=120)[1] for process in self.processes]
+        said = [process.communicate(timeout=300)[1] for process in self.processes]
         if statuses:
             assert [p.returncode for p in self.processes] == [*statuses], said
         return said
@@ -132,16 +133,19 @@ OFTEN = (
     "--config.eval.every=1 step",
     "--config.eval.batch_size=8",
     "--config.length=9 steps",
+    "--config.log.every=1 step",
+    "--config.checkpoint.every=3 steps",
+    "--config.checkpoint.keep=2",
 )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data_dir):
-    """The records of a run of OFTEN on two processes that nobody stopped."""
+    """A run of OFTEN on two processes that nobody stopped."""
     run = Run(tmp_path_factory.mktemp("whole") / "run", data_dir)
     run.start(2, *OFTEN)
     run.end(0, 0)
-    return record_bytes(run.folder)
+    return run
 
 
 @pytest.fixture
@@ -160,48 +164,44 @@ def made(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("after", "number", "target"),
-    [("step 1:", signal.SIGTERM, 1), ("step 3: eval", signal.SIGINT, 0)],
-)
-def test_a_signal_to_one_stops_all_at_one_step_and_leaves_no_trace(
-    made, whole, after, number, target
-):
+def test_signals_to_one_and_a_damaged_checkpoint_leave_no_trace(made, whole):
     run = made()
-    run.start(2, *OFTEN)
-    run.until(after)
-    run.processes[target].send_signal(number)
-    steps = [re.search(r"after step (\d+) is saved", said)[1] for said in run.end(75, 75)]
-    assert steps[0] == steps[1]
+    for after, number, target in (
+        ("step 1:", signal.SIGTERM, 1),
+        ("step 5: eval", signal.SIGINT, 0),
+    ):
+        run.start(2, *OFTEN)
+        run.until(after)
+        run.processes[target].send_signal(number)
+        said = run.end(75, 75)
+        steps = [re.search(r"after step (\d+) is saved", each)[1] for each in said]
+        assert steps[0] == steps[1]
+    (last,) = (run.folder / "checkpoints").glob(f"{steps[0]}*")
+    (last / "rest/manifest.ocdbt").unlink()
     run.start(2, *OFTEN)
     run.end(0, 0)
-    assert record_bytes(run.folder) == whole
-    assert [start["reason"] for start in run.starts()] == ["stopped", "done"]
+    assert last.with_name(f"{last.name}.corrupt").is_dir()
+    assert record_bytes(run.folder) == record_bytes(whole.folder)
+    assert [start["reason"] for start in run.starts()] == ["stopped", "stopped", "done"]
+    assert run.starts()[-1]["resumed_from"] < int(steps[0])
 
 
 @pytest.mark.slow
-def test_law_3_a_run_moves_from_one_to_two_processes_and_back(made):
-    whole, run = made("whole"), made("run")
-    length = "--config.length=2 epochs", "--config.log.every=1 steps"
-    whole.start(1, *length)
-    whole.end(0)
-    for count, after in (1, "step 5:"), (2, "step 20:"), (1, None):
-        run.start(count, *length)
+def test_law_3_a_run_moves_from_one_to_two_processes_and_back(made, whole):
+    run = made()
+    for count, after in (1, "step 1:"), (2, "step 5:"), (1, None):
+        run.start(count, *OFTEN)
         if after:
             run.until(after)
             run.processes[-1].terminate()
         run.end(*[75 if after else 0] * count)
     resumed = [start["resumed_from"] for start in run.starts()]
     assert resumed[0] is None
-    assert 5 < resumed[1] < resumed[2]
+    assert 1 <= resumed[1] < resumed[2] < 9
     assert [start["hosts"] for start in run.starts()] == [1, 2, 1]
-    ours, theirs, first = run.losses(), whole.losses(), resumed[1]
-    assert len(ours) == len(theirs) == 40
-    assert ours[:first] == theirs[:first]
-    # The steps after the move see the same batches; rounding is all that differs.
-    few = slice(first, first + 5)
-    np.testing.assert_allclose(ours[few], theirs[few], rtol=1e-5)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-2)
+    # The same batches at every step; rounding is all that differs.
+    assert len(run.losses()) == 9
+    np.testing.assert_allclose(run.losses(), whole.losses(), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -236,44 +236,46 @@ def test_a_state_in_parts_over_two_processes_is_that_of_one_and_resumes(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_with_a_message(made, killed):
+def test_a_process_that_is_killed_or_frozen_ends_the_others_and_the_run_goes_on(made):
     run = made()
     run.start(2, LONG)
     run.until("step 40:")
-    run.processes[killed].kill()
+    first, second = run.processes
+    second.kill()
     began = time.monotonic()
-    said, other = run.end()[1 - killed], run.processes[1 - killed]
+    said, _ = run.end()
     assert time.monotonic() - began < 30
-    if killed == 1:
-        assert other.returncode == 70
-        assert "lost: process 0 of 2 no longer reaches the others" in said
-        assert "start all of them again" in said
-        assert "Traceback" not in said
-    else:
-        assert other.returncode in (70, -signal.SIGABRT)  # By us, or by JAX's runtime.
-        assert "another task died" in said or "no longer reaches the others" in said
-        assert run.starts()[-1].get("reason") is None  # The next start closes it.
+    assert first.returncode == 70
+    assert "lost: process 0 of 2 no longer reaches the others" in said
+    assert "start all of them again" in said
+    assert "Traceback" not in said
+
     run.start(2, LONG)
     run.until("resuming from step ")
-
-
-@pytest.mark.slow
-def test_a_peer_that_is_frozen_ends_every_process_in_time(made):
-    run = made()
-    run.start(2, LONG, "--config.watchdog.later=4")
-    run.until("step 20:")
-    frozen = run.processes[1]
-    frozen.send_signal(signal.SIGSTOP)
+    run.until("step ")
+    first, second = run.processes
+    first.kill()
     began = time.monotonic()
-    _, said = run.processes[0].communicate(timeout=60)
+    _, said = run.end()
+    assert time.monotonic() - began < 30
+    assert second.returncode in (70, -signal.SIGABRT)  # By us, or by JAX's runtime.
+    assert "another task died" in said or "no longer reaches the others" in said
+    assert run.starts()[-1].get("reason") is None  # The next start closes it.
+
+    run.start(2, LONG, "--config.watchdog.later=4")
+    run.until("resuming from step ")
+    run.until("step ")
+    first, second = run.processes
+    second.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    _, said = first.communicate(timeout=60)
     assert time.monotonic() - began < 20
-    assert run.processes[0].returncode == 70
+    assert first.returncode == 70
     assert re.search(r"watchdog: process 0 of 2 has got nowhere for 4 s: \w+", said)
     assert "train.py" in said  # The stacks of all threads.
-    frozen.send_signal(signal.SIGCONT)
-    frozen.communicate(timeout=60)
-    assert frozen.returncode in (70, -signal.SIGABRT)
+    second.send_signal(signal.SIGCONT)
+    second.communicate(timeout=60)
+    assert second.returncode in (70, -signal.SIGABRT)
     assert run.starts()[-1]["reason"] == "watchdog"
 
 
@@ -301,13 +303,10 @@ def test_data_of_another_fingerprint_on_one_process_are_refused(made, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_by_all(made):
-    first, second = made(), made()
-    first.start(1, LONG)
-    first.until("step 20:")
-    second.start(2, LONG)
-    assert all("is in use by host" in said for said in second.end(2, 2))
-    first.processes[0].terminate()
-    first.end(75)
+    run = made()
+    with workdir.Workdir(str(run.folder)).lock():
+        run.start(2, LONG)
+        assert all("is in use by host" in said for said in run.end(2, 2))
 
 
 @pytest.mark.slow
@@ -329,28 +328,12 @@ def test_a_record_that_is_broken_for_one_process_ends_both(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["stop", "rewind"])
-def test_a_run_that_diverges_ends_on_all_with_3(made, policy):
+def test_a_run_that_diverges_ends_on_all_with_3(made):
     run = made()
     wild = "optim.name=sgd", "optim.lr=1e30", "optim.warmup=6 steps", "nonfinite.skips=2"
-    wild += "nonfinite.rewinds=1", f"nonfinite.policy={policy}"
+    wild += "nonfinite.rewinds=1", "nonfinite.policy=rewind"
     for _ in range(2):
         run.start(2, *(f"--config.{each}" for each in wild), LENGTH)
         run.end(3, 3)
     kinds = [r["kind"] for r in run_records.read(run.folder / "metrics.jsonl")]
-    assert kinds.count("diverged") == 1
-    assert kinds.count("rewind") == (policy == "rewind")
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_by_all(made):
-    run = made()
-    run.start(2, LONG, "--config.checkpoint.keep=3")
-    run.until("step 101:")
-    run.processes[0].terminate()
-    run.end(75, 75)
-    last = max((run.folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    (last / "rest/manifest.ocdbt").unlink()
-    run.start(2, LONG, "--config.checkpoint.keep=3")
-    run.until("resuming from step")
-    assert (last.with_name(f"{last.name}.corrupt")).is_dir()
+    assert kinds.count("diverged") == kinds.count("rewind") == 1

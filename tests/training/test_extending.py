@@ -38,8 +38,7 @@ def refused(config, folder):
     ("until", "changes"),
     [
         (0, BRIEF),
-        pytest.param(0, {**CONSTANT, "compile.loop": "on"}, marks=pytest.mark.slow),
-        pytest.param(7, COOLED, marks=pytest.mark.slow),
+        pytest.param(0, {**BRIEF, "compile.loop": "on"}, marks=pytest.mark.slow),
         pytest.param(5, {**COOLED, "optim.head_first": "3 steps"}, marks=pytest.mark.slow),
     ],
 )
