@@ -72,13 +72,17 @@ NETS = {
     "configs/photos.py": "resnet18(width=8, stages=(1, 1, 1, 1))",
     "configs/tutorial_resnet.py": "resnet18(stem='small', width=8, stages=(1, 1))",
     "configs/tutorial_folder.py": "cnn(widths=(4, 4, 4), dense=8, dropout=0.5)",
+    "configs/finetune.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
+    "configs/resnet50.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
+    "configs/resnet50_rsb.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
+    "configs/vit_s16.py": "vit_s_16(depth=1)",
 }
 
 
 def smaller(command):
     """The flag for a smaller net, unless the command has a net or weights of its own."""
     (config,) = re.findall(r"--config=([^ :]+)", " ".join(command))
-    named = any(a.startswith("--config.model.name=") for a in command)
+    named = re.search(r"--config\.(model\.name=|init\.weights=hf:)", " ".join(command))
     return [f"--config.model.name={NETS[config]}"] if config in NETS and not named else []
 
 
@@ -126,7 +130,7 @@ def checkout(tmp_path_factory, data_dir):
     made = cells.make(["optim.lr=0.001,0.004"], [], 0, 0, "all")
     of_rates = running.Study(loaded, made, list(range(5)), rates)
     running.conclude(of_rates, "top1", made[0].name)
-    published = saved(zeros_of("resnet50"), zipped)
+    published = saved(zeros_of(NETS["configs/finetune.py"]), zipped)
     (folder / "resnet50-11ad3fa6.pth").write_bytes(published)
     for name, model in HUB.items():
         there = folder / "hub" / name
@@ -176,7 +180,7 @@ def alone(line):
 @pytest.mark.parametrize("command", dict.fromkeys(map(alone, NEEDS)), ids=" ".join)
 def test_a_command_that_needs_more_than_a_laptop_is_right(command, capsys):
     if command[0] == "train":
-        assert commands.main([*command, "--dry_run"]) == 0
+        assert commands.main([*command, *smaller(command), "--dry_run"]) == 0
         assert capsys.readouterr().out
         return
     # The dataset, the network or a package may not be here: the flags are.
@@ -209,7 +213,7 @@ def test_a_training_command_trains(command, capsys, tmp_path):
         assert capsys.readouterr().out
         return
     if "--dry_run" in command:
-        assert commands.main(command) == 0
+        assert commands.main([*command, *smaller(command)]) == 0
         assert capsys.readouterr().out
         return
     given = [a for a in command if not re.match("--(workdir=|config.length=)", a)]
@@ -246,16 +250,23 @@ def test_a_command_on_a_run_is_right(command, capsys, monkeypatch):
 
 
 PYTHON = [block for block in blocks("python") if "import jaxcls\n" in block]
+LOADING = [block for block in PYTHON if block.startswith("import jaxcls\n")]
 
 
-@pytest.mark.parametrize("code", PYTHON)
+@pytest.mark.parametrize(
+    "code", [LOADING, *([block] for block in PYTHON if block not in LOADING)]
+)
 def test_the_python_of_the_documents_runs_in_a_fresh_process(code, checkout, started):
+    """What loads a run asks for the same of jaxcls each time: one process does it all."""
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(checkout / "seven.png")
-    process = started("-c", code, cwd=checkout)
+    process = started("-c", 'print("--")\n'.join(code), cwd=checkout)
     said, wrong = process.communicate(timeout=300)
     assert process.returncode == 0, wrong
     answer = r"^\('\d',\) \[0\.\d+\]\n0\.\d+$|^3 \d\.\d+$|^\d 0\.\d+$"
-    assert re.search(answer, said, re.MULTILINE), said
+    parts = said.split("--\n")
+    assert len(parts) == len(code)
+    for part in parts:
+        assert re.search(answer, part, re.MULTILINE), said
 
 
 def test_the_dry_run_shown_is_what_is_printed(capsys):
