@@ -109,6 +109,7 @@ def test_a_plug_in_beside_a_config_trains_from_python_from_any_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     given = {"length": "2 steps", "data.dir": data_dir, "log.tensorboard": False}
+    given["mesh.devices"] = 1
     run = jaxcls.train(str(tmp_path / "mine.py"), tmp_path / "run", given)
     assert run.config.model.name == "squeeze"
     assert run.step == 2
@@ -200,7 +201,7 @@ def test_a_module_of_nnx_trains_as_the_documents_show(tmp_path, data_dir, monkey
     given = {
         "plugins": "nnx_net.py", "model.name": "nnx_net(16, channels=1)",
         "length": "150 steps", "optim.lr": 0.02, "data.dir": data_dir,
-        "log.tensorboard": False,
+        "log.tensorboard": False, "mesh.devices": 1,
     }  # fmt: skip
     run = jaxcls.train("configs/digits.py", tmp_path / "run", given)
     assert run.metrics()[-1]["top1"] > 0.2  # By chance 0.1, with a deviation of 0.016.
@@ -301,6 +302,7 @@ def test_a_plug_in_imports_data_decodes_corrupts_and_exports(tmp_path, capsys):
         *("train", "--config=configs/digits.py", "--config.data.name=halves", given, run),
         *(f"--config.data.dir={tmp_path}/data", "--config.length=60 steps"),
         *("--config.augment=", "--config.log.tensorboard=false"),
+        *("--config.model.name=cnn(widths=(4, 8))", "--config.mesh.devices=1"),
         "--config.data.train_ops=decode(1) | dark(0.3) | negative",
         "--config.data.eval_ops=decode(1) | negative",
     ]
