@@ -346,11 +346,12 @@ def _heats(
     other models get Grad-CAM. Raises `InputError` for a model with neither attention nor a
     feature map.
     """
-    variables, how = exp.recipe.variables(weights), ""
+    # Merged, as layers are looked into whose low-rank parts are added outside.
+    variables, how = exp.recipe.merged(exp.recipe.variables(weights)), ""
 
     def apply(normalized: jax.Array) -> jax.Array:
         with exp.recipe.numerics():
-            return exp.recipe.network.apply(variables, normalized, False).logits
+            return exp.recipe.module.apply(variables, normalized, False).logits
 
     @exp.programs.jit
     def heat(images: jax.Array, classes: jax.Array) -> jax.Array:

@@ -198,6 +198,7 @@ def _config(recorded: Recorded, overrides: Mapping[str, str]) -> ConfigDict:
     fsdp = first.get("fsdp", 1)
     config.mesh.fsdp = fsdp if config.mesh.devices % fsdp == 0 else 1
     config.log.tensorboard, config.log.wandb = False, ""
+    config.probe.cache = ""  # Its features would be those of the run that is reproduced.
     for key, text in overrides.items():
         configs.override(config, key, text)
         if key not in _ANYWHERE:

@@ -28,8 +28,8 @@ from jaxcls.learning.logistic import Head
 from jaxcls.learning.step import State
 from jaxcls.runs import digests, provenance
 
-# Incremented when the same weights and images give other features.
-FORMAT = 1
+# What else of a start decides the bits of the features.
+_OF_BITS = "numerics", "code", "versions", "cpu", "xla_flags", "jax_settings"
 # The difference between the network's logits and the head's, as a share of the largest.
 _APART = 0.02
 
@@ -149,20 +149,21 @@ def _cached(exp: Experiment, state: State, role: str) -> pathlib.Path | None:
     """
     if not exp.config.probe.cache or hosts.count() > 1:
         return None  # Several processes would have to agree whether there is one.
-    values = loading.flat(exp.config)
-    names = [name for name in values if name.startswith(("model.", "data.c", "data.fra"))]
+    values, here = loading.flat(exp.config), provenance.of_this_start()
+    also = "data.classes", "data.eval_ops", "data.split_seed", "normalize", "batch_size"
+    ours = "model.", "data.fraction", "eval.batch_size"
+    names = [name for name in values if name.startswith(ours) or name in also]
     body = {name: each for name, each in state.params.items() if name != "head"}
     about = {
-        "format": FORMAT,
         "weights": digests.of_tree({"params": body, "batch_stats": state.batch_stats}),
         "data": exp.selection.facts.fingerprint,
         "split": exp.selection.pooled(exp.config.data[role], f"data.{role}"),
-        "seed": values["data.split_seed"],
         "role": role,
-        "config": {name: values[name] for name in [*names, "data.eval_ops", "normalize"]},
+        "config": {name: values[name] for name in names},
         "plugins": exp.plugins.digests,
-        "versions": provenance.versions(),
-        "device": jax.devices()[0].device_kind,
+        "devices": [device.device_kind for device in exp.mesh.devices.flat],
+        "convolution": exp.convolution,
+        **{name: here[name] for name in _OF_BITS},
     }
     text = json.dumps(about, sort_keys=True).encode()
     folder = pathlib.Path(exp.config.probe.cache).expanduser()

@@ -179,7 +179,7 @@ def test_every_key_that_changes_a_run_is_part_of_its_identity():
         "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard",
         "log.wandb",
         "mesh.devices", "mesh.fsdp", "compile.cache", "compile.loop", "compile.convolution",
-        "watchdog.first", "watchdog.later",
+        "probe.cache", "watchdog.first", "watchdog.later",
         "log.profile",
         # Where they are; what they are is known by their fingerprint.
         "init.weights", "distill.run", "plugins",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,13 @@ def test_it_is_a_run_whose_head_is_as_good_as_scikit_learns(probed, tmp_path, ca
     capsys.readouterr()
     _, said = probed("first", "--config.probe.penalties=1e-2, 1e-4", capsys=capsys)
     assert said.splitlines()[-1].startswith("already finished: step=1")
+    # Without the features that are kept: spoilt ones would show.
+    for file in (folder.parent / "cache").iterdir():
+        with np.load(file) as kept:
+            np.savez(file, features=kept["features"] + 1, labels=kept["labels"])
+    assert commands.main(["reproduce", f"--workdir={folder}"]) == 0
+    assert "features of data.train" in capsys.readouterr().out
+    shutil.rmtree(folder.parent / "cache")
 
 
 def test_another_probe_takes_the_features_that_are_there(probed, capsys):
