@@ -90,7 +90,7 @@ def test_it_is_a_run_whose_head_is_as_good_as_scikit_learns(probed, tmp_path, ca
 
 
 def test_another_probe_takes_the_features_that_are_there(probed, capsys):
-    probed("first", "--config.probe.penalties=1e-2, 1e-4", capsys=capsys)
+    probed("kept", "--config.probe.penalties=1e-2, 1e-4", capsys=capsys)
     folder, said = probed("second", "--config.probe.penalties=1e-3", capsys=capsys)
     lines = re.findall(r"features of data\.\w+=.*", said)
     assert len(lines) == 2
