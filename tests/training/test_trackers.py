@@ -203,14 +203,15 @@ except StoppedError:
 
 
 @pytest.fixture
-def trained(tiny, started):
+def trained(tiny, started, monkeypatch):
     """``trained(folder, until, kill, **environment)`` -> what a run with wandb prints."""
     pytest.importorskip("wandb")
+    # Once wandb has begun in this process, its children would share the process it started.
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
 
     def run(folder, until=0, kill=0, **environment):
         flat = loading.flat(tiny(**{"log.wandb": "probe"}))
-        patient = {"WANDB__SERVICE_WAIT": "300", "WANDB_INIT_TIMEOUT": "300"}
-        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"} | patient | environment
+        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"} | environment
         process = started("-c", SCRIPT, devices=8, **quiet)
         given = json.dumps([flat, str(folder), until, kill])
         out, said = process.communicate(given, timeout=400)
