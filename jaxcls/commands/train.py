@@ -53,10 +53,12 @@ def main(argv: Sequence[str], flags: cli.Parser | None = None, penalties: str = 
     args = (flags or parser()).parse_args(rest)
     config = configs.load(args.config, cli.with_plugins(overrides, args))
     if penalties:
-        values = {**configs.flat(config), **PROBE}
-        values["data.train_ops"] = values["data.eval_ops"]
-        values["probe.penalties"] = values["probe.penalties"] or penalties
-        config = configs.from_flat(values)
+        values = configs.flat(config)
+        settings = {**PROBE, "data.train_ops": values["data.eval_ops"]}
+        settings["probe.penalties"] = values["probe.penalties"] or penalties
+        # What is given stays: it is refused rather than ignored.
+        asked = {key: settings[key] for key in settings if key not in overrides}
+        config = configs.from_flat({**values, **asked})
     workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
     if not args.dry_run and args.process in ("", "0"):
         print(f"{workdir}: loading JAX", flush=True)

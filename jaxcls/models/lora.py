@@ -22,6 +22,8 @@ from jaxcls.errors import InputError
 from jaxcls.models.naming import Naming
 
 PARTS = ("lora_a", "lora_b")
+# Of the key of the initial parameters, for the parts.
+_STREAM = 2
 # All that stays: neither the head nor a part.
 FROZEN = r"^(?!head/)(?!.*/lora_[ab]$)"
 
@@ -40,7 +42,7 @@ class Lora:
     def init(self, rngs: Any, images: jax.Array, train: bool) -> Any:
         """Returns the variables of the module and the parts of the adapted layers."""
         made = self._module.init(rngs, images, train)
-        key = jax.random.fold_in(rngs["params"], len(PARTS))
+        key = jax.random.fold_in(rngs["params"], _STREAM)
         params = traverse_util.flatten_dict(made["params"], sep="/")
         for i, layer in enumerate(sorted(self._layers)):
             inputs, outputs = params[f"{layer}/kernel"].shape

@@ -175,7 +175,7 @@ def _read(path: pathlib.Path | None) -> Features | None:
     try:
         if path is None:
             return None
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = Features(arrays["features"], arrays["labels"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # It is made anew.
         return None

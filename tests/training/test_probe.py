@@ -146,6 +146,13 @@ def test_it_is_a_function_of_its_config(tiny, tmp_path):
         assert one == other
 
 
+def test_a_setting_that_is_given_is_refused_and_not_ignored(tmp_path, data_dir):
+    given = [f"--config={CONFIG}", f"--config.data.dir={data_dir}", "--config.augment=flip"]
+    with pytest.raises(InputError, match="augment='flip' has no part in a probe"):
+        commands.main(["probe", *given, f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
