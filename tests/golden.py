@@ -31,6 +31,7 @@ TINY = {
 TIMED = "lock", "manifest.json", "timing.jsonl"
 # What the configs that take an argument are given.
 ARGUMENTS = {
+    "backbones": ("dinov2_s_14", "swin_t,lora", "convnextv2_tiny,lora"),
     "cifar10_fast": ("cifar10", "cifar10_jpeg"),
     "cifar_wrn": ("cifar10", "cifar100"),
     "resnet50_rsb": ("a1", "a2", "a3"),

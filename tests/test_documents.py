@@ -73,6 +73,8 @@ NETS = {
     "configs/tutorial_resnet.py": "resnet18(stem='small', width=8, stages=(1, 1))",
     "configs/tutorial_folder.py": "cnn(widths=(4, 4, 4), dense=8, dropout=0.5)",
     "configs/finetune.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
+    "configs/backbones.py": "convnextv2_atto(stages=(1, 1, 1, 1), width=8)",
+    "configs/backbones.py:dinov2_s_14": "dinov2_s_14(depth=1)",
     "configs/resnet50.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
     "configs/resnet50_rsb.py": "resnet50(width=8, stages=(1, 1, 1, 1))",
     "configs/vit_s16.py": "vit_s_16(depth=1)",
@@ -81,7 +83,7 @@ NETS = {
 
 def smaller(command):
     """The flag for a smaller net, unless the command has a net or weights of its own."""
-    (config,) = re.findall(r"--config=([^ :]+)", " ".join(command))
+    (config,) = re.findall(r"--config=([^ :]+(?::dinov2_s_14)?)", " ".join(command))
     named = re.search(r"--config\.(model\.name=|init\.weights=hf:)", " ".join(command))
     return [f"--config.model.name={NETS[config]}"] if config in NETS and not named else []
 
@@ -89,6 +91,7 @@ def smaller(command):
 # What stands in for the hub's weights: zeros, by the model they are of.
 HUB = {
     "resnet50.a1_in1k": "resnet50",
+    "vit_small_patch14_dinov2.lvd142m": "dinov2_s_14(depth=1)",
     "vit_small_patch16_224.augreg_in21k_ft_in1k": "vit_s_16",
 }
 
@@ -137,6 +140,8 @@ def checkout(tmp_path_factory, data_dir):
         there.mkdir(parents=True)
         told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.95, "bicubic")
         zeros = zeros_of(model, "timm")
+        if "dinov2" in name:  # Published without a head.
+            zeros = {key: x for key, x in zeros.items() if not key.startswith("head.")}
         weights.write(there / "model.safetensors", zeros, told, ())
         timm = {"mean": told.mean, "std": told.std, "interpolation": told.interpolation}
         beside = {"architecture": name.partition(".")[0], "pretrained_cfg": timm}

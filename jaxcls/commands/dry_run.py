@@ -1,5 +1,7 @@
 """Description of a run from shapes only: ``jaxcls train ... --dry_run``."""
 
+import statistics
+import time
 from typing import Any
 
 import jax
@@ -9,16 +11,24 @@ import numpy as np
 from jaxcls.config.loading import to_text
 from jaxcls.data import told
 from jaxcls.data.pipeline import ROLES
+from jaxcls.devices import mesh
 from jaxcls.devices.memory import activation_bytes, explained, step_bytes, tree_bytes
 from jaxcls.experiment import Experiment
 from jaxcls.experiment.checks import check, notes
+from jaxcls.training.meter import duration
+
+# Steps that are timed, after one that is not.
+_TIMED = 3
 
 
-def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
+def describe(
+    exp: Experiment, compiled: bool = False, timed: bool = False, room: int = 0
+) -> str:
     """Returns the model, data, steps, learning rate, memory and config of a run as text.
 
     It traces the train step, so that errors of the step appear here; it needs no dataset.
     compiled: also compiles the step for the devices of its mesh, and adds its memory.
+    timed: also runs it there, where it fits, on random images, and adds its time.
     room: memory of a device in bytes; 0: unknown.
     """
     check(exp)
@@ -43,6 +53,8 @@ def describe(exp: Experiment, compiled: bool = False, room: int = 0) -> str:
     }
     if compiled:
         rows["compiled"] = _compiled(exp, room)
+    if timed:
+        rows["time"] = _time(exp)
     if exp.config.distill.run:
         rows["teacher"] = exp.config.distill.run
     if exp.initial:
@@ -71,9 +83,11 @@ def _memory(exp: Experiment) -> str:
         state += tree_bytes(held.params)
     if exp.teacher:
         state += tree_bytes(exp.teacher.variables)
+    # The estimate keeps what the gradient of each layer needs.
+    is_part = optim.freeze or optim.lora
     return (
-        f"about {_size(state + kept)} a device: state and gradients {_size(state)},"
-        f" activations {_size(kept)}"
+        f"{'at most' if is_part else 'about'} {_size(state + kept)} a device: state and"
+        f" gradients {_size(state)}, activations {_size(kept)}"
     )
 
 
@@ -98,6 +112,42 @@ def _compiled(exp: Experiment, room: int) -> str:
     if kind == "cpu":
         text += "; an accelerator's temporaries differ, and CPUs undo model.remat"
     return text
+
+
+def _time(exp: Experiment) -> str:
+    """Returns the time of a step on the devices that there are, and of all steps."""
+    needed = step_bytes(exp.programs.compiled_train_step.memory_analysis())
+    limit = mesh.memory_limit(exp.mesh)
+    if limit is not None and needed > limit:
+        return f"not measured: it needs {_size(needed)} a device and has {_size(limit)}"
+    rng = np.random.default_rng(0)
+
+    def made(like: Any) -> jax.Array:
+        """Returns random pixels of images, keys, and zeros of all else."""
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.device_put(
+                jax.random.split(jax.random.key(0), like.shape), like.sharding
+            )
+        most = 256 if like.dtype == np.uint8 else 1
+        array = rng.integers(0, most, like.shape).astype(like.dtype)
+        return jax.device_put(array, like.sharding)
+
+    took = []
+    with explained("batch_size", exp.config.batch_size):
+        shapes = exp.programs.state_like, exp.programs.batch_like
+        state, batch = jax.tree.map(made, shapes)
+        for _ in range(1 + _TIMED):
+            begin = time.perf_counter()
+            state, _ = jax.block_until_ready(exp.programs.train_step(state, batch))
+            took.append(time.perf_counter() - begin)
+    step, steps, of = statistics.median(took[1:]), exp.plan.steps, "the run's"
+    if exp.config.probe.penalties:  # It computes features, for which this step stands.
+        examples = exp.data.examples("train") + exp.data.examples("eval")
+        steps, of = -(-examples // exp.config.batch_size), "the features'"
+    return (
+        f"{step:.3g} s a step (median of {_TIMED}, without input), so about"
+        f" {duration(step * steps)} for {of} {steps:,}"
+    )
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -32,8 +32,8 @@ def parser(verb: str = "train", about: str = ABOUT) -> cli.Parser:
         default="",
         metavar="N|TPU",
         help="with --dry_run: also compile the step, for N made-up CPU devices (0: for the"
-        " devices that there are) or a TPU slice that need not be there, such as v5e:4x4,"
-        " and say its memory",
+        " devices that there are, where its time is measured too) or a TPU slice that need"
+        " not be there, such as v5e:4x4, and say its memory",
     )
     cli.add_processes(parser)
     cli.add_plugins(parser)
@@ -106,4 +106,4 @@ def _dry_run(config: Any, plugins: Plugins, given: str) -> str:
         config.mesh.devices = 0
     facts = sources.published_facts(config.data.name)
     exp = experiment.build(config, facts, devices, plugins)
-    return dry_run.describe(exp, bool(given), room)
+    return dry_run.describe(exp, bool(given), given == "0", room)

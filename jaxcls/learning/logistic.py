@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 
 # Iterations of one fit; each passes once or twice over the features.
 MOST = 1000
@@ -41,6 +40,8 @@ def fit(features: np.ndarray, labels: np.ndarray, penalty: float, start: Head) -
         penalty: At least 0.
         start: Where the search begins, [D, K] and [K].
     """
+    import scipy.optimize  # The import takes a second; training does not need it.
+
     mean, shape = features.mean(0), start.kernel.shape
     # About the root of the loss's curvature: the cross-entropy's at equal probabilities.
     curvature = features.var(0) * (1 / shape[1]) * (1 - 1 / shape[1]) + penalty

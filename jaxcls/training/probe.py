@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 
 from jaxcls import atomic
 from jaxcls.config import loading
@@ -93,6 +92,8 @@ def best(
     Of equals the one of the least loss. Each search begins at the head of the next larger
     penalty.
     """
+    import scipy.special  # A twentieth of all imports; training needs none of it.
+
     head, found = logistic.zeros(train.features.shape[1], num_classes), []
     for penalty in sorted(asked, reverse=True):
         head = logistic.fit(*train, penalty, head)

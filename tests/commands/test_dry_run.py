@@ -1,12 +1,15 @@
 """What a dry run says of memory, by counting."""
 
+import itertools
 import re
+import types
 
 import jax
 import pytest
 
 from jaxcls import experiment
 from jaxcls.commands import dry_run
+from jaxcls.config.rules import PROBE
 
 
 def memory(exp):
@@ -58,6 +61,32 @@ def test_what_is_computed_anew_is_not_counted_as_kept(tiny):
     assert less < kept / 4
 
 
+def test_a_step_is_timed_after_one_that_warms_up(tiny, monkeypatch):
+    exp = experiment.build(tiny(length="600 steps"))
+    reads = iter(itertools.accumulate([0, 90, 1, 2, 1, 30, 1, 4]))  # Steps: 90, 2, 30, 4.
+    monkeypatch.setattr(dry_run, "time", types.SimpleNamespace(perf_counter=reads.__next__))
+    found = dry_run.describe(exp, timed=True)
+    assert "time:          4 s a step (median of 3, without input)" in found
+    assert "about 40:00 for the run's 600\n" in found
+    monkeypatch.setattr(dry_run.mesh, "memory_limit", lambda mesh: 2**10)
+    assert "time:          not measured: it needs " in dry_run.describe(exp, timed=True)
+
+
+def test_a_probe_is_timed_by_its_images(tiny, monkeypatch):
+    config = tiny(**PROBE, **{"probe.penalties": "1e-3", "batch_size": 512})
+    config.data.train_ops = config.data.eval_ops
+    exp = experiment.build(config)
+    seconds = itertools.count()
+    monkeypatch.setattr(
+        dry_run, "time", types.SimpleNamespace(perf_counter=seconds.__next__)
+    )
+    found = dry_run.describe(exp, timed=True)
+    # 1,437 images of train and eval: 3 batches.
+    assert "time:          1 s a step" in found
+    assert "about 0:03 for the features' 3\n" in found
+    assert "memory:        at most " in found
+
+
 @pytest.mark.slow
 def test_the_step_is_compiled_for_devices_that_are_not_there(command):
     arguments = (
@@ -74,6 +103,7 @@ def test_the_step_is_compiled_for_devices_that_are_not_there(command):
         sizes = re.findall(r"(\S+) ([KMG]iB)", row)
         assert f"on each of {devices if devices != '0' else 1} cpu device(s)" in row
         assert "an accelerator's temporaries differ" in row
+        assert ("s a step (median of 3" in done.stdout) == (devices == "0")
         found[devices, fsdp] = [float(size) for size, _ in sizes]
     # Of the whole, arguments, the state among them, temporaries and outputs.
     assert found["64", 1][2] == found["0", 1][2]

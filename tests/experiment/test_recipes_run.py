@@ -19,6 +19,7 @@ from tests.test_laws import PHOTOS, ROOT
 # Of these a sibling is run, which differs in numbers alone; of two tutorials it is the
 # recipe with the same model: finetune, alexnet.
 SIBLINGS = {
+    "backbones.py:convnextv2_tiny,lora",  # As swin_t,lora.
     "tutorial_alexnet.py",
     "tutorial_transfer.py",
     "cifar10_fast.py:cifar10_jpeg",
@@ -37,6 +38,8 @@ FEWER = {
     "resnet50": "stages=(1, 1)",
     "convnext_tiny": "stages=(1, 1)",
     "vit_s_16": "depth=1",
+    "dinov2_s_14": "depth=1",
+    "swin_t": "stages=(1, 1, 1, 1)",
     "mixer_b_16": "depth=1",
     "wrn28_10": "depth=10",
 }
@@ -70,15 +73,14 @@ def shallow(text):
 def test_a_config_takes_two_steps_at_its_real_size(name, tmp_path, monkeypatch):
     given = {"batch_size": "2", "mesh.devices": "1", "optim.lr_per": "0"}
     given["model.batch_norm_groups"] = "1"
-    if name.startswith("finetune"):
-        given |= {"model.name": SMALL, "init.weights": str(tmp_path / "small.safetensors")}
-        told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
-        weights.write(
-            pathlib.Path(given["init.weights"]), zeros_of(SMALL, "timm"), told, ()
-        )
     loaded = loading.load(str(ROOT / "configs" / name), given)
-    if "init.weights" not in given:
-        loaded.model.name = shallow(loaded.model.name)
+    is_finetune = name.startswith("finetune")
+    loaded.model.name = SMALL if is_finetune else shallow(loaded.model.name)
+    if has_weights := is_finetune or name.startswith("backbones"):
+        loaded.init.weights = str(tmp_path / "small.safetensors")
+        told = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 0.875, "bicubic")
+        zeros = zeros_of(loaded.model.name, "timm")
+        weights.write(pathlib.Path(loaded.init.weights), zeros, told, ())
     loaded.mix = re.sub(r", groups=\d+", "", loaded.mix)  # They do not divide 2 rows.
     facts = sources.published_facts(loaded.data.name.removesuffix("_jpeg")) or PHOTOS
     used = loading.plugins_of(str(ROOT / "configs" / name), loaded)
@@ -98,5 +100,5 @@ def test_a_config_takes_two_steps_at_its_real_size(name, tmp_path, monkeypatch):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     # What is frozen stays, and a bias before a norm may have no gradient; of weights that
     # are all 0, as here a file's, only the head has one.
-    assert np.mean(jax.tree.leaves(moved)) > (0 if "init.weights" in given else 0.6)
+    assert np.mean(jax.tree.leaves(moved)) > (0 if has_weights else 0.6)
     assert int(state.step) == exp.plan.warmup + 2

@@ -1,6 +1,7 @@
 """Another network with the very tensors of a model is refused, or said."""
 
 import json
+import runpy
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxcls.errors import InputError
 from jaxcls.models import naming, weights
 from jaxcls.models.weights import architectures, transfer
 from tests.modules import built, shapes
+from tests.test_laws import ROOT
 
 TENSORFLOW = "padding='same', norm_epsilon=0.001"
 
@@ -214,6 +216,23 @@ def test_weights_of_a_tower_say_which_model_they_are_of():
     told = {"architecture": "vit_base_patch32_clip_quickgelu_224"}
     with pytest.raises(InputError, match=r"they are of model.name=\"clip_b_32\(gelu='qu"):
         transfer.adapt(tensors, module.namings(), like, **told)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
+def test_the_recipe_of_each_backbone_has_weights_of_its_model():
+    timm = pytest.importorskip("timm")
+    recipe = runpy.run_path(str(ROOT / "configs" / "backbones.py"))
+    for backbone, full in recipe["HUB"].items():
+        name, _, tag = full.partition(".")
+        assert timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        assert full in timm.list_pretrained(f"{name}*"), full
+        config = recipe["get_config"](f"{backbone},lora")
+        module, there = built(config.model.name), architectures.native(name, tag)
+        said = architectures.check(there, config.model.name, module, as_they_are=False)
+        assert said == "", full
+        size = timm.get_pretrained_cfg(full).input_size[1]
+        assert backbone.startswith(("dinov2", "dinov3")) or size == 224
 
 
 @pytest.mark.slow
