@@ -44,6 +44,22 @@ def test_it_finds_what_scikit_learn_finds(digits, penalty):
     assert 5 < head.iterations < logistic.MOST
 
 
+@pytest.mark.parametrize("penalty", [1e-2, 1e-4])
+def test_its_accuracy_is_within_0_2_points_of_scikit_learns(penalty):
+    """On 10 classes that overlap, so that one image in three is wrong."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 10, 8_000)
+    centers = 0.35 * rng.standard_normal((10, 24))
+    features = (centers[labels] + rng.standard_normal((8_000, 24))).astype(np.float32)
+    train, test = slice(0, 2_000), slice(2_000, None)
+    head = logistic.fit(features[train], labels[train], penalty, logistic.zeros(24, 10))
+    theirs = LogisticRegression(C=1 / (2_000 * penalty), tol=1e-6, max_iter=5_000)
+    theirs.fit(features[train], labels[train])
+    right = (logistic.logits(head, features[test]).argmax(1) == labels[test]).mean()
+    assert 0.5 < right < 0.8
+    assert abs(right - theirs.score(features[test], labels[test])) <= 0.002
+
+
 def test_it_goes_on_from_a_head_and_ends_at_the_same_place(digits):
     features, labels = digits
     train = features[TRAIN], labels[TRAIN]
