@@ -171,6 +171,66 @@ def resize_short(size: int, filter: str = "bilinear", rounding: str = "round") -
     return apply
 
 
+def resize_long(size: int | tuple[int, int], filter: str = "bilinear") -> Op:
+    """Returns an op that makes an image as large as fits in `size`, proportions kept.
+
+    size: the side or (height, width). filter: a key of FILTERS. The other side is rounded
+    half to even, as by Pillow's `ImageOps.contain`, and is at least 1.
+    """
+    (height, width), scale = _pair(size), lookup(FILTERS, filter, "filter")
+
+    def apply(image: np.ndarray, rng: Random) -> np.ndarray:
+        h, w = image.shape[:2]
+        if w * height > h * width:
+            return scale(image, max(1, round(h / w * width)), width)
+        return scale(image, height, max(1, round(w / h * height)))
+
+    return apply
+
+
+def pad(size: int | tuple[int, int], fill: int | tuple[int, ...] = 0) -> Op:
+    """Returns an op that puts an image in the middle of a canvas of one colour.
+
+    size: the side or (height, width), which no image exceeds. fill: the canvas's grey, 0 to
+    255, or its colour, one value a channel. The first margin is half of both, rounded half
+    to even, as by Pillow's `ImageOps.pad`.
+    """
+    (height, width), values = _pair(size), np.atleast_1d(np.asarray(fill))
+    is_colour = values.dtype.kind == "i" and values.shape in ((1,), (3,))
+    if not is_colour or values.min() < 0 or values.max() > 255:
+        raise ValueError(
+            f"fill={fill!r} must be whole numbers from 0 to 255, one or one a channel; try"
+            " fill=(124, 116, 104)"
+        )
+
+    def apply(image: np.ndarray, rng: Random) -> np.ndarray:
+        h, w, channels = image.shape
+        if h > height or w > width:
+            raise DecodeError(
+                f"{w}x{h} pixels do not fit in pad({size}); put resize_long({size}) before"
+                " it"
+            )
+        if values.size not in (1, channels):
+            raise DecodeError(f"fill={fill!r} has 3 values, and images {channels} channel")
+        canvas = np.empty((height, width, channels), np.uint8)
+        canvas[:] = values
+        top, left = round((height - h) / 2), round((width - w) / 2)
+        canvas[top : top + h, left : left + w] = image
+        return canvas
+
+    return apply
+
+
+def letterbox(
+    size: int | tuple[int, int],
+    fill: int | tuple[int, ...] = 0,
+    filter: str = "bilinear",
+) -> Op:
+    """Returns an op that shows the whole image on a canvas: `resize_long`, then `pad`."""
+    resized, padded = resize_long(size, filter), pad(size, fill)
+    return lambda image, rng: padded(resized(image, rng), rng)
+
+
 def center_crop(size: int | tuple[int, int]) -> Op:
     """Returns an op that cuts out the center, and pads smaller images with black.
 
@@ -396,6 +456,9 @@ HOST_OPS: Mapping[str, Callable[..., Op | Growing]] = MappingProxyType(
         "decode": decode,
         "resize": resize,
         "resize_short": resize_short,
+        "resize_long": resize_long,
+        "pad": pad,
+        "letterbox": letterbox,
         "center_crop": center_crop,
     }
 )

@@ -28,6 +28,14 @@ _WORDS: Mapping[str, Callable[[dict[str, Any]], str]] = {
         f"short side to {of['size']} ({_FILTERS[of['filter']]},"
         f" {_ROUNDINGS[of['rounding']]})"
     ),
+    "resize_long": lambda of: (
+        f"resized to fit {_by(of['size'])} ({_FILTERS[of['filter']]})"
+    ),
+    "pad": lambda of: f"padded to {_by(of['size'])} with {of['fill']}",
+    "letterbox": lambda of: (
+        f"all of it in {_by(of['size'])} ({_FILTERS[of['filter']]}), padded with"
+        f" {of['fill']}"
+    ),
     "center_crop": lambda of: f"center crop {_by(of['size'])}",
 }
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import stats
 
 from jaxcls.data import batches, decode
@@ -153,6 +153,38 @@ def test_resize_short_rounds_the_longer_side_or_truncates_it_as_torchvision(torc
         op = decode.resize_short
         assert op(size)(image, None).shape[1] == rounded
         assert op(size, rounding="truncate")(image, None).shape[1] == truncated
+
+
+@pytest.mark.parametrize("fill", [0, 77, (124, 116, 104)])
+@pytest.mark.parametrize("shape", [(9, 12), (50, 8), (7, 50), (31, 31), (20, 10)])
+@pytest.mark.parametrize("size", [(24, 24), (17, 30), (10, 5)])
+def test_letterbox_is_pillows_pad(shape, size, fill):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    colour = (fill,) * 3 if isinstance(fill, int) else fill
+    expected = ImageOps.pad(
+        Image.fromarray(image), size[::-1], Image.Resampling.BICUBIC, colour
+    )
+    out = decode.letterbox(size, fill, "bicubic")(image, None)
+    np.testing.assert_array_equal(out, np.asarray(expected))
+    inside = decode.resize_long(size, "bicubic")(image, None)
+    np.testing.assert_array_equal(decode.pad(size, fill)(inside, None), out)
+
+
+def test_of_a_line_a_row_is_left():
+    out = decode.letterbox(24, 9)(np.full((1, 300, 3), 200, np.uint8), None)
+    assert out[:, 0, 0].tolist() == [9] * 12 + [200] + [9] * 11
+
+
+def test_pad_refuses_what_does_not_fit_and_colours_of_other_images():
+    with pytest.raises(decode.DecodeError, match=r"8x5 pixels .* put resize_long\(6\) bef"):
+        decode.pad(6)(np.zeros((5, 8, 3), np.uint8), None)
+    with pytest.raises(decode.DecodeError, match="has 3 values, and images 1 channel"):
+        decode.letterbox(6, (1, 2, 3))(np.zeros((5, 8, 1), np.uint8), None)
+    for fill in (-1, 256, 0.5, (1, 2), "black", True):
+        with pytest.raises(
+            ValueError, match=r"fill=.* must be whole numbers from 0 to 255"
+        ):
+            decode.pad(6, fill)
 
 
 def test_center_crop_takes_the_middle_rounding_half_to_even():

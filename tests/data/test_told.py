@@ -38,6 +38,7 @@ def test_every_op_filter_and_rounding_has_words():
     for ops in (
         *(f"resize((32, 64), {name!r})" for name in FILTERS),
         *(f"resize_short(32, rounding={name!r})" for name in ROUNDINGS),
+        *("resize_long((32, 64))", "letterbox(32, 9)"),
     ):
         config.data.eval_ops = f"decode | {ops}"
         assert "(" in told.preprocessing(config)

@@ -123,6 +123,24 @@ def _lines(step: Step) -> list[str]:
                 f"size = tuple({sizes} for n in image.size)",
                 _scaled("size", step["filter"]),
             ]
+        case {"op": "resize_long", "height": height, "width": width}:
+            return [
+                "w, h = image.size",
+                f"is_wide = w * {height} > h * {width}",
+                f"wide = {width}, max(1, round(h / w * {width}))",
+                f"high = max(1, round(w / h * {height})), {height}",
+                _scaled("wide if is_wide else high", step["filter"]),
+            ]
+        case {"op": "pad", "height": height, "width": width, "fill": fill}:
+            return [
+                f"margins = {width} - image.width, {height} - image.height",
+                f"canvas = Image.new(image.mode, ({width}, {height}), {_filled(fill)})",
+                "canvas.paste(image, tuple(round(n / 2) for n in margins))",
+                "image = canvas",
+            ]
+        case {"op": "letterbox"}:
+            parts = {**step, "op": "resize_long"}, {**step, "op": "pad"}
+            return [line for part in parts for line in _lines(part)]
         case {"op": "center_crop", "height": height, "width": width}:
             return [
                 f"sides = zip(image.size, ({width}, {height}))",
@@ -131,6 +149,14 @@ def _lines(step: Step) -> list[str]:
                 f"image = image.crop((left, top, left + {width}, top + {height}))",
             ]
     raise KeyError(step["op"])
+
+
+def _filled(fill: int | Sequence[int]) -> str:
+    """Returns the colour as Pillow takes it for images of one channel and of three."""
+    values = [fill] if isinstance(fill, int) else [*fill]
+    if len(values) == 3:
+        return str(tuple(values))
+    return f'{values[0]} if image.mode == "L" else ({values[0]},) * 3'
 
 
 def _scaled(size: str, name: str) -> str:

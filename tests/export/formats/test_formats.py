@@ -58,6 +58,8 @@ OPS = [
     "decode | resize_short(21, 'area') | center_crop(20)",
     "decode(1) | resize(20)",
     "decode | center_crop(33)",
+    "decode | letterbox((20, 31), (9, 200, 77), 'bicubic')",
+    "decode(1) | resize_long(24, 'area') | pad((26, 25), 99)",
 ]
 WIDE = np.arange(0, 64_000, 40, dtype=np.uint16).reshape(40, 40)
 WIDE_JPEG = encode(np.ascontiguousarray(pixels(8, height=30, width=47)), "JPEG")
