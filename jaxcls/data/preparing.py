@@ -153,7 +153,7 @@ def _records(
         console=console.console(),
         disable=not sys.stdout.isatty(),
     )
-    rows, seen = array.array("q"), array.array("q")
+    rows, seen, outside = array.array("q"), array.array("q"), array.array("d")
     for row, made in zip(order, examples, strict=True):
         name = os.fsdecode(listing.names[row])
         if isinstance(made, str):
@@ -167,9 +167,12 @@ def _records(
             outcome.stored[made.change] = Stored(first, *map(operator.add, sums, more))
         rows.append(row)
         seen.append(made.pixels)
+        outside.append(1 - min(made.size) / max(made.size))
         yield made.record
     labels = np.asarray(outcome.contents.labels[split])
-    outcome.kept[split] = Kept(listing.names[rows], labels, np.asarray(seen))
+    outcome.kept[split] = Kept(
+        listing.names[rows], labels, np.asarray(seen), np.asarray(outside)
+    )
 
 
 def _example(listing: Listing, shrink: Shrink | None, row: int) -> _Made | str:

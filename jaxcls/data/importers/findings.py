@@ -1,4 +1,4 @@
-"""Warns about a dataset: missing classes, imbalance, duplicates, leaks."""
+"""Warns about a dataset: missing classes, imbalance, duplicates, leaks, shapes."""
 
 import itertools
 from typing import NamedTuple
@@ -12,19 +12,25 @@ from jaxcls.errors import shown
 IMBALANCE = 10
 
 
+# From this share of a class's pixels outside the middle square, the shares are said.
+OUTSIDE = 0.2
+
+
 class Kept(NamedTuple):
     """The examples written to a split: names [n] bytes, labels [n], pixels' hashes [n].
 
-    The hashes may be others in the next process.
+    The hashes may be others in the next process. outside: [n], the share of each image's
+    pixels that are outside its middle square.
     """
 
     names: np.ndarray
     labels: np.ndarray
     hashes: np.ndarray
+    outside: np.ndarray
 
 
 def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]:
-    """Returns one line per finding about classes, imbalance, duplicates and leaks."""
+    """Returns one line per finding: of classes, imbalance, duplicates, leaks and shapes."""
     lines = []
     if len(class_names) == 1:
         lines.append(f"only one class, {class_names[0]}: there is nothing to tell apart")
@@ -54,7 +60,26 @@ def findings(class_names: tuple[str, ...], splits: dict[str, Kept]) -> list[str]
                 f" {shown(a.names[in_a[first]])} and {shown(b.names[in_b[first]])}: scores"
                 f" on {other} will be too good"
             )
-    return lines
+    return lines + _outside(class_names, [*splits.values()])
+
+
+def _outside(class_names: tuple[str, ...], splits: list[Kept]) -> list[str]:
+    """Returns a line about what a centre crop leaves out, where it is much of a class."""
+    shares = np.concatenate([kept.outside for kept in splits])
+    labels = np.concatenate([kept.labels for kept in splits])
+    if not shares.size:
+        return []
+    present, rows = np.unique(labels, return_inverse=True)
+    means = np.bincount(rows, shares) / np.bincount(rows)
+    low, high = means.argmin(), means.argmax()
+    if means[high] < OUTSIDE:
+        return []
+    least, most = (f"{means[k]:.0%} of {class_names[present[k]]}'s" for k in (low, high))
+    classes = f" ({least}, {most})" if low != high else ""
+    return [
+        f"a centre crop leaves out {shares.mean():.0%} of an image's pixels{classes};"
+        " 'decode | letterbox(224)' keeps all"
+    ]
 
 
 def _twice(split: str, kept: Kept) -> list[str]:

@@ -13,7 +13,8 @@ def kept(*rows):
     names = np.array([os.fsencode(name) for name, _, _ in rows])
     labels = np.array([label for _, label, _ in rows], np.int32)
     digests = [hashlib.sha256(content.encode()).digest()[:8] for _, _, content in rows]
-    return Kept(names, labels, np.array([int.from_bytes(d, "big") for d in digests], "u8"))
+    hashes = np.array([int.from_bytes(d, "big") for d in digests], "u8")
+    return Kept(names, labels, hashes, np.zeros(len(rows)))
 
 
 def many(*counts, start=0):
@@ -52,6 +53,22 @@ def test_classes_without_an_image_are_named_by_split():
     names = tuple(f"c{k}" for k in range(2000))
     (line,) = findings(names, {"train": many(1)})
     assert line == "train has no image of c1, c2, c3 and 1,996 more classes"
+
+
+def test_what_a_centre_crop_leaves_out_is_said_by_class():
+    """Of 200 x 100 pixels half, of 4:3 a quarter."""
+    train = many(1, 2)._replace(outside=np.array([0.5, 0.25, 0.0]))
+    val = many(0, 1, start=9)._replace(outside=np.array([0.25]))
+    *_, line = findings(("dog", "cat"), {"train": train, "val": val})
+    assert line == (
+        "a centre crop leaves out 25% of an image's pixels (17% of cat's, 50% of dog's);"
+        " 'decode | letterbox(224)' keeps all"
+    )
+    one = many(2)._replace(outside=np.array([0.3, 0.2]))
+    (_, line) = findings(("dog",), {"train": one})
+    assert line.startswith("a centre crop leaves out 25% of an image's pixels; 'decode")
+    square = many(2, 2)._replace(outside=np.array([0.3, 0.09, 0.0, 0.0]))
+    assert findings(("dog", "cat"), {"train": square}) == []
 
 
 def test_imbalance_is_said_from_ten_times():
