@@ -48,21 +48,12 @@ def fit(features: np.ndarray, labels: np.ndarray, penalty: float, start: Head) -
     scale = np.sqrt(np.where(curvature > 0, curvature, 1)).astype(np.float32)[:, None]
     z, targets = jnp.asarray((features - mean) / scale[:, 0]), jnp.asarray(labels)
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params: tuple[jax.Array, jax.Array]) -> jax.Array:
-        kernel, bias = params
-        each = optax.softmax_cross_entropy_with_integer_labels(
-            z @ kernel + bias[None], targets
-        )
-        return each.mean() + penalty / 2 * jnp.sum(jnp.square(kernel / scale))
-
     def of_vector(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kernel, bias = np.split(vector.astype(np.float32), [shape[0] * shape[1]])
         return kernel.reshape(shape), bias
 
     def value(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        found, grads = loss(of_vector(vector))
+        found, grads = _loss(of_vector(vector), z, targets, scale, penalty)
         flat = [np.asarray(each, np.float64).ravel() for each in grads]
         return float(found), np.concatenate(flat)
 
@@ -77,6 +68,21 @@ def fit(features: np.ndarray, labels: np.ndarray, penalty: float, start: Head) -
     kernel, bias = of_vector(found.x)
     kernel = kernel / scale
     return Head(kernel, bias - mean @ kernel, int(found.nit))
+
+
+@jax.jit
+@jax.value_and_grad
+def _loss(
+    params: tuple[jax.Array, jax.Array],
+    z: jax.Array,
+    targets: jax.Array,
+    scale: jax.Array,
+    penalty: float,
+) -> jax.Array:
+    """Returns the loss of (kernel * scale, bias) on scaled features z [n, D]."""
+    kernel, bias = params
+    each = optax.softmax_cross_entropy_with_integer_labels(z @ kernel + bias[None], targets)
+    return each.mean() + penalty / 2 * jnp.sum(jnp.square(kernel / scale))
 
 
 def logits(head: Head, features: np.ndarray) -> np.ndarray:
