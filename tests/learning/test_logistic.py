@@ -28,7 +28,9 @@ def loss(kernel, bias, features, labels, penalty):
     return -likely.mean() + penalty / 2 * (kernel.astype(np.float64) ** 2).sum()
 
 
-@pytest.mark.parametrize("penalty", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize(
+    "penalty", [1e-1, 1e-3, pytest.param(1e-5, marks=pytest.mark.slow)]
+)
 def test_it_finds_what_scikit_learn_finds(digits, penalty):
     features, labels = digits
     train = features[TRAIN], labels[TRAIN]

@@ -89,6 +89,7 @@ def test_it_is_a_run_whose_head_is_as_good_as_scikit_learns(probed, tmp_path, ca
     shutil.rmtree(folder.parent / "cache")
 
 
+@pytest.mark.slow
 def test_another_probe_takes_the_features_that_are_there(probed, capsys):
     probed("kept", "--config.probe.penalties=1e-2, 1e-4", capsys=capsys)
     folder, said = probed("second", "--config.probe.penalties=1e-3", capsys=capsys)
