@@ -144,8 +144,9 @@ def _time(exp: Experiment) -> str:
     if exp.config.probe.penalties:  # It computes features, for which this step stands.
         examples = exp.data.examples("train") + exp.data.examples("eval")
         steps, of = -(-examples // exp.config.batch_size), "the features'"
+    largest = " of the largest images" if len(exp.data.train_shapes) > 1 else ""
     return (
-        f"{step:.3g} s a step (median of {_TIMED}, without input), so about"
+        f"{step:.3g} s a step{largest} (median of {_TIMED}, without input), so about"
         f" {duration(step * steps)} for {of} {steps:,}"
     )
 
