@@ -21,11 +21,16 @@ def parser(verb: str = "train", about: str = ABOUT) -> cli.Parser:
         f" refused\n{describe()}\n"
     )
     parser = cli.Parser(verb, about, keys, bare="--config", hints=True)
+    ending = "" if verb == "train" else f"-{verb}"
     add = parser.add_argument
     add(
         "--config", required=True, metavar="FILE.py[:ARG]", help="such as configs/digits.py"
     )
-    add("--workdir", default="", help="folder of the run; default: runs/NAME_OF_THE_CONFIG")
+    add(
+        "--workdir",
+        default="",
+        help=f"folder of the run; default: runs/NAME_OF_THE_CONFIG{ending}",
+    )
     add("--dry_run", action="store_true", help="print what would be trained; needs no data")
     add(
         "--devices",
@@ -59,7 +64,8 @@ def main(argv: Sequence[str], flags: cli.Parser | None = None, penalties: str = 
         # What is given stays: it is refused rather than ignored.
         asked = {key: settings[key] for key in settings if key not in overrides}
         config = configs.from_flat({**values, **asked})
-    workdir = args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}"
+    name = Path(args.config.partition(":")[0]).stem
+    workdir = args.workdir or f"runs/{name}{'-probe' if penalties else ''}"
     if not args.dry_run and args.process in ("", "0"):
         print(f"{workdir}: loading JAX", flush=True)
 

@@ -147,11 +147,16 @@ def test_it_is_a_function_of_its_config(tiny, tmp_path):
         assert one == other
 
 
-def test_a_setting_that_is_given_is_refused_and_not_ignored(tmp_path, data_dir):
+def test_a_setting_that_is_given_is_refused_and_not_ignored(
+    tmp_path, data_dir, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     given = [f"--config={CONFIG}", f"--config.data.dir={data_dir}", "--config.augment=flip"]
     with pytest.raises(InputError, match="augment='flip' has no part in a probe"):
-        commands.main(["probe", *given, f"--workdir={tmp_path / 'run'}"])
-    assert not (tmp_path / "run").exists()
+        commands.main(["probe", *given])
+    # Beside the run of `train`.
+    assert capsys.readouterr().out == "runs/digits-probe: loading JAX\n"
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
