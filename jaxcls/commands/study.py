@@ -18,16 +18,7 @@ from jaxcls.devices import hosts, mesh
 from jaxcls.errors import DIFFERS, DIVERGED, DONE, InputError, StoppedError, is_whole_number
 from jaxcls.evaluation import against, assess
 from jaxcls.runs.workdir import Workdir
-from jaxcls.studies import (
-    cells,
-    comparison,
-    expected,
-    jobs,
-    running,
-    samples,
-    summary,
-    table,
-)
+from jaxcls.studies import cells, comparison, expected, running, samples, summary, table
 from jaxcls.studies.cells import Cell
 from jaxcls.studies.running import Study
 from jaxcls.training import stopping
@@ -40,14 +31,9 @@ and say how sure the result is. The same command again goes on, or shows the res
 # The flags that --verify and --compare accept; --config accepts all flags.
 _BESIDE = {
     "--compare": {"--metric", "--plugins"},
-    "--verify": {"--workdir", "--seeds", "--shard", "--jobs", "--dry_run", "--plugins"}
+    "--verify": {"--workdir", "--seeds", "--shard", "--dry_run", "--plugins"}
     | {"--coordinator", "--processes", "--process", "--join_timeout"},
 }
-# The flags that each process of --jobs gets.
-_OF_A_JOB = (
-    *("config", "verify", "workdir", "seeds", "vary", "grid", "random", "cells"),
-    *("search_seed", "metric", "baseline", "plugins"),
-)
 # Flags that have no effect without another one.
 _NEEDS = {
     "--search_seed": "--random",
@@ -119,13 +105,6 @@ def parser() -> cli.Parser:
     add("--metric", default="top1", help="what is compared [default: top1]")
     add("--baseline", default="", help="the cell that others are compared with; the first")
     add("--shard", default="0/1", metavar="I/N", help="only each Nth run, from the Ith")
-    add(
-        "--jobs",
-        default="1",
-        metavar="N",
-        help="train N runs at once, each in a process of its own: for small models, which"
-        " leave cores idle",
-    )
     add("--dry_run", action="store_true", help="print what would be trained")
     add("--record", action="store_true", help="write what the runs reach beside the config")
     add(
@@ -172,7 +151,7 @@ def _study(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     print(table.plan(names, study.seeds, _shard(args.shard)))
     if args.dry_run:
         return DONE
-    result = _made(args, study, args.metric, baseline, overrides)
+    result = _made(args, study, args.metric, baseline)
     if hosts.is_first():
         table.show(result)
         print(f"{table.closing(result)} workdir={args.workdir or study.folder}")
@@ -224,48 +203,24 @@ def _margin(args: argparse.Namespace, study: Study, overrides: Mapping[str, str]
 
 
 def _made(
-    args: argparse.Namespace,
-    study: Study,
-    metric: str,
-    baseline: str,
-    overrides: Mapping[str, str],
+    args: argparse.Namespace, study: Study, metric: str, baseline: str
 ) -> dict[str, Any]:
     """Trains the unfinished runs of the shard; writes study.json and returns its content.
 
     Raises `StoppedError` on a signal, after it has written study.json.
     """
     mesh.prefer_same_bits()
-    shard, at_once = _shard(args.shard), cli.whole_number(args.jobs, "--jobs", 1)
-    if at_once > 1 and args.coordinator:
-        raise InputError(
-            f"--jobs={at_once} says nothing beside --coordinator, whose processes share"
-            " each run; leave one out"
-        )
     conclude = functools.partial(running.conclude, study, metric, baseline)
     with (
         cli.joined(args),
         stopping.on_signals() as stop,
     ):
         try:
-            if at_once > 1:
-                jobs.train(_flags(args, overrides), shard, at_once, stop)
-            running.run(study, shard, stop, metric)
+            running.run(study, _shard(args.shard), stop, metric)
         except StoppedError:
             hosts.on_first(conclude)
             raise
         return hosts.on_first(conclude)
-
-
-def _flags(args: argparse.Namespace, overrides: Mapping[str, str]) -> list[str]:
-    """Returns the flags of a process that trains a share of the runs."""
-    given = {name: getattr(args, name) for name in _OF_A_JOB}
-    flags = [
-        f"--{name}={value}"
-        for name, values in given.items()
-        for value in (values if isinstance(values, list) else [values])
-        if value
-    ]
-    return flags + [f"--config.{key}={text}" for key, text in overrides.items()]
 
 
 def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -280,7 +235,7 @@ def _verify(args: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     print(table.plan(["base"], seeds, _shard(args.shard)))
     if args.dry_run:
         return DONE
-    result = _made(args, study, metric, "base", overrides)
+    result = _made(args, study, metric, "base")
     if not hosts.is_first():
         return DONE
     table.show(result)

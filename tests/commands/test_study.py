@@ -209,38 +209,13 @@ def test_a_study_that_was_stopped_twice_ends_as_one_that_never_was(command, tmp_
 
 
 @pytest.mark.slow
-def test_jobs_are_stopped_as_one_process_and_make_its_study(command, tmp_path):
-    """Each is a shard of the runs, in a process of its own."""
-    options = {"length": "30 steps", "best.metric": "loss"}
-    at_once = command("--seeds=2", "--jobs=2", workdir="two", **options)
-    process = start(at_once)
-    while len(list(tmp_path.glob("two/base/*/digests.jsonl"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "done" not in (tmp_path / "two" / "base" / "seed-0.log").read_text()
-    end(start(at_once))
-    assert commands.main(command("--seeds=2", workdir="one", **options)) == 0
+def test_two_processes_on_one_folder_make_the_study_of_one(command, tmp_path):
+    shards = [command("--seeds=2", f"--shard={i}/2", workdir="two") for i in range(2)]
+    for process in [start(arguments) for arguments in shards]:
+        end(process)
+    assert commands.main(command("--seeds=2", workdir="one")) == 0
     files = [tmp_path / name / "study.json" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    runs = [
-        sorted(tmp_path.glob(f"{name}/base/*/digests.jsonl")) for name in ("one", "two")
-    ]
-    assert [p.read_bytes() for p in runs[0]] == [p.read_bytes() for p in runs[1]]
-
-
-@pytest.mark.slow
-def test_jobs_say_the_error_of_one_and_end_the_others(command, tmp_path):
-    # That data are missing the processes find out.
-    other = {"data.dir": tmp_path, "data.name": "cifar10"}
-    with pytest.raises(InputError, match=r"^a process of --jobs=2 ended: data\.name='cifa"):
-        commands.main(command("--seeds=2", "--jobs=2", **other))
-    with pytest.raises(InputError, match="--jobs=0 must be a whole number, at least 1"):
-        commands.main(command("--jobs=0"))
-    with pytest.raises(InputError, match="says nothing beside --coordinator"):
-        commands.main(command("--jobs=2", "--coordinator=auto"))
 
 
 RECIPE = """
