@@ -5,7 +5,9 @@ SGD with Nesterov momentum, cosine, crops and flips, as configs/cifar10.py, for 
 
 Data: cifar10 prepared by TFDS as ArrayRecord in --config.data.dir.
 Cost: 1,914 steps of 128; 0.7 million parameters, 0.21 GFLOP an image forward and backward.
-Expected: no published number is of this very recipe.
+Expected: no published number is of this very recipe. On CIFAR-10 as JPEG files (quality 75,
+colours at half the size), which is harder: 0.752 of 5,000 test images, the mean of five
+seeds (0.741 to 0.761; 95 % interval 0.742 to 0.762), 24 minutes each on one busy core.
 
     python -m jaxcls.main --config=configs/tutorial_resnet.py --config.data.dir=DIR
 
