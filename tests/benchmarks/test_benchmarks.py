@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sklearn
 
-from benchmarks import figures, growth, measuring, speedrun, start, step
+from benchmarks import backbones, figures, growth, measuring, speedrun, start, step
 from jaxcls import experiment
 from jaxcls.config import loading
 from jaxcls.data.batch import Batch
@@ -68,6 +68,17 @@ def test_a_benchmark_prints_its_figures(name, data_dir):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(said, done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_a_backbone_has_a_cell_of_memory_and_time(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    cell = backbones.measured("convnextv2_atto", "probe", 2)
+    memory, seconds = re.fullmatch(r"(\S+) MiB, (\S+) s", cell).groups()
+    assert 3.4 * 4 < float(memory) < 200  # 3.4 million params of 4 bytes, at least.
+    assert 0 < float(seconds) < 60
+    assert "unknown backbone 'resnet51'" in backbones.measured("resnet51", "probe", 2)
 
 
 @pytest.mark.slow
