@@ -239,8 +239,8 @@ def test_one_channel_and_bfloat16_keep_float32_parameters_logits_and_features(te
 
 # One of each family but the largest, with a block of each kind.
 TRAINED = [
-    *("resnet18(stages=(1, 1, 1, 1))", "resnext50_32x4d(stages=(1, 1, 1, 1))", "wrn16_4"),
-    *("convnext_tiny(stages=(1, 1, 1, 1))", "efficientnet_b0", "mobilenet_v2"),
+    *("resnet18(stages=(1, 1))", "resnext50_32x4d(stages=(1, 1))", "wrn16_4(depth=10)"),
+    *("convnext_tiny(stages=(1, 1))", "efficientnet_b0", "mobilenet_v2"),
     *("vit_ti_16(depth=2)", "mixer_s_32(depth=2)"),
     "dinov3_s_16(depth=1, width=96)",
     "siglip_b_16(depth=1, width=96, gelu='quick')",
@@ -252,6 +252,8 @@ TRAINED = [
 @pytest.mark.parametrize("text", TRAINED)
 def test_one_training_step_lowers_the_loss_of_each_family(text):
     module = built(text, num_classes=10)
+    if hasattr(module, "net"):  # Their later stages have no other blocks.
+        module = module.clone(net=module.net._replace(stages=module.net.stages[:3]))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((8, 64, 64, 3), np.float32))
     targets = jax.nn.one_hot(rng.integers(0, 10, 8), 10)
@@ -358,9 +360,13 @@ def test_dropout_is_of_training_alone_and_of_its_key(text):
 @pytest.mark.parametrize(("name", "variance"), [("torch", 1 / 3), ("lecun", 1.0)])
 def test_kernels_of_alexnet_start_with_the_variance_of_their_initialisation(name, variance):
     module = built("alexnet", weight_init=name)
-    made = jax.jit(lambda: module.init(KEY, jnp.zeros((1, 64, 64, 3)), False))()
-    for layer in ("dense2", "conv3"):
-        kernel = np.asarray(made["params"][layer]["kernel"])
+
+    @jax.jit  # So that no other layer is made.
+    def kernels():
+        made = module.init(KEY, jnp.zeros((1, 64, 64, 3)), False)["params"]
+        return made["dense2"]["kernel"], made["conv3"]["kernel"]
+
+    for kernel in map(np.asarray, kernels()):
         fan_in = kernel.size / kernel.shape[-1]
         assert kernel.var() * fan_in == pytest.approx(variance, rel=0.02)
 
