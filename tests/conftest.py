@@ -15,9 +15,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Most of the suite's time is LLVM's, and what it optimises is not ours to test; the
 # processes that tests start have it too, so that bits can be compared.
 # The older emitters of fusions compile faster; a later XLA has no others, nor the flag.
-# A program in one part compiles faster than in many.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0" + (
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_cpu_use_fusion_emitters=false"
     if importlib.metadata.version("jaxlib") < "0.11"
     else ""
 )
