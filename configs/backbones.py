@@ -64,8 +64,14 @@ def get_config(arg: str = "dinov2_s_14") -> ConfigDict:
     c.init.head = "auto"
     c.data.name = "photos"
     c.data.eval = "val"
-    c.data.train_ops = "decode | random_resized_crop(224, area=(0.35, 1.0), filter='cubic')"
-    c.data.eval_ops = "decode | resize_short(248, filter='cubic') | center_crop(224)"
+    # The filter, and for most the share that is cropped, are those of the weights.
+    c.data.train_ops = (
+        "decode | random_resized_crop(224, area=(0.35, 1.0), filter='bicubic')"
+    )
+    c.data.eval_ops = (
+        "decode | resize_short(248, filter='bicubic', rounding='truncate')"
+        " | center_crop(224)"
+    )
     c.normalize = "weights"
     c.augment = "flip"
     c.optim.name = "adamw"

@@ -10,8 +10,6 @@ from jaxcls.errors import shown
 
 # From this ratio of the largest class to the smallest, a split counts as unbalanced.
 IMBALANCE = 10
-
-
 # From this share of a class's pixels outside the middle square, the shares are said.
 OUTSIDE = 0.2
 
