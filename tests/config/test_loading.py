@@ -127,7 +127,7 @@ def test_a_missing_file_is_answered_with_the_configs_there_are(tmp_path):
     assert said.startswith(
         "config configs/digit.py is not a file (did you mean 'digits.py'"
     )
-    assert "{alexnet,cifar10,cifar10_fast," in said
+    assert "{alexnet,backbones,cifar10,cifar10_fast," in said
     assert "is not a file" in message(loading.load, str(tmp_path / "digits.py"))
 
 
