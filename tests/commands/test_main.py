@@ -18,6 +18,12 @@ from jaxcls.errors import InputError
 from jaxcls.predict import inference
 
 DIGITS = "--config=configs/digits.py"
+SHORT = (
+    "--config.length=2 epochs",
+    "--config.model.name=cnn(widths=(16, 32), batch_norm=True)",
+    "--config.mesh.devices=1",
+)
+LEARNS = "--config.optim.lr=0.01"
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +39,7 @@ def trained(tmp_path_factory, data_dir):
     process = subprocess.run(
         [
             sys.executable, "-m", "jaxcls.main", DIGITS, f"--workdir={folder}",
-            "--config.length", "2 epochs", "--config.mesh.devices=1",
+            *SHORT[0].split("="), *SHORT[1:], LEARNS,
         ],
         capture_output=True, text=True, check=True,
         env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
@@ -70,7 +76,7 @@ def test_a_run_ends_with_one_line_and_a_finished_one_says_so(trained, capsys):
         last,
     )
     assert "images/s, data wait" in out
-    arguments = ["--config.length=2 epochs", "--config.mesh.devices=1"]
+    arguments = [*SHORT, LEARNS]
     assert commands.main(["train", DIGITS, f"--workdir={folder}", *arguments]) == 0
     said = last.replace("done", "already finished")
     assert capsys.readouterr().out == f"{folder}: loading JAX\n{said}\n"
@@ -166,10 +172,10 @@ def test_an_old_folder_keeps_what_it_is(trained):
     folder, _ = trained
     before = (folder / "config.json").read_bytes()
     said = (
-        r"optim.lr 0.002 -> 0.5.* start this one with --workdir=\S+run-2, and to go on from"
+        r"optim.lr 0.01 -> 0.5.* start this one with --workdir=\S+run-2, and to go on from"
         r" its weights --config.init.weights=\S+run"
     )
-    given = ["--config.length=2 epochs", "--config.optim.lr=0.5"]
+    given = [*SHORT, "--config.optim.lr=0.5"]
     bad(said, DIGITS, f"--workdir={folder}", *given)
     assert (folder / "config.json").read_bytes() == before
 
