@@ -108,8 +108,10 @@ CASES = [
 def test_logits_are_theirs_and_what_we_write_loads_there(
     reference, library, theirs, name, size
 ):
-    model, ours = reference(library, theirs, num_classes=10), MODELS[name](num_classes=10)
-    check(randomised(model), ours, library, size)
+    with torch.device("meta"):  # `randomised` draws all arrays.
+        model = reference(library, theirs, num_classes=10)
+    model = randomised(model.to_empty(device="cpu"))
+    check(model, MODELS[name](num_classes=10), library, size)
 
 
 FOUR = (1, 1, 1, 1)
@@ -191,7 +193,8 @@ def check(model, ours, library, size, channels=3, scale=1):
     written = naming.to_theirs(variables, ours.namings()[library])
     there = tensors_of(model)
     for key, tensor in written.items():
-        np.testing.assert_allclose(tensor, there[key], atol=1e-6)
+        if not np.array_equal(tensor, there[key]):  # Most are, which is found faster.
+            np.testing.assert_allclose(tensor, there[key], atol=1e-6)
     model.load_state_dict(
         {key: torch.from_numpy(tensor) for key, tensor in written.items()}, strict=True
     )
@@ -265,7 +268,7 @@ def test_a_vit_of_another_form_is_timms(reference, theirs, options, name, ours):
     check(model, MODELS[name](num_classes=10, **ours), "timm", 224)
 
 
-TWO = {"depth": 2}
+TWO, DRY = {"depth": 2}, {"dropout": 0.0}
 NARROW = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 OURS = {"depth": 2, "width": 192, "heads": 3}
 # Options, sizes and channels of no recipe: (theirs, their options, ours, size, channels).
@@ -574,21 +577,20 @@ def loss_of(model, images, labels):
 
 
 @pytest.mark.parametrize(
-    ("library", "theirs", "name", "size"),
+    ("library", "theirs", "options", "name", "ours"),
     [
-        ("torchvision", "resnet18", "resnet18", 64),
-        ("torchvision", "mobilenet_v3_small", "mobilenet_v3_small", 64),
-        ("timm", "vit_tiny_patch16_224", "vit_ti_16", 224),
+        ("torchvision", "resnet18", {}, "resnet18", {}),
+        ("torchvision", "mobilenet_v3_small", DRY, "mobilenet_v3_small", DRY),
+        ("timm", "vit_tiny_patch16_224", {**TWO, "img_size": 64}, "vit_ti_16", TWO),
     ],
 )
 def test_gradients_and_statistics_of_a_training_step_are_theirs(
-    reference, library, theirs, name, size
+    reference, library, theirs, options, name, ours
 ):
-    options = {"dropout": 0.0} if name.startswith("mobilenet") else {}
     model = reference(library, theirs, num_classes=10, **options).train()
-    ours = MODELS[name](num_classes=10, **options)
+    ours = MODELS[name](num_classes=10, **ours)
     rng = np.random.default_rng(1)
-    images = rng.standard_normal((8, size, size, 3), np.float32)
+    images = rng.standard_normal((8, 64, 64, 3), np.float32)
     labels = rng.integers(0, 10, 8)
     variables = variables_of(model, ours, library, jnp.asarray(images))
     exact = copy.deepcopy(model).double()
@@ -649,7 +651,7 @@ def config_of(name, size, weights):
     ("library", "theirs", "name", "is_legacy"),
     [
         ("torchvision", "resnet18", "resnet18", False),
-        ("torchvision", "alexnet", "alexnet", True),
+        ("torchvision", "resnet18", "resnet18", True),
         ("timm", "vit_tiny_patch16_224", "vit_ti_16", False),
     ],
 )
