@@ -22,14 +22,14 @@ _TIMED = 3
 
 
 def describe(
-    exp: Experiment, compiled: bool = False, timed: bool = False, room: int = 0
+    exp: Experiment, compiled: bool = False, room: int = 0, timed: bool = False
 ) -> str:
     """Returns the model, data, steps, learning rate, memory and config of a run as text.
 
     It traces the train step, so that errors of the step appear here; it needs no dataset.
     compiled: also compiles the step for the devices of its mesh, and adds its memory.
-    timed: also runs it there, where it fits, on random images, and adds its time.
     room: memory of a device in bytes; 0: unknown.
+    timed: also runs the step there, where it fits, on random images, and adds its time.
     """
     check(exp)
     shapes = exp.programs.state_shapes

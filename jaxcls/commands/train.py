@@ -112,4 +112,4 @@ def _dry_run(config: Any, plugins: Plugins, given: str) -> str:
         config.mesh.devices = 0
     facts = sources.published_facts(config.data.name)
     exp = experiment.build(config, facts, devices, plugins)
-    return dry_run.describe(exp, bool(given), given == "0", room)
+    return dry_run.describe(exp, bool(given), room, timed=given == "0")
