@@ -150,26 +150,26 @@ def test_an_example_halves_and_refuses_what_predict_does(tiny, tmp_path, ops, mo
             names["pixels"](file)
 
 
-# One of each family, and of what differs in one. VGG has no part that AlexNet and ResNet
-# lack, and takes ONNX a minute.
+# One of each family, and of what differs in one, with few blocks. VGG has no part that
+# AlexNet and ResNet lack, and takes ONNX a minute.
 FAMILIES = [
     ("alexnet", 224),
     ("cnn(widths=(8, 16), batch_norm=True)", 16),
-    ("convnext_tiny", 64),
+    ("convnext_tiny(stages=(1, 1, 2))", 64),
     ("dinov3_s_16(depth=1, width=96)", 64),
     ("siglip_b_16(depth=1, width=96, gelu='quick', pre_norm=True)", 64),
     ("convnextv2_atto(stages=(1,))", 32),
     ("efficientnet_b0", 64),
-    ("mixer_s_32", 64),
+    ("mixer_s_32(depth=2)", 64),
     ("mobilenet_v2", 65),
     ("mobilenet_v3_small", 65),
-    ("resnet18", 65),
-    ("resnet18(stem='small')", 32),
-    ("resnext50_32x4d", 64),
+    ("resnet18(stages=(1, 2, 1))", 65),
+    ("resnet18(stem='small', stages=(1, 2, 1))", 32),
+    ("resnext50_32x4d(stages=(1, 2))", 64),
     ("swin_t(stages=(2, 2), heads=(1, 2), width=32)", 65),
-    ("vit_ti_16", 64),
-    ("vit_ti_16(pool='mean')", 64),
-    ("wrn16_4", 32),
+    ("vit_ti_16(depth=2)", 64),
+    ("vit_ti_16(pool='mean', depth=2)", 64),
+    ("wrn16_4(depth=10)", 32),
 ]
 
 
@@ -223,7 +223,12 @@ def test_a_model_of_each_family_gives_its_logits(form, name, size, tmp_path):
 def digits(tmp_path_factory, data_dir):
     """The folder of a run on digits that has learned something."""
     folder = tmp_path_factory.mktemp("formats") / "digits"
-    values = {"length": "4 epochs", "data.dir": str(data_dir)}
+    values = {
+        "length": "4 epochs",
+        "data.dir": str(data_dir),
+        "model.name": "cnn(widths=(8, 16), convs=2, dropout=0.5, batch_norm=True)",
+        "mesh.devices": "1",
+    }
     train.run(experiment.build(loading.load("configs/digits.py", values)), str(folder))
     return folder
 
