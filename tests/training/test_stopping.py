@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxcls import commands
 from jaxcls.training import stopping
 from tests.conftest import ROOT
 from tests.terminals import Screen
@@ -63,8 +64,11 @@ def test_sigterm_while_compiling_ends_the_process_at_once(train, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_in_training_saves_and_leaves_with_75(train, tmp_path, number):
+def test_a_signal_in_training_saves_and_leaves_with_75(
+    train, tmp_path, number, data_dir, monkeypatch, capsys
+):
     short = ["--config.length=9 epochs", "--config.model.name=cnn(widths=(4, 8))"]
+    short.append("--config.mesh.devices=1")
     process = train(*short)
     until(process, "step 20:")
     process.send_signal(number)
@@ -76,10 +80,11 @@ def test_a_signal_in_training_saves_and_leaves_with_75(train, tmp_path, number):
     first, second = said.splitlines()
     assert first == "stopping: the state is saved first; a second signal ends at once"
     assert second.startswith("stopped: asked to; the state after step ")
-    again = train(*short)
-    out, said = again.communicate(timeout=120)
-    assert again.returncode == 0, said
-    assert "resuming from step" in out
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(ROOT)
+    config = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    assert commands.main(["train", *config, *short]) == 0
+    assert "resuming from step" in capsys.readouterr().out
     assert ended(tmp_path / "run") == ["stopped", "done"]
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert np.all(np.diff([json.loads(line)["step"] for line in lines]) >= 0)
@@ -165,6 +170,7 @@ def test_ctrl_c_in_a_terminal_leaves_lines_and_no_bar(data_dir, tmp_path):
 @pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_ends_no_run(train, started, tmp_path):
     flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/grün"]
+    flags += ["--config.model.name=cnn(widths=(4,))"]
     process = started(
         "-m", "jaxcls", "train", *flags, "--config.length=2 steps", PYTHONIOENCODING="ascii"
     )
