@@ -154,6 +154,7 @@ def test_apply_is_a_pure_function_of_variables_and_images(brief_run):
 @pytest.mark.slow
 def test_training_from_python_goes_on_and_is_done_once(data_dir, tmp_path):
     given = {"length": "2 steps", "data.dir": data_dir, "log.tensorboard": False}
+    given |= {"mesh.devices": 1, "model.name": "cnn(widths=(4,), dense=8)"}
     run = jaxcls.train("configs/digits.py", tmp_path / "run", given)
     assert run.metrics()[-1]["kind"] == "final"
     config = loading.load("configs/digits.py", {k: str(v) for k, v in given.items()})
@@ -172,7 +173,8 @@ def test_the_examples_of_the_docstrings_run(data_dir, tmp_path, monkeypatch):
         # Digits runs from 0 to 16, and its dataset from 0 to 255.
         pixels = images[np.flatnonzero(labels == digit)[0]].reshape(8, 8) * (255 / 16)
         Image.fromarray(np.uint8(np.rint(pixels))).save(name)
-    jaxcls.train("configs/digits.py", "runs/digits", {"length": "5 epochs"})
+    given = {"length": "5 epochs", "mesh.devices": 1, "log.tensorboard": False}
+    jaxcls.train("configs/digits.py", "runs/digits", given)
     for module in (jaxcls, trained):
         found = doctest.testmod(module, extraglobs={"jaxcls": jaxcls})
         assert (found.failed, found.attempted > 2) == (0, True)
