@@ -55,7 +55,7 @@ def get_config(arg: str = "dinov2_s_14") -> ConfigDict:
     """arg: a backbone of HUB; with ",lora" low-rank parts and the head train alone."""
     name, _, way = arg.partition(",")
     weights = lookup(HUB, name, "backbone")
-    way = lookup({"": "all", "all": "all", "lora": "lora"}, way, "way to train")
+    way = lookup({"all": "all", "lora": "lora"}, way or "all", "way to train")
     c = base()
     c.batch_size = 64
     c.length = "20 epochs"

@@ -211,7 +211,10 @@ def pad(size: int | tuple[int, int], fill: int | tuple[int, ...] = 0) -> Op:
                 " it"
             )
         if values.size not in (1, channels):
-            raise DecodeError(f"fill={fill!r} has 3 values, and images {channels} channel")
+            raise DecodeError(
+                f"fill={fill!r} has 3 values, and images {channels} channel; try"
+                f" fill={int(values[0])}"
+            )
         canvas = np.empty((height, width, channels), np.uint8)
         canvas[:] = values
         top, left = round((height - h) / 2), round((width - w) / 2)
