@@ -156,7 +156,7 @@ def test_resize_short_rounds_the_longer_side_or_truncates_it_as_torchvision(torc
 
 
 @pytest.mark.parametrize("fill", [0, 77, (124, 116, 104)])
-@pytest.mark.parametrize("shape", [(9, 12), (50, 8), (7, 50), (31, 31), (20, 10)])
+@pytest.mark.parametrize("shape", [(9, 12), (9, 40), (50, 8), (7, 50), (31, 31), (20, 10)])
 @pytest.mark.parametrize("size", [(24, 24), (17, 30), (10, 5)])
 def test_letterbox_is_pillows_pad(shape, size, fill):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)

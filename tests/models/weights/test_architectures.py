@@ -1,6 +1,7 @@
 """Another network with the very tensors of a model is refused, or said."""
 
 import json
+import re
 import runpy
 
 import jax
@@ -231,6 +232,8 @@ def test_the_recipe_of_each_backbone_has_weights_of_its_model():
         module, there = built(config.model.name), architectures.native(name, tag)
         said = architectures.check(there, config.model.name, module, as_they_are=False)
         assert said == "", full
+        ours = architectures.ours_of(there) or f"={architectures.of_timm(backbone, {})[0]}"
+        assert re.search(r"=\W?(\w+)", ours)[1] in (backbone, name), full
         size = timm.get_pretrained_cfg(full).input_size[1]
         assert backbone.startswith(("dinov2", "dinov3")) or size == 224
 
