@@ -59,7 +59,7 @@ def get_config(arg: str = "dinov2_s_14") -> ConfigDict:
     c = base()
     c.batch_size = 64
     c.length = "20 epochs"
-    c.model.name = f"{name}(drop_path=0.1)" if way == "all" else f"{name}(drop_path=0.0)"
+    c.model.name = f"{name}(drop_path={0.1 if way == 'all' else 0.0})"
     c.init.weights = f"hf:timm/{weights}"
     c.init.head = "auto"
     c.data.name = "photos"
@@ -80,15 +80,16 @@ def get_config(arg: str = "dinov2_s_14") -> ConfigDict:
     c.optim.clip_norm = 1.0
     c.loss.smoothing = 0.1
     if way == "lora":
-        c.optim.lora = "rank=8, alpha=16, on='qkv|proj|mlp'"
+        on = (
+            "mlp" if name.startswith("convnext") else "qkv|proj|mlp"
+        )  # It has no attention.
+        c.optim.lora = f"rank=8, alpha=16, on='{on}'"
         c.optim.lr = 5e-4
-        if name.startswith("convnext"):  # It has no attention.
-            c.optim.lora = "rank=8, alpha=16, on='mlp'"
         return c
     c.optim.lr = 1e-4
     c.optim.weight_decay = 0.05
-    # A share of 1 to 4 percent of the rate is left in the lowest layer.
-    deep = "dinov2_l_14", "dinov2_l_14_reg4", "clip_l_14"
-    is_tower = not name.startswith(("swin", "convnext"))
-    c.optim.layer_decay = 0.9 if not is_tower else 0.85 if name in deep else 0.75
+    # In the lowest layer of a tower about 2 percent of the rate are left.
+    c.optim.layer_decay = 0.85 if "_l_" in name else 0.75
+    if name.startswith(("swin", "convnext")):
+        c.optim.layer_decay = 0.9
     return c
