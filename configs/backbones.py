@@ -80,9 +80,8 @@ def get_config(arg: str = "dinov2_s_14") -> ConfigDict:
     c.optim.clip_norm = 1.0
     c.loss.smoothing = 0.1
     if way == "lora":
-        on = (
-            "mlp" if name.startswith("convnext") else "qkv|proj|mlp"
-        )  # It has no attention.
+        # A ConvNeXt has no attention.
+        on = "mlp" if name.startswith("convnext") else "qkv|proj|mlp"
         c.optim.lora = f"rank=8, alpha=16, on='{on}'"
         c.optim.lr = 5e-4
         return c
